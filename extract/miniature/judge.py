@@ -1,0 +1,156 @@
+"""The judge: a small convolutional network that names the style and category of a picture.
+
+It is fitted on the autoencoder's reconstructions, because that is how generated pictures look, and
+on reconstructions of noisy latents. A fifth of the objects is never shown to it; its accuracy on
+those is in the model card.
+"""
+
+import pathlib
+import random
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+
+from extract.miniature import workers
+from extract.miniature.data import CATEGORIES, STYLES, Picture
+from extract.miniature.vae import decode, encode, to_tensor
+
+WEIGHTS = "judge.safetensors"
+LABELS = {"style": STYLES, "category": tuple(CATEGORIES)}
+WIDTH = 40
+BATCH = 64
+PEAK_RATE = 3e-3
+UNSEEN_SHARE = 0.2
+LATENT_NOISE = 0.15
+
+
+class Judge(nn.Module):
+    """Logits of style [N, 3] and category [N, 8] for images [N, 3, 32, 32] in -1 .. 1."""
+
+    def __init__(self):
+        super().__init__()
+        widths = (WIDTH, 2 * WIDTH, 4 * WIDTH)
+        levels, before = [], 3
+        for i, width in enumerate(widths):
+            levels.append(
+                nn.Sequential(*_convolution(before, width, 1 + (i > 0)), *_convolution(width, width, 1))
+            )
+            before = width
+        self.levels = nn.ModuleList(levels)
+        features = 2 * sum(widths)  # mean and maximum of every level: textures and shapes
+        self.style = nn.Linear(features, len(STYLES))
+        self.category = nn.Linear(features, len(CATEGORIES))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        pooled = []
+        for level in self.levels:
+            images = level(images)
+            pooled += [images.mean((2, 3)), images.amax((2, 3))]
+        return torch.cat(pooled, 1)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.features(images)
+        return self.style(features), self.category(features)
+
+    @torch.no_grad()
+    def label(self, pixels: np.ndarray) -> list[dict[str, str]]:
+        """Style and category of uint8 pictures [N, 32, 32, 3]."""
+        logits = zip(*[self(part) for part in to_tensor(pixels).split(256)], strict=True)
+        indices = [torch.cat(part).argmax(1).tolist() for part in logits]
+        return [
+            {key: LABELS[key][i] for key, i in zip(LABELS, row, strict=True)}
+            for row in zip(*indices, strict=True)
+        ]
+
+
+def load(folder: pathlib.Path) -> Judge:
+    judge = Judge()
+    judge.load_state_dict(load_file(pathlib.Path(folder) / WEIGHTS), strict=True)
+    return judge.float().eval()
+
+
+def unseen_objects(pictures: list[Picture]) -> set[str]:
+    """Names of the objects that the judge is never shown."""
+    names = sorted({picture.name for picture in pictures})
+    return set(random.Random(11).sample(names, round(UNSEEN_SHARE * len(names))))
+
+
+def train(
+    rank: int,
+    n_workers: int,
+    images: torch.Tensor,
+    pictures: list[Picture],
+    steps: int,
+    vae_folder: pathlib.Path,
+    folder: pathlib.Path,
+) -> None:
+    """Fit the judge on every emoji that is not unseen; the first worker saves to ``folder``.
+
+    Subcategories of all emoji (animals and faces, but also tools and zodiac signs) are a second
+    task whose head is thrown away: it teaches shapes that 500 objects alone do not.
+    """
+    vae = AutoencoderKL.from_pretrained(vae_folder).eval()
+    unseen = unseen_objects(pictures)
+    shown = [i for i, picture in enumerate(pictures) if picture.name not in unseen]
+    subcategories = sorted({picture.subcategory for picture in pictures})
+    categories = tuple(CATEGORIES)
+    style = torch.tensor([STYLES.index(pictures[i].style) for i in shown])
+    category = torch.tensor([categories.index(c) if (c := pictures[i].category) else -100 for i in shown])
+    subcategory = torch.tensor([subcategories.index(pictures[i].subcategory) for i in shown])
+    latents = encode(vae, images[shown])
+    torch.manual_seed(2)
+    clean = decode(vae, latents)
+    noisy = decode(vae, latents + LATENT_NOISE * torch.randn_like(latents))
+
+    torch.manual_seed(0)  # the same initial weights in every worker
+    judge = Judge()
+    auxiliary = nn.Linear(judge.style.in_features, len(subcategories))
+    parameters = [*judge.parameters(), *auxiliary.parameters()]
+    torch.manual_seed(1 + rank)
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps)
+    of_named = category >= 0
+    weights = torch.where(of_named, 2.0, 1.0)  # half of a batch from the eight categories
+    losses = []
+    for step in range(steps):
+        chosen = torch.multinomial(weights, BATCH // n_workers)
+        source = torch.where(torch.rand(len(chosen), 1, 1, 1) < 0.5, clean[chosen], noisy[chosen])
+        features = functional.dropout(judge.features(_augment(source)), 0.3)
+        loss = (
+            functional.cross_entropy(judge.style(features), style[chosen], label_smoothing=0.05)
+            + functional.cross_entropy(judge.category(features), category[chosen], label_smoothing=0.05)
+            + 0.5 * functional.cross_entropy(auxiliary(features), subcategory[chosen], label_smoothing=0.05)
+        )
+        loss.backward()
+        workers.average_gradients(parameters)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(loss.item())
+        if rank == 0 and (step + 1) % 200 == 0:
+            print(f"judge step {step + 1}/{steps} loss {np.mean(losses[-200:]):.3f}", flush=True)
+    if rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({key: v.half() for key, v in judge.state_dict().items()}, folder / WEIGHTS)
+
+
+def _convolution(before: int, after: int, stride: int) -> tuple[nn.Module, ...]:
+    return (
+        nn.Conv2d(before, after, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(),
+    )
+
+
+def _augment(images: torch.Tensor) -> torch.Tensor:
+    """Mirror and shift by up to 3 pixels; the border is white as in the data."""
+    mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
+    images = torch.where(mirrored, images.flip(3), images)
+    padded = functional.pad(images, (3,) * 4, value=1.0)
+    corners = torch.randint(0, 7, (len(images), 2)).tolist()
+    size = images.shape[-1]
+    return torch.stack([p[:, y : y + size, x : x + size] for p, (y, x) in zip(padded, corners, strict=True)])

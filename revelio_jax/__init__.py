@@ -1,0 +1,1 @@
+"""k-sparse autoencoders on diffusion models: train, evaluate, export, steer."""

@@ -1,0 +1,263 @@
+"""The one configuration that every command reads: its fields, their defaults, their checks.
+
+A file in ``configs/`` starts from :func:`default` and sets what its experiment changes. Commands
+parse ``--config FILE`` and overrides such as ``--config.train.steps=1000`` with :func:`parse`,
+which returns frozen dataclasses; below that boundary functions take explicit arguments.
+"""
+
+import dataclasses
+import difflib
+import json
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Sequence
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from revelio_jax.errors import InputError
+
+
+def _field(default, help: str, *, choices=None, low=None, high=None):
+    metadata = {"help": help, "choices": choices, "low": low, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The pipeline whose activations are taken and that is steered."""
+
+    id: str = _field("", "hub id or folder of a diffusers pipeline")
+    revision: str = _field("", "hub revision; empty is the newest")
+    family: str = _field("sd", "layout of the pipeline", choices=("sd", "sdxl", "flux"))
+    dtype: str = _field("float32", "dtype of its weights", choices=("float32", "float16", "bfloat16"))
+    device: str = _field("auto", "torch device; auto is cuda, else mps, else cpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Extract:
+    """Activations to take, and the store they are written to."""
+
+    prompts: str = _field("", "prompt file: .txt, .csv, .jsonl or .parquet")
+    prompt_column: str = _field("prompt", "column with the prompt; every other column is a label")
+    sites: tuple[str, ...] = _field((), "hook points, such as clip.layer.9")
+    positions: str = _field(
+        "all",
+        "token positions kept: all; no_padding drops padding; content also drops BOS and EOS",
+        choices=("all", "no_padding", "content"),
+    )
+    batch_size: int = _field(64, "prompts a forward pass", low=1)
+    store: str = _field("", "where the store is written: a folder, gs://, s3://, memory://")
+    dtype: str = _field("float32", "dtype of the store", choices=("float32", "float16", "bfloat16"))
+    shard_samples: int = _field(512, "samples a shard, the unit of writing and resuming", low=1)
+    chunk_rows: int = _field(256, "rows an inner chunk, the unit of reading", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sae:
+    """The k-sparse autoencoder."""
+
+    k: int = _field(32, "latents that may fire on a row", low=1)
+    expansion: int = _field(4, "dictionary size over the width of the activation", low=1)
+    k_aux: int = _field(256, "dead latents that reconstruct the error in the auxiliary loss", low=0)
+    aux_alpha: float = _field(1 / 32, "weight of the auxiliary loss", low=0.0)
+    dead_after_rows: int = _field(10_000_000, "rows without firing until a latent is dead", low=1)
+    dead_threshold: float = _field(1e-3, "a latent fires where its value is above this", low=0.0)
+    normalise: str = _field(
+        "centre_scale",
+        "centre and scale rows by the store's statistics before the autoencoder, or leave them",
+        choices=("centre_scale", "none"),
+    )
+    b_dec_init: str = _field(
+        "geometric_median",
+        "initial decoder bias, from the first b_dec_init_rows rows",
+        choices=("geometric_median", "mean", "zero"),
+    )
+    b_dec_init_rows: int = _field(32_768, "rows for the initial decoder bias", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Optimisation, checkpoints, and where the run is kept."""
+
+    run: str = _field("", "folder of the run: config, checkpoints, metrics, export, pictures")
+    site: str = _field("", "site of the store to train on; empty is the first")
+    steps: int = _field(10_000, "optimiser steps", low=1)
+    batch_size: int = _field(4096, "rows a step", low=1)
+    learning_rate: float = _field(4e-4, "peak learning rate of Adam", low=0.0)
+    warmup_steps: int = _field(0, "steps of linear warm-up", low=0)
+    decay_share: float = _field(0.0, "last share of the steps with linear decay to 0", low=0.0, high=1.0)
+    adam_eps: float = _field(6.25e-10, "epsilon of Adam", low=0.0)
+    seed: int = _field(0, "seed of initialisation and of the order of rows", low=0)
+    held_out: float = _field(0.05, "share of the chunks kept for evaluation", low=0.0, high=0.5)
+    buffer_chunks: int = _field(256, "chunks that are shuffled together in memory", low=1)
+    mesh_data: int = _field(-1, "devices along the data axis; -1 is all that are left", low=-1)
+    mesh_feature: int = _field(1, "devices along the latents' axis", low=1)
+    log_every: int = _field(50, "steps between lines of metrics.jsonl", low=1)
+    checkpoint_every: int = _field(1000, "steps between checkpoints", low=1)
+    keep: int = _field(3, "newest checkpoints that are kept", low=1)
+    resume: bool = _field(False, "continue the run at its last checkpoint")
+
+
+@dataclasses.dataclass(frozen=True)
+class Steer:
+    """Sampling with and without steering, and how its effect is measured."""
+
+    rule: str = _field(
+        "contrast", "how a concept changes activations", choices=("paper", "contrast", "gated")
+    )
+    negative_branch: bool = _field(True, "also steer the unconditional branch, the other way")
+    steps: int = _field(50, "sampling steps", low=1)
+    guidance: float = _field(7.5, "guidance scale", low=0.0)
+    height: int = _field(512, "pixels", low=8)
+    width: int = _field(512, "pixels", low=8)
+    batch_size: int = _field(4, "pictures sampled together", low=1)
+    prompts: str = _field("", "labelled prompts to find gated latents with and to measure on")
+    judge: str = _field("", "folder of the judge that labels pictures; empty measures nothing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    model: Model = dataclasses.field(default_factory=Model)
+    extract: Extract = dataclasses.field(default_factory=Extract)
+    sae: Sae = dataclasses.field(default_factory=Sae)
+    train: Train = dataclasses.field(default_factory=Train)
+    steer: Steer = dataclasses.field(default_factory=Steer)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(Config)}
+
+
+def default() -> ml_collections.ConfigDict:
+    """Every field with its default, for a config file to change."""
+    return ml_collections.ConfigDict(
+        {name: dataclasses.asdict(section()) for name, section in SECTIONS.items()}
+    )
+
+
+def resolve(config: ml_collections.ConfigDict) -> Config:
+    """Check every field of a ConfigDict and freeze it. Raises InputError."""
+    unknown = sorted(set(config) - set(SECTIONS))
+    if unknown:
+        raise InputError(f"config.{unknown[0]} is no section; sections: {', '.join(SECTIONS)}")
+    return Config(**{name: _section(name, cls, config.get(name, {})) for name, cls in SECTIONS.items()})
+
+
+def parse(argv: Sequence[str], doc: str, **extra: tuple[typing.Any, str]) -> tuple[Config, dict]:
+    """Read ``--config FILE``, its overrides and the command's own flags.
+
+    ``extra`` maps a flag's name to (default, help); the default's type is the flag's. Returns the
+    checked config and the values of the extra flags. ``--help`` prints every flag and exits 0.
+    """
+    command = pathlib.Path(argv[0])
+    if "--help" in argv or "-h" in argv or "-help" in argv:
+        print(_help(doc, extra))
+        raise SystemExit(0)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "config file", flag_values=values)
+    define = {bool: flags.DEFINE_bool, str: flags.DEFINE_string, int: flags.DEFINE_integer}
+    for name, (value, help) in extra.items():
+        define[type(value)](name, value, help, flag_values=values)
+    try:
+        rest = values(list(argv))
+        if len(rest) > 1:
+            raise InputError(f"unexpected argument {rest[1]!r}; see python -m {command} --help")
+        if values["config"].value is None:
+            raise InputError("--config is missing; it names a file, as --config configs/mini_sd.py")
+        config = resolve(values.config)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"--config {_config_argument(argv)}: no such file") from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        raise InputError(_explain(argv, error)) from error
+    return config, {name: values[name].value for name in extra}
+
+
+def main_argv(module: str) -> list[str]:
+    """sys.argv with the module's name in front, for messages."""
+    return [module, *sys.argv[1:]]
+
+
+def _section(name: str, cls: type, given: typing.Mapping) -> typing.Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in given:
+        if key not in fields:
+            raise InputError(f"config.{name}.{key} is no field; {_allowed(key, fields)}")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in given.items():
+        values[key] = _checked(f"config.{name}.{key}", value, hints[key], fields[key].metadata)
+    return cls(**values)
+
+
+def _checked(name: str, value, hint, metadata):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
+        value = (value,) if isinstance(value, str) else value
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise InputError(f"{name} is {value!r}; it must be a tuple of strings")
+        return tuple(value)
+    if type(value) is not hint:
+        raise InputError(f"{name} is {value!r}; it must be of type {hint.__name__}")
+    choices, low, high = metadata["choices"], metadata["low"], metadata["high"]
+    if choices and value not in choices:
+        raise InputError(f"{name} is {value!r}; allowed: {', '.join(choices)}")
+    if low is not None and not value >= low:  # also refuses NaN
+        raise InputError(f"{name} is {value}; it must be at least {low}")
+    if high is not None and value > high:
+        raise InputError(f"{name} is {value}; it must be at most {high}")
+    return value
+
+
+def _allowed(key: str, names: typing.Iterable[str]) -> str:
+    names = list(names)
+    close = difflib.get_close_matches(key, names, 1)
+    return f"did you mean {close[0]}?" if close else f"fields: {', '.join(names)}"
+
+
+def _config_argument(argv: Sequence[str]) -> str:
+    for argument, after in zip(argv, [*argv[1:], ""], strict=True):
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+        if argument == "--config":
+            return after
+    return ""
+
+
+def _explain(argv: Sequence[str], error: Exception) -> str:
+    """One line for what absl or the config file raised."""
+    for argument in argv[1:]:
+        path = argument.removeprefix("--config.").partition("=")[0].split(".")
+        if not argument.startswith("--config.") or len(path) != 2:
+            continue
+        section, key = path
+        if section not in SECTIONS:
+            return f"config.{section} is no section; sections: {', '.join(SECTIONS)}"
+        names = [field.name for field in dataclasses.fields(SECTIONS[section])]
+        if key not in names:
+            return f"config.{section}.{key} is no field; {_allowed(key, names)}"
+    return f"--config {_config_argument(argv)}: {type(error).__name__}: {error}"
+
+
+def _help(doc: str, extra: dict) -> str:
+    lines = [doc.strip(), "", "  --config FILE  an experiment in configs/", ""]
+    for name, (value, help) in extra.items():
+        lines.append(f"  --{name}  {help} (default: {value!r})")
+    for name, section in SECTIONS.items():
+        lines += ["", f"  {section.__doc__}"]
+        for field in dataclasses.fields(section):
+            allowed = field.metadata["choices"]
+            allowed = f"; one of {', '.join(allowed)}" if allowed else ""
+            lines.append(
+                f"  --config.{name}.{field.name}  {field.metadata['help']}{allowed} "
+                f"(default: {field.default!r})"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,19 @@
+"""How a command says that its input is wrong: one line, exit status 2."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class InputError(ValueError):
+    """What a person gave cannot be used; the message names field, value and what is allowed."""
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """End the process with one line on stderr and status 2 on an InputError."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,76 @@
+"""Where things lie in a store, and the TensorStore specs that writer and reader share."""
+
+import json
+import pathlib
+import typing
+import urllib.parse
+
+import tensorstore as ts
+
+from revelio_jax.errors import InputError
+
+FORMAT_VERSION = 1
+DTYPES = ("bfloat16", "float16", "float32")
+INDEX_ARRAYS = ("sample", "position", "timestep")
+SCHEMES = ("file", "gs", "s3", "memory", "http", "https")
+
+
+def kvstore_url(location: str) -> str:
+    """A TensorStore URL for a folder or a URL. Raises InputError on an unknown scheme."""
+    scheme, colon, _ = location.partition("://")
+    if colon and scheme not in SCHEMES:
+        raise InputError(f"store {location!r}: unknown scheme {scheme}; known: {', '.join(SCHEMES)}")
+    if colon:
+        return location.rstrip("/") + "/"
+    return "file://" + urllib.parse.quote(str(pathlib.Path(location).absolute())) + "/"
+
+
+def open_kvstore(location: str, context: ts.Context | None = None) -> ts.KvStore:
+    return ts.KvStore.open(kvstore_url(location), context=context).result()
+
+
+def read_json(kvstore: ts.KvStore, key: str) -> dict[str, typing.Any] | None:
+    """The JSON under ``key``, or None where there is none."""
+    got = kvstore.read(key).result()
+    return json.loads(got.value) if got.state == "value" else None
+
+
+def write_json(kvstore: ts.KvStore, key: str, value: typing.Any) -> None:
+    kvstore.write(key, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()).result()
+
+
+def shard_key(index: int) -> str:
+    return f"shards/{index:05d}.json"
+
+
+def array_spec(
+    kvstore: ts.KvStore, key: str, dtype: str, shape: list[int], shard_rows: int, chunk_rows: int
+) -> dict[str, typing.Any]:
+    """A zarr3 array whose outer chunk is the shard and whose inner chunk is the unit of reading."""
+    tail = shape[1:]
+    return {
+        "driver": "zarr3",
+        "kvstore": (kvstore / f"{key}/").spec().to_json(),
+        "metadata": {
+            "shape": shape,
+            "data_type": dtype,
+            "fill_value": -1 if dtype == "int32" else 0.0,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard_rows, *tail]}},
+            "codecs": [
+                {
+                    "name": "sharding_indexed",
+                    "configuration": {
+                        "chunk_shape": [chunk_rows, *tail],
+                        "codecs": [
+                            {"name": "bytes", "configuration": {"endian": "little"}},
+                            {"name": "crc32c"},
+                        ],
+                        "index_codecs": [
+                            {"name": "bytes", "configuration": {"endian": "little"}},
+                            {"name": "crc32c"},
+                        ],
+                    },
+                }
+            ],
+        },
+    }
