@@ -102,6 +102,9 @@ class Train:
     resume: bool = _field(False, "continue the run at its last checkpoint")
 
 
+RULES = ("paper", "contrast", "gated")
+
+
 @dataclasses.dataclass(frozen=True)
 class Steer:
     """Sampling with and without steering, and how its effect is measured."""
@@ -152,31 +155,39 @@ def resolve(config: ml_collections.ConfigDict) -> Config:
 def parse(argv: Sequence[str], doc: str, **extra: tuple[typing.Any, str]) -> tuple[Config, dict]:
     """Read ``--config FILE``, its overrides and the command's own flags.
 
-    ``extra`` maps a flag's name to (default, help); the default's type is the flag's. Returns the
-    checked config and the values of the extra flags. ``--help`` prints every flag and exits 0.
+    ``extra`` maps a flag's name to (default, help); the default's type is the flag's, a tuple may be
+    given several times. Returns the checked config and the values of the extra flags. ``--help``
+    prints every flag and exits 0.
     """
     command = pathlib.Path(argv[0])
     if "--help" in argv or "-h" in argv or "-help" in argv:
         print(_help(doc, extra))
         raise SystemExit(0)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "config file", flag_values=values)
-    define = {bool: flags.DEFINE_bool, str: flags.DEFINE_string, int: flags.DEFINE_integer}
+    config_flags.DEFINE_config_file("config", None, "config file", flag_values=values, sys_argv=list(argv))
+    define = {
+        bool: flags.DEFINE_bool,
+        str: flags.DEFINE_string,
+        int: flags.DEFINE_integer,
+        tuple: flags.DEFINE_multi_string,
+    }
     for name, (value, help) in extra.items():
         define[type(value)](name, value, help, flag_values=values)
+    path = _config_argument(argv)
+    if path and not pathlib.Path(path.partition(":")[0]).is_file():  # what follows a colon is the file's
+        raise InputError(f"--config {path}: no such file")
     try:
         rest = values(list(argv))
-        if len(rest) > 1:
-            raise InputError(f"unexpected argument {rest[1]!r}; see python -m {command} --help")
-        if values["config"].value is None:
-            raise InputError("--config is missing; it names a file, as --config configs/mini_sd.py")
-        config = resolve(values.config)
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"--config {_config_argument(argv)}: no such file") from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+    except Exception as error:  # a config file is a program: it may raise anything
         raise InputError(_explain(argv, error)) from error
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}; see python -m {command} --help")
+    if not path:
+        raise InputError("--config is missing; it names a file, as --config configs/mini_sd.py")
+    given = values["config"].value
+    if not isinstance(given, ml_collections.ConfigDict):
+        raise InputError(f"--config {path}: its get_config() fails to return what default() makes")
+    config = resolve(given)
     return config, {name: values[name].value for name in extra}
 
 
@@ -244,7 +255,14 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
         names = [field.name for field in dataclasses.fields(SECTIONS[section])]
         if key not in names:
             return f"config.{section}.{key} is no field; {_allowed(key, names)}"
-    return f"--config {_config_argument(argv)}: {type(error).__name__}: {error}"
+        if f"flag {argument}:" in str(error):  # absl could not make a value of it
+            hint = typing.get_type_hints(SECTIONS[section])[key]
+            value = argument.partition("=")[2]
+            return (
+                f"config.{section}.{key} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}"
+            )
+    lines = str(error).strip().splitlines() or [""]  # the last one is what was raised in the file
+    return f"--config {_config_argument(argv)}: {type(error).__name__}: {lines[-1]}"
 
 
 def _help(doc: str, extra: dict) -> str:

@@ -14,9 +14,16 @@ DTYPES = ("bfloat16", "float16", "float32")
 INDEX_ARRAYS = ("sample", "position", "timestep")
 SCHEMES = ("file", "gs", "s3", "memory", "http", "https")
 
+# One context for the process: what is written to memory:// is there for the next that opens it.
+CONTEXT = ts.Context()
+
 
 def kvstore_url(location: str) -> str:
-    """A TensorStore URL for a folder or a URL. Raises InputError on an unknown scheme."""
+    """A TensorStore URL for a folder or a URL. Raises InputError where it is neither."""
+    if not location:
+        raise InputError(
+            "config.extract.store is empty; it names a folder or a URL such as gs://bucket/store/"
+        )
     scheme, colon, _ = location.partition("://")
     if colon and scheme not in SCHEMES:
         raise InputError(f"store {location!r}: unknown scheme {scheme}; known: {', '.join(SCHEMES)}")
@@ -25,14 +32,22 @@ def kvstore_url(location: str) -> str:
     return "file://" + urllib.parse.quote(str(pathlib.Path(location).absolute())) + "/"
 
 
-def open_kvstore(location: str, context: ts.Context | None = None) -> ts.KvStore:
-    return ts.KvStore.open(kvstore_url(location), context=context).result()
+def open_kvstore(location: str) -> ts.KvStore:
+    """Open a location for reading and writing. Raises InputError where it cannot be."""
+    url = kvstore_url(location)
+    try:
+        return ts.KvStore.open(url, context=CONTEXT).result()
+    except (ValueError, OSError) as error:
+        raise InputError(f"store {location}: {error}") from error
 
 
 def read_json(kvstore: ts.KvStore, key: str) -> dict[str, typing.Any] | None:
-    """The JSON under ``key``, or None where there is none."""
-    got = kvstore.read(key).result()
-    return json.loads(got.value) if got.state == "value" else None
+    """The JSON object under ``key``, or None where there is none. Raises InputError."""
+    try:
+        got = kvstore.read(key).result()
+        return json.loads(got.value) if got.state == "value" else None
+    except (ValueError, OSError) as error:  # no JSON; or a file where a folder should be
+        raise InputError(f"{kvstore.url}{key} cannot be read: {error}") from error
 
 
 def write_json(kvstore: ts.KvStore, key: str, value: typing.Any) -> None:

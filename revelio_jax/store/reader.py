@@ -6,6 +6,7 @@ import io
 import typing
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 import tensorstore as ts
 
@@ -60,7 +61,10 @@ class Store:
     def samples(self) -> list[dict[str, typing.Any]]:
         """A dict a sample, in order of id."""
         table = self.kvstore.read("samples.parquet").result().value
-        return pyarrow.parquet.read_table(io.BytesIO(table)).to_pylist()
+        try:
+            return pyarrow.parquet.read_table(io.BytesIO(table)).to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"store {self.location}: samples.parquet cannot be read: {error}") from error
 
     def site(self, name: str = "") -> Site:
         """A site by name; the first where ``name`` is empty. Raises InputError."""
@@ -104,7 +108,7 @@ class Store:
     def _open(self, key: str) -> ts.TensorStore:
         spec = {"driver": "zarr3", "kvstore": (self.kvstore / f"{key}/").spec().to_json()}
         try:
-            return ts.open(spec, read=True).result()
+            return ts.open(spec, read=True, context=layout.CONTEXT).result()
         except ValueError as error:  # TensorStore raises it for a missing and for a broken array
             raise InputError(f"store {self.location}: {key} cannot be opened: {error}") from error
 

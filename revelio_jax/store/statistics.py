@@ -6,6 +6,8 @@ import typing
 
 import numpy as np
 
+BLOCK_ROWS = 4096
+
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
@@ -28,10 +30,13 @@ class Statistics:
 
 
 def of_rows(rows: np.ndarray) -> Statistics:
-    """Statistics of rows [N, d]."""
-    rows = rows.astype(np.float64)
-    mean = rows.mean(0) if len(rows) else np.zeros(rows.shape[1])
-    return Statistics(len(rows), mean, np.square(rows - mean).sum(0))
+    """Statistics of rows [N, d], a block at a time: a float64 copy of a whole shard is large."""
+    total = Statistics(0, np.zeros(rows.shape[1]), np.zeros(rows.shape[1]))
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = rows[start : start + BLOCK_ROWS].astype(np.float64)
+        mean = block.mean(0)
+        total = combine(total, Statistics(len(block), mean, np.square(block - mean).sum(0)))
+    return total
 
 
 def combine(a: Statistics, b: Statistics) -> Statistics:

@@ -1,0 +1,131 @@
+"""Prompts from a file, with the label columns beside them."""
+
+import codecs
+import csv
+import io
+import json
+import pathlib
+import typing
+
+import pyarrow
+import pyarrow.parquet
+
+from revelio_jax.errors import InputError
+
+Row = dict[str, typing.Any]
+
+
+def read_prompts(path: str, column: str = "prompt") -> list[Row]:
+    """A dict a prompt: ``id`` (its number), ``prompt``, and every other column as a label.
+
+    .txt has a prompt a line, blank lines skipped. In .csv, .jsonl and .parquet ``column`` is the
+    prompt, which may be empty: the unconditional prompt. A column that is itself called id becomes
+    file_id. Raises InputError on whatever cannot be read in full.
+    """
+    readers = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+    file = pathlib.Path(path)
+    if file.suffix not in readers:
+        raise InputError(f"prompts {path}: unknown suffix {file.suffix!r}; known: {', '.join(readers)}")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"prompts {path}: {error.strerror}") from error
+    rows = readers[file.suffix](path, data, column)
+    if not rows:
+        raise InputError(f"prompts {path}: the file holds no prompt")
+    return _tidy(path, rows, column)
+
+
+def _txt(path: str, data: bytes, column: str) -> list[Row]:
+    return [{column: line} for line in _lines(path, data) if line.strip()]
+
+
+def _csv(path: str, data: bytes, column: str) -> list[Row]:
+    reader = csv.reader(io.StringIO(_text(path, data), newline=""), strict=True)
+    rows: list[Row] = []
+    try:
+        header = next(reader, None)
+        if header is None:
+            return []
+        if len(set(header)) < len(header):
+            raise InputError(f"prompts {path}: a column's name occurs twice in {', '.join(header)}")
+        _require(path, column, header)
+        for fields in reader:
+            if not fields:  # a blank line; an empty prompt is written ""
+                continue
+            if len(fields) != len(header):
+                raise InputError(
+                    f"prompts {path}: line {reader.line_num} has {len(fields)} fields, "
+                    f"the header {len(header)}"
+                )
+            rows.append(dict(zip(header, fields, strict=True)))
+    except csv.Error as error:
+        raise InputError(f"prompts {path}: line {reader.line_num}: {error}") from error
+    return rows
+
+
+def _jsonl(path: str, data: bytes, column: str) -> list[Row]:
+    rows = []
+    for number, line in enumerate(_lines(path, data), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"prompts {path}: line {number} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"prompts {path}: line {number} is no JSON object: {line[:40]}")
+        _require(path, column, row, f"line {number}: ")
+        rows.append(row)
+    return rows
+
+
+def _parquet(path: str, data: bytes, column: str) -> list[Row]:
+    try:
+        table = pyarrow.parquet.read_table(io.BytesIO(data))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"prompts {path}: no parquet file: {error}") from error
+    _require(path, column, table.column_names)
+    return table.to_pylist()
+
+
+def _require(path: str, column: str, columns: typing.Iterable[str], where: str = "") -> None:
+    if column not in columns:
+        raise InputError(
+            f"prompts {path}: {where}no column {column!r} (config.extract.prompt_column); "
+            f"there are {', '.join(map(repr, columns)) or 'none'}"
+        )
+
+
+def _tidy(path: str, rows: list[Row], column: str) -> list[Row]:
+    """Rows that all have the same columns, in the form of the store's samples."""
+    names = {"id": "file_id", column: "prompt"}
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != column))
+    labels = {key: names.get(key, key) for key in columns}
+    if "prompt" in labels.values() or len(set(labels.values())) < len(labels):
+        raise InputError(f"prompts {path}: two columns would be called 'prompt' or 'file_id'; rename one")
+    tidy = []
+    for i, row in enumerate(rows):
+        if not isinstance(row[column], str):
+            raise InputError(f"prompts {path}: prompt {i} is {row[column]!r}; it must be text")
+        tidy.append({"id": i, "prompt": row[column]} | {labels[key]: row.get(key) for key in columns})
+    try:
+        pyarrow.Table.from_pylist(tidy)
+    except (pyarrow.ArrowException, OverflowError) as error:
+        raise InputError(f"prompts {path}: a label column mixes types: {error}") from error
+    return tidy
+
+
+def _lines(path: str, data: bytes) -> list[str]:
+    return [line.removesuffix("\r") for line in _text(path, data).split("\n")]
+
+
+def _text(path: str, data: bytes) -> str:
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        start = error.start + len(data) - len(data.removeprefix(codecs.BOM_UTF8))
+        line = data[:start].count(b"\n") + 1
+        raise InputError(
+            f"prompts {path}: not UTF-8: byte {data[start]:#04x} at offset {start}, line {line}"
+        ) from error

@@ -1,0 +1,193 @@
+"""Diffusers pipelines, from a folder or the hub, without loading more of them than is needed."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+import types
+import typing
+import warnings
+
+import huggingface_hub
+import torch
+import transformers
+
+from revelio_jax import sites
+from revelio_jax.errors import InputError
+
+# The class of a pipeline, as its model_index.json has it, to its family.
+FAMILIES = {
+    "StableDiffusionPipeline": "sd",
+    "StableDiffusionXLPipeline": "sdxl",
+    "FluxPipeline": "flux",
+}
+TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# What a loader may raise where files are missing, broken, or not the model's.
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A pipeline that is not loaded: where it is, and its model_index.json."""
+
+    id: str
+    revision: str
+    family: str
+    index: dict[str, typing.Any]
+
+    def text_encoder_class(self, component: str) -> type:
+        return getattr(transformers, self.index[component][1])
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoder:
+    """A text encoder in evaluation mode on its device, and the tokenizer that goes with it."""
+
+    component: str
+    model: torch.nn.Module
+    tokenizer: typing.Any
+
+
+def quiet() -> None:
+    """Keep the libraries' notes off stderr: there, one line is one error."""
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity_error()  # it would report every retry
+
+
+def find(model_id: str, revision: str, family: str) -> Source:
+    """Read what a pipeline consists of. Raises InputError where it is missing or of another family."""
+    if not model_id:
+        raise InputError("config.model.id is empty; it names a folder or a hub model")
+    path = _fetch(model_id, revision, "model_index.json")
+    try:
+        index = json.loads(path.read_text())
+        name = index["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"config.model.id {model_id!r}: model_index.json is no pipeline's: {error}"
+        ) from error
+    found = FAMILIES.get(name)
+    if found is None:
+        raise InputError(
+            f"config.model.id {model_id!r} is a {name}; pipelines that are known: {', '.join(FAMILIES)}"
+        )
+    if found != family:
+        raise InputError(
+            f"config.model.family is {family!r}, but {model_id!r} is a {name}: "
+            f"set config.model.family={found}"
+        )
+    for component in sites.TEXT_ENCODERS[family].values():
+        encoder = index.get(component, [None, None])[1]
+        if encoder not in TEXT_ENCODERS:
+            raise InputError(
+                f"config.model.id {model_id!r}: {component} is {encoder}; known: {', '.join(TEXT_ENCODERS)}"
+            )
+    return Source(model_id, revision, family, index)
+
+
+def skeleton(source: Source) -> types.SimpleNamespace:
+    """The pipeline's text encoders without weights, on the meta device: enough to name its sites."""
+    pipe = types.SimpleNamespace(**{name: None for name in source.index if not name.startswith("_")})
+    for component in sites.TEXT_ENCODERS[source.family].values():
+        cls = source.text_encoder_class(component)
+        config = _component_config(source, component)
+        try:
+            with torch.device("meta"):
+                setattr(pipe, component, cls(cls.config_class(**config)))
+        except LOAD_ERRORS as error:
+            raise InputError(f"config.model.id {source.id!r}: {component}: {error}") from error
+    return pipe
+
+
+def load_text_encoder(source: Source, component: str, dtype: str, device: torch.device) -> TextEncoder:
+    """Load one text encoder and its tokenizer; nothing else of the pipeline is read."""
+    tokenizer_name = component.replace("text_encoder", "tokenizer")
+    where = {"revision": source.revision} if source.revision else {}
+    try:
+        # The fast class reads what every version wrote; since transformers 5 both are one.
+        tokenizer_class = source.index[tokenizer_name][1].removesuffix("Fast") + "Fast"
+        tokenizer = getattr(transformers, tokenizer_class).from_pretrained(
+            source.id, subfolder=tokenizer_name, **where
+        )
+        cls = source.text_encoder_class(component)
+        model, info = cls.from_pretrained(
+            source.id, subfolder=component, dtype=DTYPES[dtype], output_loading_info=True, **where
+        )
+    except LOAD_ERRORS as error:
+        raise InputError(
+            f"config.model.id {source.id!r}: {component} cannot be loaded: {str(error)[:300]}"
+        ) from error
+    if info["missing_keys"]:  # transformers would go on with random numbers
+        raise InputError(
+            f"config.model.id {source.id!r}: {component} cannot be loaded: its weights lack "
+            f"{len(info['missing_keys'])} tensors, such as {min(info['missing_keys'])}"
+        )
+    return TextEncoder(component, model.eval().to(device), tokenizer)
+
+
+def fingerprint(source: Source, encoders: typing.Iterable[TextEncoder]) -> str:
+    """sha256 over the encoders' parameters, as loaded, and their configs: what activations depend on."""
+    digest = hashlib.sha256()
+    for encoder in encoders:
+        config = _component_config(source, encoder.component)
+        digest.update(json.dumps([encoder.component, config], sort_keys=True).encode())
+        for name, parameter in encoder.model.named_parameters():
+            # transformers 5 dropped this prefix from names; the weights are the same.
+            name = name.removeprefix("text_model.")
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def device(name: str) -> torch.device:
+    """A torch device by name; "auto" is cuda, else mps, else cpu. Raises InputError."""
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in usable.items() if there))
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"config.model.device is {name!r}; try auto, cuda, cuda:1, mps or cpu") from error
+    if not usable.get(chosen.type, True):
+        raise InputError(f"config.model.device is {name!r}, but this machine's torch has no {chosen.type}")
+    return chosen
+
+
+def _component_config(source: Source, component: str) -> dict[str, typing.Any]:
+    """A component's config.json without what only says how it was saved."""
+    path = _fetch(source.id, source.revision, f"{component}/config.json")
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"config.model.id {source.id!r}: {component}/config.json: {error}") from error
+    saved = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "architectures")
+    return {key: value for key, value in config.items() if key not in saved}
+
+
+def _fetch(model_id: str, revision: str, name: str) -> pathlib.Path:
+    """A file of a folder or of a hub model. Raises InputError."""
+    if pathlib.Path(model_id).is_dir():
+        path = pathlib.Path(model_id, name)
+        if not path.is_file():
+            raise InputError(f"config.model.id {model_id!r}: no {name} there; it is no diffusers pipeline")
+        return path
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model_id):
+        raise InputError(f"config.model.id {model_id!r}: no such folder, and no hub id (owner/name)")
+    try:
+        return pathlib.Path(huggingface_hub.hf_hub_download(model_id, name, revision=revision or None))
+    except Exception as error:  # network, proxy, login, cache: each has its own class
+        if isinstance(error, huggingface_hub.errors.GatedRepoError):
+            advice = "accept its licence on the hub and log in with `hf auth login`"
+        elif isinstance(error, huggingface_hub.errors.RepositoryNotFoundError):
+            advice = "check the name, log in with `hf auth login` if it is private, or give a folder"
+        else:
+            advice = "check the network, or give the folder of a downloaded copy"
+        raise InputError(
+            f"config.model.id {model_id!r}: no such folder, and {name} does not come from the hub "
+            f"({type(error).__name__}): {advice}"
+        ) from error

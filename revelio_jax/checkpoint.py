@@ -1,0 +1,95 @@
+"""Checkpoints of a run, by Orbax: the state, and what it may be resumed with.
+
+Saving is asynchronous. A checkpoint that a crash cut short has no final name, and is not seen.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import typing
+from collections.abc import Iterator
+
+import jax
+import optax
+import orbax.checkpoint as ocp
+
+from revelio_jax.config import Config
+from revelio_jax.errors import InputError
+from revelio_jax.step import State, abstract_state
+
+# Fields of config.train that decide which rows a step sees, or which rows are held out.
+ORDER_FIELDS = ("site", "seed", "batch_size", "held_out", "buffer_chunks")
+
+
+def identity(config: Config, fingerprint: str, site: str) -> dict[str, typing.Any]:
+    """What a checkpoint and the run that resumes it must agree on."""
+    train = {name: getattr(config.train, name) for name in ORDER_FIELDS}
+    return {
+        "store fingerprint": fingerprint,
+        "config.sae": dataclasses.asdict(config.sae),
+        "config.train": train | {"site": site},
+    }
+
+
+@contextlib.contextmanager
+def manager(run: pathlib.Path, keep: int) -> Iterator[ocp.CheckpointManager]:
+    """Checkpoints of the run folder; waits for the last save at the end."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    with ocp.CheckpointManager(_folder(run), options=options) as checkpoints:
+        yield checkpoints
+        checkpoints.wait_until_finished()
+
+
+def newest(run: pathlib.Path) -> int:
+    """Step of the newest finished checkpoint, 0 where there is none. Nothing is created."""
+    folder = _folder(run)
+    return max(ocp.utils.checkpoint_steps(folder), default=0) if folder.is_dir() else 0
+
+
+def save(
+    checkpoints: ocp.CheckpointManager, step: int, state: State, config: Config, facts: dict[str, typing.Any]
+) -> None:
+    """Begin to save the state after ``step`` steps. ``facts`` are those of :func:`identity`."""
+    meta = {"identity": facts, "config": dataclasses.asdict(config)}
+    checkpoints.save(
+        step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+    )
+
+
+def check(run: pathlib.Path, step: int, facts: dict[str, typing.Any]) -> None:
+    """Raise InputError, naming the difference, where the checkpoint belongs to other facts."""
+    meta = _read(run, step, meta=ocp.args.JsonRestore())["meta"]
+    before = meta["identity"]
+    for name, now in facts.items():
+        pairs = now.items() if isinstance(now, dict) else [("", now)]
+        for key, value in pairs:
+            saved = before[name].get(key) if key else before[name]
+            if saved != value:
+                field = f"{name}.{key}" if key else name
+                raise InputError(
+                    f"{field} is {value!r}, but run {run} was trained with {saved!r}; "
+                    "set it back, or choose another config.train.run"
+                )
+
+
+def restore(
+    run: pathlib.Path,
+    step: int,
+    latents: int,
+    d: int,
+    optimiser: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+) -> State:
+    """The state after ``step`` steps, on ``mesh``, whatever mesh it was saved from."""
+    target = abstract_state(latents, d, optimiser, mesh)
+    return _read(run, step, state=ocp.args.StandardRestore(target))["state"]
+
+
+def _read(run: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> typing.Any:
+    # Without a manager, which would log warnings for reading only.
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        return reader.restore(_folder(run) / str(step), args=ocp.args.Composite(**items))
+
+
+def _folder(run: pathlib.Path) -> pathlib.Path:
+    return run.absolute() / "checkpoints"

@@ -1,0 +1,147 @@
+"""Measure the newest checkpoint of a run on rows that training never saw.
+
+    python -m revelio_jax.evaluate --config configs/mini_sd.py
+
+Writes evaluation.json into the folder config.train.run.
+"""
+
+import json
+import os
+import pathlib
+import typing
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from revelio_jax import checkpoint, data, sharding
+from revelio_jax import step as training
+from revelio_jax.config import Config, Sae, main_argv, parse
+from revelio_jax.errors import InputError, reported
+from revelio_jax.sae import TopKSae
+from revelio_jax.step import State
+from revelio_jax.store import Site, Store
+from revelio_jax.train import dictionary_size, open_run
+
+DENSITY_EDGES = np.linspace(-8, 0, 33)  # log10 of the share of rows that a latent fires on
+
+
+def evaluate(config: Config) -> dict[str, typing.Any]:
+    """Evaluate the run's newest checkpoint, write evaluation.json and return what is in it."""
+    options = config.train
+    run, _, site, state, mesh = trained(config)
+    order = data.make_order(site, options.seed, options.batch_size, options.buffer_chunks, options.held_out)
+    if not order.held_out:
+        raise InputError("config.train.held_out is 0; no rows were kept for evaluation")
+    total = sum(stop - start for start, stop in order.held_out)
+    rows = data.held_out_rows(site, order, options.batch_size)
+    bar = tqdm(rows, total=-(-total // options.batch_size), unit="batch", dynamic_ncols=True)
+    result = {
+        "step": int(state.step),
+        "site": site.name,
+        **measure(state, bar, config.sae, options.batch_size, mesh),
+        "dead_fraction_train": float((state.rows_since_fired_F >= config.sae.dead_after_rows).mean()),
+    }
+    path = run / "evaluation.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(part, path)
+    return result
+
+
+def trained(config: Config) -> tuple[pathlib.Path, Store, Site, State, jax.sharding.Mesh]:
+    """Folder, store, site, newest state and mesh of a run. Raises InputError where none fits the config."""
+    run, store, site = open_run(config)
+    step = checkpoint.newest(run)
+    if not step:
+        raise InputError(
+            f"config.train.run is {str(run)!r}, which has no checkpoint; run python -m revelio_jax.train"
+        )
+    checkpoint.check(run, step, checkpoint.identity(config, store.fingerprint, site.name))
+    latents = dictionary_size(config, site)
+    options = config.train
+    mesh = sharding.make_mesh(options.mesh_data, options.mesh_feature, options.batch_size, latents)
+    state = checkpoint.restore(run, step, latents, site.d, training.make_optimiser(options), mesh)
+    return run, store, site, state, mesh
+
+
+def make_reconstruct(sae: Sae, mesh: jax.sharding.Mesh) -> typing.Callable:
+    """``reconstruct(state, x_BD, valid_B) -> (x_hat_BD, fired_F, active)``, compiled.
+
+    x_BD are rows as stored, x_hat_BD is normalised. Over the rows where ``valid_B``: on how many each
+    latent is above ``dead_threshold``, int32, and how many values are positive in all.
+    """
+
+    def local(params, x_BD, valid_B):
+        model = TopKSae(**params, k=sae.k)
+        values_BK, indices_BK = model.encode(x_BD)
+        x_hat_BD = model.decode(values_BK, indices_BK)
+        values_BK = jnp.where(valid_B[:, None], values_BK, 0)
+        fires_BK = values_BK > sae.dead_threshold
+        fired_F = (
+            jnp.zeros_like(fires_BK, int, params["b_enc_F"].shape).at[indices_BK].add(fires_BK.astype(int))
+        )
+        return x_hat_BD, jax.lax.psum(fired_F, "data"), jax.lax.psum((values_BK > 0).sum(), sharding.AXES)
+
+    @jax.jit
+    def reconstruct(state, x_BD, valid_B):
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(sharding.PARAMS, sharding.BATCH, sharding.ROWS),
+            out_specs=(sharding.BATCH, sharding.LATENTS, sharding.REPLICATED),
+        )(state.params, (x_BD - state.mean_D) / state.scale, valid_B)
+
+    return reconstruct
+
+
+def measure(
+    state: State, batches: Iterable[np.ndarray], sae: Sae, batch_size: int, mesh: jax.sharding.Mesh
+) -> dict[str, typing.Any]:
+    """Quality over all rows of ``batches``, in the rows' own units, streamed in float64.
+
+    FVU = E / (Q - |S|^2 / N) with E the sum of squared errors, S the sum of rows, Q their sum of
+    squares, taken about the training mean (which changes nothing but rounding). ``dead_fraction`` is
+    the share of latents that are above ``dead_threshold`` on none of the rows.
+    """
+    reconstruct = make_reconstruct(sae, mesh)
+    mean_D, scale = np.asarray(state.mean_D, np.float64), float(state.scale)
+    rows, active, error, squares, cosine = 0, 0, 0.0, 0.0, 0.0
+    sum_D, fired_F = np.zeros(len(mean_D)), np.zeros(len(state.rows_since_fired_F), np.int64)
+    for x_ND in batches:
+        count = len(x_ND)
+        x_BD = np.pad(x_ND, ((0, batch_size - count), (0, 0)))  # one shape, one compilation
+        x_hat_BD, fired, positive = reconstruct(state, x_BD, np.arange(batch_size) < count)
+        x_ND = x_ND.astype(np.float64)
+        x_hat_ND = mean_D + scale * np.asarray(x_hat_BD[:count], np.float64)
+        rows += count
+        active += int(positive)
+        fired_F += np.asarray(fired)
+        error += np.square(x_ND - x_hat_ND).sum()
+        norms_N = np.linalg.norm(x_ND, axis=1) * np.linalg.norm(x_hat_ND, axis=1)
+        cosine += ((x_ND * x_hat_ND).sum(1) / np.maximum(norms_N, 1e-30)).sum()
+        sum_D += (x_ND - mean_D).sum(0)
+        squares += np.square(x_ND - mean_D).sum()
+    fvu = float(error / max(squares - sum_D @ sum_D / rows, 1e-300))
+    histogram, _ = np.histogram(np.log10(fired_F[fired_F > 0] / rows), DENSITY_EDGES)
+    return {
+        "rows": rows,
+        "fvu": fvu,
+        "explained_variance": 1 - fvu,
+        "cosine": float(cosine / rows),
+        "l0": active / rows,
+        "dead_fraction": float((fired_F == 0).mean()),
+        "density_histogram": {"log10_edges": DENSITY_EDGES.tolist(), "latents": histogram.tolist()},
+    }
+
+
+if __name__ == "__main__":
+    with reported():
+        config, _ = parse(main_argv("revelio_jax.evaluate"), __doc__)
+        result = evaluate(config)
+    print(
+        "step {step}, {rows:,} held-out rows: FVU {fvu:.5f}, cosine {cosine:.5f}, L0 {l0:.1f}, "
+        "dead {dead_fraction:.1%} on these rows, {dead_fraction_train:.1%} in training".format(**result)
+    )

@@ -1,0 +1,166 @@
+"""Write the newest checkpoint of a run as an SAE folder, the one that steering reads.
+
+    python -m revelio_jax.export --config configs/mini_sd.py
+
+Writes export/ into the folder config.train.run: cfg.json and sae_weights.safetensors as SAELens lays
+them out, so that sae_lens.SAE.load_from_disk reads them too, and README.md, the model card.
+"""
+
+import importlib.metadata
+import json
+import pathlib
+import shutil
+import typing
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from revelio_jax.config import Config, main_argv, parse
+from revelio_jax.errors import reported
+from revelio_jax.evaluate import trained
+from revelio_jax.step import State
+from revelio_jax.store import Site, Store
+
+FORMAT_VERSION = 1
+# The release whose layout this is; SAELens takes a folder without it for an old one.
+SAE_LENS_VERSION = "6.54.12"
+LIBRARIES = ("revelio_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def export(config: Config) -> pathlib.Path:
+    """Export the run's newest checkpoint; returns the folder."""
+    run, store, site, state, _ = trained(config)
+    folder, part, old = run / "export", run / "export.part", run / "export.old"
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
+    part.mkdir()
+    cfg = describe(config, run, store, site, state)
+    save_file(fold(state), part / "sae_weights.safetensors", metadata={"format": "pt"})
+    (part / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
+    (part / "README.md").write_text(card(cfg))
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def fold(state: State) -> dict[str, np.ndarray]:
+    """W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d], float32, for rows as they are in the pipeline.
+
+    Training saw (x - mean) / s. With b_dec' = mean + s b_dec and b_enc' = s b_enc the pre-activations
+    W_enc (x - b_dec') + b_enc' are s times those of training, so the same latents fire, s times larger,
+    and W_dec z' + b_dec' is mean + s x_hat. The matrices, and with them unit-norm decoder rows, stay.
+    """
+    params = {name: np.asarray(value, np.float64) for name, value in state.params.items()}
+    mean_D, scale = np.asarray(state.mean_D, np.float64), float(state.scale)
+    folded = {
+        "W_enc": params["W_enc_FD"].T,
+        "b_enc": scale * params["b_enc_F"],
+        "W_dec": params["W_dec_FD"],
+        "b_dec": mean_D + scale * params["b_dec_D"],
+    }
+    return {name: np.ascontiguousarray(value, np.float32) for name, value in folded.items()}
+
+
+def describe(
+    config: Config, run: pathlib.Path, store: Store, site: Site, state: State
+) -> dict[str, typing.Any]:
+    """cfg.json: what SAELens needs, and under metadata all that steering and a reader need."""
+    step = int(state.step)
+    manifest = store.manifest
+    model = {"id": config.model.id, "revision": config.model.revision, "family": config.model.family}
+    model |= manifest.get("model", {})
+    latents = len(state.params["b_enc_F"])
+    metadata = {
+        "sae_lens_version": SAE_LENS_VERSION,
+        "sae_lens_training_version": None,
+        "format_version": FORMAT_VERSION,
+        "model_id": model["id"],
+        "revision": model["revision"],
+        "family": model["family"],
+        "site": site.name,
+        "sites": [{"name": site.name, "width": site.d}],
+        "positions": manifest.get("extract", {}).get("positions", config.extract.positions),
+        "k": config.sae.k,
+        "activations": {
+            "count": site.rows,
+            "mean_norm": float(np.linalg.norm(site.mean)),
+            "squared_deviation": float(site.variance.sum()),
+        },
+        # Already folded into the tensors: a latent here is scale times the latent of training.
+        "normalisation": {"rule": config.sae.normalise, "scale": float(state.scale)},
+        "dead_threshold": config.sae.dead_threshold * float(state.scale),
+        "store_fingerprint": store.fingerprint,
+        "training": {
+            "steps": step,
+            "rows": step * config.train.batch_size,
+            "learning_rate": config.train.learning_rate,
+            "batch_size": config.train.batch_size,
+            "seed": config.train.seed,
+        },
+        "evaluation": evaluation(run, step),
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+    return {
+        "architecture": "topk",
+        "d_in": site.d,
+        "d_sae": latents,
+        "k": config.sae.k,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "rescale_acts_by_decoder_norm": False,
+        "metadata": metadata,
+    }
+
+
+def evaluation(run: pathlib.Path, step: int) -> dict[str, typing.Any] | None:
+    """The numbers of evaluation.json, None where it is missing or of another step."""
+    path = run / "evaluation.json"
+    measured = json.loads(path.read_text()) if path.exists() else {}
+    if measured.get("step") != step:
+        return None
+    return {name: value for name, value in measured.items() if isinstance(value, int | float)}
+
+
+def card(cfg: dict[str, typing.Any]) -> str:
+    """README.md of the folder."""
+    metadata = cfg["metadata"]
+    measured, training, rows = metadata["evaluation"], metadata["training"], metadata["activations"]["count"]
+    quality = "Not evaluated; `python -m revelio_jax.evaluate` measures it."
+    if measured:
+        quality = (
+            "On {rows:,} held-out rows: FVU {fvu:.5f}, cosine {cosine:.5f}, L0 {l0:.1f}, "
+            "{dead_fraction:.1%} of the latents never fire."
+        ).format(**measured)
+    return f"""---
+library_name: saelens
+tags: [sparse-autoencoder, diffusion]
+---
+# k-sparse autoencoder of {metadata["model_id"] or "a pipeline"}, {metadata["site"]}
+
+{cfg["d_sae"]:,} latents of width {cfg["d_in"]}, at most {cfg["k"]} active on a row.
+Positions of the prompt: {metadata["positions"]}.
+Trained by revelio_jax for {training["steps"]:,} steps on {training["rows"]:,} rows, {rows:,} different ones.
+{quality}
+
+    z = TopK(ReLU((x - b_dec) @ W_enc + b_enc))        x_hat = z @ W_dec + b_dec
+
+The normalisation of training is folded into the tensors: x is the residual stream as the pipeline has it.
+
+    from sae_lens import SAE
+    sae = SAE.load_from_disk("FOLDER")
+
+    from revelio_jax.steering import Steerer
+    steerer = Steerer.from_pretrained("FOLDER")
+"""
+
+
+if __name__ == "__main__":
+    with reported():
+        config, _ = parse(main_argv("revelio_jax.export"), __doc__)
+        folder = export(config)
+    print(f"exported to {folder}")

@@ -1,0 +1,92 @@
+"""What a run tells about itself: metrics.jsonl, the progress bar, and the stop on a non-finite loss."""
+
+import json
+import math
+import os
+import pathlib
+import resource
+import sys
+import time
+
+import jax
+from tqdm import tqdm
+
+from revelio_jax.config import Train
+
+FIELDS = (
+    "step", "loss", "fvu", "l0", "dead_fraction", "aux_loss", "lr", "grad_norm",
+    "rows_per_s", "step_s", "data_wait_s", "rss_gib",
+)  # fmt: skip
+
+
+class Log:
+    """metrics.jsonl of a run from step ``start`` on, and a bar on stderr.
+
+    Lines that another attempt wrote beyond ``start`` are removed, and so is a line that was cut short.
+    """
+
+    def __init__(self, path: pathlib.Path, start: int, train: Train):
+        truncate(path, start)
+        self._file = path.open("a")
+        self._bar = tqdm(total=train.steps, initial=start, unit="step", dynamic_ncols=True)
+        self._train = train
+        self._since, self._count, self._waited = time.perf_counter(), 0, 0.0
+
+    def add(self, step: int, metrics: dict[str, jax.Array], waited_s: float) -> None:
+        """Wait for a step and count it; ``waited_s`` is how long it waited for its rows.
+
+        Every ``log_every`` steps, and after the last, writes a line. Times in it are means since the line
+        before. Raises SystemExit with status 1 where the loss or the gradient is not finite.
+        """
+        metrics = {name: float(value) for name, value in metrics.items()}
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            self.close()
+            raise SystemExit(
+                f"error: step {step}: loss is {metrics['loss']}, gradient norm is {metrics['grad_norm']}; "
+                "the last checkpoint is as it was; lower config.train.learning_rate and resume from it"
+            )
+        self._count += 1
+        self._waited += waited_s
+        self._bar.update()
+        if step % self._train.log_every and step != self._train.steps:
+            return
+        now = time.perf_counter()
+        step_s = (now - self._since) / self._count
+        line = metrics | {
+            "step": step,
+            "rows_per_s": self._train.batch_size / step_s,
+            "step_s": step_s,
+            "data_wait_s": self._waited / self._count,
+            "rss_gib": peak_rss_gib(),
+        }
+        self._since, self._count, self._waited = now, 0, 0.0
+        self._file.write(json.dumps({name: line[name] for name in FIELDS}) + "\n")
+        self._file.flush()
+        self._bar.set_postfix_str(
+            f"loss {line['loss']:.4f}, FVU {line['fvu']:.4f}, L0 {line['l0']:.1f}, "
+            f"dead {line['dead_fraction']:.1%}, {line['rows_per_s']:,.0f} rows/s"
+        )
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+
+
+def truncate(path: pathlib.Path, step: int) -> None:
+    """Keep the whole lines of steps up to ``step``."""
+    if not path.exists():
+        return
+    kept = [
+        line
+        for line in path.read_text().splitlines()
+        if line.endswith("}") and json.loads(line)["step"] <= step
+    ]
+    part = path.with_suffix(".part")
+    part.write_text("".join(line + "\n" for line in kept))
+    os.replace(part, path)
+
+
+def peak_rss_gib() -> float:
+    """The most memory this process has held, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # bytes there, KiB elsewhere

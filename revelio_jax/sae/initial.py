@@ -1,0 +1,61 @@
+"""Initial parameters: unit-norm decoder rows, the encoder as its own copy of them, a centre as bias."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from revelio_jax import sharding
+
+
+def initial_params(seed: int, latents: int, b_dec_D: np.ndarray, mesh: jax.sharding.Mesh):
+    """float32 parameters on their devices; the same numbers on every mesh.
+
+    Decoder rows are uniform on the unit sphere. The encoder is tied to them at the start only: a copy,
+    not a view, since both are trained (and donated) on their own.
+    """
+
+    def make(b_dec_D):
+        W_dec_FD = unit_rows(jax.random.normal(jax.random.key(seed), (latents, len(b_dec_D))))
+        return {
+            "W_enc_FD": jnp.copy(W_dec_FD),
+            "b_enc_F": jnp.zeros(latents),
+            "W_dec_FD": W_dec_FD,
+            "b_dec_D": b_dec_D,
+        }
+
+    shardings = sharding.named(mesh, sharding.PARAMS)
+    return jax.jit(make, out_shardings=shardings)(jnp.asarray(b_dec_D, jnp.float32))
+
+
+def bias(rule: str, x_ND: np.ndarray) -> np.ndarray:
+    """Initial decoder bias [D] from rows of training data; ``rule`` is config.sae.b_dec_init."""
+    if rule == "zero":
+        return np.zeros(x_ND.shape[1])
+    return x_ND.mean(0, dtype=np.float64) if rule == "mean" else geometric_median(x_ND)
+
+
+def unit_rows(W_FD: jax.Array) -> jax.Array:
+    """Every row of W_FD scaled to norm 1. A row of zeros stays."""
+    norm_F1 = jnp.linalg.norm(W_FD, axis=1, keepdims=True)
+    return W_FD / jnp.where(norm_F1 > 0, norm_F1, 1)
+
+
+def geometric_median(x_ND: np.ndarray, tolerance: float = 1e-5, max_steps: int = 100) -> np.ndarray:
+    """The point [D] with the smallest sum of distances to rows, float64 (Weiszfeld 1937).
+
+    Starts at the mean and stops when a step is shorter than ``tolerance`` times the mean distance. A
+    row that the point falls on would divide by 0: distances are floored.
+    """
+    point_D = x_ND.mean(0, dtype=np.float64)
+    for _ in range(max_steps):
+        distance_N = np.linalg.norm(x_ND - point_D.astype(x_ND.dtype), axis=1)
+        spread = distance_N.mean(dtype=np.float64)
+        if spread == 0:
+            break
+        weight_N = 1 / np.maximum(distance_N, 1e-6 * spread)
+        next_D = (weight_N @ x_ND) / weight_N.sum(dtype=np.float64)
+        step = np.linalg.norm(next_D - point_D)
+        point_D = next_D
+        if step <= tolerance * spread:
+            break
+    return point_D

@@ -1,0 +1,199 @@
+"""Hook points of diffusers pipelines by logical name, and one convention for what flows through them.
+
+A site's activations are one tensor [sample, position, d], whatever the module returns: a text
+encoder's layer, a block of a transformer, a U-Net block whose positions are its pixels in row order.
+Layers count from 0 and mean the residual stream AFTER that layer.
+
+    sd      clip.layer.N                        unet.mid_block, unet.up_blocks.I,
+    sdxl    clip_l.layer.N, clip_g.layer.N      unet.mid_block.attentions.J, unet.up_blocks.I.attentions.J,
+                                                unet.down_blocks.I.attentions.J
+    flux    clip.layer.N, t5.block.N            flux.double.N.image, flux.double.N.text,
+                                                flux.single.N.image, flux.single.N.text
+
+Modules are told apart by their attributes, so this file imports no torch and works with any version
+of transformers and diffusers whose attributes are named here.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import re
+import typing
+from collections.abc import Callable, Iterator
+
+from revelio_jax.errors import InputError
+
+if typing.TYPE_CHECKING:
+    import torch
+
+# The text encoders of a family: first part of the site's name -> component of the pipeline.
+TEXT_ENCODERS = {
+    "sd": {"clip": "text_encoder"},
+    "sdxl": {"clip_l": "text_encoder", "clip_g": "text_encoder_2"},
+    "flux": {"clip": "text_encoder", "t5": "text_encoder_2"},
+}
+DENOISERS = {"sd": "unet", "sdxl": "unet", "flux": "transformer"}
+DENOISER_PREFIXES = ("unet", "flux")
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One hook point of one pipeline.
+
+    ``module`` is hooked; ``component`` is the pipeline's attribute that it belongs to; ``d`` the
+    width of its activations. ``part`` is where they are in a tuple that the module returns,
+    ``is_map`` whether they come as [sample, d, height, width].
+    """
+
+    name: str
+    component: str
+    module: "torch.nn.Module"
+    d: int
+    part: int = 0
+    is_map: bool = False
+    needs_tuple: bool = False
+
+    def read(self, output: typing.Any) -> "torch.Tensor":
+        """The activations [sample, position, d] in what ``module`` returned; a view, not a copy."""
+        hidden = self._hidden(output)
+        return hidden.flatten(2).transpose(1, 2) if self.is_map else hidden
+
+    def replace(self, output: typing.Any, hidden: "torch.Tensor") -> typing.Any:
+        """``output`` with its activations exchanged for ``hidden`` [sample, position, d].
+
+        The result has the structure of ``output`` and its dtype; ``output`` is left as it is.
+        """
+        before = self._hidden(output)
+        if self.is_map:
+            hidden = hidden.transpose(1, 2).reshape(before.shape)
+        hidden = hidden.to(before.dtype)
+        if not isinstance(output, tuple):
+            return hidden
+        return (*output[: self.part], hidden, *output[self.part + 1 :])
+
+    def _hidden(self, output: typing.Any) -> "torch.Tensor":
+        if isinstance(output, tuple):
+            return output[self.part]
+        if self.needs_tuple:  # text and image in one tensor: diffusers before 0.35
+            raise InputError(
+                f"site {self.name}: this diffusers joins text and image in one tensor; use 0.36 or newer"
+            )
+        return output
+
+
+def family(pipe: typing.Any) -> str:
+    """Layout of a pipeline: "sd", "sdxl" or "flux", by the components it has room for."""
+    if hasattr(pipe, "transformer") and hasattr(pipe, "text_encoder_2"):
+        return "flux"
+    if hasattr(pipe, "text_encoder_2"):
+        return "sdxl"
+    if hasattr(pipe, "text_encoder"):
+        return "sd"
+    raise InputError(f"{type(pipe).__name__} is no pipeline of a known layout: {', '.join(TEXT_ENCODERS)}")
+
+
+def is_denoiser_site(name: str) -> bool:
+    """Whether the name is of the form of a denoiser's site."""
+    return name.partition(".")[0] in DENOISER_PREFIXES
+
+
+def known_sites(pipe: typing.Any) -> list[str]:
+    """Names of every site of the components that the pipeline holds."""
+    return [site.name for site in _sites(pipe)]
+
+
+def resolve(pipe: typing.Any, name: str) -> Site:
+    """The site of that name. Raises InputError that names those there are."""
+    for site in _sites(pipe):
+        if site.name == name:
+            return site
+    raise InputError(
+        f"unknown hook point {name!r}; this {family(pipe)} pipeline has {abbreviate(known_sites(pipe))}"
+    )
+
+
+def hook(site: Site, function: Callable[["torch.Tensor"], "torch.Tensor | None"]):
+    """Call ``function`` on the site's activations after every forward pass of its module.
+
+    What it returns, if anything, takes their place. Returns torch's handle, to be removed. The hook
+    runs before those that are there already: transformers captures hidden states by hooks that it
+    never removes, and would miss a change made after them.
+    """
+
+    def after(_module, _arguments, output):
+        hidden = function(site.read(output))
+        return None if hidden is None else site.replace(output, hidden)
+
+    return site.module.register_forward_hook(after, prepend=True)
+
+
+@contextlib.contextmanager
+def captured(site: Site) -> Iterator[list["torch.Tensor"]]:
+    """A list that gains the activations [sample, position, d] of every forward pass in the block."""
+    outputs: list[torch.Tensor] = []
+    handle = hook(site, outputs.append)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def abbreviate(names: list[str]) -> str:
+    """Names in one line, numbers that only count up as a range: clip.layer.0-11, unet.mid_block."""
+    groups: dict[str, list[int]] = {}
+    for name in names:
+        numbers = re.findall(r"\.(\d+)", name)
+        # The last number counts up; those before it are part of the group's name.
+        head, tail = re.match(r"(.*\.)?\d+(.*)", name).groups() if numbers else (name, "")
+        groups.setdefault(f"{head}#{tail}" if numbers else name, []).append(
+            int(numbers[-1]) if numbers else 0
+        )
+    shown = []
+    for pattern, numbers in groups.items():
+        first, last = numbers[0], numbers[-1]
+        shown.append(pattern.replace("#", f"{first}" if first == last else f"{first}-{last}"))
+    return ", ".join(shown)
+
+
+def _sites(pipe: typing.Any) -> Iterator[Site]:
+    layout = family(pipe)
+    for prefix, component in TEXT_ENCODERS[layout].items():
+        if getattr(pipe, component) is not None:
+            yield from _text_encoder(prefix, component, getattr(pipe, component))
+    component = DENOISERS[layout]
+    if getattr(pipe, component, None) is not None:
+        denoiser = getattr(pipe, component)
+        yield from (_flux if layout == "flux" else _unet)(component, denoiser)
+
+
+def _text_encoder(prefix: str, component: str, encoder: "torch.nn.Module") -> Iterator[Site]:
+    if prefix == "t5":
+        kind, layers, d = "block", encoder.encoder.block, encoder.config.d_model
+    else:
+        # text_model: CLIPTextModelWithProjection, and CLIPTextModel of transformers before 5.
+        inner = getattr(encoder, "text_model", encoder)
+        kind, layers, d = "layer", inner.encoder.layers, encoder.config.hidden_size
+    for i, module in enumerate(layers):
+        yield Site(f"{prefix}.{kind}.{i}", component, module, d)
+
+
+def _unet(component: str, unet: "torch.nn.Module") -> Iterator[Site]:
+    widths = unet.config.block_out_channels
+    down = [(f"down_blocks.{i}", b, widths[i]) for i, b in enumerate(unet.down_blocks)]
+    middle = [("mid_block", unet.mid_block, widths[-1])]
+    up = [(f"up_blocks.{i}", b, widths[-1 - i]) for i, b in enumerate(unet.up_blocks)]
+    for path, block, d in itertools.chain(middle, up):
+        yield Site(f"unet.{path}", component, block, d, is_map=True)
+    for path, block, d in itertools.chain(down, middle, up):
+        for i, attention in enumerate(getattr(block, "attentions", ())):
+            yield Site(f"unet.{path}.attentions.{i}", component, attention, d, is_map=True)
+
+
+def _flux(component: str, transformer: "torch.nn.Module") -> Iterator[Site]:
+    d = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    kinds = {"double": transformer.transformer_blocks, "single": transformer.single_transformer_blocks}
+    for kind, blocks in kinds.items():
+        for i, module in enumerate(blocks):
+            for part, stream in enumerate(("text", "image")):
+                name = f"flux.{kind}.{i}.{stream}"
+                yield Site(name, component, module, d, part=part, needs_tuple=True)

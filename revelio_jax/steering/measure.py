@@ -1,0 +1,132 @@
+"""What steering removes and what it leaves, by a judge's labels.
+
+Two sets of labelled prompts: those that hold the concept, and others that hold another value of the
+same label. Every figure is a share of pictures with a bootstrap interval over prompts.
+"""
+
+import contextlib
+import dataclasses
+import random
+import typing
+
+import numpy as np
+import tqdm
+
+from revelio_jax.config import Steer
+from revelio_jax.errors import InputError
+from revelio_jax.steering.labels import Labelled, spread
+from revelio_jax.steering.sampling import sample
+
+FIGURES = ("concept", "kept", "others_label", "others_kept")
+
+
+class Judge(typing.Protocol):
+    """Names every label of each picture."""
+
+    def label(self, pixels: np.ndarray) -> list[dict[str, str]]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """A concept and the prompts that show what steering it does.
+
+    ``column`` is the label that the concept is a value of, ``other`` the label that must be kept.
+    """
+
+    column: str
+    value: str
+    other: str
+    with_concept: list[Labelled]
+    without: list[Labelled]
+
+    def half(self, which: int) -> "Bench":
+        """Every second prompt, from 0 or from 1."""
+        halves = {name: getattr(self, name)[which::2] for name in ("with_concept", "without")}
+        return dataclasses.replace(self, **halves)
+
+
+def make_bench(labelled: list[Labelled], column: str, value: str, n: int) -> Bench:
+    """``n`` prompts with a concept and ``n`` without, spread evenly over the other label."""
+    judged = ("style", "category")
+    if column not in judged:
+        raise InputError(f"a concept of {column} cannot be measured; the judge knows {', '.join(judged)}")
+    other = judged[1 - judged.index(column)]
+    rows = [row for row in labelled if all(row.values())]  # such as say all that they show
+    rng = random.Random(0)
+    has = spread([row for row in rows if row[column] == value], other, n, rng)
+    lacks = spread([row for row in rows if row[column] != value], column, n, rng)
+    return Bench(column, value, other, has, lacks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Shares of pictures, per prompt (mean over seeds), as arrays [prompts] in 0 .. 1.
+
+    ``concept``: prompts with the concept, pictures still judged to hold it; ``kept``: the same
+    pictures, the other label right. ``others_label`` and ``others_kept``: pictures of the other
+    prompts whose own value of the concept's label, and other label, is right.
+    """
+
+    concept: np.ndarray
+    kept: np.ndarray
+    others_label: np.ndarray
+    others_kept: np.ndarray
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        return {name: interval(getattr(self, name)) for name in FIGURES}
+
+
+def measure(
+    pipe: typing.Any,
+    judge: Judge,
+    bench: Bench,
+    seeds: list[int],
+    settings: Steer,
+    steering: typing.ContextManager | None = None,
+    progress: tqdm.tqdm | None = None,
+) -> Outcome:
+    """Sample every prompt with every seed inside ``steering`` and judge the pictures."""
+    rows = bench.with_concept + bench.without
+    prompts = [row["prompt"] for row in rows for _ in seeds]
+    with steering or contextlib.nullcontext():
+        pictures = sample(
+            pipe,
+            prompts,
+            seeds * len(rows),
+            steps=settings.steps,
+            guidance=settings.guidance,
+            height=settings.height,
+            width=settings.width,
+            batch_size=settings.batch_size,
+            progress=progress,
+        )
+    labels = judge.label(pictures)
+
+    def share(column: str, wanted: list[str], first: int) -> np.ndarray:
+        got = [label[column] for label in labels[first * len(seeds) : (first + len(wanted)) * len(seeds)]]
+        right = [g == w for g, w in zip(got, np.repeat(wanted, len(seeds)), strict=True)]
+        return np.array(right, float).reshape(len(wanted), len(seeds)).mean(1)
+
+    n = len(bench.with_concept)
+    return Outcome(
+        concept=share(bench.column, [bench.value] * n, 0),
+        kept=share(bench.other, [row[bench.other] for row in bench.with_concept], 0),
+        others_label=share(bench.column, [row[bench.column] for row in bench.without], n),
+        others_kept=share(bench.other, [row[bench.other] for row in bench.without], n),
+    )
+
+
+def interval(per_prompt: np.ndarray) -> dict[str, float]:
+    """Mean with a 95 % bootstrap interval over prompts."""
+    rng = np.random.default_rng(0)
+    draws = rng.choice(per_prompt, (2000, len(per_prompt))).mean(1)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return {"mean": float(per_prompt.mean()), "low": float(low), "high": float(high)}
+
+
+def worst(steered: Outcome, plain: Outcome) -> float:
+    """The worst of removal and the three retentions, each in 0 .. 1; what a strength is chosen by."""
+    retained = [
+        getattr(steered, name).mean() / max(getattr(plain, name).mean(), 1e-9) for name in FIGURES[1:]
+    ]
+    return float(min(1 - steered.concept.mean(), *retained, 1.0))

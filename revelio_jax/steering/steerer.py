@@ -1,0 +1,160 @@
+"""The steerer: an exported SAE as a control on a diffusers pipeline."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import typing
+import warnings
+from collections.abc import Mapping
+
+import torch
+
+from revelio_jax import sites
+from revelio_jax.errors import InputError
+from revelio_jax.steering import branches
+from revelio_jax.steering.concept import Concept, encode_concept
+from revelio_jax.steering.folder import Sae, load_sae
+from revelio_jax.steering.rules import Change, change_of
+
+
+class Steerer:
+    """Adds or removes concepts while a pipeline samples.
+
+    >>> steerer = Steerer.from_pretrained("runs/mini_sd/export")
+    >>> with steerer.attach(pipe, {"glossy 3d": -1.0}):
+    ...     pipe("a glossy 3d emoji of a red apple")
+    """
+
+    def __init__(self, sae: Sae):
+        self.sae = sae
+        self._concepts: dict[tuple, Concept] = {}
+
+    @classmethod
+    def from_pretrained(cls, folder: str | pathlib.Path) -> "Steerer":
+        """Load an exported SAE folder. Raises InputError with what is wrong with it."""
+        return cls(load_sae(folder))
+
+    @property
+    def site(self) -> str:
+        """The hook point that the SAE was trained on."""
+        return self.sae.metadata["site"]
+
+    def concept(self, pipe: typing.Any, text: str, latents: list[int] | None = None) -> Concept:
+        """The concept in latents; encoded at the first call, then kept."""
+        key = (id(pipe.text_encoder), text, tuple(latents or ()))
+        if key not in self._concepts:
+            self._concepts[key] = encode_concept(pipe, self.site, self.placed(pipe), text, latents)
+        return self._concepts[key]
+
+    def attach(
+        self,
+        pipe: typing.Any,
+        concepts: Mapping[str, float],
+        *,
+        rule: str = "gated",
+        negative_branch: bool | None = None,
+        latents: Mapping[str, list[int]] | None = None,
+    ) -> "Attachment":
+        """Steer ``pipe`` until the block ends or :meth:`Attachment.remove` is called.
+
+        ``concepts`` maps a text to its strength: negative removes, positive adds, 0 changes no bit.
+        ``negative_branch`` also steers the negative prompt, by the opposite amount; by default the
+        rules that add a fixed vector do, ``gated`` does not. ``latents`` names the latents of a
+        concept for ``gated``, where they were found from labelled prompts. Raises InputError where
+        the SAE does not fit the pipeline.
+        """
+        changes = {}
+        for text, strength in concepts.items():
+            _check_strength(text, strength)
+            concept = self.concept(pipe, text, (latents or {}).get(text))
+            changes[text] = change_of(rule, self.placed(pipe), concept)
+        if negative_branch is None:
+            negative_branch = rule != "gated"
+        return self.attach_changes(pipe, changes, concepts, negative_branch=negative_branch)
+
+    def attach_changes(
+        self,
+        pipe: typing.Any,
+        changes: Mapping[str, Change],
+        strengths: Mapping[str, float],
+        *,
+        negative_branch: bool,
+    ) -> "Attachment":
+        """Steer by any functions of the activations; see :mod:`revelio_jax.steering.rules`."""
+        return Attachment(pipe, self._fit(pipe), dict(changes), dict(strengths), negative_branch)
+
+    def placed(self, pipe: typing.Any) -> Sae:
+        """The SAE on the device of the encoder that it steers."""
+        device = getattr(pipe, self._fit(pipe).component).device
+        if self.sae.W_dec_FD.device != device:
+            self.sae = self.sae.to(device)
+        return self.sae
+
+    def _fit(self, pipe: typing.Any) -> sites.Site:
+        """The site in ``pipe``. Raises InputError where the SAE is for another model."""
+        trained_on = self.sae.metadata.get("model_id", "")
+        if (family := sites.family(pipe)) != "sd":
+            raise InputError(
+                f"this version steers Stable Diffusion 1.x and 2.x (sd), this pipeline is {family}"
+            )
+        site = sites.resolve(pipe, self.site)
+        if site.d != self.sae.d:
+            raise InputError(
+                f"the SAE is for another model: its width is {self.sae.d}, {self.site} of this pipeline "
+                f"has {site.d}; it was trained on {trained_on!r}"
+            )
+        if pipe.name_or_path and trained_on and pathlib.Path(pipe.name_or_path) != pathlib.Path(trained_on):
+            warnings.warn(f"the SAE was trained on {trained_on}, this is {pipe.name_or_path}", stacklevel=4)
+        return site
+
+
+@dataclasses.dataclass
+class Attachment:
+    """Steering in force: a context manager; outside of one, call :meth:`remove` at the end."""
+
+    pipe: typing.Any
+    site: sites.Site
+    changes: dict[str, Change]
+    strengths: dict[str, float]
+    negative_branch: bool
+
+    def __post_init__(self) -> None:
+        branches.watch(self.pipe)
+        self._hook = sites.hook(self.site, self._steer)
+
+    def __enter__(self) -> "Attachment":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Leave the pipeline as it was. Safe to call again."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+            branches.unwatch(self.pipe)
+
+    def set_strength(self, concept: str, strength: float) -> None:
+        """Change a strength between pictures."""
+        if concept not in self.changes:
+            raise InputError(f"{concept!r} is not attached; attached: {', '.join(self.changes)}")
+        _check_strength(concept, strength)
+        self.strengths[concept] = strength
+
+    def _steer(self, x: torch.Tensor) -> torch.Tensor | None:
+        """x + change for activations [B, T, D]; None, which leaves every bit as it is, without one."""
+        signs = {branches.CONDITIONAL: 1, branches.UNCONDITIONAL: -1 if self.negative_branch else 0}
+        sign = signs.get(branches.current(), 0)
+        active = {text: sign * s for text, s in self.strengths.items() if sign * s}
+        if not active:
+            return None
+        x_BTD = x.float()
+        parts = [strength * self.changes[text](x_BTD) for text, strength in active.items()]
+        return x_BTD + functools.reduce(torch.add, parts)
+
+
+def _check_strength(concept: str, strength: float) -> None:
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
+        raise InputError(f"strength of {concept!r} is {strength!r}; it must be a finite number")

@@ -1,0 +1,173 @@
+"""How well each rule removes concepts, against a difference of means and a random direction.
+
+    python -m revelio_jax.steering.table --config configs/mini_sd.py \\
+        --concept "style=glossy 3d" --concept category=heart --concept category=animal
+
+For every concept and rule, the strength is chosen on one half of the prompts (by the worst of
+removal and retention) and reported on the other half. A concept whose label is left out by some
+prompts is also added to those. Writes runs/<name>/steering/table.json and table.md.
+"""
+
+import datetime
+import json
+import pathlib
+import typing
+
+import torch
+import tqdm
+
+from revelio_jax.config import Config, main_argv, parse
+from revelio_jax.errors import InputError, reported
+from revelio_jax.steering.concept import hidden_states
+from revelio_jax.steering.judges import load_judge
+from revelio_jax.steering.labels import Labelled, parse_concept, read_labelled
+from revelio_jax.steering.latents import find_latents, split
+from revelio_jax.steering.measure import FIGURES, Bench, Outcome, make_bench, measure, worst
+from revelio_jax.steering.pipeline import load_pipeline
+from revelio_jax.steering.rules import RULES, Change, change_of
+from revelio_jax.steering.steerer import Steerer
+from revelio_jax.steering.strengths import parse_strengths
+
+FLAGS = {
+    "concept": ((), "label column and value, such as style=flat; may be given several times"),
+    "strength": ("-0.25,-0.5,-0.75,-1,-1.5,-2", "strengths to choose from"),
+    "prompts": (80, "prompts with the concept, and as many without; half choose, half report"),
+    "seeds": (3, "pictures a prompt"),
+}
+RATIO, MOST = 4.0, 24  # how the latents of gated are found; see the command latents
+
+
+def main() -> None:
+    config, flags = parse(main_argv("revelio_jax.steering.table"), __doc__, **FLAGS)
+    labelled = read_labelled(config.steer.prompts)
+    if not flags["concept"]:
+        raise InputError("--concept is missing; give a label column and value, such as style=flat")
+    concepts = [parse_concept(concept, labelled) for concept in flags["concept"]]
+    strengths = parse_strengths(flags["strength"])
+    judge = load_judge(config.steer.judge)
+    steerer = Steerer.from_pretrained(pathlib.Path(config.train.run, "export"))
+    pipe = load_pipeline(config.model)
+
+    seeds = list(range(flags["seeds"]))
+    results = []
+    for column, value in concepts:
+        bench = make_bench(labelled, column, value, flags["prompts"])
+        results.append(compare(config, steerer, pipe, judge, bench, labelled, strengths, seeds))
+    folder = pathlib.Path(config.train.run, "steering")
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": config.model.id,
+        "site": steerer.site,
+        "seeds": seeds,
+        "steps": config.steer.steps,
+        "guidance": config.steer.guidance,
+        "torch": torch.__version__,
+        "concepts": results,
+    }
+    (folder / "table.json").write_text(json.dumps(record, indent=1) + "\n")
+    text = "\n".join(markdown(result) for result in results)
+    (folder / "table.md").write_text(text)
+    print(text)
+    print(f"in {folder / 'table.md'}")
+
+
+def compare(
+    config: Config,
+    steerer: Steerer,
+    pipe: typing.Any,
+    judge: typing.Any,
+    bench: Bench,
+    labelled: list[Labelled],
+    strengths: list[float],
+    seeds: list[int],
+) -> dict[str, typing.Any]:
+    """The rows of one concept: for each rule the chosen strength and its outcome."""
+    reported_on = {row["prompt"] for row in bench.with_concept[1::2] + bench.without[1::2]}
+    with_concept, without = split(
+        [row for row in labelled if row["prompt"] not in reported_on], bench.column, bench.value
+    )
+    sae = steerer.placed(pipe)
+    latents = find_latents(pipe, steerer.site, sae, with_concept, without, RATIO, MOST)
+    concept = steerer.concept(pipe, bench.value, [row["latent"] for row in latents])
+    # (change at strength 1, also on the negative branch?)
+    rules = {name: (change_of(name, sae, concept), name != "gated") for name in RULES}
+    rules["difference of means"] = (
+        difference_of_means(pipe, steerer.site, with_concept, without),
+        True,
+    )
+    halves = [bench.half(0), bench.half(1)]
+    pictures = len(bench.with_concept + bench.without) // 2
+    total = pictures * (len(rules) * (len(strengths) + len(seeds)) + 1 + 2 * len(seeds))
+    with tqdm.tqdm(total=total, desc=bench.value, unit="picture") as progress:
+
+        def run(half: int, seeds: list[int], change: Change, strength: float, negative: bool) -> Outcome:
+            steering = steerer.attach_changes(
+                pipe, {"concept": change}, {"concept": strength}, negative_branch=negative
+            )
+            return measure(pipe, judge, halves[half], seeds, config.steer, steering, progress)
+
+        plain = [
+            measure(pipe, judge, halves[half], which, config.steer, None, progress)
+            for half, which in ((0, seeds[:1]), (1, seeds))
+        ]
+        rows = [{"rule": "none", "strength": 0.0, **plain[1].summary()}]
+        best: tuple[float, Change, float, bool] | None = None
+        for name, (change, negative) in rules.items():
+            scores = {
+                strength: worst(run(0, seeds[:1], change, strength, negative), plain[0])
+                for strength in strengths
+            }
+            strength = max(scores, key=lambda s: (round(scores[s], 3), -abs(s)))
+            outcome = run(1, seeds, change, strength, negative)
+            rows.append({"rule": name, "strength": strength, "chosen_from": scores, **outcome.summary()})
+            score = worst(outcome, plain[1])
+            if name in RULES and (best is None or score > best[0]):
+                best = (score, change, strength, negative)
+        _, change, strength, negative = best
+        control = random_direction(change, torch.Generator().manual_seed(0))
+        rows.append(
+            {"rule": "random direction", "strength": strength}
+            | run(1, seeds, control, strength, negative).summary()
+        )
+    return {
+        "concept": f"{bench.column}={bench.value}",
+        "prompts": len(halves[1].with_concept),
+        "latents": latents,
+        "rows": rows,
+    }
+
+
+def difference_of_means(pipe: typing.Any, site: str, with_concept: list[str], without: list[str]) -> Change:
+    """The peer: mean activation with the concept minus mean without, at every position."""
+    v_TD = hidden_states(pipe, site, with_concept).mean(0) - hidden_states(pipe, site, without).mean(0)
+    return lambda x_BTD: v_TD
+
+
+def random_direction(change: Change, generator: torch.Generator) -> Change:
+    """The control: a random direction at every position, as long as the change of ``change``."""
+
+    def control(x_BTD: torch.Tensor) -> torch.Tensor:
+        length = change(x_BTD).norm(dim=-1, keepdim=True)
+        generator.manual_seed(0)  # the same direction in every call
+        direction = torch.randn(x_BTD.shape[1:], generator=generator).to(x_BTD)
+        return length * direction / direction.norm(dim=-1, keepdim=True)
+
+    return control
+
+
+def markdown(result: dict[str, typing.Any]) -> str:
+    lines = [
+        f"### {result['concept']} ({result['prompts']} prompts with it, as many without)",
+        "| rule | strength | concept left | other label kept | others: its label | others: other label |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        cells = ["{mean:.3f} ({low:.2f}-{high:.2f})".format(**row[name]) for name in FIGURES]
+        lines.append(f"| {row['rule']} | {row['strength']:g} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

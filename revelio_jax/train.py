@@ -1,0 +1,151 @@
+"""Train a k-sparse autoencoder on one site of an activation store.
+
+    python -m revelio_jax.train --config configs/mini_sd.py
+    python -m revelio_jax.train --config configs/mini_sd.py --config.train.resume=True
+
+Writes the folder config.train.run: config.json, metrics.jsonl and checkpoints. A run that is stopped
+at any moment and resumed goes on bit for bit as if it had never stopped.
+"""
+
+import pathlib
+import time
+
+import numpy as np
+
+from revelio_jax import checkpoint, data, metrics, sharding
+from revelio_jax import step as training
+from revelio_jax.config import Config, main_argv, parse
+from revelio_jax.errors import InputError, reported
+from revelio_jax.sae import initial
+from revelio_jax.store import Site, Store, open_store
+
+
+def train(config: Config) -> None:
+    """Train up to config.train.steps. Raises InputError before anything is written."""
+    sae, options = config.sae, config.train
+
+    # Config and store.
+    run, store, site = open_run(config)
+    facts = checkpoint.identity(config, store.fingerprint, site.name)
+    start = resumed_step(run, options.resume, facts)
+    if start >= options.steps:
+        print(f"{run} is finished: it has {start} of {options.steps} steps, nothing is left to do")
+        return
+
+    # Mesh and data.
+    latents = dictionary_size(config, site)
+    mesh = sharding.make_mesh(options.mesh_data, options.mesh_feature, options.batch_size, latents)
+    order = data.make_order(site, options.seed, options.batch_size, options.buffer_chunks, options.held_out)
+
+    # State: restored, or initial.
+    optimiser = training.make_optimiser(options)
+    if start:
+        state = checkpoint.restore(run, start, latents, site.d, optimiser, mesh)
+    else:
+        mean_D, scale = normalisation(sae.normalise, site)
+        x_ND = (data.first_rows(site, order, sae.b_dec_init_rows) - mean_D) / scale
+        params = initial.initial_params(options.seed, latents, initial.bias(sae.b_dec_init, x_ND), mesh)
+        state = training.initial_state(params, mean_D, scale, optimiser, mesh)
+    train_step = training.make_train_step(sae, options, mesh)
+    print(describe(config, site, order, latents))
+
+    # Loop. A step is dispatched before the metrics of the one before are read, so the device never waits.
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(config.to_json())
+    log = metrics.Log(run / "metrics.jsonl", start, options)
+    rows = data.batches(site, order, start)
+    with checkpoint.manager(run, options.keep) as checkpoints:
+        try:
+            before = None
+            for step in range(start + 1, options.steps + 1):
+                asked = time.perf_counter()
+                x_BD = sharding.put_batch(mesh, next(rows))
+                waited_s = time.perf_counter() - asked
+                state, measured = train_step(state, x_BD)
+                if before:
+                    log.add(*before)
+                before = step, measured, waited_s
+                if step % options.checkpoint_every == 0 or step == options.steps:
+                    log.add(*before)  # stops here if the state is no good, so that it is not saved
+                    before = None
+                    checkpoint.save(checkpoints, step, state, config, facts)
+        finally:
+            rows.close()
+            log.close()
+    print(f"{run} is finished: {options.steps} steps; next: python -m revelio_jax.evaluate")
+
+
+def open_run(config: Config) -> tuple[pathlib.Path, Store, Site]:
+    """The run's folder (which need not exist), its store and its site. Raises InputError."""
+    if not config.train.run:
+        raise InputError("config.train.run is empty; it names the folder of the run, as runs/mini_sd")
+    if not config.extract.store:
+        raise InputError("config.extract.store is empty; it names the activation store to train on")
+    run = pathlib.Path(config.train.run)
+    if run.exists() and not run.is_dir():
+        raise InputError(f"config.train.run is {config.train.run!r}, which is no folder")
+    store = open_store(config.extract.store)
+    return run, store, store.site(config.train.site)
+
+
+def resumed_step(run: pathlib.Path, resume: bool, facts: dict) -> int:
+    """The step of the newest checkpoint, 0 where there is none. Raises InputError where it may not go on."""
+    step = checkpoint.newest(run)
+    if not step:
+        return 0
+    if not resume:
+        raise InputError(
+            f"config.train.run is {str(run)!r}, which has checkpoints up to step {step}; "
+            "pass --config.train.resume=True to go on with it, or choose another run"
+        )
+    checkpoint.check(run, step, facts)
+    return step
+
+
+def dictionary_size(config: Config, site: Site) -> int:
+    """Latents of the autoencoder. Raises InputError where fewer than k."""
+    latents = site.d * config.sae.expansion
+    if config.sae.k > latents:
+        raise InputError(
+            f"config.sae.k is {config.sae.k}; it must be at most {latents}, the latents "
+            f"(width {site.d} x config.sae.expansion)"
+        )
+    return latents
+
+
+def normalisation(rule: str, site: Site) -> tuple[np.ndarray, float]:
+    """Mean [d] and the one scale s of (x - mean) / s, from the store's statistics of all its rows.
+
+    One scale for all columns keeps directions and angles, and folds exactly into an export.
+    """
+    if rule == "none":
+        return np.zeros(site.d, np.float32), 1.0
+    scale = float(np.sqrt(site.variance.mean()))
+    if not scale > 0:
+        raise InputError(f"site {site.name}: all rows are equal, there is nothing to learn")
+    return site.mean.astype(np.float32), scale
+
+
+def describe(config: Config, site: Site, order: data.Order, latents: int) -> str:
+    """What is trained on what, and warnings."""
+    sae, options = config.sae, config.train
+    off_centre = np.linalg.norm(site.mean) / max(np.sqrt(site.variance.sum()), 1e-30)
+    held_out = sum(stop - start for start, stop in order.held_out)
+    epochs = options.steps * options.batch_size / order.rows
+    lines = [
+        f"{site.name}: width {site.d}, {latents} latents, k {sae.k}; {order.rows:,} rows to train on, "
+        f"{held_out:,} held out; {options.steps:,} steps of {options.batch_size:,} are {epochs:.1f} epochs",
+        f"||mean|| / ||std|| of the rows is {off_centre:.2f}; normalise: {sae.normalise}",
+    ]
+    if sae.k_aux and sae.dead_after_rows > options.steps * options.batch_size / 2:
+        lines.append(
+            f"warning: config.sae.dead_after_rows is {sae.dead_after_rows:,}, more than half of this run; "
+            "AuxK will hardly revive dead latents"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    with reported():
+        config, _ = parse(main_argv("revelio_jax.train"), __doc__)
+        train(config)

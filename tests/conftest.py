@@ -1,0 +1,121 @@
+"""JAX on 8 devices of the host, and the small stores and runs that tests of the trainer share."""
+
+import os
+import tempfile
+
+# Before anything imports JAX; subprocesses inherit it.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Many tests train the same small model: compile it once a session.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from revelio_jax.config import Config, Extract, Model, Sae, Train
+from revelio_jax.store import SitePlan, StorePlan, StoreWriter
+
+SITE, D, DICTIONARY, ACTIVE, SAMPLES, TOKENS = "clip.layer.1", 16, 24, 3, 256, 16
+
+
+@pytest.fixture(scope="session")
+def directions() -> np.ndarray:
+    """The planted dictionary: 24 unit vectors of width 16."""
+    directions = np.random.default_rng(1).normal(size=(DICTIONARY, D))
+    return directions / np.linalg.norm(directions, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="session")
+def planted(directions) -> np.ndarray:
+    """Rows [4096, 16]: sums of 3 of the 24 directions, far from the origin."""
+    random = np.random.default_rng(0)
+    codes = np.zeros((SAMPLES * TOKENS, DICTIONARY))
+    for code in codes:
+        code[random.choice(DICTIONARY, ACTIVE, replace=False)] = random.uniform(1, 2, ACTIVE)
+    return (7 * random.normal(size=D) + 3 * codes @ directions).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def write_store():
+    """A function that writes rows [N, d] as a store of one site, TOKENS rows a sample."""
+
+    def write(location, rows, shard_samples=32, finish=True, **facts):
+        samples = [{"id": i, "prompt": f"prompt {i}"} for i in range(len(rows) // TOKENS)]
+        shards = np.split(rows, range(shard_samples * TOKENS, len(rows), shard_samples * TOKENS))
+        site = SitePlan(SITE, rows.shape[1], tuple(len(shard) for shard in shards))
+        plan = StorePlan((site,), "float32", 32, shard_samples, len(samples), {"test": "", **facts})
+        writer = StoreWriter(str(location), plan, samples)
+        for index, shard in enumerate(shards):
+            position = np.arange(len(shard), dtype=np.int32)
+            arrays = {"activations": shard, "sample": position // TOKENS, "position": position % TOKENS}
+            writer.write_shard(index, {SITE: arrays | {"timestep": np.zeros_like(position)}})
+        if finish:
+            writer.finish()
+        return str(location)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory, planted, write_store) -> str:
+    return write_store(tmp_path_factory.mktemp("store") / "planted", planted)
+
+
+@pytest.fixture(scope="session")
+def base(store) -> Config:
+    """A config that learns the planted store in seconds; ``train.run`` is empty."""
+    return Config(
+        model=Model(id="planted", family="sd"),
+        extract=Extract(store=store),
+        sae=Sae(k=ACTIVE, expansion=3, k_aux=16, dead_after_rows=4000),
+        train=Train(
+            steps=600,
+            batch_size=64,
+            learning_rate=1e-2,
+            decay_share=0.3,
+            held_out=0.1,
+            buffer_chunks=24,
+            mesh_data=1,
+            log_every=50,
+            checkpoint_every=200,
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def with_train():
+    """A function that returns a config with other fields of ``train``."""
+    return lambda config, **fields: dataclasses.replace(
+        config, train=dataclasses.replace(config.train, **fields)
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, base, with_train) -> Config:
+    """The config of a finished run on the planted store."""
+    from revelio_jax.train import train
+
+    config = with_train(base, run=str(tmp_path_factory.mktemp("runs") / "planted"))
+    train(config)
+    return config
+
+
+@pytest.fixture(scope="session")
+def config_file():
+    """A function that writes a Config as a file for ``--config``."""
+
+    def write(path: pathlib.Path, config: Config) -> str:
+        values = json.loads(config.to_json())
+        path.write_text(
+            "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
+            f"    return ConfigDict({values!r})\n"
+        )
+        return str(path)
+
+    return write

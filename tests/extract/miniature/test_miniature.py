@@ -1,0 +1,109 @@
+"""The miniature as it ships: it loads unchanged, its judge works, its pictures follow the prompt."""
+
+import collections
+import json
+import pathlib
+import random
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTokenizer
+
+from extract.inputs import read_prompts
+from extract.miniature import data, judge, measure, tokenizer
+from revelio_jax.steering.sampling import sample
+
+FOLDER = pathlib.Path(measure.__file__).parent / "sd"
+CAPTIONS = read_prompts(FOLDER / "prompts.csv")
+APPLE = data.Picture("red apple", "flat", "food", "food-fruit", held_out=False)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_it_is_small_and_says_where_it_comes_from():
+    assert sum(f.stat().st_size for f in FOLDER.rglob("*.safetensors")) <= 15e6
+    card = (FOLDER / "README.md").read_text()
+    for package, _ in data.PACKAGES.values():
+        assert package.rpartition("@")[0] in card
+    measured = json.loads((FOLDER / "measured.json").read_text())
+    assert f"{measured['trained_pairs']['style']:.3f}" in card
+
+
+def test_pictures_follow_style_and_category(pipe):
+    trained = [row for row in CAPTIONS if row["style"] and row["name"] and row["held_out"] == "0"]
+    rows = random.Random(5).sample(trained, 48)
+    pictures = sample(pipe, [row["prompt"] for row in rows], list(range(48)), **measure.SAMPLING)
+    labels = judge.load(FOLDER).label(pictures)
+    for key in judge.LABELS:  # measured: see the model card; 48 pictures are few
+        assert np.mean([label[key] == row[key] for label, row in zip(labels, rows, strict=True)]) > 0.7
+
+
+def test_the_tokenizer_knows_its_captions_whole_and_pads_like_clip(pipe):
+    tokens = pipe.tokenizer("a glossy 3d emoji of a red apple", padding="max_length").input_ids
+    assert len(tokens) == tokenizer.MAX_LENGTH
+    assert tokens.count(pipe.tokenizer.eos_token_id) == tokenizer.MAX_LENGTH - 10
+    assert pipe.tokenizer.tokenize("glossy red apple") == ["glossy</w>", "red</w>", "apple</w>"]
+    longest = max(
+        len(pipe.tokenizer(row["prompt"]).input_ids) for row in read_prompts(FOLDER / "prompts.csv")
+    )
+    assert longest <= tokenizer.MAX_LENGTH
+
+
+def test_a_tokenizer_survives_saving_and_spells_what_it_does_not_know(tmp_path):
+    tokenizer.fit(["a red apple", "a flat red heart"] * 4).save_pretrained(tmp_path)
+    loaded = CLIPTokenizer.from_pretrained(tmp_path)
+    assert loaded.tokenize("red") == ["red</w>"]
+    assert loaded.decode(loaded("xylophone").input_ids, skip_special_tokens=True).strip() == "xylophone"
+    assert loaded.pad_token_id == loaded.eos_token_id
+
+
+def test_captions_say_what_their_labels_say():
+    rows = {row["prompt"]: row for row in data.all_captions([APPLE])}
+    assert len(rows) == len(data.PLAIN + data.STYLED + data.GENERIC)
+    for prompt, row in rows.items():
+        for label in ("style", "name"):
+            assert (getattr(APPLE, label) in prompt) == bool(row[label])
+            assert row[label] in prompt
+    assert rows["a red apple"] == {
+        "prompt": "a red apple",
+        "style": "",
+        "category": "food",
+        "name": "red apple",
+    }
+    assert rows["flat"]["category"] == ""
+
+
+def test_a_tenth_of_the_captions_is_empty_and_most_name_style_and_object():
+    rng = random.Random(0)
+    captions = [data.caption(APPLE, rng) for _ in range(4000)]
+    empty = captions.count("") / 4000
+    styled = np.mean(["flat" in c and "red apple" in c for c in captions])
+    assert 0.08 < empty < 0.12
+    assert 0.63 < styled < 0.73
+
+
+def test_measured_pictures_are_spread_over_styles_and_categories():
+    pictures = [
+        data.Picture(f"{category} {i}", style, category, "", held_out=False)
+        for style in data.STYLES for category in data.CATEGORIES for i in range(9)
+    ]  # fmt: skip
+    chosen = measure.spread(pictures, 48)
+    assert len(set(chosen)) == 48
+    assert set(collections.Counter((p.style, p.category) for p in chosen).values()) == {2}
+    assert chosen == measure.spread(pictures, 48)
+
+
+def test_the_judge_is_never_shown_a_fifth_of_the_objects():
+    pictures = [
+        data.Picture(str(i), style, "food", "", held_out=False) for i in range(50) for style in data.STYLES
+    ]
+    unseen = judge.unseen_objects(pictures)
+    assert len(unseen) == 10
+    assert unseen == judge.unseen_objects(pictures[::-1])

@@ -1,0 +1,116 @@
+"""Tokens and their kinds; activations equal those of the encoder's own hidden states."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from extract import text
+from extract.pipelines import TextEncoder
+from revelio_jax import sites
+
+PROMPTS = ["", "a flat emoji of cat", "red apple " * 40]
+
+
+@pytest.fixture(scope="module")
+def clip(sd):
+    return TextEncoder("text_encoder", sd.text_encoder, sd.tokenizer)
+
+
+def test_clip_pads_with_its_end_marker_and_only_the_first_ends_the_prompt(clip):
+    tokens = text.tokenise(clip, PROMPTS)
+    length = clip.tokenizer.model_max_length
+    assert tokens.ids.shape == (3, length)
+    assert (tokens.ids[0, 1:] == clip.tokenizer.eos_token_id).all()
+    words = len(clip.tokenizer(PROMPTS[1])["input_ids"]) - 2
+    assert tokens.kept("all").sum(1).tolist() == [length] * 3
+    assert tokens.kept("no_padding").sum(1).tolist() == [2, words + 2, length]
+    assert tokens.kept("content").sum(1).tolist() == [0, words, length - 2]
+    assert tokens.kinds[1, : words + 3].tolist() == [text.BOS] + [text.CONTENT] * words + [
+        text.EOS,
+        text.PADDING,
+    ]
+
+
+def test_a_padding_token_of_its_own_makes_no_difference(fitted, sd):
+    """SD 2 and SDXL's second tokenizer pad with '!'."""
+    other = transformers.CLIPTokenizer(
+        vocab=fitted.get_vocab(),
+        merges=[tuple(m) for m in json.loads(fitted.backend_tokenizer.to_str())["model"]["merges"]],
+        model_max_length=fitted.model_max_length,
+        pad_token="!",
+    )
+    a = text.tokenise(TextEncoder("", sd.text_encoder, fitted), PROMPTS)
+    b = text.tokenise(TextEncoder("", sd.text_encoder, other), PROMPTS)
+    assert (a.ids != b.ids).any()
+    np.testing.assert_array_equal(a.kinds, b.kinds)
+
+
+def test_t5_has_no_start_and_pads_with_zero(t5):
+    tokens = text.tokenise(t5, ["", "cat", "a long word and more"])
+    assert (tokens.ids[0] == [1] + [0] * 9).all()
+    assert tokens.kept("content").sum(1).tolist() == [0, 4, 9]
+    assert tokens.kept("no_padding").sum(1).tolist() == [1, 5, 10]
+
+
+@pytest.mark.parametrize("kind", ["clip", "t5"])
+def test_every_layer_is_the_residual_stream_after_it(clip, t5, kind):
+    encoder = clip if kind == "clip" else t5
+    prefix = "clip.layer" if kind == "clip" else "t5.block"
+    layers = 3
+    pipe = _Pipe(encoder)
+    wanted = [sites.resolve(pipe, f"{prefix}.{i}") for i in range(layers)]
+    tokens = text.tokenise(encoder, PROMPTS)
+    hooks = [len(site.module._forward_hooks) for site in wanted]
+    got = text.activations(encoder, wanted, tokens, "float32")
+    assert [len(site.module._forward_hooks) for site in wanted] == hooks
+    with torch.inference_mode():
+        states = encoder.model(torch.from_numpy(tokens.ids), output_hidden_states=True).hidden_states
+    for i in range(layers):
+        assert got[f"{prefix}.{i}"].shape == (3, tokens.ids.shape[1], 16)
+        if kind == "clip" or i < layers - 1:  # T5's last hidden state is after its final norm
+            np.testing.assert_array_equal(got[f"{prefix}.{i}"], states[i + 1])
+    alone = text.activations(encoder, wanted[:1], tokens, "float32")
+    np.testing.assert_array_equal(alone[f"{prefix}.0"], got[f"{prefix}.0"])
+
+
+class _Pipe:
+    """A pipeline that holds one text encoder."""
+
+    def __init__(self, encoder):
+        self.text_encoder = self.text_encoder_2 = None
+        if encoder.component == "text_encoder_2":
+            self.transformer = None
+        else:
+            del self.text_encoder_2
+        setattr(self, encoder.component, encoder.model)
+
+
+def test_no_layer_after_the_last_wanted_is_run(clip):
+    ran = []
+    handles = [
+        layer.register_forward_hook(lambda *_, i=i: ran.append(i))
+        for i, layer in enumerate(_layers(clip.model))
+    ]
+    wanted = [sites.resolve(_Pipe(clip), "clip.layer.1")]
+    text.activations(clip, wanted, text.tokenise(clip, ["a"]), "float32")
+    for handle in handles:
+        handle.remove()
+    # The hook that ends the pass comes before those that were there.
+    assert ran == [0]
+
+
+def _layers(model):
+    return getattr(model, "text_model", model).encoder.layers
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_rounded_once(clip, dtype):
+    wanted = [sites.resolve(_Pipe(clip), "clip.layer.1")]
+    tokens = text.tokenise(clip, PROMPTS)
+    full = torch.from_numpy(text.activations(clip, wanted, tokens, "float32")["clip.layer.1"])
+    half = text.activations(clip, wanted, tokens, dtype)["clip.layer.1"]
+    assert half.dtype.name == dtype
+    np.testing.assert_array_equal(half.astype(np.float32), full.to(getattr(torch, dtype)).float().numpy())

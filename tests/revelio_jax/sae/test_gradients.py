@@ -1,0 +1,124 @@
+"""Sparse products, AuxK and sharding give the loss and the gradients of the plain dense formulation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from revelio_jax import sharding
+from revelio_jax.config import Sae
+from revelio_jax.sae import sparse
+from revelio_jax.step import gradients
+
+
+def dense_loss(params, x, dead, sae):
+    """The loss as the papers write it: fvu + alpha ||e - e_hat||^2 / deviation."""
+
+    def top(z, k):
+        kept = jax.lax.top_k(z, min(k, z.shape[1]))[1]
+        return z * jnp.zeros_like(z).at[jnp.arange(len(z))[:, None], kept].set(1)
+
+    z = jax.nn.relu((x - params["b_dec_D"]) @ params["W_enc_FD"].T + params["b_enc_F"])
+    x_hat = top(z, sae.k) @ params["W_dec_FD"] + params["b_dec_D"]
+    deviation = jnp.square(x - x.mean(0)).sum()
+    residual = jax.lax.stop_gradient(x - x_hat)
+    aux = jnp.square(residual - top(z * dead, sae.k_aux) @ params["W_dec_FD"]).sum() / deviation
+    aux = jnp.where(dead.any(), aux, 0)
+    return jnp.square(x - x_hat).sum() / deviation + sae.aux_alpha * aux, aux
+
+
+def example(rows, width, latents, seed=0):
+    """Parameters that are not tied, biases that are not 0, rows off the origin."""
+    random = np.random.default_rng(seed)
+    shapes = {
+        "W_enc_FD": (latents, width), "b_enc_F": (latents,), "W_dec_FD": (latents, width), "b_dec_D": (width,)
+    }  # fmt: skip
+    params = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return params, (random.normal(size=(rows, width)) + 1).astype(np.float32)
+
+
+def assert_equals_dense(params, x, dead, sae, data=1, feature=1):
+    mesh = sharding.make_mesh(data, feature, len(x), len(dead))
+    sharded = jax.device_put(params, sharding.named(mesh, sharding.PARAMS))
+    run = jax.jit(functools.partial(gradients, sae=sae, mesh=mesh))
+    grads, _, metrics = run(sharded, dead, sharding.put_batch(mesh, x))
+    dense = jax.jit(jax.value_and_grad(functools.partial(dense_loss, sae=sae), has_aux=True))
+    (loss, aux), expected = dense(params, x, dead)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["aux_loss"], aux, rtol=1e-5)
+    for name, value in expected.items():
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(grads[name], value, atol=1e-5 * scale, rtol=1e-5, err_msg=name)
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 9),
+    width=st.integers(1, 9),
+    latents=st.integers(3, 70),
+    k=st.integers(1, 3),
+    share=st.sampled_from([0, 0.1, 1]),
+    seed=st.integers(0, 99),
+)
+def test_gradients_equal_dense(rows, width, latents, k, share, seed):
+    params, x = example(rows + 1, width, latents, seed)
+    dead = np.random.default_rng(seed).random(latents) < share
+    assert_equals_dense(params, x, dead, Sae(k=k, k_aux=20, aux_alpha=0.7))
+
+
+# With k_aux 8: no dead latent, fewer than k_aux, more, and all.
+@pytest.mark.parametrize("count", [0, 3, 20, 64])
+def test_gradients_equal_dense_for_any_number_of_dead_latents(count):
+    params, x = example(32, 12, 64)
+    assert_equals_dense(params, x, np.arange(64)[::-1] < count, Sae(k=4, k_aux=8, aux_alpha=0.7))
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4), (1, 8)], ids=str)
+def test_gradients_equal_dense_on_a_mesh(mesh):
+    params, x = example(32, 12, 64)
+    dead = np.arange(64) < 20  # on the first devices only
+    assert_equals_dense(params, x, dead, Sae(k=4, k_aux=8, aux_alpha=0.7), *mesh)
+
+
+def test_gradient_of_the_rows_themselves():
+    params, x = jax.tree.map(jnp.asarray, example(8, 6, 32))
+
+    def sparse_sum(x):
+        values, indices = sparse.encode(x, *(params[n] for n in ("W_enc_FD", "b_enc_F", "b_dec_D")), 4, None)
+        return jnp.sin(sparse.decode(values, indices, params["W_dec_FD"])).sum()
+
+    def dense_sum(x):
+        z = jax.nn.relu((x - params["b_dec_D"]) @ params["W_enc_FD"].T + params["b_enc_F"])
+        kept = jax.lax.top_k(z, 4)[1]
+        mask = jnp.zeros_like(z).at[jnp.arange(len(z))[:, None], kept].set(1)
+        return jnp.sin((z * mask) @ params["W_dec_FD"]).sum()
+
+    np.testing.assert_allclose(jax.grad(sparse_sum)(x), jax.grad(dense_sum)(x), rtol=1e-4, atol=1e-4)
+
+
+def test_without_dead_latents_aux_k_changes_nothing():
+    params, x = example(32, 12, 64)
+    mesh = sharding.make_mesh(1, 1, 32, 64)
+    none = np.zeros(64, bool)
+    with_aux, _, metrics = jax.jit(lambda p: gradients(p, none, x, Sae(k=4, k_aux=8), mesh))(params)
+    without, _, _ = jax.jit(lambda p: gradients(p, none, x, Sae(k=4, k_aux=0), mesh))(params)
+    assert metrics["aux_loss"] == 0
+    assert metrics["loss"] == metrics["fvu"]
+    for name in params:
+        np.testing.assert_array_equal(with_aux[name], without[name])
+
+
+def test_the_loss_compares_with_the_row_itself():
+    """A perfect bias reconstructs a constant batch: no bias may be missing or counted twice."""
+    params, _ = example(8, 6, 32)
+    params["b_enc_F"] -= 100  # nothing fires
+    x = np.tile(params["b_dec_D"], (8, 1)) + np.eye(8, 6, dtype=np.float32) * 1e-3
+    mesh = sharding.make_mesh(1, 1, 8, 32)
+    _, fired, metrics = jax.jit(lambda p: gradients(p, np.zeros(32, bool), x, Sae(k=4), mesh))(params)
+    assert metrics["fvu"] < 1.3  # the error is that to the mean; off by the bias it would be 10^6
+    assert metrics["l0"] == 0
+    assert not fired.any()  # slots were selected, with value 0

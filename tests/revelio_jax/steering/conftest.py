@@ -1,0 +1,44 @@
+"""The shipped miniature and a small random SAE that fits it."""
+
+import json
+import pathlib
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
+
+MINIATURE = pathlib.Path(__file__).parents[3] / "extract" / "miniature" / "sd"
+SITE, D, F, K = "clip.layer.2", 128, 64, 8
+
+
+@pytest.fixture(scope="session")
+def pipe():
+    pipe = StableDiffusionPipeline.from_pretrained(MINIATURE, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def tensors() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    W_dec = torch.nn.functional.normalize(torch.randn(F, D, generator=generator), dim=1)
+    return {
+        "W_enc": W_dec.T.contiguous(),
+        "b_enc": 0.1 * torch.randn(F, generator=generator),
+        "W_dec": W_dec,
+        "b_dec": torch.randn(D, generator=generator),
+    }
+
+
+@pytest.fixture(scope="session")
+def config() -> dict:
+    metadata = {"site": SITE, "model_id": "", "family": "sd"}
+    return {"architecture": "topk", "d_in": D, "d_sae": F, "k": K, "metadata": metadata}
+
+
+@pytest.fixture
+def sae_folder(tmp_path, tensors, config) -> pathlib.Path:
+    save_file(tensors, tmp_path / "sae_weights.safetensors")
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    return tmp_path

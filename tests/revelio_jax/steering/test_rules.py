@@ -1,0 +1,50 @@
+"""The three rules against their definitions."""
+
+import torch
+
+from revelio_jax.steering.concept import Concept, hidden_states, own_latents
+from revelio_jax.steering.folder import load_sae
+from revelio_jax.steering.rules import change_of
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_rules_follow_their_definitions(sae_folder, tensors):
+    sae = load_sae(sae_folder)
+    codes, empty = _random(6, 64).relu(), _random(6, 64, seed=1).relu()
+    concept = Concept("c", codes, empty, torch.tensor([3, 5]))
+    x = 4 * _random(2, 6, 128, seed=2)
+    torch.testing.assert_close(change_of("paper", sae, concept)(x), codes @ tensors["W_dec"])
+    difference = (codes - empty).clamp(min=0)
+    torch.testing.assert_close(change_of("contrast", sae, concept)(x), difference @ tensors["W_dec"])
+    z = sae.codes(x)
+    wanted = z[..., 3, None] * tensors["W_dec"][3] + z[..., 5, None] * tensors["W_dec"][5]
+    torch.testing.assert_close(change_of("gated", sae, concept)(x), wanted)
+
+
+def test_gated_leaves_activations_alone_in_which_its_latents_do_not_fire(sae_folder):
+    sae = load_sae(sae_folder)
+    x = 4 * _random(2, 6, 128)
+    silent = (sae.codes(x) == 0).all((0, 1)).nonzero().flatten()
+    silent = silent if len(silent) else torch.tensor([], dtype=torch.long)
+    concept = Concept("c", torch.zeros(6, 64), torch.zeros(6, 64), silent)
+    assert (change_of("gated", sae, concept)(x) == 0).all()
+
+
+def test_own_latents_are_those_that_the_empty_prompt_lacks():
+    codes = torch.tensor([[5.0, 2.0, 0.0, 3.0], [0.0, 1.0, 9.0, 0.0]])
+    empty = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 9.0, 0.0]])
+    # 0: 5 against 1; 1: 2 against 1, too little; 2: as strong on the empty prompt; 3: 3 against 0
+    assert own_latents(codes, empty).tolist() == [0, 3]
+    assert own_latents(codes, empty, most=1).tolist() == [0]
+
+
+def test_hidden_states_are_those_of_the_encoder_whatever_the_batch(pipe):
+    prompts = ["flat emoji of tiger", "", "a red apple"]
+    got = hidden_states(pipe, "clip.layer.2", prompts, batch_size=2)
+    tokens = pipe.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        wanted = pipe.text_encoder(tokens, output_hidden_states=True).hidden_states[3]
+    torch.testing.assert_close(got, wanted)

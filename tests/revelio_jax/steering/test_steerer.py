@@ -1,0 +1,181 @@
+"""Steering the shipped miniature: exact, on every call, and gone after the block."""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from revelio_jax import sites
+from revelio_jax.config import RULES
+from revelio_jax.errors import InputError
+from revelio_jax.steering import Steerer, branches
+from revelio_jax.steering.sampling import sample
+
+PROMPTS = ["glossy 3d emoji of red apple", "flat emoji of tiger"]
+CONCEPT = "glossy 3d"
+SETTINGS = {"steps": 2, "guidance": 2.5, "height": 32, "width": 32, "batch_size": 8}
+
+
+def pictures(pipe, prompts=PROMPTS, **settings) -> np.ndarray:
+    return sample(pipe, prompts, [3] * len(prompts), **{**SETTINGS, **settings})
+
+
+@pytest.fixture
+def steerer(sae_folder) -> Steerer:
+    return Steerer.from_pretrained(sae_folder)
+
+
+@pytest.fixture
+def plain(pipe) -> np.ndarray:
+    return pictures(pipe)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_strength_zero_is_bit_identical(pipe, steerer, plain, rule):
+    with steerer.attach(pipe, {CONCEPT: 0.0}, rule=rule):
+        np.testing.assert_array_equal(pictures(pipe), plain)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_it_steers_on_every_call_and_is_gone_after_the_block(pipe, steerer, plain, rule):
+    hooks = len(sites.resolve(pipe, steerer.site).module._forward_hooks)
+    with steerer.attach(pipe, {CONCEPT: -1.0}, rule=rule):
+        first, second = pictures(pipe), pictures(pipe)
+    assert (first != plain).any()
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(pictures(pipe), plain)
+    assert "encode_prompt" not in vars(pipe)
+    assert len(sites.resolve(pipe, steerer.site).module._forward_hooks) == hooks
+
+
+def test_the_pipeline_is_restored_after_an_error_in_the_block(pipe, steerer, plain):
+    with contextlib.suppress(ZeroDivisionError), steerer.attach(pipe, {CONCEPT: -1.0}):
+        raise ZeroDivisionError
+    np.testing.assert_array_equal(pictures(pipe), plain)
+
+
+@contextlib.contextmanager
+def seen(pipe, site: str):
+    """(branch, activations after steering) of every pass of the text encoder in the block."""
+    passes = []
+    module = sites.resolve(pipe, site).module
+    # Appended, so that it runs after the steering hook.
+    handle = module.register_forward_hook(
+        lambda m, a, output: passes.append(
+            (branches.current(), output[0] if isinstance(output, tuple) else output)
+        )
+    )
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(("guidance", "negative"), [(2.5, True), (2.5, False), (1.0, True)])
+@pytest.mark.parametrize("negative_prompt", [None, "red"])
+def test_the_prompt_gains_v_and_the_negative_prompt_loses_it(
+    pipe, steerer, guidance, negative, negative_prompt
+):
+    strength = -0.7
+
+    def encode(watched):
+        with watched, seen(pipe, steerer.site) as passes:
+            pipe.encode_prompt(PROMPTS, "cpu", 1, guidance > 1, negative_prompt and [negative_prompt] * 2)
+        return [hidden for _, hidden in passes]
+
+    before = encode(contextlib.nullcontext())
+    after = encode(steerer.attach(pipe, {CONCEPT: strength}, rule="paper", negative_branch=negative))
+    v_TD = steerer.sae.directions(steerer.concept(pipe, CONCEPT).codes)
+    changes = [strength, -strength if negative else 0.0][: len(before)]
+    assert len(before) == len(after) == (2 if guidance > 1 else 1)
+    for plain, steered, change in zip(before, after, changes, strict=True):
+        torch.testing.assert_close(steered, plain + change * v_TD)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("n", [1, 3])
+def test_watching_the_branches_changes_no_bit_of_the_embeddings(pipe, guided, n):
+    wanted = pipe.encode_prompt(PROMPTS, "cpu", n, guided, ["", "red"])
+    branches.watch(pipe)
+    try:
+        got = pipe.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=n,
+                                 do_classifier_free_guidance=guided, negative_prompt=["", "red"])  # fmt: skip
+    finally:
+        branches.unwatch(pipe)
+    assert torch.equal(got[0], wanted[0])
+    assert got[1] is None if wanted[1] is None else torch.equal(got[1], wanted[1])
+    assert branches.current() is None
+
+
+def test_embeddings_that_bypass_the_encoder_are_refused(pipe, steerer):
+    embeddings, _ = pipe.encode_prompt(PROMPTS, "cpu", 1, False)
+    with steerer.attach(pipe, {CONCEPT: -1.0}), pytest.raises(ValueError, match="prompt_embeds"):
+        pipe(prompt_embeds=embeddings, num_inference_steps=1, guidance_scale=1.0, height=32, width=32)
+
+
+def test_two_steerers_add_up_and_leave_in_any_order(pipe, steerer, plain):
+    with steerer.attach(pipe, {"flat": 0.5, CONCEPT: -0.5}, rule="contrast"):
+        together = pictures(pipe)
+    first = steerer.attach(pipe, {"flat": 0.5}, rule="contrast")
+    second = steerer.attach(pipe, {CONCEPT: -0.5}, rule="contrast")
+    apart = pictures(pipe)
+    first.remove()
+    first.remove()
+    only_second = pictures(pipe)
+    second.remove()
+    assert np.abs(together.astype(int) - apart).max() <= 1  # the sum is rounded in another order
+    assert (only_second != apart).any()
+    np.testing.assert_array_equal(pictures(pipe), plain)
+
+
+def test_strength_can_change_between_pictures(pipe, steerer, plain):
+    with steerer.attach(pipe, {CONCEPT: -1.0}, rule="contrast") as attached:
+        strong = pictures(pipe)
+        attached.set_strength(CONCEPT, 0.0)
+        np.testing.assert_array_equal(pictures(pipe), plain)
+        attached.set_strength(CONCEPT, -1.0)
+        np.testing.assert_array_equal(pictures(pipe), strong)
+        with pytest.raises(InputError, match="attached: glossy 3d"):
+            attached.set_strength("flat", 1.0)
+
+
+def test_a_concept_is_encoded_once(pipe, steerer):
+    concept = steerer.concept(pipe, CONCEPT)
+    with seen(pipe, steerer.site) as passes, steerer.attach(pipe, {CONCEPT: -1.0}):
+        pipe.encode_prompt(PROMPTS, "cpu", 1, True)
+    assert len(passes) == 2  # the prompt and the negative prompt, nothing for the concept
+    assert steerer.concept(pipe, CONCEPT) is concept
+
+
+def test_half_precision_stays_and_the_sae_computes_in_float32(pipe, steerer):
+    half = pipe.components | {
+        "text_encoder": type(pipe.text_encoder)(pipe.text_encoder.config).to(torch.bfloat16)
+    }
+    halved = type(pipe)(**half, requires_safety_checker=False)
+    with steerer.attach(halved, {CONCEPT: -1.0}, rule="contrast"):
+        embeddings, _ = halved.encode_prompt(PROMPTS, "cpu", 1, False)
+    assert embeddings.dtype == torch.bfloat16
+    assert steerer.concept(halved, CONCEPT).codes.dtype == torch.float32
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), "strong", True, None])
+def test_a_strength_that_is_no_number_is_refused(pipe, steerer, strength):
+    with pytest.raises(InputError, match="finite number"):
+        steerer.attach(pipe, {CONCEPT: strength})
+    assert "encode_prompt" not in vars(pipe)
+
+
+def test_an_sae_for_another_model_is_refused(pipe, steerer):
+    narrow = dataclasses.replace(steerer.sae, W_dec_FD=steerer.sae.W_dec_FD[:, :64])
+    with pytest.raises(InputError, match="another model"):
+        Steerer(narrow).attach(pipe, {CONCEPT: -1.0})
+    elsewhere = dataclasses.replace(steerer.sae, metadata={"site": "clip.layer.9"})
+    with pytest.raises(InputError, match=r"clip\.layer\.0-3"):
+        Steerer(elsewhere).attach(pipe, {CONCEPT: -1.0})
+
+
+def test_an_unknown_rule_names_the_known_ones(pipe, steerer):
+    with pytest.raises(InputError, match="paper, contrast, gated"):
+        steerer.attach(pipe, {CONCEPT: -1.0}, rule="magic")

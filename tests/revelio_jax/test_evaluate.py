@@ -1,0 +1,70 @@
+"""Evaluation: the same numbers as a plain numpy computation over the held-out rows."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from revelio_jax import data
+from revelio_jax.errors import InputError
+from revelio_jax.evaluate import evaluate
+from revelio_jax.evaluate import trained as restored
+
+
+@pytest.fixture(scope="module")
+def result(trained):
+    return evaluate(trained)
+
+
+def test_numbers_equal_numpy(trained, result):
+    _, _, site, state, _ = restored(trained)
+    options = trained.train
+    order = data.make_order(site, options.seed, options.batch_size, options.buffer_chunks, options.held_out)
+    x = np.concatenate([site.read(*chunk) for chunk in order.held_out]).astype(np.float64)
+    params = {name: np.asarray(value, np.float64) for name, value in state.params.items()}
+    mean, scale = np.asarray(state.mean_D, np.float64), float(state.scale)
+    z = np.maximum(((x - mean) / scale - params["b_dec_D"]) @ params["W_enc_FD"].T + params["b_enc_F"], 0)
+    z[np.arange(len(x))[:, None], np.argsort(-z, 1)[:, trained.sae.k :]] = 0
+    x_hat = mean + scale * (z @ params["W_dec_FD"] + params["b_dec_D"])
+    fvu = np.square(x - x_hat).sum() / np.square(x - x.mean(0)).sum()
+    cosine = (x * x_hat).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(x_hat, axis=1)
+    density = (z > trained.sae.dead_threshold).mean(0)
+    assert result["rows"] == len(x)
+    assert len(x) % options.batch_size  # the last batch is padded
+    assert result["fvu"] == pytest.approx(fvu, rel=1e-4)
+    assert result["explained_variance"] == 1 - result["fvu"]
+    assert result["cosine"] == pytest.approx(cosine.mean(), rel=1e-5)
+    assert result["l0"] == pytest.approx((z > 0).sum(1).mean(), rel=1e-4)
+    assert result["dead_fraction"] == pytest.approx((density == 0).mean())
+    histogram = np.histogram(np.log10(density[density > 0]), result["density_histogram"]["log10_edges"])[0]
+    assert result["density_histogram"]["latents"] == histogram.tolist()
+
+
+def test_quality_on_planted_rows(result):
+    assert result["fvu"] < 0.1
+    assert result["cosine"] > 0.99
+    assert result["dead_fraction"] <= 0.25  # of 48 latents, for 24 directions
+    assert 0 <= result["dead_fraction_train"] <= 0.25
+
+
+def test_what_is_written(trained, result):
+    path = pathlib.Path(trained.train.run) / "evaluation.json"
+    assert json.loads(path.read_text()) == result
+    assert result["step"] == 600
+    assert not path.with_suffix(".part").exists()
+
+
+def test_the_same_on_a_mesh(trained, with_train, result):
+    split = evaluate(with_train(trained, mesh_data=2, mesh_feature=4))
+    assert split["fvu"] == pytest.approx(result["fvu"], rel=1e-4)
+    assert split["density_histogram"] == result["density_histogram"]
+
+
+def test_refuses(trained, base, with_train, tmp_path):
+    with pytest.raises(InputError, match="has no checkpoint; run python -m"):
+        evaluate(with_train(base, run=str(tmp_path / "none")))
+    with pytest.raises(InputError, match=r"config\.sae\.k is 2"):
+        evaluate(dataclasses.replace(trained, sae=dataclasses.replace(trained.sae, k=2)))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,111 @@
+"""Export: the folded tensors give the same latents and reconstruction on rows as they are in the pipeline."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from revelio_jax import sharding
+from revelio_jax.config import Config
+from revelio_jax.evaluate import evaluate, make_reconstruct
+from revelio_jax.evaluate import trained as restored
+from revelio_jax.export import export
+
+
+def encode_decode(tensors, k, x):
+    """What SAELens computes for architecture topk with apply_b_dec_to_input."""
+    pre = (x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]
+    kept = np.argsort(-pre, 1, kind="stable")[:, :k]
+    z = np.zeros_like(pre)
+    np.put_along_axis(z, kept, np.maximum(np.take_along_axis(pre, kept, 1), 0), 1)
+    return z, z @ tensors["W_dec"] + tensors["b_dec"]
+
+
+@pytest.fixture(scope="module")
+def folder(trained):
+    evaluate(trained)
+    return export(trained)
+
+
+def test_the_fold_is_exact(trained, folder, planted):
+    _, _, _, state, _ = restored(trained)
+    mesh = sharding.make_mesh(1, 1, 64, 48)
+    x = planted[:64]
+    x_hat, _, _ = make_reconstruct(trained.sae, mesh)(state, x, np.ones(64, bool))
+    mean, scale = np.asarray(state.mean_D), float(state.scale)
+    latents, reconstruction = encode_decode(load_file(folder / "sae_weights.safetensors"), trained.sae.k, x)
+
+    params = {name: np.asarray(value, np.float64) for name, value in state.params.items()}
+    unfolded = {"W_enc": params["W_enc_FD"].T, "b_enc": params["b_enc_F"]}
+    unfolded |= {"W_dec": params["W_dec_FD"], "b_dec": params["b_dec_D"]}
+    trained_latents, _ = encode_decode(unfolded, trained.sae.k, (x - mean) / scale)
+
+    size = np.abs(x).max()
+    np.testing.assert_allclose(reconstruction, mean + scale * np.asarray(x_hat), atol=1e-5 * size)
+    np.testing.assert_allclose(latents, scale * trained_latents, atol=1e-5 * size)
+    assert scale != pytest.approx(1, abs=0.1)  # or nothing was tested
+
+
+def test_tensors(trained, folder):
+    tensors = load_file(folder / "sae_weights.safetensors")
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    assert shapes == {"W_enc": (16, 48), "b_enc": (48,), "W_dec": (48, 16), "b_dec": (16,)}
+    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype("float32")}
+    np.testing.assert_allclose(np.linalg.norm(tensors["W_dec"], axis=1), np.ones(48), rtol=1e-5)
+
+
+def test_cfg(trained, folder):
+    cfg = json.loads((folder / "cfg.json").read_text())
+    metadata = cfg.pop("metadata")
+    assert cfg == {
+        "architecture": "topk",
+        "d_in": 16,
+        "d_sae": 48,
+        "k": 3,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "rescale_acts_by_decoder_norm": False,
+    }
+    assert metadata["site"] == "clip.layer.1"
+    assert metadata["sites"] == [{"name": "clip.layer.1", "width": 16}]
+    assert metadata["model_id"] == "planted"
+    assert metadata["family"] == "sd"
+    assert metadata["training"]["steps"] == 600
+    assert metadata["evaluation"]["fvu"] < 0.1
+    assert metadata["activations"]["count"] == 4096
+
+
+def test_a_second_export_replaces_the_first(trained, folder):
+    (folder / "left.txt").write_text("")
+    assert export(trained) == folder
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["README.md", "cfg.json", "sae_weights.safetensors"]
+    assert not list(pathlib.Path(trained.train.run).glob("export.*"))
+    assert "FVU" in (folder / "README.md").read_text()
+
+
+def test_an_evaluation_of_another_step_is_left_out(trained, folder):
+    path = pathlib.Path(trained.train.run) / "evaluation.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"step": 7}))
+    cfg = json.loads((export(trained) / "cfg.json").read_text())
+    path.write_text(before)
+    assert cfg["metadata"]["evaluation"] is None
+
+
+def test_without_normalisation_nothing_is_folded(base, with_train, tmp_path):
+    from revelio_jax.train import train
+
+    config: Config = with_train(base, run=str(tmp_path / "run"), steps=5)
+    config = dataclasses.replace(config, sae=dataclasses.replace(config.sae, normalise="none"))
+    train(config)
+    tensors = load_file(export(config) / "sae_weights.safetensors")
+    _, _, _, state, _ = restored(config)
+    np.testing.assert_array_equal(tensors["b_dec"], state.params["b_dec_D"])
+    np.testing.assert_array_equal(tensors["b_enc"], state.params["b_enc_F"])

@@ -1,0 +1,267 @@
+"""Training as a command: what it writes, that it resumes to the bit, and what it refuses."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from revelio_jax import checkpoint, sharding
+from revelio_jax import step as training
+from revelio_jax.errors import InputError
+from revelio_jax.metrics import FIELDS, truncate
+from revelio_jax.store import open_store
+from revelio_jax.train import train
+
+
+def command(path, *arguments):
+    return [sys.executable, "-m", "revelio_jax.train", "--config", path, *arguments]
+
+
+def final_state(config, step=None, data=1, feature=1):
+    """The state of a checkpoint as numpy."""
+    run, d = pathlib.Path(config.train.run), 16
+    latents = d * config.sae.expansion
+    mesh = sharding.make_mesh(data, feature, config.train.batch_size, latents)
+    step = step or checkpoint.newest(run)
+    optimiser = training.make_optimiser(config.train)
+    return jax.device_get(checkpoint.restore(run, step, latents, d, optimiser, mesh))
+
+
+def lines(config):
+    path = pathlib.Path(config.train.run) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_same_bits(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, left), right in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(left, right, err_msg=jax.tree_util.keystr(path))
+
+
+def test_a_run_learns_and_writes_what_it_should(trained):
+    run = pathlib.Path(trained.train.run)
+    assert json.loads((run / "config.json").read_text()) == json.loads(trained.to_json())
+    log = lines(trained)
+    assert [line["step"] for line in log] == list(range(50, 601, 50))
+    assert all(tuple(line) == FIELDS for line in log)
+    assert log[-1]["fvu"] < 0.1 < 0.2 < log[0]["fvu"]
+    assert log[-1]["l0"] <= trained.sae.k
+    assert checkpoint.newest(run) == 600
+
+
+def test_the_planted_directions_are_found(trained, directions):
+    W_dec_FD = final_state(trained).params["W_dec_FD"]
+    assert (directions @ W_dec_FD.T).max(1).mean() > 0.95
+
+
+def test_normalisation_is_that_of_the_store(trained, planted):
+    state = final_state(trained)
+    np.testing.assert_allclose(state.mean_D, planted.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(state.scale, np.sqrt(planted.var(0).mean()), rtol=1e-5)
+
+
+def test_killed_and_resumed_equals_uninterrupted(trained, with_train, config_file, tmp_path, monkeypatch):
+    config = with_train(trained, run=str(tmp_path / "run"), checkpoint_every=20)
+    path = config_file(tmp_path / "config.py", config)
+    process = subprocess.Popen(command(path), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while checkpoint.newest(tmp_path / "run") < 20 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 20 <= checkpoint.newest(tmp_path / "run") < 600
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 590, "loss": 1}\n{"step": 59')  # written after the checkpoint, and cut short
+    # Statistics and initial values come from the checkpoint; none of these may be called.
+    monkeypatch.setattr("revelio_jax.train.normalisation", None)
+    monkeypatch.setattr("revelio_jax.data.first_rows", None)
+    resumed = with_train(config, resume=True)
+    train(resumed)
+    kept = sorted(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir())
+    assert kept == [560, 580, 600]
+    # Parameters, optimiser, dead counters, normalisation and step.
+    assert_same_bits(final_state(resumed), final_state(trained))
+    timings = {"rows_per_s", "step_s", "data_wait_s", "rss_gib"}
+    untimed = [
+        [{k: v for k, v in line.items() if k not in timings} for line in lines(c)] for c in (resumed, trained)
+    ]
+    assert untimed[0] == untimed[1]
+
+
+def test_asynchronous_checkpoints_hold_the_state_of_their_step(trained, with_train, tmp_path):
+    stopped = with_train(trained, run=str(tmp_path / "run"), steps=200, decay_share=0.0)
+    train(stopped)
+    assert_same_bits(final_state(stopped), final_state(trained, step=200))
+
+
+def test_restores_on_another_mesh(trained):
+    assert_same_bits(final_state(trained), final_state(trained, data=2, feature=4))
+
+
+def test_goes_on_on_another_mesh(trained, with_train, tmp_path):
+    shutil.copytree(trained.train.run, tmp_path / "run")
+    config = with_train(trained, run=str(tmp_path / "run"), steps=620, resume=True)
+    train(with_train(config, mesh_data=2, mesh_feature=4))
+    assert lines(config)[-1]["step"] == 620
+    assert lines(config)[-1]["fvu"] < 0.1
+
+
+def test_a_finished_run_has_nothing_left_to_do(trained, with_train, capsys):
+    before = (pathlib.Path(trained.train.run) / "metrics.jsonl").read_bytes()
+    train(with_train(trained, resume=True))
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert (pathlib.Path(trained.train.run) / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_without_a_checkpoint_begins(base, with_train, tmp_path, capsys):
+    config = with_train(base, run=str(tmp_path / "run"), steps=2, resume=True)
+    train(dataclasses.replace(config, sae=dataclasses.replace(config.sae, dead_after_rows=10**7)))
+    output = capsys.readouterr().out
+    assert "||mean|| / ||std||" in output
+    assert "dead_after_rows is 10,000,000" in output
+
+
+def test_a_loss_that_is_not_finite_stops(trained, with_train, tmp_path):
+    shutil.copytree(trained.train.run, tmp_path / "run")
+    worse = with_train(trained, run=str(tmp_path / "run"), steps=799, resume=True, learning_rate=1e30)
+    with pytest.raises(SystemExit) as stopped:
+        train(worse)
+    assert "loss is" in stopped.value.code  # a text: printed to stderr, exit status 1
+    assert "step 60" in stopped.value.code
+    assert checkpoint.newest(tmp_path / "run") == 600
+
+
+def test_truncate_keeps_whole_lines_up_to_the_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    truncate(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def refused(config, match, tmp_path):
+    """Training refuses, and leaves nothing behind."""
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=match):
+        train(config)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "match"),
+    [
+        ("train", {"run": ""}, "config.train.run is empty"),
+        ("extract", {"store": ""}, "config.extract.store is empty"),
+        ("extract", {"store": "no/such/store"}, "no store there"),
+        ("extract", {"store": "ftp://host/store"}, "unknown scheme ftp"),
+        ("train", {"site": "clip.layer.7"}, "config.train.site is 'clip.layer.7'; .* has clip.layer.1"),
+        ("train", {"batch_size": 4096}, "config.train.batch_size is 4096, but"),
+        ("train", {"batch_size": 63, "mesh_data": 8}, "config.train.batch_size is 63; .* multiple of the 8"),
+        (
+            "train",
+            {"mesh_feature": 5, "mesh_data": 1},
+            "config.train.mesh_feature is 5; it must divide the 48",
+        ),
+        ("train", {"mesh_feature": 3, "mesh_data": -1}, "config.train.mesh_feature is 3; it must divide 8"),
+        ("train", {"mesh_feature": 4, "mesh_data": 4}, "is 4 x 4; there are 8 devices"),
+        ("train", {"mesh_data": 0}, "config.train.mesh_data is 0"),
+        ("sae", {"k": 49}, "config.sae.k is 49; it must be at most 48"),
+    ],
+)
+def test_refuses(base, with_train, tmp_path, section, fields, match):
+    config = with_train(base, run=str(tmp_path / "run"))
+    changed = dataclasses.replace(getattr(config, section), **fields)
+    refused(dataclasses.replace(config, **{section: changed}), match, tmp_path)
+
+
+def test_refuses_to_train_over_a_run(trained, tmp_path):
+    refused(trained, r"pass --config.train.resume=True", tmp_path)
+
+
+def test_refuses_a_run_that_is_a_file(base, with_train, tmp_path):
+    (tmp_path / "run").write_text("")
+    refused(with_train(base, run=str(tmp_path / "run")), "which is no folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "match"),
+    [
+        ("sae", {"k": 4}, "config.sae.k is 4, but run .* was trained with 3"),
+        ("sae", {"aux_alpha": 0.5}, "config.sae.aux_alpha is 0.5"),
+        ("train", {"seed": 1}, "config.train.seed is 1"),
+        ("train", {"batch_size": 128}, "config.train.batch_size is 128"),
+    ],
+)
+def test_refuses_to_resume_with_other_settings(trained, with_train, tmp_path, section, fields, match):
+    config = with_train(trained, resume=True, steps=700)
+    changed = dataclasses.replace(getattr(config, section), **fields)
+    refused(dataclasses.replace(config, **{section: changed}), match, tmp_path)
+
+
+def test_refuses_to_resume_on_another_store(trained, with_train, planted, write_store, tmp_path):
+    other = write_store(tmp_path / "other", planted, test="another model")
+    assert open_store(other).fingerprint != open_store(trained.extract.store).fingerprint
+    config = with_train(trained, resume=True, steps=700)
+    config = dataclasses.replace(config, extract=dataclasses.replace(config.extract, store=other))
+    refused(config, "store fingerprint is", tmp_path)
+
+
+def test_refuses_a_half_written_store(base, with_train, planted, write_store, tmp_path):
+    half = write_store(tmp_path / "half", planted[:512], finish=False)
+    config = with_train(base, run=str(tmp_path / "run"))
+    refused(
+        dataclasses.replace(config, extract=dataclasses.replace(config.extract, store=half)),
+        "unfinished",
+        tmp_path,
+    )
+
+
+def test_refuses_a_dtype_that_is_not_allowed(base, with_train, planted, write_store, tmp_path):
+    location = write_store(tmp_path / "ints", planted[:512])
+    array = tmp_path / "ints/clip.layer.1/activations/zarr.json"
+    array.write_text(array.read_text().replace('"float32"', '"int32"').replace("0.0", "0"))
+    config = with_train(base, run=str(tmp_path / "run"))
+    config = dataclasses.replace(config, extract=dataclasses.replace(config.extract, store=location))
+    refused(config, "activations is int32", tmp_path)
+
+
+def test_refuses_rows_that_are_all_equal(base, with_train, write_store, tmp_path):
+    location = write_store(tmp_path / "equal", np.ones((512, 4), np.float32))
+    config = with_train(base, run=str(tmp_path / "run"))
+    config = dataclasses.replace(config, extract=dataclasses.replace(config.extract, store=location))
+    refused(config, "all rows are equal", tmp_path)
+
+
+def test_rows_with_nan_are_never_trained_on(base, with_train, planted, write_store, tmp_path):
+    rows = planted.copy()
+    rows[::50, 3] = np.nan
+    location = write_store(tmp_path / "nan", rows)
+    config = with_train(base, run=str(tmp_path / "run"), steps=130, decay_share=0.0)  # two epochs
+    train(dataclasses.replace(config, extract=dataclasses.replace(config.extract, store=location)))
+    assert np.isfinite(lines(config)[-1]["loss"])
+
+
+def test_a_wrong_command_ends_with_one_line_and_status_2(base, with_train, config_file, tmp_path):
+    config = with_train(base, run=str(tmp_path / "run"))
+    path = config_file(tmp_path / "config.py", config)
+    before = sorted(tmp_path.rglob("*"))
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    wrong = {
+        "--config.sae.kk=3": "config.sae.kk is no field",
+        "--config.extract.store=nowhere": "no store there",
+    }
+    for argument, message in wrong.items():
+        done = subprocess.run(command(path, argument), capture_output=True, text=True, env=environment)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert done.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,200 @@
+"""The configuration: overrides, checks, help; each wrong value is one line that names the field."""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from revelio_jax import config as configs
+from revelio_jax.errors import InputError, reported
+
+ROOT = pathlib.Path(__file__).parents[1]
+FIELDS = [
+    f"config.{name}.{field.name}"
+    for name, section in configs.SECTIONS.items()
+    for field in dataclasses.fields(section)
+]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A function that writes a config file whose body sets fields of ``c``; returns its path."""
+
+    def write(body=""):
+        path = tmp_path / "config.py"
+        path.write_text(
+            "from revelio_jax.config import default\n\ndef get_config():\n"
+            f"    c = default()\n    {body or 'pass'}\n    return c\n"
+        )
+        return str(path)
+
+    return write
+
+
+def parse(path, *arguments, **extra):
+    return configs.parse(["a.command", "--config", path, *arguments], "A command.", **extra)
+
+
+def test_fields_come_from_the_file_and_then_from_the_command_line(file):
+    path = file("c.train.steps = 7; c.extract.sites = ('a', 'b'); c.sae.aux_alpha = 0")
+    config, _ = parse(path, "--config.train.seed=3", "--config.model.id=x/y", "--config.train.resume")
+    assert (config.train.steps, config.train.seed, config.train.resume) == (7, 3, True)
+    assert config.extract.sites == ("a", "b")
+    assert config.model.id == "x/y"
+    assert config.sae.aux_alpha == 0.0
+    assert isinstance(config.sae.aux_alpha, float)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.train.steps = 8
+
+
+@pytest.mark.parametrize("given", ["('a','b')", "['a','b']"])
+def test_sites_on_the_command_line(file, given):
+    assert parse(file(), f"--config.extract.sites={given}")[0].extract.sites == ("a", "b")
+
+
+def test_one_site_on_the_command_line_needs_no_brackets(file):
+    assert parse(file(), "--config.extract.sites=clip.layer.9")[0].extract.sites == ("clip.layer.9",)
+
+
+def test_the_commands_own_flags(file):
+    _, extra = parse(file(), "--n=3", "--word", "x", n=(1, "n"), word=("", "w"), quick=(False, "q"))
+    assert extra == {"n": 3, "word": "x", "quick": False}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("c.train.steps = 0", "config.train.steps is 0; it must be at least 1"),
+        ("c.train.steps = 'many'", "TypeError: Could not override field 'steps'"),
+        ("c.train.held_out = 0.7", "config.train.held_out is 0.7; it must be at most 0.5"),
+        ("c.train.learning_rate = float('nan')", "config.train.learning_rate is nan; it must be at least"),
+        (
+            "c.extract.positions = 'some'",
+            "config.extract.positions is 'some'; allowed: all, no_padding, content",
+        ),
+        ("c.extract.sites = (1, 2)", "config.extract.sites"),
+        ("c.train.stepps = 3", "stepps"),
+        ("c.training = 3", "training"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("import no_such_module", "no_such_module"),
+        ("x = = 3", "SyntaxError"),
+        ("return None", "get_config() fails to return"),
+        ("open('no such file')", "get_config() fails to return"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(file, body, message):
+    with pytest.raises(InputError) as error:
+        parse(file(body))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.train.steps=0", "config.train.steps is 0; it must be at least 1"),
+        ("--config.train.steps=many", "config.train.steps is 'many'; it must be of type int"),
+        ("--config.train.steps=1.5", "config.train.steps is '1.5'; it must be of type int"),
+        ("--config.train.resume=perhaps", "config.train.resume is 'perhaps'; it must be of type bool"),
+        ("--config.train.step=3", "config.train.step is no field; did you mean steps?"),
+        ("--config.train.xyz=3", "config.train.xyz is no field; fields: run, site, steps"),
+        ("--config.trian.steps=3", "config.trian is no section; sections: model, extract, sae, train, steer"),
+        ("--config.model.dtype=int8", "config.model.dtype is 'int8'; allowed: float32, float16, bfloat16"),
+        ("--steps=3", "steps"),
+        ("again", "unexpected argument 'again'"),
+    ],
+)
+def test_what_is_wrong_on_the_command_line_is_named(file, argument, message):
+    with pytest.raises(InputError) as error:
+        parse(file(), argument)
+    assert message in str(error.value)
+
+
+def test_no_config_and_no_such_config(tmp_path, monkeypatch):
+    # Config files are loaded under one name, which keeps what an earlier file defined.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    with pytest.raises(InputError, match="--config is missing"):
+        configs.parse(["a.command"], "doc")
+    with pytest.raises(InputError, match=r"none\.py: no such file"):
+        parse(str(tmp_path / "none.py"))
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(InputError, match="get_config"):
+        parse(str(tmp_path / "empty.py"))
+
+
+@given(value=st.integers() | st.floats() | st.text() | st.none() | st.booleans() | st.lists(st.text()))
+def test_any_value_is_taken_or_refused_with_the_fields_name(value):
+    for name, section in configs.SECTIONS.items():
+        for field in dataclasses.fields(section):
+            tree = {name: {field.name: value}}
+            message = ""
+            try:
+                taken = getattr(getattr(configs.resolve(tree), name), field.name)
+            except InputError as error:
+                message = str(error)
+            if message:
+                assert message.startswith(f"config.{name}.{field.name} is ")
+            else:
+                assert type(taken) in (int, float, str, bool, tuple)
+
+
+def test_help_describes_every_flag(capsys):
+    with pytest.raises(SystemExit) as exit:
+        configs.parse(["a.command", "--help"], "What it does.", count=(3, "how many"))
+    assert exit.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("What it does.")
+    assert "--count  how many (default: 3)" in out
+    assert all(f"--{field} " in out for field in FIELDS)
+
+
+def test_an_input_error_is_one_line_and_status_2(capsys):
+    with pytest.raises(SystemExit) as exit, reported():
+        raise InputError("one\n  two")
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == "error: one two\n"
+
+
+def test_as_a_command():
+    """A real process, from start to exit."""
+    command = [sys.executable, "-m", "extract.run", "--config", "configs/none.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --config configs/none.py: no such file\n"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_experiment_resolves_and_says_how_it_is_run(path):
+    config, _ = parse(str(path))
+    assert config.model.id
+    assert config.extract.sites
+    text = path.read_text()
+    assert f"--config configs/{path.name}" in text
+    assert "Hardware:" in text
+    assert "Store:" in text
+
+
+def test_the_papers_values():
+    sd, _ = parse(str(ROOT / "configs/sd14_clip.py"))
+    flux, _ = parse(str(ROOT / "configs/flux_t5.py"))
+    assert (sd.extract.sites, sd.sae.k, sd.sae.expansion) == (("clip.layer.9",), 32, 4)
+    assert (flux.extract.sites, flux.sae.k, flux.sae.expansion) == (("t5.block.22",), 64, 16)
+    assert (flux.model.dtype, flux.extract.dtype) == ("bfloat16", "bfloat16")
+    for config in (sd, flux):
+        assert config.extract.positions == "all"
+        assert (config.train.batch_size, config.train.learning_rate, config.train.adam_eps) == (
+            4096,
+            4e-4,
+            6.25e-10,
+        )
+        assert (config.sae.k_aux, config.sae.aux_alpha, config.sae.dead_after_rows) == (
+            256,
+            1 / 32,
+            10_000_000,
+        )
+        assert config.train.steps * config.train.batch_size == pytest.approx(400e6, rel=1e-4)
