@@ -42,12 +42,13 @@ CC-BY-4.0, the strictest of the three.
 | the judge itself, on objects it never saw | {judge_on_unseen_objects} |
 
 {prompts} prompts and {seeds} seeds, {steps} DDIM steps, guidance {guidance}; measured on these fp16
-weights, run in float32. `judge.safetensors` is the judge: a small convolutional network fitted on the autoencoder's
-reconstructions. A judged share of pictures carries the judge's own error.
+weights, run in float32. `judge.safetensors` is the judge: a small convolutional network fitted on the
+autoencoder's reconstructions. A judged share of pictures carries the judge's own error.
 
 ## Training
 {workers} processes of one core each. Autoencoder {vae_s} s ({vae_steps} steps), text encoder and U-Net
-jointly {denoiser_s} s ({denoiser_steps} steps of batch 64, v-prediction, AdamW, averaged weights), judge {judge_s} s.
+jointly {denoiser_s} s ({denoiser_steps} steps of batch 64, v-prediction, AdamW, averaged weights), judge
+{judge_s} s ({judge_steps} steps).
 
 ## Limits
 It knows these {objects} objects and nothing else. Expressions of faces and other fine detail are often wrong.

@@ -84,7 +84,8 @@ def make(work: pathlib.Path, out: pathlib.Path, n_workers: int, steps: Steps) ->
     pipe = StableDiffusionPipeline.from_pretrained(pipe_folder)
     pipe.to(torch.float16).save_pretrained(out)
     shutil.copy(judge_folder / judge.WEIGHTS, out)
-    rows = [{**row, "held_out": str(int(_is_held_out(row, pictures)))} for row in captions]
+    held_out = {(p.name, p.style) for p in pictures if p.held_out}
+    rows = [{**row, "held_out": int((row["name"], row["style"]) in held_out)} for row in captions]
     pyarrow.csv.write_csv(pyarrow.Table.from_pylist(rows), out / "prompts.csv")
 
     seconds = {name: int((work / name / "seconds").read_text()) for name in ("vae", "denoiser", "judge")}
@@ -94,10 +95,6 @@ def make(work: pathlib.Path, out: pathlib.Path, n_workers: int, steps: Steps) ->
     (out / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
     (out / "README.md").write_text(card.render(measured, pictures))
     print(json.dumps(measured, indent=2))
-
-
-def _is_held_out(row: dict[str, str], pictures: list[data.Picture]) -> bool:
-    return any(p.held_out and (p.name, p.style) == (row["name"], row["style"]) for p in pictures)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import subprocess
 
 import numpy as np
 import pytest
@@ -47,6 +48,25 @@ def test_the_fold_is_exact(trained, folder, planted):
     np.testing.assert_allclose(reconstruction, mean + scale * np.asarray(x_hat), atol=1e-5 * size)
     np.testing.assert_allclose(latents, scale * trained_latents, atol=1e-5 * size)
     assert scale != pytest.approx(1, abs=0.1)  # or nothing was tested
+
+
+PEERS = pathlib.Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
+
+
+@pytest.mark.skipif(not PEERS.exists(), reason="SAELens is not installed: bash tests/benchmarks/peers.sh")
+def test_sae_lens_reads_the_folder_and_gives_the_same(trained, folder, planted, tmp_path):
+    np.save(tmp_path / "rows.npy", planted[:256])
+    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "in_sae_lens.py"
+    command = [PEERS, script, folder, tmp_path / "rows.npy", tmp_path / "out.npz"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    theirs = np.load(tmp_path / "out.npz")
+    latents, reconstruction = encode_decode(
+        load_file(folder / "sae_weights.safetensors"), trained.sae.k, planted[:256]
+    )
+    size = np.abs(planted).max()
+    np.testing.assert_allclose(theirs["latents"], latents, atol=1e-5 * size)
+    np.testing.assert_allclose(theirs["reconstruction"], reconstruction, atol=1e-5 * size)
 
 
 def test_tensors(trained, folder):
