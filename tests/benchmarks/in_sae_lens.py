@@ -1,6 +1,6 @@
 """Runs in the peers' venv: latents and reconstruction of rows by SAELens, for the test of the export.
 
-    .venv-peers/bin/python tests/benchmarks/in_sae_lens.py EXPORT_FOLDER ROWS.npy OUT.npz
+.venv-peers/bin/python tests/benchmarks/in_sae_lens.py EXPORT_FOLDER ROWS.npy OUT.npz
 """
 
 import sys
