@@ -102,7 +102,7 @@ class Train:
     resume: bool = _field(False, "continue the run at its last checkpoint")
 
 
-RULES = ("paper", "contrast", "gated")
+RULES = ("paper", "contrast", "gated", "swap")
 
 
 @dataclasses.dataclass(frozen=True)

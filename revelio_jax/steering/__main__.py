@@ -11,7 +11,6 @@ import datetime
 import json
 import pathlib
 import random
-import re
 import typing
 
 import diffusers
@@ -24,9 +23,10 @@ from revelio_jax.errors import InputError, reported
 from revelio_jax.steering import strip
 from revelio_jax.steering.judges import load_judge
 from revelio_jax.steering.labels import Labelled, find_concept, read_labelled, spread
-from revelio_jax.steering.latents import saved_latents
+from revelio_jax.steering.latents import file_name, saved_concepts
 from revelio_jax.steering.measure import FIGURES, make_bench, measure
 from revelio_jax.steering.pipeline import load_pipeline
+from revelio_jax.steering.rules import ON_BOTH_BRANCHES
 from revelio_jax.steering.sampling import sample
 from revelio_jax.steering.steerer import Attachment, Steerer
 from revelio_jax.steering.strengths import parse_strengths
@@ -57,19 +57,21 @@ def main() -> None:
         raise InputError(f"config.model.id is {config.model.id!r}; the SAE was trained on {trained_on!r}")
     pipe = load_pipeline(config.model)
 
+    learned = saved_concepts(config.train.run)
+
     def steering(strength: float) -> Attachment:
         return steerer.attach(
             pipe,
             {text: strength},
             rule=config.steer.rule,
-            negative_branch=config.steer.negative_branch and config.steer.rule != "gated",
-            latents=saved_latents(config.train.run),
+            negative_branch=config.steer.negative_branch and config.steer.rule in ON_BOTH_BRANCHES,
+            learned=learned,
         )
 
     pictures = _pictures(config, pipe, prompts, flags["seed"], strengths, steering)
     folder = pathlib.Path(config.train.run, "steering")
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{re.sub(r'[^a-z0-9]+', '_', text.lower()).strip('_')}.png"
+    file = folder / f"{file_name(text)}.png"
     title = f"{text}: {config.steer.rule} at {steerer.site}, seed {flags['seed']}"
     strip.draw(pictures, prompts, strengths, title).save(file)
 

@@ -8,19 +8,36 @@ import torch
 from revelio_jax import sites
 from revelio_jax.steering.folder import Sae
 
+GATE = 0.3  # share of the concept's usual strength from which on a prompt is said to hold it
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """What labelled prompts say of a concept; see :mod:`revelio_jax.steering.latents`.
+
+    ``latents`` [K]: those that belong to it. ``difference`` [T, F]: mean code of the prompts with the
+    concept minus that of the prompts without. ``threshold``: a prompt holds the concept when its
+    latents sum to more than this at some position.
+    """
+
+    latents: torch.Tensor
+    difference: torch.Tensor
+    threshold: float
+
 
 @dataclasses.dataclass(frozen=True)
 class Concept:
-    """A concept's prompt in latents, position by position.
+    """A concept in latents.
 
-    ``codes`` and ``empty`` [T, F] are the ReLU latents, without top-k, of the concept's prompt and
-    of the empty prompt; ``latents`` [K] are the few that belong to the concept itself.
+    ``codes`` and ``empty`` [T, F] are the ReLU latents, without top-k, of the concept's own prompt and
+    of the empty prompt, position by position. ``learned`` is taken from those two prompts alone where
+    there are no labelled ones.
     """
 
     text: str
     codes: torch.Tensor
     empty: torch.Tensor
-    latents: torch.Tensor
+    learned: Learned
 
 
 @torch.inference_mode()
@@ -43,16 +60,21 @@ def hidden_states(pipe: typing.Any, site_name: str, prompts: list[str], batch_si
 
 
 def encode_concept(
-    pipe: typing.Any, site_name: str, sae: Sae, text: str, latents: list[int] | None = None
+    pipe: typing.Any, site_name: str, sae: Sae, text: str, learned: Learned | None = None
 ) -> Concept:
-    """Encode a concept; its latents are found from its own prompt where they are not given."""
+    """Encode a concept's prompt and the empty prompt."""
     of_text, of_empty = hidden_states(pipe, site_name, [text, ""])
-    codes, empty = sae.pre_codes(of_text), sae.pre_codes(of_empty)
-    if latents is None:
-        found = own_latents(sae.codes(of_text), sae.codes(of_empty))
-    else:
-        found = torch.tensor(latents, dtype=torch.long, device=codes.device)
-    return Concept(text, codes, empty, found)
+    if learned is None:
+        codes, empty = sae.codes(of_text), sae.codes(of_empty)
+        latents = own_latents(codes, empty)
+        threshold = GATE * float(presence(codes[None], latents))
+        learned = Learned(latents, codes - empty, threshold)
+    return Concept(text, sae.pre_codes(of_text), sae.pre_codes(of_empty), learned)
+
+
+def presence(codes: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """How strongly each prompt holds a concept: [B] from codes [B, T, F] and its latents [K]."""
+    return codes[..., latents].sum(-1).amax(-1)
 
 
 def own_latents(codes: torch.Tensor, empty: torch.Tensor, most: int = 24, ratio: float = 4.0) -> torch.Tensor:

@@ -3,20 +3,22 @@
     python -m revelio_jax.steering.latents --config configs/mini_sd.py --concept "style=glossy 3d"
 
 A latent belongs to a concept when it fires on a larger share of the prompts that hold it than of
-those that do not, --ratio times as large at least. Writes runs/<name>/steering/latents.json, which
-the rule ``gated`` reads from then on.
+those that do not, --ratio times as large at least. Writes runs/<name>/steering/<concept>.safetensors,
+which the rules ``gated`` and ``swap`` read from then on.
 """
 
-import json
 import pathlib
+import re
 import typing
 
 import torch
 import tqdm
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from revelio_jax.config import main_argv, parse
 from revelio_jax.errors import InputError, reported
-from revelio_jax.steering.concept import hidden_states
+from revelio_jax.steering.concept import GATE, Learned, hidden_states, presence
 from revelio_jax.steering.folder import Sae
 from revelio_jax.steering.labels import Labelled, parse_concept, read_labelled
 from revelio_jax.steering.pipeline import load_pipeline
@@ -37,49 +39,71 @@ def find_latents(
     without: list[str],
     ratio: float,
     most: int,
-) -> list[dict[str, float]]:
-    """Latents that fire more on prompts ``with_concept``, strongest difference first.
+) -> tuple[Learned, list[dict[str, float]]]:
+    """What prompts with and without a concept say of it, and its latents for a reader.
 
-    Each is {latent, share_with, share_without, mean_with}; a latent fires on a prompt when it is
-    among the k of any of its positions. ``mean_with`` is its mean peak over the prompts.
+    A latent fires on a prompt when it is among the k of any of its positions. Rows are {latent,
+    share_with, share_without, mean_with}, strongest difference first; ``mean_with`` is the mean peak.
     """
-    with_share, with_mean = _firing(pipe, site, sae, with_concept)
-    without_share, _ = _firing(pipe, site, sae, without)
+    with_share, with_mean, with_code_TF = _firing(pipe, site, sae, with_concept)
+    without_share, _, without_code_TF = _firing(pipe, site, sae, without)
     belongs = (with_share >= ratio * without_share) & (with_share > 0)
     score = torch.where(belongs, with_mean * (with_share - without_share), -1.0)
-    order = score.argsort(descending=True)[:most]
-    return [
+    latents = score.argsort(descending=True)[:most]
+    latents = latents[score[latents] > 0]
+    codes = sae.codes(hidden_states(pipe, site, with_concept[:1024]))
+    threshold = GATE * float(presence(codes, latents).median())
+    rows = [
         {
             "latent": int(i),
             "share_with": round(float(with_share[i]), 4),
             "share_without": round(float(without_share[i]), 4),
             "mean_with": float(with_mean[i]),
         }
-        for i in order
-        if score[i] > 0
+        for i in latents
     ]
+    return Learned(latents, with_code_TF - without_code_TF, threshold), rows
 
 
-def _firing(pipe: typing.Any, site: str, sae: Sae, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Share of the prompts on which each latent fires, and its mean peak: [F] and [F]."""
-    fired = torch.zeros(sae.n_latents, device=sae.W_dec_FD.device)
-    total = torch.zeros_like(fired)
+def _firing(
+    pipe: typing.Any, site: str, sae: Sae, prompts: list[str]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Share of the prompts on which each latent fires [F], its mean peak [F], the mean code [T, F]."""
+    fired, peaks, codes_TF = 0, 0, 0
     for start in tqdm.trange(0, len(prompts), 256, desc="latents", leave=False):
-        peak = sae.codes(hidden_states(pipe, site, prompts[start : start + 256])).amax(1)
-        fired += (peak > 0).sum(0)
-        total += peak.sum(0)
-    return fired / len(prompts), total / len(prompts)
+        codes_BTF = sae.codes(hidden_states(pipe, site, prompts[start : start + 256]))
+        peak_BF = codes_BTF.amax(1)
+        fired = fired + (peak_BF > 0).sum(0)
+        peaks = peaks + peak_BF.sum(0)
+        codes_TF = codes_TF + codes_BTF.sum(0)
+    return fired / len(prompts), peaks / len(prompts), codes_TF / len(prompts)
 
 
-def saved_latents(run: str) -> dict[str, list[int]]:
-    """Latents of each concept's text that this command has found for a run, {} where none."""
-    file = pathlib.Path(run, "steering", "latents.json")
-    if not file.exists():
-        return {}
-    return {
-        text: [row["latent"] for row in entry["latents"]]
-        for text, entry in json.loads(file.read_text()).items()
+def save_learned(file: pathlib.Path, text: str, learned: Learned) -> None:
+    """Write a concept as one safetensors file; whole or not at all."""
+    tensors = {
+        "latents": learned.latents,
+        "difference": learned.difference,
+        "threshold": torch.tensor(learned.threshold),
     }
+    partial = file.with_suffix(".partial")
+    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial, {"text": text})
+    partial.replace(file)
+
+
+def saved_concepts(run: str) -> dict[str, Learned]:
+    """The concepts that this command has learned for a run, by their text; {} where none."""
+    found = {}
+    for file in sorted(pathlib.Path(run, "steering").glob("*.safetensors")):
+        with safe_open(file, "pt") as saved:
+            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
+            found[saved.metadata()["text"]] = Learned(**tensors | {"threshold": float(tensors["threshold"])})
+    return found
+
+
+def file_name(text: str) -> str:
+    """A concept's text as the stem of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "concept"
 
 
 def split(labelled: list[Labelled], column: str, value: str) -> tuple[list[str], list[str]]:
@@ -98,21 +122,19 @@ def main() -> None:
     column, value = parse_concept(flags["concept"], labelled)
     steerer = Steerer.from_pretrained(pathlib.Path(config.train.run, "export"))
     pipe = load_pipeline(config.model)
-    found = find_latents(
+    learned, rows = find_latents(
         pipe, steerer.site, steerer.placed(pipe), *split(labelled, column, value), ratio, flags["most"]
     )
     folder = pathlib.Path(config.train.run, "steering")
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "latents.json"
-    saved = json.loads(file.read_text()) if file.exists() else {}
-    saved[value] = {"column": column, "ratio": ratio, "latents": found}
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(saved, indent=1) + "\n")
-    partial.replace(file)
-    for row in found:
-        print("latent {latent:6d}  fires on {share_with:.3f} of the concept's prompts, "
-              "{share_without:.3f} of others".format(**row))  # fmt: skip
-    print(f"{len(found)} latents of {value!r} in {file}")
+    file = folder / f"{file_name(value)}.safetensors"
+    save_learned(file, value, learned)
+    for row in rows:
+        print(
+            "latent {latent:6d}  fires on {share_with:.3f} of the concept's prompts, "
+            "{share_without:.3f} of others".format(**row)
+        )
+    print(f"{len(rows)} latents of {value!r}: {file}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,12 @@ from revelio_jax.errors import InputError
 from revelio_jax.steering.labels import Labelled, spread
 from revelio_jax.steering.sampling import sample
 
-FIGURES = ("concept", "kept", "others_label", "others_kept")
+FIGURES = {
+    "concept": "concept in the picture",
+    "kept": "other label right",
+    "others_label": "other prompts: its label right",
+    "others_kept": "other prompts: other label right",
+}
 
 
 class Judge(typing.Protocol):
@@ -30,7 +35,8 @@ class Judge(typing.Protocol):
 class Bench:
     """A concept and the prompts that show what steering it does.
 
-    ``column`` is the label that the concept is a value of, ``other`` the label that must be kept.
+    ``column`` is the label that the concept is a value of, ``other`` the label that must be kept. Where
+    ``adding``, ``with_concept`` are prompts that do not say the label, and there are no others.
     """
 
     column: str
@@ -38,6 +44,11 @@ class Bench:
     other: str
     with_concept: list[Labelled]
     without: list[Labelled]
+    adding: bool = False
+
+    @property
+    def prompts(self) -> int:
+        return len(self.with_concept) + len(self.without)
 
     def half(self, which: int) -> "Bench":
         """Every second prompt, from 0 or from 1."""
@@ -47,15 +58,26 @@ class Bench:
 
 def make_bench(labelled: list[Labelled], column: str, value: str, n: int) -> Bench:
     """``n`` prompts with a concept and ``n`` without, spread evenly over the other label."""
-    judged = ("style", "category")
-    if column not in judged:
-        raise InputError(f"a concept of {column} cannot be measured; the judge knows {', '.join(judged)}")
-    other = judged[1 - judged.index(column)]
+    other = _other(column)
     rows = [row for row in labelled if all(row.values())]  # such as say all that they show
     rng = random.Random(0)
     has = spread([row for row in rows if row[column] == value], other, n, rng)
     lacks = spread([row for row in rows if row[column] != value], column, n, rng)
     return Bench(column, value, other, has, lacks)
+
+
+def make_adding_bench(labelled: list[Labelled], column: str, value: str, n: int) -> Bench:
+    """``n`` prompts that say all but the concept's label; none where there are no such."""
+    rows = [row for row in labelled if [key for key, label in row.items() if not label] == [column]]
+    other = _other(column)
+    return Bench(column, value, other, spread(rows, other, n, random.Random(0)), [], adding=True)
+
+
+def _other(column: str) -> str:
+    judged = ("style", "category")
+    if column not in judged:
+        raise InputError(f"a concept of {column} cannot be measured; the judge knows {', '.join(judged)}")
+    return judged[1 - judged.index(column)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +95,7 @@ class Outcome:
     others_kept: np.ndarray
 
     def summary(self) -> dict[str, dict[str, float]]:
-        return {name: interval(getattr(self, name)) for name in FIGURES}
+        return {name: interval(values) for name in FIGURES if len(values := getattr(self, name))}
 
 
 def measure(
@@ -125,8 +147,15 @@ def interval(per_prompt: np.ndarray) -> dict[str, float]:
 
 
 def worst(steered: Outcome, plain: Outcome) -> float:
-    """The worst of removal and the three retentions, each in 0 .. 1; what a strength is chosen by."""
+    """The worst of the effect and the retentions, each in 0 .. 1; what a strength is chosen by.
+
+    The effect is the share of pictures without the concept; with it, for a bench that adds.
+    """
+    adding = not len(plain.others_label)
+    effect = steered.concept.mean() if adding else 1 - steered.concept.mean()
     retained = [
-        getattr(steered, name).mean() / max(getattr(plain, name).mean(), 1e-9) for name in FIGURES[1:]
+        getattr(steered, name).mean() / max(getattr(plain, name).mean(), 1e-9)
+        for name in list(FIGURES)[1:]
+        if len(getattr(plain, name))
     ]
-    return float(min(1 - steered.concept.mean(), *retained, 1.0))
+    return float(min(effect, *retained, 1.0))

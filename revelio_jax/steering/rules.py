@@ -8,7 +8,7 @@ import typing
 import torch
 
 from revelio_jax.errors import InputError
-from revelio_jax.steering.concept import Concept
+from revelio_jax.steering.concept import Concept, presence
 from revelio_jax.steering.folder import Sae
 
 Change = typing.Callable[[torch.Tensor], torch.Tensor]
@@ -32,15 +32,29 @@ def gated(sae: Sae, concept: Concept) -> Change:
 
     Strength -1 takes them out; prompts in which they do not fire are left alone.
     """
-    W_dec_KD = sae.W_dec_FD[concept.latents]
+    latents = concept.learned.latents
+    W_dec_KD = sae.W_dec_FD[latents]
+    return lambda x_BTD: sae.codes(x_BTD)[..., latents] @ W_dec_KD
+
+
+def swap(sae: Sae, concept: Concept) -> Change:
+    """Move prompts that hold the concept by the mean difference between such prompts and others.
+
+    Strength -1 swaps the usual code of the concept for the usual code without it, latents that the
+    concept suppresses among them. Prompts that do not hold the concept are left alone.
+    """
+    v_TD = sae.directions(concept.learned.difference)
 
     def change(x_BTD: torch.Tensor) -> torch.Tensor:
-        return sae.codes(x_BTD)[..., concept.latents] @ W_dec_KD
+        holds_B = presence(sae.codes(x_BTD), concept.learned.latents) > concept.learned.threshold
+        return holds_B[:, None, None] * v_TD
 
     return change
 
 
-RULES = {"paper": paper, "contrast": contrast, "gated": gated}
+RULES = {"paper": paper, "contrast": contrast, "gated": gated, "swap": swap}
+# Those that add a fixed vector also steer the negative prompt, by the opposite amount.
+ON_BOTH_BRANCHES = ("paper", "contrast")
 
 
 def change_of(rule: str, sae: Sae, concept: Concept) -> Change:

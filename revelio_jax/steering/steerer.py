@@ -13,9 +13,9 @@ import torch
 from revelio_jax import sites
 from revelio_jax.errors import InputError
 from revelio_jax.steering import branches
-from revelio_jax.steering.concept import Concept, encode_concept
+from revelio_jax.steering.concept import Concept, Learned, encode_concept
 from revelio_jax.steering.folder import Sae, load_sae
-from revelio_jax.steering.rules import Change, change_of
+from revelio_jax.steering.rules import ON_BOTH_BRANCHES, Change, change_of
 
 
 class Steerer:
@@ -40,11 +40,11 @@ class Steerer:
         """The hook point that the SAE was trained on."""
         return self.sae.metadata["site"]
 
-    def concept(self, pipe: typing.Any, text: str, latents: list[int] | None = None) -> Concept:
+    def concept(self, pipe: typing.Any, text: str, learned: Learned | None = None) -> Concept:
         """The concept in latents; encoded at the first call, then kept."""
-        key = (id(pipe.text_encoder), text, tuple(latents or ()))
-        if key not in self._concepts:
-            self._concepts[key] = encode_concept(pipe, self.site, self.placed(pipe), text, latents)
+        key = (id(pipe.text_encoder), text)
+        if key not in self._concepts or (learned and self._concepts[key].learned is not learned):
+            self._concepts[key] = encode_concept(pipe, self.site, self.placed(pipe), text, learned)
         return self._concepts[key]
 
     def attach(
@@ -54,23 +54,23 @@ class Steerer:
         *,
         rule: str = "gated",
         negative_branch: bool | None = None,
-        latents: Mapping[str, list[int]] | None = None,
+        learned: Mapping[str, Learned] | None = None,
     ) -> "Attachment":
         """Steer ``pipe`` until the block ends or :meth:`Attachment.remove` is called.
 
         ``concepts`` maps a text to its strength: negative removes, positive adds, 0 changes no bit.
         ``negative_branch`` also steers the negative prompt, by the opposite amount; by default the
-        rules that add a fixed vector do, ``gated`` does not. ``latents`` names the latents of a
-        concept for ``gated``, where they were found from labelled prompts. Raises InputError where
+        rules that add a fixed vector do, ``gated`` and ``swap`` do not. ``learned`` is what labelled
+        prompts said of a concept. Raises InputError where
         the SAE does not fit the pipeline.
         """
         changes = {}
         for text, strength in concepts.items():
             _check_strength(text, strength)
-            concept = self.concept(pipe, text, (latents or {}).get(text))
+            concept = self.concept(pipe, text, (learned or {}).get(text))
             changes[text] = change_of(rule, self.placed(pipe), concept)
         if negative_branch is None:
-            negative_branch = rule != "gated"
+            negative_branch = rule in ON_BOTH_BRANCHES
         return self.attach_changes(pipe, changes, concepts, negative_branch=negative_branch)
 
     def attach_changes(

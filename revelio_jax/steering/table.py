@@ -22,19 +22,27 @@ from revelio_jax.steering.concept import hidden_states
 from revelio_jax.steering.judges import load_judge
 from revelio_jax.steering.labels import Labelled, parse_concept, read_labelled
 from revelio_jax.steering.latents import find_latents, split
-from revelio_jax.steering.measure import FIGURES, Bench, Outcome, make_bench, measure, worst
+from revelio_jax.steering.measure import (
+    FIGURES,
+    Bench,
+    Outcome,
+    make_adding_bench,
+    make_bench,
+    measure,
+    worst,
+)
 from revelio_jax.steering.pipeline import load_pipeline
-from revelio_jax.steering.rules import RULES, Change, change_of
+from revelio_jax.steering.rules import ON_BOTH_BRANCHES, RULES, Change, change_of
 from revelio_jax.steering.steerer import Steerer
 from revelio_jax.steering.strengths import parse_strengths
 
 FLAGS = {
     "concept": ((), "label column and value, such as style=flat; may be given several times"),
-    "strength": ("-0.25,-0.5,-0.75,-1,-1.5,-2", "strengths to choose from"),
+    "strength": ("-0.25,-0.5,-0.75,-1,-1.5,-2", "strengths to choose from; their opposites for adding"),
     "prompts": (80, "prompts with the concept, and as many without; half choose, half report"),
     "seeds": (3, "pictures a prompt"),
 }
-RATIO, MOST = 4.0, 24  # how the latents of gated are found; see the command latents
+RATIO, MOST = 4.0, 24  # how the latents of gated and swap are found; see the command latents
 
 
 def main() -> None:
@@ -53,6 +61,10 @@ def main() -> None:
     for column, value in concepts:
         bench = make_bench(labelled, column, value, flags["prompts"])
         results.append(compare(config, steerer, pipe, judge, bench, labelled, strengths, seeds))
+        bench = make_adding_bench(labelled, column, value, flags["prompts"])
+        if bench.with_concept:
+            up = [-strength for strength in strengths]
+            results.append(compare(config, steerer, pipe, judge, bench, labelled, up, seeds))
     folder = pathlib.Path(config.train.run, "steering")
     folder.mkdir(parents=True, exist_ok=True)
     record = {
@@ -88,51 +100,42 @@ def compare(
         [row for row in labelled if row["prompt"] not in reported_on], bench.column, bench.value
     )
     sae = steerer.placed(pipe)
-    latents = find_latents(pipe, steerer.site, sae, with_concept, without, RATIO, MOST)
-    concept = steerer.concept(pipe, bench.value, [row["latent"] for row in latents])
+    learned, latents = find_latents(pipe, steerer.site, sae, with_concept, without, RATIO, MOST)
+    concept = steerer.concept(pipe, bench.value, learned)
     # (change at strength 1, also on the negative branch?)
-    rules = {name: (change_of(name, sae, concept), name != "gated") for name in RULES}
-    rules["difference of means"] = (
-        difference_of_means(pipe, steerer.site, with_concept, without),
-        True,
-    )
+    rules = {name: (change_of(name, sae, concept), name in ON_BOTH_BRANCHES) for name in RULES}
+    rules["difference of means"] = (difference_of_means(pipe, steerer.site, with_concept, without), True)
     halves = [bench.half(0), bench.half(1)]
-    pictures = len(bench.with_concept + bench.without) // 2
-    total = pictures * (len(rules) * (len(strengths) + len(seeds)) + 1 + 2 * len(seeds))
+    total = (len(rules) * (len(strengths) + len(seeds)) + 1 + 2 * len(seeds)) * halves[0].prompts
     with tqdm.tqdm(total=total, desc=bench.value, unit="picture") as progress:
 
-        def run(half: int, seeds: list[int], change: Change, strength: float, negative: bool) -> Outcome:
-            steering = steerer.attach_changes(
+        def run(half: int, change: Change | None, strength: float, negative: bool) -> Outcome:
+            """Choosing takes one seed, reporting all."""
+            steering = change and steerer.attach_changes(
                 pipe, {"concept": change}, {"concept": strength}, negative_branch=negative
             )
-            return measure(pipe, judge, halves[half], seeds, config.steer, steering, progress)
+            chosen_seeds = seeds if half else seeds[:1]
+            return measure(pipe, judge, halves[half], chosen_seeds, config.steer, steering, progress)
 
-        plain = [
-            measure(pipe, judge, halves[half], which, config.steer, None, progress)
-            for half, which in ((0, seeds[:1]), (1, seeds))
-        ]
+        plain = [run(half, None, 0.0, False) for half in (0, 1)]
         rows = [{"rule": "none", "strength": 0.0, **plain[1].summary()}]
         best: tuple[float, Change, float, bool] | None = None
         for name, (change, negative) in rules.items():
-            scores = {
-                strength: worst(run(0, seeds[:1], change, strength, negative), plain[0])
-                for strength in strengths
-            }
+            scores = {s: worst(run(0, change, s, negative), plain[0]) for s in strengths}
             strength = max(scores, key=lambda s: (round(scores[s], 3), -abs(s)))
-            outcome = run(1, seeds, change, strength, negative)
+            outcome = run(1, change, strength, negative)
             rows.append({"rule": name, "strength": strength, "chosen_from": scores, **outcome.summary()})
             score = worst(outcome, plain[1])
             if name in RULES and (best is None or score > best[0]):
                 best = (score, change, strength, negative)
         _, change, strength, negative = best
-        control = random_direction(change, torch.Generator().manual_seed(0))
-        rows.append(
-            {"rule": "random direction", "strength": strength}
-            | run(1, seeds, control, strength, negative).summary()
-        )
+        control = random_direction(change, torch.Generator())
+        outcome = run(1, control, strength, negative)
+        rows.append({"rule": "random direction", "strength": strength, **outcome.summary()})
     return {
         "concept": f"{bench.column}={bench.value}",
-        "prompts": len(halves[1].with_concept),
+        "adding": bench.adding,
+        "prompts": halves[1].prompts,
         "latents": latents,
         "rows": rows,
     }
@@ -157,13 +160,16 @@ def random_direction(change: Change, generator: torch.Generator) -> Change:
 
 
 def markdown(result: dict[str, typing.Any]) -> str:
+    figures = [name for name in FIGURES if name in result["rows"][0]]
+    did = "added to prompts that do not say it" if result["adding"] else "removed"
     lines = [
-        f"### {result['concept']} ({result['prompts']} prompts with it, as many without)",
-        "| rule | strength | concept left | other label kept | others: its label | others: other label |",
-        "|---|---|---|---|---|---|",
+        f"**{result['concept']}, {did}** ({result['prompts']} prompts)",
+        "",
+        f"| rule | strength | {' | '.join(FIGURES[name] for name in figures)} |",
+        "|---" * (2 + len(figures)) + "|",
     ]
     for row in result["rows"]:
-        cells = ["{mean:.3f} ({low:.2f}-{high:.2f})".format(**row[name]) for name in FIGURES]
+        cells = ["{mean:.3f} ({low:.2f}-{high:.2f})".format(**row[name]) for name in figures]
         lines.append(f"| {row['rule']} | {row['strength']:g} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

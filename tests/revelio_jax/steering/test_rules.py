@@ -2,7 +2,7 @@
 
 import torch
 
-from revelio_jax.steering.concept import Concept, hidden_states, own_latents
+from revelio_jax.steering.concept import Concept, Learned, hidden_states, own_latents
 from revelio_jax.steering.folder import load_sae
 from revelio_jax.steering.rules import change_of
 
@@ -14,7 +14,8 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_rules_follow_their_definitions(sae_folder, tensors):
     sae = load_sae(sae_folder)
     codes, empty = _random(6, 64).relu(), _random(6, 64, seed=1).relu()
-    concept = Concept("c", codes, empty, torch.tensor([3, 5]))
+    learned = Learned(torch.tensor([3, 5]), _random(6, 64, seed=4), 0.0)
+    concept = Concept("c", codes, empty, learned)
     x = 4 * _random(2, 6, 128, seed=2)
     torch.testing.assert_close(change_of("paper", sae, concept)(x), codes @ tensors["W_dec"])
     difference = (codes - empty).clamp(min=0)
@@ -29,8 +30,22 @@ def test_gated_leaves_activations_alone_in_which_its_latents_do_not_fire(sae_fol
     x = 4 * _random(2, 6, 128)
     silent = (sae.codes(x) == 0).all((0, 1)).nonzero().flatten()
     silent = silent if len(silent) else torch.tensor([], dtype=torch.long)
-    concept = Concept("c", torch.zeros(6, 64), torch.zeros(6, 64), silent)
-    assert (change_of("gated", sae, concept)(x) == 0).all()
+    concept = Concept("c", torch.zeros(6, 64), torch.zeros(6, 64), Learned(silent, _random(6, 64), 0.0))
+    for rule in ("gated", "swap"):
+        assert (change_of(rule, sae, concept)(x) == 0).all()
+
+
+def test_swap_moves_only_prompts_that_hold_the_concept(sae_folder, tensors):
+    sae = load_sae(sae_folder)
+    x = 4 * _random(2, 6, 128)
+    codes = sae.codes(x)
+    at = int((codes[0].amax(0) - codes[1].amax(0)).argmax())  # stronger in the first prompt
+    threshold = float(codes[0, :, at].max() + codes[1, :, at].max()) / 2
+    difference = _random(6, 64, seed=5)
+    learned = Learned(torch.tensor([at]), difference, threshold)
+    change = change_of("swap", sae, Concept("c", difference, difference, learned))(x)
+    torch.testing.assert_close(change[0], difference @ tensors["W_dec"])
+    assert (change[1] == 0).all()
 
 
 def test_own_latents_are_those_that_the_empty_prompt_lacks():

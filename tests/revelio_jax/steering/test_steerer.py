@@ -177,5 +177,5 @@ def test_an_sae_for_another_model_is_refused(pipe, steerer):
 
 
 def test_an_unknown_rule_names_the_known_ones(pipe, steerer):
-    with pytest.raises(InputError, match="paper, contrast, gated"):
+    with pytest.raises(InputError, match="paper, contrast, gated, swap"):
         steerer.attach(pipe, {CONCEPT: -1.0}, rule="magic")
