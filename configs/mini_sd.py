@@ -8,7 +8,7 @@ or, one after the other:
     python -m revelio_jax.train   --config configs/mini_sd.py
     python -m revelio_jax.evaluate --config configs/mini_sd.py
     python -m revelio_jax.export  --config configs/mini_sd.py
-    python -m revelio_jax.steering --config configs/mini_sd.py --concept "glossy 3d" --strength -1,-0.5,0
+    python -m revelio_jax.steering --config configs/mini_sd.py --concept "glossy 3d" --strength -2.5,-1.5,-0.5,0
 
 Hardware: 2 CPU cores. Store: 11,000 captions x 24 tokens x 128 float32, 136 MB.
 """
@@ -39,7 +39,7 @@ def get_config():
     c.train.decay_share = 0.3
     c.train.held_out = 0.2  # 52,000 rows: a latent of a rare word needs many to be seen firing
 
-    c.steer.rule = "gated"
+    c.steer.rule = "swap"
     c.steer.steps = 15
     c.steer.guidance = 2.5
     c.steer.height = c.steer.width = 32

@@ -15,6 +15,6 @@ say "4/5 export: to runs/mini_sd/export"
 python -m revelio_jax.export --config $config
 say "5/5 steer: take 'glossy 3d' out of pictures"
 python -m revelio_jax.steering.latents --config $config --concept "style=glossy 3d" | tail -n 1
-python -m revelio_jax.steering --config $config --concept "glossy 3d" --strength -2,-1,-0.5,0
+python -m revelio_jax.steering --config $config --concept "glossy 3d" --strength -2.5,-1.5,-0.5,0
 
 say "done in $((SECONDS - started)) s"

@@ -52,7 +52,7 @@ def test_extract_train_evaluate_export_steer(commands):
 
     done = commands("revelio_jax.steering.latents", "--concept=style=glossy 3d")
     assert done.returncode == 0, done.stderr
-    flags = ("--concept=glossy 3d", "--strength=-2,0", "--measure=24", "--config.steer.rule=gated")
+    flags = ("--concept=glossy 3d", "--strength=-2,0", "--measure=24")
     done = commands("revelio_jax.steering", *flags)
     assert done.returncode == 0, done.stderr
     results = json.loads((commands.folder / "steering" / "results.json").read_text())

@@ -1,4 +1,4 @@
-"""How a concept changes activations. Each rule gives the change for strength 1, to be scaled.
+"""How a concept changes activations. Each rule gives a function of the activations and a strength.
 
 A negative strength removes the concept, a positive one adds it.
 """
@@ -11,20 +11,20 @@ from revelio_jax.errors import InputError
 from revelio_jax.steering.concept import Concept, presence
 from revelio_jax.steering.folder import Sae
 
-Change = typing.Callable[[torch.Tensor], torch.Tensor]
-"""Activations [B, T, D] in float32 to their change [B, T, D] or [T, D] at strength 1."""
+Change = typing.Callable[[torch.Tensor, float], torch.Tensor]
+"""Activations [B, T, D] in float32 and a strength to the change [B, T, D] or [T, D]."""
 
 
 def paper(sae: Sae, concept: Concept) -> Change:
     """Concept Steerers: W_dec ReLU(W_enc (h_c - b) + b_enc), without top-k, at every position."""
     v_TD = sae.directions(concept.codes)
-    return lambda x_BTD: v_TD
+    return lambda x_BTD, strength: strength * v_TD
 
 
 def contrast(sae: Sae, concept: Concept) -> Change:
     """The concept's code minus the empty prompt's, where positive: what the concept itself adds."""
     v_TD = sae.directions(torch.relu(concept.codes - concept.empty))
-    return lambda x_BTD: v_TD
+    return lambda x_BTD, strength: strength * v_TD
 
 
 def gated(sae: Sae, concept: Concept) -> Change:
@@ -34,20 +34,21 @@ def gated(sae: Sae, concept: Concept) -> Change:
     """
     latents = concept.learned.latents
     W_dec_KD = sae.W_dec_FD[latents]
-    return lambda x_BTD: sae.codes(x_BTD)[..., latents] @ W_dec_KD
+    return lambda x_BTD, strength: strength * (sae.codes(x_BTD)[..., latents] @ W_dec_KD)
 
 
 def swap(sae: Sae, concept: Concept) -> Change:
-    """Move prompts that hold the concept by the mean difference between such prompts and others.
+    """Move a prompt by the mean difference between prompts with the concept and prompts without.
 
-    Strength -1 swaps the usual code of the concept for the usual code without it, latents that the
-    concept suppresses among them. Prompts that do not hold the concept are left alone.
+    Strength -1 swaps the usual code of the concept for the usual code without it (latents that the
+    concept suppresses among them) in prompts that hold it; +1 the other way in prompts that do not.
     """
-    v_TD = sae.directions(concept.learned.difference)
+    v_TD = sae.directions(concept.learned.difference.to(sae.W_dec_FD.device))
 
-    def change(x_BTD: torch.Tensor) -> torch.Tensor:
+    def change(x_BTD: torch.Tensor, strength: float) -> torch.Tensor:
         holds_B = presence(sae.codes(x_BTD), concept.learned.latents) > concept.learned.threshold
-        return holds_B[:, None, None] * v_TD
+        moved_B = holds_B if strength < 0 else ~holds_B
+        return strength * moved_B[:, None, None] * v_TD
 
     return change
 

@@ -151,7 +151,7 @@ class Attachment:
         if not active:
             return None
         x_BTD = x.float()
-        parts = [strength * self.changes[text](x_BTD) for text, strength in active.items()]
+        parts = [self.changes[text](x_BTD, strength) for text, strength in active.items()]
         return x_BTD + functools.reduce(torch.add, parts)
 
 

@@ -144,14 +144,14 @@ def compare(
 def difference_of_means(pipe: typing.Any, site: str, with_concept: list[str], without: list[str]) -> Change:
     """The peer: mean activation with the concept minus mean without, at every position."""
     v_TD = hidden_states(pipe, site, with_concept).mean(0) - hidden_states(pipe, site, without).mean(0)
-    return lambda x_BTD: v_TD
+    return lambda x_BTD, strength: strength * v_TD
 
 
 def random_direction(change: Change, generator: torch.Generator) -> Change:
     """The control: a random direction at every position, as long as the change of ``change``."""
 
-    def control(x_BTD: torch.Tensor) -> torch.Tensor:
-        length = change(x_BTD).norm(dim=-1, keepdim=True)
+    def control(x_BTD: torch.Tensor, strength: float) -> torch.Tensor:
+        length = change(x_BTD, strength).norm(dim=-1, keepdim=True)
         generator.manual_seed(0)  # the same direction in every call
         direction = torch.randn(x_BTD.shape[1:], generator=generator).to(x_BTD)
         return length * direction / direction.norm(dim=-1, keepdim=True)

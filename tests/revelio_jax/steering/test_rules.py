@@ -17,12 +17,12 @@ def test_rules_follow_their_definitions(sae_folder, tensors):
     learned = Learned(torch.tensor([3, 5]), _random(6, 64, seed=4), 0.0)
     concept = Concept("c", codes, empty, learned)
     x = 4 * _random(2, 6, 128, seed=2)
-    torch.testing.assert_close(change_of("paper", sae, concept)(x), codes @ tensors["W_dec"])
+    torch.testing.assert_close(change_of("paper", sae, concept)(x, -0.5), -0.5 * codes @ tensors["W_dec"])
     difference = (codes - empty).clamp(min=0)
-    torch.testing.assert_close(change_of("contrast", sae, concept)(x), difference @ tensors["W_dec"])
+    torch.testing.assert_close(change_of("contrast", sae, concept)(x, 2.0), 2 * difference @ tensors["W_dec"])
     z = sae.codes(x)
     wanted = z[..., 3, None] * tensors["W_dec"][3] + z[..., 5, None] * tensors["W_dec"][5]
-    torch.testing.assert_close(change_of("gated", sae, concept)(x), wanted)
+    torch.testing.assert_close(change_of("gated", sae, concept)(x, -1.0), -wanted)
 
 
 def test_gated_leaves_activations_alone_in_which_its_latents_do_not_fire(sae_folder):
@@ -32,7 +32,7 @@ def test_gated_leaves_activations_alone_in_which_its_latents_do_not_fire(sae_fol
     silent = silent if len(silent) else torch.tensor([], dtype=torch.long)
     concept = Concept("c", torch.zeros(6, 64), torch.zeros(6, 64), Learned(silent, _random(6, 64), 0.0))
     for rule in ("gated", "swap"):
-        assert (change_of(rule, sae, concept)(x) == 0).all()
+        assert (change_of(rule, sae, concept)(x, -1.0) == 0).all()
 
 
 def test_swap_moves_only_prompts_that_hold_the_concept(sae_folder, tensors):
@@ -43,9 +43,12 @@ def test_swap_moves_only_prompts_that_hold_the_concept(sae_folder, tensors):
     threshold = float(codes[0, :, at].max() + codes[1, :, at].max()) / 2
     difference = _random(6, 64, seed=5)
     learned = Learned(torch.tensor([at]), difference, threshold)
-    change = change_of("swap", sae, Concept("c", difference, difference, learned))(x)
-    torch.testing.assert_close(change[0], difference @ tensors["W_dec"])
-    assert (change[1] == 0).all()
+    change = change_of("swap", sae, Concept("c", difference, difference, learned))
+    v_TD = difference @ tensors["W_dec"]
+    torch.testing.assert_close(change(x, -2.0)[0], -2 * v_TD)
+    assert (change(x, -2.0)[1] == 0).all()
+    torch.testing.assert_close(change(x, 0.5)[1], 0.5 * v_TD)  # added where it is not yet
+    assert (change(x, 0.5)[0] == 0).all()
 
 
 def test_own_latents_are_those_that_the_empty_prompt_lacks():
