@@ -8,7 +8,7 @@ or, one after the other:
     python -m revelio_jax.train   --config configs/mini_sd.py
     python -m revelio_jax.evaluate --config configs/mini_sd.py
     python -m revelio_jax.export  --config configs/mini_sd.py
-    python -m revelio_jax.steering --config configs/mini_sd.py --concept "glossy 3d" --strength -2.5,-1.5,-0.5,0
+    python -m revelio_jax.steering --config configs/mini_sd.py --concept "glossy 3d" --strength -2.5,0
 
 Hardware: 2 CPU cores. Store: 11,000 captions x 24 tokens x 128 float32, 136 MB.
 """

@@ -109,9 +109,7 @@ RULES = ("paper", "contrast", "gated", "swap")
 class Steer:
     """Sampling with and without steering, and how its effect is measured."""
 
-    rule: str = _field(
-        "contrast", "how a concept changes activations", choices=("paper", "contrast", "gated")
-    )
+    rule: str = _field("contrast", "how a concept changes activations", choices=RULES)
     negative_branch: bool = _field(True, "also steer the unconditional branch, the other way")
     steps: int = _field(50, "sampling steps", low=1)
     guidance: float = _field(7.5, "guidance scale", low=0.0)

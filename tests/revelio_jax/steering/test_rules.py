@@ -2,13 +2,22 @@
 
 import torch
 
+from revelio_jax import config
 from revelio_jax.steering.concept import Concept, Learned, hidden_states, own_latents
 from revelio_jax.steering.folder import load_sae
-from revelio_jax.steering.rules import change_of
+from revelio_jax.steering.rules import RULES, change_of
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_config_offers_the_rules_that_there_are():
+    assert tuple(RULES) == config.RULES
+    for rule in RULES:
+        given = config.default()
+        given.steer.rule = rule
+        assert config.resolve(given).steer.rule == rule
 
 
 def test_rules_follow_their_definitions(sae_folder, tensors):
