@@ -10,7 +10,7 @@ say "2/5 train: a k-sparse autoencoder in JAX, to runs/mini_sd"
 if [ -d runs/mini_sd/checkpoints ]; then resume=--config.train.resume=True; fi
 python -m revelio_jax.train --config $config ${resume:-}
 say "3/5 evaluate: on rows it was not trained on"
-python -m revelio_jax.evaluate --config $config
+evaluated=$(python -m revelio_jax.evaluate --config $config | tee /dev/stderr | tail -n 1)
 say "4/5 export: to runs/mini_sd/export"
 python -m revelio_jax.export --config $config
 say "5/5 steer: take 'glossy 3d' out of pictures"
@@ -18,3 +18,5 @@ python -m revelio_jax.steering.latents --config $config --concept "style=glossy 
 python -m revelio_jax.steering --config $config --concept "glossy 3d" --strength -2.5,-1.5,-0.5,0
 
 say "done in $((SECONDS - started)) s"
+echo "the autoencoder: $evaluated"
+echo "the pictures: $PWD/runs/mini_sd/steering/glossy_3d.png"
