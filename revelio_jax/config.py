@@ -21,8 +21,8 @@ from ml_collections import config_flags
 from revelio_jax.errors import InputError
 
 
-def _field(default, help: str, *, choices=None, low=None, high=None):
-    metadata = {"help": help, "choices": choices, "low": low, "high": high}
+def _field(default, help: str, *, choices=None, low=None, high=None, multiple=1):
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "multiple": multiple}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -113,8 +113,8 @@ class Steer:
     negative_branch: bool = _field(True, "also steer the unconditional branch, the other way")
     steps: int = _field(50, "sampling steps", low=1)
     guidance: float = _field(7.5, "guidance scale", low=0.0)
-    height: int = _field(512, "pixels", low=8)
-    width: int = _field(512, "pixels", low=8)
+    height: int = _field(512, "pixels, a multiple of 8", low=8, multiple=8)
+    width: int = _field(512, "pixels, a multiple of 8", low=8, multiple=8)
     batch_size: int = _field(4, "pictures sampled together", low=1)
     prompts: str = _field("", "labelled prompts to find gated latents with and to measure on")
     judge: str = _field("", "folder of the judge that labels pictures; empty measures nothing")
@@ -223,6 +223,8 @@ def _checked(name: str, value, hint, metadata):
         raise InputError(f"{name} is {value}; it must be at least {low}")
     if high is not None and value > high:
         raise InputError(f"{name} is {value}; it must be at most {high}")
+    if metadata["multiple"] > 1 and value % metadata["multiple"]:
+        raise InputError(f"{name} is {value}; it must be a multiple of {metadata['multiple']}")
     return value
 
 

@@ -98,6 +98,7 @@ def test_what_is_wrong_in_a_file_is_named(file, body, message):
     ("argument", "message"),
     [
         ("--config.train.steps=0", "config.train.steps is 0; it must be at least 1"),
+        ("--config.steer.height=33", "config.steer.height is 33; it must be a multiple of 8"),
         ("--config.train.steps=many", "config.train.steps is 'many'; it must be of type int"),
         ("--config.train.steps=1.5", "config.train.steps is '1.5'; it must be of type int"),
         ("--config.train.resume=perhaps", "config.train.resume is 'perhaps'; it must be of type bool"),
