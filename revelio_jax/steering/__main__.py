@@ -23,7 +23,7 @@ from revelio_jax.errors import InputError, reported
 from revelio_jax.steering import strip
 from revelio_jax.steering.judges import load_judge
 from revelio_jax.steering.labels import Labelled, find_concept, read_labelled, spread
-from revelio_jax.steering.latents import file_name, saved_concepts
+from revelio_jax.steering.learned import file_name, saved_concepts
 from revelio_jax.steering.measure import FIGURES, make_bench, measure
 from revelio_jax.steering.pipeline import load_pipeline
 from revelio_jax.steering.rules import ON_BOTH_BRANCHES

@@ -7,22 +7,9 @@ import torch
 
 from revelio_jax import sites
 from revelio_jax.steering.folder import Sae
+from revelio_jax.steering.learned import Learned
 
 GATE = 0.3  # share of the concept's usual strength from which on a prompt is said to hold it
-
-
-@dataclasses.dataclass(frozen=True)
-class Learned:
-    """What labelled prompts say of a concept; see :mod:`revelio_jax.steering.latents`.
-
-    ``latents`` [K]: those that belong to it. ``difference`` [T, F]: mean code of the prompts with the
-    concept minus that of the prompts without. ``threshold``: a prompt holds the concept when its
-    latents sum to more than this at some position.
-    """
-
-    latents: torch.Tensor
-    difference: torch.Tensor
-    threshold: float
 
 
 @dataclasses.dataclass(frozen=True)

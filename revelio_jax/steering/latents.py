@@ -8,19 +8,17 @@ which the rules ``gated`` and ``swap`` read from then on.
 """
 
 import pathlib
-import re
 import typing
 
 import torch
 import tqdm
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from revelio_jax.config import main_argv, parse
 from revelio_jax.errors import InputError, reported
-from revelio_jax.steering.concept import GATE, Learned, hidden_states, presence
+from revelio_jax.steering.concept import GATE, hidden_states, presence
 from revelio_jax.steering.folder import Sae
 from revelio_jax.steering.labels import Labelled, parse_concept, read_labelled
+from revelio_jax.steering.learned import Learned, file_name, save_learned
 from revelio_jax.steering.pipeline import load_pipeline
 from revelio_jax.steering.steerer import Steerer
 
@@ -77,33 +75,6 @@ def _firing(
         peaks = peaks + peak_BF.sum(0)
         codes_TF = codes_TF + codes_BTF.sum(0)
     return fired / len(prompts), peaks / len(prompts), codes_TF / len(prompts)
-
-
-def save_learned(file: pathlib.Path, text: str, learned: Learned) -> None:
-    """Write a concept as one safetensors file; whole or not at all."""
-    tensors = {
-        "latents": learned.latents,
-        "difference": learned.difference,
-        "threshold": torch.tensor(learned.threshold),
-    }
-    partial = file.with_suffix(".partial")
-    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial, {"text": text})
-    partial.replace(file)
-
-
-def saved_concepts(run: str) -> dict[str, Learned]:
-    """The concepts that this command has learned for a run, by their text; {} where none."""
-    found = {}
-    for file in sorted(pathlib.Path(run, "steering").glob("*.safetensors")):
-        with safe_open(file, "pt") as saved:
-            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
-            found[saved.metadata()["text"]] = Learned(**tensors | {"threshold": float(tensors["threshold"])})
-    return found
-
-
-def file_name(text: str) -> str:
-    """A concept's text as the stem of a file's name."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "concept"
 
 
 def split(labelled: list[Labelled], column: str, value: str) -> tuple[list[str], list[str]]:

@@ -6,6 +6,7 @@ import math
 import pathlib
 import typing
 import warnings
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -13,8 +14,9 @@ import torch
 from revelio_jax import sites
 from revelio_jax.errors import InputError
 from revelio_jax.steering import branches
-from revelio_jax.steering.concept import Concept, Learned, encode_concept
+from revelio_jax.steering.concept import Concept, encode_concept
 from revelio_jax.steering.folder import Sae, load_sae
+from revelio_jax.steering.learned import Learned
 from revelio_jax.steering.rules import ON_BOTH_BRANCHES, Change, change_of
 
 
@@ -28,7 +30,8 @@ class Steerer:
 
     def __init__(self, sae: Sae):
         self.sae = sae
-        self._concepts: dict[tuple, Concept] = {}
+        # Per text encoder; an encoder that is no longer used takes its concepts along.
+        self._concepts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     @classmethod
     def from_pretrained(cls, folder: str | pathlib.Path) -> "Steerer":
@@ -42,10 +45,11 @@ class Steerer:
 
     def concept(self, pipe: typing.Any, text: str, learned: Learned | None = None) -> Concept:
         """The concept in latents; encoded at the first call, then kept."""
-        key = (id(pipe.text_encoder), text)
-        if key not in self._concepts or (learned and self._concepts[key].learned is not learned):
-            self._concepts[key] = encode_concept(pipe, self.site, self.placed(pipe), text, learned)
-        return self._concepts[key]
+        kept = self._concepts.setdefault(pipe.text_encoder, {})
+        key = text, learned is None
+        if key not in kept or (learned and kept[key].learned is not learned):
+            kept[key] = encode_concept(pipe, self.site, self.placed(pipe), text, learned)
+        return kept[key]
 
     def attach(
         self,
@@ -61,8 +65,7 @@ class Steerer:
         ``concepts`` maps a text to its strength: negative removes, positive adds, 0 changes no bit.
         ``negative_branch`` also steers the negative prompt, by the opposite amount; by default the
         rules that add a fixed vector do, ``gated`` and ``swap`` do not. ``learned`` is what labelled
-        prompts said of a concept. Raises InputError where
-        the SAE does not fit the pipeline.
+        prompts said of a concept. Raises InputError where the SAE does not fit the pipeline.
         """
         changes = {}
         for text, strength in concepts.items():

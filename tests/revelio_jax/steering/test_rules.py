@@ -3,8 +3,9 @@
 import torch
 
 from revelio_jax import config
-from revelio_jax.steering.concept import Concept, Learned, hidden_states, own_latents
+from revelio_jax.steering.concept import Concept, hidden_states, own_latents
 from revelio_jax.steering.folder import load_sae
+from revelio_jax.steering.learned import Learned, file_name, save_learned, saved_concepts
 from revelio_jax.steering.rules import RULES, change_of
 
 
@@ -75,3 +76,16 @@ def test_hidden_states_are_those_of_the_encoder_whatever_the_batch(pipe):
     with torch.inference_mode():
         wanted = pipe.text_encoder(tokens, output_hidden_states=True).hidden_states[3]
     torch.testing.assert_close(got, wanted)
+
+
+def test_what_was_learned_is_read_back_by_its_text(tmp_path):
+    assert saved_concepts(tmp_path) == {}
+    (tmp_path / "steering").mkdir()
+    for text in ("glossy 3d", "heart"):
+        learned = Learned(torch.tensor([3, len(text)]), _random(6, 64), 0.25)
+        save_learned(tmp_path / "steering" / f"{file_name(text)}.safetensors", text, learned)
+    found = saved_concepts(tmp_path)
+    assert list(found) == ["glossy 3d", "heart"]
+    assert found["heart"].latents.tolist() == [3, 5]
+    assert found["heart"].threshold == 0.25
+    assert torch.equal(found["heart"].difference, _random(6, 64))

@@ -147,6 +147,9 @@ def test_a_concept_is_encoded_once(pipe, steerer):
         pipe.encode_prompt(PROMPTS, "cpu", 1, True)
     assert len(passes) == 2  # the prompt and the negative prompt, nothing for the concept
     assert steerer.concept(pipe, CONCEPT) is concept
+    learned = steerer.concept(pipe, CONCEPT, concept.learned)  # another source, another concept
+    assert learned.learned is concept.learned
+    assert steerer.concept(pipe, CONCEPT) is concept
 
 
 def test_half_precision_stays_and_the_sae_computes_in_float32(pipe, steerer):

@@ -1,0 +1,50 @@
+"""What labelled prompts say of a concept, and its file: one safetensors file, small, without the SAE."""
+
+import dataclasses
+import pathlib
+import re
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """What labelled prompts say of a concept; see :mod:`revelio_jax.steering.latents`.
+
+    ``latents`` [K]: those that belong to it. ``difference`` [T, F]: mean code of the prompts with the
+    concept minus that of the prompts without. ``threshold``: a prompt holds the concept when its
+    latents sum to more than this at some position.
+    """
+
+    latents: torch.Tensor
+    difference: torch.Tensor
+    threshold: float
+
+
+def save_learned(file: pathlib.Path, text: str, learned: Learned) -> None:
+    """Write a concept as one safetensors file; whole or not at all."""
+    tensors = {
+        "latents": learned.latents,
+        "difference": learned.difference,
+        "threshold": torch.tensor(learned.threshold),
+    }
+    partial = file.with_suffix(".partial")
+    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial, {"text": text})
+    partial.replace(file)
+
+
+def saved_concepts(run: str) -> dict[str, Learned]:
+    """The concepts that were learned for a run, by their text; {} where none."""
+    found = {}
+    for file in sorted(pathlib.Path(run, "steering").glob("*.safetensors")):
+        with safe_open(file, "pt") as saved:
+            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
+            found[saved.metadata()["text"]] = Learned(**tensors | {"threshold": float(tensors["threshold"])})
+    return found
+
+
+def file_name(text: str) -> str:
+    """A concept's text as the stem of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "concept"
