@@ -21,7 +21,7 @@ from extract.miniature.vae import decode, encode, to_tensor
 
 WEIGHTS = "judge.safetensors"
 LABELS = {"style": STYLES, "category": tuple(CATEGORIES)}
-WIDTH = 40
+WIDTH = 44
 BATCH = 64
 PEAK_RATE = 3e-3
 UNSEEN_SHARE = 0.2
@@ -58,9 +58,10 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def label(self, pixels: np.ndarray) -> list[dict[str, str]]:
-        """Style and category of uint8 pictures [N, 32, 32, 3]."""
-        logits = zip(*[self(part) for part in to_tensor(pixels).split(256)], strict=True)
-        indices = [torch.cat(part).argmax(1).tolist() for part in logits]
+        """Style and category of uint8 pictures [N, 32, 32, 3], each seen as it is and mirrored."""
+        views = [[a + b for a, b in zip(self(part), self(part.flip(3)), strict=True)]
+                 for part in to_tensor(pixels).split(256)]  # fmt: skip
+        indices = [torch.cat(logits).argmax(1).tolist() for logits in zip(*views, strict=True)]
         return [
             {key: LABELS[key][i] for key, i in zip(LABELS, row, strict=True)}
             for row in zip(*indices, strict=True)
@@ -113,8 +114,11 @@ def train(
     torch.manual_seed(1 + rank)
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps)
-    of_named = category >= 0
-    weights = torch.where(of_named, 2.0, 1.0)  # half of a batch from the eight categories
+    # Half of a batch from the eight categories, rare ones (buildings, plants) more than their share.
+    counts = torch.bincount(category[category >= 0]).float()
+    weights = torch.ones(len(shown))
+    weights[category >= 0] = counts[category[category >= 0]] ** -0.5
+    weights[category >= 0] *= (category < 0).sum() / weights[category >= 0].sum()
     losses = []
     for step in range(steps):
         chosen = torch.multinomial(weights, BATCH // n_workers)
@@ -147,10 +151,13 @@ def _convolution(before: int, after: int, stride: int) -> tuple[nn.Module, ...]:
 
 
 def _augment(images: torch.Tensor) -> torch.Tensor:
-    """Mirror and shift by up to 3 pixels; the border is white as in the data."""
-    mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
-    images = torch.where(mirrored, images.flip(3), images)
-    padded = functional.pad(images, (3,) * 4, value=1.0)
-    corners = torch.randint(0, 7, (len(images), 2)).tolist()
-    size = images.shape[-1]
-    return torch.stack([p[:, y : y + size, x : x + size] for p, (y, x) in zip(padded, corners, strict=True)])
+    """Mirror, stretch by up to 15 % and shift by up to 3 pixels; the border is white as in the data."""
+    n = len(images)
+    mirror = torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = mirror * (1 + 0.15 * (2 * torch.rand(n) - 1))
+    theta[:, 1, 1] = 1 + 0.15 * (2 * torch.rand(n) - 1)
+    theta[:, :, 2] = 6 / images.shape[-1] * (2 * torch.rand(n, 2) - 1)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    # Sampled as ink on paper, so that what is outside is white.
+    return 1 - functional.grid_sample(1 - images, grid, align_corners=False)

@@ -28,7 +28,7 @@ HERE = pathlib.Path(__file__).parent
 class Steps:
     vae: int = 3400
     denoiser: int = 7000
-    judge: int = 1800
+    judge: int = 2400
 
 
 def main() -> None:
