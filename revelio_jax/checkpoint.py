@@ -10,10 +10,9 @@ import typing
 from collections.abc import Iterator
 
 import jax
-import optax
 import orbax.checkpoint as ocp
 
-from revelio_jax.config import Config
+from revelio_jax.config import Config, Sae, Train
 from revelio_jax.errors import InputError
 from revelio_jax.step import State, abstract_state
 
@@ -77,11 +76,12 @@ def restore(
     step: int,
     latents: int,
     d: int,
-    optimiser: optax.GradientTransformation,
+    sae: Sae,
+    train: Train,
     mesh: jax.sharding.Mesh,
 ) -> State:
     """The state after ``step`` steps, on ``mesh``, whatever mesh it was saved from."""
-    target = abstract_state(latents, d, optimiser, mesh)
+    target = abstract_state(latents, d, sae, train, mesh)
     return _read(run, step, state=ocp.args.StandardRestore(target))["state"]
 
 

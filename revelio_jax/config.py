@@ -58,18 +58,40 @@ class Extract:
 
 @dataclasses.dataclass(frozen=True)
 class Sae:
-    """The k-sparse autoencoder."""
+    """The sparse autoencoder."""
 
+    architecture: str = _field(
+        "topk",
+        "topk: k latents a row; batch_topk: k a row on average of a batch; jumprelu: a learned threshold a "
+        "latent, k a row on average by a penalty; dense: every latent, for an undercomplete baseline",
+        choices=("topk", "batch_topk", "jumprelu", "dense"),
+    )
     k: int = _field(32, "latents that may fire on a row", low=1)
+    k_start: int = _field(0, "k of the first step, which falls to k over k_anneal_steps; 0 is k", low=0)
+    k_anneal_steps: int = _field(0, "steps from k_start to k", low=0)
     expansion: int = _field(4, "dictionary size over the width of the activation", low=1)
+    latents: int = _field(0, "dictionary size; 0 is the width x expansion", low=0)
+    prefixes: tuple[float, ...] = _field(
+        (), "Matryoshka: shares of the latents, rising to 1, whose first latents reconstruct on their own"
+    )
+    multi_topk: float = _field(0.0, "weight of the error of 4 k latents (MultiTopK), often 0.125", low=0.0)
     k_aux: int = _field(256, "dead latents that reconstruct the error in the auxiliary loss", low=0)
     aux_alpha: float = _field(1 / 32, "weight of the auxiliary loss", low=0.0)
     dead_after_rows: int = _field(10_000_000, "rows without firing until a latent is dead", low=1)
     dead_threshold: float = _field(1e-3, "a latent fires where its value is above this", low=0.0)
+    l0_coefficient: float = _field(0.1, "jumprelu: weight of (L0 / k - 1)^2", low=0.0)
+    jump_threshold: float = _field(0.1, "jumprelu: initial threshold", low=1e-9)
+    jump_bandwidth: float = _field(0.1, "jumprelu: width around a threshold that its gradient sees", low=1e-9)
     normalise: str = _field(
         "centre_scale",
         "centre and scale rows by the store's statistics before the autoencoder, or leave them",
         choices=("centre_scale", "none"),
+    )
+    init: str = _field(
+        "unit",
+        "initial encoder: unit rows, the same as the decoder's, or kaiming_uniform, of which the decoder's "
+        "are the unit rows",
+        choices=("unit", "kaiming_uniform"),
     )
     b_dec_init: str = _field(
         "geometric_median",
@@ -77,6 +99,12 @@ class Sae:
         choices=("geometric_median", "mean", "zero"),
     )
     b_dec_init_rows: int = _field(32_768, "rows for the initial decoder bias", low=1)
+    encode_chunk: int = _field(
+        0, "latents that are encoded at a time, which bounds memory for large dictionaries; 0 is all", low=0
+    )
+    matmul_dtype: str = _field(
+        "float32", "dtype of the products' inputs; sums are float32", choices=("float32", "bfloat16")
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +117,18 @@ class Train:
     batch_size: int = _field(4096, "rows a step", low=1)
     learning_rate: float = _field(4e-4, "peak learning rate of Adam", low=0.0)
     warmup_steps: int = _field(0, "steps of linear warm-up", low=0)
-    decay_share: float = _field(0.0, "last share of the steps with linear decay to 0", low=0.0, high=1.0)
+    decay: str = _field("linear", "how the rate falls to 0 at the end", choices=("linear", "cosine"))
+    decay_share: float = _field(0.0, "last share of the steps in which it falls", low=0.0, high=1.0)
     adam_eps: float = _field(6.25e-10, "epsilon of Adam", low=0.0)
+    clip_norm: float = _field(0.0, "gradients of a larger norm are scaled down to it; 0 is never", low=0.0)
+    ema: float = _field(
+        0.0, "decay of a moving average of the parameters, which is then what is evaluated", low=0.0, high=1.0
+    )
     seed: int = _field(0, "seed of initialisation and of the order of rows", low=0)
     held_out: float = _field(0.05, "share of the chunks kept for evaluation", low=0.0, high=0.5)
     buffer_chunks: int = _field(256, "chunks that are shuffled together in memory", low=1)
-    mesh_data: int = _field(-1, "devices along the data axis; -1 is all that are left", low=-1)
-    mesh_feature: int = _field(1, "devices along the latents' axis", low=1)
+    mesh_data: int = _field(1, "devices along the data axis; -1 is all that are left", low=-1)
+    mesh_feature: int = _field(-1, "devices along the latents' axis; -1 is all that are left", low=-1)
     log_every: int = _field(50, "steps between lines of metrics.jsonl", low=1)
     checkpoint_every: int = _field(1000, "steps between checkpoints", low=1)
     keep: int = _field(3, "newest checkpoints that are kept", low=1)
@@ -209,10 +242,14 @@ def _section(name: str, cls: type, given: typing.Mapping) -> typing.Any:
 def _checked(name: str, value, hint, metadata):
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
-        value = (value,) if isinstance(value, str) else value
-        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
-            raise InputError(f"{name} is {value!r}; it must be a tuple of strings")
+    if isinstance(hint, types.GenericAlias):  # tuple[str, ...] or tuple[float, ...]
+        of = typing.get_args(hint)[0]
+        value = value if isinstance(value, list | tuple) else (value,)
+        if of is float:
+            value = [float(v) if type(v) is int else v for v in value]
+        if not all(type(v) is of for v in value):
+            what = {str: "strings", float: "numbers"}[of]
+            raise InputError(f"{name} is {value!r}; it must be a tuple of {what}")
         return tuple(value)
     if type(value) is not hint:
         raise InputError(f"{name} is {value!r}; it must be of type {hint.__name__}")

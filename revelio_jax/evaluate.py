@@ -17,10 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from revelio_jax import checkpoint, data, sharding
-from revelio_jax import step as training
 from revelio_jax.config import Config, Sae, main_argv, parse
 from revelio_jax.errors import InputError, reported
-from revelio_jax.sae import TopKSae
+from revelio_jax.sae import SparseAutoencoder
 from revelio_jax.step import State
 from revelio_jax.store import Site, Store
 from revelio_jax.train import dictionary_size, open_run
@@ -63,7 +62,7 @@ def trained(config: Config) -> tuple[pathlib.Path, Store, Site, State, jax.shard
     latents = dictionary_size(config, site)
     options = config.train
     mesh = sharding.make_mesh(options.mesh_data, options.mesh_feature, options.batch_size, latents)
-    state = checkpoint.restore(run, step, latents, site.d, training.make_optimiser(options), mesh)
+    state = checkpoint.restore(run, step, latents, site.d, config.sae, options, mesh)
     return run, store, site, state, mesh
 
 
@@ -74,25 +73,27 @@ def make_reconstruct(sae: Sae, mesh: jax.sharding.Mesh) -> typing.Callable:
     latent is above ``dead_threshold``, int32, and how many values are positive in all.
     """
 
-    def local(params, x_BD, valid_B):
-        model = TopKSae(**params, k=sae.k)
-        values_BK, indices_BK = model.encode(x_BD)
-        x_hat_BD = model.decode(values_BK, indices_BK)
-        values_BK = jnp.where(valid_B[:, None], values_BK, 0)
-        fires_BK = values_BK > sae.dead_threshold
-        fired_F = (
-            jnp.zeros_like(fires_BK, int, params["b_enc_F"].shape).at[indices_BK].add(fires_BK.astype(int))
-        )
-        return x_hat_BD, jax.lax.psum(fired_F, "data"), jax.lax.psum((values_BK > 0).sum(), sharding.AXES)
+    def local(params, threshold, x_BD, valid_B):
+        model = SparseAutoencoder(params, sae)
+        code = model.infer(x_BD, threshold)
+        x_hat_BD = model.decode(code)
+        code = code.where(valid_B[:, None])
+        fired_F = jax.lax.psum(code.count(len(params["b_enc_F"]), sae.dead_threshold), "data")
+        return x_hat_BD, fired_F, jax.lax.psum((code.values > 0).sum(), sharding.AXES)
 
     @jax.jit
     def reconstruct(state, x_BD, valid_B):
         return jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(sharding.PARAMS, sharding.BATCH, sharding.ROWS),
+            in_specs=(
+                sharding.params(sae.architecture),
+                sharding.REPLICATED,
+                sharding.BATCH,
+                sharding.ROWS,
+            ),
             out_specs=(sharding.BATCH, sharding.LATENTS, sharding.REPLICATED),
-        )(state.params, (x_BD - state.mean_D) / state.scale, valid_B)
+        )(state.best_params, state.threshold, (x_BD - state.mean_D) / state.scale, valid_B)
 
     return reconstruct
 

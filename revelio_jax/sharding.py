@@ -2,7 +2,8 @@
 
 The mesh has the axes ``data`` (rows of a batch) and ``feature`` (latents), also on one device.
 Parameters with a latents' axis are split along it; each device then holds whole rows of W_enc_FD and
-W_dec_FD. Everything else is the same on every device.
+W_dec_FD. Everything else is the same on every device. All devices on the feature axis are the default:
+what then moves in a step does not grow with the latents, and every product is split.
 """
 
 import typing
@@ -20,27 +21,36 @@ BATCH = P("data", None)
 ROWS = P("data")
 LATENTS = P("feature")
 REPLICATED = P()
-PARAMS = {
-    "W_enc_FD": P("feature", None),
-    "b_enc_F": LATENTS,
-    "W_dec_FD": P("feature", None),
-    "b_dec_D": REPLICATED,
-}
+
+
+def params(architecture: str) -> dict[str, P]:
+    """PartitionSpecs of an autoencoder's parameters."""
+    specs = {
+        "W_enc_FD": P("feature", None),
+        "b_enc_F": LATENTS,
+        "W_dec_FD": P("feature", None),
+        "b_dec_D": REPLICATED,
+    }
+    return specs | ({"log_threshold_F": LATENTS} if architecture == "jumprelu" else {})
 
 
 def make_mesh(data: int, feature: int, batch_size: int, latents: int) -> Mesh:
-    """The mesh of a run; ``data`` -1 takes all devices that are left.
+    """The mesh of a run; ``data`` or ``feature`` -1 takes all devices that are left.
 
     Raises InputError where it does not fit the devices, the rows of a batch or the latents: sizes
     that do not divide would be replicated in silence.
     """
     devices = jax.device_count()
-    if data == 0:
-        raise InputError("config.train.mesh_data is 0; it must be -1 or at least 1")
-    if data == -1:
-        if devices % feature:
-            raise InputError(f"config.train.mesh_feature is {feature}; it must divide {devices} devices")
-        data = devices // feature
+    sizes = {"config.train.mesh_data": data, "config.train.mesh_feature": feature}
+    for name, size in sizes.items():
+        if size == 0:
+            raise InputError(f"{name} is 0; it must be -1 or at least 1")
+    if data == feature == -1:
+        raise InputError("config.train.mesh_data and mesh_feature are both -1; one of them must be given")
+    for name, size in sizes.items():
+        if -1 in sizes.values() and size != -1 and devices % size:
+            raise InputError(f"{name} is {size}; it must divide {devices} devices")
+    data, feature = (devices // feature if data == -1 else data), (devices // data if feature == -1 else feature)
     if data * feature > devices:
         raise InputError(
             f"config.train.mesh_data x mesh_feature is {data} x {feature}; there are {devices} devices"
@@ -60,11 +70,11 @@ def make_mesh(data: int, feature: int, batch_size: int, latents: int) -> Mesh:
     )
 
 
-def like_params(optimiser: optax.GradientTransformation) -> typing.Any:
-    """PartitionSpecs of an optimiser's state: moments lie as their parameters do."""
-    state = jax.eval_shape(optimiser.init, dict.fromkeys(PARAMS, jax.ShapeDtypeStruct((), "float32")))
+def like_params(optimiser: optax.GradientTransformation, specs: dict[str, P]) -> typing.Any:
+    """PartitionSpecs of an optimiser's state: moments lie as their parameters, with ``specs``, do."""
+    state = jax.eval_shape(optimiser.init, dict.fromkeys(specs, jax.ShapeDtypeStruct((), "float32")))
     return optax.tree_utils.tree_map_params(
-        optimiser, lambda _, spec: spec, state, PARAMS, transform_non_params=lambda _: REPLICATED
+        optimiser, lambda _, spec: spec, state, specs, transform_non_params=lambda _: REPLICATED
     )
 
 

@@ -38,14 +38,14 @@ def train(config: Config) -> None:
     order = data.make_order(site, options.seed, options.batch_size, options.buffer_chunks, options.held_out)
 
     # State: restored, or initial.
-    optimiser = training.make_optimiser(options)
     if start:
-        state = checkpoint.restore(run, start, latents, site.d, optimiser, mesh)
+        state = checkpoint.restore(run, start, latents, site.d, sae, options, mesh)
     else:
         mean_D, scale = normalisation(sae.normalise, site)
         x_ND = (data.first_rows(site, order, sae.b_dec_init_rows) - mean_D) / scale
-        params = initial.initial_params(options.seed, latents, initial.bias(sae.b_dec_init, x_ND), mesh)
-        state = training.initial_state(params, mean_D, scale, optimiser, mesh)
+        b_dec_D = initial.bias(sae.b_dec_init, x_ND)
+        params = initial.initial_params(sae, options.seed, latents, b_dec_D, mesh)
+        state = training.initial_state(params, mean_D, scale, sae, options, mesh)
     train_step = training.make_train_step(sae, options, mesh)
     print(describe(config, site, order, latents))
 
@@ -104,12 +104,12 @@ def resumed_step(run: pathlib.Path, resume: bool, facts: dict) -> int:
 
 def dictionary_size(config: Config, site: Site) -> int:
     """Latents of the autoencoder. Raises InputError where fewer than k."""
-    latents = site.d * config.sae.expansion
-    if config.sae.k > latents:
-        raise InputError(
-            f"config.sae.k is {config.sae.k}; it must be at most {latents}, the latents "
-            f"(width {site.d} x config.sae.expansion)"
-        )
+    sae = config.sae
+    latents = sae.latents or site.d * sae.expansion
+    where = "config.sae.latents" if sae.latents else f"width {site.d} x config.sae.expansion"
+    for name in ("k", "k_start"):
+        if (k := getattr(sae, name)) > latents:
+            raise InputError(f"config.sae.{name} is {k}; it must be at most {latents}, the latents ({where})")
     return latents
 
 

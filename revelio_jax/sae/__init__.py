@@ -5,6 +5,6 @@ row, C dead latents that the auxiliary loss works on. Inside ``jax.shard_map`` B
 device holds.
 """
 
-from revelio_jax.sae.module import TopKSae
+from revelio_jax.sae.module import Code, SparseAutoencoder
 
-__all__ = ["TopKSae"]
+__all__ = ["Code", "SparseAutoencoder"]

@@ -5,25 +5,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from revelio_jax import sharding
+from revelio_jax.config import Sae
 
 
-def initial_params(seed: int, latents: int, b_dec_D: np.ndarray, mesh: jax.sharding.Mesh):
+def initial_params(sae: Sae, seed: int, latents: int, b_dec_D: np.ndarray, mesh: jax.sharding.Mesh):
     """float32 parameters on their devices; the same numbers on every mesh.
 
     Decoder rows are uniform on the unit sphere. The encoder is tied to them at the start only: a copy,
-    not a view, since both are trained (and donated) on their own.
+    not a view, since both are trained (and donated) on their own. With ``sae.init`` kaiming_uniform the
+    encoder is uniform in +- sqrt(6 / d) and the decoder holds its rows scaled to norm 1. jumprelu has a
+    threshold a latent, kept as its logarithm.
     """
 
     def make(b_dec_D):
-        W_dec_FD = unit_rows(jax.random.normal(jax.random.key(seed), (latents, len(b_dec_D))))
-        return {
-            "W_enc_FD": jnp.copy(W_dec_FD),
+        shape, key = (latents, len(b_dec_D)), jax.random.key(seed)
+        if sae.init == "unit":
+            W_enc_FD = W_dec_FD = unit_rows(jax.random.normal(key, shape))
+        else:
+            bound = (6 / shape[1]) ** 0.5
+            W_enc_FD = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+            W_dec_FD = unit_rows(W_enc_FD)
+        params = {
+            "W_enc_FD": jnp.copy(W_enc_FD),
             "b_enc_F": jnp.zeros(latents),
             "W_dec_FD": W_dec_FD,
             "b_dec_D": b_dec_D,
         }
+        if sae.architecture == "jumprelu":
+            params["log_threshold_F"] = jnp.full(latents, np.log(sae.jump_threshold), jnp.float32)
+        return params
 
-    shardings = sharding.named(mesh, sharding.PARAMS)
+    shardings = sharding.named(mesh, sharding.params(sae.architecture))
     return jax.jit(make, out_shardings=shardings)(jnp.asarray(b_dec_D, jnp.float32))
 
 

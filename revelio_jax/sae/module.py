@@ -1,45 +1,129 @@
-"""The k-sparse autoencoder as a Flax module."""
+"""The sparse autoencoder as a Flax module: how a row becomes a code, and a code a row."""
+
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from revelio_jax.sae import sparse
-from revelio_jax.sharding import shared
+from revelio_jax.config import Sae
+from revelio_jax.sae import jump, sparse, topk
+from revelio_jax.sharding import AXES, shared
+
+# Slots of a row for batch_topk, over k: a row with more latents above the threshold loses the smallest.
+BATCH_SLOTS = 4
+MULTI = 4  # MultiTopK reconstructs with that many times k latents
 
 
-class TopKSae(nnx.Module):
-    """z = TopK(ReLU(W_enc (x - b_dec) + b_enc)), x_hat = W_dec z + b_dec.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """Latents of rows on one device, as slots or densely.
 
-    Parameters are float32. Both matrices are [F, D], a row a latent, so that the sparse gradients
-    touch whole rows. k is what may fire on a row. Methods run inside ``jax.shard_map`` over the axes
-    of :mod:`revelio_jax.sharding`; the parameters are then this device's latents.
-    Source: Gao et al. 2024 (arXiv 2406.04093), as used in arXiv 2501.19066.
+    Slots: ``values`` [B, K] >= 0, and ``indices`` [B, K] of their latents within this device; a slot of
+    value 0 does not fire. Dense: ``values`` [B, F], ``indices`` None. float32 and int32.
     """
 
-    def __init__(
-        self, W_enc_FD: jax.Array, b_enc_F: jax.Array, W_dec_FD: jax.Array, b_dec_D: jax.Array, *, k: int
-    ):
-        self.W_enc_FD = nnx.Param(W_enc_FD)
-        self.b_enc_F = nnx.Param(b_enc_F)
-        self.W_dec_FD = nnx.Param(W_dec_FD)
-        self.b_dec_D = nnx.Param(b_dec_D)
-        self.k = k
+    values: jax.Array
+    indices: jax.Array | None = None
 
-    def encode(self, x_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Values [B, K] and indices [B, K] (within this device) of the latents that fire."""
-        return sparse.encode(
-            shared(x_BD, "feature"),
-            shared(self.W_enc_FD[...], "data"),
-            shared(self.b_enc_F[...], "data"),
-            shared(self.b_dec_D[...], "data", "feature"),
-            self.k,
-            "feature",
+    def where(self, kept: jax.Array) -> "Code":
+        """The code with the values that are not ``kept`` set to 0."""
+        return dataclasses.replace(self, values=jnp.where(kept, self.values, 0))
+
+    def count(self, latents: int, above: float) -> jax.Array:
+        """On how many rows each of this device's latents is above a value: int32 [F]."""
+        fires = self.values > above  # a slot that was selected with value 0 does not fire
+        if self.indices is None:
+            return fires.sum(0, dtype=jnp.int32)
+        return jnp.zeros_like(fires, jnp.int32, latents).at[self.indices].add(fires.astype(jnp.int32))
+
+
+class SparseAutoencoder(nnx.Module):
+    """z = select(ReLU(W_enc (x - b_dec) + b_enc)), x_hat = W_dec z + b_dec.
+
+    ``sae.architecture`` says what is selected. Parameters are float32. Both matrices are [F, D], a row a
+    latent, so that sparse gradients touch whole rows. Methods run inside ``jax.shard_map`` over the axes
+    of :mod:`revelio_jax.sharding`; the parameters are then this device's latents.
+
+    Sources: TopK, MultiTopK Gao et al. 2024 (arXiv 2406.04093), as used in arXiv 2501.19066; BatchTopK
+    Bussmann et al. 2024 (arXiv 2412.06410); JumpReLU Rajamanoharan et al. 2024 (arXiv 2407.14435).
+    """
+
+    def __init__(self, params: dict[str, jax.Array], sae: Sae):
+        self.params = nnx.data({name: nnx.Param(value) for name, value in params.items()})
+        self.sae = sae
+
+    def __getitem__(self, name: str) -> jax.Array:
+        return self.params[name][...]
+
+    def codes(self, x_BD: jax.Array, k: jax.Array | int) -> tuple[Code, Code | None]:
+        """The code of rows in training, and that of MultiTopK where it is asked for. k may be traced."""
+        sae = self.sae
+        if sae.architecture in ("dense", "jumprelu"):
+            return self._dense(x_BD), None
+        most_k = max(sae.k, sae.k_start) * (MULTI if sae.multi_topk else 1)
+        select, slots = (
+            (self._largest, most_k) if sae.architecture == "topk" else (self._above_kth, BATCH_SLOTS * most_k)
         )
+        most = self._slots(x_BD, slots)
+        return select(most, k), select(most, MULTI * k) if sae.multi_topk else None
 
-    def decode(self, values_BK: jax.Array, indices_BK: jax.Array) -> jax.Array:
+    def infer(self, x_BD: jax.Array, threshold: jax.Array) -> Code:
+        """The code of rows on their own; batch_topk then keeps what is above ``threshold``."""
+        sae = self.sae
+        if sae.architecture in ("dense", "jumprelu"):
+            return self._dense(x_BD)
+        if sae.architecture == "topk":
+            return self._largest(self._slots(x_BD, sae.k), sae.k)
+        most = self._largest(self._slots(x_BD, BATCH_SLOTS * sae.k), BATCH_SLOTS * sae.k)
+        return most.where(most.values > threshold)
+
+    def decode(self, code: Code) -> jax.Array:
         """Reconstruction [B, D], summed over the devices that share the latents."""
-        part_BD = sparse.decode(values_BK, indices_BK, shared(self.W_dec_FD[...], "data"))
-        return jax.lax.psum(part_BD, "feature") + self.b_dec_D[...]
+        if code.indices is None:
+            part_BD = sparse.product(code.values, self["W_dec_FD"], self.sae.matmul_dtype)
+        else:
+            part_BD = sparse.decode(code.values, code.indices, self["W_dec_FD"])
+        return jax.lax.psum(part_BD, "feature") + self["b_dec_D"]
 
-    def __call__(self, x_BD: jax.Array) -> jax.Array:
-        return self.decode(*self.encode(x_BD))
+    def _slots(self, x_BD: jax.Array, slots: int) -> Code:
+        values_BK, indices_BK = sparse.candidates(
+            shared(x_BD, "feature"),
+            self["W_enc_FD"],
+            self["b_enc_F"],
+            shared(self["b_dec_D"], "feature"),
+            slots,
+            self.sae.encode_chunk,
+            self.sae.matmul_dtype,
+        )
+        return Code(values_BK, indices_BK)
+
+    def l0_penalty(self, x_BD: jax.Array, k: jax.Array | int) -> jax.Array:
+        """(L0 / k - 1)^2 of jumprelu, with L0 the mean over all rows; its gradient moves thresholds."""
+        fires_BF = jump.fires(self._positive(x_BD), self._threshold(), self.sae.jump_bandwidth)
+        l0 = jax.lax.psum(fires_BF.sum(), AXES) / jax.lax.psum(len(x_BD), "data")
+        return jnp.square(l0 / k - 1)
+
+    def _dense(self, x_BD: jax.Array) -> Code:
+        z_BF = self._positive(x_BD)
+        if self.sae.architecture == "jumprelu":
+            z_BF = jump.relu(z_BF, self._threshold(), self.sae.jump_bandwidth)
+        return Code(z_BF)
+
+    def _positive(self, x_BD: jax.Array) -> jax.Array:
+        pre_BF = sparse.product(x_BD - self["b_dec_D"], self["W_enc_FD"].T, self.sae.matmul_dtype)
+        return jax.nn.relu(pre_BF + self["b_enc_F"])
+
+    def _threshold(self) -> jax.Array:
+        return jnp.exp(self["log_threshold_F"])
+
+    def _largest(self, most: Code, k: jax.Array | int) -> Code:
+        return most.where(topk.survivors(jax.lax.stop_gradient(most.values), k, "feature"))
+
+    def _above_kth(self, most: Code, k: jax.Array | int) -> Code:
+        """k a row on average of the whole batch, at most BATCH_SLOTS k on one."""
+        code = self._largest(most, BATCH_SLOTS * k)
+        values_BK = jax.lax.stop_gradient(code.values)
+        rows = jax.lax.psum(len(values_BK), "data")
+        return code.where(values_BK >= topk.kth_largest(values_BK, k * rows, None, AXES))

@@ -16,8 +16,8 @@ TRAIN = Train(batch_size=ROWS, learning_rate=1e-2)
 
 
 def begin(mesh):
-    params = initial.initial_params(0, LATENTS, np.zeros(WIDTH), mesh)
-    state = training.initial_state(params, np.ones(WIDTH), 2.0, training.make_optimiser(TRAIN), mesh)
+    params = initial.initial_params(SAE, 0, LATENTS, np.zeros(WIDTH), mesh)
+    state = training.initial_state(params, np.ones(WIDTH), 2.0, SAE, TRAIN, mesh)
     return state, training.make_train_step(SAE, TRAIN, mesh)
 
 

@@ -11,24 +11,42 @@ from hypothesis import strategies as st
 
 from revelio_jax import sharding
 from revelio_jax.config import Sae
-from revelio_jax.sae import sparse
+from revelio_jax.sae import SparseAutoencoder
 from revelio_jax.step import gradients
 
 
+def top(z, k):
+    """z with all but the k largest of a row set to 0."""
+    kept = jax.lax.top_k(z, min(k, z.shape[1]))[1]
+    return z * jnp.zeros_like(z).at[jnp.arange(len(z))[:, None], kept].set(1)
+
+
+def select(z, k, sae):
+    if sae.architecture == "topk":
+        return top(z, k)
+    if sae.architecture == "batch_topk":  # of those that have a slot
+        most = top(z, 4 * sae.k * (1 if k == sae.k else 4))
+        return top(most.reshape(1, -1), k * len(z)).reshape(z.shape)
+    return z
+
+
 def dense_loss(params, x, dead, sae):
-    """The loss as the papers write it: fvu + alpha ||e - e_hat||^2 / deviation."""
-
-    def top(z, k):
-        kept = jax.lax.top_k(z, min(k, z.shape[1]))[1]
-        return z * jnp.zeros_like(z).at[jnp.arange(len(z))[:, None], kept].set(1)
-
+    """The loss as the papers write it: fvu + alpha ||e - e_hat||^2 / deviation, and the variants' terms."""
     z = jax.nn.relu((x - params["b_dec_D"]) @ params["W_enc_FD"].T + params["b_enc_F"])
-    x_hat = top(z, sae.k) @ params["W_dec_FD"] + params["b_dec_D"]
     deviation = jnp.square(x - x.mean(0)).sum()
-    residual = jax.lax.stop_gradient(x - x_hat)
+
+    def fvu(z):
+        return jnp.square(x - z @ params["W_dec_FD"] - params["b_dec_D"]).sum() / deviation
+
+    kept = select(z, sae.k, sae)
+    nested = [fvu(kept.at[:, round(share * len(dead)) :].set(0)) for share in sae.prefixes or [1.0]]
+    loss = sum(nested) / len(nested)
+    if sae.multi_topk:
+        loss += sae.multi_topk * fvu(select(z, 4 * sae.k, sae))
+    residual = jax.lax.stop_gradient(x - kept @ params["W_dec_FD"] - params["b_dec_D"])
     aux = jnp.square(residual - top(z * dead, sae.k_aux) @ params["W_dec_FD"]).sum() / deviation
-    aux = jnp.where(dead.any(), aux, 0)
-    return jnp.square(x - x_hat).sum() / deviation + sae.aux_alpha * aux, aux
+    aux = jnp.where(dead.any() & (sae.k_aux > 0), aux, 0)
+    return loss + sae.aux_alpha * aux, aux
 
 
 def example(rows, width, latents, seed=0):
@@ -43,8 +61,8 @@ def example(rows, width, latents, seed=0):
 
 def assert_equals_dense(params, x, dead, sae, data=1, feature=1):
     mesh = sharding.make_mesh(data, feature, len(x), len(dead))
-    sharded = jax.device_put(params, sharding.named(mesh, sharding.PARAMS))
-    run = jax.jit(functools.partial(gradients, sae=sae, mesh=mesh))
+    sharded = jax.device_put(params, sharding.named(mesh, sharding.params(sae.architecture)))
+    run = jax.jit(functools.partial(gradients, k=sae.k, sae=sae, mesh=mesh))
     grads, _, metrics = run(sharded, dead, sharding.put_batch(mesh, x))
     dense = jax.jit(jax.value_and_grad(functools.partial(dense_loss, sae=sae), has_aux=True))
     (loss, aux), expected = dense(params, x, dead)
@@ -84,18 +102,41 @@ def test_gradients_equal_dense_on_a_mesh(mesh):
     assert_equals_dense(params, x, dead, Sae(k=4, k_aux=8, aux_alpha=0.7), *mesh)
 
 
+VARIANTS = {
+    "batch_topk": Sae(architecture="batch_topk", k=4, k_aux=8, aux_alpha=0.7),
+    "dense": Sae(architecture="dense", k=4, k_aux=0),
+    "matryoshka": Sae(k=4, k_aux=8, aux_alpha=0.7, prefixes=(0.25, 0.5, 1.0)),
+    "matryoshka of batch_topk": Sae(architecture="batch_topk", k=4, k_aux=0, prefixes=(0.125, 1.0)),
+    "multi_topk": Sae(k=4, k_aux=8, aux_alpha=0.7, multi_topk=0.125),
+    "multi_topk of batch_topk": Sae(architecture="batch_topk", k=4, k_aux=0, multi_topk=0.125),
+    "encode_chunk": Sae(k=4, k_aux=8, aux_alpha=0.7, encode_chunk=8),
+    "bigger encode_chunk": Sae(k=4, k_aux=0, encode_chunk=48),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
+def test_gradients_of_variants_equal_dense(name, mesh):
+    params, x = example(32, 12, 96)
+    assert_equals_dense(params, x, np.arange(96) < 20, VARIANTS[name], *mesh)
+
+
 def test_gradient_of_the_rows_themselves():
     params, x = jax.tree.map(jnp.asarray, example(8, 6, 32))
+    mesh = sharding.make_mesh(1, 1, 8, 32)
+    specs = sharding.params("topk")
+
+    def local(params, x):
+        model = SparseAutoencoder(params, Sae(k=4))
+        return model.decode(model.codes(x, 4)[0])
 
     def sparse_sum(x):
-        values, indices = sparse.encode(x, *(params[n] for n in ("W_enc_FD", "b_enc_F", "b_dec_D")), 4, None)
-        return jnp.sin(sparse.decode(values, indices, params["W_dec_FD"])).sum()
+        decoded = jax.shard_map(local, mesh=mesh, in_specs=(specs, sharding.BATCH), out_specs=sharding.BATCH)
+        return jnp.sin(decoded(params, x)).sum()
 
     def dense_sum(x):
         z = jax.nn.relu((x - params["b_dec_D"]) @ params["W_enc_FD"].T + params["b_enc_F"])
-        kept = jax.lax.top_k(z, 4)[1]
-        mask = jnp.zeros_like(z).at[jnp.arange(len(z))[:, None], kept].set(1)
-        return jnp.sin((z * mask) @ params["W_dec_FD"]).sum()
+        return jnp.sin(top(z, 4) @ params["W_dec_FD"] + params["b_dec_D"]).sum()
 
     np.testing.assert_allclose(jax.grad(sparse_sum)(x), jax.grad(dense_sum)(x), rtol=1e-4, atol=1e-4)
 
@@ -104,8 +145,8 @@ def test_without_dead_latents_aux_k_changes_nothing():
     params, x = example(32, 12, 64)
     mesh = sharding.make_mesh(1, 1, 32, 64)
     none = np.zeros(64, bool)
-    with_aux, _, metrics = jax.jit(lambda p: gradients(p, none, x, Sae(k=4, k_aux=8), mesh))(params)
-    without, _, _ = jax.jit(lambda p: gradients(p, none, x, Sae(k=4, k_aux=0), mesh))(params)
+    with_aux, _, metrics = jax.jit(lambda p: gradients(p, none, x, 4, Sae(k=4, k_aux=8), mesh))(params)
+    without, _, _ = jax.jit(lambda p: gradients(p, none, x, 4, Sae(k=4, k_aux=0), mesh))(params)
     assert metrics["aux_loss"] == 0
     assert metrics["loss"] == metrics["fvu"]
     for name in params:
@@ -118,7 +159,7 @@ def test_the_loss_compares_with_the_row_itself():
     params["b_enc_F"] -= 100  # nothing fires
     x = np.tile(params["b_dec_D"], (8, 1)) + np.eye(8, 6, dtype=np.float32) * 1e-3
     mesh = sharding.make_mesh(1, 1, 8, 32)
-    _, fired, metrics = jax.jit(lambda p: gradients(p, np.zeros(32, bool), x, Sae(k=4), mesh))(params)
+    _, fired, metrics = jax.jit(lambda p: gradients(p, np.zeros(32, bool), x, 4, Sae(k=4), mesh))(params)
     assert metrics["fvu"] < 1.3  # the error is that to the mean; off by the bias it would be 10^6
     assert metrics["l0"] == 0
     assert not fired.any()  # slots were selected, with value 0

@@ -3,12 +3,13 @@
 import numpy as np
 
 from revelio_jax import sharding
+from revelio_jax.config import Sae
 from revelio_jax.sae.initial import bias, geometric_median, initial_params
 
 
 def test_decoder_rows_are_unit_and_the_encoder_is_a_copy():
     mesh = sharding.make_mesh(1, 1, 8, 64)
-    params = initial_params(0, 64, np.arange(12), mesh)
+    params = initial_params(Sae(), 0, 64, np.arange(12), mesh)
     np.testing.assert_allclose(np.linalg.norm(params["W_dec_FD"], axis=1), np.ones(64), rtol=1e-6)
     np.testing.assert_array_equal(params["W_enc_FD"], params["W_dec_FD"])
     assert params["W_enc_FD"].unsafe_buffer_pointer() != params["W_dec_FD"].unsafe_buffer_pointer()
@@ -16,8 +17,8 @@ def test_decoder_rows_are_unit_and_the_encoder_is_a_copy():
 
 
 def test_the_same_numbers_on_every_mesh():
-    one = initial_params(3, 64, np.zeros(12), sharding.make_mesh(1, 1, 8, 64))
-    split = initial_params(3, 64, np.zeros(12), sharding.make_mesh(2, 4, 8, 64))
+    one = initial_params(Sae(), 3, 64, np.zeros(12), sharding.make_mesh(1, 1, 8, 64))
+    split = initial_params(Sae(), 3, 64, np.zeros(12), sharding.make_mesh(2, 4, 8, 64))
     np.testing.assert_array_equal(one["W_dec_FD"], split["W_dec_FD"])
     assert split["W_dec_FD"].addressable_shards[0].data.shape == (16, 12)
 
