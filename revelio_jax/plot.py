@@ -197,8 +197,8 @@ def main(argv: Sequence[str]) -> None:
     runs = named([read_run(folder) for folder in arguments.runs], arguments.runs)
     first = pathlib.Path(arguments.runs[0])
     out = arguments.out or (first if len(runs) == 1 else first.absolute().parent) / "plot.png"
-    if not out.parent.is_dir():
-        raise InputError(f"--out is {out}; there is no folder {out.parent}")
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"--out is {out}; it must be a file in a folder that is there")
     part = out.with_suffix(".part")
     draw(runs).savefig(part, format="png")
     os.replace(part, out)

@@ -142,7 +142,8 @@ def test_a_missing_package_is_named(runs, monkeypatch):
         ([], "the following arguments are required: runs"),
         (["no/such/run"], "no/such/run: no such folder"),
         (["RUN", "--size=3"], "unrecognized arguments: --size=3"),
-        (["RUN", "--out", "no/such/folder/plot.png"], "--out is no/such/folder/plot.png; there is no folder"),
+        (["RUN", "--out", "no/such/folder/plot.png"], "--out is no/such/folder/plot.png; it must be a file"),
+        (["RUN", "--out", "RUN"], "it must be a file in a folder that is there"),
     ],
 )
 def test_a_wrong_command_ends_with_one_line_and_status_2(runs, arguments, message):
