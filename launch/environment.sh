@@ -1,4 +1,5 @@
-# Sourced by the scripts beside it: makes .venv once and installs the project with exact versions.
+# Sourced by the scripts beside it: makes .venv once and installs the project with exact versions,
+# and with what $extras names in pyproject.toml.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,11 +14,12 @@ if [ ! -x .venv/bin/python ]; then
     say "making .venv with $("$python" --version)"
     "$python" -m venv .venv
 fi
-wanted=$(cat pyproject.toml constraints.txt | cksum)
+extras=${extras:-all}
+wanted="$extras $(cat pyproject.toml constraints.txt | cksum)"
 if [ "$(cat .venv/installed 2>/dev/null || true)" != "$wanted" ]; then
     say "installing the project into .venv (a few minutes the first time)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-        --constraint constraints.txt --editable '.[all]'
+        --constraint constraints.txt --editable ".[$extras]"
     echo "$wanted" > .venv/installed
 fi
 export PATH="$PWD/.venv/bin:$PATH"

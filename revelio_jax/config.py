@@ -130,6 +130,8 @@ class Train:
     mesh_data: int = _field(1, "devices along the data axis; -1 is all that are left", low=-1)
     mesh_feature: int = _field(-1, "devices along the latents' axis; -1 is all that are left", low=-1)
     log_every: int = _field(50, "steps between lines of metrics.jsonl", low=1)
+    tensorboard: bool = _field(False, "also write the metrics for TensorBoard, to runs/<name>/tensorboard")
+    wandb: str = _field("", "wandb project that the metrics also go to; empty is none")
     checkpoint_every: int = _field(1000, "steps between checkpoints", low=1)
     keep: int = _field(3, "newest checkpoints that are kept", low=1)
     resume: bool = _field(False, "continue the run at its last checkpoint")

@@ -92,6 +92,13 @@ def batches(site: Site, order: Order, step: int) -> Iterator[np.ndarray]:
         yield from _cut(itertools.chain([next(groups)[row:]], groups), order.batch_size)
 
 
+def rows_of(order: Order, step: int) -> np.ndarray:
+    """Array rows of the batch that :func:`batches` gives for ``step``, in its order: int64 [B]."""
+    epoch, index, row = order.position(step)
+    groups = (_array_rows(*order.group(*place)) for place in _places(order, epoch, index))
+    return next(_cut(itertools.chain([next(groups)[row:]], groups), order.batch_size))
+
+
 def held_out_rows(site: Site, order: Order, batch_size: int) -> Iterator[np.ndarray]:
     """The held-out rows in their order in the store, as batches; the last may be shorter."""
     yield from _cut((site.read(*chunk) for chunk in order.held_out), batch_size)
@@ -108,15 +115,26 @@ def first_rows(site: Site, order: Order, count: int) -> np.ndarray:
 
 def _groups(site, order, epoch, index, readers):
     """Shuffled rows of one group after another; READ_AHEAD of them are being read meanwhile."""
-    places = (
-        (e, i) for e in itertools.count(epoch) for i in range(index * (e == epoch), len(order.groups(e)[0]))
-    )
     with concurrent.futures.ThreadPoolExecutor(1) as ahead:
         reading = collections.deque()
-        for place in places:
+        for place in _places(order, epoch, index):
             reading.append(ahead.submit(_read_group, site, *order.group(*place), readers))
             if len(reading) > READ_AHEAD:
                 yield reading.popleft().result()
+
+
+def _places(order, epoch, index):
+    """(epoch, group) of one group after another, without end."""
+    return (
+        (e, i) for e in itertools.count(epoch) for i in range(index * (e == epoch), len(order.groups(e)[0]))
+    )
+
+
+def _array_rows(chunks, places):
+    """The numbers of the rows that :func:`_read_group` reads, each at its place."""
+    rows = np.empty(len(places), np.int64)
+    rows[places] = np.concatenate([np.arange(*chunk) for chunk in chunks])
+    return rows
 
 
 def _read_group(site, chunks, places, readers):

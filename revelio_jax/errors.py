@@ -1,6 +1,7 @@
 """How a command says that its input is wrong: one line, exit status 2."""
 
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 
@@ -17,3 +18,9 @@ def reported() -> Iterator[None]:
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def require(package: str, extra: str, what: str) -> None:
+    """Raise InputError where a package that ``what`` needs is not installed; ``extra`` brings it."""
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"{what} needs the package {package}; pip install -e '.[{extra}]'")

@@ -1,4 +1,7 @@
-"""What a run tells about itself: metrics.jsonl, the progress bar, and the stop on a non-finite loss."""
+"""What a run tells about itself: metrics.jsonl, the progress bar, and the stop on a non-finite loss.
+
+TensorBoard and wandb, in watch.py, are given the same lines.
+"""
 
 import json
 import math
@@ -7,6 +10,8 @@ import pathlib
 import resource
 import sys
 import time
+import typing
+from collections.abc import Sequence
 
 import jax
 from tqdm import tqdm
@@ -19,14 +24,24 @@ FIELDS = (
 )  # fmt: skip
 
 
+class NotFinite(ArithmeticError):
+    """The loss or the gradient of a step is not finite."""
+
+    def __init__(self, step: int, loss: float, grad_norm: float):
+        super().__init__(f"step {step}: loss is {loss}, gradient norm is {grad_norm}")
+        self.step, self.loss, self.grad_norm = step, loss, grad_norm
+
+
 class Log:
-    """metrics.jsonl of a run from step ``start`` on, and a bar on stderr.
+    """metrics.jsonl of a run from step ``start`` on, and a bar on stderr; a context manager.
 
     Lines that another attempt wrote beyond ``start`` are removed, and so is a line that was cut short.
+    ``sinks`` have ``add(line)``, which is called with every line, and ``close(failed)``.
     """
 
-    def __init__(self, path: pathlib.Path, start: int, train: Train):
+    def __init__(self, path: pathlib.Path, start: int, train: Train, sinks: Sequence[typing.Any] = ()):
         truncate(path, start)
+        self._sinks = sinks
         self._file = path.open("a")
         self._bar = tqdm(total=train.steps, initial=start, unit="step", dynamic_ncols=True)
         self._train = train
@@ -36,15 +51,11 @@ class Log:
         """Wait for a step and count it; ``waited_s`` is how long it waited for its rows.
 
         Every ``log_every`` steps, and after the last, writes a line. Times in it are means since the line
-        before. Raises SystemExit with status 1 where the loss or the gradient is not finite.
+        before. Raises NotFinite where the loss or the gradient is not.
         """
         metrics = {name: float(value) for name, value in metrics.items()}
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            self.close()
-            raise SystemExit(
-                f"error: step {step}: loss is {metrics['loss']}, gradient norm is {metrics['grad_norm']}; "
-                "the last checkpoint is as it was; lower config.train.learning_rate and resume from it"
-            )
+            raise NotFinite(step, metrics["loss"], metrics["grad_norm"])
         self._count += 1
         self._waited += waited_s
         self._bar.update()
@@ -60,16 +71,24 @@ class Log:
             "rss_gib": peak_rss_gib(),
         }
         self._since, self._count, self._waited = now, 0, 0.0
-        self._file.write(json.dumps({name: line[name] for name in FIELDS}) + "\n")
+        line = {name: line[name] for name in FIELDS}
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        for sink in self._sinks:
+            sink.add(line)
         self._bar.set_postfix_str(
             f"loss {line['loss']:.4f}, FVU {line['fvu']:.4f}, L0 {line['l0']:.1f}, "
             f"dead {line['dead_fraction']:.1%}, {line['rows_per_s']:,.0f} rows/s"
         )
 
-    def close(self) -> None:
+    def __enter__(self) -> typing.Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         self._bar.close()
         self._file.close()
+        for sink in self._sinks:
+            sink.close(failed=kind is not None)
 
 
 def truncate(path: pathlib.Path, step: int) -> None:

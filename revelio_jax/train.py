@@ -4,15 +4,17 @@
     python -m revelio_jax.train --config configs/mini_sd.py --config.train.resume=True
 
 Writes the folder config.train.run: config.json, metrics.jsonl and checkpoints. A run that is stopped
-at any moment and resumed goes on bit for bit as if it had never stopped.
+at any moment and resumed goes on bit for bit as if it had never stopped. A loss that is not finite
+stops it with status 1, and with nonfinite.json about the rows of that step.
 """
 
+import contextlib
 import pathlib
 import time
 
 import numpy as np
 
-from revelio_jax import checkpoint, data, metrics, sharding
+from revelio_jax import checkpoint, data, metrics, nonfinite, sharding, watch
 from revelio_jax import step as training
 from revelio_jax.config import Config, main_argv, parse
 from revelio_jax.errors import InputError, reported
@@ -31,6 +33,7 @@ def train(config: Config) -> None:
     if start >= options.steps:
         print(f"{run} is finished: it has {start} of {options.steps} steps, nothing is left to do")
         return
+    watch.check(options)
 
     # Mesh and data.
     latents = dictionary_size(config, site)
@@ -52,26 +55,25 @@ def train(config: Config) -> None:
     # Loop. A step is dispatched before the metrics of the one before are read, so the device never waits.
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(config.to_json())
-    log = metrics.Log(run / "metrics.jsonl", start, options)
-    rows = data.batches(site, order, start)
-    with checkpoint.manager(run, options.keep) as checkpoints:
-        try:
-            before = None
-            for step in range(start + 1, options.steps + 1):
-                asked = time.perf_counter()
-                x_BD = sharding.put_batch(mesh, next(rows))
-                waited_s = time.perf_counter() - asked
-                state, measured = train_step(state, x_BD)
-                if before:
-                    log.add(*before)
-                before = step, measured, waited_s
-                if step % options.checkpoint_every == 0 or step == options.steps:
-                    log.add(*before)  # stops here if the state is no good, so that it is not saved
-                    before = None
-                    checkpoint.save(checkpoints, step, state, config, facts)
-        finally:
-            rows.close()
-            log.close()
+    with (
+        nonfinite.explained(run, site, order),
+        checkpoint.manager(run, options.keep) as checkpoints,
+        contextlib.closing(data.batches(site, order, start)) as rows,
+        metrics.Log(run / "metrics.jsonl", start, options, watch.sinks(run, start, config)) as log,
+    ):
+        before = None
+        for step in range(start + 1, options.steps + 1):
+            asked = time.perf_counter()
+            x_BD = sharding.put_batch(mesh, next(rows))
+            waited_s = time.perf_counter() - asked
+            state, measured = train_step(state, x_BD)
+            if before:
+                log.add(*before)
+            before = step, measured, waited_s
+            if step % options.checkpoint_every == 0 or step == options.steps:
+                log.add(*before)  # stops here if the state is no good, so that it is not saved
+                before = None
+                checkpoint.save(checkpoints, step, state, config, facts)
     print(f"{run} is finished: {options.steps} steps; next: python -m revelio_jax.evaluate")
 
 

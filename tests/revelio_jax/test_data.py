@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from revelio_jax import data
 from revelio_jax.errors import InputError
@@ -53,6 +55,22 @@ def test_rows_depend_on_seed_and_configuration(site, changed):
     after = take(site, make(site, **changed), 0, 4).ravel()[:100]
     same_order = (before == after).all()
     assert same_order == ("batch_size" in changed)  # batches are only cuts of one stream
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    seed=st.integers(0, 2**32),
+    batch_size=st.integers(1, 500),
+    buffer_chunks=st.integers(1, 40),
+    held_out=st.floats(0, 0.5),
+    step=st.integers(0, 10_000),
+)
+def test_rows_of_a_step_are_those_of_its_batch(site, seed, batch_size, buffer_chunks, held_out, step):
+    order = make(site, seed, min(batch_size, site.rows // 3), buffer_chunks, held_out)
+    rows = data.rows_of(order, step)
+    assert rows.dtype == np.int64
+    there = site.arrays["activations"][rows].read().result()[:, 0]
+    np.testing.assert_array_equal(there, take(site, order, step, 1)[0])
 
 
 def test_rows_are_shuffled_over_the_whole_buffer(site):
