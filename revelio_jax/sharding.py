@@ -6,6 +6,7 @@ W_dec_FD. Everything else is the same on every device.
 """
 
 import typing
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -28,22 +29,24 @@ PARAMS = {
 }
 
 
-def make_mesh(data: int, feature: int, batch_size: int, latents: int) -> Mesh:
-    """The mesh of a run; ``data`` -1 takes all devices that are left.
+def make_mesh(
+    data: int, feature: int, batch_size: int, latents: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The mesh of a run, of all ``devices`` that JAX has or of those given; ``data`` -1 takes all left.
 
     Raises InputError where it does not fit the devices, the rows of a batch or the latents: sizes
     that do not divide would be replicated in silence.
     """
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
     if data == 0:
         raise InputError("config.train.mesh_data is 0; it must be -1 or at least 1")
     if data == -1:
-        if devices % feature:
-            raise InputError(f"config.train.mesh_feature is {feature}; it must divide {devices} devices")
-        data = devices // feature
-    if data * feature > devices:
+        if len(devices) % feature:
+            raise InputError(f"config.train.mesh_feature is {feature}; it must divide {len(devices)} devices")
+        data = len(devices) // feature
+    if data * feature > len(devices):
         raise InputError(
-            f"config.train.mesh_data x mesh_feature is {data} x {feature}; there are {devices} devices"
+            f"config.train.mesh_data x mesh_feature is {data} x {feature}; there are {len(devices)} devices"
         )
     if batch_size % data:
         raise InputError(
@@ -56,7 +59,7 @@ def make_mesh(data: int, feature: int, batch_size: int, latents: int) -> Mesh:
             "(width of the site x config.sae.expansion)"
         )
     return jax.make_mesh(
-        (data, feature), AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[: data * feature]
+        (data, feature), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * feature]
     )
 
 

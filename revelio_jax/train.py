@@ -33,7 +33,7 @@ def train(config: Config) -> None:
         return
 
     # Mesh and data.
-    latents = dictionary_size(config, site)
+    latents = dictionary_size(config, site.d)
     mesh = sharding.make_mesh(options.mesh_data, options.mesh_feature, options.batch_size, latents)
     order = data.make_order(site, options.seed, options.batch_size, options.buffer_chunks, options.held_out)
 
@@ -102,13 +102,13 @@ def resumed_step(run: pathlib.Path, resume: bool, facts: dict) -> int:
     return step
 
 
-def dictionary_size(config: Config, site: Site) -> int:
-    """Latents of the autoencoder. Raises InputError where fewer than k."""
-    latents = site.d * config.sae.expansion
+def dictionary_size(config: Config, d: int) -> int:
+    """Latents of the autoencoder on a site of width ``d``. Raises InputError where fewer than k."""
+    latents = d * config.sae.expansion
     if config.sae.k > latents:
         raise InputError(
             f"config.sae.k is {config.sae.k}; it must be at most {latents}, the latents "
-            f"(width {site.d} x config.sae.expansion)"
+            f"(width {d} x config.sae.expansion)"
         )
     return latents
 
