@@ -102,6 +102,12 @@ class Sae:
     encode_chunk: int = _field(
         0, "latents that are encoded at a time, which bounds memory for large dictionaries; 0 is all", low=0
     )
+    products: str = _field(
+        "auto",
+        "products with codes: sparse reads and writes the rows of the latents that fire; dense multiplies "
+        "whole matrices; auto is sparse on a CPU, dense on accelerators",
+        choices=("auto", "sparse", "dense"),
+    )
     matmul_dtype: str = _field(
         "float32", "dtype of the products' inputs; sums are float32", choices=("float32", "bfloat16")
     )

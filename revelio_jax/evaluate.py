@@ -59,7 +59,7 @@ def trained(config: Config) -> tuple[pathlib.Path, Store, Site, State, jax.shard
             f"config.train.run is {str(run)!r}, which has no checkpoint; run python -m revelio_jax.train"
         )
     checkpoint.check(run, step, checkpoint.identity(config, store.fingerprint, site.name))
-    latents = dictionary_size(config, site)
+    latents = dictionary_size(config, site.d)
     options = config.train
     mesh = sharding.make_mesh(options.mesh_data, options.mesh_feature, options.batch_size, latents)
     state = checkpoint.restore(run, step, latents, site.d, config.sae, options, mesh)

@@ -7,6 +7,7 @@ what then moves in a step does not grow with the latents, and every product is s
 """
 
 import typing
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -34,13 +35,16 @@ def params(architecture: str) -> dict[str, P]:
     return specs | ({"log_threshold_F": LATENTS} if architecture == "jumprelu" else {})
 
 
-def make_mesh(data: int, feature: int, batch_size: int, latents: int) -> Mesh:
-    """The mesh of a run; ``data`` or ``feature`` -1 takes all devices that are left.
+def make_mesh(
+    data: int, feature: int, batch_size: int, latents: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The mesh of a run, of all ``devices`` that JAX has or of those given; -1 takes all that are left.
 
     Raises InputError where it does not fit the devices, the rows of a batch or the latents: sizes
     that do not divide would be replicated in silence.
     """
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     sizes = {"config.train.mesh_data": data, "config.train.mesh_feature": feature}
     for name, size in sizes.items():
         if size == 0:
@@ -48,12 +52,15 @@ def make_mesh(data: int, feature: int, batch_size: int, latents: int) -> Mesh:
     if data == feature == -1:
         raise InputError("config.train.mesh_data and mesh_feature are both -1; one of them must be given")
     for name, size in sizes.items():
-        if -1 in sizes.values() and size != -1 and devices % size:
-            raise InputError(f"{name} is {size}; it must divide {devices} devices")
-    data, feature = (devices // feature if data == -1 else data), (devices // data if feature == -1 else feature)
-    if data * feature > devices:
+        if -1 in sizes.values() and size != -1 and count % size:
+            raise InputError(f"{name} is {size}; it must divide {count} devices")
+    if data == -1:
+        data = count // feature
+    elif feature == -1:
+        feature = count // data
+    if data * feature > count:
         raise InputError(
-            f"config.train.mesh_data x mesh_feature is {data} x {feature}; there are {devices} devices"
+            f"config.train.mesh_data x mesh_feature is {data} x {feature}; there are {count} devices"
         )
     if batch_size % data:
         raise InputError(
@@ -66,7 +73,7 @@ def make_mesh(data: int, feature: int, batch_size: int, latents: int) -> Mesh:
             "(width of the site x config.sae.expansion)"
         )
     return jax.make_mesh(
-        (data, feature), AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[: data * feature]
+        (data, feature), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * feature]
     )
 
 

@@ -36,7 +36,7 @@ def train(config: Config) -> None:
     watch.check(options)
 
     # Mesh and data.
-    latents = dictionary_size(config, site)
+    latents = dictionary_size(config, site.d)
     mesh = sharding.make_mesh(options.mesh_data, options.mesh_feature, options.batch_size, latents)
     order = data.make_order(site, options.seed, options.batch_size, options.buffer_chunks, options.held_out)
 
@@ -104,11 +104,11 @@ def resumed_step(run: pathlib.Path, resume: bool, facts: dict) -> int:
     return step
 
 
-def dictionary_size(config: Config, site: Site) -> int:
-    """Latents of the autoencoder. Raises InputError where fewer than k."""
+def dictionary_size(config: Config, d: int) -> int:
+    """Latents of the autoencoder on a site of width ``d``. Raises InputError where fewer than k."""
     sae = config.sae
-    latents = sae.latents or site.d * sae.expansion
-    where = "config.sae.latents" if sae.latents else f"width {site.d} x config.sae.expansion"
+    latents = sae.latents or d * sae.expansion
+    where = "config.sae.latents" if sae.latents else f"width {d} x config.sae.expansion"
     for name in ("k", "k_start"):
         if (k := getattr(sae, name)) > latents:
             raise InputError(f"config.sae.{name} is {k}; it must be at most {latents}, the latents ({where})")

@@ -112,7 +112,7 @@ def _aux_loss(dead, x_BD, error_BD, deviation, sae):
         dead[name] for name in ("W_enc_FD", "b_enc_F", "W_dec_FD", "b_dec_D")
     )
     fixed = jax.lax.stop_gradient
-    pre_BC = sparse.pre_activations(x_BD, W_enc_CD, b_enc_C, fixed(b_dec_D), sae.matmul_dtype)
+    pre_BC = sparse.product(x_BD - fixed(b_dec_D), W_enc_CD.T, sae.matmul_dtype) + b_enc_C
     # Zero, but it carries the gradient of the encoder's bias input with one small product.
     pre_BC -= fixed(W_enc_CD) @ (b_dec_D - fixed(b_dec_D))
     z_BC = _keep_top(jax.nn.relu(pre_BC), sae.k_aux)

@@ -84,7 +84,7 @@ class SparseAutoencoder(nnx.Module):
         if code.indices is None:
             part_BD = sparse.product(code.values, self["W_dec_FD"], self.sae.matmul_dtype)
         else:
-            part_BD = sparse.decode(code.values, code.indices, self["W_dec_FD"])
+            part_BD = sparse.decode(code.values, code.indices, self["W_dec_FD"], self.sae)
         return jax.lax.psum(part_BD, "feature") + self["b_dec_D"]
 
     def _slots(self, x_BD: jax.Array, slots: int) -> Code:
@@ -94,8 +94,7 @@ class SparseAutoencoder(nnx.Module):
             self["b_enc_F"],
             shared(self["b_dec_D"], "feature"),
             slots,
-            self.sae.encode_chunk,
-            self.sae.matmul_dtype,
+            self.sae,
         )
         return Code(values_BK, indices_BK)
 

@@ -1,10 +1,15 @@
-"""Products with k latents a row, whose cost beyond the encoder product does not grow with the latents.
+"""Products with codes of k latents a row.
 
 A row's code is K slots: values [B, K] and the indices [B, K] of their latents on this device. Functions
 here run inside ``jax.shard_map`` over the axes of :mod:`revelio_jax.sharding`: rows are split over
-``data``, latents over ``feature``. Gradients come through custom VJPs and equal those of the dense
-formulation. What they need of a row is gathered over ``data`` before they are formed, so each device
-forms the whole gradient of its own latents and what moves does not grow with the number of latents.
+``data``, latents over ``feature``. Gradients come through custom VJPs. What they need of a row is
+gathered over ``data`` before they are formed, so each device forms the whole gradient of its own latents
+and what moves does not grow with the number of latents.
+
+Three products touch the matrices, in two forms (config.sae.products). The sparse ones cost what grows
+with k, not with the latents: they win on a CPU. The dense ones multiply whole matrices, nearly all of it
+by zeros: on a TPU, by XLA's own estimates (see :mod:`revelio_jax.plan`), they win wherever the latents
+are split, since rows that are read here and there keep its matrix units idle.
 """
 
 import functools
@@ -12,75 +17,65 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from revelio_jax.config import Sae
 from revelio_jax.sae import topk
 
 ENTRIES = 256  # that are added to a gradient at a time: their rows, 256 x D, stay in the cache
 
 
 def candidates(
-    x_BD: jax.Array,
-    W_enc_FD: jax.Array,
-    b_enc_F: jax.Array,
-    b_dec_D: jax.Array,
-    slots: int,
-    chunk: int = 0,
-    dtype: str = "float32",
+    x_BD: jax.Array, W_enc_FD: jax.Array, b_enc_F: jax.Array, b_dec_D: jax.Array, slots: int, sae: Sae
 ) -> tuple[jax.Array, jax.Array]:
     """The ``slots`` largest of ReLU(W_enc (x - b_dec) + b_enc) of every row, largest first.
 
-    Returns values [B, K] >= 0, float32, and indices [B, K], int32. ``chunk`` latents at a time are
-    encoded, all at once if 0: then at most B x chunk pre-activations exist. ``dtype`` is that of the
-    product's inputs; it is summed in float32.
+    Returns values [B, K] >= 0, float32, and indices [B, K], int32. ``sae.encode_chunk`` latents at a time
+    are encoded, all at once if 0: then at most B x chunk pre-activations exist.
     """
-    return _candidates(slots, chunk, dtype, x_BD, W_enc_FD, b_enc_F, b_dec_D)
+    return _candidates(slots, sae, x_BD, W_enc_FD, b_enc_F, b_dec_D)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _candidates(slots, chunk, dtype, x_BD, W_enc_FD, b_enc_F, b_dec_D):
-    latents = len(b_enc_F)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _candidates(slots, sae, x_BD, W_enc_FD, b_enc_F, b_dec_D):
+    latents, chunk = len(b_enc_F), sae.encode_chunk
     slots = min(slots, latents)
+    x_BD = x_BD - b_dec_D
 
     def of(W_enc_CD, b_enc_C):
-        pre_BC = product(x_BD - b_dec_D, W_enc_CD.T, dtype)
-        return topk.top_k(pre_BC, min(slots, len(b_enc_C)), b_enc_C)
+        return topk.top_k(product(x_BD, W_enc_CD.T, sae.matmul_dtype), min(slots, len(b_enc_C)), b_enc_C)
 
-    if not 0 < chunk < latents:
-        pre_BK, indices_BK = of(W_enc_FD, b_enc_F)
-    else:
+    def merge(best, start):
+        pre_BC, indices_BC = of(
+            jax.lax.dynamic_slice_in_dim(W_enc_FD, start, chunk),
+            jax.lax.dynamic_slice_in_dim(b_enc_F, start, chunk),
+        )
+        # The best so far come first: among equals they have the lower index.
+        pre_BC = jnp.concatenate([best[0], pre_BC], 1)
+        indices_BC = jnp.concatenate([best[1], indices_BC + start], 1)
+        pre_BK, at_BK = jax.lax.top_k(pre_BC, slots)
+        return (pre_BK, jnp.take_along_axis(indices_BC, at_BK, 1)), None
 
-        def merge(best, start):
-            pre_BC, indices_BC = of(
-                jax.lax.dynamic_slice_in_dim(W_enc_FD, start, chunk),
-                jax.lax.dynamic_slice_in_dim(b_enc_F, start, chunk),
-            )
-            # The best so far come first: among equals they have the lower index.
-            both = [
-                jnp.concatenate(pair, 1) for pair in zip(best, (pre_BC, indices_BC + start), strict=True)
-            ]
-            pre_BK, at_BK = jax.lax.top_k(both[0], slots)
-            return (pre_BK, jnp.take_along_axis(both[1], at_BK, 1)), None
-
-        # The last chunk would reach beyond the end: the first takes what is over.
-        first = latents - (latents - 1) // chunk * chunk
-        if first < slots:
-            first += chunk
-        best = of(W_enc_FD[:first], b_enc_F[:first])
+    first = latents  # are encoded at once, before the whole chunks
+    if 0 < chunk < latents:
+        first = latents % chunk or chunk
+        first += chunk * (first < slots)
+    pre_BK, indices_BK = of(W_enc_FD[:first], b_enc_F[:first])
+    if first < latents:
         starts = jnp.arange(first, latents, chunk)
-        (pre_BK, indices_BK), _ = jax.lax.scan(merge, best, starts)
+        (pre_BK, indices_BK), _ = jax.lax.scan(merge, (pre_BK, indices_BK), starts)
     return jax.nn.relu(pre_BK), indices_BK  # after the selection: it moves no positive value in or out
 
 
-def _candidates_forward(slots, chunk, dtype, x_BD, W_enc_FD, b_enc_F, b_dec_D):
-    values_BK, indices_BK = _candidates(slots, chunk, dtype, x_BD, W_enc_FD, b_enc_F, b_dec_D)
+def _candidates_forward(slots, sae, x_BD, W_enc_FD, b_enc_F, b_dec_D):
+    values_BK, indices_BK = _candidates(slots, sae, x_BD, W_enc_FD, b_enc_F, b_dec_D)
     return (values_BK, indices_BK), (values_BK, indices_BK, x_BD, W_enc_FD, b_dec_D)
 
 
-def _candidates_backward(slots, chunk, dtype, saved, grads):
+def _candidates_backward(slots, sae, saved, grads):
     values_BK, indices_BK, x_BD, W_enc_FD, b_dec_D = saved
     grad_BK = jnp.where(values_BK > 0, grads[0], 0)
-    grad_x_BD = _gather(grad_BK, indices_BK, W_enc_FD)  # XLA drops it where x is data
+    grad_x_BD = _weighted_rows(sae, grad_BK, indices_BK, W_enc_FD)  # XLA drops it where x is data
     grad_BK, indices_BK, x_BD = all_rows(grad_BK, indices_BK, x_BD)
-    grad_W_enc_FD = _scatter(grad_BK, indices_BK, x_BD - b_dec_D, W_enc_FD)
+    grad_W_enc_FD = _outer(sae, grad_BK, indices_BK, x_BD - b_dec_D, W_enc_FD)
     grad_b_enc_F = jnp.zeros_like(W_enc_FD[:, 0]).at[indices_BK].add(grad_BK)
     # Summed over rows, the same as -grad_x_BD.sum(0), but one small product instead of k gathers.
     grad_b_dec_D = -(grad_b_enc_F @ W_enc_FD)
@@ -90,11 +85,28 @@ def _candidates_backward(slots, chunk, dtype, saved, grads):
 _candidates.defvjp(_candidates_forward, _candidates_backward)
 
 
-def pre_activations(
-    x_BD: jax.Array, W_enc_FD: jax.Array, b_enc_F: jax.Array, b_dec_D: jax.Array, dtype: str = "float32"
-) -> jax.Array:
-    """W_enc (x - b_dec) + b_enc: [B, F] float32."""
-    return product(x_BD - b_dec_D, W_enc_FD.T, dtype) + b_enc_F
+def decode(values_BK: jax.Array, indices_BK: jax.Array, W_dec_FD: jax.Array, sae: Sae) -> jax.Array:
+    """Sum over k of ``values`` times rows of W_dec: [B, D] float32, this device's part, without bias."""
+    return _decode(sae, values_BK, indices_BK, W_dec_FD)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _decode(sae, values_BK, indices_BK, W_dec_FD):
+    return _weighted_rows(sae, values_BK, indices_BK, W_dec_FD)
+
+
+def _decode_forward(sae, values_BK, indices_BK, W_dec_FD):
+    return _decode(sae, values_BK, indices_BK, W_dec_FD), (values_BK, indices_BK, W_dec_FD)
+
+
+def _decode_backward(sae, saved, grad_BD):
+    values_BK, indices_BK, W_dec_FD = saved
+    grad_values_BK = _dots(sae, grad_BD, indices_BK, W_dec_FD)
+    rows = all_rows(values_BK, indices_BK, grad_BD)
+    return grad_values_BK, None, _outer(sae, *rows, W_dec_FD)
+
+
+_decode.defvjp(_decode_forward, _decode_backward)
 
 
 def product(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
@@ -102,42 +114,65 @@ def product(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
     return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
-def decode(values_BK: jax.Array, indices_BK: jax.Array, W_dec_FD: jax.Array) -> jax.Array:
-    """Sum over k of ``values`` times rows of W_dec: [B, D] float32, this device's part, without bias."""
-    return _gather(values_BK, indices_BK, W_dec_FD)
-
-
-def _decode_forward(values_BK, indices_BK, W_dec_FD):
-    return _gather(values_BK, indices_BK, W_dec_FD), (values_BK, indices_BK, W_dec_FD)
-
-
-def _decode_backward(saved, grad_BD):
-    values_BK, indices_BK, W_dec_FD = saved
-    _, grad_values_KB = jax.lax.scan(
-        lambda _, indices_B: (None, (grad_BD * W_dec_FD[indices_B]).sum(-1)), None, indices_BK.T
-    )
-    return grad_values_KB.T, None, _scatter(*all_rows(values_BK, indices_BK, grad_BD), W_dec_FD)
-
-
-decode.defvjp(_decode_forward, _decode_backward)
-
-
 def all_rows(*arrays: jax.Array) -> list[jax.Array]:
     """Rows of all devices along ``data``, which then hold the same."""
     return [jax.lax.all_gather(array, "data", tiled=True, to="invarying") for array in arrays]
 
 
-def _gather(values_BK, indices_BK, W_FD):
+def _weighted_rows(sae, values_BK, indices_BK, W_FD):
     """Sum over k of values_BK times rows indices_BK of W_FD: [B, D]."""
 
-    def slot(sum_BD, value_and_index):
-        values_B, indices_B = value_and_index
-        return sum_BD + values_B[:, None] * W_FD[indices_B], None
+    def sparse(values_BK, indices_BK, W_FD):
+        def slot(sum_BD, value_and_index):
+            values_B, indices_B = value_and_index
+            return sum_BD + values_B[:, None] * W_FD[indices_B], None
 
-    values_KB, indices_KB = values_BK.T, indices_BK.T
-    first_BD = values_KB[0, :, None] * W_FD[indices_KB[0]]
-    return jax.lax.scan(slot, first_BD, (values_KB[1:], indices_KB[1:]))[0]
+        values_KB, indices_KB = values_BK.T, indices_BK.T
+        first_BD = values_KB[0, :, None] * W_FD[indices_KB[0]]
+        return jax.lax.scan(slot, first_BD, (values_KB[1:], indices_KB[1:]))[0]
+
+    def dense(values_BK, indices_BK, W_FD):
+        return product(_matrix(values_BK, indices_BK, len(W_FD)), W_FD, sae.matmul_dtype)
+
+    return _either(sae, sparse, dense, values_BK, indices_BK, W_FD)
+
+
+def _dots(sae, rows_BD, indices_BK, W_FD):
+    """Dot products of rows_BD with rows indices_BK of W_FD: [B, K]."""
+
+    def sparse(rows_BD, indices_BK, W_FD):
+        return jax.lax.map(lambda indices_B: (rows_BD * W_FD[indices_B]).sum(-1), indices_BK.T).T
+
+    def dense(rows_BD, indices_BK, W_FD):
+        return jnp.take_along_axis(product(rows_BD, W_FD.T, sae.matmul_dtype), indices_BK, 1)
+
+    return _either(sae, sparse, dense, rows_BD, indices_BK, W_FD)
+
+
+def _outer(sae, values_BK, indices_BK, rows_BD, like_FD):
+    """values_BK times rows_BD, summed in rows indices_BK of a matrix [F, D]."""
+
+    def dense(values_BK, indices_BK, rows_BD):
+        z_BF = _matrix(values_BK, indices_BK, len(like_FD))
+        return product(z_BF.T, rows_BD, sae.matmul_dtype)
+
+    def sparse(values_BK, indices_BK, rows_BD):
+        return _scatter(values_BK, indices_BK, rows_BD, like_FD)
+
+    return _either(sae, sparse, dense, values_BK, indices_BK, rows_BD)
+
+
+def _either(sae, sparse, dense, *arrays):
+    """The form of a product that config.sae.products asks for; auto goes by what it is compiled for."""
+    if sae.products == "auto":
+        return jax.lax.platform_dependent(*arrays, cpu=sparse, default=dense)
+    return (sparse if sae.products == "sparse" else dense)(*arrays)
+
+
+def _matrix(values_BK, indices_BK, latents):
+    """Codes as a matrix [B, F]."""
+    rows_B1 = jnp.arange(len(values_BK))[:, None]
+    return jnp.zeros_like(values_BK, shape=(len(values_BK), latents)).at[rows_B1, indices_BK].add(values_BK)
 
 
 def _scatter(values_BK, indices_BK, rows_BD, like_FD):

@@ -110,6 +110,7 @@ VARIANTS = {
     "multi_topk": Sae(k=4, k_aux=8, aux_alpha=0.7, multi_topk=0.125),
     "multi_topk of batch_topk": Sae(architecture="batch_topk", k=4, k_aux=0, multi_topk=0.125),
     "encode_chunk": Sae(k=4, k_aux=8, aux_alpha=0.7, encode_chunk=8),
+    "dense products": Sae(k=4, k_aux=8, aux_alpha=0.7, products="dense"),
     "bigger encode_chunk": Sae(k=4, k_aux=0, encode_chunk=48),
 }
 

@@ -1,0 +1,88 @@
+"""Peak memory of training steps, against the size of the dictionary and of the batch.
+
+    python tests/benchmarks/memory.py --json memory.json
+    python tests/benchmarks/memory.py --sizes 768,262144,32,4096,8192
+
+Each size is d,n,k,batch,encode_chunk, and runs in a process of its own: two steps from fresh parameters
+on random rows, float32, AuxK on, one device. ``peak_gib`` is the most memory that the process held (its
+resident set), ``state_gib`` parameters and both Adam moments, ``gradients_gib`` their gradients,
+``pre_activations_gib`` the whole matrix [batch, n], which an encode in chunks never makes.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+
+SIZES = [
+    "768,65536,32,4096,0",
+    "768,65536,32,4096,8192",
+    "768,131072,32,4096,8192",
+    "768,262144,32,2048,8192",
+    "768,262144,32,4096,8192",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=SIZES, help="d,n,k,batch,encode_chunk of each run")
+    parser.add_argument("--json", help="file for the rows")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(run(*map(int, options.one.split(",")))))
+        return
+    rows = []
+    print("| d | n | k | batch | encode_chunk | state GiB | gradients | pre-activations | peak |\n" + "|---" * 9 + "|")
+    for size in options.sizes:
+        done = subprocess.run([sys.executable, __file__, "--one", size], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"error: {size}: {done.stderr.strip().splitlines()[-1]}")
+        row = json.loads(done.stdout.splitlines()[-1])
+        rows.append(row)
+        print(
+            "| {d} | {n} | {k} | {batch} | {encode_chunk} | {state_gib:.2f} | {gradients_gib:.2f} "
+            "| {pre_activations_gib:.2f} | {peak_gib:.2f} |".format(**row),
+            flush=True,
+        )
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(rows, file, indent=1)
+
+
+def run(d: int, n: int, k: int, batch: int, encode_chunk: int) -> dict[str, float]:
+    import jax
+    import numpy as np
+
+    from revelio_jax import metrics, sharding
+    from revelio_jax import step as training
+    from revelio_jax.config import Sae, Train
+    from revelio_jax.sae import initial
+
+    sae = Sae(k=k, latents=n, encode_chunk=encode_chunk)
+    train = Train(batch_size=batch)
+    mesh = sharding.make_mesh(1, 1, batch, n)
+    params = initial.initial_params(sae, 0, n, np.zeros(d), mesh)
+    state = training.initial_state(params, np.zeros(d), 1.0, sae, train, mesh)
+    del params
+    train_step = training.make_train_step(sae, train, mesh)
+    x_BD = sharding.put_batch(mesh, np.random.default_rng(0).standard_normal((batch, d), np.float32))
+    for _ in range(2):
+        state, measured = train_step(state, x_BD)
+        jax.block_until_ready(measured)
+    matrices = 2 * d * n * 4 / 2**30
+    return {
+        "d": d,
+        "n": n,
+        "k": k,
+        "batch": batch,
+        "encode_chunk": encode_chunk,
+        "state_gib": 3 * matrices,
+        "gradients_gib": matrices,
+        "pre_activations_gib": batch * n * 4 / 2**30,
+        "peak_gib": metrics.peak_rss_gib(),
+    }
+
+
+if __name__ == "__main__":
+    main()
