@@ -10,7 +10,8 @@ import optax
 
 from revelio_jax import sharding
 from revelio_jax.config import Sae, Train
-from revelio_jax.sae import SparseAutoencoder, initial, losses
+from revelio_jax.sae import initial
+from revelio_jax.sae.gradients import gradients as of_batch
 
 THRESHOLD_DECAY = 0.99  # of the moving average that batch_topk infers with
 
@@ -129,19 +130,10 @@ def gradients(
     """Gradients of the loss on normalised rows x_BD, on how many rows each latent fired [F], and metrics."""
 
     def local(params, dead_F, k, x_BD):
-        deviation = losses.squared_deviation(x_BD)
-
-        def loss(params):
-            return losses.loss(SparseAutoencoder(params, sae), x_BD, k, deviation)
-
-        (total, (fvu, code, error_BD)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        aux_loss, grads = losses.add_aux_k(params, grads, x_BD, error_BD, deviation, dead_F, sae)
+        grads, code, metrics = of_batch(params, x_BD, k, dead_F, sae)
         positive = code.values > 0
-        metrics = {
-            "loss": total + sae.aux_alpha * aux_loss,
-            "fvu": fvu,
+        metrics |= {
             "l0": jax.lax.psum(positive.sum(), sharding.AXES) / jax.lax.psum(len(x_BD), "data"),
-            "aux_loss": aux_loss,
             "smallest": jax.lax.pmin(jnp.where(positive, code.values, jnp.inf).min(), sharding.AXES),
         }
         return grads, jax.lax.psum(code.count(len(dead_F), sae.dead_threshold), "data"), metrics

@@ -8,7 +8,7 @@ from flax import nnx
 
 from revelio_jax.config import Sae
 from revelio_jax.sae import jump, sparse, topk
-from revelio_jax.sharding import AXES, shared
+from revelio_jax.sharding import AXES
 
 # Slots of a row for batch_topk, over k: a row with more latents above the threshold loses the smallest.
 BATCH_SLOTS = 4
@@ -37,6 +37,15 @@ class Code:
         if self.indices is None:
             return fires.sum(0, dtype=jnp.int32)
         return jnp.zeros_like(fires, jnp.int32, latents).at[self.indices].add(fires.astype(jnp.int32))
+
+
+def decode(code: Code, W_dec_FD: jax.Array, sae: Sae) -> jax.Array:
+    """W_dec z: [B, D], summed over the devices that share the latents, without the bias."""
+    if code.indices is None:
+        part_BD = sparse.product(code.values, W_dec_FD, sae.matmul_dtype)
+    else:
+        part_BD = sparse.weighted_rows(code.values, code.indices, W_dec_FD, sae)
+    return jax.lax.psum(part_BD, "feature")
 
 
 class SparseAutoencoder(nnx.Module):
@@ -81,22 +90,12 @@ class SparseAutoencoder(nnx.Module):
 
     def decode(self, code: Code) -> jax.Array:
         """Reconstruction [B, D], summed over the devices that share the latents."""
-        if code.indices is None:
-            part_BD = sparse.product(code.values, self["W_dec_FD"], self.sae.matmul_dtype)
-        else:
-            part_BD = sparse.decode(code.values, code.indices, self["W_dec_FD"], self.sae)
-        return jax.lax.psum(part_BD, "feature") + self["b_dec_D"]
+        return decode(code, self["W_dec_FD"], self.sae) + self["b_dec_D"]
 
     def _slots(self, x_BD: jax.Array, slots: int) -> Code:
-        values_BK, indices_BK = sparse.candidates(
-            shared(x_BD, "feature"),
-            self["W_enc_FD"],
-            self["b_enc_F"],
-            shared(self["b_dec_D"], "feature"),
-            slots,
-            self.sae,
+        return Code(
+            *sparse.candidates(x_BD - self["b_dec_D"], self["W_enc_FD"], self["b_enc_F"], slots, self.sae)
         )
-        return Code(values_BK, indices_BK)
 
     def l0_penalty(self, x_BD: jax.Array, k: jax.Array | int) -> jax.Array:
         """(L0 / k - 1)^2 of jumprelu, with L0 the mean over all rows; its gradient moves thresholds."""
@@ -118,11 +117,10 @@ class SparseAutoencoder(nnx.Module):
         return jnp.exp(self["log_threshold_F"])
 
     def _largest(self, most: Code, k: jax.Array | int) -> Code:
-        return most.where(topk.survivors(jax.lax.stop_gradient(most.values), k, "feature"))
+        return most.where(topk.survivors(most.values, k, "feature"))
 
     def _above_kth(self, most: Code, k: jax.Array | int) -> Code:
         """k a row on average of the whole batch, at most BATCH_SLOTS k on one."""
         code = self._largest(most, BATCH_SLOTS * k)
-        values_BK = jax.lax.stop_gradient(code.values)
-        rows = jax.lax.psum(len(values_BK), "data")
-        return code.where(values_BK >= topk.kth_largest(values_BK, k * rows, None, AXES))
+        rows = jax.lax.psum(len(code.values), "data")
+        return code.where(code.values >= topk.kth_largest(code.values, k * rows, None, AXES))

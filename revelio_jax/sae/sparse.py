@@ -2,17 +2,13 @@
 
 A row's code is K slots: values [B, K] and the indices [B, K] of their latents on this device. Functions
 here run inside ``jax.shard_map`` over the axes of :mod:`revelio_jax.sharding`: rows are split over
-``data``, latents over ``feature``. Gradients come through custom VJPs. What they need of a row is
-gathered over ``data`` before they are formed, so each device forms the whole gradient of its own latents
-and what moves does not grow with the number of latents.
+``data``, latents over ``feature``.
 
 Three products touch the matrices, in two forms (config.sae.products). The sparse ones cost what grows
 with k, not with the latents: they win on a CPU. The dense ones multiply whole matrices, nearly all of it
 by zeros: on a TPU, by XLA's own estimates (see :mod:`revelio_jax.plan`), they win wherever the latents
 are split, since rows that are read here and there keep its matrix units idle.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +20,15 @@ ENTRIES = 256  # that are added to a gradient at a time: their rows, 256 x D, st
 
 
 def candidates(
-    x_BD: jax.Array, W_enc_FD: jax.Array, b_enc_F: jax.Array, b_dec_D: jax.Array, slots: int, sae: Sae
+    x_BD: jax.Array, W_enc_FD: jax.Array, b_enc_F: jax.Array, slots: int, sae: Sae
 ) -> tuple[jax.Array, jax.Array]:
-    """The ``slots`` largest of ReLU(W_enc (x - b_dec) + b_enc) of every row, largest first.
+    """The ``slots`` largest of ReLU(W_enc x + b_enc) of every row, largest first.
 
     Returns values [B, K] >= 0, float32, and indices [B, K], int32. ``sae.encode_chunk`` latents at a time
     are encoded, all at once if 0: then at most B x chunk pre-activations exist.
     """
-    return _candidates(slots, sae, x_BD, W_enc_FD, b_enc_F, b_dec_D)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _candidates(slots, sae, x_BD, W_enc_FD, b_enc_F, b_dec_D):
     latents, chunk = len(b_enc_F), sae.encode_chunk
     slots = min(slots, latents)
-    x_BD = x_BD - b_dec_D
 
     def of(W_enc_CD, b_enc_C):
         return topk.top_k(product(x_BD, W_enc_CD.T, sae.matmul_dtype), min(slots, len(b_enc_C)), b_enc_C)
@@ -57,56 +47,13 @@ def _candidates(slots, sae, x_BD, W_enc_FD, b_enc_F, b_dec_D):
     first = latents  # are encoded at once, before the whole chunks
     if 0 < chunk < latents:
         first = latents % chunk or chunk
-        first += chunk * (first < slots)
+        while first < slots:
+            first += chunk
     pre_BK, indices_BK = of(W_enc_FD[:first], b_enc_F[:first])
     if first < latents:
         starts = jnp.arange(first, latents, chunk)
         (pre_BK, indices_BK), _ = jax.lax.scan(merge, (pre_BK, indices_BK), starts)
     return jax.nn.relu(pre_BK), indices_BK  # after the selection: it moves no positive value in or out
-
-
-def _candidates_forward(slots, sae, x_BD, W_enc_FD, b_enc_F, b_dec_D):
-    values_BK, indices_BK = _candidates(slots, sae, x_BD, W_enc_FD, b_enc_F, b_dec_D)
-    return (values_BK, indices_BK), (values_BK, indices_BK, x_BD, W_enc_FD, b_dec_D)
-
-
-def _candidates_backward(slots, sae, saved, grads):
-    values_BK, indices_BK, x_BD, W_enc_FD, b_dec_D = saved
-    grad_BK = jnp.where(values_BK > 0, grads[0], 0)
-    grad_x_BD = _weighted_rows(sae, grad_BK, indices_BK, W_enc_FD)  # XLA drops it where x is data
-    grad_BK, indices_BK, x_BD = all_rows(grad_BK, indices_BK, x_BD)
-    grad_W_enc_FD = _outer(sae, grad_BK, indices_BK, x_BD - b_dec_D, W_enc_FD)
-    grad_b_enc_F = jnp.zeros_like(W_enc_FD[:, 0]).at[indices_BK].add(grad_BK)
-    # Summed over rows, the same as -grad_x_BD.sum(0), but one small product instead of k gathers.
-    grad_b_dec_D = -(grad_b_enc_F @ W_enc_FD)
-    return grad_x_BD, grad_W_enc_FD, grad_b_enc_F, grad_b_dec_D
-
-
-_candidates.defvjp(_candidates_forward, _candidates_backward)
-
-
-def decode(values_BK: jax.Array, indices_BK: jax.Array, W_dec_FD: jax.Array, sae: Sae) -> jax.Array:
-    """Sum over k of ``values`` times rows of W_dec: [B, D] float32, this device's part, without bias."""
-    return _decode(sae, values_BK, indices_BK, W_dec_FD)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _decode(sae, values_BK, indices_BK, W_dec_FD):
-    return _weighted_rows(sae, values_BK, indices_BK, W_dec_FD)
-
-
-def _decode_forward(sae, values_BK, indices_BK, W_dec_FD):
-    return _decode(sae, values_BK, indices_BK, W_dec_FD), (values_BK, indices_BK, W_dec_FD)
-
-
-def _decode_backward(sae, saved, grad_BD):
-    values_BK, indices_BK, W_dec_FD = saved
-    grad_values_BK = _dots(sae, grad_BD, indices_BK, W_dec_FD)
-    rows = all_rows(values_BK, indices_BK, grad_BD)
-    return grad_values_BK, None, _outer(sae, *rows, W_dec_FD)
-
-
-_decode.defvjp(_decode_forward, _decode_backward)
 
 
 def product(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
@@ -119,7 +66,7 @@ def all_rows(*arrays: jax.Array) -> list[jax.Array]:
     return [jax.lax.all_gather(array, "data", tiled=True, to="invarying") for array in arrays]
 
 
-def _weighted_rows(sae, values_BK, indices_BK, W_FD):
+def weighted_rows(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: Sae) -> jax.Array:
     """Sum over k of values_BK times rows indices_BK of W_FD: [B, D]."""
 
     def sparse(values_BK, indices_BK, W_FD):
@@ -137,7 +84,7 @@ def _weighted_rows(sae, values_BK, indices_BK, W_FD):
     return _either(sae, sparse, dense, values_BK, indices_BK, W_FD)
 
 
-def _dots(sae, rows_BD, indices_BK, W_FD):
+def dots(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: Sae) -> jax.Array:
     """Dot products of rows_BD with rows indices_BK of W_FD: [B, K]."""
 
     def sparse(rows_BD, indices_BK, W_FD):
@@ -149,17 +96,16 @@ def _dots(sae, rows_BD, indices_BK, W_FD):
     return _either(sae, sparse, dense, rows_BD, indices_BK, W_FD)
 
 
-def _outer(sae, values_BK, indices_BK, rows_BD, like_FD):
-    """values_BK times rows_BD, summed in rows indices_BK of a matrix [F, D]."""
+def add_outer(
+    start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array, sae: Sae
+) -> jax.Array:
+    """start_FD, to whose rows indices_BK values_BK times rows_BD are added."""
 
-    def dense(values_BK, indices_BK, rows_BD):
-        z_BF = _matrix(values_BK, indices_BK, len(like_FD))
-        return product(z_BF.T, rows_BD, sae.matmul_dtype)
+    def dense(start_FD, values_BK, indices_BK, rows_BD):
+        z_BF = _matrix(values_BK, indices_BK, len(start_FD))
+        return start_FD + product(z_BF.T, rows_BD, sae.matmul_dtype)
 
-    def sparse(values_BK, indices_BK, rows_BD):
-        return _scatter(values_BK, indices_BK, rows_BD, like_FD)
-
-    return _either(sae, sparse, dense, values_BK, indices_BK, rows_BD)
+    return _either(sae, _scatter, dense, start_FD, values_BK, indices_BK, rows_BD)
 
 
 def _either(sae, sparse, dense, *arrays):
@@ -175,13 +121,11 @@ def _matrix(values_BK, indices_BK, latents):
     return jnp.zeros_like(values_BK, shape=(len(values_BK), latents)).at[rows_B1, indices_BK].add(values_BK)
 
 
-def _scatter(values_BK, indices_BK, rows_BD, like_FD):
-    """values_BK times rows_BD, added to rows indices_BK of a zero matrix [F, D].
-
-    Entries are added in order of their latent: the matrix, which no cache holds, is then gone through
+def _scatter(start_FD, values_BK, indices_BK, rows_BD):
+    """Entries are added in order of their latent: the matrix, which no cache holds, is then gone through
     once from top to bottom, while the smaller ``rows_BD`` is read here and there.
     """
-    latents, slots = len(like_FD), values_BK.shape[1]
+    latents, slots = len(start_FD), values_BK.shape[1]
     entries = indices_BK.size
     most = 2**32 // (latents + 1)  # may be sorted together, so that a key fits 32 bits
     block = -(-entries // -(-entries // most))
@@ -202,4 +146,4 @@ def _scatter(values_BK, indices_BK, rows_BD, like_FD):
         return flat.reshape(-1, ENTRIES)
 
     indices_NE = (keys_NE // block).astype(jnp.int32)
-    return jax.lax.scan(some, jnp.zeros_like(like_FD), (chunks(indices_NE, latents), chunks(at_NE, 0)))[0]
+    return jax.lax.scan(some, start_FD, (chunks(indices_NE, latents), chunks(at_NE, 0)))[0]

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from revelio_jax import sharding
 from revelio_jax.config import Sae
-from revelio_jax.sae import SparseAutoencoder
 from revelio_jax.step import gradients
 
 
@@ -120,26 +119,6 @@ VARIANTS = {
 def test_gradients_of_variants_equal_dense(name, mesh):
     params, x = example(32, 12, 96)
     assert_equals_dense(params, x, np.arange(96) < 20, VARIANTS[name], *mesh)
-
-
-def test_gradient_of_the_rows_themselves():
-    params, x = jax.tree.map(jnp.asarray, example(8, 6, 32))
-    mesh = sharding.make_mesh(1, 1, 8, 32)
-    specs = sharding.params("topk")
-
-    def local(params, x):
-        model = SparseAutoencoder(params, Sae(k=4))
-        return model.decode(model.codes(x, 4)[0])
-
-    def sparse_sum(x):
-        decoded = jax.shard_map(local, mesh=mesh, in_specs=(specs, sharding.BATCH), out_specs=sharding.BATCH)
-        return jnp.sin(decoded(params, x)).sum()
-
-    def dense_sum(x):
-        z = jax.nn.relu((x - params["b_dec_D"]) @ params["W_enc_FD"].T + params["b_enc_F"])
-        return jnp.sin(top(z, 4) @ params["W_dec_FD"] + params["b_dec_D"]).sum()
-
-    np.testing.assert_allclose(jax.grad(sparse_sum)(x), jax.grad(dense_sum)(x), rtol=1e-4, atol=1e-4)
 
 
 def test_without_dead_latents_aux_k_changes_nothing():

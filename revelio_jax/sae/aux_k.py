@@ -1,0 +1,105 @@
+"""AuxK, which revives dead latents (arXiv 2406.04093, A.2), and its gradients.
+
+The k_aux strongest dead latents of each row reconstruct the error e = x - x_hat that the living ones
+leave: ||e - W_dec z_dead||^2 / deviation. e is data here, no gradient runs through it, and the decoder's
+bias is no part of e_hat, since e holds it already.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from revelio_jax.config import Sae
+from revelio_jax.sae import sparse, topk
+from revelio_jax.sae.module import Code, decode
+
+MATRICES = ("W_enc_FD", "b_enc_F", "W_dec_FD")  # with an axis of latents
+
+
+def aux_k(
+    params: dict[str, jax.Array],
+    x_BD: jax.Array,
+    error_BD: jax.Array,
+    deviation: jax.Array,
+    dead_F: jax.Array,
+    sae: Sae,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss before ``sae.aux_alpha``, and the gradients of alpha times it, in the form of ``params``.
+
+    x_BD and error_BD are those of all rows. Without any dead latent the branch that runs returns zeros.
+    A few dead latents, the rule, are gathered into one of a few fixed sizes and multiplied densely, since
+    k_aux is often near their number. Many are found as the living ones are, by top-k.
+    """
+    sizes = _sizes(len(dead_F), sae)
+    if not sae.k_aux:
+        return jnp.zeros(()), _zeros(params)
+    branches = [
+        lambda: (jnp.zeros(()), _zeros(params)),
+        *(lambda size=size: _few(size, params, x_BD, error_BD, deviation, dead_F, sae) for size in sizes),
+        lambda: _many(params, x_BD, error_BD, deviation, dead_F, sae),
+    ]
+    # All devices must take the same branch, since branches hold collectives.
+    most_dead = jax.lax.pmax(dead_F.sum(), "feature")
+    return jax.lax.switch(jnp.searchsorted(jnp.array([0, *sizes]), most_dead), branches)
+
+
+def _few(size, params, x_BD, error_BD, deviation, dead_F, sae):
+    """Products with ``size`` gathered latents. Slots beyond the dead ones read zeros and write nowhere."""
+    at_C = jnp.nonzero(dead_F, size=size, fill_value=len(dead_F))[0]
+    W_enc_CD, b_enc_C, W_dec_CD = (
+        params[name].at[at_C].get(mode="fill", fill_value=0) for name in MATRICES
+    )
+    x_BD -= params["b_dec_D"]
+    z_BC = jax.nn.relu(sparse.product(x_BD, W_enc_CD.T, sae.matmul_dtype) + b_enc_C)
+    if size * jax.lax.axis_size("feature") > sae.k_aux:
+        z_BC = jnp.where(z_BC >= topk.kth_largest(z_BC, sae.k_aux, 1, "feature"), z_BC, 0)
+    left_BD = error_BD - decode(Code(z_BC), W_dec_CD, sae)
+    grad_BD = -2 * sae.aux_alpha / deviation * left_BD
+    grad_z_BC = jnp.where(z_BC > 0, sparse.product(grad_BD, W_dec_CD.T, sae.matmul_dtype), 0)
+    grads = {
+        "W_enc_FD": sparse.product(grad_z_BC.T, x_BD, sae.matmul_dtype),
+        "b_enc_F": grad_z_BC.sum(0),
+        "W_dec_FD": sparse.product(z_BC.T, grad_BD, sae.matmul_dtype),
+    }
+    start = _zeros(params)
+    of_b_dec_D = jax.lax.psum(-(grads["b_enc_F"] @ W_enc_CD), "feature")
+    spread = {name: start[name].at[at_C].set(grads[name], mode="drop") for name in MATRICES}
+    return jnp.square(left_BD).sum() / deviation, start | spread | {"b_dec_D": of_b_dec_D}
+
+
+def _many(params, x_BD, error_BD, deviation, dead_F, sae):
+    """Products with the slots of each row, which costs about the same whatever the number of dead ones."""
+    x_BD -= params["b_dec_D"]
+    b_enc_F = jnp.where(dead_F, params["b_enc_F"], -jnp.inf)
+    code = Code(*sparse.candidates(x_BD, params["W_enc_FD"], b_enc_F, sae.k_aux, sae))
+    code = code.where(topk.survivors(code.values, sae.k_aux, "feature"))
+    left_BD = error_BD - decode(code, params["W_dec_FD"], sae)
+    grad_BD = -2 * sae.aux_alpha / deviation * left_BD
+    grad_BK = jnp.where(code.values > 0, sparse.dots(grad_BD, code.indices, params["W_dec_FD"], sae), 0)
+    start = _zeros(params)
+    grad_b_enc_F = start["b_enc_F"].at[code.indices].add(grad_BK)
+    return jnp.square(left_BD).sum() / deviation, start | {
+        "W_enc_FD": sparse.add_outer(start["W_enc_FD"], grad_BK, code.indices, x_BD, sae),
+        "b_enc_F": grad_b_enc_F,
+        "W_dec_FD": sparse.add_outer(start["W_dec_FD"], code.values, code.indices, grad_BD, sae),
+        "b_dec_D": jax.lax.psum(-(grad_b_enc_F @ params["W_enc_FD"]), "feature"),
+    }
+
+
+def _zeros(params):
+    return jax.tree.map(jnp.zeros_like, params)
+
+
+def _sizes(latents, sae):
+    """Sizes that few dead latents are gathered into, from k_aux, where no top-k is needed, upwards.
+
+    Steps of half of k_aux at first, since few dead latents are the rule and each size costs in
+    proportion; further up by half, since each size is a branch to compile. Up to half of the latents, or
+    to as many as are encoded at a time.
+    """
+    size = sae.k_aux // jax.lax.axis_size("feature") or sae.k_aux
+    largest = sae.encode_chunk or latents // 2
+    sizes, step = [], max(size // 2, 4)
+    while 0 < size <= largest:
+        sizes.append(size)
+        size += step if size < 3 * sae.k_aux else size // 2
+    return sizes
