@@ -18,7 +18,7 @@ from revelio_jax.errors import InputError
 from revelio_jax.step import State, abstract_state
 
 # Fields of config.train that decide which rows a step sees, or which rows are held out.
-ORDER_FIELDS = ("site", "seed", "batch_size", "held_out", "buffer_chunks")
+ORDER_FIELDS = ("site", "seed", "batch_size", "held_out", "buffer_chunks", "lanes")
 
 
 def identity(config: Config, fingerprint: str, site: str) -> dict[str, typing.Any]:

@@ -5,6 +5,7 @@ Parameters with a latents' axis are split along it; each device then holds whole
 W_dec_FD. Everything else is the same on every device.
 """
 
+import math
 import typing
 
 import jax
@@ -73,9 +74,36 @@ def named(mesh: Mesh, specs: typing.Any) -> typing.Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
 
 
+def own_lanes(process_DF: np.ndarray, lanes: int, process: int) -> tuple[int, ...]:
+    """The lanes of a batch whose rows lie on devices of ``process``: those that it has to read.
+
+    ``process_DF`` is the process of every device of the mesh, int [data, feature]. Raises InputError
+    where the rows are no whole lanes, so that two processes would read the same chunks.
+    """
+    mine_D = (process_DF == process).any(1)
+    data, borders = len(mine_D), np.flatnonzero(np.diff(mine_D, prepend=False, append=False))
+    if not mine_D.any():
+        raise InputError(
+            f"config.train.mesh_data x mesh_feature is {data} x {process_DF.shape[1]}, "
+            f"which leaves process {process} without a device"
+        )
+    parts = data // math.gcd(data, *borders.tolist())
+    if lanes % parts:
+        raise InputError(
+            f"config.train.lanes is {lanes}; it must be a multiple of {parts}, the parts of a batch that "
+            "processes read"
+        )
+    return tuple(lane for lane in range(lanes) if mine_D[lane * data // lanes])
+
+
+def processes(mesh: Mesh) -> np.ndarray:
+    """The process of every device, int [data, feature]."""
+    return np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
+
+
 def put_batch(mesh: Mesh, x_BD: np.ndarray) -> jax.Array:
-    """Rows of a batch on their devices."""
-    return jax.device_put(x_BD, NamedSharding(mesh, BATCH))
+    """A batch on its devices, from the rows that this process has: those of its lanes."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, BATCH), x_BD)
 
 
 def shared(x: jax.Array, *axes: str) -> jax.Array:

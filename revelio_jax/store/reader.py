@@ -35,7 +35,14 @@ class Site:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Activations [stop - start, d] as float32."""
-        return self.arrays["activations"][start:stop].read().result().astype(np.float32)
+        rows = np.empty((stop - start, self.d), np.float32)
+        self.read_into(start, rows)
+        return rows
+
+    def read_into(self, start: int, rows: np.ndarray) -> None:
+        """Fill ``rows`` [N, d], contiguous float32, with activations from array row ``start`` on."""
+        stored = self.arrays["activations"][start : start + len(rows)]
+        ts.array(rows).write(ts.cast(stored, ts.float32)).result()
 
     def read_index(self, name: str, start: int, stop: int) -> np.ndarray:
         """int32 [stop - start] of ``sample``, ``position`` or ``timestep``."""
