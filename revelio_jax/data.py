@@ -9,9 +9,9 @@ epochs. Consecutive ones form groups, which are read whole, since that is what a
 permuted row by row. The groups of all epochs, one after another, are endless. How many rows of a source
 went before a step is arithmetic too, so a resumed run keeps no loader state.
 
-Memory of a process that has l of the L lanes, with C = buffer_chunks, or the number of streams if that is
-more, and float32 rows: (1 + READ_AHEAD) C l / L chunks for groups, a chunk for each of READERS, and
-2 + BATCHES_AHEAD batches. The size of the store is not in it.
+Memory of a process that has l of the L lanes, with C = buffer_chunks or the number of streams, if that
+is more: (1 + READ_AHEAD) C l / L chunks for groups, one for each of READERS, and its part of
+2 + BATCHES_AHEAD batches. The size of the stores is not in it.
 """
 
 import bisect
@@ -182,9 +182,10 @@ def _check_rows(source: Source, batch_size: int, dealt: Sequence[Sequence[Chunk]
 def batches(
     mixture: Mixture, order: Order, step: int, lanes: Iterable[int] | None = None
 ) -> Iterator[np.ndarray]:
-    """Endless batches [B l / L, d] float32 from ``step`` on, the rows of the l given lanes, or of all.
+    """Endless batches [B l / L, d] from ``step`` on, the rows of the l given lanes, or of all.
 
-    Nothing is read but chunks of those lanes. Close it to stop its threads.
+    They have the stores' dtype, half as many bytes as float32 where that is a short one: the device
+    converts them. Nothing is read but chunks of those lanes. Close it to stop its threads.
     """
     lanes = range(order.lanes) if lanes is None else tuple(lanes)
     lane_rows = order.batch_size // order.lanes
@@ -200,7 +201,7 @@ def batches(
 
     def assemble(step):
         counts = np.subtract(order.before(step + 1), order.before(step))
-        batch = np.empty((len(lanes) * lane_rows, mixture.d), np.float32)
+        batch = np.empty((len(lanes) * lane_rows, mixture.d), mixture.dtype)
         for i, lane in enumerate(lanes):
             rows = batch[i * lane_rows : (i + 1) * lane_rows]
             for source, part in zip(shuffled[i], np.split(rows, np.cumsum(counts)[:-1]), strict=True):
@@ -229,7 +230,7 @@ class _Shuffled:
         self._groups = stream.groups_from(row)
         self._ahead = collections.deque()
         for _ in range(1 + READ_AHEAD):
-            self._begin(np.empty((stream.group_rows, mixture.d), np.float32))
+            self._begin(np.empty((stream.group_rows, mixture.d), mixture.dtype))
         self._next_group()
 
     def take(self, rows: np.ndarray) -> None:
@@ -262,7 +263,7 @@ class _Shuffled:
 
 
 def held_out_rows(mixture: Mixture, order: Order, batch_size: int) -> Iterator[np.ndarray]:
-    """The held-out rows of every store in their order in it, as batches; the last may be shorter."""
+    """The held-out rows of every store in their order in it, float32 batches; the last may be shorter."""
     left = np.empty((0, mixture.d), np.float32)
     for site, start, stop in order.held_out:
         left = np.concatenate([left, mixture.sites[site].read(start, stop)])
@@ -274,12 +275,12 @@ def held_out_rows(mixture: Mixture, order: Order, batch_size: int) -> Iterator[n
 
 
 def first_rows(mixture: Mixture, order: Order, count: int) -> np.ndarray:
-    """The first rows that training sees, of all lanes, at most ``count`` and at most an epoch: [N, d]."""
+    """The first rows that training sees, of all lanes, at most ``count`` and an epoch: [N, d] float32."""
     count = min(count, order.rows)
     stream = batches(mixture, order, 0)
     taken = list(itertools.islice(stream, -(-count // order.batch_size)))
     stream.close()
-    return np.concatenate(taken)[:count]
+    return np.concatenate(taken)[:count].astype(np.float32)
 
 
 def length(chunks: Iterable[Chunk]) -> int:

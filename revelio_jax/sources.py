@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+import tensorstore as ts
 
 from revelio_jax.errors import InputError
 from revelio_jax.store import Site, Store, open_store
@@ -62,6 +63,12 @@ class Mixture:
             for source in self.sources
             for site in source.sites
         )
+
+    @functools.cached_property
+    def dtype(self) -> np.dtype:
+        """The dtype of the stores; float32 where they have several."""
+        dtypes = {site.dtype for site in self.sites}
+        return ts.dtype(dtypes.pop() if len(dtypes) == 1 else "float32").numpy_dtype
 
     @property
     def rows(self) -> int:

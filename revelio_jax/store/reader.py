@@ -40,9 +40,8 @@ class Site:
         return rows
 
     def read_into(self, start: int, rows: np.ndarray) -> None:
-        """Fill ``rows`` [N, d], contiguous float32, with activations from array row ``start`` on."""
-        stored = self.arrays["activations"][start : start + len(rows)]
-        ts.array(rows).write(ts.cast(stored, ts.float32)).result()
+        """Fill contiguous rows [N, d], float32 or of the stored dtype, from array row ``start`` on."""
+        ts.array(rows).write(self.arrays["activations"][start : start + len(rows)]).result()
 
     def read_index(self, name: str, start: int, stop: int) -> np.ndarray:
         """int32 [stop - start] of ``sample``, ``position`` or ``timestep``."""
