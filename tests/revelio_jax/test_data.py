@@ -138,22 +138,23 @@ def test_sources_have_their_shares_of_every_batch_and_epochs_of_their_own(mixed)
     assert len(borders) > 5  # sources are not one after the other
 
 
+@settings(max_examples=50, deadline=None)
 @given(
-    weights=st.lists(st.fractions(fractions.Fraction(1, 20), 20), min_size=1, max_size=5),
+    weights=st.lists(st.integers(1, 20), min_size=1, max_size=5),
     lane_rows=st.integers(1, 500),
     lanes=st.integers(1, 4),
     step=st.integers(0, 10**9),
 )
 def test_shares_are_kept_at_all_times(weights, lane_rows, lanes, step):
-    shares = tuple(weight / sum(weights) for weight in weights)
+    shares = tuple(fractions.Fraction(weight, sum(weights)) for weight in weights)
     order = data.Order(0, lane_rows * lanes, shares, ((),) * lanes, ())
     before, after = order.before(step), order.before(step + 1)
     assert sum(before) == step * lane_rows
     assert all(abs(n - share * step * lane_rows) < 1 for n, share in zip(before, shares, strict=True))
     if all(share * lane_rows >= 1 for share in shares):  # which make_order asks for
         assert all(a <= b for a, b in zip(before, after, strict=True))
-    whole = order.before(step * int(np.prod([share.denominator for share in shares], dtype=object)))
-    assert len({n / share for n, share in zip(whole, shares, strict=True)}) == 1
+    whole = order.before(step * sum(weights))
+    assert whole == [step * lane_rows * weight for weight in weights]
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 4])
@@ -185,6 +186,8 @@ def test_only_chunks_of_own_lanes_are_read(mixed):
 
     def spy(number, site):
         class Spy:
+            dtype = site.dtype
+
             def read_into(self, start, rows):
                 read.add(data.Chunk(number, start, start + len(rows)))
                 site.read_into(start, rows)
@@ -286,8 +289,10 @@ def test_too_few_rows(one, mixed, tmp_path, write_store):
     assert make(one_chunk, batch_size=4, held_out=0.0).rows == 32
 
 
-def test_a_read_that_fails_is_raised(one, tmp_path, location):
+def test_a_read_that_fails_is_raised(one):
     class Broken:
+        dtype = "float32"
+
         def read_into(self, start, rows):
             raise OSError("no such shard")
 

@@ -55,7 +55,10 @@ def test_a_run_learns_and_writes_what_it_should(trained):
     log = lines(trained)
     assert [line["step"] for line in log] == list(range(50, 601, 50))
     assert all(tuple(line) == FIELDS for line in log)
-    assert all(0.5 < line["coverage"] < 1.1 and 0.8 < line["entropy"] <= 1 for line in log)
+    # 24 chunks are of 48 samples: so many in 64 rows, over what 256 samples would give.
+    coverage = 48 * (1 - (47 / 48) ** 64) / (256 * (1 - (255 / 256) ** 64))
+    assert np.mean([line["coverage"] for line in log]) == pytest.approx(coverage, abs=0.1)
+    assert all(0.5 < line["entropy"] < 1 for line in log)
     assert log[-1]["fvu"] < 0.1 < 0.2 < log[0]["fvu"]
     assert log[-1]["l0"] <= trained.sae.k
     assert checkpoint.newest(run) == 600
