@@ -239,7 +239,7 @@ class _Shuffled:
             if not len(self._places):
                 self._begin(self._memory)
                 self._next_group()
-            for reading in self._reading:
+            for reading in self._reading:  # futures.wait() would never return if they are cancelled
                 reading.result()
             self._reading = ()
             part, self._places = self._places[: len(rows)], self._places[len(rows) :]

@@ -6,6 +6,8 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -219,6 +221,8 @@ def test_lanes_of_a_process():
 
 PROCESS = """
 import sys
+import threading
+import time
 import jax, numpy as np
 address, process, location = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 jax.distributed.initialize(address, num_processes=2, process_id=process)
@@ -329,3 +333,26 @@ def test_memory_is_bounded_by_the_buffer_and_not_by_the_store(tmp_path, write_st
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         grown.append(float(done.stdout))
     assert max(grown) < 32 * 2**20
+
+
+def test_closing_does_not_wait_for_reads_that_have_not_begun(one):
+    (site,), begun = one.sites, []
+
+    class Slow:
+        dtype = site.dtype
+
+        def read_into(self, start, rows):
+            begun.append(start)
+            time.sleep(0.1)
+            site.read_into(start, rows)
+
+    slow = Mixture(one.name, one.d, (Source("", fractions.Fraction(1), (), (Slow(),)),))
+    # The batches that are made ahead reach into the second group, more chunks than there are threads.
+    stream = data.batches(slow, make(one, batch_size=200, buffer_chunks=14), 0)
+    next(stream)
+    time.sleep(0.05)
+    closing = threading.Thread(target=stream.close, daemon=True)
+    closing.start()
+    closing.join(timeout=20)
+    assert not closing.is_alive()
+    assert len(begun) < 28
