@@ -5,6 +5,7 @@ Saving is asynchronous. A checkpoint that a crash cut short has no final name, a
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import typing
 from collections.abc import Iterator
@@ -17,17 +18,18 @@ from revelio_jax.errors import InputError
 from revelio_jax.step import State, abstract_state
 
 # Fields of config.train that decide which rows a step sees, or which rows are held out.
-ORDER_FIELDS = ("site", "seed", "batch_size", "held_out", "buffer_chunks")
+ORDER_FIELDS = ("site", "seed", "batch_size", "held_out", "buffer_chunks", "lanes")
 
 
 def identity(config: Config, fingerprint: str, site: str) -> dict[str, typing.Any]:
     """What a checkpoint and the run that resumes it must agree on."""
     train = {name: getattr(config.train, name) for name in ORDER_FIELDS}
-    return {
+    facts = {
         "store fingerprint": fingerprint,
         "config.sae": dataclasses.asdict(config.sae),
         "config.train": train | {"site": site},
     }
+    return json.loads(json.dumps(facts))  # as it is read back
 
 
 @contextlib.contextmanager

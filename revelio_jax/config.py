@@ -50,7 +50,7 @@ class Extract:
         choices=("all", "no_padding", "content"),
     )
     batch_size: int = _field(64, "prompts a forward pass", low=1)
-    store: str = _field("", "where the store is written: a folder, gs://, s3://, memory://")
+    store: str = _field("", "the store that is written: a folder, gs://, s3://, memory://")
     dtype: str = _field("float32", "dtype of the store", choices=("float32", "float16", "bfloat16"))
     shard_samples: int = _field(512, "samples a shard, the unit of writing and resuming", low=1)
     chunk_rows: int = _field(256, "rows an inner chunk, the unit of reading", low=1)
@@ -118,7 +118,12 @@ class Train:
     """Optimisation, checkpoints, and where the run is kept."""
 
     run: str = _field("", "folder of the run: config, checkpoints, metrics, export, pictures")
-    site: str = _field("", "site of the store to train on; empty is the first")
+    stores: tuple[str, ...] = _field(
+        (),
+        "stores to train on, as LOCATION or WEIGHT:LOCATION; a location may be a pattern of folders, as "
+        "stores/flux_*, whose stores are read as one; empty is config.extract.store",
+    )
+    site: str = _field("", "site of the stores to train on; empty is the first")
     steps: int = _field(10_000, "optimiser steps", low=1)
     batch_size: int = _field(4096, "rows a step", low=1)
     learning_rate: float = _field(4e-4, "peak learning rate of Adam", low=0.0)
@@ -132,7 +137,12 @@ class Train:
     )
     seed: int = _field(0, "seed of initialisation and of the order of rows", low=0)
     held_out: float = _field(0.05, "share of the chunks kept for evaluation", low=0.0, high=0.5)
-    buffer_chunks: int = _field(256, "chunks that are shuffled together in memory", low=1)
+    buffer_chunks: int = _field(256, "chunks that are shuffled together in memory, over all processes", low=1)
+    lanes: int = _field(
+        1,
+        "parts of a batch, each with chunks of its own; a multiple of the processes, which share them",
+        low=1,
+    )
     mesh_data: int = _field(1, "devices along the data axis; -1 is all that are left", low=-1)
     mesh_feature: int = _field(-1, "devices along the latents' axis; -1 is all that are left", low=-1)
     log_every: int = _field(50, "steps between lines of metrics.jsonl", low=1)

@@ -12,7 +12,6 @@ import typing
 from collections.abc import Iterable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -20,9 +19,9 @@ from revelio_jax import checkpoint, data, sharding
 from revelio_jax.config import Config, Sae, main_argv, parse
 from revelio_jax.errors import InputError, reported
 from revelio_jax.sae import SparseAutoencoder
+from revelio_jax.sources import Mixture
 from revelio_jax.step import State
-from revelio_jax.store import Site, Store
-from revelio_jax.train import dictionary_size, open_run
+from revelio_jax.train import dictionary_size, make_order, open_run
 
 DENSITY_EDGES = np.linspace(-8, 0, 33)  # log10 of the share of rows that a latent fires on
 
@@ -30,16 +29,16 @@ DENSITY_EDGES = np.linspace(-8, 0, 33)  # log10 of the share of rows that a late
 def evaluate(config: Config) -> dict[str, typing.Any]:
     """Evaluate the run's newest checkpoint, write evaluation.json and return what is in it."""
     options = config.train
-    run, _, site, state, mesh = trained(config)
-    order = data.make_order(site, options.seed, options.batch_size, options.buffer_chunks, options.held_out)
+    run, mixture, state, mesh = trained(config)
+    order = make_order(options, mixture)
     if not order.held_out:
         raise InputError("config.train.held_out is 0; no rows were kept for evaluation")
-    total = sum(stop - start for start, stop in order.held_out)
-    rows = data.held_out_rows(site, order, options.batch_size)
+    total = data.length(order.held_out)
+    rows = data.held_out_rows(mixture, order, options.batch_size)
     bar = tqdm(rows, total=-(-total // options.batch_size), unit="batch", dynamic_ncols=True)
     result = {
         "step": int(state.step),
-        "site": site.name,
+        "site": mixture.name,
         **measure(state, bar, config.sae, options.batch_size, mesh),
         "dead_fraction_train": float((state.rows_since_fired_F >= config.sae.dead_after_rows).mean()),
     }
@@ -50,20 +49,20 @@ def evaluate(config: Config) -> dict[str, typing.Any]:
     return result
 
 
-def trained(config: Config) -> tuple[pathlib.Path, Store, Site, State, jax.sharding.Mesh]:
-    """Folder, store, site, newest state and mesh of a run. Raises InputError where none fits the config."""
-    run, store, site = open_run(config)
+def trained(config: Config) -> tuple[pathlib.Path, Mixture, State, jax.sharding.Mesh]:
+    """Folder, stores, newest state and mesh of a run. Raises InputError where none fits the config."""
+    run, mixture = open_run(config)
     step = checkpoint.newest(run)
     if not step:
         raise InputError(
             f"config.train.run is {str(run)!r}, which has no checkpoint; run python -m revelio_jax.train"
         )
-    checkpoint.check(run, step, checkpoint.identity(config, store.fingerprint, site.name))
-    latents = dictionary_size(config, site.d)
+    checkpoint.check(run, step, checkpoint.identity(config, mixture.fingerprint, mixture.name))
+    latents = dictionary_size(config, mixture.d)
     options = config.train
     mesh = sharding.make_mesh(options.mesh_data, options.mesh_feature, options.batch_size, latents)
-    state = checkpoint.restore(run, step, latents, site.d, config.sae, options, mesh)
-    return run, store, site, state, mesh
+    state = checkpoint.restore(run, step, latents, mixture.d, config.sae, options, mesh)
+    return run, mixture, state, mesh
 
 
 def make_reconstruct(sae: Sae, mesh: jax.sharding.Mesh) -> typing.Callable:

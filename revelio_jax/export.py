@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 from revelio_jax.config import Config, main_argv, parse
 from revelio_jax.errors import reported
 from revelio_jax.evaluate import trained
+from revelio_jax.sources import Mixture
 from revelio_jax.step import State
-from revelio_jax.store import Site, Store
 
 FORMAT_VERSION = 1
 # The release whose layout this is; SAELens takes a folder without it for an old one.
@@ -29,12 +29,12 @@ LIBRARIES = ("revelio_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def export(config: Config) -> pathlib.Path:
     """Export the run's newest checkpoint; returns the folder."""
-    run, store, site, state, _ = trained(config)
+    run, mixture, state, _ = trained(config)
     folder, part, old = run / "export", run / "export.part", run / "export.old"
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
     part.mkdir()
-    cfg = describe(config, run, store, site, state)
+    cfg = describe(config, run, mixture, state)
     save_file(fold(state), part / "sae_weights.safetensors", metadata={"format": "pt"})
     (part / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
     (part / "README.md").write_text(card(cfg))
@@ -63,14 +63,13 @@ def fold(state: State) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(value, np.float32) for name, value in folded.items()}
 
 
-def describe(
-    config: Config, run: pathlib.Path, store: Store, site: Site, state: State
-) -> dict[str, typing.Any]:
+def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) -> dict[str, typing.Any]:
     """cfg.json: what SAELens needs, and under metadata all that steering and a reader need."""
     step = int(state.step)
-    manifest = store.manifest
+    manifests = [store.manifest for store in mixture.stores]
     model = {"id": config.model.id, "revision": config.model.revision, "family": config.model.family}
-    model |= manifest.get("model", {})
+    model |= manifests[0].get("model", {})  # the same in all
+    positions = [manifest.get("extract", {}).get("positions") for manifest in manifests]
     latents = len(state.params["b_enc_F"])
     metadata = {
         "sae_lens_version": SAE_LENS_VERSION,
@@ -79,19 +78,22 @@ def describe(
         "model_id": model["id"],
         "revision": model["revision"],
         "family": model["family"],
-        "site": site.name,
-        "sites": [{"name": site.name, "width": site.d}],
-        "positions": manifest.get("extract", {}).get("positions", config.extract.positions),
+        "site": mixture.name,
+        "sites": [{"name": mixture.name, "width": mixture.d}],
+        "positions": ", ".join(dict.fromkeys(kept or config.extract.positions for kept in positions)),
         "k": config.sae.k,
         "activations": {
-            "count": site.rows,
-            "mean_norm": float(np.linalg.norm(site.mean)),
-            "squared_deviation": float(site.variance.sum()),
+            "count": mixture.rows,
+            "mean_norm": float(np.linalg.norm(mixture.mean)),
+            "squared_deviation": float(mixture.variance.sum()),
         },
         # Already folded into the tensors: a latent here is scale times the latent of training.
         "normalisation": {"rule": config.sae.normalise, "scale": float(state.scale)},
         "dead_threshold": config.sae.dead_threshold * float(state.scale),
-        "store_fingerprint": store.fingerprint,
+        "stores": [
+            {"fingerprint": store.fingerprint, "share": float(share)}
+            for store, share in zip(mixture.stores, mixture.shares, strict=True)
+        ],
         "training": {
             "steps": step,
             "rows": step * config.train.batch_size,
@@ -104,7 +106,7 @@ def describe(
     }
     return {
         "architecture": "topk",
-        "d_in": site.d,
+        "d_in": mixture.d,
         "d_sae": latents,
         "k": config.sae.k,
         "dtype": "float32",

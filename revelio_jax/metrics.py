@@ -20,7 +20,7 @@ from revelio_jax.config import Train
 
 FIELDS = (
     "step", "loss", "fvu", "l0", "dead_fraction", "aux_loss", "lr", "grad_norm",
-    "rows_per_s", "step_s", "data_wait_s", "rss_gib",
+    "coverage", "entropy", "rows_per_s", "step_s", "data_wait_s", "rss_gib",
 )  # fmt: skip
 
 
@@ -51,7 +51,8 @@ class Log:
         """Wait for a step and count it; ``waited_s`` is how long it waited for its rows.
 
         Every ``log_every`` steps, and after the last, writes a line. Times in it are means since the line
-        before. Raises NotFinite where the loss or the gradient is not.
+        before; a step that :func:`is_logged` must bring all other FIELDS. Raises NotFinite where the loss or
+        the gradient is not.
         """
         metrics = {name: float(value) for name, value in metrics.items()}
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
@@ -59,7 +60,7 @@ class Log:
         self._count += 1
         self._waited += waited_s
         self._bar.update()
-        if step % self._train.log_every and step != self._train.steps:
+        if not is_logged(step, self._train):
             return
         now = time.perf_counter()
         step_s = (now - self._since) / self._count
@@ -89,6 +90,11 @@ class Log:
         self._file.close()
         for sink in self._sinks:
             sink.close(failed=kind is not None)
+
+
+def is_logged(step: int, train: Train) -> bool:
+    """Whether a step has a line of its own."""
+    return step % train.log_every == 0 or step == train.steps
 
 
 def truncate(path: pathlib.Path, step: int) -> None:

@@ -15,14 +15,14 @@ import numpy as np
 
 from revelio_jax import checkpoint, data
 from revelio_jax.metrics import NotFinite
-from revelio_jax.store import Site
+from revelio_jax.sources import Mixture
 from revelio_jax.store.layout import INDEX_ARRAYS
 
 SHOWN = 3  # rows named in the message
 
 
 @contextlib.contextmanager
-def explained(run: pathlib.Path, site: Site, order: data.Order) -> Iterator[None]:
+def explained(run: pathlib.Path, mixture: Mixture, order: data.Order) -> Iterator[None]:
     """End the process with one line on stderr and status 1 on NotFinite, after writing nonfinite.json.
 
     To be entered before the checkpoints' manager, which finishes the save that is under way.
@@ -30,7 +30,7 @@ def explained(run: pathlib.Path, site: Site, order: data.Order) -> Iterator[None
     try:
         yield
     except NotFinite as stop:
-        record = describe(run, site, order, stop)
+        record = describe(run, mixture, order, stop)
         path = run / "nonfinite.json"
         if jax.process_index() == 0:
             part = path.with_suffix(".part")
@@ -39,29 +39,35 @@ def explained(run: pathlib.Path, site: Site, order: data.Order) -> Iterator[None
         raise SystemExit(f"error: {stop}; {summary(record)}; all in {path}") from None
 
 
-def describe(run: pathlib.Path, site: Site, order: data.Order, stop: NotFinite) -> dict:
+def describe(run: pathlib.Path, mixture: Mixture, order: data.Order, stop: NotFinite) -> dict:
     """The contents of nonfinite.json.
 
-    ``rows`` are array rows of the site's arrays in the store, the one with the largest |x| first;
-    ``samples``, ``positions``, ``timesteps`` and ``largest`` (that |x|) are in the same order. ``std`` is
-    over all rows of the store. Numbers that are not finite are strings, since JSON has none.
+    ``rows`` are array rows of the arrays in ``stores``, the one with the largest |x| first; ``samples``,
+    ``positions``, ``timesteps`` and ``largest`` (that |x|) are in the same order. ``std`` is over all rows
+    of the stores. Numbers that are not finite are strings, since JSON has none.
     """
-    rows_B = data.rows_of(order, stop.step - 1)  # step 1 takes the first batch, which is number 0
-    x_BD = site.arrays["activations"][rows_B].read().result().astype(np.float32)
-    largest_B = np.abs(x_BD).max(1)
+    sites_B, rows_B = data.rows_of(order, stop.step - 1)  # step 1 takes the first batch, which is number 0
+
+    def read(name):
+        values = [
+            mixture.sites[i].arrays[name][int(row)].read() for i, row in zip(sites_B, rows_B, strict=True)
+        ]
+        return np.array([value.result() for value in values])
+
+    largest_B = np.abs(read("activations").astype(np.float32)).max(1)
     first_B = np.argsort(-np.nan_to_num(largest_B, nan=np.inf), kind="stable")
-    rows_B, largest_B = rows_B[first_B], largest_B[first_B]
     newest = checkpoint.newest(run)
     return {
         "step": stop.step,
         "loss": _number(stop.loss),
         "grad_norm": _number(stop.grad_norm),
         "checkpoint": str(run / "checkpoints" / str(newest)) if newest else None,
-        "site": site.name,
-        "std": _number(np.sqrt(site.variance.mean())),
-        "rows": rows_B.tolist(),
-        **{f"{name}s": site.arrays[name][rows_B].read().result().tolist() for name in INDEX_ARRAYS},
-        "largest": [_number(value) for value in largest_B],
+        "site": mixture.name,
+        "std": _number(np.sqrt(mixture.variance.mean())),
+        "stores": [mixture.stores[i].location for i in sites_B[first_B]],
+        "rows": rows_B[first_B].tolist(),
+        **{f"{name}s": read(name)[first_B].tolist() for name in INDEX_ARRAYS},
+        "largest": [_number(value) for value in largest_B[first_B]],
     }
 
 

@@ -6,6 +6,7 @@ W_dec_FD. Everything else is the same on every device. All devices on the featur
 what then moves in a step does not grow with the latents, and every product is split.
 """
 
+import math
 import typing
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ from revelio_jax.errors import InputError
 
 AXES = ("data", "feature")
 BATCH = P("data", None)
+ARRIVING = P(AXES, None)  # a batch before it is gathered over ``feature``: each row comes in once
 ROWS = P("data")
 LATENTS = P("feature")
 REPLICATED = P()
@@ -62,15 +64,15 @@ def make_mesh(
         raise InputError(
             f"config.train.mesh_data x mesh_feature is {data} x {feature}; there are {count} devices"
         )
-    if batch_size % data:
-        raise InputError(
-            f"config.train.batch_size is {batch_size}; it must be a multiple of the {data} devices "
-            "along the data axis (config.train.mesh_data)"
-        )
     if latents % feature:
         raise InputError(
             f"config.train.mesh_feature is {feature}; it must divide the {latents} latents "
             "(width of the site x config.sae.expansion)"
+        )
+    if batch_size % (data * feature):
+        raise InputError(
+            f"config.train.batch_size is {batch_size}; it must be a multiple of the {data * feature} devices "
+            "(config.train.mesh_data x mesh_feature), each of which is given its part of the rows"
         )
     return jax.make_mesh(
         (data, feature), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * feature]
@@ -90,15 +92,33 @@ def named(mesh: Mesh, specs: typing.Any) -> typing.Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
 
 
-def put_batch(mesh: Mesh, x_BD: np.ndarray) -> jax.Array:
-    """Rows of a batch on their devices."""
-    return jax.device_put(x_BD, NamedSharding(mesh, BATCH))
+def own_lanes(process_DF: np.ndarray, lanes: int, process: int) -> tuple[int, ...]:
+    """The lanes of a batch whose rows arrive on devices of ``process``: those that it has to read.
 
-
-def shared(x: jax.Array, *axes: str) -> jax.Array:
-    """``x``, the same on all devices along ``axes``, typed as if it varied (inside ``jax.shard_map``).
-
-    The transpose of this cast is the sum over those axes, so gradients that each device computes from
-    its own rows or latents are summed where the value was shared.
+    ``process_DF`` is the process of every device of the mesh, int [data, feature]. Raises InputError
+    where the rows are no whole lanes, so that two processes would read the same chunks.
     """
-    return jax.lax.pcast(x, axes, to="varying")
+    mine_A = (process_DF == process).reshape(-1)
+    devices, borders = len(mine_A), np.flatnonzero(np.diff(mine_A, prepend=False, append=False))
+    if not mine_A.any():
+        raise InputError(
+            "config.train.mesh_data x mesh_feature is {} x {}, ".format(*process_DF.shape)
+            + f"which leaves process {process} without a device"
+        )
+    parts = devices // math.gcd(devices, *borders.tolist())
+    if lanes % parts:
+        raise InputError(
+            f"config.train.lanes is {lanes}; it must be a multiple of {parts}, the parts of a batch that "
+            "processes read"
+        )
+    return tuple(lane for lane in range(lanes) if mine_A[lane * devices // lanes])
+
+
+def processes(mesh: Mesh) -> np.ndarray:
+    """The process of every device, int [data, feature]."""
+    return np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
+
+
+def put_batch(mesh: Mesh, x_BD: np.ndarray) -> jax.Array:
+    """A batch on its devices, from the rows that this process has: those of its lanes."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, ARRIVING), x_BD)

@@ -1,4 +1,4 @@
-"""Train a k-sparse autoencoder on one site of an activation store.
+"""Train a k-sparse autoencoder on one site of an activation store, or of several.
 
     python -m revelio_jax.train --config configs/mini_sd.py
     python -m revelio_jax.train --config configs/mini_sd.py --config.train.resume=True
@@ -12,23 +12,24 @@ import contextlib
 import pathlib
 import time
 
+import jax
 import numpy as np
 
-from revelio_jax import checkpoint, data, metrics, nonfinite, sharding, watch
+from revelio_jax import checkpoint, coverage, data, metrics, nonfinite, sharding, watch
 from revelio_jax import step as training
-from revelio_jax.config import Config, main_argv, parse
+from revelio_jax.config import Config, Train, main_argv, parse
 from revelio_jax.errors import InputError, reported
 from revelio_jax.sae import initial
-from revelio_jax.store import Site, Store, open_store
+from revelio_jax.sources import Mixture, open_mixture
 
 
 def train(config: Config) -> None:
     """Train up to config.train.steps. Raises InputError before anything is written."""
     sae, options = config.sae, config.train
 
-    # Config and store.
-    run, store, site = open_run(config)
-    facts = checkpoint.identity(config, store.fingerprint, site.name)
+    # Config and stores.
+    run, mixture = open_run(config)
+    facts = checkpoint.identity(config, mixture.fingerprint, mixture.name)
     start = resumed_step(run, options.resume, facts)
     if start >= options.steps:
         print(f"{run} is finished: it has {start} of {options.steps} steps, nothing is left to do")
@@ -36,29 +37,30 @@ def train(config: Config) -> None:
     watch.check(options)
 
     # Mesh and data.
-    latents = dictionary_size(config, site.d)
+    latents = dictionary_size(config, mixture.d)
     mesh = sharding.make_mesh(options.mesh_data, options.mesh_feature, options.batch_size, latents)
-    order = data.make_order(site, options.seed, options.batch_size, options.buffer_chunks, options.held_out)
+    lanes = sharding.own_lanes(sharding.processes(mesh), options.lanes, jax.process_index())
+    order = make_order(options, mixture)
 
     # State: restored, or initial.
     if start:
-        state = checkpoint.restore(run, start, latents, site.d, sae, options, mesh)
+        state = checkpoint.restore(run, start, latents, mixture.d, sae, options, mesh)
     else:
-        mean_D, scale = normalisation(sae.normalise, site)
-        x_ND = (data.first_rows(site, order, sae.b_dec_init_rows) - mean_D) / scale
+        mean_D, scale = normalisation(sae.normalise, mixture)
+        x_ND = (data.first_rows(mixture, order, sae.b_dec_init_rows) - mean_D) / scale
         b_dec_D = initial.bias(sae.b_dec_init, x_ND)
         params = initial.initial_params(sae, options.seed, latents, b_dec_D, mesh)
         state = training.initial_state(params, mean_D, scale, sae, options, mesh)
     train_step = training.make_train_step(sae, options, mesh)
-    print(describe(config, site, order, latents))
+    print(describe(config, mixture, order, latents))
 
     # Loop. A step is dispatched before the metrics of the one before are read, so the device never waits.
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(config.to_json())
     with (
-        nonfinite.explained(run, site, order),
+        nonfinite.explained(run, mixture, order),
         checkpoint.manager(run, options.keep) as checkpoints,
-        contextlib.closing(data.batches(site, order, start)) as rows,
+        contextlib.closing(data.batches(mixture, order, start, lanes)) as rows,
         metrics.Log(run / "metrics.jsonl", start, options, watch.sinks(run, start, config)) as log,
     ):
         before = None
@@ -67,6 +69,8 @@ def train(config: Config) -> None:
             x_BD = sharding.put_batch(mesh, next(rows))
             waited_s = time.perf_counter() - asked
             state, measured = train_step(state, x_BD)
+            if metrics.is_logged(step, options):  # while the device works
+                measured |= coverage.measure(mixture, order, step - 1)
             if before:
                 log.add(*before)
             before = step, measured, waited_s
@@ -77,17 +81,17 @@ def train(config: Config) -> None:
     print(f"{run} is finished: {options.steps} steps; next: python -m revelio_jax.evaluate")
 
 
-def open_run(config: Config) -> tuple[pathlib.Path, Store, Site]:
-    """The run's folder (which need not exist), its store and its site. Raises InputError."""
+def open_run(config: Config) -> tuple[pathlib.Path, Mixture]:
+    """The run's folder (which need not exist) and its stores. Raises InputError."""
     if not config.train.run:
         raise InputError("config.train.run is empty; it names the folder of the run, as runs/mini_sd")
-    if not config.extract.store:
-        raise InputError("config.extract.store is empty; it names the activation store to train on")
+    if not config.train.stores and not config.extract.store:
+        raise InputError("config.extract.store is empty; it, or config.train.stores, names what to train on")
     run = pathlib.Path(config.train.run)
     if run.exists() and not run.is_dir():
         raise InputError(f"config.train.run is {config.train.run!r}, which is no folder")
-    store = open_store(config.extract.store)
-    return run, store, store.site(config.train.site)
+    entries = config.train.stores or (f"1:{config.extract.store}",)  # a weight: other colons are the name's
+    return run, open_mixture(entries, config.train.site)
 
 
 def resumed_step(run: pathlib.Path, resume: bool, facts: dict) -> int:
@@ -104,6 +108,13 @@ def resumed_step(run: pathlib.Path, resume: bool, facts: dict) -> int:
     return step
 
 
+def make_order(options: Train, mixture: Mixture) -> data.Order:
+    """The order of the run's rows. Raises InputError."""
+    return data.make_order(
+        mixture, options.seed, options.batch_size, options.buffer_chunks, options.held_out, options.lanes
+    )
+
+
 def dictionary_size(config: Config, d: int) -> int:
     """Latents of the autoencoder on a site of width ``d``. Raises InputError where fewer than k."""
     sae = config.sae
@@ -115,30 +126,36 @@ def dictionary_size(config: Config, d: int) -> int:
     return latents
 
 
-def normalisation(rule: str, site: Site) -> tuple[np.ndarray, float]:
-    """Mean [d] and the one scale s of (x - mean) / s, from the store's statistics of all its rows.
+def normalisation(rule: str, mixture: Mixture) -> tuple[np.ndarray, float]:
+    """Mean [d] and the one scale s of (x - mean) / s, from the stores' statistics of all their rows.
 
     One scale for all columns keeps directions and angles, and folds exactly into an export.
     """
     if rule == "none":
-        return np.zeros(site.d, np.float32), 1.0
-    scale = float(np.sqrt(site.variance.mean()))
+        return np.zeros(mixture.d, np.float32), 1.0
+    scale = float(np.sqrt(mixture.variance.mean()))
     if not scale > 0:
-        raise InputError(f"site {site.name}: all rows are equal, there is nothing to learn")
-    return site.mean.astype(np.float32), scale
+        raise InputError(f"site {mixture.name}: all rows are equal, there is nothing to learn")
+    return mixture.mean.astype(np.float32), scale
 
 
-def describe(config: Config, site: Site, order: data.Order, latents: int) -> str:
+def describe(config: Config, mixture: Mixture, order: data.Order, latents: int) -> str:
     """What is trained on what, and warnings."""
     sae, options = config.sae, config.train
-    off_centre = np.linalg.norm(site.mean) / max(np.sqrt(site.variance.sum()), 1e-30)
-    held_out = sum(stop - start for start, stop in order.held_out)
+    off_centre = np.linalg.norm(mixture.mean) / max(np.sqrt(mixture.variance.sum()), 1e-30)
+    held_out = data.length(order.held_out)
     epochs = options.steps * options.batch_size / order.rows
     lines = [
-        f"{site.name}: width {site.d}, {latents} latents, k {sae.k}; {order.rows:,} rows to train on, "
+        f"{mixture.name}: width {mixture.d}, {latents} latents, k {sae.k}; {order.rows:,} rows to train on, "
         f"{held_out:,} held out; {options.steps:,} steps of {options.batch_size:,} are {epochs:.1f} epochs",
         f"||mean|| / ||std|| of the rows is {off_centre:.2f}; normalise: {sae.normalise}",
     ]
+    if len(mixture.stores) > 1:
+        lines[1:1] = [
+            f"{float(source.share):.1%} of the rows from {source.location}: stores {len(source.stores)}, "
+            f"rows to train on {sum(lane[i].rows for lane in order.streams):,}"
+            for i, source in enumerate(mixture.sources)
+        ]
     if sae.k_aux and sae.dead_after_rows > options.steps * options.batch_size / 2:
         lines.append(
             f"warning: config.sae.dead_after_rows is {sae.dead_after_rows:,}, more than half of this run; "

@@ -14,6 +14,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 import dataclasses
 import json
 import pathlib
+import socket
 
 import numpy as np
 import pytest
@@ -45,16 +46,17 @@ def planted(directions) -> np.ndarray:
 def write_store():
     """A function that writes rows [N, d] as a store of one site, TOKENS rows a sample."""
 
-    def write(location, rows, shard_samples=32, finish=True, **facts):
+    def write(location, rows, shard_samples=32, finish=True, site=SITE, **facts):
         samples = [{"id": i, "prompt": f"prompt {i}"} for i in range(len(rows) // TOKENS)]
         shards = np.split(rows, range(shard_samples * TOKENS, len(rows), shard_samples * TOKENS))
-        site = SitePlan(SITE, rows.shape[1], tuple(len(shard) for shard in shards))
-        plan = StorePlan((site,), "float32", 32, shard_samples, len(samples), {"test": "", **facts})
+        plan = SitePlan(site, rows.shape[1], tuple(len(shard) for shard in shards))
+        plan = StorePlan((plan,), "float32", 32, shard_samples, len(samples), {"test": "", **facts})
         writer = StoreWriter(str(location), plan, samples)
         for index, shard in enumerate(shards):
             position = np.arange(len(shard), dtype=np.int32)
-            arrays = {"activations": shard, "sample": position // TOKENS, "position": position % TOKENS}
-            writer.write_shard(index, {SITE: arrays | {"timestep": np.zeros_like(position)}})
+            sample = index * shard_samples + position // TOKENS
+            arrays = {"activations": shard, "sample": sample, "position": position % TOKENS}
+            writer.write_shard(index, {site: arrays | {"timestep": np.zeros_like(position)}})
         if finish:
             writer.finish()
         return str(location)
@@ -82,6 +84,7 @@ def base(store) -> Config:
             held_out=0.1,
             buffer_chunks=24,
             mesh_data=1,
+            mesh_feature=1,
             log_every=50,
             checkpoint_every=200,
         ),
@@ -119,3 +122,11 @@ def config_file():
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port of this machine for processes that find each other."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]

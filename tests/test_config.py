@@ -103,7 +103,7 @@ def test_what_is_wrong_in_a_file_is_named(file, body, message):
         ("--config.train.steps=1.5", "config.train.steps is '1.5'; it must be of type int"),
         ("--config.train.resume=perhaps", "config.train.resume is 'perhaps'; it must be of type bool"),
         ("--config.train.step=3", "config.train.step is no field; did you mean steps?"),
-        ("--config.train.xyz=3", "config.train.xyz is no field; fields: run, site, steps"),
+        ("--config.train.xyz=3", "config.train.xyz is no field; fields: run, stores, site"),
         ("--config.trian.steps=3", "config.trian is no section; sections: model, extract, sae, train, steer"),
         ("--config.model.dtype=int8", "config.model.dtype is 'int8'; allowed: float32, float16, bfloat16"),
         ("--steps=3", "steps"),

@@ -45,9 +45,7 @@ def aux_k(
 def _few(size, params, x_BD, error_BD, deviation, dead_F, sae):
     """Products with ``size`` gathered latents. Slots beyond the dead ones read zeros and write nowhere."""
     at_C = jnp.nonzero(dead_F, size=size, fill_value=len(dead_F))[0]
-    W_enc_CD, b_enc_C, W_dec_CD = (
-        params[name].at[at_C].get(mode="fill", fill_value=0) for name in MATRICES
-    )
+    W_enc_CD, b_enc_C, W_dec_CD = (params[name].at[at_C].get(mode="fill", fill_value=0) for name in MATRICES)
     x_BD -= params["b_dec_D"]
     z_BC = jax.nn.relu(sparse.product(x_BD, W_enc_CD.T, sae.matmul_dtype) + b_enc_C)
     if size * jax.lax.axis_size("feature") > sae.k_aux:

@@ -13,7 +13,6 @@ from revelio_jax.config import Sae
 from revelio_jax.sae import losses, sparse
 from revelio_jax.sae.aux_k import aux_k
 from revelio_jax.sae.module import Code, SparseAutoencoder
-from revelio_jax.sharding import AXES, shared
 
 
 def gradients(

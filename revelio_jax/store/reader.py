@@ -35,7 +35,13 @@ class Site:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Activations [stop - start, d] as float32."""
-        return self.arrays["activations"][start:stop].read().result().astype(np.float32)
+        rows = np.empty((stop - start, self.d), np.float32)
+        self.read_into(start, rows)
+        return rows
+
+    def read_into(self, start: int, rows: np.ndarray) -> None:
+        """Fill contiguous rows [N, d], float32 or of the stored dtype, from array row ``start`` on."""
+        ts.array(rows).write(self.arrays["activations"][start : start + len(rows)]).result()
 
     def read_index(self, name: str, start: int, stop: int) -> np.ndarray:
         """int32 [stop - start] of ``sample``, ``position`` or ``timestep``."""

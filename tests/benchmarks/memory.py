@@ -33,7 +33,11 @@ def main() -> None:
         print(json.dumps(run(*map(int, options.one.split(",")))))
         return
     rows = []
-    print("| d | n | k | batch | encode_chunk | state GiB | gradients | pre-activations | peak |\n" + "|---" * 9 + "|")
+    print(
+        "| d | n | k | batch | encode_chunk | state GiB | gradients | pre-activations | peak |\n"
+        + "|---" * 9
+        + "|"
+    )
     for size in options.sizes:
         done = subprocess.run([sys.executable, __file__, "--one", size], capture_output=True, text=True)
         if done.returncode:

@@ -32,7 +32,7 @@ def folder(trained):
 
 
 def test_the_fold_is_exact(trained, folder, planted):
-    _, _, _, state, _ = restored(trained)
+    _, _, state, _ = restored(trained)
     mesh = sharding.make_mesh(1, 1, 64, 48)
     x = planted[:64]
     x_hat, _, _ = make_reconstruct(trained.sae, mesh)(state, x, np.ones(64, bool))
@@ -126,6 +126,6 @@ def test_without_normalisation_nothing_is_folded(base, with_train, tmp_path):
     config = dataclasses.replace(config, sae=dataclasses.replace(config.sae, normalise="none"))
     train(config)
     tensors = load_file(export(config) / "sae_weights.safetensors")
-    _, _, _, state, _ = restored(config)
+    _, _, state, _ = restored(config)
     np.testing.assert_array_equal(tensors["b_dec"], state.params["b_dec_D"])
     np.testing.assert_array_equal(tensors["b_enc"], state.params["b_enc_F"])

@@ -9,17 +9,15 @@ import pytest
 import tensorstore as ts
 
 from revelio_jax import checkpoint, data
-from revelio_jax.store import open_store
-from revelio_jax.train import train
+from revelio_jax.sources import open_mixture
+from revelio_jax.train import make_order, train
 
 STEP, EVERY = 47, 20  # the step that takes the broken row; steps between checkpoints
 
 
 def order_of(config):
-    site, options = open_store(config.extract.store).site(), config.train
-    return site, data.make_order(
-        site, options.seed, options.batch_size, options.buffer_chunks, options.held_out
-    )
+    mixture = open_mixture([config.extract.store])
+    return mixture.sites[0], make_order(config.train, mixture)
 
 
 def stop(config):
@@ -57,7 +55,7 @@ def broken(base, with_train, planted, write_store, tmp_path):
             sae=dataclasses.replace(base.sae, **sae),
         )
         rows = planted.copy()
-        row = int(data.rows_of(order_of(base)[1], STEP - 1)[5])
+        row = int(data.rows_of(order_of(base)[1], STEP - 1)[1][5])
         if not later:
             rows[row, 3] = value
         write_store(store, rows)

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from revelio_jax import checkpoint, sharding
-from revelio_jax import step as training
 from revelio_jax.errors import InputError
+from revelio_jax.evaluate import evaluate
+from revelio_jax.export import export
 from revelio_jax.metrics import FIELDS, truncate
 from revelio_jax.store import open_store
 from revelio_jax.train import train
@@ -32,8 +33,7 @@ def final_state(config, step=None, data=1, feature=1):
     latents = d * config.sae.expansion
     mesh = sharding.make_mesh(data, feature, config.train.batch_size, latents)
     step = step or checkpoint.newest(run)
-    optimiser = training.make_optimiser(config.train)
-    return jax.device_get(checkpoint.restore(run, step, latents, d, optimiser, mesh))
+    return jax.device_get(checkpoint.restore(run, step, latents, d, config.sae, config.train, mesh))
 
 
 def lines(config):
@@ -53,6 +53,10 @@ def test_a_run_learns_and_writes_what_it_should(trained):
     log = lines(trained)
     assert [line["step"] for line in log] == list(range(50, 601, 50))
     assert all(tuple(line) == FIELDS for line in log)
+    # 24 chunks are of 48 samples: so many in 64 rows, over what 256 samples would give.
+    coverage = 48 * (1 - (47 / 48) ** 64) / (256 * (1 - (255 / 256) ** 64))
+    assert np.mean([line["coverage"] for line in log]) == pytest.approx(coverage, abs=0.1)
+    assert all(0.5 < line["entropy"] < 1 for line in log)
     assert log[-1]["fvu"] < 0.1 < 0.2 < log[0]["fvu"]
     assert log[-1]["l0"] <= trained.sae.k
     assert checkpoint.newest(run) == 600
@@ -114,6 +118,41 @@ def test_goes_on_on_another_mesh(trained, with_train, tmp_path):
     assert lines(config)[-1]["fvu"] < 0.1
 
 
+@pytest.fixture(scope="module")
+def two_stores(planted, write_store, tmp_path_factory):
+    """Entries of two stores with means of their own: 3/4 of the rows from one that has 1/4 of them."""
+    folder = tmp_path_factory.mktemp("two")
+    few = write_store(folder / "few", planted[:1024])
+    return f"3:{few}", write_store(folder / "many", planted[1024:] + 1, test="another")
+
+
+def test_a_mixture_on_lanes_goes_on_to_the_bit(base, with_train, two_stores, planted, tmp_path):
+    fields = {"stores": two_stores, "lanes": 4, "steps": 60, "checkpoint_every": 30, "decay_share": 0.0}
+    whole = with_train(base, run=str(tmp_path / "whole"), **fields)
+    train(whole)
+    parts = with_train(whole, run=str(tmp_path / "parts"), steps=30)
+    train(parts)
+    parts = with_train(parts, steps=60, resume=True)
+    train(parts)
+    assert_same_bits(final_state(parts), final_state(whole))
+    assert lines(parts)[-1]["coverage"] == lines(whole)[-1]["coverage"]
+    other = with_train(whole, steps=61, resume=True, stores=(two_stores[0].removeprefix("3:"), two_stores[1]))
+    refused(other, "store fingerprint is '1/2 of .*; 1/2 of .*was trained with '3/4 of", tmp_path)
+    refused(with_train(whole, steps=61, resume=True, lanes=2), r"train\.lanes is 2, but", tmp_path)
+
+    state, few, many = final_state(whole), planted[:1024].astype(float), planted[1024:] + 1.0
+    mean = 0.75 * few.mean(0) + 0.25 * many.mean(0)
+    variance = 0.75 * np.square(few - mean).mean(0) + 0.25 * np.square(many - mean).mean(0)
+    np.testing.assert_allclose(state.mean_D, mean, rtol=1e-5)
+    np.testing.assert_allclose(state.scale, np.sqrt(variance.mean()), rtol=1e-5)
+
+    assert evaluate(whole)["rows"] == pytest.approx(0.1 * 4096, abs=64)
+    cfg = json.loads((export(whole) / "cfg.json").read_text())
+    shares = {store["fingerprint"]: store["share"] for store in cfg["metadata"]["stores"]}
+    assert sorted(shares.values()) == [0.25, 0.75]
+    assert cfg["metadata"]["activations"]["count"] == 4096
+
+
 def test_a_finished_run_has_nothing_left_to_do(trained, with_train, capsys):
     before = (pathlib.Path(trained.train.run) / "metrics.jsonl").read_bytes()
     train(with_train(trained, resume=True))
@@ -171,6 +210,12 @@ def refused(config, match, tmp_path):
         ),
         ("train", {"mesh_feature": 3, "mesh_data": -1}, "config.train.mesh_feature is 3; it must divide 8"),
         ("train", {"mesh_feature": 4, "mesh_data": 4}, "is 4 x 4; there are 8 devices"),
+        ("train", {"lanes": 3}, "config.train.lanes is 3; it must divide config.train.batch_size 64"),
+        (
+            "train",
+            {"stores": ("nowhere_*",)},
+            "config.train.stores has the pattern 'nowhere_\\*', which fits",
+        ),
         ("train", {"mesh_data": 0}, "config.train.mesh_data is 0"),
         ("sae", {"k": 49}, "config.sae.k is 49; it must be at most 48"),
     ],
