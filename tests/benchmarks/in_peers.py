@@ -1,10 +1,11 @@
 """Runs in the peers' venv: seconds of training steps of one library, for train_step.py.
 
-.venv-peers/bin/python tests/benchmarks/in_peers.py SYSTEM D LATENTS K BATCH DEAD_FRACTION REPEATS OUT.json
+.venv-peers/bin/python tests/benchmarks/in_peers.py SYSTEM D LATENTS K BATCH DEAD_FRACTION REPEATS
 
 The library's own training loop runs, on an iterator that hands out the same batch again and again. A
-step is what the loop does between two requests for a batch; after the steps' clock has stopped, and
-before it starts again, torch's own encoder product is timed. OUT.json: {step_s, torch_floor_s}, medians.
+step is what the loop does between two requests for a batch. Between two steps this writes the line
+"floor" and waits for a line, while train_step.py times JAX's product; then it times torch's. The last line
+that it writes is {step_s, torch_floor_s}, medians.
 """
 
 import contextlib
@@ -112,7 +113,17 @@ LIBRARIES = {
 }
 
 
-def main(system: str, d: int, n: int, k: int, batch: int, dead_fraction: float, repeats: int) -> dict:
+def main(
+    system: str,
+    d: int,
+    n: int,
+    k: int,
+    batch: int,
+    dead_fraction: float,
+    repeats: int,
+    ask: Callable[[], None],
+) -> dict[str, float]:
+    """Medians over ``repeats`` steps; ``ask`` is called before each."""
     torch.set_num_threads(os.cpu_count())
     torch.manual_seed(0)
     x_BD, W_FD = torch.randn(batch, d), torch.randn(n, d)
@@ -123,6 +134,7 @@ def main(system: str, d: int, n: int, k: int, batch: int, dead_fraction: float, 
 
     def batches():
         for _ in range(WARM_UP + repeats):
+            ask()
             start = time.perf_counter()
             x_BD @ W_FD.T
             floor_s.append(time.perf_counter() - start)
@@ -139,7 +151,12 @@ def main(system: str, d: int, n: int, k: int, batch: int, dead_fraction: float, 
 
 
 if __name__ == "__main__":
-    system, d, n, k, batch, dead_fraction, repeats, out = sys.argv[1:]
-    measured = main(system, int(d), int(n), int(k), int(batch), float(dead_fraction), int(repeats))
-    with open(out, "w") as file:
-        json.dump(measured, file)
+    system, d, n, k, batch, dead_fraction, repeats = sys.argv[1:]
+    answers, sys.stdout = sys.stdout, sys.stderr  # the libraries print
+
+    def ask():
+        print("floor", file=answers, flush=True)
+        sys.stdin.readline()
+
+    measured = main(system, int(d), int(n), int(k), int(batch), float(dead_fraction), int(repeats), ask)
+    print(json.dumps(measured), file=answers)

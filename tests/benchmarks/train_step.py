@@ -4,10 +4,10 @@
     python tests/benchmarks/train_step.py --json train_step.json
     python tests/benchmarks/train_step.py --systems revelio_jax --sizes 768x12288x32x2048
 
-No step can be faster than its product x W_enc of 2 B d n operations, the floor. It is measured in JAX:
-between the steps of this project, and before and after the process of another library. A step is the
-whole of it: AuxK on, decoder rows of norm 1, Adam, float32, a batch that is on the device. Medians of
-``--repeats`` steps on the devices that JAX and torch find; for numbers to be compared nothing else runs.
+No step can be faster than its product x W_enc of 2 B d n operations, the floor. It is JAX's, for every
+system, and is measured between any two steps, so that what else the machine does slows both. A step is
+the whole of it: AuxK on, decoder rows of norm 1, Adam, float32, a batch that is on the device. Medians of
+``--repeats`` steps, here on the first device of JAX, elsewhere on the CPU with all its cores.
 Prints a table, and with ``--json`` writes its rows: {system, d, n, k, batch, dead_fraction, step_s,
 floor_s, ratio, torch_floor_s}. The last is torch's time for the same product, null for this project.
 """
@@ -107,18 +107,22 @@ def measure_ours(size: Size, dead_fraction: float, repeats: int) -> dict:
 
 def measure_peer(system: str, size: Size, dead_fraction: float, repeats: int) -> dict:
     """Ends this process with what the library's process wrote, where that fails."""
-    floor = product(size)
-    floor_s = [floor() for _ in range(repeats)]
-    with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder) / "seconds.json"
-        script = pathlib.Path(__file__).with_name("in_peers.py")
-        values = (system, *dataclasses.astuple(size), dead_fraction, repeats, out)
-        command = [PYTHON_OF_PEERS, script, *map(str, values)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{done.stderr}\n{system} at {size} ended with status {done.returncode}")
-        measured = json.loads(out.read_text())
-    floor_s = statistics.median(floor_s + [floor() for _ in range(repeats)])
+    floor, floor_s, measured = product(size), [], None
+    script = pathlib.Path(__file__).with_name("in_peers.py")
+    command = [PYTHON_OF_PEERS, script, system, *dataclasses.astuple(size), dead_fraction, repeats]
+    with tempfile.TemporaryFile("w+") as errors:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors, "text": True}
+        with subprocess.Popen(list(map(str, command)), **pipes) as process:
+            for said in process.stdout:
+                if said == "floor\n":  # it stands still until it has an answer
+                    floor_s.append(floor())
+                    print(file=process.stdin, flush=True)
+                else:
+                    measured = json.loads(said)
+        if process.returncode:
+            errors.seek(0)
+            sys.exit(f"{errors.read()}\n{system} at {size} ended with status {process.returncode}")
+    floor_s = statistics.median(floor_s[-repeats:])
     return row(system, size, dead_fraction, measured["step_s"], floor_s, measured["torch_floor_s"])
 
 
