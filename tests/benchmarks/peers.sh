@@ -1,11 +1,22 @@
 #!/usr/bin/env bash
-# Makes .venv-peers with the libraries that this project is compared with. They bring some 80
+# Makes .venv-peers with the libraries that this project is compared with. They bring some 100
 # packages that the project itself does not need, so they live apart.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
 [ -x .venv-peers/bin/python ] || "$python" -m venv .venv-peers
+install() { .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
 torch=$(grep '^torch==' constraints.txt)
-.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "$torch" numpy
-.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "$torch" sae-lens==6.54.12
-.venv-peers/bin/python -c 'import sae_lens; print("sae-lens", sae_lens.__version__)'
+install "$torch" numpy
+# dictionary-learning cannot be imported without nnsight, which asks for a torchvision that may not be of the
+# same build as this torch, and then nothing that needs transformers can be imported. Neither uses it.
+install "$torch" sae-lens==6.54.12 eai-sparsify==1.3.3 'python-socketio[client]' pillow sentencepiece zstandard
+install --no-deps dictionary-learning==0.1.0 nnsight==0.3.7
+.venv-peers/bin/python - <<'END'
+from importlib.metadata import version
+
+import dictionary_learning.training, sae_lens, sparsify  # or what was installed does not fit together
+
+for name in ("torch", "sae-lens", "eai-sparsify", "dictionary-learning"):
+    print(name, version(name))
+END
