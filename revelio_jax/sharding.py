@@ -8,7 +8,7 @@ what then moves in a step does not grow with the latents, and every product is s
 
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -122,3 +122,10 @@ def processes(mesh: Mesh) -> np.ndarray:
 def put_batch(mesh: Mesh, x_BD: np.ndarray) -> jax.Array:
     """A batch on its devices, from the rows that this process has: those of its lanes."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, ARRIVING), x_BD)
+
+
+def total(x: jax.Array, reduce: Callable = jax.lax.psum) -> jax.Array:
+    """``x`` reduced over the whole mesh, inside ``jax.shard_map``; it may be the same along an axis of 1."""
+    for axis in AXES:  # one by one, since a reduction wants all its axes to be typed alike
+        x = reduce(x, axis)
+    return x

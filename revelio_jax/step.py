@@ -133,16 +133,18 @@ def gradients(
         grads, code, metrics = of_batch(params, x_BD, k, dead_F, sae)
         positive = code.values > 0
         metrics |= {
-            "l0": jax.lax.psum(positive.sum(), sharding.AXES) / jax.lax.psum(len(x_BD), "data"),
-            "smallest": jax.lax.pmin(jnp.where(positive, code.values, jnp.inf).min(), sharding.AXES),
+            "l0": sharding.total(positive.sum()) / jax.lax.psum(len(x_BD), "data"),
+            "smallest": sharding.total(jnp.where(positive, code.values, jnp.inf).min(), jax.lax.pmin),
         }
         return grads, jax.lax.psum(code.count(len(dead_F), sae.dead_threshold), "data"), metrics
 
     specs = sharding.params(sae.architecture)
+    # Rows on one device along ``data`` are the rows of all: then nothing has to be gathered.
+    rows = sharding.BATCH if mesh.shape["data"] > 1 else sharding.REPLICATED
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(specs, sharding.LATENTS, sharding.REPLICATED, sharding.BATCH),
+        in_specs=(specs, sharding.LATENTS, sharding.REPLICATED, rows),
         out_specs=(specs, sharding.LATENTS, sharding.REPLICATED),
     )(params, dead_F, jnp.asarray(k, jnp.int32), x_BD)
 
@@ -161,6 +163,8 @@ def update(
     k = annealed_k(sae, k, state.step)
     grads, fired_F, metrics = gradients(state.params, dead_F, x_BD, k, sae, mesh)
     grads["W_dec_FD"] = remove_parallel(grads["W_dec_FD"], state.params["W_dec_FD"])
+    grad_norm = jnp.sqrt(sum(jnp.square(grad).sum(-1).sum() for grad in jax.tree.leaves(grads)))
+    grads = jax.tree.map(lambda grad: jnp.where(jnp.isfinite(grad_norm), grad, 0), grads)
     updates, opt_state = make_optimiser(train).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     params["W_dec_FD"] = initial.unit_rows(params["W_dec_FD"])
@@ -172,7 +176,7 @@ def update(
     metrics |= {
         "dead_fraction": dead_F.mean(),
         "lr": jnp.asarray(schedule(train)(state.step)),
-        "grad_norm": optax.tree_utils.tree_norm(grads),
+        "grad_norm": grad_norm,
     }
     state = dataclasses.replace(
         state,

@@ -5,6 +5,8 @@ leave: ||e - W_dec z_dead||^2 / deviation. e is data here, no gradient runs thro
 bias is no part of e_hat, since e holds it already.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -49,7 +51,8 @@ def _few(size, params, x_BD, error_BD, deviation, dead_F, sae):
     x_BD -= params["b_dec_D"]
     z_BC = jax.nn.relu(sparse.product(x_BD, W_enc_CD.T, sae.matmul_dtype) + b_enc_C)
     if size * jax.lax.axis_size("feature") > sae.k_aux:
-        z_BC = jnp.where(z_BC >= topk.kth_largest(z_BC, sae.k_aux, 1, "feature"), z_BC, 0)
+        over_latents = functools.partial(jax.lax.psum, axis_name="feature")
+        z_BC = jnp.where(z_BC >= topk.kth_largest(z_BC, sae.k_aux, 1, over_latents), z_BC, 0)
     left_BD = error_BD - decode(Code(z_BC), W_dec_CD, sae)
     grad_BD = -2 * sae.aux_alpha / deviation * left_BD
     grad_z_BC = jnp.where(z_BC > 0, sparse.product(grad_BD, W_dec_CD.T, sae.matmul_dtype), 0)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from revelio_jax.config import Sae
 from revelio_jax.sae import jump, sparse, topk
-from revelio_jax.sharding import AXES
+from revelio_jax.sharding import total
 
 # Slots of a row for batch_topk, over k: a row with more latents above the threshold loses the smallest.
 BATCH_SLOTS = 4
@@ -100,7 +100,7 @@ class SparseAutoencoder(nnx.Module):
     def l0_penalty(self, x_BD: jax.Array, k: jax.Array | int) -> jax.Array:
         """(L0 / k - 1)^2 of jumprelu, with L0 the mean over all rows; its gradient moves thresholds."""
         fires_BF = jump.fires(self._positive(x_BD), self._threshold(), self.sae.jump_bandwidth)
-        l0 = jax.lax.psum(fires_BF.sum(), AXES) / jax.lax.psum(len(x_BD), "data")
+        l0 = total(fires_BF.sum()) / jax.lax.psum(len(x_BD), "data")
         return jnp.square(l0 / k - 1)
 
     def _dense(self, x_BD: jax.Array) -> Code:
@@ -123,4 +123,4 @@ class SparseAutoencoder(nnx.Module):
         """k a row on average of the whole batch, at most BATCH_SLOTS k on one."""
         code = self._largest(most, BATCH_SLOTS * k)
         rows = jax.lax.psum(len(code.values), "data")
-        return code.where(code.values >= topk.kth_largest(code.values, k * rows, None, AXES))
+        return code.where(code.values >= topk.kth_largest(code.values, k * rows, None, total))

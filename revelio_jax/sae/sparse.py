@@ -63,6 +63,8 @@ def product(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
 
 def all_rows(*arrays: jax.Array) -> list[jax.Array]:
     """Rows of all devices along ``data``, which then hold the same."""
+    if jax.lax.axis_size("data") == 1:  # where XLA would copy them; see step.py for how rows are typed
+        return list(arrays)
     return [jax.lax.all_gather(array, "data", tiled=True, to="invarying") for array in arrays]
 
 
@@ -76,7 +78,7 @@ def weighted_rows(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, 
 
         values_KB, indices_KB = values_BK.T, indices_BK.T
         first_BD = values_KB[0, :, None] * W_FD[indices_KB[0]]
-        return jax.lax.scan(slot, first_BD, (values_KB[1:], indices_KB[1:]))[0]
+        return jax.lax.scan(slot, first_BD, (values_KB[1:], indices_KB[1:]), unroll=4)[0]
 
     def dense(values_BK, indices_BK, W_FD):
         return product(_matrix(values_BK, indices_BK, len(W_FD)), W_FD, sae.matmul_dtype)

@@ -1,6 +1,7 @@
 """Exact top-k: the same as lax.top_k, ties included, on one device and over a split row."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from revelio_jax import sharding
-from revelio_jax.sae.topk import survivors, top_k
+from revelio_jax.sae.topk import survivors, top_k, tournament, two_stages
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -21,10 +22,13 @@ from revelio_jax.sae.topk import survivors, top_k
 def test_equals_lax_top_k(shape, rows, distinct, seed):
     width, k = shape
     x = np.random.default_rng(seed).integers(-distinct, distinct, (rows, width)).astype(np.float32)
-    values, indices = top_k(x, k)
-    expected_values, expected_indices = jax.lax.top_k(x, k)
-    np.testing.assert_array_equal(values, expected_values)
-    np.testing.assert_array_equal(indices, expected_indices)
+    bias = np.random.default_rng(seed + 1).integers(-2, 3, width).astype(np.float32)
+    expected_values, expected_indices = jax.lax.top_k(x + bias, k)
+    forms = [top_k, two_stages, tournament] if width % 16 == 0 and width // 16 > k else [top_k]
+    for form in forms:
+        values, indices = form(jnp.asarray(x), k=k, bias_F=jnp.asarray(bias))
+        np.testing.assert_array_equal(values, expected_values)
+        np.testing.assert_array_equal(indices, expected_indices)
 
 
 @pytest.mark.parametrize("feature", [1, 2, 8])
