@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from revelio_jax.config import Config, Sae, Train
 from revelio_jax.errors import InputError
@@ -34,8 +35,10 @@ def identity(config: Config, fingerprint: str, site: str) -> dict[str, typing.An
 
 @contextlib.contextmanager
 def manager(run: pathlib.Path, keep: int) -> Iterator[ocp.CheckpointManager]:
-    """Checkpoints of the run folder; waits for the last save at the end."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    """Checkpoints of the run: the newest and the one with the lowest FVU stay. Waits for the last save."""
+    best = preservation_policy.BestN(get_metric_fn=lambda metrics: metrics["fvu"], reverse=True, n=1)
+    policy = preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best])
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
     with ocp.CheckpointManager(_folder(run), options=options) as checkpoints:
         yield checkpoints
         checkpoints.wait_until_finished()
@@ -43,18 +46,33 @@ def manager(run: pathlib.Path, keep: int) -> Iterator[ocp.CheckpointManager]:
 
 def newest(run: pathlib.Path) -> int:
     """Step of the newest finished checkpoint, 0 where there is none. Nothing is created."""
-    folder = _folder(run)
-    return max(ocp.utils.checkpoint_steps(folder), default=0) if folder.is_dir() else 0
+    return max(_steps(run), default=0)
+
+
+def best(run: pathlib.Path) -> int:
+    """Step of the checkpoint with the lowest FVU, the newest among equals; 0 where there is none."""
+
+    def rank(step: int) -> tuple[float, int]:
+        return -_read(run, step, metrics=ocp.args.JsonRestore())["metrics"]["fvu"], step
+
+    return max(_steps(run), key=rank, default=0)
 
 
 def save(
-    checkpoints: ocp.CheckpointManager, step: int, state: State, config: Config, facts: dict[str, typing.Any]
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    state: State,
+    fvu: float,
+    config: Config,
+    facts: dict[str, typing.Any],
 ) -> None:
-    """Begin to save the state after ``step`` steps. ``facts`` are those of :func:`identity`."""
+    """Begin to save the state after ``step`` steps. ``facts`` are those of :func:`identity`.
+
+    ``fvu``, the mean over the batches since the checkpoint before, says which is the best.
+    """
     meta = {"identity": facts, "config": dataclasses.asdict(config)}
-    checkpoints.save(
-        step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-    )
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+    checkpoints.save(step, args=items, metrics={"fvu": fvu})
 
 
 def check(run: pathlib.Path, step: int, facts: dict[str, typing.Any]) -> None:
@@ -91,6 +109,10 @@ def _read(run: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> typ
     # Without a manager, which would log warnings for reading only.
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         return reader.restore(_folder(run) / str(step), args=ocp.args.Composite(**items))
+
+
+def _steps(run: pathlib.Path) -> list[int]:
+    return ocp.utils.checkpoint_steps(_folder(run)) if _folder(run).is_dir() else []
 
 
 def _folder(run: pathlib.Path) -> pathlib.Path:

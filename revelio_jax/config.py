@@ -145,11 +145,16 @@ class Train:
     )
     mesh_data: int = _field(1, "devices along the data axis; -1 is all that are left", low=-1)
     mesh_feature: int = _field(-1, "devices along the latents' axis; -1 is all that are left", low=-1)
+    distributed: bool = _field(False, "join other processes; a cluster says which, or the next three do")
+    coordinator: str = _field("", "host:port of the first process, the same in every process")
+    processes: int = _field(1, "number of processes", low=1)
+    process: int = _field(0, "number of this process, from 0", low=0)
     log_every: int = _field(50, "steps between lines of metrics.jsonl", low=1)
     tensorboard: bool = _field(False, "also write the metrics for TensorBoard, to runs/<name>/tensorboard")
     wandb: str = _field("", "wandb project that the metrics also go to; empty is none")
     checkpoint_every: int = _field(1000, "steps between checkpoints", low=1)
-    keep: int = _field(3, "newest checkpoints that are kept", low=1)
+    keep: int = _field(3, "newest checkpoints that are kept, beside the one with the lowest FVU", low=1)
+    use: str = _field("newest", "checkpoint that is evaluated and exported", choices=("newest", "best"))
     resume: bool = _field(False, "continue the run at its last checkpoint")
 
 

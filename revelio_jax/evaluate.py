@@ -52,7 +52,7 @@ def evaluate(config: Config) -> dict[str, typing.Any]:
 def trained(config: Config) -> tuple[pathlib.Path, Mixture, State, jax.sharding.Mesh]:
     """Folder, stores, newest state and mesh of a run. Raises InputError where none fits the config."""
     run, mixture = open_run(config)
-    step = checkpoint.newest(run)
+    step = getattr(checkpoint, config.train.use)(run)
     if not step:
         raise InputError(
             f"config.train.run is {str(run)!r}, which has no checkpoint; run python -m revelio_jax.train"

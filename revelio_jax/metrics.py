@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import jax
 from tqdm import tqdm
 
+from revelio_jax import processes
 from revelio_jax.config import Train
 
 FIELDS = (
@@ -35,20 +36,23 @@ class NotFinite(ArithmeticError):
 class Log:
     """metrics.jsonl of a run from step ``start`` on, and a bar on stderr; a context manager.
 
+    Of several processes only the first writes.
     Lines that another attempt wrote beyond ``start`` are removed, and so is a line that was cut short.
     ``sinks`` have ``add(line)``, which is called with every line, and ``close(failed)``.
     """
 
     def __init__(self, path: pathlib.Path, start: int, train: Train, sinks: Sequence[typing.Any] = ()):
-        truncate(path, start)
+        first = processes.is_first()
+        if first:
+            truncate(path, start)
         self._sinks = sinks
-        self._file = path.open("a")
-        self._bar = tqdm(total=train.steps, initial=start, unit="step", dynamic_ncols=True)
+        self._file = (path if first else pathlib.Path(os.devnull)).open("a")
+        self._bar = tqdm(total=train.steps, initial=start, unit="step", dynamic_ncols=True, disable=not first)
         self._train = train
         self._since, self._count, self._waited = time.perf_counter(), 0, 0.0
 
-    def add(self, step: int, metrics: dict[str, jax.Array], waited_s: float) -> None:
-        """Wait for a step and count it; ``waited_s`` is how long it waited for its rows.
+    def add(self, step: int, metrics: dict[str, jax.Array], waited_s: float) -> dict[str, float]:
+        """Wait for a step, count it and return its metrics; ``waited_s`` is how long it waited for its rows.
 
         Every ``log_every`` steps, and after the last, writes a line. Times in it are means since the line
         before; a step that :func:`is_logged` must bring all other FIELDS. Raises NotFinite where the loss or
@@ -61,7 +65,7 @@ class Log:
         self._waited += waited_s
         self._bar.update()
         if not is_logged(step, self._train):
-            return
+            return metrics
         now = time.perf_counter()
         step_s = (now - self._since) / self._count
         line = metrics | {
@@ -81,6 +85,7 @@ class Log:
             f"loss {line['loss']:.4f}, FVU {line['fvu']:.4f}, L0 {line['l0']:.1f}, "
             f"dead {line['dead_fraction']:.1%}, {line['rows_per_s']:,.0f} rows/s"
         )
+        return metrics
 
     def __enter__(self) -> typing.Self:
         return self

@@ -84,7 +84,7 @@ def initial_state(
         out_shardings=state_shardings(sae, train, mesh),
         donate_argnums=0,
     )
-    return make(params, jnp.asarray(mean_D, jnp.float32), jnp.asarray(scale, jnp.float32))
+    return make(params, np.asarray(mean_D, np.float32), np.float32(scale))
 
 
 def abstract_state(latents: int, d: int, sae: Sae, train: Train, mesh: jax.sharding.Mesh) -> State:

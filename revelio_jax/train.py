@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 
-from revelio_jax import checkpoint, coverage, data, metrics, nonfinite, sharding, watch
+from revelio_jax import checkpoint, coverage, data, metrics, nonfinite, processes, sharding, watch
 from revelio_jax import step as training
 from revelio_jax.config import Config, Train, main_argv, parse
 from revelio_jax.errors import InputError, reported
@@ -56,14 +56,16 @@ def train(config: Config) -> None:
 
     # Loop. A step is dispatched before the metrics of the one before are read, so the device never waits.
     run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(config.to_json())
+    if processes.is_first():
+        (run / "config.json").write_text(config.to_json())
     with (
         nonfinite.explained(run, mixture, order),
         checkpoint.manager(run, options.keep) as checkpoints,
         contextlib.closing(data.batches(mixture, order, start, lanes)) as rows,
         metrics.Log(run / "metrics.jsonl", start, options, watch.sinks(run, start, config)) as log,
+        processes.sigterm() as asked_to_stop,
     ):
-        before = None
+        before, fvus = None, []
         for step in range(start + 1, options.steps + 1):
             asked = time.perf_counter()
             x_BD = sharding.put_batch(mesh, next(rows))
@@ -72,12 +74,18 @@ def train(config: Config) -> None:
             if metrics.is_logged(step, options):  # while the device works
                 measured |= coverage.measure(mixture, order, step - 1)
             if before:
-                log.add(*before)
+                fvus.append(log.add(*before)["fvu"])
             before = step, measured, waited_s
-            if step % options.checkpoint_every == 0 or step == options.steps:
-                log.add(*before)  # stops here if the state is no good, so that it is not saved
-                before = None
-                checkpoint.save(checkpoints, step, state, config, facts)
+            stop = asked_to_stop(step)
+            if step % options.checkpoint_every == 0 or step == options.steps or stop:
+                fvus.append(log.add(*before)["fvu"])  # raises if the state is no good: it is not saved
+                checkpoint.save(checkpoints, step, state, float(np.mean(fvus)), config, facts)
+                before, fvus = None, []
+            if stop:
+                break
+    if step < options.steps:
+        print(f"{run} was asked to stop; step {step} is saved, --config.train.resume=True goes on")
+        raise SystemExit(processes.STOPPED)
     print(f"{run} is finished: {options.steps} steps; next: python -m revelio_jax.evaluate")
 
 
@@ -167,4 +175,5 @@ def describe(config: Config, mixture: Mixture, order: data.Order, latents: int) 
 if __name__ == "__main__":
     with reported():
         config, _ = parse(main_argv("revelio_jax.train"), __doc__)
+        processes.start(config.train)
         train(config)

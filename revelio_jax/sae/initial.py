@@ -36,7 +36,7 @@ def initial_params(sae: Sae, seed: int, latents: int, b_dec_D: np.ndarray, mesh:
         return params
 
     shardings = sharding.named(mesh, sharding.params(sae.architecture))
-    return jax.jit(make, out_shardings=shardings)(jnp.asarray(b_dec_D, jnp.float32))
+    return jax.jit(make, out_shardings=shardings)(np.asarray(b_dec_D, np.float32))
 
 
 def bias(rule: str, x_ND: np.ndarray) -> np.ndarray:
