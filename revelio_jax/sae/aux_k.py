@@ -97,10 +97,10 @@ def _sizes(latents, sae):
     proportion; then doubled, since each size is a branch to compile. Up to a quarter of the latents, or
     to as many as are encoded at a time.
     """
-    size = sae.k_aux // jax.lax.axis_size("feature") or sae.k_aux
+    smallest = max(sae.k_aux // jax.lax.axis_size("feature"), 8)
     largest = sae.encode_chunk or latents // 4
-    sizes, step = [], max(size // 2, 4)
-    while 0 < size <= largest:
+    sizes, size = [], smallest
+    while size <= largest:
         sizes.append(size)
-        size += step if size < 3 * sae.k_aux else size
+        size += smallest // 2 if size < 3 * smallest else size
     return sizes
