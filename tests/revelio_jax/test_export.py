@@ -129,16 +129,27 @@ def test_every_architecture_computes_the_same_from_the_folder(exported, expected
 PEERS = pathlib.Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
 
 
-@pytest.mark.skipif(not PEERS.exists(), reason="SAELens is not installed: bash tests/benchmarks/peers.sh")
-def test_sae_lens_reads_the_folder_and_gives_the_same(exported, expected, planted, tmp_path):
-    _, config, folder = exported
-    np.save(tmp_path / "rows.npy", planted[:256])
+@pytest.fixture(scope="module")
+def in_sae_lens(variant, planted, tmp_path_factory):
+    """Latents and reconstruction of the same rows by SAELens, from every folder."""
+    if not PEERS.exists():
+        pytest.skip("SAELens is not installed: bash tests/benchmarks/peers.sh")
+    folders = [export(variant(name)) for name in ARCHITECTURES]
+    rows, out = (tmp_path_factory.mktemp("sae_lens") / name for name in ("rows.npy", "out.npz"))
+    np.save(rows, planted[:256])
     script = pathlib.Path(__file__).parents[1] / "benchmarks" / "in_sae_lens.py"
-    command = [PEERS, script, folder, tmp_path / "rows.npy", tmp_path / "out.npz"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run([PEERS, script, rows, out, *folders], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    theirs = np.load(tmp_path / "out.npz")
-    assert_equals(theirs["latents"], theirs["reconstruction"], expected, config)
+    theirs = np.load(out)
+    return {
+        name: (theirs[f"latents{index}"], theirs[f"reconstruction{index}"])
+        for index, name in enumerate(ARCHITECTURES)
+    }
+
+
+def test_sae_lens_reads_the_folder_and_gives_the_same(exported, expected, in_sae_lens):
+    name, config, _ = exported
+    assert_equals(*in_sae_lens[name], expected, config)
 
 
 def test_the_moving_average_is_exported(variant):

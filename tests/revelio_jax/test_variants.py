@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from revelio_jax import sharding
@@ -17,7 +18,7 @@ from revelio_jax.sae import initial
 from revelio_jax.train import train
 
 ROWS, WIDTH, LATENTS = 64, 16, 48
-SAE = Sae(k=3, k_aux=16, dead_after_rows=4000)
+SAE = Sae(k=3, k_aux=0)  # AuxK is tested elsewhere, and most of what takes long to compile
 TRAIN = Train(batch_size=ROWS, learning_rate=1e-2)
 
 
@@ -115,16 +116,19 @@ def test_the_first_latents_of_matryoshka_reconstruct_on_their_own(variant, plant
 # dense
 
 
-def test_an_undercomplete_dense_autoencoder_trains(variant):
-    log = lines(variant("dense"))
-    # 8 of the 16 principal components would leave this much at best.
-    assert log[-1]["fvu"] < log[0]["fvu"]
-    assert log[-1]["fvu"] < 0.6
+def test_an_undercomplete_dense_autoencoder_trains(variant, planted):
+    config = variant("dense")
+    log, result = lines(config), evaluate(config)
+    assert log[-1]["fvu"] < 0.7 * log[0]["fvu"]
     assert log[-1]["l0"] > SAE.k
+    # Its reconstructions have 8 dimensions, so principal components are a bound.
+    variances = np.linalg.eigvalsh(np.cov(planted.T))
+    bound = variances[:-8].sum() / variances.sum()
+    assert 0.95 * bound < result["fvu"] < 1.5 * bound  # of all rows, not only of those held out
 
 
 def test_a_dense_autoencoder_that_is_not_undercomplete_is_warned_of(base, with_train, tmp_path, capsys):
-    sae = dataclasses.replace(base.sae, architecture="dense", latents=16)
+    sae = dataclasses.replace(base.sae, architecture="dense", latents=16, k_aux=0)
     train(with_train(dataclasses.replace(base, sae=sae), run=str(tmp_path / "a"), steps=1))
     warning = "warning: config.sae.architecture dense is meant to be undercomplete; 16 latents are not"
     assert warning in capsys.readouterr().out
@@ -153,9 +157,9 @@ def test_annealed_k():
     assert training.annealed_k(Sae(k=3), 3, 5) == 3
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batch_topk", "jumprelu", "dense"])
+@pytest.mark.parametrize("architecture", ["batch_topk", "jumprelu"])
 def test_a_run_compiles_its_step_once(base, with_train, tmp_path, architecture, compiled):
-    sae = dataclasses.replace(base.sae, architecture=architecture)
+    sae = dataclasses.replace(base.sae, architecture=architecture, k_aux=0)
     config = with_train(dataclasses.replace(base, sae=sae), run=str(tmp_path / "run"), steps=6, ema=0.9)
     config = with_train(config, checkpoint_every=3, log_every=2)
     train(config)
@@ -193,14 +197,11 @@ def test_ema_is_the_moving_average(planted):
 
 
 def test_clip_norm_bounds_what_adam_is_given(planted):
-    norms = {}
-    for clip in (0.0, 0.01):
-        state, metrics = run(planted, 1, options=dataclasses.replace(TRAIN, clip_norm=clip))
-        moments = training.optax.tree_utils.tree_get(state.opt_state, "mu")  # of one step: 0.1 of it
-        norms[clip] = np.sqrt(sum(np.square(mu / 0.1).sum() for mu in moments.values()))
-        assert metrics[0]["grad_norm"] > 0.05  # before it is clipped
-    assert norms[0.0] == pytest.approx(metrics[0]["grad_norm"], rel=1e-4)
-    assert norms[0.01] == pytest.approx(0.01, rel=1e-4)
+    state, metrics = run(planted, 1, options=dataclasses.replace(TRAIN, clip_norm=0.01))
+    moments = optax.tree_utils.tree_get(state.opt_state, "mu")  # after one step 0.1 of the gradients
+    norm = np.sqrt(sum(np.square(mu / 0.1).sum() for mu in moments.values()))
+    assert metrics[0]["grad_norm"] > 0.05  # before it is clipped
+    assert norm == pytest.approx(0.01, rel=1e-4)
 
 
 def test_bfloat16_products_train_as_well(planted):
@@ -212,15 +213,13 @@ def test_bfloat16_products_train_as_well(planted):
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
 
 
-@pytest.mark.parametrize("fields", [{"encode_chunk": 16}, {"products": "dense"}], ids=str)
-@pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
-def test_how_it_is_computed_does_not_matter(planted, architecture, fields):
-    sae = dataclasses.replace(SAE, architecture=architecture)
-    expected, _ = run(planted, 20, sae)
-    state, metrics = run(planted, 20, dataclasses.replace(sae, **fields))
-    for name, value in expected.params.items():
-        np.testing.assert_allclose(state.params[name], value, atol=5e-4, err_msg=name)
-    assert metrics[-1]["fvu"] < metrics[0]["fvu"]
+def test_how_it_is_computed_does_not_matter(planted):
+    expected, _ = run(planted, 20)
+    for fields in ({"encode_chunk": 16}, {"products": "dense"}):
+        state, metrics = run(planted, 20, dataclasses.replace(SAE, **fields))
+        assert metrics[-1]["fvu"] < metrics[0]["fvu"]
+        for name, value in expected.params.items():
+            np.testing.assert_allclose(state.params[name], value, atol=5e-4, err_msg=f"{fields} {name}")
 
 
 def test_multi_topk_reconstructs_from_more_latents_too(planted):
