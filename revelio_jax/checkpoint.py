@@ -36,9 +36,16 @@ def identity(config: Config, fingerprint: str, site: str) -> dict[str, typing.An
 @contextlib.contextmanager
 def manager(run: pathlib.Path, keep: int) -> Iterator[ocp.CheckpointManager]:
     """Checkpoints of the run: the newest and the one with the lowest FVU stay. Waits for the last save."""
-    best = preservation_policy.BestN(get_metric_fn=lambda metrics: metrics["fvu"], reverse=True, n=1)
-    policy = preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best])
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+    policies = [
+        preservation_policy.LatestN(keep),
+        preservation_policy.BestN(get_metric_fn=_fvu, reverse=True, n=1),
+    ]
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+        best_fn=_fvu,  # so that metrics of checkpoints from before a resume are read
+        best_mode="min",
+        cleanup_tmp_directories=True,
+    )
     with ocp.CheckpointManager(_folder(run), options=options) as checkpoints:
         yield checkpoints
         checkpoints.wait_until_finished()
@@ -53,7 +60,7 @@ def best(run: pathlib.Path) -> int:
     """Step of the checkpoint with the lowest FVU, the newest among equals; 0 where there is none."""
 
     def rank(step: int) -> tuple[float, int]:
-        return -_read(run, step, metrics=ocp.args.JsonRestore())["metrics"]["fvu"], step
+        return -_fvu(json.loads((_folder(run) / str(step) / "metrics" / "metrics").read_text())), step
 
     return max(_steps(run), key=rank, default=0)
 
@@ -109,6 +116,10 @@ def _read(run: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> typ
     # Without a manager, which would log warnings for reading only.
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         return reader.restore(_folder(run) / str(step), args=ocp.args.Composite(**items))
+
+
+def _fvu(metrics: dict[str, float]) -> float:
+    return metrics["fvu"]
 
 
 def _steps(run: pathlib.Path) -> list[int]:

@@ -130,13 +130,7 @@ def gradients(
     """Gradients of the loss on normalised rows x_BD, on how many rows each latent fired [F], and metrics."""
 
     def local(params, dead_F, k, x_BD):
-        grads, code, metrics = of_batch(params, x_BD, k, dead_F, sae)
-        positive = code.values > 0
-        metrics |= {
-            "l0": sharding.total(positive.sum()) / jax.lax.psum(len(x_BD), "data"),
-            "smallest": sharding.total(jnp.where(positive, code.values, jnp.inf).min(), jax.lax.pmin),
-        }
-        return grads, jax.lax.psum(code.count(len(dead_F), sae.dead_threshold), "data"), metrics
+        return of_batch(params, x_BD, k, dead_F, sae)
 
     specs = sharding.params(sae.architecture)
     # Rows on one device along ``data`` are the rows of all: then nothing has to be gathered.
@@ -164,6 +158,8 @@ def update(
     grads, fired_F, metrics = gradients(state.params, dead_F, x_BD, k, sae, mesh)
     grads["W_dec_FD"] = remove_parallel(grads["W_dec_FD"], state.params["W_dec_FD"])
     grad_norm = jnp.sqrt(sum(jnp.square(grad).sum(-1).sum() for grad in jax.tree.leaves(grads)))
+    # Keeps the moments finite where the run will stop. And lets every update wait for all gradients: XLA
+    # would else copy both matrices first, since it may overwrite one while another gradient reads it.
     grads = jax.tree.map(lambda grad: jnp.where(jnp.isfinite(grad_norm), grad, 0), grads)
     updates, opt_state = make_optimiser(train).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)

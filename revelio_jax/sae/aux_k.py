@@ -94,13 +94,13 @@ def _sizes(latents, sae):
     """Sizes that few dead latents are gathered into, from k_aux, where no top-k is needed, upwards.
 
     Steps of half of k_aux at first, since few dead latents are the rule and each size costs in
-    proportion; further up by half, since each size is a branch to compile. Up to half of the latents, or
+    proportion; then doubled, since each size is a branch to compile. Up to a quarter of the latents, or
     to as many as are encoded at a time.
     """
     size = sae.k_aux // jax.lax.axis_size("feature") or sae.k_aux
-    largest = sae.encode_chunk or latents // 2
+    largest = sae.encode_chunk or latents // 4
     sizes, step = [], max(size // 2, 4)
     while 0 < size <= largest:
         sizes.append(size)
-        size += step if size < 3 * sae.k_aux else size // 2
+        size += step if size < 3 * sae.k_aux else size
     return sizes

@@ -13,14 +13,24 @@ from revelio_jax.config import Sae
 from revelio_jax.sae import losses, sparse
 from revelio_jax.sae.aux_k import aux_k
 from revelio_jax.sae.module import Code, SparseAutoencoder
+from revelio_jax.sharding import total
 
 
 def gradients(
     params: dict[str, jax.Array], x_BD: jax.Array, k: jax.Array | int, dead_F: jax.Array, sae: Sae
-) -> tuple[dict[str, jax.Array], Code, dict[str, jax.Array]]:
-    """Gradients in the form of ``params``, the code of this device's rows, and loss, fvu and aux_loss."""
+) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
+    """Gradients in the form of ``params``, on how many rows each latent fired [F], and metrics.
+
+    Those are loss, fvu, aux_loss, l0 and ``smallest``, the smallest value above 0 of any code.
+    """
     of = _dense if sae.architecture in ("dense", "jumprelu") else _sparse
-    return of(params, x_BD, k, dead_F, sae)
+    grads, fired_F, code, metrics = of(params, x_BD, k, dead_F, sae)
+    positive = code.values > 0
+    metrics |= {
+        "l0": total(positive.sum()) / jax.lax.psum(len(x_BD), "data"),
+        "smallest": total(jnp.where(positive, code.values, jnp.inf).min(), jax.lax.pmin),
+    }
+    return grads, fired_F, metrics
 
 
 def _sparse(params, x_BD, k, dead_F, sae):
@@ -42,6 +52,8 @@ def _sparse(params, x_BD, k, dead_F, sae):
     aux_loss, grads = aux_k(params, x_BD, error_BD, deviation, dead_F, sae)
     for (_, part), grad_BD in zip(weighted, by_x_hat, strict=True):
         values_BK, grad_BD = sparse.all_rows(part.values, grad_BD)
+        if part is code:
+            fired_F = Code(values_BK, indices_BK).count(len(dead_F), sae.dead_threshold)
         grads["W_dec_FD"] = sparse.add_outer(grads["W_dec_FD"], values_BK, indices_BK, grad_BD, sae)
         grads["b_dec_D"] += grad_BD.sum(0)
     grads["W_enc_FD"] = sparse.add_outer(
@@ -52,7 +64,8 @@ def _sparse(params, x_BD, k, dead_F, sae):
     # The encoder's input is x - b_dec; summed over rows that is one small product.
     grads["b_dec_D"] -= jax.lax.psum(by_b_enc_F @ params["W_enc_FD"], "feature")
     loss = sum(weight * fvu for (weight, _), fvu in zip(weighted, fvus, strict=True))
-    return grads, code, {"loss": loss + sae.aux_alpha * aux_loss, "fvu": fvus[0], "aux_loss": aux_loss}
+    metrics = {"loss": loss + sae.aux_alpha * aux_loss, "fvu": fvus[0], "aux_loss": aux_loss}
+    return grads, fired_F, code, metrics
 
 
 def _dense(params, x_BD, k, dead_F, sae):
@@ -67,8 +80,10 @@ def _dense(params, x_BD, k, dead_F, sae):
         penalty = sae.l0_coefficient * model.l0_penalty(x_BD, k) if sae.architecture == "jumprelu" else 0
         return fvu + penalty, (fvu, code, error_BD)
 
-    (total, (fvu, code, error_BD)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    (with_penalty, (fvu, code, error_BD)), grads = jax.value_and_grad(loss, has_aux=True)(params)
     x_BD, error_BD = sparse.all_rows(x_BD, error_BD)
     aux_loss, of_aux = aux_k(params, x_BD, error_BD, deviation, dead_F, sae)
     grads = jax.tree.map(jnp.add, grads, of_aux)
-    return grads, code, {"loss": total + sae.aux_alpha * aux_loss, "fvu": fvu, "aux_loss": aux_loss}
+    fired_F = jax.lax.psum(code.count(len(dead_F), sae.dead_threshold), "data")
+    metrics = {"loss": with_penalty + sae.aux_alpha * aux_loss, "fvu": fvu, "aux_loss": aux_loss}
+    return grads, fired_F, code, metrics

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from revelio_jax import sharding
+from revelio_jax import program, sharding
 from revelio_jax import step as training
 from revelio_jax.config import Sae, Train
 from revelio_jax.sae import initial
@@ -119,3 +119,20 @@ def test_a_state_comes_out_as_it_went_in(mesh):
         kinds.append(jax.tree.map(lambda x: (x.aval, x.weak_type, x.committed, x.sharding), state))
     assert kinds[0] == kinds[1] == kinds[2]
     assert train_step._cache_size() == 1
+
+
+def moved(latents, data, feature, sae):
+    """Bytes that a step's collectives give to a device, by the compiled program."""
+    mesh = sharding.make_mesh(data, feature, ROWS, latents)
+    state = training.abstract_state(latents, WIDTH, sae, TRAIN, mesh)
+    place = jax.sharding.NamedSharding(mesh, sharding.ARRIVING)
+    x_BD = jax.ShapeDtypeStruct((ROWS, WIDTH), np.float32, sharding=place)
+    compiled = training.make_train_step(sae, TRAIN, mesh).lower(state, x_BD).compile()
+    return program.cost(compiled.as_text(), mesh.size, max).sent
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4), (1, 8)], ids=str)
+def test_what_moves_does_not_grow_with_the_latents(mesh):
+    sae = Sae(k=4, k_aux=64)
+    few, many = moved(256, *mesh, sae), moved(1024, *mesh, sae)
+    assert 0 < many <= few
