@@ -20,6 +20,7 @@ Time, estimated and not yet measured: extraction 5 to 10 minutes; training, 400M
 and 65,536 latents, some hours on one current datacentre GPU.
 """
 
+from revelio_jax import presets
 from revelio_jax.config import default
 
 
@@ -37,19 +38,10 @@ def get_config():
     c.extract.dtype = "bfloat16"
     c.extract.shard_samples = 64  # 268 MB a shard, which is held in memory
 
+    presets.steerers(c)
     c.sae.k = 64
     c.sae.expansion = 16
-    c.sae.k_aux = 256
-    c.sae.aux_alpha = 1 / 32
-    c.sae.dead_after_rows = 10_000_000
-    c.sae.b_dec_init = "geometric_median"
-    c.sae.b_dec_init_rows = 32_768
-
     c.train.run = "runs/flux_t5"
-    c.train.batch_size = 4096
-    c.train.steps = 97_656  # 400M rows, the text's figure; 10,000 is the text's other one
-    c.train.learning_rate = 4e-4
-    c.train.adam_eps = 6.25e-10
 
     c.steer.rule = "paper"
     c.steer.steps = 50

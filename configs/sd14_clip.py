@@ -17,6 +17,7 @@ Time, estimated and not yet measured: extraction under a minute on a GPU, about 
 cores; training, 400M rows of width 768 and 3,072 latents, 10 to 30 minutes on a current GPU.
 """
 
+from revelio_jax import presets
 from revelio_jax.config import default
 
 
@@ -32,19 +33,8 @@ def get_config():
     c.extract.store = "stores/sd14_clip"
     c.extract.dtype = "float32"
 
-    c.sae.k = 32
-    c.sae.expansion = 4
-    c.sae.k_aux = 256
-    c.sae.aux_alpha = 1 / 32
-    c.sae.dead_after_rows = 10_000_000
-    c.sae.b_dec_init = "geometric_median"
-    c.sae.b_dec_init_rows = 32_768
-
+    presets.steerers(c)
     c.train.run = "runs/sd14_clip"
-    c.train.batch_size = 4096
-    c.train.steps = 97_656  # 400M rows, the text's figure; 10,000 is the text's other one
-    c.train.learning_rate = 4e-4
-    c.train.adam_eps = 6.25e-10
 
     c.steer.rule = "paper"
     c.steer.steps = 50

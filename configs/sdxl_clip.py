@@ -18,6 +18,7 @@ moments of 2 x 2,048 x 32,768 weights take 1.6 GB.
 Store: 4,703 prompts x 77 tokens x 2,048 float32, 362,131 rows, 2.97 GB.
 """
 
+from revelio_jax import presets
 from revelio_jax.config import default
 
 
@@ -33,19 +34,10 @@ def get_config():
     c.extract.store = "stores/sdxl_clip"
     c.extract.dtype = "float32"
 
+    presets.steerers(c)
     c.sae.k = 64
     c.sae.expansion = 16
-    c.sae.k_aux = 256
-    c.sae.aux_alpha = 1 / 32
-    c.sae.dead_after_rows = 10_000_000
-    c.sae.b_dec_init = "geometric_median"
-    c.sae.b_dec_init_rows = 32_768
-
     c.train.run = "runs/sdxl_clip"
-    c.train.batch_size = 4096
-    c.train.steps = 97_656  # 400M rows, the text's figure; 10,000 is the text's other one
-    c.train.learning_rate = 4e-4
-    c.train.adam_eps = 6.25e-10
 
     c.steer.rule = "paper"
     c.steer.steps = 50

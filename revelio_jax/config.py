@@ -7,6 +7,7 @@ which returns frozen dataclasses; below that boundary functions take explicit ar
 
 import dataclasses
 import difflib
+import itertools
 import json
 import pathlib
 import sys
@@ -54,6 +55,15 @@ class Extract:
     dtype: str = _field("float32", "dtype of the store", choices=("float32", "float16", "bfloat16"))
     shard_samples: int = _field(512, "samples a shard, the unit of writing and resuming", low=1)
     chunk_rows: int = _field(256, "rows an inner chunk, the unit of reading", low=1)
+
+
+# Fields that only some architectures have a use for.
+VARIANTS_OF = {
+    "prefixes": ("topk", "batch_topk"),
+    "multi_topk": ("topk", "batch_topk"),
+    "encode_chunk": ("topk", "batch_topk"),
+    "k_start": ("topk", "batch_topk", "jumprelu"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +121,34 @@ class Sae:
     matmul_dtype: str = _field(
         "float32", "dtype of the products' inputs; sums are float32", choices=("float32", "bfloat16")
     )
+
+    def __post_init__(self):
+        """Raise InputError where fields do not go together."""
+        for name, architectures in VARIANTS_OF.items():
+            value = getattr(self, name)
+            if value and self.architecture not in architectures:
+                raise InputError(
+                    f"config.sae.{name} is {value}; config.sae.architecture must then be "
+                    f"{' or '.join(architectures)}, not {self.architecture}"
+                )
+        shares = self.prefixes
+        rising = all(low < high for low, high in itertools.pairwise((0.0, *shares)))  # no NaN rises
+        if shares and not (rising and shares[-1] == 1.0):
+            raise InputError(
+                f"config.sae.prefixes is {shares}; it must rise, from above 0, and end at 1.0, as (0.25, 1.0)"
+            )
+        if self.k_start and not self.k_anneal_steps:
+            raise InputError(
+                f"config.sae.k_start is {self.k_start}; config.sae.k_anneal_steps must then be at least 1"
+            )
+        if self.k_anneal_steps and not self.k_start:
+            raise InputError(
+                f"config.sae.k_anneal_steps is {self.k_anneal_steps}; config.sae.k_start must then be given"
+            )
+        if self.k_start and self.k_start < self.k:
+            raise InputError(
+                f"config.sae.k_start is {self.k_start}; it must be at least config.sae.k, {self.k}, or 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@
     python -m revelio_jax.export --config configs/mini_sd.py
 
 Writes export/ into the folder config.train.run: cfg.json and sae_weights.safetensors as SAELens lays
-them out, so that sae_lens.SAE.load_from_disk reads them too, and README.md, the model card.
+them out, so that sae_lens.SAE.load_from_disk reads them too, and README.md, the model card. A moving
+average of the parameters, where there is one, is what is exported.
 """
 
 import importlib.metadata
@@ -24,6 +25,19 @@ from revelio_jax.step import State
 FORMAT_VERSION = 1
 # The release whose layout this is; SAELens takes a folder without it for an old one.
 SAE_LENS_VERSION = "6.54.12"
+# Names of SAELens. What batch_topk infers with is a jumprelu of one threshold for all latents.
+ARCHITECTURES = {"topk": "topk", "batch_topk": "jumprelu", "jumprelu": "jumprelu", "dense": "standard"}
+CODES = {
+    "topk": "TopK(ReLU((x - b_dec) @ W_enc + b_enc))",
+    "jumprelu": "JumpReLU((x - b_dec) @ W_enc + b_enc, threshold)",
+    "standard": "ReLU((x - b_dec) @ W_enc + b_enc)",
+}
+ACTIVE = {
+    "topk": "at most {} active on a row",
+    "batch_topk": "about {} active on a row",
+    "jumprelu": "about {} active on a row",
+    "dense": "any of them active on a row",
+}
 LIBRARIES = ("revelio_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -35,7 +49,8 @@ def export(config: Config) -> pathlib.Path:
         shutil.rmtree(left, ignore_errors=True)
     part.mkdir()
     cfg = describe(config, run, mixture, state)
-    save_file(fold(state), part / "sae_weights.safetensors", metadata={"format": "pt"})
+    tensors = fold(state, config.sae.architecture)
+    save_file(tensors, part / "sae_weights.safetensors", metadata={"format": "pt"})
     (part / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
     (part / "README.md").write_text(card(cfg))
     if folder.exists():
@@ -45,14 +60,17 @@ def export(config: Config) -> pathlib.Path:
     return folder
 
 
-def fold(state: State) -> dict[str, np.ndarray]:
+def fold(state: State, architecture: str) -> dict[str, np.ndarray]:
     """W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d], float32, for rows as they are in the pipeline.
+
+    For batch_topk and jumprelu also threshold [n].
 
     Training saw (x - mean) / s. With b_dec' = mean + s b_dec and b_enc' = s b_enc the pre-activations
     W_enc (x - b_dec') + b_enc' are s times those of training, so the same latents fire, s times larger,
-    and W_dec z' + b_dec' is mean + s x_hat. The matrices, and with them unit-norm decoder rows, stay.
+    and W_dec z' + b_dec' is mean + s x_hat. Thresholds are s times larger too. The matrices, and with them
+    unit-norm decoder rows (of a moving average: nearly so), stay.
     """
-    params = {name: np.asarray(value, np.float64) for name, value in state.params.items()}
+    params = {name: np.asarray(value, np.float64) for name, value in state.best_params.items()}
     mean_D, scale = np.asarray(state.mean_D, np.float64), float(state.scale)
     folded = {
         "W_enc": params["W_enc_FD"].T,
@@ -60,6 +78,10 @@ def fold(state: State) -> dict[str, np.ndarray]:
         "W_dec": params["W_dec_FD"],
         "b_dec": mean_D + scale * params["b_dec_D"],
     }
+    if architecture == "jumprelu":
+        folded["threshold"] = scale * np.exp(params["log_threshold_F"])
+    elif architecture == "batch_topk":
+        folded["threshold"] = np.full(len(params["b_enc_F"]), scale * float(state.threshold))
     return {name: np.ascontiguousarray(value, np.float32) for name, value in folded.items()}
 
 
@@ -81,6 +103,7 @@ def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) 
         "site": mixture.name,
         "sites": [{"name": mixture.name, "width": mixture.d}],
         "positions": ", ".join(dict.fromkeys(kept or config.extract.positions for kept in positions)),
+        "architecture": config.sae.architecture,
         "k": config.sae.k,
         "activations": {
             "count": mixture.rows,
@@ -104,17 +127,18 @@ def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) 
         "evaluation": evaluation(run, step),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
+    architecture = ARCHITECTURES[config.sae.architecture]
+    of_topk = {"k": config.sae.k, "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}
     return {
-        "architecture": "topk",
+        "architecture": architecture,
         "d_in": mixture.d,
         "d_sae": latents,
-        "k": config.sae.k,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        "rescale_acts_by_decoder_norm": False,
+        **of_topk,
         "metadata": metadata,
     }
 
@@ -132,6 +156,7 @@ def card(cfg: dict[str, typing.Any]) -> str:
     """README.md of the folder."""
     metadata = cfg["metadata"]
     measured, training, rows = metadata["evaluation"], metadata["training"], metadata["activations"]["count"]
+    kind = "Dense autoencoder" if cfg["architecture"] == "standard" else "k-sparse autoencoder"
     quality = "Not evaluated; `python -m revelio_jax.evaluate` measures it."
     if measured:
         quality = (
@@ -142,14 +167,14 @@ def card(cfg: dict[str, typing.Any]) -> str:
 library_name: saelens
 tags: [sparse-autoencoder, diffusion]
 ---
-# k-sparse autoencoder of {metadata["model_id"] or "a pipeline"}, {metadata["site"]}
+# {kind} of {metadata["model_id"] or "a pipeline"}, {metadata["site"]}
 
-{cfg["d_sae"]:,} latents of width {cfg["d_in"]}, at most {cfg["k"]} active on a row.
+{cfg["d_sae"]:,} latents of width {cfg["d_in"]}, {ACTIVE[metadata["architecture"]].format(metadata["k"])}.
 Positions of the prompt: {metadata["positions"]}.
 Trained by revelio_jax for {training["steps"]:,} steps on {training["rows"]:,} rows, {rows:,} different ones.
 {quality}
 
-    z = TopK(ReLU((x - b_dec) @ W_enc + b_enc))        x_hat = z @ W_dec + b_dec
+    z = {CODES[cfg["architecture"]]}        x_hat = z @ W_dec + b_dec
 
 The normalisation of training is folded into the tensors: x is the residual stream as the pipeline has it.
 

@@ -67,7 +67,7 @@ def make_mesh(
     if latents % feature:
         raise InputError(
             f"config.train.mesh_feature is {feature}; it must divide the {latents} latents "
-            "(width of the site x config.sae.expansion)"
+            "(config.sae.latents, or width of the site x config.sae.expansion)"
         )
     if batch_size % (data * feature):
         raise InputError(

@@ -19,7 +19,7 @@ from revelio_jax import checkpoint, coverage, data, metrics, nonfinite, processe
 from revelio_jax import step as training
 from revelio_jax.config import Config, Train, main_argv, parse
 from revelio_jax.errors import InputError, reported
-from revelio_jax.sae import initial
+from revelio_jax.sae import initial, module
 from revelio_jax.sources import Mixture, open_mixture
 
 
@@ -124,13 +124,19 @@ def make_order(options: Train, mixture: Mixture) -> data.Order:
 
 
 def dictionary_size(config: Config, d: int) -> int:
-    """Latents of the autoencoder on a site of width ``d``. Raises InputError where fewer than k."""
+    """Latents of the autoencoder on a site of width ``d``. Raises InputError where it does not fit."""
     sae = config.sae
     latents = sae.latents or d * sae.expansion
     where = "config.sae.latents" if sae.latents else f"width {d} x config.sae.expansion"
     for name in ("k", "k_start"):
         if (k := getattr(sae, name)) > latents:
             raise InputError(f"config.sae.{name} is {k}; it must be at most {latents}, the latents ({where})")
+    chosen = min(module.slots(sae), latents)
+    if 0 < sae.encode_chunk < chosen:
+        raise InputError(
+            f"config.sae.encode_chunk is {sae.encode_chunk}; it must be 0 or at least {chosen}, the latents "
+            "that are looked for in it"
+        )
     return latents
 
 
@@ -168,6 +174,11 @@ def describe(config: Config, mixture: Mixture, order: data.Order, latents: int) 
         lines.append(
             f"warning: config.sae.dead_after_rows is {sae.dead_after_rows:,}, more than half of this run; "
             "AuxK will hardly revive dead latents"
+        )
+    if sae.architecture == "dense" and latents >= mixture.d:
+        lines.append(
+            f"warning: config.sae.architecture dense is meant to be undercomplete; {latents} latents are not "
+            f"fewer than the width {mixture.d}"
         )
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 import dataclasses
+import functools
 import json
 import pathlib
 import socket
@@ -107,6 +108,50 @@ def trained(tmp_path_factory, base, with_train) -> Config:
     config = with_train(base, run=str(tmp_path_factory.mktemp("runs") / "planted"))
     train(config)
     return config
+
+
+# Fields of config.sae and of config.train.
+VARIANTS = {
+    "batch_topk": ({"architecture": "batch_topk"}, {}),
+    "jumprelu": ({"architecture": "jumprelu", "l0_coefficient": 1.0}, {}),
+    "dense": ({"architecture": "dense", "latents": 8}, {}),
+    "matryoshka": ({"prefixes": (0.25, 1.0)}, {}),
+    "ema": ({}, {"ema": 0.99}),
+    "annealed": ({"k_start": 12, "k_anneal_steps": 300}, {}),
+}
+
+
+@pytest.fixture(scope="session")
+def variant(tmp_path_factory, base, with_train, trained):
+    """A function that returns the config of a finished run of a variant, which is trained once a session."""
+    from revelio_jax.train import train
+
+    @functools.cache
+    def run(name: str) -> Config:
+        if name == "topk":
+            return trained
+        sae, options = VARIANTS[name]
+        config = with_train(base, run=str(tmp_path_factory.mktemp("runs") / name), **options)
+        config = dataclasses.replace(config, sae=dataclasses.replace(config.sae, **sae))
+        train(config)
+        return config
+
+    return run
+
+
+@pytest.fixture
+def compiled() -> list[str]:
+    """Names of the functions that XLA compiles, or takes from its cache on disk, during the test."""
+    import jax
+
+    names = []
+
+    def listen(event, _, fun_name="", **rest):
+        if event.endswith("backend_compile_duration"):
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return names
 
 
 @pytest.fixture(scope="session")

@@ -128,6 +128,50 @@ def test_no_config_and_no_such_config(tmp_path, monkeypatch):
         parse(str(tmp_path / "empty.py"))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prefixes": (0.5,)}, "config.sae.prefixes is (0.5,); it must rise, from above 0, and end at 1.0"),
+        ({"prefixes": (0.5, 0.5, 1.0)}, "config.sae.prefixes is (0.5, 0.5, 1.0); it must rise"),
+        ({"prefixes": (0, 1.0)}, "config.sae.prefixes is (0.0, 1.0); it must rise, from above 0"),
+        ({"prefixes": (0.5, 2.0)}, "config.sae.prefixes is (0.5, 2.0); it must rise"),
+        ({"prefixes": (float("nan"), 1.0)}, "config.sae.prefixes is (nan, 1.0); it must rise"),
+        (
+            {"prefixes": (0.5, 1.0), "architecture": "dense"},
+            "config.sae.architecture must then be topk or batch_topk, not dense",
+        ),
+        (
+            {"multi_topk": 0.125, "architecture": "jumprelu"},
+            "config.sae.multi_topk is 0.125; config.sae.arch",
+        ),
+        ({"encode_chunk": 512, "architecture": "dense"}, "config.sae.encode_chunk is 512; config.sae.archit"),
+        (
+            {"k": 4, "k_start": 8, "k_anneal_steps": 9, "architecture": "dense"},
+            "config.sae.k_start is 8; config.sae.architecture must then be topk or batch_topk or jumprelu",
+        ),
+        ({"k": 4, "k_start": 8}, "config.sae.k_start is 8; config.sae.k_anneal_steps must then be at least"),
+        ({"k_anneal_steps": 9}, "config.sae.k_anneal_steps is 9; config.sae.k_start must then be given"),
+        (
+            {"k": 4, "k_start": 3, "k_anneal_steps": 9},
+            "config.sae.k_start is 3; it must be at least config.sae.k, 4, or 0",
+        ),
+    ],
+    ids=str,
+)
+def test_fields_of_the_autoencoder_that_do_not_go_together(fields, message):
+    with pytest.raises(InputError) as error:
+        configs.resolve({"sae": fields})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_fields_of_the_autoencoder_that_go_together():
+    matryoshka = {"prefixes": (0.25, 1), "multi_topk": 0.125, "k_start": 64, "k_anneal_steps": 9}
+    assert configs.resolve({"sae": matryoshka}).sae.prefixes == (0.25, 1.0)
+    annealed = {"architecture": "jumprelu", "k_start": 32, "k_anneal_steps": 9}
+    assert configs.resolve({"sae": annealed}).sae.k_start == 32
+
+
 @given(value=st.integers() | st.floats() | st.text() | st.none() | st.booleans() | st.lists(st.text()))
 def test_any_value_is_taken_or_refused_with_the_fields_name(value):
     for name, section in configs.SECTIONS.items():

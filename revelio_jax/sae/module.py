@@ -39,6 +39,12 @@ class Code:
         return jnp.zeros_like(fires, jnp.int32, latents).at[self.indices].add(fires.astype(jnp.int32))
 
 
+def slots(sae: Sae) -> int:
+    """Slots of a row in training: latents that are candidates for topk or batch_topk."""
+    per_k = (MULTI if sae.multi_topk else 1) * (BATCH_SLOTS if sae.architecture == "batch_topk" else 1)
+    return per_k * max(sae.k, sae.k_start)
+
+
 def decode(code: Code, W_dec_FD: jax.Array, sae: Sae) -> jax.Array:
     """W_dec z: [B, D], summed over the devices that share the latents, without the bias."""
     if code.indices is None:
@@ -71,15 +77,16 @@ class SparseAutoencoder(nnx.Module):
         sae = self.sae
         if sae.architecture in ("dense", "jumprelu"):
             return self._dense(x_BD), None
-        most_k = max(sae.k, sae.k_start) * (MULTI if sae.multi_topk else 1)
-        select, slots = (
-            (self._largest, most_k) if sae.architecture == "topk" else (self._above_kth, BATCH_SLOTS * most_k)
-        )
-        most = self._slots(x_BD, slots)
+        select = self._largest if sae.architecture == "topk" else self._above_kth
+        most = self._slots(x_BD, slots(sae))
         return select(most, k), select(most, MULTI * k) if sae.multi_topk else None
 
     def infer(self, x_BD: jax.Array, threshold: jax.Array) -> Code:
-        """The code of rows on their own; batch_topk then keeps what is above ``threshold``."""
+        """The code of rows on their own.
+
+        batch_topk then keeps what is above ``threshold``, but at most BATCH_SLOTS k latents of a row, the
+        largest. An export, which is a jumprelu, has no such bound.
+        """
         sae = self.sae
         if sae.architecture in ("dense", "jumprelu"):
             return self._dense(x_BD)
@@ -99,19 +106,20 @@ class SparseAutoencoder(nnx.Module):
 
     def l0_penalty(self, x_BD: jax.Array, k: jax.Array | int) -> jax.Array:
         """(L0 / k - 1)^2 of jumprelu, with L0 the mean over all rows; its gradient moves thresholds."""
-        fires_BF = jump.fires(self._positive(x_BD), self._threshold(), self.sae.jump_bandwidth)
+        fires_BF = jump.fires(self._pre(x_BD), self._threshold(), self.sae.jump_bandwidth)
         l0 = total(fires_BF.sum()) / jax.lax.psum(len(x_BD), "data")
         return jnp.square(l0 / k - 1)
 
     def _dense(self, x_BD: jax.Array) -> Code:
-        z_BF = self._positive(x_BD)
+        pre_BF = self._pre(x_BD)
         if self.sae.architecture == "jumprelu":
-            z_BF = jump.relu(z_BF, self._threshold(), self.sae.jump_bandwidth)
-        return Code(z_BF)
+            return Code(jump.relu(pre_BF, self._threshold(), self.sae.jump_bandwidth))
+        return Code(jax.nn.relu(pre_BF))
 
-    def _positive(self, x_BD: jax.Array) -> jax.Array:
+    def _pre(self, x_BD: jax.Array) -> jax.Array:
+        # Before ReLU: after it, every latent that is far from firing would be near a small threshold.
         pre_BF = sparse.product(x_BD - self["b_dec_D"], self["W_enc_FD"].T, self.sae.matmul_dtype)
-        return jax.nn.relu(pre_BF + self["b_enc_F"])
+        return pre_BF + self["b_enc_F"]
 
     def _threshold(self) -> jax.Array:
         return jnp.exp(self["log_threshold_F"])

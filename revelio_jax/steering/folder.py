@@ -71,6 +71,9 @@ def load_sae(folder: str | pathlib.Path) -> Sae:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise InputError(f"SAE folder {folder}: {WEIGHTS} cannot be read: {error}") from error
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    if architecture != "topk":  # first, since others have no k
+        raise InputError(f"SAE folder {folder}: architecture is {architecture!r}; allowed: topk")
     try:
         d, n, k = (int(config[key]) for key in ("d_in", "d_sae", "k"))
         metadata = dict(config["metadata"])
@@ -78,10 +81,6 @@ def load_sae(folder: str | pathlib.Path) -> Sae:
         raise InputError(f"SAE folder {folder}: {CONFIG} lacks or misstates {error}") from error
     if not isinstance(metadata.get("site"), str):
         raise InputError(f"SAE folder {folder}: {CONFIG} has no metadata.site, the hook point to steer")
-    if config.get("architecture") != "topk":
-        raise InputError(
-            f"SAE folder {folder}: architecture is {config.get('architecture')!r}; allowed: topk"
-        )
     if not 0 < k <= n:
         raise InputError(f"SAE folder {folder}: k is {k}; it must be between 1 and d_sae = {n}")
     for name, shape in {"W_enc": (d, n), "b_enc": (n,), "W_dec": (n, d), "b_dec": (d,)}.items():

@@ -1,6 +1,8 @@
 """Runs in the peers' venv: latents and reconstruction of rows by SAELens, for the test of the export.
 
-.venv-peers/bin/python tests/benchmarks/in_sae_lens.py EXPORT_FOLDER ROWS.npy OUT.npz
+.venv-peers/bin/python tests/benchmarks/in_sae_lens.py ROWS.npy OUT.npz EXPORT_FOLDER...
+
+OUT.npz holds latents0, reconstruction0 of the first folder, and so on.
 """
 
 import sys
@@ -9,8 +11,12 @@ import numpy as np
 import torch
 from sae_lens import SAE
 
-folder, rows, out = sys.argv[1:]
-sae = SAE.load_from_disk(folder, device="cpu")
-with torch.inference_mode():
-    latents = sae.encode(torch.from_numpy(np.load(rows)))
-    np.savez(out, latents=latents.to_dense().numpy(), reconstruction=sae.decode(latents).numpy())
+rows, out, *folders = sys.argv[1:]
+arrays = {}
+for index, folder in enumerate(folders):
+    sae = SAE.load_from_disk(folder, device="cpu")
+    with torch.inference_mode():
+        latents = sae.encode(torch.from_numpy(np.load(rows)))
+        arrays[f"latents{index}"] = latents.to_dense().numpy()
+        arrays[f"reconstruction{index}"] = sae.decode(latents).numpy()
+np.savez(out, **arrays)

@@ -5,15 +5,20 @@ import json
 import pathlib
 import subprocess
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
 from revelio_jax import sharding
 from revelio_jax.config import Config
+from revelio_jax.errors import InputError
 from revelio_jax.evaluate import evaluate, make_reconstruct
 from revelio_jax.evaluate import trained as restored
 from revelio_jax.export import export
+from revelio_jax.sae import SparseAutoencoder
+from revelio_jax.sae.module import BATCH_SLOTS
 
 
 def encode_decode(tensors, k, x):
@@ -50,23 +55,125 @@ def test_the_fold_is_exact(trained, folder, planted):
     assert scale != pytest.approx(1, abs=0.1)  # or nothing was tested
 
 
+ARCHITECTURES = {
+    "topk": "topk",
+    "batch_topk": "jumprelu",
+    "jumprelu": "jumprelu",
+    "dense": "standard",
+    "ema": "topk",
+}
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def exported(request, variant):
+    """Name, config and folder of every architecture, and of a run with a moving average."""
+    config = variant(request.param)
+    return request.param, config, export(config)
+
+
+@pytest.fixture(scope="module")
+def expected(exported, planted):
+    """Latents and reconstruction of 256 rows, as evaluation here has them, in the rows' own units."""
+    _, config, _ = exported
+    _, _, state, mesh = restored(config)
+    latents = len(state.params["b_enc_F"])
+
+    def local(params, threshold, x_BD):
+        model = SparseAutoencoder(params, config.sae)
+        code = model.infer(x_BD, threshold)
+        if code.indices is None:
+            return code.values, model.decode(code)
+        rows_B1 = np.arange(len(x_BD))[:, None]
+        z_BF = jax.numpy.zeros((len(x_BD), latents)).at[rows_B1, code.indices].add(code.values)
+        return z_BF, model.decode(code)
+
+    mean, scale = np.asarray(state.mean_D), float(state.scale)
+    specs = (sharding.params(config.sae.architecture), sharding.REPLICATED, sharding.BATCH)
+    outs = (P("data", "feature"), sharding.BATCH)
+    run = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outs))
+    z, x_hat = run(state.best_params, state.threshold, (planted[:256] - mean) / scale)
+    return scale * np.asarray(z), mean + scale * np.asarray(x_hat)
+
+
+def assert_equals(latents, reconstruction, expected, config):
+    z, x_hat = expected
+    if config.sae.architecture == "batch_topk":  # which here has a bound, where it does not bind
+        free = (z > 0).sum(1) < BATCH_SLOTS * config.sae.k
+        assert free.mean() > 0.9
+        latents, reconstruction, z, x_hat = latents[free], reconstruction[free], z[free], x_hat[free]
+    size = np.abs(x_hat).max()
+    np.testing.assert_allclose(latents, z, atol=1e-5 * size)
+    np.testing.assert_allclose(reconstruction, x_hat, atol=1e-5 * size)
+
+
+def test_every_architecture_computes_the_same_from_the_folder(exported, expected, planted):
+    name, config, folder = exported
+    cfg, tensors = (
+        json.loads((folder / "cfg.json").read_text()),
+        load_file(folder / "sae_weights.safetensors"),
+    )
+    assert cfg["architecture"] == ARCHITECTURES[name]
+    assert cfg["metadata"]["architecture"] == config.sae.architecture
+    pre = (planted[:256] - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]
+    if cfg["architecture"] == "topk":
+        z = encode_decode(tensors, cfg["k"], planted[:256])[0]
+    elif cfg["architecture"] == "jumprelu":
+        assert tensors["threshold"].shape == tensors["b_enc"].shape
+        z = np.maximum(pre, 0) * (pre > tensors["threshold"])
+    else:
+        z = np.maximum(pre, 0)
+    assert ("threshold" in tensors) == (cfg["architecture"] == "jumprelu")
+    assert_equals(z, z @ tensors["W_dec"] + tensors["b_dec"], expected, config)
+
+
 PEERS = pathlib.Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
 
 
-@pytest.mark.skipif(not PEERS.exists(), reason="SAELens is not installed: bash tests/benchmarks/peers.sh")
-def test_sae_lens_reads_the_folder_and_gives_the_same(trained, folder, planted, tmp_path):
-    np.save(tmp_path / "rows.npy", planted[:256])
+@pytest.fixture(scope="module")
+def in_sae_lens(variant, planted, tmp_path_factory):
+    """Latents and reconstruction of the same rows by SAELens, from every folder."""
+    if not PEERS.exists():
+        pytest.skip("SAELens is not installed: bash tests/benchmarks/peers.sh")
+    folders = [export(variant(name)) for name in ARCHITECTURES]
+    rows, out = (tmp_path_factory.mktemp("sae_lens") / name for name in ("rows.npy", "out.npz"))
+    np.save(rows, planted[:256])
     script = pathlib.Path(__file__).parents[1] / "benchmarks" / "in_sae_lens.py"
-    command = [PEERS, script, folder, tmp_path / "rows.npy", tmp_path / "out.npz"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run([PEERS, script, rows, out, *folders], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    theirs = np.load(tmp_path / "out.npz")
-    latents, reconstruction = encode_decode(
-        load_file(folder / "sae_weights.safetensors"), trained.sae.k, planted[:256]
-    )
-    size = np.abs(planted).max()
-    np.testing.assert_allclose(theirs["latents"], latents, atol=1e-5 * size)
-    np.testing.assert_allclose(theirs["reconstruction"], reconstruction, atol=1e-5 * size)
+    theirs = np.load(out)
+    return {
+        name: (theirs[f"latents{index}"], theirs[f"reconstruction{index}"])
+        for index, name in enumerate(ARCHITECTURES)
+    }
+
+
+def test_sae_lens_reads_the_folder_and_gives_the_same(exported, expected, in_sae_lens):
+    name, config, _ = exported
+    assert_equals(*in_sae_lens[name], expected, config)
+
+
+def test_the_moving_average_is_exported(variant):
+    config = variant("ema")
+    _, _, state, _ = restored(config)
+    tensors = load_file(export(config) / "sae_weights.safetensors")
+    np.testing.assert_array_equal(tensors["W_dec"], state.ema["W_dec_FD"])
+    assert np.abs(tensors["W_dec"] - state.params["W_dec_FD"]).max() > 1e-4
+
+
+def test_the_card_says_what_fires(variant):
+    card = {name: (export(variant(name)) / "README.md").read_text() for name in ARCHITECTURES}
+    assert "at most 3 active on a row" in card["topk"]
+    assert "about 3 active on a row" in card["jumprelu"]
+    assert "JumpReLU(" in card["batch_topk"]
+    assert "# Dense autoencoder" in card["dense"]
+
+
+def test_steering_says_which_architecture_it_does_not_read(variant):
+    pytest.importorskip("torch")
+    from revelio_jax.steering.folder import load_sae
+
+    with pytest.raises(InputError, match="architecture is 'jumprelu'; allowed: topk"):
+        load_sae(export(variant("batch_topk")))
 
 
 def test_tensors(trained, folder):

@@ -108,6 +108,19 @@ def test_moments_lie_as_their_parameters():
         assert moments[name].sharding == value.sharding, name
 
 
+@pytest.mark.parametrize("mesh", [(1, 1), (8, 1), (2, 4)], ids=str)
+def test_a_state_comes_out_as_it_went_in(mesh):
+    """Else the second step would be traced, and perhaps compiled, again."""
+    mesh = sharding.make_mesh(*mesh, ROWS, LATENTS)
+    state, train_step = begin(mesh)
+    kinds = [jax.tree.map(lambda x: (x.aval, x.weak_type, x.committed, x.sharding), state)]
+    for seed in range(2):
+        state, _ = train_step(state, sharding.put_batch(mesh, batch(seed)))
+        kinds.append(jax.tree.map(lambda x: (x.aval, x.weak_type, x.committed, x.sharding), state))
+    assert kinds[0] == kinds[1] == kinds[2]
+    assert train_step._cache_size() == 1
+
+
 def moved(latents, data, feature, sae):
     """Bytes that a step's collectives give to a device, by the compiled program."""
     mesh = sharding.make_mesh(data, feature, ROWS, latents)

@@ -218,6 +218,19 @@ def refused(config, match, tmp_path):
         ),
         ("train", {"mesh_data": 0}, "config.train.mesh_data is 0"),
         ("sae", {"k": 49}, "config.sae.k is 49; it must be at most 48"),
+        ("sae", {"k_start": 49, "k_anneal_steps": 9}, "config.sae.k_start is 49; it must be at most 48"),
+        ("sae", {"encode_chunk": 2}, "config.sae.encode_chunk is 2; it must be 0 or at least 3"),
+        (
+            "sae",
+            {"encode_chunk": 11, "architecture": "batch_topk"},
+            "config.sae.encode_chunk is 11; it must be 0 or at least 12",
+        ),
+        ("sae", {"encode_chunk": 11, "multi_topk": 0.125}, "is 11; it must be 0 or at least 12"),
+        (
+            "sae",
+            {"encode_chunk": 47, "architecture": "batch_topk", "multi_topk": 0.125},
+            "is 47; it must be 0 or at least 48",
+        ),
     ],
 )
 def test_refuses(base, with_train, tmp_path, section, fields, match):

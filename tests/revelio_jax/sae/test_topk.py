@@ -1,5 +1,7 @@
 """Exact top-k: the same as lax.top_k, ties included, on one device and over a split row."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from revelio_jax import sharding
-from revelio_jax.sae.topk import survivors, top_k, tournament, two_stages
+from revelio_jax.sae.topk import kth_largest, survivors, top_k, tournament, two_stages
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -49,3 +51,37 @@ def test_exactly_k_survive_over_devices_and_they_are_the_first(feature, distinct
     expected = np.zeros((rows, latents), bool)
     np.put_along_axis(expected, np.asarray(jax.lax.top_k(x, k)[1]), True, 1)
     np.testing.assert_array_equal(chosen, expected)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def kth_largest_here(x, k, axis):
+    return kth_largest(x, k, axis, lambda count: count)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.sampled_from([0.0, 1.0, 1.0000001, 3e38]) | st.floats(0, width=32, allow_infinity=True),
+        min_size=12,
+        max_size=12,
+    ),
+    st.integers(1, 16),
+)
+def test_kth_largest_is_that_of_a_sort(values, k):
+    x = np.array(values, np.float32).reshape(3, 4)
+    for axis, elements in ((None, x.reshape(1, -1)), (1, x), (0, x.T)):
+        falling = -np.sort(-elements, 1)
+        expected = falling[:, k - 1] if k <= falling.shape[1] else np.zeros(len(falling), np.float32)
+        found = np.asarray(kth_largest_here(x, k, axis))
+        assert found.ndim == 2
+        np.testing.assert_array_equal(found.reshape(-1), expected)
+
+
+@pytest.mark.parametrize("mesh", [(1, 8), (2, 4), (8, 1)], ids=str)
+@pytest.mark.parametrize("k", [1, 20, 200])
+def test_kth_largest_over_devices(mesh, k):
+    x = np.maximum(np.random.default_rng(0).integers(-8, 8, (16, 32)), 0).astype(np.float32)
+    mesh = sharding.make_mesh(*mesh, 16, 32)
+    local = lambda x: kth_largest(x, k, None, sharding.total)  # noqa: E731
+    found = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=P("data", "feature"), out_specs=P()))(x)
+    np.testing.assert_array_equal(found, [[np.sort(x, axis=None)[-k]]])
