@@ -9,10 +9,12 @@ run in a folder of config.train.run that is named after its values, with config.
 checkpoints/: every other command takes its config.json as ``--config``, and train may go on with it alone.
 ``--config.train.resume=True`` goes on with the grid where all members have a checkpoint.
 
-One compiled program takes a step of all. The store is read once for every stream of rows, of which there
-is one for each pair of store, site and seed that the members have; each has buffers of its own in memory.
-All sites must have the same width. A grid over timesteps is one over extract.store, with a store for each:
-rows of one timestep are not picked out of a store that mixes them.
+One compiled program takes a step of all: by ``jax.vmap``, or (``--form map``, the default on a CPU, where
+batched gathers and scatters are slow) one member after another, which saves reading and compiling only.
+The store is read once for every stream of rows, of which there is one for each store, site and seed that
+the members have; each has buffers of its own in memory. All sites must have the same width. A grid over
+timesteps is one over extract.store, with a store for each: rows of one timestep are not picked out of a
+store that mixes them.
 """
 
 import contextlib
