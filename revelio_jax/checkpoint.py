@@ -51,9 +51,9 @@ def manager(run: pathlib.Path, keep: int) -> Iterator[ocp.CheckpointManager]:
         checkpoints.wait_until_finished()
 
 
-def newest(run: pathlib.Path) -> int:
-    """Step of the newest finished checkpoint, 0 where there is none. Nothing is created."""
-    return max(_steps(run), default=0)
+def newest(*runs: pathlib.Path) -> int:
+    """Step of the newest finished checkpoint that all the runs have, 0 without one. Nothing is created."""
+    return max(set.intersection(*(set(_steps(run)) for run in runs)), default=0)
 
 
 def best(run: pathlib.Path) -> int:

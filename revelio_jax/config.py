@@ -2,7 +2,8 @@
 
 A file in ``configs/`` starts from :func:`default` and sets what its experiment changes. Commands
 parse ``--config FILE`` and overrides such as ``--config.train.steps=1000`` with :func:`parse`,
-which returns frozen dataclasses; below that boundary functions take explicit arguments.
+which returns frozen dataclasses; below that boundary functions take explicit arguments. FILE may also
+be the config.json that a run wrote.
 """
 
 import dataclasses
@@ -231,9 +232,7 @@ SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(Co
 
 def default() -> ml_collections.ConfigDict:
     """Every field with its default, for a config file to change."""
-    return ml_collections.ConfigDict(
-        {name: dataclasses.asdict(section()) for name, section in SECTIONS.items()}
-    )
+    return ml_collections.ConfigDict(dataclasses.asdict(Config()))
 
 
 def resolve(config: ml_collections.ConfigDict) -> Config:
@@ -255,8 +254,13 @@ def parse(argv: Sequence[str], doc: str, **extra: tuple[typing.Any, str]) -> tup
     if "--help" in argv or "-h" in argv or "-help" in argv:
         print(_help(doc, extra))
         raise SystemExit(0)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "config file", flag_values=values, sys_argv=list(argv))
+    path = _config_argument(argv)
+    # In a config file's name, what follows a colon is the file's.
+    if path and not pathlib.Path(path if path.endswith(".json") else path.partition(":")[0]).is_file():
+        raise InputError(f"--config {path}: no such file")
+    values, flag_argv, written = flags.FlagValues(), list(argv), None
+    if path.endswith(".json"):
+        flag_argv, written = _without_config(argv), _from_json(path)
     define = {
         bool: flags.DEFINE_bool,
         str: flags.DEFINE_string,
@@ -265,11 +269,12 @@ def parse(argv: Sequence[str], doc: str, **extra: tuple[typing.Any, str]) -> tup
     }
     for name, (value, help) in extra.items():
         define[type(value)](name, value, help, flag_values=values)
-    path = _config_argument(argv)
-    if path and not pathlib.Path(path.partition(":")[0]).is_file():  # what follows a colon is the file's
-        raise InputError(f"--config {path}: no such file")
     try:
-        rest = values(list(argv))
+        if written:
+            config_flags.DEFINE_config_dict("config", written, flag_values=values, sys_argv=flag_argv)
+        else:
+            config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=flag_argv)
+        rest = values(flag_argv)
     except Exception as error:  # a config file is a program: it may raise anything
         raise InputError(_explain(argv, error)) from error
     if len(rest) > 1:
@@ -339,6 +344,26 @@ def _config_argument(argv: Sequence[str]) -> str:
         if argument == "--config":
             return after
     return ""
+
+
+def _without_config(argv: Sequence[str]) -> list[str]:
+    before = ["", *argv]
+    return [
+        argument
+        for argument, previous in zip(argv, before, strict=False)
+        if not argument.startswith("--config=") and "--config" not in (argument, previous)
+    ]
+
+
+def _from_json(path: str) -> ml_collections.ConfigDict:
+    """What a run's config.json holds, checked."""
+    try:
+        values = json.loads(pathlib.Path(path).read_text())
+    except ValueError as error:
+        raise InputError(f"--config {path}: {error}") from error
+    if not (isinstance(values, dict) and all(isinstance(section, dict) for section in values.values())):
+        raise InputError(f"--config {path} fails to hold what a run writes, an object of sections")
+    return ml_collections.ConfigDict(dataclasses.asdict(resolve(values)))
 
 
 def _explain(argv: Sequence[str], error: Exception) -> str:

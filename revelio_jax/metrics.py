@@ -39,15 +39,25 @@ class Log:
     Of several processes only the first writes.
     Lines that another attempt wrote beyond ``start`` are removed, and so is a line that was cut short.
     ``sinks`` have ``add(line)``, which is called with every line, and ``close(failed)``.
+    Without ``bar`` nothing is shown.
     """
 
-    def __init__(self, path: pathlib.Path, start: int, train: Train, sinks: Sequence[typing.Any] = ()):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        start: int,
+        train: Train,
+        sinks: Sequence[typing.Any] = (),
+        bar: bool = True,
+    ):
         first = processes.is_first()
         if first:
             truncate(path, start)
         self._sinks = sinks
         self._file = (path if first else pathlib.Path(os.devnull)).open("a")
-        self._bar = tqdm(total=train.steps, initial=start, unit="step", dynamic_ncols=True, disable=not first)
+        self._bar = tqdm(
+            total=train.steps, initial=start, unit="step", dynamic_ncols=True, disable=not (first and bar)
+        )
         self._train = train
         self._since, self._count, self._waited = time.perf_counter(), 0, 0.0
 

@@ -151,7 +151,10 @@ def remove_parallel(grad_FD: jax.Array, W_FD: jax.Array) -> jax.Array:
 def update(
     state: State, x_BD: jax.Array, k: jax.Array | int, sae: Sae, train: Train, mesh: jax.sharding.Mesh
 ) -> tuple[State, dict[str, jax.Array]]:
-    """The state after one more step, and metrics. x_BD are rows as stored; ``k`` is what k anneals to."""
+    """The state after one more step, and metrics. x_BD are rows as stored; ``k`` is what k anneals to.
+
+    ``k``, up to sae.k, and train.learning_rate may be traced.
+    """
     dead_F = state.rows_since_fired_F >= sae.dead_after_rows
     x_BD = (x_BD - state.mean_D) / state.scale
     k = annealed_k(sae, k, state.step)

@@ -17,7 +17,7 @@ import numpy as np
 
 from revelio_jax import checkpoint, coverage, data, metrics, nonfinite, processes, sharding, watch
 from revelio_jax import step as training
-from revelio_jax.config import Config, Train, main_argv, parse
+from revelio_jax.config import Config, Sae, Train, main_argv, parse
 from revelio_jax.errors import InputError, reported
 from revelio_jax.sae import initial, module
 from revelio_jax.sources import Mixture, open_mixture
@@ -46,9 +46,7 @@ def train(config: Config) -> None:
     if start:
         state = checkpoint.restore(run, start, latents, mixture.d, sae, options, mesh)
     else:
-        mean_D, scale = normalisation(sae.normalise, mixture)
-        x_ND = (data.first_rows(mixture, order, sae.b_dec_init_rows) - mean_D) / scale
-        b_dec_D = initial.bias(sae.b_dec_init, x_ND)
+        mean_D, scale, b_dec_D = centre(sae, mixture, order)
         params = initial.initial_params(sae, options.seed, latents, b_dec_D, mesh)
         state = training.initial_state(params, mean_D, scale, sae, options, mesh)
     train_step = training.make_train_step(sae, options, mesh)
@@ -138,6 +136,13 @@ def dictionary_size(config: Config, d: int) -> int:
             "that are looked for in it"
         )
     return latents
+
+
+def centre(sae: Sae, mixture: Mixture, order: data.Order) -> tuple[np.ndarray, float, np.ndarray]:
+    """Mean [d] and scale of the rows, and the initial decoder bias [d] of normalised ones."""
+    mean_D, scale = normalisation(sae.normalise, mixture)
+    x_ND = (data.first_rows(mixture, order, sae.b_dec_init_rows) - mean_D) / scale
+    return mean_D, scale, initial.bias(sae.b_dec_init, x_ND)
 
 
 def normalisation(rule: str, mixture: Mixture) -> tuple[np.ndarray, float]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -114,6 +115,41 @@ def test_what_is_wrong_on_the_command_line_is_named(file, argument, message):
     with pytest.raises(InputError) as error:
         parse(file(), argument)
     assert message in str(error.value)
+
+
+def test_a_runs_config_json_is_a_config(file, tmp_path):
+    config, _ = parse(file("c.train.steps = 7; c.sae.prefixes = (0.5, 1); c.extract.sites = ('a', 'b')"))
+    path = tmp_path / "k=3,rate=0.1"
+    path.write_text(config.to_json())
+    path = path.rename(f"{path}.json")
+    for argv in (["--config", str(path)], [f"--config={path}"]):
+        assert configs.parse(["a.command", *argv], "doc")[0] == config
+    changed, extra = parse(str(path), "--config.train.seed=3", "--word=x", word=("", "w"))
+    assert (changed.train.seed, changed.train.steps, extra) == (3, 7, {"word": "x"})
+    for argument, message in {
+        "--config.train.step=3": "config.train.step is no field; did you mean steps?",
+        "--config.train.steps=x": "config.train.steps is 'x'; it must be of type int",
+        "again": "unexpected argument 'again'",
+    }.items():
+        with pytest.raises(InputError, match=re.escape(message)):
+            parse(str(path), argument)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "fails to hold what a run writes"),
+        ('{"train": 3}', "fails to hold what a run writes"),
+        ('{"train": {"stepps": 3}}', "config.train.stepps is no field"),
+        ('{"train": {"steps": 0}}', "config.train.steps is 0"),
+    ],
+)
+def test_what_is_wrong_in_a_json_is_named(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        parse(str(path))
 
 
 def test_no_config_and_no_such_config(tmp_path, monkeypatch):

@@ -41,7 +41,20 @@ def aux_k(
     ]
     # All devices must take the same branch, since branches hold collectives.
     most_dead = jax.lax.pmax(dead_F.sum(), "feature")
-    return jax.lax.switch(jnp.searchsorted(jnp.array([0, *sizes]), most_dead), branches)
+    branch = jnp.searchsorted(jnp.array([0, *sizes]), _largest_of_grid(most_dead))
+    aux_loss, grads = jax.lax.switch(branch, branches)
+    return jnp.where(most_dead > 0, aux_loss, 0), grads  # the gradients are 0 then in every branch
+
+
+@jax.custom_batching.custom_vmap
+def _largest_of_grid(x: jax.Array) -> jax.Array:
+    """x; under ``jax.vmap`` the largest of all, not batched: one a member would run every branch."""
+    return x
+
+
+@_largest_of_grid.def_vmap
+def _(_, batched, x_G):
+    return (x_G.max(0) if batched[0] else x_G), False
 
 
 def _few(size, params, x_BD, error_BD, deviation, dead_F, sae):

@@ -1,0 +1,162 @@
+"""How long a grid of autoencoders takes side by side, and one after another, on a store made for it.
+
+    python tests/benchmarks/grid.py --json grid.json
+    python tests/benchmarks/grid.py --json grid.json --forms map,vmap --sizes 128x4x2048x300
+
+The grid is four k and two learning rates: 8 members. ``together`` is the one program of revelio_jax.grid, in
+the forms that make_train_step knows; ``one_by_one`` is the program of revelio_jax.train for each member,
+in the same process. Both read the store for what they train on, and log and save nothing. A row is
+{d, n, batch, steps, members, form, together_s, one_by_one_s, ratio, together_compile_s,
+one_by_one_compile_s, ratio_with_compile}: seconds of all steps without compiling, and of compiling; a ratio
+above 1 says that together is faster. Times of forms and members are taken in turn, ``--rounds`` times, and
+are medians.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from revelio_jax import data, grid, sharding
+from revelio_jax import step as training
+from revelio_jax.config import Config, Extract, Sae, Train
+from revelio_jax.store import SitePlan, StorePlan, StoreWriter
+
+CHUNK_ROWS, SHARD_ROWS, SHARDS, SAMPLE_ROWS, ACTIVE = 256, 16_384, 8, 32, 10
+RATES = "train.learning_rate=1e-3,4e-4"
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", required=True, help="file for the result")
+    parser.add_argument("--forms", default="map,vmap")
+    parser.add_argument("--ks", default="8,16,24,32", help="k of the members")
+    parser.add_argument(
+        "--sizes", default="128x4x2048x300,768x8x2048x20", help="width x expansion x batch x steps"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    rows = []
+    for size in options.sizes.split(","):
+        rows += measure(*map(int, size.split("x")), options.forms.split(","), options.ks, options.rounds)
+    part = pathlib.Path(options.json + ".part")
+    part.write_text(json.dumps({"options": vars(options), "rows": rows}, indent=1) + "\n")
+    os.replace(part, options.json)
+
+
+def measure(d: int, expansion: int, batch: int, steps: int, forms: list[str], ks: str, rounds: int) -> list:
+    with tempfile.TemporaryDirectory() as folder:
+        write(folder, d)
+        config = Config(
+            extract=Extract(store=folder),
+            sae=Sae(expansion=expansion, k_aux=128, dead_after_rows=50_000),
+            train=Train(run=f"{folder}/run", batch_size=batch, steps=steps, warmup_steps=steps // 10),
+        )
+        members, streams = grid.open_members(grid.configs(config, [f"sae.k={ks}", RATES]))
+        mesh = sharding.make_mesh(1, 1, batch, members[0].latents, jax.devices()[:1])
+        groups = {form: grid.make_groups(members, form) for form in forms}
+
+        def begin(form):
+            return grid.initial_states(groups[form], streams, mesh)
+
+        def alone(member):
+            (state,) = grid.initial_states([grid.Group((member,))], streams, mesh)
+            return jax.tree.map(lambda array: array[0], state)
+
+        x_BD = sharding.put_batch(mesh, np.zeros((batch, d), np.float32))  # to compile with
+        compile_s, programs = {}, {}
+        for form in forms:
+            step = grid.make_train_step(groups[form], mesh, form)
+            programs[form], compile_s[form] = compiled(step, begin(form), (x_BD,))
+        singly = [
+            compiled(training.make_train_step(m.config.sae, m.config.train, mesh), alone(m), x_BD)
+            for m in members
+        ]
+
+        def run(program, state, wrap):
+            started = time.perf_counter()
+            with contextlib.closing(data.batches(*streams[0], 0)) as stream:
+                for rows in itertools.islice(stream, steps):
+                    x_BD = sharding.put_batch(mesh, rows)
+                    state, measured = program(state, wrap(x_BD))
+                jax.block_until_ready(measured)
+            return time.perf_counter() - started
+
+        taken = {name: [] for name in [*forms, "one"]}
+        for _ in range(rounds):
+            for form in forms:
+                taken[form].append(run(programs[form], begin(form), lambda x_BD: (x_BD,)))
+            each = [
+                run(program, alone(m), lambda x_BD: x_BD)
+                for m, (program, _) in zip(members, singly, strict=True)
+            ]
+            taken["one"].append(sum(each))
+    seconds = {name: statistics.median(times) for name, times in taken.items()}
+    one_compile_s = sum(seconds for _, seconds in singly)
+    found = []
+    for form in forms:
+        found.append(
+            {
+                "d": d,
+                "n": members[0].latents,
+                "batch": batch,
+                "steps": steps,
+                "members": len(members),
+                "form": form,
+                "together_s": seconds[form],
+                "one_by_one_s": seconds["one"],
+                "ratio": seconds["one"] / seconds[form],
+                "together_compile_s": compile_s[form],
+                "one_by_one_compile_s": one_compile_s,
+                "ratio_with_compile": (seconds["one"] + one_compile_s) / (seconds[form] + compile_s[form]),
+            }
+        )
+        print(" ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in found[-1].items()))
+    return found
+
+
+def compiled(step, *arguments):
+    """The step's program, and the seconds of tracing and compiling it."""
+    started = time.perf_counter()
+    program = step.lower(*arguments).compile()
+    return program, time.perf_counter() - started
+
+
+def write(folder: str, d: int) -> None:
+    """Rows that are sums of ACTIVE of 4 d directions, so that latents live and die as on real ones."""
+    random = np.random.default_rng(0)
+    directions = random.standard_normal((4 * d, d), np.float32)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    samples = SHARD_ROWS // SAMPLE_ROWS
+    plan = StorePlan(
+        (SitePlan("site", d, (SHARD_ROWS,) * SHARDS),),
+        "float32",
+        CHUNK_ROWS,
+        samples,
+        SHARDS * samples,
+        {"made": "for a benchmark"},
+    )
+    writer = StoreWriter(folder, plan, [{"id": i} for i in range(plan.samples)])
+    row = np.arange(SHARD_ROWS, dtype=np.int32)
+    for shard in range(SHARDS):
+        # Some directions far more often than others, as the words of prompts are.
+        chosen = (4 * d * random.random((SHARD_ROWS, ACTIVE)) ** 3).astype(int)
+        weights = random.uniform(1, 2, (SHARD_ROWS, ACTIVE)).astype(np.float32)
+        rows = sum(weights[:, i, None] * directions[chosen[:, i]] for i in range(ACTIVE))
+        index = {"sample": shard * samples + row // SAMPLE_ROWS, "position": row % SAMPLE_ROWS}
+        writer.write_shard(shard, {"site": {"activations": rows, **index, "timestep": 0 * row}})
+    writer.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""A grid: its members are what each would be, trained on its own."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from revelio_jax import checkpoint, grid, metrics, sharding
+from revelio_jax import config as configs
+from revelio_jax.errors import InputError
+from revelio_jax.evaluate import evaluate
+from revelio_jax.export import export
+from revelio_jax.store import SitePlan, StorePlan, StoreWriter
+from revelio_jax.train import train
+
+SITES = ("clip.layer.1", "clip.layer.2", "clip.layer.3")
+STEPS = 30
+K_AND_RATE = ["sae.k=2,3", "train.learning_rate=1e-2,3e-3"]
+TIMINGS = {"rows_per_s", "step_s", "data_wait_s", "rss_gib"}
+
+
+@pytest.fixture(scope="module")
+def sites(planted, tmp_path_factory) -> str:
+    """A store of three sites: two of width 16, of which the second has other rows, and one of width 8."""
+    location = str(tmp_path_factory.mktemp("sites") / "store")
+    rows = dict(zip(SITES, (planted, planted[::-1] * 2 - 3, planted[:, :8]), strict=True))
+    plans = tuple(SitePlan(name, x.shape[1], (len(x),)) for name, x in rows.items())
+    writer = StoreWriter(
+        location, StorePlan(plans, "float32", 32, 256, 256, {}), [{"id": i} for i in range(256)]
+    )
+    row = np.arange(len(planted), dtype=np.int32)
+    index = {"sample": row // 16, "position": row % 16, "timestep": 0 * row}
+    writer.write_shard(0, {name: {"activations": x, **index} for name, x in rows.items()})
+    writer.finish()
+    return location
+
+
+@pytest.fixture(scope="module")
+def config(base, sites, with_train):
+    """Of a short run in which latents die; ``train.run`` is empty."""
+    config = with_train(base, steps=STEPS, checkpoint_every=10, log_every=5, decay_share=0.0, site=SITES[0])
+    return dataclasses.replace(
+        config,
+        extract=dataclasses.replace(config.extract, store=sites),
+        sae=dataclasses.replace(config.sae, k_aux=24, dead_after_rows=150),
+    )
+
+
+def newest_state(config, data=1, feature=1):
+    """The newest state of a run as numpy."""
+    run, d = pathlib.Path(config.train.run), 16
+    latents = config.sae.latents or d * config.sae.expansion
+    mesh = sharding.make_mesh(data, feature, config.train.batch_size, latents)
+    step = checkpoint.newest(run)
+    assert step == config.train.steps
+    return jax.device_get(checkpoint.restore(run, step, latents, d, config.sae, config.train, mesh))
+
+
+def lines(config):
+    path = pathlib.Path(config.train.run) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained_grid(config, with_train, tmp_path_factory):
+    """The config and the members' configs of a finished grid."""
+    config = with_train(config, run=str(tmp_path_factory.mktemp("grids") / "grid"))
+    grid.train(config, K_AND_RATE)
+    return config, grid.configs(config, K_AND_RATE)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A function that trains a member as a run of its own and returns its config."""
+
+    def run(member):
+        folder = tmp_path_factory.mktemp("alone")
+        config = dataclasses.replace(member, train=dataclasses.replace(member.train, run=str(folder)))
+        train(config)
+        return config
+
+    return run
+
+
+def assert_as_if_alone(members, alone):
+    """Members' states and metrics are those of runs of their own, with dead latents in some."""
+    any_dead = []
+    for member in members:
+        expected = alone(member)
+        assert_close(newest_state(member), newest_state(expected))
+        found, wanted = lines(member), lines(expected)
+        assert [line["step"] for line in found] == list(range(5, STEPS + 1, 5))
+        for name in set(metrics.FIELDS) - TIMINGS:
+            numbers = [[line[name] for line in log] for log in (found, wanted)]
+            np.testing.assert_allclose(*numbers, rtol=1e-3, atol=1e-6, err_msg=name)
+        any_dead.append([line["dead_fraction"] > 0 for line in wanted])
+    # In some step some members have dead latents and others none.
+    assert any(any(step) and not all(step) for step in zip(*any_dead, strict=True))
+
+
+def assert_close(state, expected):
+    for name, value in expected.params.items():
+        np.testing.assert_allclose(state.params[name], value, atol=1e-4, err_msg=name)
+    np.testing.assert_array_equal(state.rows_since_fired_F, expected.rows_since_fired_F)
+    np.testing.assert_array_equal(state.mean_D, expected.mean_D)
+
+
+def test_one_after_another_in_one_program_is_as_if_alone(trained_grid, alone):
+    _, members = trained_grid
+    names = [pathlib.Path(member.train.run).name for member in members]
+    assert names == [f"k={k},learning_rate={rate}" for k in (2, 3) for rate in (0.01, 0.003)]
+    assert_as_if_alone(members, alone)
+
+
+def test_side_by_side_is_as_if_alone(config, with_train, alone, tmp_path):
+    config = with_train(config, run=str(tmp_path / "grid"))
+    grid.train(config, K_AND_RATE, "vmap")
+    assert_as_if_alone(grid.configs(config, K_AND_RATE), alone)
+
+
+def test_sites_sizes_and_seeds_are_as_if_alone(config, with_train, alone, tmp_path):
+    config = with_train(config, run=str(tmp_path / "grid"))
+    given = [f"train.site={SITES[0]},{SITES[1]}", "sae.expansion=2,3", "train.seed=0,1"]
+    grid.train(config, given, "vmap")
+    members = grid.configs(config, given)
+    assert_as_if_alone([members[i] for i in (0, 3, 5, 6)], alone)  # each two values of each
+
+
+def test_on_a_mesh(trained_grid, with_train, tmp_path):
+    config, members = trained_grid
+    config = with_train(config, run=str(tmp_path / "grid"), mesh_data=2, mesh_feature=4)
+    grid.train(config, K_AND_RATE, "vmap")
+    for member, expected in zip(grid.configs(config, K_AND_RATE), members, strict=True):
+        assert_close(newest_state(member), newest_state(expected))
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["stopped", "killed while it saved"])
+def test_goes_on_to_the_bit(trained_grid, with_train, tmp_path, ahead):
+    config, members = trained_grid
+    config = with_train(config, run=str(tmp_path / "grid"), steps=20)
+    grid.train(config, K_AND_RATE)
+    if ahead:  # some members have a checkpoint that others have not
+        shutil.rmtree(pathlib.Path(grid.configs(config, K_AND_RATE)[1].train.run) / "checkpoints/20")
+    config = with_train(config, steps=STEPS, resume=True)
+    grid.train(config, K_AND_RATE)
+    for member, expected in zip(grid.configs(config, K_AND_RATE), members, strict=True):
+        states = newest_state(member), newest_state(expected)
+        jax.tree.map(np.testing.assert_array_equal, *states)
+        logs = [
+            [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines(c)]
+            for c in (member, expected)
+        ]
+        assert logs[0] == logs[1]
+
+
+def test_sigterm_saves_all(config, with_train, config_file, tmp_path):
+    config = with_train(config, run=str(tmp_path / "grid"), steps=10**6)
+    path = config_file(tmp_path / "config.py", config)
+    command = [sys.executable, "-m", "revelio_jax.grid", "--config", path, "--grid", "sae.k=2,3"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    runs = [pathlib.Path(member.train.run) for member in grid.configs(config, ["sae.k=2,3"])]
+    while process.poll() is None and not checkpoint.newest(*runs):
+        time.sleep(0.05)
+    process.terminate()
+    output, errors = process.communicate()
+    assert process.returncode == 143, errors
+    step = int(output.split("step ")[-1].split()[0])
+    assert step == checkpoint.newest(*runs) == checkpoint.newest(runs[0]) == checkpoint.newest(runs[1])
+
+
+def test_every_command_takes_a_members_config(trained_grid):
+    _, members = trained_grid
+    for member in members[1:3]:
+        path = str(pathlib.Path(member.train.run) / "config.json")
+        config, _ = configs.parse(["a.command", "--config", path], "doc")
+        assert config == member
+        assert evaluate(config)["step"] == STEPS
+        assert json.loads((export(config) / "cfg.json").read_text())["k"] == member.sae.k
+
+
+def test_a_finished_grid_has_nothing_left_to_do(trained_grid, with_train, capsys):
+    grid.train(with_train(trained_grid[0], resume=True), K_AND_RATE)
+    assert "nothing is left to do" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_names_its_member(config, with_train, tmp_path):
+    config = with_train(config, run=str(tmp_path / "grid"))
+    with pytest.raises(SystemExit, match=r"loss is .*learning_rate=1e\+30/nonfinite\.json"):
+        grid.train(config, ["train.learning_rate=1e-2,1e30"])
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ([], "--grid is missing"),
+        (["sae.k"], "sae.k is ''; each must be of type int"),
+        (["sae.k=2,,3"], "sae.k is ''; each"),
+        (["sae.k=2,x"], "sae.k is 'x'; each must be of type int"),
+        (["sae.k=0"], "config.sae.k is 0; it must be at least 1"),
+        (["sae.k=2", "sae.k=3"], "sae.k twice"),
+        (["sae.k=2,2"], "two members for the folder"),
+        (["sae.k=2,49"], "config.sae.k is 49; it must be at most 48"),
+        (["sae.kk=2"], "sae.kk is no field of a grid; fields: sae.k, "),
+        (["train.steps=2,3"], "train.steps is no field of a grid"),
+        (["sae.expansion=2", "sae.latents=0,32"], "--grid sae.expansion has no effect"),
+        (
+            [f"train.site={SITES[0]},{SITES[2]}"],
+            "clip.layer.3 of .* has width 8, but clip.layer.1 of .* has 16",
+        ),
+        (["train.site=clip.layer.9"], "config.train.site is 'clip.layer.9'; .* has clip.layer.1"),
+    ],
+    ids=str,
+)
+def test_refuses(config, with_train, tmp_path, given, match):
+    with pytest.raises(InputError, match=match):
+        grid.train(with_train(config, run=str(tmp_path / "grid")), given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refuses_a_grid_that_was_begun(trained_grid, with_train, tmp_path):
+    config, _ = trained_grid
+    with pytest.raises(InputError, match=r"pass --config\.train\.resume=True"):
+        grid.train(config, K_AND_RATE)
+    other = with_train(config, resume=True, steps=40)
+    with pytest.raises(InputError, match=r"no step of which all members .*learning_rate=0\.02: none"):
+        grid.train(other, ["sae.k=2", "train.learning_rate=1e-2,2e-2"])
