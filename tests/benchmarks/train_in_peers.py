@@ -8,7 +8,6 @@ x_hat.npy, fired.npy (which latents were above 0 on any of those rows) and W_dec
 """
 
 import json
-import os
 import pathlib
 import sys
 
@@ -18,7 +17,7 @@ from in_peers import LIBRARIES, Learning
 
 
 def main(system: str, d: int, n: int, k: int, batch: int, learning: Learning, folder: pathlib.Path) -> None:
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(1)  # so small a step takes longer when two threads meet at every operation
     torch.manual_seed(learning.seed)
     library = LIBRARIES[system](d, n, k, batch, learning)
 
