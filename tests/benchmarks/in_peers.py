@@ -2,18 +2,21 @@
 
 .venv-peers/bin/python tests/benchmarks/in_peers.py SYSTEM D LATENTS K BATCH DEAD_FRACTION REPEATS
 
-The library's own training loop runs, on an iterator that hands out the same batch again and again. A
+The library's own training loop runs, on an iterator that hands out the same batch again and again; with
+other batches, train_in_peers.py lets the same loops learn. A
 step is what the loop does between two requests for a batch. Between two steps this writes the line
 "floor" and waits for a line, while train_step.py times JAX's product; then it times torch's. The last line
 that it writes is {step_s, torch_floor_s}, medians.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import statistics
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterator
 
 import torch
@@ -22,20 +25,55 @@ from torch import nn
 WARM_UP = 2  # steps in which allocations are made, biases are initialised and Adam makes its moments
 MANY = 1_000_000  # steps that a loop is told of; the batches end it
 
-# A library below is (fit, W_enc_FD, age_F, dead_age): its loop over batches, its encoder's weights as rows,
-# its count of how long each latent has been silent, and a count at which it takes a latent for dead. Each
-# is imported only when it is measured, since nnsight, which dictionary_learning brings, patches torch.
-Library = tuple[Callable[[Iterator[torch.Tensor]], None], torch.Tensor, torch.Tensor, int]
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """What a library is told of a run that is to learn: a linear warm-up, then a linear decay to 0."""
+
+    steps: int
+    learning_rate: float
+    warm_up: int
+    dead_after_rows: int
+    seed: int
 
 
-def sae_lens(d: int, n: int, k: int, batch: int) -> Library:
+class Library(typing.NamedTuple):
+    """A library that is set up. ``fit`` is its loop over batches.
+
+    ``W_enc_FD`` are its encoder's weights as rows, ``age_F`` its count of how long each latent has been
+    silent, ``dead_age`` a count at which it takes a latent for dead. ``run`` gives its reconstruction and
+    its latents, [B, F], of rows; ``W_dec_FD`` its decoder's weights as they are when it is called.
+    """
+
+    fit: Callable[[Iterator[torch.Tensor]], None]
+    W_enc_FD: torch.Tensor
+    age_F: torch.Tensor
+    dead_age: int
+    run: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    W_dec_FD: Callable[[], torch.Tensor]
+
+
+# Each is imported only when it is asked for, since nnsight, which dictionary_learning brings, patches torch.
+# Without ``learning`` rates and windows are the library's defaults.
+
+
+def sae_lens(d: int, n: int, k: int, batch: int, learning: Learning | None = None) -> Library:
     """SAETrainer.fit with its defaults: AuxK, decoder norms kept in the latents' scale, clipping, Adam."""
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d, d_sae=n, k=k))
-    options = SAETrainerConfig(MANY * batch, train_batch_size_samples=batch, lr_end=3e-5)
+    steps, asked = MANY, {}
+    if learning:
+        steps = learning.steps
+        asked = {
+            "lr": learning.learning_rate,
+            "lr_warm_up_steps": learning.warm_up,
+            "lr_decay_steps": steps - learning.warm_up,
+            "dead_feature_window": learning.dead_after_rows // batch,
+        }
+    options = SAETrainerConfig(steps * batch, train_batch_size_samples=batch, lr_end=3e-5, **asked)
     trainer = SAETrainer(options, sae, data_provider=iter(()))
 
     def fit(batches):
@@ -43,24 +81,41 @@ def sae_lens(d: int, n: int, k: int, batch: int) -> Library:
         with contextlib.suppress(StopIteration):
             trainer.fit()
 
-    return fit, sae.W_enc.data.T, trainer.n_forward_passes_since_fired, 2 * options.dead_feature_window
+    def run(x_BD):
+        z_BF = sae.encode(x_BD)
+        return sae.decode(z_BF), z_BF
+
+    age_F, dead_age = trainer.n_forward_passes_since_fired, 2 * options.dead_feature_window
+    return Library(fit, sae.W_enc.data.T, age_F, dead_age, run, lambda: sae.W_dec.data)
 
 
-def dictionary_learning(d: int, n: int, k: int, batch: int) -> Library:
+def dictionary_learning(d: int, n: int, k: int, batch: int, learning: Learning | None = None) -> Library:
     """trainSAE, which calls TopKTrainer.update, with its defaults: AuxK, unit norms, clipping, Adam."""
     from dictionary_learning.trainers.top_k import TopKTrainer
     from dictionary_learning.training import trainSAE
 
-    trainer = TopKTrainer(steps=MANY, activation_dim=d, dict_size=n, k=k, layer=0, lm_name="", device="cpu")
+    steps, asked = MANY, {}
+    if learning:
+        steps, asked = learning.steps, {"lr": learning.learning_rate, "warmup_steps": learning.warm_up}
+        asked["decay_start"] = learning.warm_up + 1  # it refuses the step before
+    trainer = TopKTrainer(
+        steps=steps, activation_dim=d, dict_size=n, k=k, layer=0, lm_name="", device="cpu", **asked
+    )
+    if learning:
+        trainer.dead_feature_threshold = learning.dead_after_rows
 
     def fit(batches):
-        trainSAE(batches, [{"trainer": lambda: trainer}], steps=MANY, device="cpu")
+        trainSAE(batches, [{"trainer": lambda: trainer}], steps=steps, device="cpu")
+
+    def run(x_BD):
+        return trainer.ae(x_BD, output_features=True)
 
     age_F, dead_age = trainer.num_tokens_since_fired, 2 * trainer.dead_feature_threshold
-    return fit, trainer.ae.encoder.weight.data, age_F, dead_age
+    ae = trainer.ae
+    return Library(fit, ae.encoder.weight.data, age_F, dead_age, run, lambda: ae.decoder.weight.data.T)
 
 
-def sparsify(d: int, n: int, k: int, batch: int) -> Library:
+def sparsify(d: int, n: int, k: int, batch: int, learning: Learning | None = None) -> Library:
     """Trainer.fit with AuxK at 1/32 and Adam, which its defaults leave out; unit-norm decoder.
 
     It takes activations from a language model as that runs. Here the model's one layer gives the batch.
@@ -84,7 +139,7 @@ def sparsify(d: int, n: int, k: int, batch: int) -> Library:
 
     class Texts(torch.utils.data.IterableDataset):
         def __len__(self):
-            return MANY
+            return learning.steps if learning else MANY
 
         def __iter__(self):
             for model.x_BD in self.batches:
@@ -92,18 +147,38 @@ def sparsify(d: int, n: int, k: int, batch: int) -> Library:
 
     model, texts = Model(), Texts()
     coder = SparseCoderConfig(num_latents=n, k=k)
+    asked = {}
+    if learning:  # its rate always falls to 0 after the warm-up
+        asked = {
+            "lr": learning.learning_rate,
+            "lr_warmup_steps": learning.warm_up,
+            "dead_feature_threshold": learning.dead_after_rows,
+            "init_seeds": [learning.seed],
+        }
     options = TrainConfig(
-        coder, batch_size=1, optimizer="adam", auxk_alpha=1 / 32, hookpoints=["layer"], log_to_wandb=False
+        coder,
+        batch_size=1,
+        optimizer="adam",
+        auxk_alpha=1 / 32,
+        hookpoints=["layer"],
+        log_to_wandb=False,
+        **asked,
     )
     trainer = Trainer(options, texts, model)
-    trainer.save = lambda: None  # after the last step
+    trainer.save = lambda: None  # every 1000 steps, and after the last
 
     def fit(batches):
         texts.batches = batches
         trainer.fit()
 
+    coder = trainer.saes["layer"]
+
+    def run(x_BD):
+        out = coder(x_BD)
+        return out.sae_out, torch.zeros(len(x_BD), n).scatter_(1, out.latent_indices, out.latent_acts)
+
     age_F, dead_age = trainer.num_tokens_since_fired["layer"], 2 * options.dead_feature_threshold
-    return fit, trainer.saes["layer"].encoder.weight.data, age_F, dead_age
+    return Library(fit, coder.encoder.weight.data, age_F, dead_age, run, lambda: coder.W_dec.data)
 
 
 LIBRARIES = {
@@ -127,9 +202,9 @@ def main(
     torch.set_num_threads(os.cpu_count())
     torch.manual_seed(0)
     x_BD, W_FD = torch.randn(batch, d), torch.randn(n, d)
-    fit, W_enc_FD, age_F, dead_age = LIBRARIES[system](d, n, k, batch)
+    library = LIBRARIES[system](d, n, k, batch)
     dead = torch.randperm(n)[: round(dead_fraction * n)]
-    W_enc_FD[dead] *= 0.1  # so that they are never among the k largest
+    library.W_enc_FD[dead] *= 0.1  # so that they are never among the k largest
     step_s, floor_s = [], []
 
     def batches():
@@ -138,12 +213,12 @@ def main(
             start = time.perf_counter()
             x_BD @ W_FD.T
             floor_s.append(time.perf_counter() - start)
-            age_F[dead] = dead_age
+            library.age_F[dead] = library.dead_age
             start = time.perf_counter()
             yield x_BD
             step_s.append(time.perf_counter() - start)
 
-    fit(batches())
+    library.fit(batches())
     return {
         "step_s": statistics.median(step_s[WARM_UP:]),
         "torch_floor_s": statistics.median(floor_s[WARM_UP:]),

@@ -1,0 +1,277 @@
+"""What is learnt, here and in three other libraries, from the same rows in the same order.
+
+    bash tests/benchmarks/peers.sh      # once; makes .venv-peers with the other libraries
+    python -m extract.run --config configs/mini_sd.py  # once; makes the store of the miniature
+    python tests/benchmarks/quality.py --json quality.json
+    python tests/benchmarks/quality.py --json quality.json --data planted --systems revelio_jax --steps 200
+
+``planted``: rows of width 64 are sums of 8 of 256 unit directions, of which the most used comes 256 times
+as often as the least, with noise and far from the origin; the directions are known. ``miniature``: the
+activations of the quickstart. All systems get the same batches, centred and scaled the same way, and the same
+dictionary size, k, peak learning rate of Adam, warm-up over a tenth of the steps, decay to 0 over the
+rest, and number of rows after which a latent counts as dead; all else is the system's own default, and
+AuxK is on. One evaluator takes each system's own reconstructions of held-out rows.
+
+Prints a table, and with ``--json`` writes its rows: {data, system, seed, learning_rate, k, rows, fvu,
+dead_fraction, mmcs, matched}. ``rows`` were trained on, ``dead_fraction`` of the latents were above 0 on none
+of the held-out rows. Of planted directions, ``mmcs`` is the mean of the largest cosine with a decoder row,
+``matched`` the share where it is above 0.9; null elsewhere.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import typing
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from train_step import OURS, PEERS, PYTHON_OF_PEERS, systems
+
+from revelio_jax import data, sharding
+from revelio_jax import step as training
+from revelio_jax.config import Sae, Train
+from revelio_jax.errors import InputError, reported
+from revelio_jax.evaluate import make_reconstruct
+from revelio_jax.sae import initial
+from revelio_jax.sources import open_mixture
+from revelio_jax.train import normalisation
+
+LATENTS, DEAD_AFTER_ROWS = 512, 50_000
+BATCH = {"planted": 512, "miniature": 2048}
+STEPS = {"planted": 4000, "miniature": 3000}
+D, DIRECTIONS, ACTIVE, NOISE = 64, 256, 8, 0.05  # of planted
+K = {"planted": ACTIVE, "miniature": 20}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """``batches()`` are [batch, d] float32, the same every time; all rows are centred and scaled."""
+
+    name: str
+    batches: Callable[[], Iterator[np.ndarray]]
+    held_out_ND: np.ndarray
+    directions_PD: np.ndarray | None = None
+
+    @property
+    def batch(self) -> int:
+        return BATCH[self.name]
+
+    @property
+    def k(self) -> int:
+        return K[self.name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """As in in_peers.py."""
+
+    steps: int
+    learning_rate: float
+    warm_up: int
+    dead_after_rows: int
+    seed: int
+
+
+class Learnt(typing.NamedTuple):
+    """Of the held-out rows: what they were reconstructed as, and which latents fired on any."""
+
+    x_hat_ND: np.ndarray
+    fired_F: np.ndarray
+    W_dec_FD: np.ndarray
+
+
+def planted() -> Task:
+    random, batch = np.random.default_rng(0), BATCH["planted"]
+    directions_PD = unit(random.normal(size=(DIRECTIONS, D)))
+    offset_D = 3 * random.normal(size=D)
+    use_P = 1 / np.arange(1, DIRECTIONS + 1)
+
+    def rows(*stream):
+        random = np.random.default_rng(stream)
+        # The first to arrive of arrivals at these rates: drawn by use, none twice.
+        arrival_BP = random.standard_exponential((batch, DIRECTIONS)) / use_P
+        active_BK = np.argpartition(arrival_BP, ACTIVE, axis=1)[:, :ACTIVE]
+        code_BP = np.zeros((batch, DIRECTIONS))
+        np.put_along_axis(code_BP, active_BK, random.uniform(0.5, 1.5, active_BK.shape), axis=1)
+        return offset_D + code_BP @ directions_PD + NOISE * random.normal(size=(batch, D))
+
+    train, held_out = 0, 1
+    sample_ND = np.concatenate([rows(train, step) for step in range(64)])
+    mean_D = sample_ND.mean(0)
+    scale = np.sqrt(sample_ND.var(0).mean())
+
+    def normalised(x_BD):
+        return ((x_BD - mean_D) / scale).astype(np.float32)
+
+    return Task(
+        "planted",
+        lambda: (normalised(rows(train, step)) for step in itertools.count()),
+        np.concatenate([normalised(rows(held_out, i)) for i in range(128)]),
+        directions_PD,
+    )
+
+
+def miniature(store: str) -> Task:
+    """Raises InputError where the store is missing."""
+    if not (pathlib.Path(store) / "manifest.json").exists():
+        raise InputError(
+            f"--store is {store!r}, which holds no finished store; "
+            "make it with: python -m extract.run --config configs/mini_sd.py"
+        )
+    mixture = open_mixture([f"1:{store}"])
+    batch = BATCH["miniature"]
+    order = data.make_order(mixture, 0, batch, 256, held_out=0.2, lanes=1)
+    mean_D, scale = normalisation("centre_scale", mixture)
+
+    def batches():
+        with contextlib.closing(data.batches(mixture, order, 0)) as stored:
+            for x_BD in stored:
+                yield (x_BD - mean_D) / np.float32(scale)
+
+    held_out_ND = np.concatenate(list(data.held_out_rows(mixture, order, batch)))
+    return Task("miniature", batches, (held_out_ND - mean_D) / np.float32(scale))
+
+
+def unit(W_FD: np.ndarray) -> np.ndarray:
+    return W_FD / np.maximum(np.linalg.norm(W_FD, axis=1, keepdims=True), 1e-30)
+
+
+def train_ours(task: Task, learning: Learning) -> Learnt:
+    """As revelio_jax.train does it."""
+    d = task.held_out_ND.shape[1]
+    sae = Sae(k=task.k, latents=LATENTS, k_aux=128, dead_after_rows=learning.dead_after_rows)
+    train = Train(
+        steps=learning.steps,
+        batch_size=task.batch,
+        learning_rate=learning.learning_rate,
+        warmup_steps=learning.warm_up,
+        decay_share=1 - learning.warm_up / learning.steps,
+    )
+    mesh = sharding.make_mesh(1, 1, task.batch, LATENTS)
+    with contextlib.closing(task.batches()) as batches:
+        first_ND = np.concatenate(list(itertools.islice(batches, sae.b_dec_init_rows // task.batch)))
+    params = initial.initial_params(sae, learning.seed, LATENTS, initial.bias(sae.b_dec_init, first_ND), mesh)
+    state = training.initial_state(params, np.zeros(d), 1.0, sae, train, mesh)
+    train_step = training.make_train_step(sae, train, mesh)
+    with contextlib.closing(task.batches()) as batches:
+        for x_BD in itertools.islice(batches, learning.steps):
+            state, _ = train_step(state, sharding.put_batch(mesh, x_BD))
+    reconstruct = make_reconstruct(dataclasses.replace(sae, dead_threshold=0.0), mesh)
+    x_hats, fired_F = [], np.zeros(LATENTS, bool)
+    for start in range(0, len(task.held_out_ND), task.batch):
+        x_BD = task.held_out_ND[start : start + task.batch]
+        x_hat_BD, fired, _ = reconstruct(state, x_BD, np.ones(len(x_BD), bool))
+        x_hats.append(np.asarray(x_hat_BD))
+        fired_F |= np.asarray(fired) > 0
+    return Learnt(np.concatenate(x_hats), fired_F, np.asarray(state.params["W_dec_FD"]))
+
+
+def train_peer(system: str, task: Task, learning: Learning) -> Learnt:
+    """Ends this process with what the library's process wrote, where that fails."""
+    script = pathlib.Path(__file__).with_name("train_in_peers.py")
+    sizes = (task.held_out_ND.shape[1], LATENTS, task.k, task.batch)
+    learning_json = json.dumps(dataclasses.asdict(learning))
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as said:
+        folder = pathlib.Path(folder)
+        np.save(folder / "held_out.npy", task.held_out_ND)
+        command = map(str, [PYTHON_OF_PEERS, script, system, *sizes, learning_json, folder])
+        # It may write files of its own where it runs.
+        streams = {"stdin": subprocess.PIPE, "stdout": said, "stderr": said, "cwd": folder}
+        with (
+            contextlib.suppress(BrokenPipeError),  # its status says that it failed
+            subprocess.Popen(list(command), **streams) as process,
+            contextlib.closing(task.batches()) as batches,
+        ):
+            for x_BD in itertools.islice(batches, learning.steps):
+                process.stdin.write(np.ascontiguousarray(x_BD).data)
+        if process.returncode:
+            said.seek(0)
+            sys.exit(f"{said.read()}\n{system} on {task.name} ended with status {process.returncode}")
+        return Learnt(*(np.load(folder / f"{name}.npy") for name in ("x_hat", "fired", "W_dec_FD")))
+
+
+def score(task: Task, learnt: Learnt) -> dict[str, float | None]:
+    x_ND = task.held_out_ND.astype(np.float64)
+    fvu = np.square(x_ND - learnt.x_hat_ND).sum() / np.square(x_ND - x_ND.mean(0)).sum()
+    row = {
+        "fvu": float(fvu),
+        "dead_fraction": float(1 - learnt.fired_F.mean()),
+        "mmcs": None,
+        "matched": None,
+    }
+    if task.directions_PD is not None:
+        cosine_P = (task.directions_PD @ unit(learnt.W_dec_FD).T).max(1)
+        row |= {"mmcs": float(cosine_P.mean()), "matched": float((cosine_P > 0.9).mean())}
+    return row
+
+
+def line(row: dict) -> str:
+    """A row of the table."""
+    recovered = "| |" if row["mmcs"] is None else f"| {row['mmcs']:.3f} | {row['matched']:.1%}"
+    return (
+        f"| {row['data']} | {row['system']} | {row['seed']} | {row['learning_rate']:g} | {row['k']} "
+        f"| {row['rows']:,} | {row['fvu']:.5f} | {row['dead_fraction']:.1%} {recovered} |"
+    )
+
+
+def numbers(flag: str, text: str, kind: type, low: float) -> list:
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError:
+        found = [float("nan")]
+    if not all(low <= number < float("inf") for number in found):
+        raise InputError(f"{flag} is {text!r}; it must be numbers of at least {low:g}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--json", default="", metavar="FILE", help="where the rows are written")
+    parser.add_argument("--data", default=",".join(STEPS), help="what is learnt from; default both")
+    parser.add_argument("--systems", default=",".join((OURS, *PEERS)), help="what learns; default all")
+    parser.add_argument("--rates", default="3e-4,1e-3", help="peak learning rates; default 3e-4,1e-3")
+    parser.add_argument("--seeds", default="0", help="seeds of the initial weights; default 0")
+    parser.add_argument("--steps", default=0, type=int, help=f"steps of each; 0, the default, is {STEPS}")
+    parser.add_argument("--store", default="stores/mini_sd", help="store of the miniature")
+    given = parser.parse_args()
+    path = pathlib.Path(given.json)
+    if given.json and not path.parent.is_dir():
+        raise InputError(f"--json is {given.json!r}; there is no folder {str(path.parent)!r}")
+    if given.steps and given.steps < 20:
+        raise InputError(f"--steps is {given.steps}; it must be 0 or at least 20")
+    names = given.data.split(",")
+    for name in names:
+        if name not in STEPS:
+            raise InputError(f"--data has {name!r}; allowed: {', '.join(STEPS)}")
+    learners = systems(given.systems)
+    rates, seeds = numbers("--rates", given.rates, float, 1e-9), numbers("--seeds", given.seeds, int, 0)
+    tasks = [planted() if name == "planted" else miniature(given.store) for name in names]
+
+    print("| data | system | seed | learning rate | k | rows | FVU | dead | mean max cosine | matched |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    rows = []
+    for task, rate, seed, system in itertools.product(tasks, rates, seeds, learners):
+        steps = given.steps or STEPS[task.name]
+        learning = Learning(steps, rate, steps // 10, DEAD_AFTER_ROWS, seed)
+        learnt = train_ours(task, learning) if system == OURS else train_peer(system, task, learning)
+        facts = {"data": task.name, "system": system, "seed": seed, "learning_rate": rate}
+        rows.append(facts | {"k": task.k, "rows": steps * task.batch, **score(task, learnt)})
+        print(line(rows[-1]), flush=True)
+        if given.json:  # after each, since all of them take long
+            part = path.with_name(f"{path.name}.part")
+            part.write_text(json.dumps(rows, indent=2) + "\n")
+            os.replace(part, path)
+
+
+if __name__ == "__main__":
+    with reported():
+        main()
