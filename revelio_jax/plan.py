@@ -161,15 +161,17 @@ def parse_mesh(mesh: str, chips: int, topology: str) -> tuple[int, int]:
 
 def configured(config: Config, chips: int, topology: str) -> list[tuple[int, int]]:
     """The config's own mesh, if it fixes one."""
-    data, feature = config.train.mesh_data, config.train.mesh_feature
-    if (data, feature) == (-1, 1):  # the default
+    data, feature = given = config.train.mesh_data, config.train.mesh_feature
+    if given == (1, -1):  # the default
         return []
     if data == -1 and chips % feature == 0:
         data = chips // feature
+    elif feature == -1 and chips % data == 0:
+        feature = chips // data
     if data * feature != chips:
         raise InputError(
-            f"config.train.mesh_data x mesh_feature is {data} x {feature}; it must be the {chips} chips of "
-            f"{topology}"
+            f"config.train.mesh_data x mesh_feature is {given[0]} x {given[1]}; it must be the {chips} chips "
+            f"of {topology}"
         )
     return [(data, feature)]
 

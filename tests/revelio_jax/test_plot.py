@@ -43,7 +43,8 @@ def test_curves_are_the_metrics(runs):
         for run, line in zip(runs, ax.lines, strict=True):
             np.testing.assert_array_equal(line.get_xdata(), metrics(run, "step"))
             np.testing.assert_array_equal(line.get_ydata(), metrics(run, field))
-    assert [ax.get_yscale() for ax in figure.axes] == ["log", "linear", "linear", "linear"]
+    scales = [ax.get_yscale() for ax in figure.axes]
+    assert (scales[0], scales[2:]) == ("log", ["linear", "linear"])  # FVU by how far it falls
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first", "second"]
 
 
