@@ -107,13 +107,13 @@ def _sizes(latents, sae):
     """Sizes that few dead latents are gathered into, from k_aux, where no top-k is needed, upwards.
 
     Steps of half of k_aux at first, since few dead latents are the rule and each size costs in
-    proportion; then doubled, since each size is a branch to compile. Up to a quarter of the latents, or
-    to as many as are encoded at a time.
+    proportion; then up by half, since each size is a branch to compile. Up to a quarter of the latents,
+    or to as many as are encoded at a time.
     """
     smallest = max(sae.k_aux // jax.lax.axis_size("feature"), 8)
     largest = sae.encode_chunk or latents // 4
     sizes, size = [], smallest
     while size <= largest:
         sizes.append(size)
-        size += smallest // 2 if size < 3 * smallest else size
+        size += smallest // 2 if size < 3 * smallest else size // 2
     return sizes
