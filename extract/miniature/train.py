@@ -83,6 +83,7 @@ def make(work: pathlib.Path, out: pathlib.Path, n_workers: int, steps: Steps) ->
     out.mkdir(parents=True, exist_ok=True)
     pipe = StableDiffusionPipeline.from_pretrained(pipe_folder)
     pipe.to(torch.float16).save_pretrained(out)
+    forget_where(out)
     shutil.copy(judge_folder / judge.WEIGHTS, out)
     held_out = {(p.name, p.style) for p in pictures if p.held_out}
     rows = [{**row, "held_out": int((row["name"], row["style"]) in held_out)} for row in captions]
@@ -95,6 +96,14 @@ def make(work: pathlib.Path, out: pathlib.Path, n_workers: int, steps: Steps) ->
     (out / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
     (out / "README.md").write_text(card.render(measured, pictures))
     print(json.dumps(measured, indent=2))
+
+
+def forget_where(folder: pathlib.Path) -> None:
+    """Drop the folder that a part was loaded from, which diffusers writes into its config."""
+    for path in (folder / "model_index.json", *folder.glob("*/config.json")):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

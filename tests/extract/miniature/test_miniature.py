@@ -107,3 +107,8 @@ def test_the_judge_is_never_shown_a_fifth_of_the_objects():
     unseen = judge.unseen_objects(pictures)
     assert len(unseen) == 10
     assert unseen == judge.unseen_objects(pictures[::-1])
+
+
+def test_no_config_tells_where_it_was_made():
+    for path in (FOLDER / "model_index.json", *FOLDER.glob("*/config.json")):
+        assert "_name_or_path" not in json.loads(path.read_text()), path
