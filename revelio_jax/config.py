@@ -172,7 +172,10 @@ class Train:
     adam_eps: float = _field(6.25e-10, "epsilon of Adam", low=0.0)
     clip_norm: float = _field(0.0, "gradients of a larger norm are scaled down to it; 0 is never", low=0.0)
     ema: float = _field(
-        0.0, "decay of a moving average of the parameters, which is then what is evaluated", low=0.0, high=1.0
+        0.0,
+        "decay of a moving average of the parameters, which is then what is evaluated",
+        low=0.0,
+        high=0.999999,  # at 1 it would never move
     )
     seed: int = _field(0, "seed of initialisation and of the order of rows", low=0)
     held_out: float = _field(0.05, "share of the chunks kept for evaluation", low=0.0, high=0.5)

@@ -10,10 +10,9 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 
-from revelio_jax import checkpoint, data
+from revelio_jax import checkpoint, data, processes
 from revelio_jax.metrics import NotFinite
 from revelio_jax.sources import Mixture
 from revelio_jax.store.layout import INDEX_ARRAYS
@@ -32,7 +31,7 @@ def explained(run: pathlib.Path, mixture: Mixture, order: data.Order) -> Iterato
     except NotFinite as stop:
         record = describe(run, mixture, order, stop)
         path = run / "nonfinite.json"
-        if jax.process_index() == 0:
+        if processes.is_first():
             part = path.with_suffix(".part")
             part.write_text(json.dumps(record, indent=1) + "\n")
             os.replace(part, path)

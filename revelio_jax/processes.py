@@ -21,6 +21,11 @@ def start(train: Train) -> None:
     coordinator's address, their number and its own. Raises InputError where they do not find together.
     """
     if not train.distributed:
+        if train.coordinator or train.processes > 1 or train.process:  # or each would train alone
+            raise InputError(
+                "config.train.distributed is False; it must be True where config.train.coordinator, "
+                "processes or process is given"
+            )
         return
     told = {}
     if train.coordinator:

@@ -11,8 +11,7 @@ import pathlib
 import secrets
 import time
 
-import jax
-
+from revelio_jax import processes
 from revelio_jax.config import Config, Train
 from revelio_jax.errors import InputError, require
 
@@ -37,7 +36,7 @@ def check(train: Train) -> None:
 
 def sinks(run: pathlib.Path, start: int, config: Config) -> list["TensorBoard | Wandb"]:
     """What the run asks for, from step ``start`` on; in process 0 only."""
-    if jax.process_index():
+    if not processes.is_first():
         return []
     asked = [TensorBoard(run, start)] if config.train.tensorboard else []
     return [*asked, Wandb(run, config)] if config.train.wandb else asked

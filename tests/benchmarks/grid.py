@@ -15,19 +15,18 @@ are medians.
 import argparse
 import contextlib
 import itertools
-import json
-import os
-import pathlib
 import statistics
 import tempfile
 import time
 
 import jax
 import numpy as np
+import results
 
 from revelio_jax import data, grid, sharding
 from revelio_jax import step as training
 from revelio_jax.config import Config, Extract, Sae, Train
+from revelio_jax.errors import reported
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
 
 CHUNK_ROWS, SHARD_ROWS, SHARDS, SAMPLE_ROWS, ACTIVE = 256, 16_384, 8, 32, 10
@@ -46,12 +45,11 @@ def main():
     )
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    rows = []
+    results.checked(options.json)
+    found = []
     for size in options.sizes.split(","):
-        rows += measure(*map(int, size.split("x")), options.forms.split(","), options.ks, options.rounds)
-    part = pathlib.Path(options.json + ".part")
-    part.write_text(json.dumps({"options": vars(options), "rows": rows}, indent=1) + "\n")
-    os.replace(part, options.json)
+        found += measure(*map(int, size.split("x")), options.forms.split(","), options.ks, options.rounds)
+    results.write(options.json, {"options": vars(options), "rows": found})
 
 
 def measure(d: int, expansion: int, batch: int, steps: int, forms: list[str], ks: str, rounds: int) -> list:
@@ -159,4 +157,5 @@ def write(folder: str, d: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with reported():
+        main()

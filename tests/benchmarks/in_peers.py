@@ -10,7 +10,6 @@ that it writes is {step_s, torch_floor_s}, medians.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import statistics
@@ -20,21 +19,11 @@ import typing
 from collections.abc import Callable, Iterator
 
 import torch
+from learning import Learning
 from torch import nn
 
 WARM_UP = 2  # steps in which allocations are made, biases are initialised and Adam makes its moments
 MANY = 1_000_000  # steps that a loop is told of; the batches end it
-
-
-@dataclasses.dataclass(frozen=True)
-class Learning:
-    """What a library is told of a run that is to learn: a linear warm-up, then a linear decay to 0."""
-
-    steps: int
-    learning_rate: float
-    warm_up: int
-    dead_after_rows: int
-    seed: int
 
 
 class Library(typing.NamedTuple):

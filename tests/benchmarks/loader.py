@@ -14,16 +14,15 @@ disk makes raw slower, and the ratio better.
 import argparse
 import concurrent.futures
 import itertools
-import json
-import os
-import pathlib
 import statistics
 import tempfile
 import time
 
 import numpy as np
+import results
 
 from revelio_jax import data
+from revelio_jax.errors import reported
 from revelio_jax.sources import Mixture, open_mixture
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
 
@@ -42,6 +41,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", help="where the store is made; a temporary folder where it is left out")
     options = parser.parse_args()
+    results.checked(options.json)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         write(folder, options.gb, options.d, options.dtype)
         mixture = open_mixture([f"1:{folder}"])
@@ -52,14 +52,12 @@ def main():
             for name, measure in modes.items():
                 rates[name].append(measure())
     median = {name: statistics.median(found) for name, found in rates.items()}
-    rows = [
+    found = [
         {"mode": name, "mb_per_s": median[name], "ratio": median[name] / median["raw"], "all": rates[name]}
         for name in modes
     ]
-    part = pathlib.Path(options.json + ".part")
-    part.write_text(json.dumps({"options": vars(options), "rows": rows}, indent=1) + "\n")
-    os.replace(part, options.json)
-    for row in rows:
+    results.write(options.json, {"options": vars(options), "rows": found})
+    for row in found:
         print(f"{row['mode']:8} {row['mb_per_s']:8.0f} MB/s  {row['ratio']:.2f}")
 
 
@@ -106,4 +104,5 @@ def loader(mixture: Mixture, order: data.Order) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with reported():
+        main()

@@ -14,6 +14,10 @@ import json
 import subprocess
 import sys
 
+import results
+
+from revelio_jax.errors import reported
+
 SIZES = [
     "768,65536,32,4096,0",
     "768,65536,32,4096,8192",
@@ -26,13 +30,14 @@ SIZES = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="d,n,k,batch,encode_chunk of each run")
-    parser.add_argument("--json", help="file for the rows")
+    parser.add_argument("--json", default="", help="file for the rows")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(run(*map(int, options.one.split(",")))))
         return
-    rows = []
+    results.checked(options.json)
+    found = []
     print(
         "| d | n | k | batch | encode_chunk | state GiB | gradients | pre-activations | peak |\n"
         + "|---" * 9
@@ -43,15 +48,13 @@ def main() -> None:
         if done.returncode:
             sys.exit(f"error: {size}: {done.stderr.strip().splitlines()[-1]}")
         row = json.loads(done.stdout.splitlines()[-1])
-        rows.append(row)
+        found.append(row)
         print(
             "| {d} | {n} | {k} | {batch} | {encode_chunk} | {state_gib:.2f} | {gradients_gib:.2f} "
             "| {pre_activations_gib:.2f} | {peak_gib:.2f} |".format(**row),
             flush=True,
         )
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(rows, file, indent=1)
+    results.write(options.json, found)
 
 
 def run(d: int, n: int, k: int, batch: int, encode_chunk: int) -> dict[str, float]:
@@ -89,4 +92,5 @@ def run(d: int, n: int, k: int, batch: int, encode_chunk: int) -> dict[str, floa
 
 
 if __name__ == "__main__":
-    main()
+    with reported():
+        main()

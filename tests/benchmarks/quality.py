@@ -23,7 +23,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -32,6 +31,8 @@ import typing
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import results
+from learning import Learning
 from train_step import OURS, PEERS, PYTHON_OF_PEERS, systems
 
 from revelio_jax import data, sharding
@@ -66,17 +67,6 @@ class Task:
     @property
     def k(self) -> int:
         return K[self.name]
-
-
-@dataclasses.dataclass(frozen=True)
-class Learning:
-    """As in in_peers.py."""
-
-    steps: int
-    learning_rate: float
-    warm_up: int
-    dead_after_rows: int
-    seed: int
 
 
 class Learnt(typing.NamedTuple):
@@ -243,9 +233,7 @@ def main() -> None:
     parser.add_argument("--steps", default=0, type=int, help=f"steps of each; 0, the default, is {STEPS}")
     parser.add_argument("--store", default="stores/mini_sd", help="store of the miniature")
     given = parser.parse_args()
-    path = pathlib.Path(given.json)
-    if given.json and not path.parent.is_dir():
-        raise InputError(f"--json is {given.json!r}; there is no folder {str(path.parent)!r}")
+    path = results.checked(given.json)
     if given.steps and given.steps < 20:
         raise InputError(f"--steps is {given.steps}; it must be 0 or at least 20")
     names = given.data.split(",")
@@ -258,18 +246,15 @@ def main() -> None:
 
     print("| data | system | seed | learning rate | k | rows | FVU | dead | mean max cosine | matched |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
-    rows = []
+    measured = []
     for task, rate, seed, system in itertools.product(tasks, rates, seeds, learners):
         steps = given.steps or STEPS[task.name]
         learning = Learning(steps, rate, steps // 10, DEAD_AFTER_ROWS, seed)
         learnt = train_ours(task, learning) if system == OURS else train_peer(system, task, learning)
         facts = {"data": task.name, "system": system, "seed": seed, "learning_rate": rate}
-        rows.append(facts | {"k": task.k, "rows": steps * task.batch, **score(task, learnt)})
-        print(line(rows[-1]), flush=True)
-        if given.json:  # after each, since all of them take long
-            part = path.with_name(f"{path.name}.part")
-            part.write_text(json.dumps(rows, indent=2) + "\n")
-            os.replace(part, path)
+        measured.append(facts | {"k": task.k, "rows": steps * task.batch, **score(task, learnt)})
+        print(line(measured[-1]), flush=True)
+        results.write(path, measured)  # after each, since all of them take long
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 .venv-peers/bin/python tests/benchmarks/train_in_peers.py SYSTEM D LATENTS K BATCH LEARNING FOLDER
 
-LEARNING is in_peers.Learning as JSON. Standard input holds its ``steps`` batches, float32 [BATCH, D] one
+LEARNING is learning.Learning as JSON. Standard input holds its ``steps`` batches, float32 [BATCH, D] one
 after another. FOLDER holds held_out.npy, rows that are reconstructed at the end; written there are
 x_hat.npy, fired.npy (which latents were above 0 on any of those rows) and W_dec_FD.npy.
 """
@@ -13,7 +13,8 @@ import sys
 
 import numpy as np
 import torch
-from in_peers import LIBRARIES, Learning
+from in_peers import LIBRARIES
+from learning import Learning
 
 
 def main(system: str, d: int, n: int, k: int, batch: int, learning: Learning, folder: pathlib.Path) -> None:

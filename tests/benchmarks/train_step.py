@@ -15,7 +15,6 @@ floor_s, ratio, torch_floor_s}. The last is torch's time for the same product, n
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -27,6 +26,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import results
 
 from revelio_jax import sharding
 from revelio_jax import step as training
@@ -191,9 +191,7 @@ def main() -> None:
     parser.add_argument("--dead", default="0,0.05", help="dead fractions for this project; default 0,0.05")
     parser.add_argument("--dead-peers", default="0", help="dead fractions for the others; default 0")
     given = parser.parse_args()
-    path = pathlib.Path(given.json)
-    if given.json and not path.parent.is_dir():
-        raise InputError(f"--json is {given.json!r}; there is no folder {str(path.parent)!r}")
+    path = results.checked(given.json)
     if given.repeats < 1:
         raise InputError(f"--repeats is {given.repeats}; it must be at least 1")
     measured_sizes, measured_systems = sizes(given.sizes), systems(given.systems)
@@ -201,19 +199,16 @@ def main() -> None:
 
     print("| system | d | latents | k | batch | dead | step, ms | floor, ms | ratio | torch's floor, ms |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
-    rows = []
+    measured = []
     for size in measured_sizes:
         for system in measured_systems:
             for fraction in dead if system == OURS else dead_peers:
                 if system == OURS:
-                    rows.append(measure_ours(size, fraction, given.repeats))
+                    measured.append(measure_ours(size, fraction, given.repeats))
                 else:
-                    rows.append(measure_peer(system, size, fraction, given.repeats))
-                print(line(rows[-1]), flush=True)
-    if given.json:
-        part = path.with_name(f"{path.name}.part")
-        part.write_text(json.dumps(rows, indent=2) + "\n")
-        os.replace(part, path)
+                    measured.append(measure_peer(system, size, fraction, given.repeats))
+                print(line(measured[-1]), flush=True)
+    results.write(path, measured)
 
 
 if __name__ == "__main__":

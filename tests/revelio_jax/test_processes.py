@@ -104,6 +104,12 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(split, start, tmp_
     assert all(f"step {step} is saved" in out for out, _ in said)
 
 
+def test_refuses_to_train_alone_where_others_are_named():
+    for fields in ({"coordinator": "localhost:1"}, {"processes": 2}, {"process": 1}):
+        with pytest.raises(InputError, match=r"config.train.distributed is False; it must be True"):
+            processes.start(Train(**fields))
+
+
 def test_refuses_a_process_that_is_none():
     with pytest.raises(InputError, match=r"config.train.process is 2; it must be from 0 to .*, 1"):
         processes.start(Train(distributed=True, coordinator="localhost:1", processes=2, process=2))

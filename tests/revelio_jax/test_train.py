@@ -137,8 +137,8 @@ def test_a_mixture_on_lanes_goes_on_to_the_bit(base, with_train, two_stores, pla
     assert_same_bits(final_state(parts), final_state(whole))
     assert lines(parts)[-1]["coverage"] == lines(whole)[-1]["coverage"]
     other = with_train(whole, steps=61, resume=True, stores=(two_stores[0].removeprefix("3:"), two_stores[1]))
-    refused(other, "store fingerprint is '1/2 of .*; 1/2 of .*was trained with '3/4 of", tmp_path)
-    refused(with_train(whole, steps=61, resume=True, lanes=2), r"train\.lanes is 2, but", tmp_path)
+    assert_refused(other, "store fingerprint is '1/2 of .*; 1/2 of .*was trained with '3/4 of", tmp_path)
+    assert_refused(with_train(whole, steps=61, resume=True, lanes=2), r"train\.lanes is 2, but", tmp_path)
 
     state, few, many = final_state(whole), planted[:1024].astype(float), planted[1024:] + 1.0
     mean = 0.75 * few.mean(0) + 0.25 * many.mean(0)
@@ -185,7 +185,7 @@ def test_truncate_keeps_whole_lines_up_to_the_step(tmp_path):
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def refused(config, match, tmp_path):
+def assert_refused(config, match, tmp_path):
     """Training refuses, and leaves nothing behind."""
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match=match):
@@ -236,16 +236,16 @@ def refused(config, match, tmp_path):
 def test_refuses(base, with_train, tmp_path, section, fields, match):
     config = with_train(base, run=str(tmp_path / "run"))
     changed = dataclasses.replace(getattr(config, section), **fields)
-    refused(dataclasses.replace(config, **{section: changed}), match, tmp_path)
+    assert_refused(dataclasses.replace(config, **{section: changed}), match, tmp_path)
 
 
 def test_refuses_to_train_over_a_run(trained, tmp_path):
-    refused(trained, r"pass --config.train.resume=True", tmp_path)
+    assert_refused(trained, r"pass --config.train.resume=True", tmp_path)
 
 
 def test_refuses_a_run_that_is_a_file(base, with_train, tmp_path):
     (tmp_path / "run").write_text("")
-    refused(with_train(base, run=str(tmp_path / "run")), "which is no folder", tmp_path)
+    assert_refused(with_train(base, run=str(tmp_path / "run")), "which is no folder", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_refuses_a_run_that_is_a_file(base, with_train, tmp_path):
 def test_refuses_to_resume_with_other_settings(trained, with_train, tmp_path, section, fields, match):
     config = with_train(trained, resume=True, steps=700)
     changed = dataclasses.replace(getattr(config, section), **fields)
-    refused(dataclasses.replace(config, **{section: changed}), match, tmp_path)
+    assert_refused(dataclasses.replace(config, **{section: changed}), match, tmp_path)
 
 
 def test_refuses_to_resume_on_another_store(trained, with_train, planted, write_store, tmp_path):
@@ -268,13 +268,13 @@ def test_refuses_to_resume_on_another_store(trained, with_train, planted, write_
     assert open_store(other).fingerprint != open_store(trained.extract.store).fingerprint
     config = with_train(trained, resume=True, steps=700)
     config = dataclasses.replace(config, extract=dataclasses.replace(config.extract, store=other))
-    refused(config, "store fingerprint is", tmp_path)
+    assert_refused(config, "store fingerprint is", tmp_path)
 
 
 def test_refuses_a_half_written_store(base, with_train, planted, write_store, tmp_path):
     half = write_store(tmp_path / "half", planted[:512], finish=False)
     config = with_train(base, run=str(tmp_path / "run"))
-    refused(
+    assert_refused(
         dataclasses.replace(config, extract=dataclasses.replace(config.extract, store=half)),
         "unfinished",
         tmp_path,
@@ -287,14 +287,14 @@ def test_refuses_a_dtype_that_is_not_allowed(base, with_train, planted, write_st
     array.write_text(array.read_text().replace('"float32"', '"int32"').replace("0.0", "0"))
     config = with_train(base, run=str(tmp_path / "run"))
     config = dataclasses.replace(config, extract=dataclasses.replace(config.extract, store=location))
-    refused(config, "activations is int32", tmp_path)
+    assert_refused(config, "activations is int32", tmp_path)
 
 
 def test_refuses_rows_that_are_all_equal(base, with_train, write_store, tmp_path):
     location = write_store(tmp_path / "equal", np.ones((512, 4), np.float32))
     config = with_train(base, run=str(tmp_path / "run"))
     config = dataclasses.replace(config, extract=dataclasses.replace(config.extract, store=location))
-    refused(config, "all rows are equal", tmp_path)
+    assert_refused(config, "all rows are equal", tmp_path)
 
 
 def test_rows_with_nan_are_never_trained_on(base, with_train, planted, write_store, tmp_path):

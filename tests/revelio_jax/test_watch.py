@@ -132,7 +132,7 @@ def test_steps_that_wandb_has_are_not_sent_again(base, tmp_path):
     assert sink._run.sent == [150]
 
 
-def refused(config, match, tmp_path):
+def assert_refused(config, match, tmp_path):
     with pytest.raises(InputError, match=match):
         train(config)
     assert not list(tmp_path.iterdir())
@@ -144,12 +144,12 @@ def test_a_missing_package_is_named_before_anything_is_written(
 ):
     monkeypatch.setitem(sys.modules, package, None)
     config = with_train(base, run=str(tmp_path / "run"), **{package: value})
-    refused(config, rf"config\.train\.{package} needs the package {package}; pip install", tmp_path)
+    assert_refused(config, rf"config\.train\.{package} needs the package {package}; pip install", tmp_path)
 
 
 def test_a_project_that_wandb_does_not_take(base, with_train, tmp_path, wandb):
     config = with_train(base, run=str(tmp_path / "run"), wandb="a/b")
-    refused(config, r"config\.train\.wandb is 'a/b': Invalid project name", tmp_path)
+    assert_refused(config, r"config\.train\.wandb is 'a/b': Invalid project name", tmp_path)
 
 
 def test_no_login_to_wandb(base, with_train, config_file, tmp_path, wandb):
