@@ -99,10 +99,10 @@ class Sae:
         choices=("centre_scale", "none"),
     )
     init: str = _field(
-        "unit",
-        "initial encoder: unit rows, the same as the decoder's, or kaiming_uniform, of which the decoder's "
-        "are the unit rows",
-        choices=("unit", "kaiming_uniform"),
+        "fitted",
+        "initial encoder: unit, the decoder's rows, which are unit rows; fitted, those times the one factor "
+        "that reconstructs the first rows best; kaiming_uniform, of which the decoder's are the unit rows",
+        choices=("fitted", "unit", "kaiming_uniform"),
     )
     b_dec_init: str = _field(
         "geometric_median",
@@ -170,7 +170,12 @@ class Train:
     decay: str = _field("linear", "how the rate falls to 0 at the end", choices=("linear", "cosine"))
     decay_share: float = _field(0.0, "last share of the steps in which it falls", low=0.0, high=1.0)
     adam_eps: float = _field(6.25e-10, "epsilon of Adam", low=0.0)
-    clip_norm: float = _field(0.0, "gradients of a larger norm are scaled down to it; 0 is never", low=0.0)
+    clip_norm: float = _field(
+        1e-3,
+        "gradients of a larger norm are scaled down to it; 0 is never. The default nearly always applies, so "
+        "that Adam's second moments do not remember how steep the loss began",
+        low=0.0,
+    )
     ema: float = _field(
         0.0,
         "decay of a moving average of the parameters, which is then what is evaluated",
