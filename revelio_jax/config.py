@@ -34,7 +34,9 @@ class Model:
 
     id: str = _field("", "hub id or folder of a diffusers pipeline")
     revision: str = _field("", "hub revision; empty is the newest")
-    family: str = _field("sd", "layout of the pipeline", choices=("sd", "sdxl", "flux"))
+    family: str = _field(
+        "sd", "layout of the pipeline; text is a text encoder alone", choices=("sd", "sdxl", "flux", "text")
+    )
     dtype: str = _field("float32", "dtype of its weights", choices=("float32", "float16", "bfloat16"))
     device: str = _field("auto", "torch device; auto is cuda, else mps, else cpu")
 
@@ -45,11 +47,14 @@ class Extract:
 
     prompts: str = _field("", "prompt file: .txt, .csv, .jsonl or .parquet")
     prompt_column: str = _field("prompt", "column with the prompt; every other column is a label")
-    sites: tuple[str, ...] = _field((), "hook points, such as clip.layer.9")
+    sites: tuple[str, ...] = _field(
+        (), "hook points, such as clip.layer.9; clip_l.layer.10+clip_g.layer.28 joins two, token by token"
+    )
     positions: str = _field(
-        "all",
-        "token positions kept: all; no_padding drops padding; content also drops BOS and EOS",
-        choices=("all", "no_padding", "content"),
+        "auto",
+        "token positions kept: all; no_padding drops padding; content also drops BOS and EOS; auto is all of "
+        "CLIP and no_padding of other encoders",
+        choices=("auto", "all", "no_padding", "content"),
     )
     batch_size: int = _field(64, "prompts a forward pass", low=1)
     store: str = _field("", "the store that is written: a folder, gs://, s3://, memory://")
