@@ -1,15 +1,14 @@
 """Concept Steerers on Stable Diffusion XL: both CLIP text encoders, joined token by token, in one SAE.
 
     python -m revelio_jax.plan     --config configs/sdxl_clip.py --topology v5e:2x2
+    python -m extract.run          --config configs/sdxl_clip.py
     python -m revelio_jax.train    --config configs/sdxl_clip.py
     python -m revelio_jax.evaluate --config configs/sdxl_clip.py
     python -m revelio_jax.export   --config configs/sdxl_clip.py
 
 The site is layer 10 of CLIP-L (width 768) beside layer 28 of OpenCLIP-bigG (width 1,280).
 
-Works today: planning, and training, evaluation and export from a store that holds this site. Not yet:
-extraction of a joined site (extract.run says that it is unknown), and steering an SDXL pipeline.
-Either encoder alone is extracted with --config.extract.sites=clip_g.layer.28.
+Steering an SDXL pipeline is not there yet.
 
 Prompts: the I2P benchmark, 4,703 rows, as in sd14_clip.py.
 

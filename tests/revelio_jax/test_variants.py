@@ -63,7 +63,7 @@ def test_batch_topk_keeps_k_a_row_on_average_and_tracks_the_smallest(planted):
 
     _, metrics = run(planted, 30, sae, each=each)
     assert [step["l0"] for step in metrics] == [sae.k] * 30
-    assert np.ptp(averages) > 0.01 * averages[0]
+    assert np.ptp(averages) > 0.002 * averages[0]  # it moves, beyond the tolerance above
 
 
 def test_batch_topk_on_a_mesh_keeps_the_same(planted):
