@@ -4,6 +4,7 @@
     STORE/plan.json            what the store will hold; a second run must agree with it
     STORE/samples.parquet      a row a sample: id, prompt, labels
     STORE/shards/00000.json    one a finished shard: rows and statistics of every site
+    STORE/.locks/              who is writing it; gone when it is finished
     STORE/<site>/activations   zarr3 [rows, d], sharded
     STORE/<site>/{sample,position,timestep}   zarr3 [rows], int32
 
@@ -12,7 +13,8 @@ Shard i holds the samples [i S, (i + 1) S) and the array rows from i R on, valid
 shard, with sample -1.
 """
 
+from revelio_jax.store.locks import Worker
 from revelio_jax.store.reader import Site, Store, open_store
 from revelio_jax.store.writer import SitePlan, StorePlan, StoreWriter
 
-__all__ = ["Site", "SitePlan", "Store", "StorePlan", "StoreWriter", "open_store"]
+__all__ = ["Site", "SitePlan", "Store", "StorePlan", "StoreWriter", "Worker", "open_store"]

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import typing
 import urllib.parse
 
@@ -13,6 +14,9 @@ FORMAT_VERSION = 1
 DTYPES = ("bfloat16", "float16", "float32")
 INDEX_ARRAYS = ("sample", "position", "timestep")
 SCHEMES = ("file", "gs", "s3", "memory", "http", "https")
+
+# What TensorStore calls the generation of a key that is not there.
+MISSING = b"\x02"
 
 # One context for the process: what is written to memory:// is there for the next that opens it.
 CONTEXT = ts.Context()
@@ -30,6 +34,12 @@ def kvstore_url(location: str) -> str:
     if colon:
         return location.rstrip("/") + "/"
     return "file://" + urllib.parse.quote(str(pathlib.Path(location).absolute())) + "/"
+
+
+def local_folder(location: str) -> pathlib.Path | None:
+    """The folder of a store on this machine's file systems, None for any other."""
+    scheme, _, path = kvstore_url(location).partition("://")
+    return pathlib.Path(urllib.parse.unquote(path)) if scheme == "file" else None
 
 
 def open_kvstore(location: str) -> ts.KvStore:
@@ -50,12 +60,33 @@ def read_json(kvstore: ts.KvStore, key: str) -> dict[str, typing.Any] | None:
         raise InputError(f"{kvstore.url}{key} cannot be read: {error}") from error
 
 
+def json_bytes(value: typing.Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
 def write_json(kvstore: ts.KvStore, key: str, value: typing.Any) -> None:
-    kvstore.write(key, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()).result()
+    kvstore.write(key, json_bytes(value)).result()
+
+
+def write_new(kvstore: ts.KvStore, key: str, data: bytes) -> None:
+    """Write a key that nobody has written: of several that do so at once the first one wins."""
+    kvstore.write(key, data, if_equal=MISSING).result()
 
 
 def shard_key(index: int) -> str:
     return f"shards/{index:05d}.json"
+
+
+def done_shards(kvstore: ts.KvStore) -> set[int]:
+    """Numbers of the shards that have a marker."""
+    keys = kvstore.list(ts.KvStore.KeyRange("shards/", "shards0")).result()
+    return {int(found[1]) for key in keys if (found := re.fullmatch(rb"shards/(\d+)\.json", key))}
+
+
+def open_array(kvstore: ts.KvStore, key: str) -> ts.TensorStore:
+    """Open an array for reading. TensorStore raises ValueError for a missing and for a broken one."""
+    spec = {"driver": "zarr3", "kvstore": (kvstore / f"{key}/").spec().to_json()}
+    return ts.open(spec, read=True, context=CONTEXT).result()
 
 
 def array_spec(

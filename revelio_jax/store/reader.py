@@ -112,10 +112,9 @@ class Store:
         )
 
     def _open(self, key: str) -> ts.TensorStore:
-        spec = {"driver": "zarr3", "kvstore": (self.kvstore / f"{key}/").spec().to_json()}
         try:
-            return ts.open(spec, read=True, context=layout.CONTEXT).result()
-        except ValueError as error:  # TensorStore raises it for a missing and for a broken array
+            return layout.open_array(self.kvstore, key)
+        except ValueError as error:
             raise InputError(f"store {self.location}: {key} cannot be opened: {error}") from error
 
 

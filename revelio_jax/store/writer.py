@@ -2,15 +2,19 @@
 
 Every shard is a pure function of its samples and every key is written whole, so a run may be
 killed at any moment: the next writes what has no marker again, and the finished store equals that
-of a run that was never interrupted, byte for byte.
+of a run that was never interrupted, byte for byte. So it does where several workers share the
+shards; whoever finds all of them there writes the manifest.
 """
 
+import contextlib
 import dataclasses
-import functools
 import hashlib
 import io
 import json
+import os
+import re
 import typing
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow
@@ -18,7 +22,8 @@ import pyarrow.parquet
 import tensorstore as ts
 
 from revelio_jax.errors import InputError
-from revelio_jax.store import layout, statistics
+from revelio_jax.store import layout, locks, statistics
+from revelio_jax.store.locks import Worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,40 +89,44 @@ class StoreWriter:
     """Writes the shards that are missing, then the manifest."""
 
     def __init__(self, location: str, plan: StorePlan, samples: list[dict[str, typing.Any]]):
-        """Begin or resume the store. Raises InputError where it holds another run's data."""
+        """Begin or resume the store. Raises InputError where it holds another run's data.
+
+        Several workers may do so at once: the first one's plan is everybody's.
+        """
         self.location, self.plan = location, plan
-        self._kvstore = layout.open_kvstore(location)
+        self._kvstore, self._folder = layout.open_kvstore(location), layout.local_folder(location)
         self.finished = layout.read_json(self._kvstore, "manifest.json") is not None
-        before = layout.read_json(self._kvstore, "plan.json")
-        if before is None and (self.finished or self._holds_anything()):
+        # Asked twice: what lies there may be what another worker began between.
+        if not self._planned() and (self.finished or self._holds_anything()) and not self._planned():
             raise InputError(f"store {location}: the folder is not empty and holds no store")
-        if before is not None:
-            kept = {key: value for key, value in before.items() if key not in ("fingerprint", "notes")}
-            difference = _difference(kept, plan.decisive())
-            if difference:
-                raise InputError(
-                    f"store {location} was made with {difference}; choose another config.extract.store"
-                )
         if self.finished:
+            locks.remove(self._folder)  # a run that was killed at its very end left them
             return
-        try:
+        with self._writing(), locks.alone(self._folder):
             # The plan first: whatever else lies there is then known to be this store's.
-            if before is None:
-                layout.write_json(self._kvstore, "plan.json", plan.to_json())
-            buffer = io.BytesIO()
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(samples), buffer)
-            self._kvstore.write("samples.parquet", buffer.getvalue()).result()
-        except (ValueError, OSError) as error:
-            raise InputError(f"store {location} cannot be written: {error}") from error
+            if layout.read_json(self._kvstore, "plan.json") is None:
+                layout.write_new(self._kvstore, "plan.json", layout.json_bytes(plan.to_json()))
+            if not self._kvstore.list(ts.KvStore.KeyRange("samples.parquet", "samples.parquet0")).result():
+                buffer = io.BytesIO()
+                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(samples), buffer)
+                layout.write_new(self._kvstore, "samples.parquet", buffer.getvalue())
+            self._arrays = self._open_arrays()
+        self._planned()  # another may have been first, with another plan
+
+    @contextlib.contextmanager
+    def claimed(self, worker: Worker) -> Iterator[None]:
+        """Keep other runs off the worker's shards. Raises InputError where one writes some of them."""
+        with contextlib.ExitStack() as stack:
+            with self._writing():
+                stack.enter_context(locks.held(self._folder, self.location, worker))
+            yield
 
     def missing(self) -> list[int]:
         """Shards that have no marker yet, in order."""
         if self.finished:
             return []
-        done = {
-            key.decode() for key in self._kvstore.list(ts.KvStore.KeyRange("shards/", "shards0")).result()
-        }
-        return [i for i in range(self.plan.shards) if layout.shard_key(i) not in done]
+        done = layout.done_shards(self._kvstore)
+        return [i for i in range(self.plan.shards) if i not in done]
 
     def write_shard(self, index: int, sites: dict[str, dict[str, np.ndarray]]) -> None:
         """Write one shard of every site, then its marker.
@@ -141,44 +150,67 @@ class StoreWriter:
             writes = [self._write(index, site, "activations", values)]
             for name in layout.INDEX_ARRAYS:
                 writes.append(self._write(index, site, name, arrays[name][finite].astype(np.int32)))
-            for write in writes:
-                write.result()
+            with self._writing():
+                for write in writes:
+                    write.result()
             marker[site.name] = {
                 "dropped": int((~finite).sum()),
                 **statistics.of_rows(values).to_json(),
             }
-        layout.write_json(self._kvstore, layout.shard_key(index), marker)
+        with self._writing():
+            layout.write_json(self._kvstore, layout.shard_key(index), marker)
 
     def finish(self) -> dict[str, typing.Any]:
-        """Write the manifest; every shard must be there. Returns it."""
+        """Write the manifest; every shard must be there. Returns it.
+
+        It is the same whoever writes it, so that several may.
+        """
         if self.finished:
             return layout.read_json(self._kvstore, "manifest.json")
         if missing := self.missing():
             raise ValueError(f"shards {missing[:5]} are missing")
-        manifest = layout.read_json(self._kvstore, "plan.json")
-        for site in self.plan.sites:
-            facts = manifest["sites"][site.name]
-            facts |= {"rows": 0, "dropped": 0, "shard_valid_rows": []}
-        totals: dict[str, statistics.Statistics] = {}
-        for index in range(self.plan.shards):
-            marker = layout.read_json(self._kvstore, layout.shard_key(index))
-            for name, part in marker.items():
-                site = manifest["sites"][name]
-                site["shard_valid_rows"].append(part["count"])
-                site["dropped"] += part["dropped"]
-                stats = statistics.Statistics.from_json(part)
-                totals[name] = statistics.combine(totals[name], stats) if name in totals else stats
-        for name, stats in totals.items():
-            site = manifest["sites"][name]
-            site["rows"] = stats.count
-            site["mean"], site["variance"] = stats.mean.tolist(), stats.variance.tolist()
-        layout.write_json(self._kvstore, "manifest.json", manifest)
+        with self._writing(), locks.alone(self._folder):
+            manifest = layout.read_json(self._kvstore, "manifest.json")
+            if manifest is None:
+                plan = layout.read_json(self._kvstore, "plan.json")
+                keys = map(layout.shard_key, range(self.plan.shards))
+                manifest = manifest_of(plan, (layout.read_json(self._kvstore, key) for key in keys))
+                layout.write_json(self._kvstore, "manifest.json", manifest)
+            locks.remove(self._folder)
         self.finished = True
         return manifest
 
+    def _planned(self) -> bool:
+        """Whether there is a plan. Raises InputError where it is not this run's."""
+        plan = layout.read_json(self._kvstore, "plan.json")
+        if plan is None:
+            return False
+        kept = {key: value for key, value in plan.items() if key not in ("fingerprint", "notes")}
+        if found := difference(kept, self.plan.decisive()):
+            raise InputError(
+                f"store {self.location} was made with {found}; choose another config.extract.store"
+            )
+        return True
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say in one line why the store cannot be written: a full disk, no permission."""
+        try:
+            yield
+        except InputError:
+            raise
+        except (ValueError, OSError) as error:
+            code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's text is long
+            reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or error
+            raise InputError(
+                f"store {self.location} cannot be written: {reason}; "
+                "what is there stays, and the same command goes on from it"
+            ) from error
+
     def _holds_anything(self) -> bool:
         try:
-            return bool(self._kvstore.list().result())
+            keys = self._kvstore.list().result()
+            return not all(key.startswith(f"{locks.FOLDER}/".encode()) for key in keys)
         except (ValueError, OSError) as error:  # a file, or nothing that may be listed
             raise InputError(f"store {self.location}: {error}") from error
 
@@ -191,8 +223,7 @@ class StoreWriter:
         rows[: len(valid)] = valid
         return array[start:stop].write(rows, can_reference_source_data_indefinitely=True)
 
-    @functools.cached_property
-    def _arrays(self) -> dict[tuple[str, str], ts.TensorStore]:
+    def _open_arrays(self) -> dict[tuple[str, str], ts.TensorStore]:
         opening = {}
         for site in self.plan.sites:
             shard_rows = self.plan.shard_rows(site)
@@ -206,15 +237,33 @@ class StoreWriter:
         return {key: future.result() for key, future in opening.items()}
 
 
-def _difference(before: typing.Any, now: typing.Any, path: str = "") -> str:
+def manifest_of(
+    plan: dict[str, typing.Any], markers: Iterable[dict[str, typing.Any]]
+) -> dict[str, typing.Any]:
+    """The manifest of a store from its plan.json and the markers of all shards, in order."""
+    sites = {name: {"rows": 0, "dropped": 0, "shard_valid_rows": []} for name in plan["sites"]}
+    totals: dict[str, statistics.Statistics] = {}
+    for marker in markers:
+        for name, part in marker.items():
+            sites[name]["shard_valid_rows"].append(part["count"])
+            sites[name]["dropped"] += part["dropped"]
+            stats = statistics.Statistics.from_json(part)
+            totals[name] = statistics.combine(totals[name], stats) if name in totals else stats
+    for name, stats in totals.items():
+        mean, variance = stats.mean.tolist(), stats.variance.tolist()
+        sites[name] |= {"rows": stats.count, "mean": mean, "variance": variance}
+    return plan | {"sites": {name: plan["sites"][name] | facts for name, facts in sites.items()}}
+
+
+def difference(before: typing.Any, now: typing.Any, path: str = "", other: str = "this run has") -> str:
     """The first leaf in which two plans differ, as 'path x, this run has y'; '' where none."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*now, *before]):
-            found = _difference(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+            found = difference(before.get(key), now.get(key), f"{path}.{key}" if path else key, other)
             if found:
                 return found
         return ""
-    return "" if before == now else f"{path} {_short(before)}, this run has {_short(now)}"
+    return "" if before == now else f"{path} {_short(before)}, {other} {_short(now)}"
 
 
 def _short(value: typing.Any) -> str:
