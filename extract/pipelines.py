@@ -184,11 +184,17 @@ def fingerprint(source: Source, encoders: typing.Iterable[TextEncoder]) -> str:
     return digest.hexdigest()
 
 
-def device(name: str) -> torch.device:
-    """A torch device by name; "auto" is cuda, else mps, else cpu. Raises InputError."""
+def device(name: str, worker: int = 0) -> torch.device:
+    """A torch device by name; "auto" is cuda, else mps, else cpu. Raises InputError.
+
+    Workers on a machine with several GPUs take them in turn.
+    """
     usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in usable.items() if there))
+        kind = next(kind for kind, there in usable.items() if there)
+        return (
+            torch.device(kind, worker % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
+        )
     try:
         chosen = torch.device(name)
     except RuntimeError as error:

@@ -3,20 +3,23 @@
     python -m extract.run --config configs/mini_sd.py
 
 Text encoders run alone, in batches. A run that was stopped goes on at the first missing shard when
-the same command is given again; a store that another config or model made is refused.
+the same command is given again; a store that another config or model made is refused. Several
+processes share the shards of one store under torchrun or SLURM, or as config.extract.worker and
+workers say; any may be stopped and started again. ``--status`` says how far a store is, ``--verify``
+reads all of it and ends with status 1 where something is wrong or missing; neither needs the model.
 """
 
 import hashlib
 import importlib.metadata
 import json
+import os
 import time
 import typing
 from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 
-from extract import inputs
+from extract import check, inputs, shards, workers
 from revelio_jax import sites
 from revelio_jax.config import Config, main_argv, parse
 from revelio_jax.errors import InputError, reported
@@ -26,24 +29,30 @@ from revelio_jax.store.layout import kvstore_url
 if typing.TYPE_CHECKING:
     from extract.text import Tokens
 
+FLAGS = {
+    "status": (False, "only say what of the store is done and what is missing"),
+    "verify": (False, "only read every chunk of the store and say which shards are broken"),
+}
 LIBRARIES = ("revelio_jax", "torch", "transformers", "tensorstore")
 
 
-def extract(config: Config) -> dict[str, typing.Any]:
-    """Write the store that ``config`` describes; returns its manifest. Raises InputError.
+def extract(config: Config) -> dict[str, typing.Any] | None:
+    """Write the store that ``config`` describes, or this worker's part of it. Raises InputError.
 
-    All that can be refused is refused before anything is written.
+    Returns the manifest, or None where other workers have shards to write yet. All that can be refused
+    is refused before anything is written.
     """
     started = time.monotonic()
     _check_names(config.extract.sites)
     kvstore_url(config.extract.store)
+    worker = workers.find(config.extract, os.environ)
     samples = inputs.read_prompts(config.extract.prompts, config.extract.prompt_column)
 
     # These import torch, which takes seconds: after the checks that need none.
     from extract import pipelines, text
 
     pipelines.quiet()
-    device = pipelines.device(config.model.device)
+    device = pipelines.device(config.model.device, worker.number)
     source = pipelines.find(config.model.id, config.model.revision, config.model.family)
     pipe = pipelines.skeleton(source)
     parts = [part for name in config.extract.sites for part in name.split("+")]
@@ -70,21 +79,18 @@ def extract(config: Config) -> dict[str, typing.Any]:
         print(f"store {config.extract.store} is complete: nothing to do")
         return writer.finish()
 
-    missing = [(shard, _samples(shard, plan)) for shard in writer.missing()]
-    todo = sum(len(part) for _, part in missing) * len(encoders)  # every encoder reads every prompt
-    total = len(samples) * len(encoders)
-    with tqdm.tqdm(total=total, initial=total - todo, desc="extract", unit="prompt") as progress:
-        for shard, part in missing:
-            rows = {}
-            for component, encoder in encoders.items():
-                hooked = {site.name: site for each in joined.values() for site in each}
-                wanted = [site for site in hooked.values() if site.component == component]
-                rows |= text.rows(encoder, wanted, tokens[component], part, config.extract, progress.update)
-            writer.write_shard(
-                shard, {name: _joined([rows[site.name] for site in each]) for name, each in joined.items()}
-            )
-    manifest = writer.finish()
-    _summarise(config.extract.store, manifest, time.monotonic() - started)
+    hooked = {site.name: site for parts in joined.values() for site in parts}.values()
+
+    def make_shard(shard: int, done: shards.Done) -> shards.Rows:
+        part, rows = shards.samples_of(shard, plan), {}
+        for component, encoder in encoders.items():
+            wanted = [site for site in hooked if site.component == component]
+            rows |= text.rows(encoder, wanted, tokens[component], part, config.extract, done)
+        return {name: _joined([rows[site.name] for site in parts]) for name, parts in joined.items()}
+
+    manifest = shards.write(writer, worker, make_shard, passes=len(encoders))
+    if manifest is not None:
+        _summarise(config.extract.store, manifest, time.monotonic() - started)
     return manifest
 
 
@@ -147,10 +153,6 @@ def _check_names(names: tuple[str, ...]) -> None:
             )
 
 
-def _samples(shard: int, plan: StorePlan) -> range:
-    return range(shard * plan.shard_samples, min((shard + 1) * plan.shard_samples, plan.samples))
-
-
 def _kept(name: str, parts: list[sites.Site], tokens: dict[str, "Tokens"], rule: str) -> np.ndarray:
     """The rows of a site, bool [sample, position]. Raises InputError where its parts have not the same."""
     from extract import text
@@ -188,7 +190,11 @@ def _summarise(location: str, manifest: dict[str, typing.Any], seconds: float) -
 
 
 def main(argv: Sequence[str]) -> None:
-    config, _ = parse(argv, __doc__)
+    config, flags = parse(argv, __doc__, **FLAGS)
+    if flags["status"] or flags["verify"]:
+        worker = workers.find(config.extract, os.environ)
+        good = check.report(config.extract.store, worker.count, verify=flags["verify"])
+        raise SystemExit(0 if good else 1)
     extract(config)
 
 

@@ -61,6 +61,23 @@ class Extract:
     dtype: str = _field("float32", "dtype of the store", choices=("float32", "float16", "bfloat16"))
     shard_samples: int = _field(512, "samples a shard, the unit of writing and resuming", low=1)
     chunk_rows: int = _field(256, "rows an inner chunk, the unit of reading", low=1)
+    worker: int = _field(-1, "number of this worker, from 0; -1 is what torchrun or SLURM says", low=-1)
+    workers: int = _field(
+        0, "processes that share the shards; 0 is what torchrun or SLURM says, else 1", low=0
+    )
+
+    def __post_init__(self):
+        """Raise InputError where fields do not go together."""
+        if self.worker >= self.workers and (self.worker, self.workers) != (-1, 0):
+            raise InputError(
+                f"config.extract.worker is {self.worker}; it must be below config.extract.workers, "
+                f"{self.workers}"
+            )
+        if self.workers > 1 and self.worker < 0:
+            raise InputError(
+                f"config.extract.workers is {self.workers}; config.extract.worker must then be given, "
+                f"from 0 to {self.workers - 1}"
+            )
 
 
 # Fields that only some architectures have a use for.
