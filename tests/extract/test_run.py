@@ -1,8 +1,10 @@
 """python -m extract.run: what it writes, how it goes on, and what it refuses."""
 
 import json
+import multiprocessing
 import os
 import pathlib
+import random
 import shutil
 import signal
 import subprocess
@@ -164,6 +166,42 @@ def test_killed_and_run_again_it_equals_a_run_that_was_not(config, tmp_path):
     assert tree(tmp_path / "store") == tree(tmp_path / "whole")
 
 
+def work(config, overrides, rank):
+    """What torchrun starts, four times."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "4", "TQDM_DISABLE": "1"}
+    extract(config, **overrides)
+
+
+def test_four_workers_of_which_some_are_killed_make_the_store_of_one(config, tmp_path):
+    (tmp_path / "many.txt").write_text("\n".join(" ".join(["cat"] * (1 + n % 9)) for n in range(120)))
+    overrides = {"extract__prompts": tmp_path / "many.txt", "extract__shard_samples": 1}
+    processes = multiprocessing.get_context("forkserver")  # processes that need not import torch again
+    processes.set_forkserver_preload(["extract.text", "transformers.models.clip.modeling_clip"])
+
+    def start(rank):
+        process = processes.Process(target=work, args=(config, overrides, rank))
+        process.start()
+        return process
+
+    shards, moments = tmp_path / "store/shards", random.Random(0)
+    running, kills = [start(rank) for rank in range(4)], 0
+    for rank in (2, 0):
+        seen = len(list(shards.glob("*.json")))
+        while len(list(shards.glob("*.json"))) < seen + 2 and running[rank].is_alive():
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
+        running[rank].kill()
+        running[rank].join()
+        kills += running[rank].exitcode == -signal.SIGKILL
+        running[rank] = start(rank)
+    assert kills
+    for process in running:
+        process.join(60)
+    assert [process.exitcode for process in running] == [0] * 4
+    extract(config, **overrides, extract__store=tmp_path / "whole")
+    assert tree(tmp_path / "store") == tree(tmp_path / "whole")
+
+
 def test_a_finished_store_is_left_as_it_is(config, tmp_path, capsys):
     extract(config)
     before = tree(tmp_path / "store")
@@ -227,6 +265,7 @@ BAD = [
     ({"extract__prompt_column": "caption"}, "no column 'caption'"),
     ({"extract__dtype": "int8"}, "config.extract.dtype is 'int8'; allowed: float32"),
     ({"extract__batch_size": "0"}, "config.extract.batch_size is 0; it must be at least 1"),
+    ({"extract__worker": "2", "extract__workers": "2"}, "config.extract.worker is 2; it must be below"),
     ({"extract__batchsize": "2"}, "config.extract.batchsize is no field; did you mean batch_size?"),
     ({"model__id": ""}, "config.model.id is empty"),
     ({"model__id": "no/such/folder"}, "no such folder"),

@@ -1,0 +1,77 @@
+"""Who of several workers this process is."""
+
+import pytest
+
+from extract import workers
+from revelio_jax.config import Extract
+from revelio_jax.errors import InputError
+from revelio_jax.store import Worker
+
+ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4"}
+TASKS = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
+STEP = {"SLURM_ARRAY_TASK_STEP": "2"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "environment", "worker"),
+    [
+        ({}, {}, Worker(0, 1)),
+        ({}, {"RANK": "2", "WORLD_SIZE": "3"}, Worker(2, 3)),
+        ({}, TASKS, Worker(1, 2)),
+        ({}, ARRAY | {"SLURM_ARRAY_TASK_ID": "4"}, Worker(3, 4)),
+        ({}, ARRAY | STEP, Worker(3, 4)),
+        ({}, ARRAY | STEP | TASKS, Worker(7, 8)),
+        ({}, {"RANK": "2", "WORLD_SIZE": "3"} | TASKS, Worker(2, 3)),
+        ({"worker": 4, "workers": 5}, {"RANK": "x"} | ARRAY, Worker(4, 5)),
+        ({"workers": 1}, TASKS, Worker(0, 1)),
+    ],
+)
+def test_fields_come_first_then_torchrun_then_slurm(fields, environment, worker):
+    assert workers.find(Extract(**fields), environment) == worker
+
+
+def test_an_array_of_jobs_with_tasks_has_every_number_once():
+    found = [
+        workers.find(
+            Extract(),
+            ARRAY | {"SLURM_ARRAY_TASK_ID": str(job), "SLURM_PROCID": str(task), "SLURM_NTASKS": "3"},
+        )
+        for job in range(1, 5)
+        for task in range(3)
+    ]
+    assert found == [Worker(number, 12) for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "3", "WORLD_SIZE": "3"}, "RANK is 3; with WORLD_SIZE 3 it must be from 0 to 2"),
+        ({"RANK": "-1", "WORLD_SIZE": "3"}, "RANK is -1"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK is 0; with WORLD_SIZE 0"),
+        ({"RANK": "first", "WORLD_SIZE": "3"}, "RANK is 'first' in the environment; it must be a number"),
+        ({"RANK": "0"}, "WORLD_SIZE is ''"),
+        ({"WORLD_SIZE": "2"}, "RANK is ''"),
+        ({"SLURM_PROCID": "0"}, "SLURM_NTASKS is ''"),
+        (ARRAY, "SLURM_ARRAY_TASK_ID is 7; with SLURM_ARRAY_TASK_COUNT 4 it must be from 1 to 4"),
+        (ARRAY | STEP | {"SLURM_ARRAY_TASK_ID": "4"}, "from 1 to 7 in steps of 2"),
+    ],
+)
+def test_an_environment_that_contradicts_itself_is_refused(environment, message):
+    with pytest.raises(InputError, match=message):
+        workers.find(Extract(), environment)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"worker": 2}, "config.extract.worker is 2; it must be below config.extract.workers, 0"),
+        ({"worker": 4, "workers": 4}, "config.extract.worker is 4; it must be below"),
+        (
+            {"workers": 4},
+            "config.extract.workers is 4; config.extract.worker must then be given, from 0 to 3",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        Extract(**fields)
