@@ -36,11 +36,16 @@ def _worker(
     environment: Mapping[str, str], number_name: str, count_name: str, first: int = 0, step: int = 1
 ) -> Worker:
     number, count = _number(environment, number_name), _number(environment, count_name)
-    place, rest = divmod(number - first, max(step, 1))
+    if count < 1 or step < 1:
+        raise InputError(
+            f"{count_name} is {count} in the environment, in steps of {step}; both must be above 0"
+        )
+    place, rest = divmod(number - first, step)
     if rest or not 0 <= place < count:
+        steps = f" in steps of {step}" if step > 1 else ""
         raise InputError(
             f"{number_name} is {number}; with {count_name} {count} it must be from {first} to "
-            f"{first + (count - 1) * step} in steps of {step}, or config.extract.worker and workers be given"
+            f"{first + (count - 1) * step}{steps}, or config.extract.worker and workers be given"
         )
     return Worker(place, count)
 

@@ -1,8 +1,9 @@
 """Who of several workers this process is."""
 
 import pytest
+import torch
 
-from extract import workers
+from extract import pipelines, workers
 from revelio_jax.config import Extract
 from revelio_jax.errors import InputError
 from revelio_jax.store import Worker
@@ -47,7 +48,7 @@ def test_an_array_of_jobs_with_tasks_has_every_number_once():
     [
         ({"RANK": "3", "WORLD_SIZE": "3"}, "RANK is 3; with WORLD_SIZE 3 it must be from 0 to 2"),
         ({"RANK": "-1", "WORLD_SIZE": "3"}, "RANK is -1"),
-        ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK is 0; with WORLD_SIZE 0"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE is 0 in the environment"),
         ({"RANK": "first", "WORLD_SIZE": "3"}, "RANK is 'first' in the environment; it must be a number"),
         ({"RANK": "0"}, "WORLD_SIZE is ''"),
         ({"WORLD_SIZE": "2"}, "RANK is ''"),
@@ -75,3 +76,12 @@ def test_an_environment_that_contradicts_itself_is_refused(environment, message)
 def test_fields_that_contradict_each_other_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         Extract(**fields)
+
+
+def test_workers_of_one_machine_take_its_gpus_in_turn(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert [pipelines.device("auto", number).index for number in range(5)] == [0, 1, 2, 0, 1]
+    assert pipelines.device("cuda:2", 1).index == 2
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pipelines.device("auto", 4) in (torch.device("cpu"), torch.device("mps"))
