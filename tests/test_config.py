@@ -75,7 +75,7 @@ def test_the_commands_own_flags(file):
         ("c.train.learning_rate = float('nan')", "config.train.learning_rate is nan; it must be at least"),
         (
             "c.extract.positions = 'some'",
-            "config.extract.positions is 'some'; allowed: all, no_padding, content",
+            "config.extract.positions is 'some'; allowed: auto, all, no_padding, content",
         ),
         ("c.extract.sites = (1, 2)", "config.extract.sites"),
         ("c.train.stepps = 3", "stepps"),
