@@ -119,21 +119,23 @@ class StoreWriter:
         }
         return [i for i in range(self.plan.shards) if layout.shard_key(i) not in done]
 
-    def write_shard(self, index: int, sites: dict[str, dict[str, np.ndarray]]) -> None:
+    def write_shard(self, index: int, sites: dict[str, dict[str, np.ndarray]], skipped: int = 0) -> None:
         """Write one shard of every site, then its marker.
 
         ``sites`` maps a site to ``activations`` [rows, d] and int32 ``sample``, ``position`` and
         ``timestep`` [rows]. Rows with a non-finite value (after the cast to the store's dtype) are
-        dropped and counted.
+        dropped and counted. ``skipped`` samples could not be read and have no rows; the planned number
+        of rows is then only a bound.
         """
-        marker = {}
+        marker: dict[str, typing.Any] = {"skipped": skipped}
         for site in self.plan.sites:
             arrays = sites[site.name]
             values = arrays["activations"]
-            if values.shape != (site.rows[index], site.d):
-                raise ValueError(
-                    f"{site.name}: activations {values.shape}, planned ({site.rows[index]}, {site.d})"
-                )
+            planned = site.rows[index]
+            if values.shape[1] != site.d or not (
+                len(values) <= planned if skipped else len(values) == planned
+            ):
+                raise ValueError(f"{site.name}: activations {values.shape}, planned ({planned}, {site.d})")
             with np.errstate(over="ignore"):
                 values = values.astype(ts.dtype(self.plan.dtype).numpy_dtype, copy=False)
             finite = np.isfinite(values).all(1)
@@ -159,9 +161,11 @@ class StoreWriter:
         for site in self.plan.sites:
             facts = manifest["sites"][site.name]
             facts |= {"rows": 0, "dropped": 0, "shard_valid_rows": []}
+        manifest["skipped"] = 0
         totals: dict[str, statistics.Statistics] = {}
         for index in range(self.plan.shards):
             marker = layout.read_json(self._kvstore, layout.shard_key(index))
+            manifest["skipped"] += marker.pop("skipped", 0)  # markers of earlier versions have none
             for name, part in marker.items():
                 site = manifest["sites"][name]
                 site["shard_valid_rows"].append(part["count"])
