@@ -1,22 +1,22 @@
-"""Take activations of a pipeline's text encoders and write them to an activation store.
+"""Take activations of a pipeline's text encoders or denoiser and write them to an activation store.
 
     python -m extract.run --config configs/mini_sd.py
 
-Text encoders run alone, in batches. A run that was stopped goes on at the first missing shard when
-the same command is given again; a store that another config or model made is refused.
+config.extract.mode says what runs: text encoders alone over prompts, the denoiser while it makes
+pictures of them, or the denoiser on noised pictures. A run that was stopped goes on at the first
+missing shard when the same command is given again; a store that another config or model made is refused.
 """
 
 import hashlib
-import importlib.metadata
-import json
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tqdm
 
 from extract import inputs
+from extract.work import Rows, Work, fingerprint, versions
 from revelio_jax import sites
 from revelio_jax.config import Config, main_argv, parse
 from revelio_jax.errors import InputError, reported
@@ -26,8 +26,6 @@ from revelio_jax.store.layout import kvstore_url
 if typing.TYPE_CHECKING:
     from extract.text import Tokens
 
-LIBRARIES = ("revelio_jax", "torch", "transformers", "tensorstore")
-
 
 def extract(config: Config) -> dict[str, typing.Any]:
     """Write the store that ``config`` describes; returns its manifest. Raises InputError.
@@ -35,8 +33,40 @@ def extract(config: Config) -> dict[str, typing.Any]:
     All that can be refused is refused before anything is written.
     """
     started = time.monotonic()
-    _check_names(config.extract.sites)
+    _check_names(config.extract.sites, config.extract.mode)
     kvstore_url(config.extract.store)
+    work = _work(config)
+    plan = work.plan
+    writer = StoreWriter(config.extract.store, plan, work.samples)
+    if writer.finished:
+        print(f"store {config.extract.store} is complete: nothing to do")
+        return writer.finish()
+
+    missing = [(shard, _samples(shard, plan)) for shard in writer.missing()]
+    todo = sum(len(part) for _, part in missing) * work.rounds
+    total = len(work.samples) * work.rounds
+    with tqdm.tqdm(total=total, initial=total - todo, desc="extract", unit=work.unit) as progress:
+        for shard, part in missing:
+            writer.write_shard(shard, *work.shard(part, progress.update))
+    manifest = writer.finish()
+    _summarise(config.extract.store, manifest, work.unit, time.monotonic() - started)
+    return manifest
+
+
+def _work(config: Config) -> Work:
+    """What the mode makes of the config. The modes import torch, which takes seconds."""
+    if config.extract.mode == "generate":
+        from extract import generate
+
+        return generate.prepare(config)
+    if config.extract.mode == "noised":
+        from extract import noised
+
+        return noised.prepare(config)
+    return _text(config)
+
+
+def _text(config: Config) -> Work:
     samples = inputs.read_prompts(config.extract.prompts, config.extract.prompt_column)
 
     # These import torch, which takes seconds: after the checks that need none.
@@ -56,36 +86,19 @@ def extract(config: Config) -> dict[str, typing.Any]:
     tokens = {component: text.tokenise(encoder, prompts) for component, encoder in encoders.items()}
     kept = {name: _kept(name, hooked, tokens, config.extract.positions) for name, hooked in joined.items()}
 
-    model = {
-        "id": config.model.id,
-        "revision": config.model.revision,
-        "family": config.model.family,
-        "dtype": config.model.dtype,
-        "device": device.type,
-        "fingerprint": pipelines.fingerprint(source, encoders.values()),
-    }
-    plan = _plan(config, model, joined, kept, tokens, samples)
-    writer = StoreWriter(config.extract.store, plan, text.described(samples, encoders, tokens))
-    if writer.finished:
-        print(f"store {config.extract.store} is complete: nothing to do")
-        return writer.finish()
+    hooked = {site.name: site for each in joined.values() for site in each}
 
-    missing = [(shard, _samples(shard, plan)) for shard in writer.missing()]
-    todo = sum(len(part) for _, part in missing) * len(encoders)  # every encoder reads every prompt
-    total = len(samples) * len(encoders)
-    with tqdm.tqdm(total=total, initial=total - todo, desc="extract", unit="prompt") as progress:
-        for shard, part in missing:
-            rows = {}
-            for component, encoder in encoders.items():
-                hooked = {site.name: site for each in joined.values() for site in each}
-                wanted = [site for site in hooked.values() if site.component == component]
-                rows |= text.rows(encoder, wanted, tokens[component], part, config.extract, progress.update)
-            writer.write_shard(
-                shard, {name: _joined([rows[site.name] for site in each]) for name, each in joined.items()}
-            )
-    manifest = writer.finish()
-    _summarise(config.extract.store, manifest, time.monotonic() - started)
-    return manifest
+    def shard(part: range, advance: Callable[[int], typing.Any]) -> tuple[Rows, int]:
+        rows: Rows = {}
+        for component, encoder in encoders.items():  # each reads every prompt
+            wanted = [site for site in hooked.values() if site.component == component]
+            rows |= text.rows(encoder, wanted, tokens[component], part, config.extract, advance)
+        return {name: _joined([rows[site.name] for site in each]) for name, each in joined.items()}, 0
+
+    model = pipelines.described(config.model, source, device, encoders.values())
+    plan = _plan(config, model, joined, kept, tokens, samples)
+    described = text.described(samples, encoders, tokens)
+    return Work(described, plan, shard, "prompt", rounds=len(encoders))
 
 
 def _plan(
@@ -111,7 +124,7 @@ def _plan(
             "batch_size": config.extract.batch_size,
         },
         "input": {
-            "samples": _sha256(json.dumps(samples, sort_keys=True, default=str).encode()),
+            "samples": fingerprint(samples),
             "tokens": _sha256(*(t.ids.tobytes() for t in tokens.values())),
         },
     }
@@ -122,7 +135,7 @@ def _plan(
         shard_samples=size,
         samples=len(samples),
         facts=facts,
-        notes={"versions": {name: importlib.metadata.version(name) for name in LIBRARIES}},
+        notes={"versions": versions()},
     )
 
 
@@ -134,16 +147,21 @@ def _rule(positions: str, joined: dict[str, list[sites.Site]]) -> str | dict[str
     return rules if len(set(rules.values())) > 1 else next(iter(rules.values()))
 
 
-def _check_names(names: tuple[str, ...]) -> None:
+def _check_names(names: tuple[str, ...], mode: str) -> None:
     if not names:
         raise InputError("config.extract.sites is empty; it names hook points, such as ('clip.layer.9',)")
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"config.extract.sites names {name} twice")
-        if any(sites.is_denoiser_site(part) for part in name.split("+")):
+        if mode == "text" and any(sites.is_denoiser_site(part) for part in name.split("+")):
             raise InputError(
-                f"config.extract.sites: {name} belongs to the denoiser; "
-                "only text-encoder sites are extracted in this version"
+                f"config.extract.sites: {name} belongs to the denoiser, which config.extract.mode=text does "
+                "not run; allowed there: generate, noised"
+            )
+        if mode != "text" and not sites.is_denoiser_site(name):
+            raise InputError(
+                f"config.extract.sites: {name} is no site of a denoiser, which config.extract.mode={mode} "
+                f"records; those begin with {', '.join(sites.DENOISER_PREFIXES)}"
             )
 
 
@@ -177,13 +195,14 @@ def _sha256(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def _summarise(location: str, manifest: dict[str, typing.Any], seconds: float) -> None:
+def _summarise(location: str, manifest: dict[str, typing.Any], unit: str, seconds: float) -> None:
     found = manifest["sites"]
     rows = ", ".join(f"{name} {site['rows']:,} x {site['d']}" for name, site in found.items())
     dropped = sum(site["dropped"] for site in found.values())
     size = {"float32": 4, "float16": 2, "bfloat16": 2}[manifest["dtype"]]
     megabytes = sum(site["rows"] * site["d"] * size for site in found.values()) / 1e6
-    print(f"{manifest['samples']:,} prompts, rows: {rows}; {dropped:,} non-finite rows dropped")
+    skipped = f"; {unit}s skipped: {manifest['skipped']:,}" if manifest["skipped"] else ""
+    print(f"{manifest['samples']:,} {unit}s, rows: {rows}; {dropped:,} non-finite rows dropped{skipped}")
     print(f"{megabytes:,.1f} MB of {manifest['dtype']} in {seconds:.1f} s: {location}")
 
 
