@@ -1,6 +1,7 @@
 """Take activations of a pipeline's text encoders or denoiser and write them to an activation store.
 
     python -m extract.run --config configs/mini_sd.py
+    python -m extract.run --config configs/mini_sd.py --list_sites
 
 config.extract.mode says what runs: text encoders alone over prompts, the denoiser while it makes
 pictures of them, or the denoiser on noised pictures. A run that was stopped goes on at the first
@@ -207,7 +208,14 @@ def _summarise(location: str, manifest: dict[str, typing.Any], unit: str, second
 
 
 def main(argv: Sequence[str]) -> None:
-    config, _ = parse(argv, __doc__)
+    config, flags = parse(
+        argv, __doc__, list_sites=(False, "print every site of config.model and its size; extract nothing")
+    )
+    if flags["list_sites"]:
+        from extract import listing
+
+        print(listing.table(config))
+        return
     extract(config)
 
 
