@@ -13,7 +13,6 @@ from collections.abc import Iterator
 import diffusers
 import numpy as np
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from extract import pipelines
 from extract.pipelines import DTYPES, LOAD_ERRORS, Source
@@ -54,6 +53,8 @@ def quiet() -> None:
 def skeleton(source: Source) -> typing.Any:
     """The pipeline's text encoders and denoiser on the meta device: no weights are read or made."""
     pipe = pipelines.skeleton(source)
+    if source.family not in sites.DENOISERS:
+        return pipe
     component = sites.DENOISERS[source.family]
     with _explained(source, component):
         cls = getattr(diffusers, source.index[component][1])
@@ -68,6 +69,11 @@ def wanted_shapes(source: Source, extract: Extract) -> tuple[dict[str, Shape], t
 
     Raises InputError where a site is unknown, or has no difference and one is asked for.
     """
+    if source.family not in sites.DENOISERS:
+        raise InputError(
+            f"config.model.family is {source.family!r}, which has no denoiser; config.extract.mode="
+            f"{extract.mode} needs one of {', '.join(sites.DENOISERS)}"
+        )
     pipe = skeleton(source)
     latent = latent_shape(source, getattr(pipe, sites.DENOISERS[source.family]), extract)
     wanted = [sites.resolve(pipe, name) for name in extract.sites]
@@ -239,6 +245,8 @@ def schedule(source: Source, config: Config, latent: tuple[int, int, int]) -> di
         if source.family != "flux":
             given.set_timesteps(steps)
         else:
+            from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
             c = given.config
             shift = calculate_shift(
                 latent[1] * latent[2] // 4,

@@ -21,11 +21,12 @@ def table(config: Config) -> str:
     pipe = denoiser.skeleton(source)
     every = [sites.resolve(pipe, name) for name in sites.known_sites(pipe)]
     denoising = [site for site in every if sites.is_denoiser_site(site.name)]
-    latent = denoiser.latent_shape(source, getattr(pipe, sites.DENOISERS[source.family]), extract)
-    found = denoiser.shapes(source, pipe, denoising, latent)
-    timesteps = len(extract.timesteps)
-    if extract.mode == "generate" and not timesteps:
-        timesteps = len(denoiser.schedule(source, config, latent))
+    found, timesteps = {}, len(extract.timesteps)
+    if denoising:
+        latent = denoiser.latent_shape(source, getattr(pipe, denoising[0].component), extract)
+        found = denoiser.shapes(source, pipe, denoising, latent)
+        if extract.mode == "generate" and not timesteps:
+            timesteps = len(denoiser.schedule(source, config, latent))
     timesteps = max(timesteps, 1)
 
     item = torch.empty(0, dtype=DTYPES[extract.dtype]).element_size()
