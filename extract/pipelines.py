@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from revelio_jax import sites
+from revelio_jax.config import Model
 from revelio_jax.errors import InputError
 
 # The class of a pipeline, as its model_index.json has it, to its family.
@@ -21,6 +22,7 @@ FAMILIES = {
     "StableDiffusionPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
     "FluxPipeline": "flux",
+    "DiTPipeline": "dit",
 }
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -111,7 +113,7 @@ def skeleton(source: Source) -> types.SimpleNamespace:
     """The pipeline's text encoders without weights, on the meta device: enough to name its sites."""
     pipe = types.SimpleNamespace(**{name: None for name in source.index if not name.startswith("_")})
     for component in sites.TEXT_ENCODERS[source.family].values():
-        config = _component_config(source, component)
+        config = component_config(source, component)
         try:
             cls = _class(source, component, config)
             with torch.device("meta"):
@@ -131,7 +133,7 @@ def load_text_encoder(source: Source, component: str, dtype: str, device: torch.
     try:
         tokenizer_class, subfolder = _tokenizer(source, component)
         tokenizer = tokenizer_class.from_pretrained(source.id, subfolder=subfolder, **where)
-        cls = _class(source, component, _component_config(source, component))
+        cls = _class(source, component, component_config(source, component))
         model, info = cls.from_pretrained(
             source.id,
             subfolder=source.folder(component),
@@ -170,11 +172,25 @@ def _tokenizer(source: Source, component: str) -> tuple[type, str]:
     return getattr(transformers, source.index[name][1].removesuffix("Fast") + "Fast"), name
 
 
+def described(
+    model: Model, source: Source, device: torch.device, parts: typing.Iterable[typing.Any]
+) -> dict[str, str]:
+    """What a store says of its model; ``parts`` are those components that its bytes depend on."""
+    return {
+        "id": model.id,
+        "revision": model.revision,
+        "family": model.family,
+        "dtype": model.dtype,
+        "device": device.type,
+        "fingerprint": fingerprint(source, parts),
+    }
+
+
 def fingerprint(source: Source, encoders: typing.Iterable[TextEncoder]) -> str:
     """sha256 over the encoders' parameters, as loaded, and their configs: what activations depend on."""
     digest = hashlib.sha256()
     for encoder in encoders:
-        config = _component_config(source, encoder.component)
+        config = component_config(source, encoder.component)
         digest.update(json.dumps([encoder.component, config], sort_keys=True).encode())
         for name, parameter in encoder.model.named_parameters():
             # transformers 5 dropped this prefix from names; the weights are the same.
@@ -204,15 +220,17 @@ def device(name: str, worker: int = 0) -> torch.device:
     return chosen
 
 
-def _component_config(source: Source, component: str) -> dict[str, typing.Any]:
+def component_config(source: Source, component: str) -> dict[str, typing.Any]:
     """A component's config.json without what only says how it was saved."""
-    name = str(pathlib.PurePosixPath(source.folder(component), "config.json"))
+    name = "scheduler_config.json" if component == "scheduler" else "config.json"
+    name = str(pathlib.PurePosixPath(source.folder(component), name))
     path = _fetch(source.id, source.revision, name)
     try:
         config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise InputError(f"config.model.id {source.id!r}: {name}: {error}") from error
     saved = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "architectures")
+    saved += ("_diffusers_version",)
     return {key: value for key, value in config.items() if key not in saved}
 
 

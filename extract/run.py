@@ -1,39 +1,34 @@
-"""Take activations of a pipeline's text encoders and write them to an activation store.
+"""Take activations of a pipeline's text encoders or denoiser and write them to an activation store.
 
     python -m extract.run --config configs/mini_sd.py
+    python -m extract.run --config configs/mini_sd.py --list_sites
 
-Text encoders run alone, in batches. A run that was stopped goes on at the first missing shard when
-the same command is given again; a store that another config or model made is refused. Several
-processes share the shards of one store under torchrun or SLURM, or as config.extract.worker and
+config.extract.mode says what runs: text encoders alone over prompts, the denoiser while it makes
+pictures of them, or the denoiser on noised pictures. A run that was stopped goes on at the first
+missing shard when the same command is given again; a store that another config or model made is refused.
+Several processes share the shards of one store under torchrun or SLURM, or as config.extract.worker and
 workers say; any may be stopped and started again. ``--status`` says how far a store is, ``--verify``
 reads all of it and ends with status 1 where something is wrong or missing; neither needs the model.
 """
 
-import hashlib
-import importlib.metadata
-import json
 import os
 import time
 import typing
 from collections.abc import Sequence
 
-import numpy as np
-
-from extract import check, inputs, shards, workers
+from extract import check, shards, workers
+from extract.work import Work
 from revelio_jax import sites
 from revelio_jax.config import Config, main_argv, parse
 from revelio_jax.errors import InputError, reported
-from revelio_jax.store import SitePlan, StorePlan, StoreWriter
+from revelio_jax.store import StoreWriter, Worker
 from revelio_jax.store.layout import kvstore_url
 
-if typing.TYPE_CHECKING:
-    from extract.text import Tokens
-
 FLAGS = {
+    "list_sites": (False, "only print every site of config.model and its size"),
     "status": (False, "only say what of the store is done and what is missing"),
     "verify": (False, "only read every chunk of the store and say which shards are broken"),
 }
-LIBRARIES = ("revelio_jax", "torch", "transformers", "tensorstore")
 
 
 def extract(config: Config) -> dict[str, typing.Any] | None:
@@ -43,159 +38,72 @@ def extract(config: Config) -> dict[str, typing.Any] | None:
     is refused before anything is written.
     """
     started = time.monotonic()
-    _check_names(config.extract.sites)
+    _check_names(config.extract.sites, config.extract.mode)
     kvstore_url(config.extract.store)
     worker = workers.find(config.extract, os.environ)
-    samples = inputs.read_prompts(config.extract.prompts, config.extract.prompt_column)
-
-    # These import torch, which takes seconds: after the checks that need none.
-    from extract import pipelines, text
-
-    pipelines.quiet()
-    device = pipelines.device(config.model.device, worker.number)
-    source = pipelines.find(config.model.id, config.model.revision, config.model.family)
-    pipe = pipelines.skeleton(source)
-    parts = [part for name in config.extract.sites for part in name.split("+")]
-    needed = dict.fromkeys(sites.resolve(pipe, part).component for part in parts)
-    encoders = {c: pipelines.load_text_encoder(source, c, config.model.dtype, device) for c in needed}
-    for component, encoder in encoders.items():
-        setattr(pipe, component, encoder.model)
-    joined = {name: [sites.resolve(pipe, part) for part in name.split("+")] for name in config.extract.sites}
-    prompts = [sample["prompt"] for sample in samples]
-    tokens = {component: text.tokenise(encoder, prompts) for component, encoder in encoders.items()}
-    kept = {name: _kept(name, hooked, tokens, config.extract.positions) for name, hooked in joined.items()}
-
-    model = {
-        "id": config.model.id,
-        "revision": config.model.revision,
-        "family": config.model.family,
-        "dtype": config.model.dtype,
-        "device": device.type,
-        "fingerprint": pipelines.fingerprint(source, encoders.values()),
-    }
-    plan = _plan(config, model, joined, kept, tokens, samples)
-    writer = StoreWriter(config.extract.store, plan, text.described(samples, encoders, tokens))
+    work = _prepared(config, worker)
+    writer = StoreWriter(config.extract.store, work.plan, work.samples)
     if writer.finished:
         print(f"store {config.extract.store} is complete: nothing to do")
         return writer.finish()
-
-    hooked = {site.name: site for parts in joined.values() for site in parts}.values()
-
-    def make_shard(shard: int, done: shards.Done) -> shards.Rows:
-        part, rows = shards.samples_of(shard, plan), {}
-        for component, encoder in encoders.items():
-            wanted = [site for site in hooked if site.component == component]
-            rows |= text.rows(encoder, wanted, tokens[component], part, config.extract, done)
-        return {name: _joined([rows[site.name] for site in parts]) for name, parts in joined.items()}
-
-    manifest = shards.write(writer, worker, make_shard, passes=len(encoders))
+    manifest = shards.write(writer, worker, work)
     if manifest is not None:
-        _summarise(config.extract.store, manifest, time.monotonic() - started)
+        _summarise(config.extract.store, manifest, work.unit, time.monotonic() - started)
     return manifest
 
 
-def _plan(
-    config: Config,
-    model: dict[str, str],
-    joined: dict[str, list[sites.Site]],
-    kept: dict[str, np.ndarray],
-    tokens: dict[str, "Tokens"],
-    samples: list[dict[str, typing.Any]],
-) -> StorePlan:
-    """The store's plan. How many rows each shard holds follows from the tokens alone."""
-    size = config.extract.shard_samples
-    planned = []
-    for name, parts in joined.items():
-        rows = kept[name].sum(1)
-        shards = tuple(int(rows[start : start + size].sum()) for start in range(0, len(rows), size))
-        planned.append(SitePlan(name, sum(site.d for site in parts), shards))
-    facts = {
-        "model": model,
-        "extract": {
-            "sites": list(config.extract.sites),
-            "positions": _rule(config.extract.positions, joined),
-            "batch_size": config.extract.batch_size,
-        },
-        "input": {
-            "samples": _sha256(json.dumps(samples, sort_keys=True, default=str).encode()),
-            "tokens": _sha256(*(t.ids.tobytes() for t in tokens.values())),
-        },
-    }
-    return StorePlan(
-        sites=tuple(planned),
-        dtype=config.extract.dtype,
-        chunk_rows=config.extract.chunk_rows,
-        shard_samples=size,
-        samples=len(samples),
-        facts=facts,
-        notes={"versions": {name: importlib.metadata.version(name) for name in LIBRARIES}},
-    )
+def _prepared(config: Config, worker: Worker) -> Work:
+    """What the mode makes of the config. The modes import torch, which takes seconds."""
+    if config.extract.mode == "generate":
+        from extract import generate as mode
+    elif config.extract.mode == "noised":
+        from extract import noised as mode
+    else:
+        from extract import encode as mode
+    return mode.prepare(config, worker)
 
 
-def _rule(positions: str, joined: dict[str, list[sites.Site]]) -> str | dict[str, str]:
-    """The positions kept: one rule, or that of every site where auto has several."""
-    from extract import text
-
-    rules = {name: text.positions(positions, parts[0]) for name, parts in joined.items()}
-    return rules if len(set(rules.values())) > 1 else next(iter(rules.values()))
-
-
-def _check_names(names: tuple[str, ...]) -> None:
+def _check_names(names: tuple[str, ...], mode: str) -> None:
     if not names:
         raise InputError("config.extract.sites is empty; it names hook points, such as ('clip.layer.9',)")
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"config.extract.sites names {name} twice")
-        if any(sites.is_denoiser_site(part) for part in name.split("+")):
+        if mode == "text" and any(sites.is_denoiser_site(part) for part in name.split("+")):
             raise InputError(
-                f"config.extract.sites: {name} belongs to the denoiser; "
-                "only text-encoder sites are extracted in this version"
+                f"config.extract.sites: {name} belongs to the denoiser, which config.extract.mode=text does "
+                "not run; allowed there: generate, noised"
+            )
+        if mode != "text" and not sites.is_denoiser_site(name):
+            raise InputError(
+                f"config.extract.sites: {name} is no site of a denoiser, which config.extract.mode={mode} "
+                f"records; those begin with {', '.join(sites.DENOISER_PREFIXES)}"
             )
 
 
-def _kept(name: str, parts: list[sites.Site], tokens: dict[str, "Tokens"], rule: str) -> np.ndarray:
-    """The rows of a site, bool [sample, position]. Raises InputError where its parts have not the same."""
-    from extract import text
-
-    first, *others = (tokens[site.component].kept(text.positions(rule, site)) for site in parts)
-    if not all(np.array_equal(first, other) for other in others):
-        raise InputError(
-            f"config.extract.sites: {name} joins encoders that do not have the same tokens of every prompt"
-        )
-    return first
-
-
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The rows of one site from those of its parts, side by side."""
-    if len(parts) == 1:
-        return parts[0]
-    return parts[0] | {"activations": np.concatenate([part["activations"] for part in parts], axis=1)}
-
-
-def _sha256(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _summarise(location: str, manifest: dict[str, typing.Any], seconds: float) -> None:
+def _summarise(location: str, manifest: dict[str, typing.Any], unit: str, seconds: float) -> None:
     found = manifest["sites"]
     rows = ", ".join(f"{name} {site['rows']:,} x {site['d']}" for name, site in found.items())
     dropped = sum(site["dropped"] for site in found.values())
     size = {"float32": 4, "float16": 2, "bfloat16": 2}[manifest["dtype"]]
     megabytes = sum(site["rows"] * site["d"] * size for site in found.values()) / 1e6
-    print(f"{manifest['samples']:,} prompts, rows: {rows}; {dropped:,} non-finite rows dropped")
+    skipped = f"; {unit}s skipped: {manifest['skipped']:,}" if manifest["skipped"] else ""
+    print(f"{manifest['samples']:,} {unit}s, rows: {rows}; {dropped:,} non-finite rows dropped{skipped}")
     print(f"{megabytes:,.1f} MB of {manifest['dtype']} in {seconds:.1f} s: {location}")
 
 
 def main(argv: Sequence[str]) -> None:
     config, flags = parse(argv, __doc__, **FLAGS)
-    if flags["status"] or flags["verify"]:
+    if flags["list_sites"]:
+        from extract import listing
+
+        print(listing.table(config))
+    elif flags["status"] or flags["verify"]:
         worker = workers.find(config.extract, os.environ)
         good = check.report(config.extract.store, worker.count, verify=flags["verify"])
         raise SystemExit(0 if good else 1)
-    extract(config)
+    else:
+        extract(config)
 
 
 if __name__ == "__main__":

@@ -2,39 +2,32 @@
 
 import concurrent.futures
 import typing
-from collections.abc import Callable
 
-import numpy as np
 import tqdm
 
+from extract.work import Work
 from revelio_jax.store import StorePlan, StoreWriter, Worker
-
-# What a store takes of one shard: site -> activations [rows, d], sample, position, timestep [rows].
-Rows = dict[str, dict[str, np.ndarray]]
-Done = Callable[[int], None]
 
 
 def samples_of(shard: int, plan: StorePlan) -> range:
     return range(shard * plan.shard_samples, min((shard + 1) * plan.shard_samples, plan.samples))
 
 
-def write(
-    writer: StoreWriter, worker: Worker, make_shard: Callable[[int, Done], Rows], passes: int = 1
-) -> dict[str, typing.Any] | None:
+def write(writer: StoreWriter, worker: Worker, work: Work) -> dict[str, typing.Any] | None:
     """Write what is missing of the worker's shards; the manifest too, where that was the last of all.
 
-    ``make_shard(shard, done)`` returns the rows of a shard, a function of its number alone, and calls
-    ``done(n)`` after every batch of n samples, ``passes`` times for each sample in all. Two shards are in
-    memory at most: one that is made, one that a thread writes. Returns the manifest, or None while other
-    workers have shards to write, which one line then tells. Raises InputError where the store cannot be
-    written, at the batch that is being made, or where another run writes it.
+    Two shards are in memory at most: one that is made, one that a thread writes. Returns the manifest, or
+    None while other workers have shards to write, which one line then tells. Raises InputError where the
+    store cannot be written, at the batch that is being made, or where another run writes it.
     """
     with writer.claimed(worker):
         mine = [shard for shard in range(writer.plan.shards) if worker.owns(shard)]
-        missing = [shard for shard in writer.missing() if worker.owns(shard)]
-        total, todo = (passes * sum(len(samples_of(s, writer.plan)) for s in of) for of in (mine, missing))
+        missing = sorted(set(mine) & set(writer.missing()))
+        size = {shard: work.rounds * len(samples_of(shard, writer.plan)) for shard in mine}
+        total = sum(size.values())
+        done_before = total - sum(size[shard] for shard in missing)
         with (
-            tqdm.tqdm(total=total, initial=total - todo, desc="extract", unit="prompt") as progress,
+            tqdm.tqdm(total=total, initial=done_before, desc="extract", unit=work.unit) as progress,
             concurrent.futures.ThreadPoolExecutor(1, "write") as thread,
         ):
             writing: concurrent.futures.Future | None = None
@@ -45,11 +38,11 @@ def write(
                     writing.result()  # raises what the thread did: no need to finish a shard first
 
             for shard in missing:
-                rows = make_shard(shard, done)
+                made = work.shard(samples_of(shard, writer.plan), done)
                 if writing:
                     writing.result()
-                writing = thread.submit(writer.write_shard, shard, rows)
-                del rows  # the thread lets go of them when they are written
+                writing = thread.submit(writer.write_shard, shard, *made)
+                del made  # the thread lets go of them when they are written
             if writing:
                 writing.result()
         if others := writer.missing():

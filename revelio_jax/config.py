@@ -35,7 +35,9 @@ class Model:
     id: str = _field("", "hub id or folder of a diffusers pipeline")
     revision: str = _field("", "hub revision; empty is the newest")
     family: str = _field(
-        "sd", "layout of the pipeline; text is a text encoder alone", choices=("sd", "sdxl", "flux", "text")
+        "sd",
+        "layout of the pipeline; text is a text encoder alone",
+        choices=("sd", "sdxl", "flux", "dit", "text"),
     )
     dtype: str = _field("float32", "dtype of its weights", choices=("float32", "float16", "bfloat16"))
     device: str = _field("auto", "torch device; auto is cuda, else mps, else cpu")
@@ -45,7 +47,15 @@ class Model:
 class Extract:
     """Activations to take, and the store they are written to."""
 
-    prompts: str = _field("", "prompt file: .txt, .csv, .jsonl or .parquet")
+    mode: str = _field(
+        "text",
+        "text: text encoders alone; generate: the denoiser while it makes pictures of the prompts; "
+        "noised: one pass of the denoiser on noised pictures of config.extract.images",
+        choices=("text", "generate", "noised"),
+    )
+    prompts: str = _field(
+        "", "prompt file: .txt, .csv, .jsonl or .parquet; for the family dit its prompts are class names"
+    )
     prompt_column: str = _field("prompt", "column with the prompt; every other column is a label")
     sites: tuple[str, ...] = _field(
         (), "hook points, such as clip.layer.9; clip_l.layer.10+clip_g.layer.28 joins two, token by token"
@@ -56,7 +66,40 @@ class Extract:
         "CLIP and no_padding of other encoders",
         choices=("auto", "all", "no_padding", "content"),
     )
-    batch_size: int = _field(64, "prompts a forward pass", low=1)
+    images: str = _field(
+        "",
+        "noised: a folder of pictures, whose folders are labels; or a dataset of the package datasets: "
+        "a saved folder, a .parquet file, a hub name",
+    )
+    image_column: str = _field("image", "noised: column of the picture in a dataset")
+    label_column: str = _field("label", "noised: column of the label in a dataset; empty is none")
+    split: str = _field("train", "noised: split of a dataset")
+    timesteps: tuple[int, ...] = _field(
+        (), "noised: timesteps whose noise is added; generate: those kept, empty is the whole schedule"
+    )
+    value: str = _field(
+        "output",
+        "generate, noised: what a block returns, or its difference from what went in",
+        choices=("output", "difference"),
+    )
+    pool: str = _field(
+        "none", "generate, noised: a row a position, or their mean as one row", choices=("none", "mean")
+    )
+    seed: int = _field(
+        0,
+        "generate, noised: seed of the first sample, the next has the next; a column seed goes before",
+        low=0,
+    )
+    steps: int = _field(50, "generate: sampling steps", low=1)
+    guidance: float = _field(7.5, "generate, and noised for FLUX: guidance scale", low=0.0)
+    true_cfg: float = _field(1.0, "generate: scale of FLUX's negative prompt; 1 runs none", low=0.0)
+    prompt: str = _field("", "noised: the prompt of every picture")
+    negative_prompt: str = _field("", "generate: the negative prompt")
+    height: int = _field(512, "generate, noised: pixels, a multiple of 8", low=8, multiple=8)
+    width: int = _field(512, "generate, noised: pixels, a multiple of 8", low=8, multiple=8)
+    save_images: bool = _field(False, "generate: keep the pictures, as STORE/images/ID.png")
+    save_latents: bool = _field(False, "generate: keep the final latents, as STORE/latents/ID.npy")
+    batch_size: int = _field(64, "samples a forward pass", low=1)
     store: str = _field("", "the store that is written: a folder, gs://, s3://, memory://")
     dtype: str = _field("float32", "dtype of the store", choices=("float32", "float16", "bfloat16"))
     shard_samples: int = _field(512, "samples a shard, the unit of writing and resuming", low=1)
@@ -338,13 +381,13 @@ def _section(name: str, cls: type, given: typing.Mapping) -> typing.Any:
 def _checked(name: str, value, hint, metadata):
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if isinstance(hint, types.GenericAlias):  # tuple[str, ...] or tuple[float, ...]
+    if isinstance(hint, types.GenericAlias):  # tuple[str, ...] and its like
         of = typing.get_args(hint)[0]
         value = value if isinstance(value, list | tuple) else (value,)
         if of is float:
             value = [float(v) if type(v) is int else v for v in value]
         if not all(type(v) is of for v in value):
-            what = {str: "strings", float: "numbers"}[of]
+            what = {str: "strings", float: "numbers", int: "whole numbers"}[of]
             raise InputError(f"{name} is {value!r}; it must be a tuple of {what}")
         return tuple(value)
     if type(value) is not hint:

@@ -9,6 +9,7 @@ Layers count from 0 and mean the residual stream AFTER that layer.
                                                 unet.down_blocks.I.attentions.J
     flux    clip.layer.N, t5.block.N            flux.double.N.image, flux.double.N.text,
                                                 flux.single.N.image, flux.single.N.text
+    dit                                         dit.block.N
     text    text.layer.N, of a text encoder of its own
 
 Modules are told apart by their attributes, so this file imports no torch and works with any version
@@ -17,6 +18,7 @@ of transformers and diffusers whose attributes are named here.
 
 import contextlib
 import dataclasses
+import inspect
 import itertools
 import operator
 import re
@@ -33,13 +35,14 @@ TEXT_ENCODERS = {
     "sd": {"clip": "text_encoder"},
     "sdxl": {"clip_l": "text_encoder", "clip_g": "text_encoder_2"},
     "flux": {"clip": "text_encoder", "t5": "text_encoder_2"},
+    "dit": {},  # pictures of a class: no text
     "text": {"text": "encoder"},
 }
 # Where transformers keep the layers of an encoder or a decoder: BERT and its kin, DistilBERT, BART and
 # CLIP, T5, the decoders of today, GPT-2.
 LAYERS = ("encoder.layer", "transformer.layer", "encoder.layers", "encoder.block", "layers", "h")
-DENOISERS = {"sd": "unet", "sdxl": "unet", "flux": "transformer"}
-DENOISER_PREFIXES = ("unet", "flux")
+DENOISERS = {"sd": "unet", "sdxl": "unet", "flux": "transformer", "dit": "transformer"}
+DENOISER_PREFIXES = ("unet", "flux", "dit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,12 @@ class Site:
     def read(self, output: typing.Any) -> "torch.Tensor":
         """The activations [sample, position, d] in what ``module`` returned; a view, not a copy."""
         hidden = self._hidden(output)
+        return hidden.flatten(2).transpose(1, 2) if self.is_map else hidden
+
+    def read_input(self, args: tuple, kwargs: dict[str, typing.Any]) -> "torch.Tensor":
+        """What ``module`` was called with of the stream that :meth:`read` takes: [sample, position, d]."""
+        name = "encoder_hidden_states" if self.needs_tuple and self.part == 0 else "hidden_states"
+        hidden = inspect.signature(self.module.forward).bind(*args, **kwargs).arguments[name]
         return hidden.flatten(2).transpose(1, 2) if self.is_map else hidden
 
     def replace(self, output: typing.Any, hidden: "torch.Tensor") -> typing.Any:
@@ -88,7 +97,7 @@ class Site:
 
 
 def family(pipe: typing.Any) -> str:
-    """Layout of a pipeline: "sd", "sdxl", "flux" or "text", by the components it has room for."""
+    """Layout of a pipeline: "sd", "sdxl", "flux", "dit" or "text", by the components it has room for."""
     if hasattr(pipe, "encoder"):
         return "text"
     if hasattr(pipe, "transformer") and hasattr(pipe, "text_encoder_2"):
@@ -97,6 +106,8 @@ def family(pipe: typing.Any) -> str:
         return "sdxl"
     if hasattr(pipe, "text_encoder"):
         return "sd"
+    if hasattr(pipe, "transformer"):
+        return "dit"
     raise InputError(f"{type(pipe).__name__} is no pipeline of a known layout: {', '.join(TEXT_ENCODERS)}")
 
 
@@ -171,7 +182,7 @@ def _sites(pipe: typing.Any) -> Iterator[Site]:
     component = DENOISERS.get(layout)
     if component and getattr(pipe, component, None) is not None:
         denoiser = getattr(pipe, component)
-        yield from (_flux if layout == "flux" else _unet)(component, denoiser)
+        yield from {"flux": _flux, "dit": _dit}.get(layout, _unet)(component, denoiser)
 
 
 def _text_encoder(prefix: str, component: str, encoder: "torch.nn.Module") -> Iterator[Site]:
@@ -216,3 +227,9 @@ def _flux(component: str, transformer: "torch.nn.Module") -> Iterator[Site]:
             for part, stream in enumerate(("text", "image")):
                 name = f"flux.{kind}.{i}.{stream}"
                 yield Site(name, component, module, d, part=part, needs_tuple=True)
+
+
+def _dit(component: str, transformer: "torch.nn.Module") -> Iterator[Site]:
+    d = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    for i, module in enumerate(transformer.transformer_blocks):
+        yield Site(f"dit.block.{i}", component, module, d)

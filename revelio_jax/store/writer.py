@@ -128,21 +128,23 @@ class StoreWriter:
         done = layout.done_shards(self._kvstore)
         return [i for i in range(self.plan.shards) if i not in done]
 
-    def write_shard(self, index: int, sites: dict[str, dict[str, np.ndarray]]) -> None:
+    def write_shard(self, index: int, sites: dict[str, dict[str, np.ndarray]], skipped: int = 0) -> None:
         """Write one shard of every site, then its marker.
 
         ``sites`` maps a site to ``activations`` [rows, d] and int32 ``sample``, ``position`` and
         ``timestep`` [rows]. Rows with a non-finite value (after the cast to the store's dtype) are
-        dropped and counted.
+        dropped and counted. ``skipped`` samples could not be read and have no rows; the planned number
+        of rows is then only a bound.
         """
-        marker = {}
+        marker: dict[str, typing.Any] = {"skipped": skipped}
         for site in self.plan.sites:
             arrays = sites[site.name]
             values = arrays["activations"]
-            if values.shape != (site.rows[index], site.d):
-                raise ValueError(
-                    f"{site.name}: activations {values.shape}, planned ({site.rows[index]}, {site.d})"
-                )
+            planned = site.rows[index]
+            if values.shape[1] != site.d or not (
+                len(values) <= planned if skipped else len(values) == planned
+            ):
+                raise ValueError(f"{site.name}: activations {values.shape}, planned ({planned}, {site.d})")
             with np.errstate(over="ignore"):
                 values = values.astype(ts.dtype(self.plan.dtype).numpy_dtype, copy=False)
             finite = np.isfinite(values).all(1)
@@ -243,8 +245,11 @@ def manifest_of(
     """The manifest of a store from its plan.json and the markers of all shards, in order."""
     sites = {name: {"rows": 0, "dropped": 0, "shard_valid_rows": []} for name in plan["sites"]}
     totals: dict[str, statistics.Statistics] = {}
+    skipped = 0
     for marker in markers:
-        for name, part in marker.items():
+        skipped += marker.get("skipped", 0)  # markers of earlier versions have none
+        for name in sites:
+            part = marker[name]
             sites[name]["shard_valid_rows"].append(part["count"])
             sites[name]["dropped"] += part["dropped"]
             stats = statistics.Statistics.from_json(part)
@@ -252,7 +257,8 @@ def manifest_of(
     for name, stats in totals.items():
         mean, variance = stats.mean.tolist(), stats.variance.tolist()
         sites[name] |= {"rows": stats.count, "mean": mean, "variance": variance}
-    return plan | {"sites": {name: plan["sites"][name] | facts for name, facts in sites.items()}}
+    sites = {name: plan["sites"][name] | facts for name, facts in sites.items()}
+    return plan | {"sites": sites, "skipped": skipped}
 
 
 def difference(before: typing.Any, now: typing.Any, path: str = "", other: str = "this run has") -> str:

@@ -1,20 +1,26 @@
 """Tiny pipelines of every family: real components, random weights, a fitted tokenizer."""
 
 import csv
+import functools
+import json
 import os
 import pathlib
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 import transformers
 
 from extract.miniature import tokenizer
 from extract.pipelines import TextEncoder
+from revelio_jax.store import open_store
 
 CAPTIONS = [
     f"a {style} emoji of {thing}" for style in ("flat", "glossy 3d") for thing in ("cat", "red apple")
 ]
 LAYERS, WIDTH = 3, 16
+CLASSES = {0: "tench", 1: "goldfish", 2: "hen, biddy"}
 
 # Models this small are faster so; here, and in the processes that tests start.
 torch.set_num_threads(1)
@@ -119,6 +125,114 @@ def sd_folder(sd, tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def vae():
+    import diffusers
+
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8,), norm_num_groups=4, latent_channels=4, shift_factor=0.1
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def sdxl(fitted, make_clip, vae):
+    """A StableDiffusionXLPipeline whose two text encoders are of width 16 and 8."""
+    import diffusers
+
+    second = make_clip(width=8, projection=True)
+    torch.manual_seed(0)
+    return diffusers.StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=make_clip(),
+        text_encoder_2=second,
+        tokenizer=fitted,
+        tokenizer_2=fitted,
+        unet=diffusers.UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=24,
+            attention_head_dim=4,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=4 * 6 + 8,
+        ).eval(),
+        scheduler=diffusers.EulerDiscreteScheduler(steps_offset=1),
+        add_watermarker=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def flux(fitted, make_clip, t5, vae):
+    """A FluxPipeline of two blocks of each kind."""
+    import diffusers
+
+    torch.manual_seed(0)
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        guidance_embeds=True,
+        axes_dims_rope=(2, 2, 4),
+    ).eval()
+    return diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=make_clip(),
+        tokenizer=fitted,
+        text_encoder_2=t5.model,
+        tokenizer_2=t5.tokenizer,
+        transformer=transformer,
+    )
+
+
+@pytest.fixture(scope="session")
+def dit(vae):
+    """A DiTPipeline of 8 pixels and three blocks, which knows three classes by name."""
+    import diffusers
+
+    torch.manual_seed(0)
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=3,
+        sample_size=8,
+    ).eval()
+    # As training leaves them they are zero at first, and then no block changes anything.
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler(), CLASSES)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, request):
+    """A function that saves the pipeline of a family and returns its folder."""
+
+    @functools.cache
+    def save(family: str) -> pathlib.Path:
+        path = tmp_path_factory.mktemp("pipelines") / family
+        pipe = request.getfixturevalue(family)
+        pipe.save_pretrained(path)
+        if family == "dit":  # diffusers reads the names of classes from here, but does not write them
+            index = json.loads((path / "model_index.json").read_text())
+            index["id2label"] = CLASSES
+            (path / "model_index.json").write_text(json.dumps(index))
+        return path
+
+    return save
+
+
 @pytest.fixture
 def prompts(tmp_path) -> pathlib.Path:
     """A csv of 10 labelled prompts of different lengths, the empty one among them."""
@@ -128,3 +242,49 @@ def prompts(tmp_path) -> pathlib.Path:
     with path.open("w", newline="") as file:
         csv.writer(file, quoting=csv.QUOTE_ALL).writerows(rows)
     return path
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> pathlib.Path:
+    """Five pictures of several sizes and modes in folders of two labels; the second cannot be decoded."""
+    path = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for name, size, mode in [
+        ("cat/a.png", (12, 8), "RGB"),
+        ("cat/c.png", (8, 8), "L"),
+        ("dog/a.jpg", (9, 20), "RGB"),
+        ("dog/b.png", (30, 30), "RGBA"),
+    ]:
+        (path / name).parent.mkdir(exist_ok=True)
+        pixels = random.integers(0, 256, (*size, 3), np.uint8)
+        PIL.Image.fromarray(pixels).convert(mode).save(path / name)
+    (path / "cat/b.png").write_bytes((path / "cat/a.png").read_bytes()[:60])
+    (path / "cat/notes.txt").write_text("no picture")
+    return path
+
+
+@pytest.fixture(scope="session")
+def read_rows():
+    """A function that reads all of a site: activations [rows, d] and [rows, (sample, timestep, position)]."""
+
+    def read(location, name: str = ""):
+        site = open_store(str(location)).site(name)
+        values = [site.read(*chunk) for chunk in site.chunks]
+        index = [
+            np.stack([site.read_index(key, *chunk) for key in ("sample", "timestep", "position")], 1)
+            for chunk in site.chunks
+        ]
+        return np.concatenate(values), np.concatenate(index)
+
+    return read
+
+
+@pytest.fixture
+def called():
+    """A list that gains every module that is called, in order."""
+    modules = []
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, _: modules.append(module)
+    )
+    yield modules
+    handle.remove()

@@ -253,7 +253,10 @@ def refused(capsys, config, **overrides):
 
 BAD = [
     ({"extract__sites": "('clip.layer.7',)"}, "'clip.layer.7'; this sd pipeline has clip.layer.0-2"),
-    ({"extract__sites": "('unet.mid_block',)"}, "only text-encoder sites are extracted in this version"),
+    (
+        {"extract__sites": "('unet.mid_block',)"},
+        "which config.extract.mode=text does not run; allowed there: generate, noised",
+    ),
     ({"extract__sites": "('clip.layer.0','clip.layer.0')"}, "names clip.layer.0 twice"),
     ({"extract__sites": "()"}, "config.extract.sites is empty"),
     ({"extract__store": ""}, "config.extract.store is empty"),

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from extract import shards
+from extract.work import Work
 from revelio_jax.errors import InputError, reported
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter, Worker, check, open_store
 
@@ -32,6 +33,11 @@ def make_shard(shard, done):
     return {SITE: {"activations": rows, "timestep": np.full(ROWS, -1), **index}}
 
 
+def made_by(make):
+    """Work whose shards ``make(shard, done)`` makes; a shard has 4 samples."""
+    return Work([], None, lambda part, done: (make(part.start // 4, done), 0), "prompt")
+
+
 def begin(location, count, writer=StoreWriter):
     plan = StorePlan((SitePlan(SITE, D, (ROWS,) * count),), "float32", 8, 4, 4 * count, {"model": {}})
     return writer(str(location), plan, [{"id": i, "prompt": f"p{i}"} for i in range(4 * count)])
@@ -46,7 +52,7 @@ def work(location, count, number=0, workers=1, seconds=0.0):
     with reported():
         writer = begin(location, count)
         if not writer.finished:
-            shards.write(writer, Worker(number, workers), slowly)
+            shards.write(writer, Worker(number, workers), made_by(slowly))
 
 
 def start(location, count, number=0, workers=1, seconds=0.0, **options):
@@ -81,9 +87,9 @@ def test_a_shard_is_made_while_the_one_before_is_written(tmp_path):
     second_is_made = threading.Event()
 
     class Writer(StoreWriter):
-        def write_shard(self, index, sites):
+        def write_shard(self, index, sites, skipped=0):
             assert index or second_is_made.wait(30), "shard 1 waits for shard 0"
-            super().write_shard(index, sites)
+            super().write_shard(index, sites, skipped)
 
     def make(shard, done):
         rows = make_shard(shard, done)
@@ -91,7 +97,7 @@ def test_a_shard_is_made_while_the_one_before_is_written(tmp_path):
             second_is_made.set()
         return rows
 
-    shards.write(begin(tmp_path, 3, Writer), Worker(), make)
+    shards.write(begin(tmp_path, 3, Writer), Worker(), made_by(make))
     assert open_store(str(tmp_path)).site().rows == 3 * ROWS
 
 
@@ -111,7 +117,7 @@ def test_two_shards_are_in_memory_however_many_there_are(tmp_path):
         most = max(most, len(alive))
         return rows
 
-    shards.write(begin(tmp_path, 20), Worker(), make)
+    shards.write(begin(tmp_path, 20), Worker(), made_by(make))
     assert most <= 2
 
 
@@ -119,7 +125,7 @@ def test_an_error_of_the_thread_ends_the_run_at_the_batch_that_is_made(tmp_path)
     failed = threading.Event()
 
     class Full(StoreWriter):
-        def write_shard(self, index, sites):
+        def write_shard(self, index, sites, skipped=0):
             failed.set()
             raise InputError("no space")
 
@@ -133,7 +139,7 @@ def test_an_error_of_the_thread_ends_the_run_at_the_batch_that_is_made(tmp_path)
         return make_shard(shard, done)
 
     with pytest.raises(InputError, match="no space"):
-        shards.write(begin(tmp_path, 5, Full), Worker(), make)
+        shards.write(begin(tmp_path, 5, Full), Worker(), made_by(make))
     work(tmp_path, 5)  # the lock is free again
     assert open_store(str(tmp_path)).site().rows == 5 * ROWS
 
@@ -191,7 +197,7 @@ def test_a_worker_that_is_done_first_says_what_is_missing_and_by_whom(tmp_path, 
 def test_a_store_that_another_run_is_writing_is_refused_until_that_ends(tmp_path):
     def refused(number, workers):
         with pytest.raises(InputError) as error:
-            shards.write(begin(tmp_path, 12), Worker(number, workers), make_shard)
+            shards.write(begin(tmp_path, 12), Worker(number, workers), made_by(make_shard))
         return str(error.value)
 
     holder = start(tmp_path, 12, 1, 4, seconds=60.0)

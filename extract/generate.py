@@ -1,0 +1,165 @@
+"""Activations of a denoiser while its pipeline makes pictures of the prompts.
+
+The pipeline is called as anyone would call it, a generator a sample. Only the branch that sees the
+prompt is kept. Without pictures or latents to keep, sampling ends at the last wanted timestep.
+"""
+
+import functools
+import io
+import typing
+from collections.abc import Iterator
+
+import numpy as np
+import PIL.Image
+import tensorstore as ts
+import torch
+
+from extract import denoiser, inputs, pipelines, record, work
+from extract.denoiser import Shape
+from extract.record import Found
+from extract.work import Done, Row, Rows, Work
+from revelio_jax import sites
+from revelio_jax.config import Config, Extract
+from revelio_jax.errors import InputError
+from revelio_jax.store import Worker, layout
+
+
+def prepare(config: Config, worker: Worker) -> Work:
+    """Check all that can be refused, load the model, plan the store. Raises InputError."""
+    extract = config.extract
+    samples = _seeded(inputs.read_prompts(extract.prompts, extract.prompt_column), extract.seed)
+    denoiser.quiet()
+    device = pipelines.device(config.model.device, worker.number)
+    source = pipelines.find(config.model.id, config.model.revision, config.model.family)
+    if extract.save_latents and source.family == "dit":
+        raise InputError("config.extract.save_latents is True, but the family dit does not give its latents")
+    shapes, latent = denoiser.wanted_shapes(source, extract)
+    schedule = denoiser.schedule(source, config, latent)
+    timesteps = _kept(extract.timesteps, schedule)
+
+    pipe = denoiser.load(source, config.model, device, vae_dtype=config.model.dtype)
+    if source.family == "dit":
+        for sample in samples:
+            denoiser.class_number(pipe, sample["prompt"])
+    decisive = ("steps", "guidance", "true_cfg", "negative_prompt", "save_images", "save_latents")
+    facts = {
+        "model": denoiser.described(source, config.model, device, pipe),
+        "extract": {name: getattr(extract, name) for name in decisive},
+        "input": {"samples": work.fingerprint(samples)},
+    }
+    plan = record.plan(extract, shapes, timesteps, len(samples), facts)
+    wanted = {value: t if t in timesteps else None for value, t in schedule.items()}
+    shard = functools.partial(_shard, config, pipe, samples, shapes, timesteps, wanted)
+    return Work(samples, plan, shard, "image")
+
+
+def _shard(
+    config: Config,
+    pipe: typing.Any,
+    samples: list[Row],
+    shapes: dict[str, Shape],
+    timesteps: tuple[int, ...],
+    schedule: dict[float, int | None],
+    part: range,
+    advance: Done,
+) -> tuple[Rows, int]:
+    extract = config.extract
+    hooked = [sites.resolve(pipe, name) for name in shapes]
+    keep = extract.save_images or extract.save_latents
+
+    def batches() -> Iterator[tuple[list[int], Found]]:
+        for start in range(part.start, part.stop, extract.batch_size):
+            batch = samples[start : min(start + extract.batch_size, part.stop)]
+            with record.recorded(pipe, hooked, schedule, len(batch), extract, stop=not keep) as found:
+                pictures, latents = _sampled(pipe, batch, extract)
+                _save(extract, batch, pictures, latents)
+            yield [sample["id"] for sample in batch], found
+            advance(len(batch))
+
+    return record.rows(batches(), shapes, timesteps, len(part), extract), 0
+
+
+def _sampled(
+    pipe: typing.Any, batch: list[Row], extract: Extract
+) -> tuple[list[PIL.Image.Image], torch.Tensor | None]:
+    """Call the pipeline: pictures where they are asked for, and the final latents but of a DiT."""
+    family = sites.family(pipe)
+    prompts = [sample["prompt"] for sample in batch]
+    given: dict[str, typing.Any] = {
+        "num_inference_steps": extract.steps,
+        "guidance_scale": extract.guidance,
+        # On the CPU, where a seed means the same numbers on every machine.
+        "generator": [torch.Generator().manual_seed(sample["seed"]) for sample in batch],
+    }
+    if family == "dit":
+        labels = [denoiser.class_number(pipe, prompt) for prompt in prompts]
+        return pipe(class_labels=labels, **given).images, None
+    given |= {"prompt": prompts, "height": extract.height, "width": extract.width}
+    if family == "flux" and extract.true_cfg > 1:
+        given |= {
+            "true_cfg_scale": extract.true_cfg,
+            "negative_prompt": [extract.negative_prompt] * len(batch),
+        }
+    elif extract.negative_prompt:
+        given["negative_prompt"] = [extract.negative_prompt] * len(batch)
+    last: dict[str, torch.Tensor] = {}
+
+    def after_step(_pipe, _step, _timestep, tensors: dict[str, torch.Tensor]) -> dict:
+        last.update(tensors)
+        return {}
+
+    pictures = pipe(
+        **given,
+        output_type="pil" if extract.save_images else "latent",
+        callback_on_step_end=after_step,
+        callback_on_step_end_tensor_inputs=["latents"],
+    ).images
+    latents = last["latents"]
+    if family == "flux":
+        latents = pipe._unpack_latents(latents, extract.height, extract.width, pipe.vae_scale_factor)
+    return pictures, latents
+
+
+def _save(
+    extract: Extract, batch: list[Row], pictures: list[PIL.Image.Image], latents: torch.Tensor | None
+) -> None:
+    """Write what is asked for beside the samples, before the shard's marker says that it is there."""
+    kvstore = layout.open_kvstore(extract.store)
+    writes: list[ts.Future] = []
+    for i, sample in enumerate(batch):
+        if extract.save_images:
+            png = io.BytesIO()
+            pictures[i].save(png, "png")
+            writes.append(kvstore.write(f"images/{sample['id']:08d}.png", png.getvalue()))
+        if extract.save_latents:
+            npy = io.BytesIO()
+            np.save(npy, latents[i].float().cpu().numpy())
+            writes.append(kvstore.write(f"latents/{sample['id']:08d}.npy", npy.getvalue()))
+    for write in writes:
+        write.result()
+
+
+def _seeded(samples: list[Row], first: int) -> list[Row]:
+    """Samples with an integer ``seed``: that of their own column, else counted up from ``first``."""
+    seeded = []
+    for sample in samples:
+        try:
+            seed = int(sample.get("seed", first + sample["id"]))
+            torch.Generator().manual_seed(seed)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"prompts: the seed of prompt {sample['id']} is {sample['seed']!r}; it must be a whole number"
+            ) from error
+        seeded.append(sample | {"seed": seed})
+    return seeded
+
+
+def _kept(asked: tuple[int, ...], schedule: dict[float, int]) -> tuple[int, ...]:
+    """Timesteps in the order of the schedule. Raises InputError for one that it does not have."""
+    for timestep in asked:
+        if timestep not in schedule.values():
+            raise InputError(
+                f"config.extract.timesteps has {timestep}; with config.extract.steps={len(schedule)} "
+                f"there are {', '.join(map(str, schedule.values()))}"
+            )
+    return tuple(t for t in schedule.values() if not asked or t in asked)

@@ -1,0 +1,138 @@
+"""Labelled pictures from a folder or a dataset, as a model takes them.
+
+A picture that cannot be decoded keeps its place: its row is there, and :meth:`Images.load` gives None.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import io
+import pathlib
+import re
+import typing
+from collections.abc import Callable
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from revelio_jax.errors import InputError, require
+
+Row = dict[str, typing.Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """``samples`` has a row a picture: ``id``, and of a folder ``image`` (its path there), ``label``.
+
+    ``fingerprint`` is of names, labels and, in a folder, sizes of files.
+    """
+
+    samples: list[Row]
+    fingerprint: str
+    read: Callable[[int], typing.Any]
+    """number -> a file's path, or its bytes"""
+
+    def load(self, numbers: typing.Iterable[int], height: int, width: int) -> list[np.ndarray | None]:
+        """Pictures as float32 [3, height, width] from -1 to 1; None for one that does not decode."""
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            return list(threads.map(lambda number: _decoded(self.read(number), height, width), numbers))
+
+
+def read_images(location: str, image_column: str, label_column: str, split: str) -> Images:
+    """Find the pictures of config.extract.images without decoding one. Raises InputError."""
+    if not location:
+        raise InputError(
+            "config.extract.images is empty; mode noised takes pictures from a folder or a dataset"
+        )
+    path = pathlib.Path(location)
+    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    if path.is_dir() and not saved:
+        return _folder(path)
+    is_file = path.suffix == ".parquet" and path.is_file()
+    is_name = path.suffix != ".parquet" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", location)
+    if not (saved or is_file or is_name):
+        raise InputError(
+            f"config.extract.images {location!r}: no such folder or .parquet file, no hub name (owner/name)"
+        )
+    return _dataset(location, saved, image_column, label_column, split)
+
+
+def _folder(folder: pathlib.Path) -> Images:
+    suffixes = set(PIL.Image.registered_extensions())
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not paths:
+        raise InputError(f"config.extract.images {str(folder)!r}: the folder holds no picture")
+    samples = []
+    for number, path in enumerate(paths):
+        within = path.relative_to(folder)
+        label = within.parts[0] if len(within.parts) > 1 else None
+        samples.append({"id": number, "image": within.as_posix(), "label": label})
+    if all(sample["label"] is None for sample in samples):
+        samples = [{key: sample[key] for key in ("id", "image")} for sample in samples]
+    sizes = [(sample["image"], path.stat().st_size) for sample, path in zip(samples, paths, strict=True)]
+    return Images(samples, hashlib.sha256(repr(sizes).encode()).hexdigest(), paths.__getitem__)
+
+
+def _dataset(location: str, saved: bool, image_column: str, label_column: str, split: str) -> Images:
+    require("datasets", "datasets", f"config.extract.images {location!r}")
+    import datasets
+
+    datasets.disable_progress_bars()
+    where = f"config.extract.images {location!r}"
+    try:
+        if saved:
+            data = datasets.load_from_disk(location)
+        elif location.endswith(".parquet"):
+            data = datasets.load_dataset("parquet", data_files=location, split="train")
+        else:
+            data = datasets.load_dataset(location, split=split)
+    except Exception as error:  # network, login, a broken file, a missing split: each has its own class
+        raise InputError(f"{where}: {type(error).__name__}: {str(error)[:200]}") from error
+    if isinstance(data, dict):  # a saved folder of several splits
+        if split not in data:
+            raise InputError(f"config.extract.split is {split!r}; {location} has {', '.join(data)}")
+        data = data[split]
+    columns = ", ".join(data.column_names)
+    if image_column not in data.column_names:
+        raise InputError(f"config.extract.image_column is {image_column!r}; {location} has {columns}")
+    if label_column and label_column not in data.column_names:
+        raise InputError(
+            f"config.extract.label_column is {label_column!r}; {location} has {columns}; empty is none"
+        )
+    if not len(data):
+        raise InputError(f"{where}: the dataset holds no picture")
+    # Left undecoded: a broken picture would otherwise end the whole run.
+    pictures = data.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    labels: list[typing.Any] = [None] * len(data)
+    if label_column:
+        kind = data.features[label_column]
+        labels = list(data[label_column])
+        if isinstance(kind, datasets.ClassLabel):
+            labels = [kind.int2str(label) if label is not None and label >= 0 else None for label in labels]
+    samples = [{"id": number} for number in range(len(data))]
+    if label_column:
+        samples = [sample | {"label": label} for sample, label in zip(samples, labels, strict=True)]
+
+    def read(number: int) -> typing.Any:
+        picture = pictures[number][image_column] or {}
+        return picture.get("bytes") or picture.get("path")
+
+    return Images(samples, hashlib.sha256(repr((location, split, labels)).encode()).hexdigest(), read)
+
+
+def _decoded(source: typing.Any, height: int, width: int) -> np.ndarray | None:
+    """Scaled to cover height x width and cut at its centre."""
+    try:
+        with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            image = PIL.ImageOps.exif_transpose(file).convert("RGB")
+        image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.BICUBIC)
+    except Exception:  # decoders of broken files raise whatever they like
+        return None
+    return np.asarray(image, np.float32).transpose(2, 0, 1) / 127.5 - 1

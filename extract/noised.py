@@ -1,0 +1,150 @@
+"""Activations of a denoiser on noised pictures: one forward pass a timestep, which ends after the last site.
+
+A picture becomes the mode of the VAE's latents; at each of config.extract.timesteps it gets noise that
+depends on the sample's seed and the timestep alone, so it is the same in every batch and process. A
+picture that does not decode is skipped and counted; its row of samples.parquet stays.
+"""
+
+import functools
+import typing
+from collections.abc import Iterator
+
+import diffusers
+import numpy as np
+import torch
+
+from extract import denoiser, pipelines, record, work
+from extract.denoiser import Shape, Tensors
+from extract.images import Images, read_images
+from extract.record import Found
+from extract.work import Done, Row, Rows, Work
+from revelio_jax import sites
+from revelio_jax.config import Config
+from revelio_jax.errors import InputError
+from revelio_jax.store import Worker
+
+
+def prepare(config: Config, worker: Worker) -> Work:
+    """Check all that can be refused, load the model, plan the store. Raises InputError."""
+    extract = config.extract
+    images = read_images(extract.images, extract.image_column, extract.label_column, extract.split)
+    denoiser.quiet()
+    device = pipelines.device(config.model.device, worker.number)
+    source = pipelines.find(config.model.id, config.model.revision, config.model.family)
+    shapes, _ = denoiser.wanted_shapes(source, extract)
+    _check_timesteps(extract.timesteps, denoiser.scheduler(source).config.num_train_timesteps)
+    every = range(len(images.samples))
+    if all(images.load([number], extract.height, extract.width)[0] is None for number in every):
+        raise InputError(
+            f"config.extract.images {extract.images!r}: none of its {len(every)} pictures can be decoded"
+        )
+
+    samples = [sample | {"seed": extract.seed + sample["id"]} for sample in images.samples]
+    pipe = denoiser.load(source, config.model, device, vae_dtype="float32")
+    fields = {"prompt": extract.prompt} | ({"guidance": extract.guidance} if source.family == "flux" else {})
+    facts = {
+        "model": denoiser.described(source, config.model, device, pipe),
+        "extract": fields,
+        "input": {"samples": work.fingerprint(samples), "images": images.fingerprint},
+    }
+    plan = record.plan(extract, shapes, extract.timesteps, len(samples), facts)
+    conditioning = denoiser.encoded(pipe, extract)
+    for component in sites.TEXT_ENCODERS[source.family].values():
+        setattr(pipe, component, None)  # they are not needed again, and T5 is large
+    shard = functools.partial(_shard, config, pipe, conditioning, images, samples, shapes)
+    return Work(samples, plan, shard, "image")
+
+
+@torch.inference_mode()
+def noised(pipe: typing.Any, latents: torch.Tensor, seeds: list[int], timestep: int) -> torch.Tensor:
+    """Latents [sample, channel, height, width] with the noise of ``timestep``, in float32.
+
+    A sample's noise depends on its seed and the timestep alone.
+    """
+    noise = torch.stack([_noise(latents.shape[1:], seed, timestep) for seed in seeds]).to(latents)
+    if sites.family(pipe) == "flux":  # rectified flow: a straight line from picture to noise
+        sigma = timestep / pipe.scheduler.config.num_train_timesteps
+        return (1 - sigma) * latents + sigma * noise
+    # Whatever the pipeline samples with, this is the noise that its denoiser was trained on.
+    trained = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+    return trained.add_noise(latents, noise, torch.full((len(latents),), timestep, device=latents.device))
+
+
+@torch.inference_mode()
+def latents_of(pipe: typing.Any, pictures: np.ndarray) -> torch.Tensor:
+    """Latents, float32, of pictures [sample, 3, height, width]: the mode, shifted and scaled."""
+    vae = pipe.vae
+    pixels = torch.from_numpy(pictures).to(vae.device, vae.dtype)
+    mode = vae.encode(pixels).latent_dist.mode().float()
+    return (mode - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+
+def _shard(
+    config: Config,
+    pipe: typing.Any,
+    conditioning: Tensors,
+    images: Images,
+    samples: list[Row],
+    shapes: dict[str, Shape],
+    part: range,
+    advance: Done,
+) -> tuple[Rows, int]:
+    extract = config.extract
+    wanted = [sites.resolve(pipe, name) for name in shapes]
+    skipped = 0
+
+    def batches() -> Iterator[tuple[list[int], Found]]:
+        nonlocal skipped
+        for start in range(part.start, part.stop, extract.batch_size):
+            asked = range(start, min(start + extract.batch_size, part.stop))
+            loaded = images.load(asked, extract.height, extract.width)
+            pictures = {
+                number: picture for number, picture in zip(asked, loaded, strict=True) if picture is not None
+            }
+            skipped += len(asked) - len(pictures)
+            if pictures:
+                seeds = [samples[number]["seed"] for number in pictures]
+                latents = latents_of(pipe, np.stack(list(pictures.values())))
+                found: Found = {}
+                for timestep in extract.timesteps:
+                    found |= _pass(pipe, latents, seeds, timestep, conditioning, wanted, config)
+                yield list(pictures), found
+            advance(len(asked))
+
+    return record.rows(batches(), shapes, extract.timesteps, len(part), extract), skipped
+
+
+@torch.inference_mode()
+def _pass(
+    pipe: typing.Any,
+    latents: torch.Tensor,
+    seeds: list[int],
+    timestep: int,
+    conditioning: Tensors,
+    wanted: list[sites.Site],
+    config: Config,
+) -> Found:
+    """Run the denoiser once, as far as its last wanted site."""
+    family = sites.family(pipe)
+    model = getattr(pipe, sites.DENOISERS[family])
+    given = noised(pipe, latents, seeds, timestep).to(model.dtype)
+    # Any value of the argument is this pass's.
+    with record.recorded(pipe, wanted, {0.0: timestep}, len(latents), config.extract, stop=True) as found:
+        model(**denoiser.arguments(family, given, timestep, conditioning))
+    return found
+
+
+def _noise(shape: torch.Size, seed: int, timestep: int) -> torch.Tensor:
+    # On the CPU, where a seed means the same numbers on every machine.
+    mixed = int(np.random.SeedSequence([seed, timestep]).generate_state(1, np.uint64)[0])
+    return torch.randn(shape, generator=torch.Generator().manual_seed(mixed))
+
+
+def _check_timesteps(timesteps: tuple[int, ...], trained: int) -> None:
+    if not timesteps:
+        raise InputError("config.extract.timesteps is empty; mode noised needs some, such as (25, 100)")
+    for timestep in timesteps:
+        if not 0 <= timestep < trained:
+            raise InputError(f"config.extract.timesteps has {timestep}; this model has 0 to {trained - 1}")
+        if timesteps.count(timestep) > 1:
+            raise InputError(f"config.extract.timesteps has {timestep} twice")

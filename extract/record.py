@@ -1,0 +1,194 @@
+"""Activations of several sites of a denoiser, as its own forward passes leave them.
+
+Both modes that run a denoiser record with :func:`recorded`. Which timestep a pass is at is read from
+the denoiser's arguments, and which of its rows are the prompt's from the layout of the batch, so
+nothing here depends on how often, or in which order, a pipeline calls its denoiser.
+"""
+
+import contextlib
+import inspect
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import tensorstore as ts
+import torch
+
+from extract.denoiser import Shape
+from extract.pipelines import DTYPES
+from extract.work import Rows, versions
+from revelio_jax import sites
+from revelio_jax.config import Extract
+from revelio_jax.sites import Site
+from revelio_jax.store import SitePlan, StorePlan
+
+# Activations [sample, position, d] by timestep and site.
+Found = dict[int, dict[str, torch.Tensor]]
+
+
+class Complete(Exception):
+    """Ends a forward pass, or a whole sampling loop: all that is wanted is there."""
+
+
+@contextlib.contextmanager
+def recorded(
+    pipe: typing.Any,
+    wanted: list[Site],
+    timesteps: Mapping[float, int | None],
+    samples: int,
+    extract: Extract,
+    stop: bool,
+) -> Iterator[Found]:
+    """A mapping that fills while the pipeline's denoiser runs on ``samples`` samples in the block.
+
+    ``timesteps`` maps each value that the denoiser may be called with to the timestep that its
+    activations are kept under, None where they are not; the nearest counts, since a half-precision
+    timestep is rounded. A timestep that comes up twice is kept the first time. Only the conditional
+    branch is kept. With ``stop`` the block ends, without an error, when all that is wanted is there.
+    """
+    layout = sites.family(pipe)
+    denoiser = getattr(pipe, sites.DENOISERS[layout])
+    complete = {timestep for timestep in timesteps.values() if timestep is not None}
+    found: Found = {}
+    now: int | None = None
+
+    def before(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal now
+        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments["timestep"]
+        value = float(torch.as_tensor(given).flatten()[0])
+        now = timesteps[min(timesteps, key=lambda known: abs(known - value))]
+
+    with contextlib.ExitStack() as stack:
+        branch = stack.enter_context(_branch(denoiser))
+        stack.callback(denoiser.register_forward_pre_hook(before, with_kwargs=True).remove)
+        for site in wanted:
+
+            def after(_module, args, kwargs, output, site: Site = site) -> None:
+                if now is None or branch[-1] == "uncond" or site.name in found.get(now, {}):
+                    return
+                hidden = _conditional(site.read(output), samples, layout)
+                if extract.value == "difference":
+                    hidden = (
+                        hidden.float() - _conditional(site.read_input(args, kwargs), samples, layout).float()
+                    )
+                if extract.pool == "mean":
+                    hidden = hidden.float().mean(1, keepdim=True)
+                found.setdefault(now, {})[site.name] = hidden.to(DTYPES[extract.dtype]).cpu()
+                if (
+                    stop
+                    and len(found) == len(complete)
+                    and all(len(f) == len(wanted) for f in found.values())
+                ):
+                    raise Complete
+
+            handle = site.module.register_forward_hook(after, prepend=True, with_kwargs=True)
+            stack.callback(handle.remove)
+        with contextlib.suppress(Complete):
+            yield found
+
+
+def plan(
+    extract: Extract,
+    shapes: dict[str, Shape],
+    timesteps: tuple[int, ...],
+    samples: int,
+    facts: dict[str, typing.Any],
+) -> StorePlan:
+    """The plan of a store whose rows :func:`rows` makes, as many for every sample."""
+    size = extract.shard_samples
+    shards = [min(size, samples - start) for start in range(0, samples, size)]
+    planned = []
+    for name, shape in shapes.items():
+        each = len(timesteps) * (1 if extract.pool == "mean" else shape.positions)
+        planned.append(SitePlan(name, shape.d, tuple(each * count for count in shards)))
+    decisive = ("mode", "sites", "value", "pool", "batch_size", "height", "width")
+    fields = {name: getattr(extract, name) for name in decisive}
+    fields |= {"sites": list(extract.sites), "timesteps": list(timesteps)}
+    return StorePlan(
+        sites=tuple(planned),
+        dtype=extract.dtype,
+        chunk_rows=extract.chunk_rows,
+        shard_samples=size,
+        samples=samples,
+        facts=facts | {"extract": fields | facts["extract"]},
+        notes={"versions": versions()},
+    )
+
+
+def rows(
+    batches: Iterable[tuple[list[int], Found]],
+    shapes: dict[str, Shape],
+    timesteps: tuple[int, ...],
+    samples: int,
+    extract: Extract,
+) -> Rows:
+    """The rows of a shard, by sample, then timestep, then position.
+
+    A batch is the numbers of its samples and what was recorded of them; there are at most
+    ``samples`` in all. A mean over positions has position -1.
+    """
+    pooled = extract.pool == "mean"
+    kept = {
+        name: torch.empty(
+            samples, len(timesteps), 1 if pooled else shape.positions, shape.d, dtype=DTYPES[extract.dtype]
+        )
+        for name, shape in shapes.items()
+    }
+    numbers: list[int] = []
+    for batch, found in batches:
+        here = slice(len(numbers), len(numbers) + len(batch))
+        for name, array in kept.items():
+            for i, timestep in enumerate(timesteps):
+                array[here, i] = found[timestep][name]
+        numbers += batch
+    shard = {}
+    for name, array in kept.items():
+        count = array.shape[2]
+        position = np.full(1, -1, np.int32) if pooled else np.arange(count, dtype=np.int32)
+        shard[name] = {
+            "activations": _numpy(array[: len(numbers)].flatten(0, 2)),
+            "sample": np.repeat(np.asarray(numbers, np.int32), len(timesteps) * count),
+            "timestep": np.tile(np.repeat(np.asarray(timesteps, np.int32), count), len(numbers)),
+            "position": np.tile(position, len(numbers) * len(timesteps)),
+        }
+    return shard
+
+
+def _conditional(hidden: torch.Tensor, samples: int, layout: str) -> torch.Tensor:
+    """The rows of a batch that see the prompt: all, or under guidance one half."""
+    if len(hidden) == samples:
+        return hidden
+    if len(hidden) != 2 * samples:
+        raise ValueError(f"{samples} samples, but the denoiser ran on a batch of {len(hidden)}")
+    return hidden[:samples] if layout == "dit" else hidden[samples:]  # DiT puts the classes first
+
+
+@contextlib.contextmanager
+def _branch(denoiser: torch.nn.Module) -> Iterator[list[str | None]]:
+    """A list whose last is the branch that the pipeline says it runs: FLUX runs one after the other."""
+    branch: list[str | None] = [None]
+    original = getattr(denoiser, "cache_context", None)
+    if original is None:
+        yield branch
+        return
+
+    @contextlib.contextmanager
+    def cache_context(name: str, *args: typing.Any, **kwargs: typing.Any) -> Iterator[None]:
+        branch.append(name)
+        try:
+            with original(name, *args, **kwargs):
+                yield
+        finally:
+            branch.pop()
+
+    denoiser.cache_context = cache_context
+    try:
+        yield branch
+    finally:
+        del denoiser.cache_context  # the class's own method shows again
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    if tensor.dtype == torch.bfloat16:  # numpy has no such dtype of its own
+        return tensor.view(torch.int16).numpy().view(ts.bfloat16.numpy_dtype)
+    return tensor.numpy()
