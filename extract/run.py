@@ -48,7 +48,7 @@ def extract(config: Config) -> dict[str, typing.Any]:
     total = len(work.samples) * work.rounds
     with tqdm.tqdm(total=total, initial=total - todo, desc="extract", unit=work.unit) as progress:
         for shard, part in missing:
-            writer.write_shard(shard, *work.shard(part, progress.update))
+            writer.write_shard(shard, work.shard(part, progress.update))
     manifest = writer.finish()
     _summarise(config.extract.store, manifest, work.unit, time.monotonic() - started)
     return manifest
@@ -89,12 +89,12 @@ def _text(config: Config) -> Work:
 
     hooked = {site.name: site for each in joined.values() for site in each}
 
-    def shard(part: range, advance: Callable[[int], typing.Any]) -> tuple[Rows, int]:
+    def shard(part: range, advance: Callable[[int], typing.Any]) -> Rows:
         rows: Rows = {}
         for component, encoder in encoders.items():  # each reads every prompt
             wanted = [site for site in hooked.values() if site.component == component]
             rows |= text.rows(encoder, wanted, tokens[component], part, config.extract, advance)
-        return {name: _joined([rows[site.name] for site in each]) for name, each in joined.items()}, 0
+        return {name: _joined([rows[site.name] for site in each]) for name, each in joined.items()}
 
     model = pipelines.described(config.model, source, device, encoders.values())
     plan = _plan(config, model, joined, kept, tokens, samples)
@@ -202,7 +202,8 @@ def _summarise(location: str, manifest: dict[str, typing.Any], unit: str, second
     dropped = sum(site["dropped"] for site in found.values())
     size = {"float32": 4, "float16": 2, "bfloat16": 2}[manifest["dtype"]]
     megabytes = sum(site["rows"] * site["d"] * size for site in found.values()) / 1e6
-    skipped = f"; {unit}s skipped: {manifest['skipped']:,}" if manifest["skipped"] else ""
+    count = max(len(site.get("skipped", ())) for site in found.values())
+    skipped = f"; {unit}s skipped: {count:,}" if count else ""
     print(f"{manifest['samples']:,} {unit}s, rows: {rows}; {dropped:,} non-finite rows dropped{skipped}")
     print(f"{megabytes:,.1f} MB of {manifest['dtype']} in {seconds:.1f} s: {location}")
 

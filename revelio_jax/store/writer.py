@@ -119,22 +119,22 @@ class StoreWriter:
         }
         return [i for i in range(self.plan.shards) if layout.shard_key(i) not in done]
 
-    def write_shard(self, index: int, sites: dict[str, dict[str, np.ndarray]], skipped: int = 0) -> None:
+    def write_shard(self, index: int, sites: dict[str, dict[str, np.ndarray]]) -> None:
         """Write one shard of every site, then its marker.
 
         ``sites`` maps a site to ``activations`` [rows, d] and int32 ``sample``, ``position`` and
         ``timestep`` [rows]. Rows with a non-finite value (after the cast to the store's dtype) are
-        dropped and counted. ``skipped`` samples could not be read and have no rows; the planned number
-        of rows is then only a bound.
+        dropped and counted. Where there is also ``skipped``, the numbers of samples that could not be
+        read, these have no rows, and there may be fewer than planned.
         """
-        marker: dict[str, typing.Any] = {"skipped": skipped}
+        marker = {}
         for site in self.plan.sites:
             arrays = sites[site.name]
             values = arrays["activations"]
-            planned = site.rows[index]
-            if values.shape[1] != site.d or not (
-                len(values) <= planned if skipped else len(values) == planned
-            ):
+            skipped = arrays.get("skipped", np.empty(0, np.int32)).tolist()
+            count, planned = len(values), site.rows[index]
+            fits = count <= planned if skipped else count == planned
+            if values.shape[1:] != (site.d,) or not fits:
                 raise ValueError(f"{site.name}: activations {values.shape}, planned ({planned}, {site.d})")
             with np.errstate(over="ignore"):
                 values = values.astype(ts.dtype(self.plan.dtype).numpy_dtype, copy=False)
@@ -147,6 +147,7 @@ class StoreWriter:
                 write.result()
             marker[site.name] = {
                 "dropped": int((~finite).sum()),
+                **({"skipped": skipped} if skipped else {}),
                 **statistics.of_rows(values).to_json(),
             }
         layout.write_json(self._kvstore, layout.shard_key(index), marker)
@@ -160,16 +161,15 @@ class StoreWriter:
         manifest = layout.read_json(self._kvstore, "plan.json")
         for site in self.plan.sites:
             facts = manifest["sites"][site.name]
-            facts |= {"rows": 0, "dropped": 0, "shard_valid_rows": []}
-        manifest["skipped"] = 0
+            facts |= {"rows": 0, "dropped": 0, "skipped": [], "shard_valid_rows": []}
         totals: dict[str, statistics.Statistics] = {}
         for index in range(self.plan.shards):
             marker = layout.read_json(self._kvstore, layout.shard_key(index))
-            manifest["skipped"] += marker.pop("skipped", 0)  # markers of earlier versions have none
             for name, part in marker.items():
                 site = manifest["sites"][name]
                 site["shard_valid_rows"].append(part["count"])
                 site["dropped"] += part["dropped"]
+                site["skipped"] += part.get("skipped", [])
                 stats = statistics.Statistics.from_json(part)
                 totals[name] = statistics.combine(totals[name], stats) if name in totals else stats
         for name, stats in totals.items():
