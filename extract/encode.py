@@ -32,12 +32,12 @@ def prepare(config: Config, worker: Worker) -> Work:
 
     hooked = {site.name: site for each in joined.values() for site in each}
 
-    def shard(part: range, advance: Done) -> tuple[Rows, int]:
+    def shard(part: range, advance: Done) -> Rows:
         rows: Rows = {}
         for component, encoder in encoders.items():  # each reads every prompt
             wanted = [site for site in hooked.values() if site.component == component]
             rows |= text.rows(encoder, wanted, tokens[component], part, config.extract, advance)
-        return {name: _joined([rows[site.name] for site in each]) for name, each in joined.items()}, 0
+        return {name: _joined([rows[site.name] for site in each]) for name, each in joined.items()}
 
     model = pipelines.described(config.model, source, device, encoders.values())
     plan = _plan(config, model, joined, kept, tokens, samples)

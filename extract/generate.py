@@ -62,7 +62,7 @@ def _shard(
     schedule: dict[float, int | None],
     part: range,
     advance: Done,
-) -> tuple[Rows, int]:
+) -> Rows:
     extract = config.extract
     hooked = [sites.resolve(pipe, name) for name in shapes]
     keep = extract.save_images or extract.save_latents
@@ -76,7 +76,7 @@ def _shard(
             yield [sample["id"] for sample in batch], found
             advance(len(batch))
 
-    return record.rows(batches(), shapes, timesteps, len(part), extract), 0
+    return record.rows(batches(), shapes, timesteps, part, extract)
 
 
 def _sampled(

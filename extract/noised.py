@@ -88,20 +88,17 @@ def _shard(
     shapes: dict[str, Shape],
     part: range,
     advance: Done,
-) -> tuple[Rows, int]:
+) -> Rows:
     extract = config.extract
     wanted = [sites.resolve(pipe, name) for name in shapes]
-    skipped = 0
 
     def batches() -> Iterator[tuple[list[int], Found]]:
-        nonlocal skipped
         for start in range(part.start, part.stop, extract.batch_size):
             asked = range(start, min(start + extract.batch_size, part.stop))
             loaded = images.load(asked, extract.height, extract.width)
             pictures = {
                 number: picture for number, picture in zip(asked, loaded, strict=True) if picture is not None
             }
-            skipped += len(asked) - len(pictures)
             if pictures:
                 seeds = [samples[number]["seed"] for number in pictures]
                 latents = latents_of(pipe, np.stack(list(pictures.values())))
@@ -111,7 +108,7 @@ def _shard(
                 yield list(pictures), found
             advance(len(asked))
 
-    return record.rows(batches(), shapes, extract.timesteps, len(part), extract), skipped
+    return record.rows(batches(), shapes, extract.timesteps, part, extract)
 
 
 @torch.inference_mode()

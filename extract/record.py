@@ -119,21 +119,19 @@ def rows(
     batches: Iterable[tuple[list[int], Found]],
     shapes: dict[str, Shape],
     timesteps: tuple[int, ...],
-    samples: int,
+    samples: range,
     extract: Extract,
 ) -> Rows:
     """The rows of a shard, by sample, then timestep, then position.
 
-    A batch is the numbers of its samples and what was recorded of them; there are at most
-    ``samples`` in all. A mean over positions has position -1.
+    A batch is the numbers of its samples and what was recorded of them; those of ``samples`` that are in
+    none were skipped. A mean over positions has position -1.
     """
     pooled = extract.pool == "mean"
-    kept = {
-        name: torch.empty(
-            samples, len(timesteps), 1 if pooled else shape.positions, shape.d, dtype=DTYPES[extract.dtype]
-        )
-        for name, shape in shapes.items()
-    }
+    kept = {}
+    for name, shape in shapes.items():
+        size = (len(samples), len(timesteps), 1 if pooled else shape.positions, shape.d)
+        kept[name] = torch.empty(size, dtype=DTYPES[extract.dtype])
     numbers: list[int] = []
     for batch, found in batches:
         here = slice(len(numbers), len(numbers) + len(batch))
@@ -150,6 +148,7 @@ def rows(
             "sample": np.repeat(np.asarray(numbers, np.int32), len(timesteps) * count),
             "timestep": np.tile(np.repeat(np.asarray(timesteps, np.int32), count), len(numbers)),
             "position": np.tile(position, len(numbers) * len(timesteps)),
+            "skipped": np.setdiff1d(np.asarray(samples, np.int32), np.asarray(numbers, np.int32)),
         }
     return shard
 

@@ -87,7 +87,8 @@ def _summarise(location: str, manifest: dict[str, typing.Any], unit: str, second
     dropped = sum(site["dropped"] for site in found.values())
     size = {"float32": 4, "float16": 2, "bfloat16": 2}[manifest["dtype"]]
     megabytes = sum(site["rows"] * site["d"] * size for site in found.values()) / 1e6
-    skipped = f"; {unit}s skipped: {manifest['skipped']:,}" if manifest["skipped"] else ""
+    count = max(len(site.get("skipped", ())) for site in found.values())
+    skipped = f"; {unit}s skipped: {count:,}" if count else ""
     print(f"{manifest['samples']:,} {unit}s, rows: {rows}; {dropped:,} non-finite rows dropped{skipped}")
     print(f"{megabytes:,.1f} MB of {manifest['dtype']} in {seconds:.1f} s: {location}")
 

@@ -38,11 +38,11 @@ def write(writer: StoreWriter, worker: Worker, work: Work) -> dict[str, typing.A
                     writing.result()  # raises what the thread did: no need to finish a shard first
 
             for shard in missing:
-                made = work.shard(samples_of(shard, writer.plan), done)
+                rows = work.shard(samples_of(shard, writer.plan), done)
                 if writing:
                     writing.result()
-                writing = thread.submit(writer.write_shard, shard, *made)
-                del made  # the thread lets go of them when they are written
+                writing = thread.submit(writer.write_shard, shard, rows)
+                del rows  # the thread lets go of them when they are written
             if writing:
                 writing.result()
         if others := writer.missing():

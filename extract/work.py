@@ -22,15 +22,15 @@ Done = Callable[[int], typing.Any]
 class Work:
     """The samples, the store's plan, and a function that computes a shard.
 
-    ``shard(samples, advance)`` takes the numbers of the shard's samples and returns what
-    ``StoreWriter.write_shard`` takes: rows of every site, and how many samples could not be read.
-    It depends on nothing but those numbers, so that shards may be computed in any order and process;
-    it calls ``advance(n)`` when n more samples are done, ``rounds`` times in all for each.
+    ``shard(samples, advance)`` takes the numbers of the shard's samples and returns the rows of every
+    site, as ``StoreWriter.write_shard`` takes them. It depends on nothing but those numbers, so that
+    shards may be computed in any order and process; it calls ``advance(n)`` when n more samples are done,
+    ``rounds`` times in all for each.
     """
 
     samples: list[Row]
     plan: StorePlan
-    shard: Callable[[range, Done], tuple[Rows, int]]
+    shard: Callable[[range, Done], Rows]
     unit: str
     rounds: int = 1
 

@@ -52,6 +52,17 @@ def test_fields_come_from_the_file_and_then_from_the_command_line(file):
         config.train.steps = 8
 
 
+@pytest.mark.parametrize("given", ["(0,25)", "[0,25]", "0,25"])
+def test_timesteps_on_the_command_line(file, given):
+    assert parse(file(), f"--config.extract.timesteps={given}")[0].extract.timesteps == (0, 25)
+
+
+def test_timesteps_are_whole_numbers(file):
+    assert parse(file(), "--config.extract.timesteps=25")[0].extract.timesteps == (25,)
+    with pytest.raises(InputError, match=r"timesteps is .*; it must be a tuple of whole numbers"):
+        parse(file("c.extract.timesteps = (0.5,)"))
+
+
 @pytest.mark.parametrize("given", ["('a','b')", "['a','b']"])
 def test_sites_on_the_command_line(file, given):
     assert parse(file(), f"--config.extract.sites={given}")[0].extract.sites == ("a", "b")
@@ -279,3 +290,16 @@ def test_the_papers_values():
             10_000_000,
         )
         assert config.train.steps * config.train.batch_size == pytest.approx(400e6, rel=1e-4)
+
+
+def test_revelios_values():
+    unet, _ = parse(str(ROOT / "configs/sd15_unet.py"))
+    dit, _ = parse(str(ROOT / "configs/dit_xl2.py"))
+    assert unet.extract.sites == ("unet.mid_block", *(f"unet.up_blocks.{i}" for i in range(3)))
+    assert dit.extract.sites == tuple(f"dit.block.{i}" for i in (6, 10, 14, 18, 22))
+    for config in (unet, dit):
+        assert (config.extract.mode, config.extract.prompt, config.extract.pool) == ("noised", "", "mean")
+        assert config.extract.timesteps == (0, 25, 100, 200, 500)
+        assert (config.extract.height, config.extract.width) == (256, 256)
+        assert (config.sae.k, config.sae.expansion, config.sae.k_aux) == (32, 64, 0)
+        assert config.train.site in config.extract.sites

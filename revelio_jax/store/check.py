@@ -75,7 +75,7 @@ def faults(store: Found) -> Iterator[tuple[int | str, str]]:
         try:
             marker = layout.read_json(store.kvstore, layout.shard_key(shard))
             for name in store.plan["sites"]:
-                for key in _check(store, arrays, shard, name, marker[name], marker.get("skipped", 0)):
+                for key in _check(store, arrays, shard, name, marker[name]):
                     unset[name, key].add(shard)
                 if marker[name]["count"]:
                     for key in layout.INDEX_ARRAYS:
@@ -101,13 +101,12 @@ def _check(
     shard: int,
     name: str,
     marker: dict[str, typing.Any],
-    skipped: int,
 ) -> list[str]:
     """Raise ValueError where a site's shard is not as its marker says; returns indices that are all unset."""
     planned = store.plan["sites"][name]
     wanted = statistics.Statistics.from_json(marker)
     expected, rows = planned["expected_rows"][shard], wanted.count + marker["dropped"]
-    if rows > expected or (rows < expected and not skipped):
+    if rows > expected or (rows < expected and not marker.get("skipped")):
         raise ValueError(
             f"{name}: the marker has {wanted.count} rows and {marker['dropped']} dropped, "
             f"planned were {planned['expected_rows'][shard]}"

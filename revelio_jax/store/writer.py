@@ -128,22 +128,22 @@ class StoreWriter:
         done = layout.done_shards(self._kvstore)
         return [i for i in range(self.plan.shards) if i not in done]
 
-    def write_shard(self, index: int, sites: dict[str, dict[str, np.ndarray]], skipped: int = 0) -> None:
+    def write_shard(self, index: int, sites: dict[str, dict[str, np.ndarray]]) -> None:
         """Write one shard of every site, then its marker.
 
         ``sites`` maps a site to ``activations`` [rows, d] and int32 ``sample``, ``position`` and
         ``timestep`` [rows]. Rows with a non-finite value (after the cast to the store's dtype) are
-        dropped and counted. ``skipped`` samples could not be read and have no rows; the planned number
-        of rows is then only a bound.
+        dropped and counted. Where there is also ``skipped``, the numbers of samples that could not be
+        read, these have no rows, and there may be fewer than planned.
         """
-        marker: dict[str, typing.Any] = {"skipped": skipped}
+        marker = {}
         for site in self.plan.sites:
             arrays = sites[site.name]
             values = arrays["activations"]
-            planned = site.rows[index]
-            if values.shape[1] != site.d or not (
-                len(values) <= planned if skipped else len(values) == planned
-            ):
+            skipped = arrays.get("skipped", np.empty(0, np.int32)).tolist()
+            count, planned = len(values), site.rows[index]
+            fits = count <= planned if skipped else count == planned
+            if values.shape[1:] != (site.d,) or not fits:
                 raise ValueError(f"{site.name}: activations {values.shape}, planned ({planned}, {site.d})")
             with np.errstate(over="ignore"):
                 values = values.astype(ts.dtype(self.plan.dtype).numpy_dtype, copy=False)
@@ -157,6 +157,7 @@ class StoreWriter:
                     write.result()
             marker[site.name] = {
                 "dropped": int((~finite).sum()),
+                **({"skipped": skipped} if skipped else {}),
                 **statistics.of_rows(values).to_json(),
             }
         with self._writing():
@@ -243,22 +244,22 @@ def manifest_of(
     plan: dict[str, typing.Any], markers: Iterable[dict[str, typing.Any]]
 ) -> dict[str, typing.Any]:
     """The manifest of a store from its plan.json and the markers of all shards, in order."""
-    sites = {name: {"rows": 0, "dropped": 0, "shard_valid_rows": []} for name in plan["sites"]}
+    sites = {name: {"rows": 0, "dropped": 0, "skipped": [], "shard_valid_rows": []} for name in plan["sites"]}
     totals: dict[str, statistics.Statistics] = {}
-    skipped = 0
     for marker in markers:
-        skipped += marker.get("skipped", 0)  # markers of earlier versions have none
-        for name in sites:
-            part = marker[name]
+        for name, part in marker.items():
             sites[name]["shard_valid_rows"].append(part["count"])
             sites[name]["dropped"] += part["dropped"]
+            sites[name]["skipped"] += part.get("skipped", [])
             stats = statistics.Statistics.from_json(part)
             totals[name] = statistics.combine(totals[name], stats) if name in totals else stats
     for name, stats in totals.items():
         mean, variance = stats.mean.tolist(), stats.variance.tolist()
         sites[name] |= {"rows": stats.count, "mean": mean, "variance": variance}
-    sites = {name: plan["sites"][name] | facts for name, facts in sites.items()}
-    return plan | {"sites": sites, "skipped": skipped}
+    for facts in sites.values():
+        if not facts["skipped"]:  # as in stores from before there was such a thing
+            del facts["skipped"]
+    return plan | {"sites": {name: plan["sites"][name] | facts for name, facts in sites.items()}}
 
 
 def difference(before: typing.Any, now: typing.Any, path: str = "", other: str = "this run has") -> str:

@@ -35,7 +35,7 @@ def make_shard(shard, done):
 
 def made_by(make):
     """Work whose shards ``make(shard, done)`` makes; a shard has 4 samples."""
-    return Work([], None, lambda part, done: (make(part.start // 4, done), 0), "prompt")
+    return Work([], None, lambda part, done: make(part.start // 4, done), "prompt")
 
 
 def begin(location, count, writer=StoreWriter):
@@ -87,9 +87,9 @@ def test_a_shard_is_made_while_the_one_before_is_written(tmp_path):
     second_is_made = threading.Event()
 
     class Writer(StoreWriter):
-        def write_shard(self, index, sites, skipped=0):
+        def write_shard(self, index, sites):
             assert index or second_is_made.wait(30), "shard 1 waits for shard 0"
-            super().write_shard(index, sites, skipped)
+            super().write_shard(index, sites)
 
     def make(shard, done):
         rows = make_shard(shard, done)
@@ -125,7 +125,7 @@ def test_an_error_of_the_thread_ends_the_run_at_the_batch_that_is_made(tmp_path)
     failed = threading.Event()
 
     class Full(StoreWriter):
-        def write_shard(self, index, sites, skipped=0):
+        def write_shard(self, index, sites):
             failed.set()
             raise InputError("no space")
 

@@ -85,10 +85,29 @@ def flux():
     )
 
 
+@pytest.fixture(scope="module")
+def dit():
+    torch.manual_seed(0)
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        sample_size=8,
+    ).eval()
+    for parameter in transformer.parameters():  # zeros would hide what a change does
+        torch.nn.init.normal_(parameter, std=0.1)
+    return types.SimpleNamespace(transformer=transformer)
+
+
 def denoise(pipe):
     """One forward pass of the denoiser, from fixed inputs: a tensor."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
+        if sites.family(pipe) == "dit":
+            latents = torch.randn(2, 4, 8, 8, generator=generator)
+            return pipe.transformer(latents, torch.tensor([3, 3]), torch.tensor([1, 2])).sample
         if hasattr(pipe, "unet"):
             width = pipe.unet.config.cross_attention_dim
             return pipe.unet(
@@ -133,12 +152,13 @@ NAMES = {
         *(f"flux.single.{i}.{stream}" for i in range(2) for stream in ("text", "image")),
     ],
 }
+NAMES["dit"] = ["dit.block.0", "dit.block.1"]
 NAMES["sdxl"] = [
     *(f"clip_l.layer.{i}" for i in range(2)),
     *(f"clip_g.layer.{i}" for i in range(3)),
     *NAMES["sd"][2:],
 ]
-WIDTHS = {"clip": 8, "clip_l": 8, "clip_g": 16, "t5": 12, "flux": 16}
+WIDTHS = {"clip": 8, "clip_l": 8, "clip_g": 16, "t5": 12, "flux": 16, "dit": 16}
 # SDXL's U-Net has the blocks of SD's.
 EVERY = [(k, name) for k, names in NAMES.items() for name in names if (k, name[:4]) != ("sdxl", "unet")]
 
@@ -196,6 +216,28 @@ def test_every_layout_of_an_output_is_kept():
     image = sites.Site("flux.double.0.image", "transformer", None, 4, part=1, needs_tuple=True)
     assert image.replace((other, hidden), new) == (other, new)
     assert layer.replace(hidden, new.to(torch.float64)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("kind", "name"), [each for each in EVERY if sites.is_denoiser_site(each[1])])
+def test_what_went_into_a_site_is_of_its_own_stream(kind, name, request):
+    """A block's input is what the block before it returned, for both streams of FLUX."""
+    pipe = request.getfixturevalue(kind)
+    site = sites.resolve(pipe, name)
+    seen = []
+    handle = site.module.register_forward_hook(
+        lambda _, args, kwargs, output: seen.append((site.read_input(args, kwargs), site.read(output))),
+        with_kwargs=True,
+    )
+    before = name.replace(".1.", ".0.") if kind == "flux" else name.replace("block.1", "block.0")
+    with sites.captured(sites.resolve(pipe, before)) as previous:
+        denoise(pipe)
+    handle.remove()
+    ((given, returned),) = seen
+    assert given.ndim == returned.ndim == 3
+    assert given.shape[0] == 2
+    if kind in ("flux", "dit") and before != name:
+        assert given.shape == returned.shape
+        torch.testing.assert_close(given, previous[0], rtol=0, atol=0)
 
 
 def test_text_and_image_in_one_tensor_are_refused():

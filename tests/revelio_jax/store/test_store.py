@@ -272,3 +272,26 @@ def test_readers_refuse_what_is_no_finished_store(tmp_path):
     manifest_path.write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         open_store(str(tmp_path / "whole"))
+
+
+def test_samples_that_could_not_be_read_leave_no_rows_and_are_named(tmp_path):
+    plan = make_plan([4, 4, 4])
+    writer = StoreWriter(str(tmp_path), plan, [{"id": i} for i in range(3)])
+    for index, count in ((0, 4), (1, 2), (2, 0)):
+        shard = make_shard(index, count)
+        skipped = np.array([] if count == 4 else [index], np.int32)
+        writer.write_shard(index, {name: arrays | {"skipped": skipped} for name, arrays in shard.items()})
+    writer.finish()
+    store = open_store(str(tmp_path))
+    site = store.site("b")
+    assert store.manifest["sites"]["b"]["skipped"] == [1, 2]
+    assert (site.rows, site.dropped) == (6, 0)
+    assert [s for chunk in site.chunks for s in site.read_index("sample", *chunk)] == [0, 0, 0, 0, 1, 1]
+
+
+def test_rows_that_are_missing_without_a_reason_are_an_error(tmp_path):
+    writer = StoreWriter(str(tmp_path), make_plan([4]), [{"id": 0}])
+    with pytest.raises(ValueError, match="planned"):
+        writer.write_shard(0, make_shard(0, 3))
+    with pytest.raises(ValueError, match="planned"):
+        writer.write_shard(0, {n: a | {"skipped": np.array([0])} for n, a in make_shard(0, 5).items()})
