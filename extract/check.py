@@ -24,8 +24,12 @@ def _status(store: check.Found, workers: int) -> None:
     )
     for name, site in store.plan["sites"].items():
         rows = sum(site["expected_rows"][shard] for shard in store.done)
-        dropped = f", {store.manifest['sites'][name]['dropped']:,} of them dropped" if store.manifest else ""
-        print(f"{name}: {rows:,} of {sum(site['expected_rows']):,} rows x {site['d']}{dropped}")
+        left_out = ""
+        if store.manifest:
+            found = store.manifest["sites"][name]
+            rows = found["rows"]
+            left_out = f"; {found['dropped']:,} dropped, samples skipped: {len(found.get('skipped', ())):,}"
+        print(f"{name}: {rows:,} of {sum(site['expected_rows']):,} rows x {site['d']}{left_out}")
     for worker in (Worker(number, workers) for number in range(workers)):
         mine = [shard for shard in range(store.shards) if worker.owns(shard)]
         left = [shard for shard in mine if shard not in store.done]

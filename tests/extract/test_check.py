@@ -47,7 +47,7 @@ def test_a_good_store(good, capsys):
     assert check.report(str(good), 1, verify=False)
     assert capsys.readouterr().out.splitlines() == [
         f"store {good} is finished: 3 of 3 shards, 6 of 6 samples",
-        f"{SITE}: 96 of 96 rows x 16, 0 of them dropped",
+        f"{SITE}: 96 of 96 rows x 16; 0 dropped, samples skipped: 0",
         "nothing is missing",
     ]
     assert verified(good, capsys) == (True, ["all is as it was written"])
