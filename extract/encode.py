@@ -1,16 +1,14 @@
 """Activations of text encoders over prompts: the mode text. Encoders run alone, in batches."""
 
-import typing
-
 import numpy as np
 
-from extract import inputs, pipelines, text
+from extract import inputs, pipelines, text, work
 from extract.text import Tokens
-from extract.work import Done, Rows, Work, digest, fingerprint, versions
+from extract.work import Done, Rows, Work
 from revelio_jax import sites
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
-from revelio_jax.store import SitePlan, StorePlan, Worker
+from revelio_jax.store import Worker
 
 
 def prepare(config: Config, worker: Worker) -> Work:
@@ -39,48 +37,19 @@ def prepare(config: Config, worker: Worker) -> Work:
             rows |= text.rows(encoder, wanted, tokens[component], part, config.extract, advance)
         return {name: _joined([rows[site.name] for site in each]) for name, each in joined.items()}
 
-    model = pipelines.described(config.model, source, device, encoders.values())
-    plan = _plan(config, model, joined, kept, tokens, samples)
-    described = text.described(samples, encoders, tokens)
-    return Work(described, plan, shard, "prompt", rounds=len(encoders))
-
-
-def _plan(
-    config: Config,
-    model: dict[str, str],
-    joined: dict[str, list[sites.Site]],
-    kept: dict[str, np.ndarray],
-    tokens: dict[str, Tokens],
-    samples: list[dict[str, typing.Any]],
-) -> StorePlan:
-    """The store's plan. How many rows each shard holds follows from the tokens alone."""
-    size = config.extract.shard_samples
-    planned = []
-    for name, parts in joined.items():
-        rows = kept[name].sum(1)
-        shards = tuple(int(rows[start : start + size].sum()) for start in range(0, len(rows), size))
-        planned.append(SitePlan(name, sum(site.d for site in parts), shards))
     facts = {
-        "model": model,
-        "extract": {
-            "sites": list(config.extract.sites),
-            "positions": _rule(config.extract.positions, joined),
-            "batch_size": config.extract.batch_size,
-        },
+        "model": pipelines.described(config.model, source, device, encoders.values()),
+        "extract": {"positions": _rule(config.extract.positions, joined)},
         "input": {
-            "samples": fingerprint(samples),
-            "tokens": digest(*(t.ids.tobytes() for t in tokens.values())),
+            "samples": work.fingerprint(samples),
+            "tokens": work.digest(*(of.ids.tobytes() for of in tokens.values())),
         },
     }
-    return StorePlan(
-        sites=tuple(planned),
-        dtype=config.extract.dtype,
-        chunk_rows=config.extract.chunk_rows,
-        shard_samples=size,
-        samples=len(samples),
-        facts=facts,
-        notes={"versions": versions()},
-    )
+    # How many rows a sample has follows from its tokens alone.
+    rows = {name: (sum(site.d for site in each), kept[name].sum(1)) for name, each in joined.items()}
+    plan = work.plan(config.extract, rows, facts)
+    described = text.described(samples, encoders, tokens)
+    return Work(described, plan, shard, "prompt", rounds=len(encoders))
 
 
 def _rule(positions: str, joined: dict[str, list[sites.Site]]) -> str | dict[str, str]:
@@ -89,7 +58,7 @@ def _rule(positions: str, joined: dict[str, list[sites.Site]]) -> str | dict[str
     return rules if len(set(rules.values())) > 1 else next(iter(rules.values()))
 
 
-def _kept(name: str, parts: list[sites.Site], tokens: dict[str, "Tokens"], rule: str) -> np.ndarray:
+def _kept(name: str, parts: list[sites.Site], tokens: dict[str, Tokens], rule: str) -> np.ndarray:
     """The rows of a site, bool [sample, position]. Raises InputError where its parts have not the same."""
     first, *others = (tokens[site.component].kept(text.positions(rule, site)) for site in parts)
     if not all(np.array_equal(first, other) for other in others):

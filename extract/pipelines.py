@@ -10,6 +10,8 @@ import typing
 import warnings
 
 import huggingface_hub
+import numpy as np
+import tensorstore as ts
 import torch
 import transformers
 
@@ -218,6 +220,14 @@ def device(name: str, worker: int = 0) -> torch.device:
     if not usable.get(chosen.type, True):
         raise InputError(f"config.model.device is {name!r}, but this machine's torch has no {chosen.type}")
     return chosen
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor of any device in memory; bfloat16 as TensorStore has it, since numpy has none of its own."""
+    tensor = tensor.cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ts.bfloat16.numpy_dtype)
+    return tensor.numpy()
 
 
 def component_config(source: Source, component: str) -> dict[str, typing.Any]:

@@ -11,16 +11,16 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
-import tensorstore as ts
 import torch
 
+from extract import work
 from extract.denoiser import Shape
-from extract.pipelines import DTYPES
-from extract.work import Rows, versions
+from extract.pipelines import DTYPES, as_numpy
+from extract.work import Rows
 from revelio_jax import sites
 from revelio_jax.config import Extract
 from revelio_jax.sites import Site
-from revelio_jax.store import SitePlan, StorePlan
+from revelio_jax.store import StorePlan
 
 # Activations [sample, position, d] by timestep and site.
 Found = dict[int, dict[str, torch.Tensor]]
@@ -95,24 +95,14 @@ def plan(
     facts: dict[str, typing.Any],
 ) -> StorePlan:
     """The plan of a store whose rows :func:`rows` makes, as many for every sample."""
-    size = extract.shard_samples
-    shards = [min(size, samples - start) for start in range(0, samples, size)]
-    planned = []
-    for name, shape in shapes.items():
-        each = len(timesteps) * (1 if extract.pool == "mean" else shape.positions)
-        planned.append(SitePlan(name, shape.d, tuple(each * count for count in shards)))
-    decisive = ("mode", "sites", "value", "pool", "batch_size", "height", "width")
-    fields = {name: getattr(extract, name) for name in decisive}
-    fields |= {"sites": list(extract.sites), "timesteps": list(timesteps)}
-    return StorePlan(
-        sites=tuple(planned),
-        dtype=extract.dtype,
-        chunk_rows=extract.chunk_rows,
-        shard_samples=size,
-        samples=samples,
-        facts=facts | {"extract": fields | facts["extract"]},
-        notes={"versions": versions()},
-    )
+    fields = {name: getattr(extract, name) for name in ("mode", "value", "pool", "height", "width")}
+    fields |= {"timesteps": list(timesteps)}
+    each = {
+        name: len(timesteps) * (1 if extract.pool == "mean" else shape.positions)
+        for name, shape in shapes.items()
+    }
+    planned = {name: (shape.d, np.full(samples, each[name])) for name, shape in shapes.items()}
+    return work.plan(extract, planned, facts | {"extract": fields | facts["extract"]})
 
 
 def rows(
@@ -144,7 +134,7 @@ def rows(
         count = array.shape[2]
         position = np.full(1, -1, np.int32) if pooled else np.arange(count, dtype=np.int32)
         shard[name] = {
-            "activations": _numpy(array[: len(numbers)].flatten(0, 2)),
+            "activations": as_numpy(array[: len(numbers)].flatten(0, 2)),
             "sample": np.repeat(np.asarray(numbers, np.int32), len(timesteps) * count),
             "timestep": np.tile(np.repeat(np.asarray(timesteps, np.int32), count), len(numbers)),
             "position": np.tile(position, len(numbers) * len(timesteps)),
@@ -185,9 +175,3 @@ def _branch(denoiser: torch.nn.Module) -> Iterator[list[str | None]]:
         yield branch
     finally:
         del denoiser.cache_context  # the class's own method shows again
-
-
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    if tensor.dtype == torch.bfloat16:  # numpy has no such dtype of its own
-        return tensor.view(torch.int16).numpy().view(ts.bfloat16.numpy_dtype)
-    return tensor.numpy()

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from extract import check, shards, workers
 from extract.work import Work
 from revelio_jax import sites
-from revelio_jax.config import Config, main_argv, parse
+from revelio_jax.command import main_argv, parse
+from revelio_jax.config import Config
 from revelio_jax.errors import InputError, reported
 from revelio_jax.store import StoreWriter, Worker
 from revelio_jax.store.layout import kvstore_url

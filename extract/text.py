@@ -9,7 +9,7 @@ import numpy as np
 import tensorstore as ts
 import torch
 
-from extract.pipelines import DTYPES, TextEncoder
+from extract.pipelines import DTYPES, TextEncoder, as_numpy
 from revelio_jax import sites
 from revelio_jax.config import Extract
 from revelio_jax.errors import InputError
@@ -142,14 +142,7 @@ def activations(
             hooks.callback(sites.hook(site, keep).remove)
         with contextlib.suppress(_LastSiteReached):
             encoder.model(**arguments)
-    return {site.name: _numpy(found[site.name]) for site in wanted}
-
-
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:  # numpy has no such dtype of its own
-        return tensor.view(torch.int16).numpy().view(ts.bfloat16.numpy_dtype)
-    return tensor.numpy()
+    return {site.name: as_numpy(found[site.name]) for site in wanted}
 
 
 def rows(

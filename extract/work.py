@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from revelio_jax.store import StorePlan
+from revelio_jax.config import Extract
+from revelio_jax.store import SitePlan, StorePlan
 
 LIBRARIES = ("revelio_jax", "torch", "transformers", "diffusers", "tensorstore")
 
@@ -35,9 +36,28 @@ class Work:
     rounds: int = 1
 
 
-def versions() -> dict[str, str]:
-    """Versions of the libraries that a store's numbers come from."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+def plan(
+    extract: Extract, rows: dict[str, tuple[int, np.ndarray]], facts: dict[str, typing.Any]
+) -> StorePlan:
+    """The plan of a store; ``rows`` has of every site its width and how many rows each sample has.
+
+    ``facts`` are what of the config, the model and the input decides the rows, beside what all modes have.
+    """
+    size = extract.shard_samples
+    planned = []
+    for name, (d, of_sample) in rows.items():
+        shards = tuple(int(of_sample[start : start + size].sum()) for start in range(0, len(of_sample), size))
+        planned.append(SitePlan(name, d, shards))
+    common = {"sites": list(extract.sites), "batch_size": extract.batch_size}
+    return StorePlan(
+        sites=tuple(planned),
+        dtype=extract.dtype,
+        chunk_rows=extract.chunk_rows,
+        shard_samples=size,
+        samples=len(of_sample),
+        facts=facts | {"extract": common | facts["extract"]},
+        notes={"versions": {name: importlib.metadata.version(name) for name in LIBRARIES}},
+    )
 
 
 def fingerprint(samples: list[Row]) -> str:

@@ -16,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from revelio_jax import checkpoint, data, sharding
-from revelio_jax.config import Config, Sae, main_argv, parse
+from revelio_jax.command import main_argv, parse
+from revelio_jax.config import Config, Sae
 from revelio_jax.errors import InputError, reported
 from revelio_jax.sae import SparseAutoencoder
 from revelio_jax.sources import Mixture

@@ -16,7 +16,8 @@ import typing
 import numpy as np
 from safetensors.numpy import save_file
 
-from revelio_jax.config import Config, main_argv, parse
+from revelio_jax.command import main_argv, parse
+from revelio_jax.config import Config
 from revelio_jax.errors import reported
 from revelio_jax.evaluate import trained
 from revelio_jax.sources import Mixture

@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from revelio_jax import checkpoint, coverage, data, metrics, nonfinite, processes, sharding, watch
 from revelio_jax import step as training
-from revelio_jax.config import Config, Sae, Train, main_argv, parse, resolve
+from revelio_jax.command import main_argv, parse
+from revelio_jax.config import Config, Sae, Train, resolve
 from revelio_jax.errors import InputError, reported
 from revelio_jax.sae import initial
 from revelio_jax.sources import Mixture

@@ -35,7 +35,8 @@ import jax.numpy as jnp
 
 from revelio_jax import program, sharding
 from revelio_jax import step as training
-from revelio_jax.config import Config, main_argv, parse
+from revelio_jax.command import main_argv, parse
+from revelio_jax.config import Config
 from revelio_jax.errors import InputError, reported
 from revelio_jax.store import open_store
 from revelio_jax.train import dictionary_size

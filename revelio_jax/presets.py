@@ -6,7 +6,8 @@
 
 Each sets all fields of ``c.sae`` and ``c.train`` that its paper gives. ``normalise`` stays at the project's
 default, since neither paper says that rows are normalised: training then does not depend on the scale of a
-site, and an export, into which it is folded, takes rows as they are.
+site, and an export, into which it is folded, takes rows as they are. So does ``clip_norm``: neither speaks
+of it.
 """
 
 import ml_collections

@@ -17,7 +17,8 @@ import numpy as np
 
 from revelio_jax import checkpoint, coverage, data, metrics, nonfinite, processes, sharding, watch
 from revelio_jax import step as training
-from revelio_jax.config import Config, Sae, Train, main_argv, parse
+from revelio_jax.command import main_argv, parse
+from revelio_jax.config import Config, Sae, Train
 from revelio_jax.errors import InputError, reported
 from revelio_jax.sae import initial, module
 from revelio_jax.sources import Mixture, open_mixture

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from revelio_jax import command
 from revelio_jax import config as configs
 from revelio_jax.errors import InputError, reported
 
@@ -37,7 +38,7 @@ def file(tmp_path):
 
 
 def parse(path, *arguments, **extra):
-    return configs.parse(["a.command", "--config", path, *arguments], "A command.", **extra)
+    return command.parse(["a.command", "--config", path, *arguments], "A command.", **extra)
 
 
 def test_fields_come_from_the_file_and_then_from_the_command_line(file):
@@ -134,7 +135,7 @@ def test_a_runs_config_json_is_a_config(file, tmp_path):
     path.write_text(config.to_json())
     path = path.rename(f"{path}.json")
     for argv in (["--config", str(path)], [f"--config={path}"]):
-        assert configs.parse(["a.command", *argv], "doc")[0] == config
+        assert command.parse(["a.command", *argv], "doc")[0] == config
     changed, extra = parse(str(path), "--config.train.seed=3", "--word=x", word=("", "w"))
     assert (changed.train.seed, changed.train.steps, extra) == (3, 7, {"word": "x"})
     for argument, message in {
@@ -167,7 +168,7 @@ def test_no_config_and_no_such_config(tmp_path, monkeypatch):
     # Config files are loaded under one name, which keeps what an earlier file defined.
     monkeypatch.delitem(sys.modules, "config_config", raising=False)
     with pytest.raises(InputError, match="--config is missing"):
-        configs.parse(["a.command"], "doc")
+        command.parse(["a.command"], "doc")
     with pytest.raises(InputError, match=r"none\.py: no such file"):
         parse(str(tmp_path / "none.py"))
     (tmp_path / "empty.py").write_text("")
@@ -237,7 +238,7 @@ def test_any_value_is_taken_or_refused_with_the_fields_name(value):
 
 def test_help_describes_every_flag(capsys):
     with pytest.raises(SystemExit) as exit:
-        configs.parse(["a.command", "--help"], "What it does.", count=(3, "how many"))
+        command.parse(["a.command", "--help"], "What it does.", count=(3, "how many"))
     assert exit.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith("What it does.")
@@ -254,8 +255,8 @@ def test_an_input_error_is_one_line_and_status_2(capsys):
 
 def test_as_a_command():
     """A real process, from start to exit."""
-    command = [sys.executable, "-m", "extract.run", "--config", "configs/none.py"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    argv = [sys.executable, "-m", "extract.run", "--config", "configs/none.py"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --config configs/none.py: no such file\n"
 

@@ -8,7 +8,13 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 TORCH = {"torch", "torchvision", "transformers", "diffusers", "accelerate"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
-SHARED = ("revelio_jax.config", "revelio_jax.errors", "revelio_jax.sites", "revelio_jax.store")
+SHARED = (
+    "revelio_jax.command",
+    "revelio_jax.config",
+    "revelio_jax.errors",
+    "revelio_jax.sites",
+    "revelio_jax.store",
+)
 STEER = "revelio_jax.steering"
 
 

@@ -18,7 +18,8 @@ import torch
 import tqdm
 import transformers
 
-from revelio_jax.config import Config, main_argv, parse
+from revelio_jax.command import main_argv, parse
+from revelio_jax.config import Config
 from revelio_jax.errors import InputError, reported
 from revelio_jax.steering import strip
 from revelio_jax.steering.judges import load_judge

@@ -13,7 +13,7 @@ import typing
 import torch
 import tqdm
 
-from revelio_jax.config import main_argv, parse
+from revelio_jax.command import main_argv, parse
 from revelio_jax.errors import InputError, reported
 from revelio_jax.steering.concept import GATE, hidden_states, presence
 from revelio_jax.steering.folder import Sae

@@ -16,7 +16,8 @@ import typing
 import torch
 import tqdm
 
-from revelio_jax.config import Config, main_argv, parse
+from revelio_jax.command import main_argv, parse
+from revelio_jax.config import Config
 from revelio_jax.errors import InputError, reported
 from revelio_jax.steering.concept import hidden_states
 from revelio_jax.steering.judges import load_judge

@@ -12,8 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from revelio_jax import checkpoint, grid, metrics, sharding
-from revelio_jax import config as configs
+from revelio_jax import checkpoint, command, grid, metrics, sharding
 from revelio_jax.errors import InputError
 from revelio_jax.evaluate import evaluate
 from revelio_jax.export import export
@@ -179,7 +178,7 @@ def test_every_command_takes_a_members_config(trained_grid):
     _, members = trained_grid
     for member in members[1:3]:
         path = str(pathlib.Path(member.train.run) / "config.json")
-        config, _ = configs.parse(["a.command", "--config", path], "doc")
+        config, _ = command.parse(["a.command", "--config", path], "doc")
         assert config == member
         assert evaluate(config)["step"] == STEPS
         assert json.loads((export(config) / "cfg.json").read_text())["k"] == member.sae.k

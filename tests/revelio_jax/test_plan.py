@@ -12,8 +12,7 @@ import sys
 
 import pytest
 
-from revelio_jax import config as configs
-from revelio_jax import plan, widths
+from revelio_jax import command, plan, widths
 from revelio_jax.config import Config, Extract, Model
 from revelio_jax.errors import InputError
 
@@ -132,7 +131,7 @@ def test_wrong_input(overrides, options, message):
     argv = ["plan", f"--config={ROOT}/configs/flux_t5.py", *(f"--config.{field}" for field in overrides)]
     options = {"topology": "v5e:4x4", "meshes": (), "width": 0, "smallest": True} | options
     with pytest.raises(InputError, match=message):
-        plan.plan(configs.parse(argv, "")[0], **options)
+        plan.plan(command.parse(argv, "")[0], **options)
 
 
 def test_wrong_input_on_the_command_line_is_one_line():
