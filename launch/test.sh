@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that CI checks: style, then the tests.
-extras=all,wandb
+extras=all,wandb,datasets
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 say "ruff"
