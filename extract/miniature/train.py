@@ -42,7 +42,7 @@ class Steps:
     vae: int = 3400
     judge: int = 2400
     denoiser: int = 7000  # of Stable Diffusion
-    encoders: int = 2000  # of FLUX
+    encoders: int = 1500  # of FLUX
     transformer: int = 6000
 
 
