@@ -38,17 +38,27 @@ class Source:
     family: str
     index: dict[str, typing.Any]
 
-    def text_encoder_class(self, component: str) -> type:
-        return getattr(transformers, self.index[component][1])
+    def folder(self, component: str) -> str:
+        """Where a component's files are, from the model's own folder."""
+        return "" if self.family == "text" else component
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
-    """A text encoder in evaluation mode on its device, and the tokenizer that goes with it."""
+    """A text encoder in evaluation mode on its device, and the tokenizer that goes with it.
+
+    ``name`` is what its sites are called by, as clip.
+    """
 
     component: str
     model: torch.nn.Module
     tokenizer: typing.Any
+    name: str = ""
+
+    @property
+    def masked(self) -> bool:
+        """Whether it is told what is padding. Pipelines tell theirs only where the config asks for it."""
+        return self.component == "encoder" or getattr(self.model.config, "use_attention_mask", False)
 
 
 def quiet() -> None:
@@ -63,6 +73,13 @@ def find(model_id: str, revision: str, family: str) -> Source:
     """Read what a pipeline consists of. Raises InputError where it is missing or of another family."""
     if not model_id:
         raise InputError("config.model.id is empty; it names a folder or a hub model")
+    if family == "text":
+        if pathlib.Path(model_id, "model_index.json").exists():
+            raise InputError(
+                f"config.model.family is 'text', but {model_id!r} is a pipeline: "
+                f"set config.model.family to one of {', '.join(FAMILIES.values())}"
+            )
+        return Source(model_id, revision, family, {"encoder": ["transformers", "AutoModel"]})
     path = _fetch(model_id, revision, "model_index.json")
     try:
         index = json.loads(path.read_text())
@@ -94,11 +111,15 @@ def skeleton(source: Source) -> types.SimpleNamespace:
     """The pipeline's text encoders without weights, on the meta device: enough to name its sites."""
     pipe = types.SimpleNamespace(**{name: None for name in source.index if not name.startswith("_")})
     for component in sites.TEXT_ENCODERS[source.family].values():
-        cls = source.text_encoder_class(component)
         config = _component_config(source, component)
         try:
+            cls = _class(source, component, config)
             with torch.device("meta"):
-                setattr(pipe, component, cls(cls.config_class(**config)))
+                if source.family == "text":
+                    model = cls.from_config(transformers.AutoConfig.for_model(**config))
+                else:
+                    model = cls(cls.config_class(**config))
+            setattr(pipe, component, model)
         except LOAD_ERRORS as error:
             raise InputError(f"config.model.id {source.id!r}: {component}: {error}") from error
     return pipe
@@ -106,28 +127,47 @@ def skeleton(source: Source) -> types.SimpleNamespace:
 
 def load_text_encoder(source: Source, component: str, dtype: str, device: torch.device) -> TextEncoder:
     """Load one text encoder and its tokenizer; nothing else of the pipeline is read."""
-    tokenizer_name = component.replace("text_encoder", "tokenizer")
     where = {"revision": source.revision} if source.revision else {}
     try:
-        # The fast class reads what every version wrote; since transformers 5 both are one.
-        tokenizer_class = source.index[tokenizer_name][1].removesuffix("Fast") + "Fast"
-        tokenizer = getattr(transformers, tokenizer_class).from_pretrained(
-            source.id, subfolder=tokenizer_name, **where
-        )
-        cls = source.text_encoder_class(component)
+        tokenizer_class, subfolder = _tokenizer(source, component)
+        tokenizer = tokenizer_class.from_pretrained(source.id, subfolder=subfolder, **where)
+        cls = _class(source, component, _component_config(source, component))
         model, info = cls.from_pretrained(
-            source.id, subfolder=component, dtype=DTYPES[dtype], output_loading_info=True, **where
+            source.id,
+            subfolder=source.folder(component),
+            dtype=DTYPES[dtype],
+            output_loading_info=True,
+            **where,
         )
     except LOAD_ERRORS as error:
         raise InputError(
             f"config.model.id {source.id!r}: {component} cannot be loaded: {str(error)[:300]}"
         ) from error
-    if info["missing_keys"]:  # transformers would go on with random numbers
+    # transformers would go on with random numbers. Poolers come after every site, and many folders lack them.
+    if missing := [key for key in info["missing_keys"] if not key.startswith("pooler.")]:
         raise InputError(
             f"config.model.id {source.id!r}: {component} cannot be loaded: its weights lack "
-            f"{len(info['missing_keys'])} tensors, such as {min(info['missing_keys'])}"
+            f"{len(missing)} tensors, such as {min(missing)}"
         )
-    return TextEncoder(component, model.eval().to(device), tokenizer)
+    names = {component: name for name, component in sites.TEXT_ENCODERS[source.family].items()}
+    return TextEncoder(component, model.eval().to(device), tokenizer, names[component])
+
+
+def _class(source: Source, component: str, config: dict[str, typing.Any]) -> type:
+    if source.family != "text":
+        return getattr(transformers, source.index[component][1])
+    # Of T5 and its kin the encoder alone.
+    both = transformers.AutoConfig.for_model(**config).is_encoder_decoder
+    return transformers.AutoModelForTextEncoding if both else transformers.AutoModel
+
+
+def _tokenizer(source: Source, component: str) -> tuple[type, str]:
+    """Class and folder of the tokenizer that goes with a text encoder."""
+    if source.family == "text":
+        return transformers.AutoTokenizer, ""
+    name = component.replace("text_encoder", "tokenizer")
+    # The fast class reads what every version wrote; since transformers 5 both are one.
+    return getattr(transformers, source.index[name][1].removesuffix("Fast") + "Fast"), name
 
 
 def fingerprint(source: Source, encoders: typing.Iterable[TextEncoder]) -> str:
@@ -160,11 +200,12 @@ def device(name: str) -> torch.device:
 
 def _component_config(source: Source, component: str) -> dict[str, typing.Any]:
     """A component's config.json without what only says how it was saved."""
-    path = _fetch(source.id, source.revision, f"{component}/config.json")
+    name = str(pathlib.PurePosixPath(source.folder(component), "config.json"))
+    path = _fetch(source.id, source.revision, name)
     try:
         config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise InputError(f"config.model.id {source.id!r}: {component}/config.json: {error}") from error
+        raise InputError(f"config.model.id {source.id!r}: {name}: {error}") from error
     saved = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "architectures")
     return {key: value for key, value in config.items() if key not in saved}
 
@@ -174,7 +215,11 @@ def _fetch(model_id: str, revision: str, name: str) -> pathlib.Path:
     if pathlib.Path(model_id).is_dir():
         path = pathlib.Path(model_id, name)
         if not path.is_file():
-            raise InputError(f"config.model.id {model_id!r}: no {name} there; it is no diffusers pipeline")
+            advice = "it is no diffusers pipeline; a text encoder alone is of config.model.family=text"
+            raise InputError(
+                f"config.model.id {model_id!r}: no {name} there"
+                + (f"; {advice}" if name == "model_index.json" else "")
+            )
         return path
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model_id):
         raise InputError(f"config.model.id {model_id!r}: no such folder, and no hub id (owner/name)")

@@ -46,13 +46,15 @@ def extract(config: Config) -> dict[str, typing.Any]:
     device = pipelines.device(config.model.device)
     source = pipelines.find(config.model.id, config.model.revision, config.model.family)
     pipe = pipelines.skeleton(source)
-    needed = dict.fromkeys(sites.resolve(pipe, name).component for name in config.extract.sites)
+    parts = [part for name in config.extract.sites for part in name.split("+")]
+    needed = dict.fromkeys(sites.resolve(pipe, part).component for part in parts)
     encoders = {c: pipelines.load_text_encoder(source, c, config.model.dtype, device) for c in needed}
     for component, encoder in encoders.items():
         setattr(pipe, component, encoder.model)
-    hooked = [sites.resolve(pipe, name) for name in config.extract.sites]
+    joined = {name: [sites.resolve(pipe, part) for part in name.split("+")] for name in config.extract.sites}
     prompts = [sample["prompt"] for sample in samples]
     tokens = {component: text.tokenise(encoder, prompts) for component, encoder in encoders.items()}
+    kept = {name: _kept(name, hooked, tokens, config.extract.positions) for name, hooked in joined.items()}
 
     model = {
         "id": config.model.id,
@@ -62,8 +64,8 @@ def extract(config: Config) -> dict[str, typing.Any]:
         "device": device.type,
         "fingerprint": pipelines.fingerprint(source, encoders.values()),
     }
-    plan = _plan(config, model, hooked, tokens, samples)
-    writer = StoreWriter(config.extract.store, plan, samples)
+    plan = _plan(config, model, joined, kept, tokens, samples)
+    writer = StoreWriter(config.extract.store, plan, text.described(samples, encoders, tokens))
     if writer.finished:
         print(f"store {config.extract.store} is complete: nothing to do")
         return writer.finish()
@@ -75,13 +77,12 @@ def extract(config: Config) -> dict[str, typing.Any]:
         for shard, part in missing:
             rows = {}
             for component, encoder in encoders.items():
-                wanted = [site for site in hooked if site.component == component]
-                batches = []
-                for count, batch in text.rows(encoder, wanted, tokens[component], part, config.extract):
-                    batches.append(batch)
-                    progress.update(count)
-                rows |= {site.name: _joined([batch[site.name] for batch in batches]) for site in wanted}
-            writer.write_shard(shard, rows)
+                hooked = {site.name: site for each in joined.values() for site in each}
+                wanted = [site for site in hooked.values() if site.component == component]
+                rows |= text.rows(encoder, wanted, tokens[component], part, config.extract, progress.update)
+            writer.write_shard(
+                shard, {name: _joined([rows[site.name] for site in each]) for name, each in joined.items()}
+            )
     manifest = writer.finish()
     _summarise(config.extract.store, manifest, time.monotonic() - started)
     return manifest
@@ -90,22 +91,23 @@ def extract(config: Config) -> dict[str, typing.Any]:
 def _plan(
     config: Config,
     model: dict[str, str],
-    hooked: list[sites.Site],
+    joined: dict[str, list[sites.Site]],
+    kept: dict[str, np.ndarray],
     tokens: dict[str, "Tokens"],
     samples: list[dict[str, typing.Any]],
 ) -> StorePlan:
     """The store's plan. How many rows each shard holds follows from the tokens alone."""
     size = config.extract.shard_samples
     planned = []
-    for site in hooked:
-        rows = tokens[site.component].kept(config.extract.positions).sum(1)
+    for name, parts in joined.items():
+        rows = kept[name].sum(1)
         shards = tuple(int(rows[start : start + size].sum()) for start in range(0, len(rows), size))
-        planned.append(SitePlan(site.name, site.d, shards))
+        planned.append(SitePlan(name, sum(site.d for site in parts), shards))
     facts = {
         "model": model,
         "extract": {
             "sites": list(config.extract.sites),
-            "positions": config.extract.positions,
+            "positions": _rule(config.extract.positions, joined),
             "batch_size": config.extract.batch_size,
         },
         "input": {
@@ -124,13 +126,21 @@ def _plan(
     )
 
 
+def _rule(positions: str, joined: dict[str, list[sites.Site]]) -> str | dict[str, str]:
+    """The positions kept: one rule, or that of every site where auto has several."""
+    from extract import text
+
+    rules = {name: text.positions(positions, parts[0]) for name, parts in joined.items()}
+    return rules if len(set(rules.values())) > 1 else next(iter(rules.values()))
+
+
 def _check_names(names: tuple[str, ...]) -> None:
     if not names:
         raise InputError("config.extract.sites is empty; it names hook points, such as ('clip.layer.9',)")
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"config.extract.sites names {name} twice")
-        if sites.is_denoiser_site(name):
+        if any(sites.is_denoiser_site(part) for part in name.split("+")):
             raise InputError(
                 f"config.extract.sites: {name} belongs to the denoiser; "
                 "only text-encoder sites are extracted in this version"
@@ -141,8 +151,23 @@ def _samples(shard: int, plan: StorePlan) -> range:
     return range(shard * plan.shard_samples, min((shard + 1) * plan.shard_samples, plan.samples))
 
 
+def _kept(name: str, parts: list[sites.Site], tokens: dict[str, "Tokens"], rule: str) -> np.ndarray:
+    """The rows of a site, bool [sample, position]. Raises InputError where its parts have not the same."""
+    from extract import text
+
+    first, *others = (tokens[site.component].kept(text.positions(rule, site)) for site in parts)
+    if not all(np.array_equal(first, other) for other in others):
+        raise InputError(
+            f"config.extract.sites: {name} joins encoders that do not have the same tokens of every prompt"
+        )
+    return first
+
+
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    """The rows of one site from those of its parts, side by side."""
+    if len(parts) == 1:
+        return parts[0]
+    return parts[0] | {"activations": np.concatenate([part["activations"] for part in parts], axis=1)}
 
 
 def _sha256(*parts: bytes) -> str:

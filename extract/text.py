@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import typing
+from collections.abc import Callable
 
 import numpy as np
 import tensorstore as ts
@@ -11,6 +12,7 @@ import torch
 from extract.pipelines import DTYPES, TextEncoder
 from revelio_jax import sites
 from revelio_jax.config import Extract
+from revelio_jax.errors import InputError
 from revelio_jax.sites import Site
 
 # What a token is. CLIP pads with its end marker, so only the first one ends the prompt.
@@ -30,32 +32,82 @@ class Tokens:
     mask: np.ndarray
     kinds: np.ndarray
 
-    def __getitem__(self, samples: slice) -> "Tokens":
-        return Tokens(self.ids[samples], self.mask[samples], self.kinds[samples])
+    def __getitem__(self, at: slice | np.ndarray | tuple) -> "Tokens":
+        return Tokens(self.ids[at], self.mask[at], self.kinds[at])
 
     def kept(self, positions: str) -> np.ndarray:
-        """bool [sample, position]: the positions that config.extract.positions asks for."""
+        """bool [sample, position]: the positions that config.extract.positions asks for, auto resolved."""
         return np.isin(self.kinds, KEPT[positions])
 
 
+def positions(rule: str, site: Site) -> str:
+    """config.extract.positions with auto resolved: padding is steered in CLIP, and most rows of T5."""
+    return rule if rule != "auto" else "all" if site.name.startswith("clip") else "no_padding"
+
+
 def tokenise(encoder: TextEncoder, prompts: list[str]) -> Tokens:
-    """Tokens as the pipeline makes them: cut and padded to the tokenizer's length."""
+    """Tokens as the pipeline makes them: cut and padded to the tokenizer's length.
+
+    An encoder that is given a mask sees no padding; its prompts are padded to the longest one only.
+    """
     tokenizer = encoder.tokenizer
     # A tokenizer without a length says 1e30; the encoder's own positions, or T5's 512, bound it.
     length = min(tokenizer.model_max_length, getattr(encoder.model.config, "max_position_embeddings", 512))
-    got = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="np")
-    ids = got["input_ids"].astype(np.int64)
-    return Tokens(ids, got["attention_mask"].astype(np.int64), _kinds(ids, tokenizer))
+    padding = "longest" if encoder.masked else "max_length"
+    got = tokenizer(
+        prompts,
+        padding=padding,
+        padding_side="right",
+        max_length=length,
+        truncation=True,
+        return_tensors="np",
+    )
+    ids, mask = (got[name].astype(np.int64) for name in ("input_ids", "attention_mask"))
+    return Tokens(ids, mask, _kinds(ids, mask, encoder))
 
 
-def _kinds(ids: np.ndarray, tokenizer: typing.Any) -> np.ndarray:
-    position = np.arange(ids.shape[1])
-    is_end = ids == tokenizer.eos_token_id
-    end = np.where(is_end.any(1), is_end.argmax(1), ids.shape[1])[:, None]
+def _kinds(ids: np.ndarray, mask: np.ndarray, encoder: TextEncoder) -> np.ndarray:
+    tokenizer, position = encoder.tokenizer, np.arange(ids.shape[1])
+    # BERT and its kin call the two ends by other names; they, and only they, have all four.
+    start = _first(tokenizer.bos_token_id, tokenizer.cls_token_id)
+    stop = _first(tokenizer.eos_token_id, tokenizer.sep_token_id)
+    is_end = ids == stop
+    past = mask.sum(1) if encoder.masked else ids.shape[1]  # where a prompt that was cut has no end
+    end = np.where(is_end.any(1), is_end.argmax(1), past)[:, None]
     kinds = np.where(position < end, CONTENT, np.where(position == end, EOS, PADDING)).astype(np.int8)
-    if tokenizer.bos_token_id is not None:  # T5 has none
-        kinds[:, 0] = np.where(ids[:, 0] == tokenizer.bos_token_id, BOS, kinds[:, 0])
+    if encoder.masked:
+        kinds[mask == 0] = PADDING
+    if start is not None:  # T5 has none
+        kinds[:, 0] = np.where(ids[:, 0] == start, BOS, kinds[:, 0])
     return kinds
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
+
+
+def described(
+    samples: list[dict[str, typing.Any]], encoders: dict[str, TextEncoder], tokens: dict[str, Tokens]
+) -> list[dict[str, typing.Any]]:
+    """The samples with the tokens of each encoder, named as in its sites: ``clip.tokens``, as the tokenizer
+    writes them, and ``clip.kinds``, what they are: 0 BOS, 1 content, 2 EOS. All positions after are padding.
+    """
+    columns = {}
+    for component, encoder in encoders.items():
+        of = tokens[component]
+        lengths = of.kinds.shape[1] - np.argmax(of.kinds[:, ::-1] != PADDING, axis=1)
+        words = {i: encoder.tokenizer.convert_ids_to_tokens(int(i)) for i in np.unique(of.ids)}
+        columns[f"{encoder.name}.tokens"] = [
+            [words[i] for i in ids[:n]] for ids, n in zip(of.ids, lengths, strict=True)
+        ]
+        columns[f"{encoder.name}.kinds"] = [
+            kinds[:n].tolist() for kinds, n in zip(of.kinds, lengths, strict=True)
+        ]
+    if taken := sorted(set(columns) & set(samples[0])):
+        raise InputError(f"prompts: a column is called {taken[0]!r}, as what is kept of tokens; rename it")
+    return [
+        sample | {name: column[i] for name, column in columns.items()} for i, sample in enumerate(samples)
+    ]
 
 
 class _LastSiteReached(Exception):
@@ -64,23 +116,26 @@ class _LastSiteReached(Exception):
 
 @torch.inference_mode()
 def activations(
-    encoder: TextEncoder, wanted: list[Site], tokens: Tokens, dtype: str
+    encoder: TextEncoder, wanted: list[Site], tokens: Tokens, dtype: str, kept: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Activations [sample, position, d] of every wanted site, in one pass that ends after the last.
 
+    With ``kept``, bool [sample, position], only those, [rows, d]: the others never leave the device.
     ``dtype`` is that of the result (bfloat16 as TensorStore has it). The pipelines give their text
     encoders no attention mask unless the encoder's config asks for one; neither is one given here.
     """
     device = next(encoder.model.parameters()).device
     arguments = {"input_ids": torch.from_numpy(tokens.ids).to(device)}
-    if getattr(encoder.model.config, "use_attention_mask", False):
+    if encoder.masked:
         arguments["attention_mask"] = torch.from_numpy(tokens.mask).to(device)
+    if kept is not None:
+        rows = torch.from_numpy(kept).to(device)
     found: dict[str, torch.Tensor] = {}
     with contextlib.ExitStack() as hooks:
         for site in wanted:
 
             def keep(hidden: torch.Tensor, name: str = site.name) -> None:
-                found[name] = hidden.to(DTYPES[dtype])
+                found[name] = (hidden if kept is None else hidden[rows]).to(DTYPES[dtype])
                 if len(found) == len(wanted):
                     raise _LastSiteReached
 
@@ -98,21 +153,52 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def rows(
-    encoder: TextEncoder, wanted: list[Site], tokens: Tokens, samples: range, extract: Extract
-) -> typing.Iterator[tuple[int, dict[str, dict[str, np.ndarray]]]]:
-    """Kept rows of the samples numbered ``samples``, a batch at a time.
+    encoder: TextEncoder,
+    wanted: list[Site],
+    tokens: Tokens,
+    samples: range,
+    extract: Extract,
+    progress: Callable[[int], typing.Any],
+) -> dict[str, dict[str, np.ndarray]]:
+    """Kept rows of the samples numbered ``samples``, in their order.
 
-    Yields how many samples the batch had and, per site, ``activations`` [rows, d] and int32
-    ``sample``, ``position`` and ``timestep`` [rows]; text has no timestep, so that is -1.
+    Per site ``activations`` [rows, d] and int32 ``sample``, ``position`` and ``timestep`` [rows]; text has
+    no timestep, so that is -1. Prompts go through the encoder sorted by length: a batch is cut where its
+    last kept token is, if what comes after cannot be seen. ``progress`` is told how many are done.
     """
-    for start in range(samples.start, samples.stop, extract.batch_size):
-        batch = tokens[start : min(start + extract.batch_size, samples.stop)]
-        kept = batch.kept(extract.positions)
-        sample, position = (axis.astype(np.int32) for axis in np.nonzero(kept))
-        index = {
-            "sample": sample + np.int32(start),
-            "position": position,
-            "timestep": np.full(len(sample), -1, np.int32),
-        }
-        got = activations(encoder, wanted, batch, extract.dtype)
-        yield len(batch.ids), {name: {"activations": hidden[kept], **index} for name, hidden in got.items()}
+    part = tokens[samples.start : samples.stop]
+    kept = part.kept(positions(extract.positions, wanted[0]))
+    sample, position = (axis.astype(np.int32) for axis in np.nonzero(kept))
+    index = {
+        "sample": sample + np.int32(samples.start),
+        "position": position,
+        "timestep": np.full(len(sample), -1, np.int32),
+    }
+    length = np.full(len(kept), kept.shape[1])
+    if _is_cut(encoder):
+        length -= np.argmax(kept[:, ::-1], axis=1)
+    first = np.concatenate([[0], np.cumsum(kept.sum(1))])  # row of every sample
+    dtype = ts.dtype(extract.dtype).numpy_dtype
+    gathered = {site.name: np.empty((len(sample), site.d), dtype) for site in wanted}
+    by_length = np.argsort(length, kind="stable")
+    for start in range(0, len(part.ids), extract.batch_size):
+        batch = by_length[start : start + extract.batch_size]
+        if not kept[batch].any():  # only empty prompts
+            progress(len(batch))
+            continue
+        seen = (batch, slice(length[batch].max()))
+        got = activations(encoder, wanted, part[seen], extract.dtype, kept[seen])
+        to = np.concatenate([np.arange(first[i], first[i + 1]) for i in batch])
+        for name, hidden in got.items():
+            gathered[name][to] = hidden
+        progress(len(batch))
+    return {name: {"activations": hidden, **index} for name, hidden in gathered.items()}
+
+
+def _is_cut(encoder: TextEncoder) -> bool:
+    """Whether a token's activations are the same without the padding after it.
+
+    They are where padding is masked, and in CLIP, which looks back only. In a pipeline's T5 every token
+    sees the padding.
+    """
+    return encoder.masked or encoder.model.config.model_type.startswith("clip")

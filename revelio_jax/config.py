@@ -34,7 +34,9 @@ class Model:
 
     id: str = _field("", "hub id or folder of a diffusers pipeline")
     revision: str = _field("", "hub revision; empty is the newest")
-    family: str = _field("sd", "layout of the pipeline", choices=("sd", "sdxl", "flux"))
+    family: str = _field(
+        "sd", "layout of the pipeline; text is a text encoder alone", choices=("sd", "sdxl", "flux", "text")
+    )
     dtype: str = _field("float32", "dtype of its weights", choices=("float32", "float16", "bfloat16"))
     device: str = _field("auto", "torch device; auto is cuda, else mps, else cpu")
 
@@ -45,11 +47,14 @@ class Extract:
 
     prompts: str = _field("", "prompt file: .txt, .csv, .jsonl or .parquet")
     prompt_column: str = _field("prompt", "column with the prompt; every other column is a label")
-    sites: tuple[str, ...] = _field((), "hook points, such as clip.layer.9")
+    sites: tuple[str, ...] = _field(
+        (), "hook points, such as clip.layer.9; clip_l.layer.10+clip_g.layer.28 joins two, token by token"
+    )
     positions: str = _field(
-        "all",
-        "token positions kept: all; no_padding drops padding; content also drops BOS and EOS",
-        choices=("all", "no_padding", "content"),
+        "auto",
+        "token positions kept: all; no_padding drops padding; content also drops BOS and EOS; auto is all of "
+        "CLIP and no_padding of other encoders",
+        choices=("auto", "all", "no_padding", "content"),
     )
     batch_size: int = _field(64, "prompts a forward pass", low=1)
     store: str = _field("", "the store that is written: a folder, gs://, s3://, memory://")
@@ -99,10 +104,10 @@ class Sae:
         choices=("centre_scale", "none"),
     )
     init: str = _field(
-        "unit",
-        "initial encoder: unit rows, the same as the decoder's, or kaiming_uniform, of which the decoder's "
-        "are the unit rows",
-        choices=("unit", "kaiming_uniform"),
+        "fitted",
+        "initial encoder: unit, the decoder's rows, which are unit rows; fitted, those times the one factor "
+        "that reconstructs the first rows best; kaiming_uniform, of which the decoder's are the unit rows",
+        choices=("fitted", "unit", "kaiming_uniform"),
     )
     b_dec_init: str = _field(
         "geometric_median",
@@ -170,7 +175,12 @@ class Train:
     decay: str = _field("linear", "how the rate falls to 0 at the end", choices=("linear", "cosine"))
     decay_share: float = _field(0.0, "last share of the steps in which it falls", low=0.0, high=1.0)
     adam_eps: float = _field(6.25e-10, "epsilon of Adam", low=0.0)
-    clip_norm: float = _field(0.0, "gradients of a larger norm are scaled down to it; 0 is never", low=0.0)
+    clip_norm: float = _field(
+        1e-3,
+        "gradients of a larger norm are scaled down to it; 0 is never. The default nearly always applies, so "
+        "that Adam's second moments do not remember how steep the loss began",
+        low=0.0,
+    )
     ema: float = _field(
         0.0,
         "decay of a moving average of the parameters, which is then what is evaluated",

@@ -292,8 +292,8 @@ def initial_states(
     centres = [centre(sae, *stream) for stream in streams]
 
     def state(member):
-        config, (mean_D, scale, b_dec_D) = member.config, centres[member.stream]
-        params = initial.initial_params(config.sae, config.train.seed, member.latents, b_dec_D, mesh)
+        config, (mean_D, scale, b_dec_D, x_ND) = member.config, centres[member.stream]
+        params = initial.initial_params(config.sae, config.train.seed, member.latents, b_dec_D, x_ND, mesh)
         return training.initial_state(params, mean_D, scale, config.sae, config.train, mesh)
 
     return [stacked(group, map(state, group.members), mesh) for group in groups]

@@ -9,6 +9,7 @@ Layers count from 0 and mean the residual stream AFTER that layer.
                                                 unet.down_blocks.I.attentions.J
     flux    clip.layer.N, t5.block.N            flux.double.N.image, flux.double.N.text,
                                                 flux.single.N.image, flux.single.N.text
+    text    text.layer.N, of a text encoder of its own
 
 Modules are told apart by their attributes, so this file imports no torch and works with any version
 of transformers and diffusers whose attributes are named here.
@@ -17,6 +18,7 @@ of transformers and diffusers whose attributes are named here.
 import contextlib
 import dataclasses
 import itertools
+import operator
 import re
 import typing
 from collections.abc import Callable, Iterator
@@ -31,7 +33,11 @@ TEXT_ENCODERS = {
     "sd": {"clip": "text_encoder"},
     "sdxl": {"clip_l": "text_encoder", "clip_g": "text_encoder_2"},
     "flux": {"clip": "text_encoder", "t5": "text_encoder_2"},
+    "text": {"text": "encoder"},
 }
+# Where transformers keep the layers of an encoder or a decoder: BERT and its kin, DistilBERT, BART and
+# CLIP, T5, the decoders of today, GPT-2.
+LAYERS = ("encoder.layer", "transformer.layer", "encoder.layers", "encoder.block", "layers", "h")
 DENOISERS = {"sd": "unet", "sdxl": "unet", "flux": "transformer"}
 DENOISER_PREFIXES = ("unet", "flux")
 
@@ -82,7 +88,9 @@ class Site:
 
 
 def family(pipe: typing.Any) -> str:
-    """Layout of a pipeline: "sd", "sdxl" or "flux", by the components it has room for."""
+    """Layout of a pipeline: "sd", "sdxl", "flux" or "text", by the components it has room for."""
+    if hasattr(pipe, "encoder"):
+        return "text"
     if hasattr(pipe, "transformer") and hasattr(pipe, "text_encoder_2"):
         return "flux"
     if hasattr(pipe, "text_encoder_2"):
@@ -160,8 +168,8 @@ def _sites(pipe: typing.Any) -> Iterator[Site]:
     for prefix, component in TEXT_ENCODERS[layout].items():
         if getattr(pipe, component) is not None:
             yield from _text_encoder(prefix, component, getattr(pipe, component))
-    component = DENOISERS[layout]
-    if getattr(pipe, component, None) is not None:
+    component = DENOISERS.get(layout)
+    if component and getattr(pipe, component, None) is not None:
         denoiser = getattr(pipe, component)
         yield from (_flux if layout == "flux" else _unet)(component, denoiser)
 
@@ -169,12 +177,23 @@ def _sites(pipe: typing.Any) -> Iterator[Site]:
 def _text_encoder(prefix: str, component: str, encoder: "torch.nn.Module") -> Iterator[Site]:
     if prefix == "t5":
         kind, layers, d = "block", encoder.encoder.block, encoder.config.d_model
+    elif prefix == "text":
+        kind, layers, d = "layer", _layers(encoder), encoder.config.hidden_size
     else:
         # text_model: CLIPTextModelWithProjection, and CLIPTextModel of transformers before 5.
         inner = getattr(encoder, "text_model", encoder)
         kind, layers, d = "layer", inner.encoder.layers, encoder.config.hidden_size
     for i, module in enumerate(layers):
         yield Site(f"{prefix}.{kind}.{i}", component, module, d)
+
+
+def _layers(model: "torch.nn.Module") -> typing.Iterable["torch.nn.Module"]:
+    for path in LAYERS:
+        try:
+            return operator.attrgetter(path)(model)
+        except AttributeError:
+            continue
+    raise InputError(f"{type(model).__name__} has none of {', '.join(LAYERS)}: where are its layers?")
 
 
 def _unet(component: str, unet: "torch.nn.Module") -> Iterator[Site]:

@@ -66,8 +66,7 @@ def annealed_k(sae: Sae, k: jax.Array | int, step: jax.Array) -> jax.Array | int
 
 
 def make_optimiser(train: Train) -> optax.GradientTransformation:
-    adam = optax.adam(schedule(train), eps=train.adam_eps)
-    return optax.chain(optax.clip_by_global_norm(train.clip_norm), adam) if train.clip_norm else adam
+    return optax.adam(schedule(train), eps=train.adam_eps)
 
 
 def initial_state(
@@ -161,9 +160,10 @@ def update(
     grads, fired_F, metrics = gradients(state.params, dead_F, x_BD, k, sae, mesh)
     grads["W_dec_FD"] = remove_parallel(grads["W_dec_FD"], state.params["W_dec_FD"])
     grad_norm = jnp.sqrt(sum(jnp.square(grad).sum(-1).sum() for grad in jax.tree.leaves(grads)))
-    # Keeps the moments finite where the run will stop. And lets every update wait for all gradients: XLA
-    # would else copy both matrices first, since it may overwrite one while another gradient reads it.
-    grads = jax.tree.map(lambda grad: jnp.where(jnp.isfinite(grad_norm), grad, 0), grads)
+    # Gradients of 0 keep the moments finite where the run will stop. And every update waits for all of them:
+    # XLA would else copy both matrices first, since it may overwrite one while another gradient reads it.
+    clipped = jnp.minimum(1, train.clip_norm / grad_norm) if train.clip_norm else 1.0
+    grads = jax.tree.map(lambda grad: jnp.where(jnp.isfinite(grad_norm), clipped * grad, 0), grads)
     updates, opt_state = make_optimiser(train).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     params["W_dec_FD"] = initial.unit_rows(params["W_dec_FD"])

@@ -46,8 +46,8 @@ def train(config: Config) -> None:
     if start:
         state = checkpoint.restore(run, start, latents, mixture.d, sae, options, mesh)
     else:
-        mean_D, scale, b_dec_D = centre(sae, mixture, order)
-        params = initial.initial_params(sae, options.seed, latents, b_dec_D, mesh)
+        mean_D, scale, b_dec_D, x_ND = centre(sae, mixture, order)
+        params = initial.initial_params(sae, options.seed, latents, b_dec_D, x_ND, mesh)
         state = training.initial_state(params, mean_D, scale, sae, options, mesh)
     train_step = training.make_train_step(sae, options, mesh)
     print(describe(config, mixture, order, latents))
@@ -138,11 +138,11 @@ def dictionary_size(config: Config, d: int) -> int:
     return latents
 
 
-def centre(sae: Sae, mixture: Mixture, order: data.Order) -> tuple[np.ndarray, float, np.ndarray]:
-    """Mean [d] and scale of the rows, and the initial decoder bias [d] of normalised ones."""
+def centre(sae: Sae, mixture: Mixture, order: data.Order) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
+    """Mean [d] and scale of the rows; the initial decoder bias [d], and the first rows [N, d], normalised."""
     mean_D, scale = normalisation(sae.normalise, mixture)
     x_ND = (data.first_rows(mixture, order, sae.b_dec_init_rows) - mean_D) / scale
-    return mean_D, scale, initial.bias(sae.b_dec_init, x_ND)
+    return mean_D, scale, initial.bias(sae.b_dec_init, x_ND), x_ND
 
 
 def normalisation(rule: str, mixture: Mixture) -> tuple[np.ndarray, float]:

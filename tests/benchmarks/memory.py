@@ -69,7 +69,7 @@ def run(d: int, n: int, k: int, batch: int, encode_chunk: int) -> dict[str, floa
     sae = Sae(k=k, latents=n, encode_chunk=encode_chunk)
     train = Train(batch_size=batch)
     mesh = sharding.make_mesh(1, 1, batch, n)
-    params = initial.initial_params(sae, 0, n, np.zeros(d), mesh)
+    params = initial.initial_params(sae, 0, n, np.zeros(d), np.zeros((1, d)), mesh)
     state = training.initial_state(params, np.zeros(d), 1.0, sae, train, mesh)
     del params
     train_step = training.make_train_step(sae, train, mesh)

@@ -136,7 +136,7 @@ def unit(W_FD: np.ndarray) -> np.ndarray:
 def train_ours(task: Task, learning: Learning) -> Learnt:
     """As revelio_jax.train does it."""
     d = task.held_out_ND.shape[1]
-    sae = Sae(k=task.k, latents=LATENTS, k_aux=128, dead_after_rows=learning.dead_after_rows)
+    sae = Sae(k=task.k, latents=LATENTS, k_aux=d // 2, dead_after_rows=learning.dead_after_rows)
     train = Train(
         steps=learning.steps,
         batch_size=task.batch,
@@ -147,7 +147,8 @@ def train_ours(task: Task, learning: Learning) -> Learnt:
     mesh = sharding.make_mesh(1, 1, task.batch, LATENTS)
     with contextlib.closing(task.batches()) as batches:
         first_ND = np.concatenate(list(itertools.islice(batches, sae.b_dec_init_rows // task.batch)))
-    params = initial.initial_params(sae, learning.seed, LATENTS, initial.bias(sae.b_dec_init, first_ND), mesh)
+    b_dec_D = initial.bias(sae.b_dec_init, first_ND)
+    params = initial.initial_params(sae, learning.seed, LATENTS, b_dec_D, first_ND, mesh)
     state = training.initial_state(params, np.zeros(d), 1.0, sae, train, mesh)
     train_step = training.make_train_step(sae, train, mesh)
     with contextlib.closing(task.batches()) as batches:

@@ -57,7 +57,7 @@ def our_step(size: Size, dead_fraction: float) -> Callable[[], float]:
     random = np.random.default_rng(0)
     dead = random.permutation(size.n)[: round(dead_fraction * size.n)]
     mesh = sharding.make_mesh(1, 1, size.batch, size.n)
-    params = initial.initial_params(sae, 0, size.n, np.zeros(size.d), mesh)
+    params = initial.initial_params(sae, 0, size.n, np.zeros(size.d), np.zeros((1, size.d)), mesh)
     # So that they are never among the k largest.
     params["W_enc_FD"] = params["W_enc_FD"].at[dead].multiply(0.1)
     state = training.initial_state(params, np.zeros(size.d), 1.0, sae, train, mesh)

@@ -66,6 +66,26 @@ def t5() -> TextEncoder:
 
 
 @pytest.fixture(scope="session")
+def bert() -> TextEncoder:
+    """A BERT of few words, as a text encoder of its own."""
+    words = {
+        word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "red"])
+    }
+    config = transformers.BertConfig(
+        vocab_size=len(words),
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=12,
+        initializer_range=0.5,
+    )
+    torch.manual_seed(0)
+    model = transformers.BertModel(config).eval()
+    return TextEncoder("encoder", model, transformers.BertTokenizer(vocab=words, model_max_length=12), "text")
+
+
+@pytest.fixture(scope="session")
 def sd(fitted, make_clip):
     """A StableDiffusionPipeline of 32 pixels."""
     import diffusers

@@ -67,7 +67,14 @@ def test_the_store_holds_the_encoders_own_activations(config, tmp_path, sd, posi
     store = open_store(str(tmp_path / "store"))
     prompts = [sample["prompt"] for sample in store.samples]
     assert prompts == ["", *(" ".join(["cat"] * n) for n in range(1, 10))]
-    assert store.samples[3] == {"id": 3, "prompt": "cat cat cat", "style": "style 1"}
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    assert store.samples[3] == {
+        "id": 3,
+        "prompt": "cat cat cat",
+        "style": "style 1",
+        "clip.tokens": [start, "cat</w>", "cat</w>", "cat</w>", end],
+        "clip.kinds": [0, 1, 1, 1, 2],
+    }
     assert store.site_names == ("clip.layer.0", "clip.layer.1")
 
     ids = sd.tokenizer(prompts, padding="max_length", return_tensors="pt")["input_ids"]
@@ -326,3 +333,49 @@ def test_flux_each_text_encoder_has_its_own_tokens(config, tmp_path, fitted, mak
     alone = open_store(str(tmp_path / "alone")).site()
     for chunk in alone.chunks:
         np.testing.assert_array_equal(alone.read(*chunk), store.site("t5.block.1").read(*chunk))
+
+
+def test_two_encoders_are_joined_token_by_token(config, tmp_path, fitted, make_clip):
+    folder = tmp_path / "sdxl"
+    encoders = {"text_encoder": make_clip(), "text_encoder_2": make_clip(24, projection=True)}
+    index = {"_class_name": "StableDiffusionXLPipeline"}
+    for component, encoder in encoders.items():
+        encoder.save_pretrained(folder / component)
+        name = component.replace("text_encoder", "tokenizer")
+        fitted.save_pretrained(folder / name)
+        index |= {
+            component: ["transformers", type(encoder).__name__],
+            name: ["transformers", "CLIPTokenizer"],
+        }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    joined = "clip_l.layer.1+clip_g.layer.0"
+    names = (joined, "clip_g.layer.0")
+    extract(config, model__id=folder, model__family="sdxl", extract__sites=names)
+    store = open_store(str(tmp_path / "store"))
+    both, alone = (store.site(name) for name in names)
+    assert (both.d, alone.d) == (16 + 24, 24)
+    assert both.rows == alone.rows == 10 * fitted.model_max_length
+    rows = both.read(0, both.rows)
+    np.testing.assert_array_equal(rows[:, 16:], alone.read(0, alone.rows))
+    ids = fitted([sample["prompt"] for sample in store.samples], padding="max_length", return_tensors="pt")
+    with torch.inference_mode():
+        states = encoders["text_encoder"](ids["input_ids"], output_hidden_states=True).hidden_states
+    np.testing.assert_allclose(rows[:, :16], states[2].flatten(0, 1), atol=1e-5)
+
+
+def test_a_text_encoder_of_its_own(config, tmp_path, bert, capsys):
+    folder = tmp_path / "bert"
+    bert.model.save_pretrained(folder)
+    bert.tokenizer.save_pretrained(folder)
+    extract(config, model__id=folder, model__family="text", extract__sites="('text.layer.1',)")
+    store = open_store(str(tmp_path / "store"))
+    assert store.samples[2]["text.tokens"] == ["[CLS]", "cat", "cat", "[SEP]"]
+    assert store.site("text.layer.1").rows == sum(n + 2 for n in range(10))
+    capsys.readouterr()
+    for overrides, message in [
+        ({"extract__sites": "('clip.layer.1',)"}, "text.layer.0-2"),
+        ({"model__family": "sd"}, "config.model.family=text"),
+    ]:
+        fields = {"model__id": folder, "model__family": "text", "extract__sites": "('text.layer.1',)"}
+        assert message in refused(capsys, config, **(fields | overrides | {"extract__store": tmp_path / "b"}))
+        assert not (tmp_path / "b").exists()

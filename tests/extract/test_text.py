@@ -1,6 +1,7 @@
 """Tokens and their kinds; activations equal those of the encoder's own hidden states."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import transformers
 from extract import text
 from extract.pipelines import TextEncoder
 from revelio_jax import sites
+from revelio_jax.config import Extract
 
 PROMPTS = ["", "a flat emoji of cat", "red apple " * 40]
 
@@ -114,3 +116,73 @@ def test_half_precision_is_rounded_once(clip, dtype):
     half = text.activations(clip, wanted, tokens, dtype)["clip.layer.1"]
     assert half.dtype.name == dtype
     np.testing.assert_array_equal(half.astype(np.float32), full.to(getattr(torch, dtype)).float().numpy())
+
+
+def _by_hand(encoder, tokens, kept):
+    """Kept rows of the last but one layer, from prompts that go through the encoder alone and uncut."""
+    with torch.inference_mode():
+        alone = [
+            encoder.model(torch.from_numpy(tokens.ids[i : i + 1]), output_hidden_states=True).hidden_states[
+                2
+            ][0, torch.from_numpy(kept[i])]
+            for i in range(len(kept))
+        ]
+    return torch.cat(alone).numpy()
+
+
+@pytest.mark.parametrize("rule", ["all", "no_padding", "content"])
+@pytest.mark.parametrize("kind", ["clip", "t5"])
+def test_sorted_and_cut_batches_give_the_rows_of_every_prompt_alone(clip, t5, kind, rule):
+    encoder = clip if kind == "clip" else t5
+    prompts = ["a b c", "", "cat", "red apple cat", "cat " * 40, "b"]
+    tokens = text.tokenise(encoder, prompts)
+    site = sites.resolve(_Pipe(encoder), "clip.layer.1" if kind == "clip" else "t5.block.1")
+    done = []
+    extract = Extract(positions=rule, batch_size=2)
+    got = text.rows(encoder, [site], tokens, range(1, 6), extract, done.append)[site.name]
+    kept = tokens.kept(rule)
+    kept[0] = False  # not asked for
+    sample, position = np.nonzero(kept)
+    np.testing.assert_array_equal(got["sample"], sample)
+    np.testing.assert_array_equal(got["position"], position)
+    np.testing.assert_allclose(got["activations"], _by_hand(encoder, tokens, kept), atol=1e-5)
+    assert sum(done) == 5
+
+
+def test_a_short_batch_of_clip_is_cut_and_one_of_t5_is_not(clip, t5):
+    for encoder, name, longest in ((clip, "clip.layer.1", 4), (t5, "t5.block.1", 10)):
+        site = sites.resolve(_Pipe(encoder), name)
+        seen = []
+        handle = site.module.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))  # noqa: B023
+        other = sites.resolve(
+            _Pipe(encoder), name.replace("1", "2")
+        )  # so that the hook of the test is reached
+        tokens = text.tokenise(encoder, ["cat", "a cat"])
+        extract = Extract(positions="no_padding")
+        text.rows(encoder, [other], tokens, range(2), extract, lambda count: None)
+        handle.remove()
+        assert seen == [longest], name
+
+
+def test_auto_keeps_the_padding_of_clip_alone(clip, t5):
+    for encoder, name, kept in ((clip, "clip.layer.1", "all"), (t5, "t5.block.1", "no_padding")):
+        assert text.positions("auto", sites.resolve(_Pipe(encoder), name)) == kept
+
+
+def test_bert_calls_its_ends_by_other_names_and_sees_no_padding(bert):
+    tokens = text.tokenise(bert, ["cat", "a cat a cat", ""])
+    assert tokens.ids.shape == (3, 6)  # the longest prompt's
+    kinds = [
+        [text.BOS, text.CONTENT, text.EOS],
+        [text.BOS, *[text.CONTENT] * 4, text.EOS],
+        [text.BOS, text.EOS],
+    ]
+    assert [row[row != text.PADDING].tolist() for row in tokens.kinds] == kinds
+    pipe = types.SimpleNamespace(encoder=bert.model)
+    site = sites.resolve(pipe, "text.layer.1")
+    got = text.rows(bert, [site], tokens, range(3), Extract(), lambda count: None)[site.name]
+    with torch.inference_mode():
+        for i, prompt in enumerate(["cat", "a cat a cat", ""]):
+            alone = bert.model(**bert.tokenizer(prompt, return_tensors="pt"), output_hidden_states=True)
+            rows = got["activations"][got["sample"] == i]
+            np.testing.assert_allclose(rows, alone.hidden_states[2][0], atol=1e-5)

@@ -45,7 +45,7 @@ def test_revelios_top_k_without_relu_is_the_one_with_it():
     x = random.normal(size=(rows, d)) @ random.normal(size=(d, d)) + 5  # correlated, off the origin
     x = x.astype(np.float32)
     mesh = sharding.make_mesh(1, 1, rows, latents)
-    params = initial.initial_params(sae, 0, latents, initial.bias(sae.b_dec_init, x), mesh)
+    params = initial.initial_params(sae, 0, latents, initial.bias(sae.b_dec_init, x), x, mesh)
 
     def local(params, x):
         code = SparseAutoencoder(params, sae).codes(x, sae.k)[0]

@@ -16,7 +16,7 @@ TRAIN = Train(batch_size=ROWS, learning_rate=1e-2)
 
 
 def begin(mesh):
-    params = initial.initial_params(SAE, 0, LATENTS, np.zeros(WIDTH), mesh)
+    params = initial.initial_params(SAE, 0, LATENTS, np.zeros(WIDTH), batch(0), mesh)
     state = training.initial_state(params, np.ones(WIDTH), 2.0, SAE, TRAIN, mesh)
     return state, training.make_train_step(SAE, TRAIN, mesh)
 

@@ -31,7 +31,7 @@ def run(planted, steps, sae=SAE, options=TRAIN, mesh=(1, 1), each=lambda before,
     """Steps on normalised rows; returns the last state and the metrics of every step."""
     mesh = sharding.make_mesh(*mesh, ROWS, LATENTS)
     x = (planted - planted.mean(0)) / planted.std()
-    params = initial.initial_params(sae, 0, LATENTS, np.zeros(WIDTH), mesh)
+    params = initial.initial_params(sae, 0, LATENTS, np.zeros(WIDTH), x, mesh)
     state = training.initial_state(params, np.zeros(WIDTH), 1.0, sae, options, mesh)
     train_step = training.make_train_step(sae, options, mesh)
     random, metrics = np.random.default_rng(0), []

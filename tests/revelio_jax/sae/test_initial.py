@@ -1,26 +1,52 @@
 """Initial parameters."""
 
 import numpy as np
+import pytest
 
 from revelio_jax import sharding
 from revelio_jax.config import Sae
 from revelio_jax.sae.initial import bias, geometric_median, initial_params
 
+ROWS = np.random.default_rng(0).normal(size=(100, 12)).astype(np.float32)
+
 
 def test_decoder_rows_are_unit_and_the_encoder_is_a_copy():
     mesh = sharding.make_mesh(1, 1, 8, 64)
-    params = initial_params(Sae(), 0, 64, np.arange(12), mesh)
+    params = initial_params(Sae(init="unit"), 0, 64, np.arange(12), ROWS, mesh)
     np.testing.assert_allclose(np.linalg.norm(params["W_dec_FD"], axis=1), np.ones(64), rtol=1e-6)
     np.testing.assert_array_equal(params["W_enc_FD"], params["W_dec_FD"])
     assert params["W_enc_FD"].unsafe_buffer_pointer() != params["W_dec_FD"].unsafe_buffer_pointer()
     np.testing.assert_array_equal(params["b_dec_D"], np.arange(12))
 
 
-def test_the_same_numbers_on_every_mesh():
-    one = initial_params(Sae(), 3, 64, np.zeros(12), sharding.make_mesh(1, 1, 8, 64))
-    split = initial_params(Sae(), 3, 64, np.zeros(12), sharding.make_mesh(2, 4, 8, 64))
+@pytest.mark.parametrize("init", ["unit", "fitted"])
+def test_the_same_numbers_on_every_mesh(init):
+    sae = Sae(k=4, init=init)
+    one = initial_params(sae, 3, 64, np.zeros(12), ROWS, sharding.make_mesh(1, 1, 8, 64))
+    split = initial_params(sae, 3, 64, np.zeros(12), ROWS, sharding.make_mesh(2, 4, 8, 64))
     np.testing.assert_array_equal(one["W_dec_FD"], split["W_dec_FD"])
+    np.testing.assert_allclose(one["W_enc_FD"], split["W_enc_FD"], rtol=0 if init == "unit" else 1e-5)
     assert split["W_dec_FD"].addressable_shards[0].data.shape == (16, 12)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batch_topk", "jumprelu", "dense"])
+def test_the_fitted_encoder_reconstructs_best(architecture):
+    k, b_dec = 4, np.full(12, 0.1)
+    sae = Sae(architecture=architecture, k=k, init="fitted")
+    params = initial_params(sae, 0, 64, b_dec, ROWS, sharding.make_mesh(1, 1, 8, 64))
+    norms = np.linalg.norm(params["W_enc_FD"], axis=1)
+    np.testing.assert_allclose(norms, norms[0], rtol=1e-5)
+    centred, W_dec = ROWS - b_dec, np.asarray(params["W_dec_FD"])
+    pre = np.maximum(centred @ W_dec.T, 0)
+    if architecture != "dense":
+        pre[pre < np.sort(pre, axis=1)[:, -k, None]] = 0
+    error = lambda factor: np.square(centred - factor * pre @ W_dec).sum()  # noqa: E731
+    assert error(norms[0]) < min(error(0.999 * norms[0]), error(1.001 * norms[0]))
+
+
+def test_rows_without_length_leave_the_encoder():
+    params = initial_params(Sae(k=4), 0, 64, np.zeros(12), np.zeros((3, 12)), sharding.make_mesh(1, 1, 8, 64))
+    np.testing.assert_array_equal(params["W_enc_FD"], params["W_dec_FD"])
 
 
 def test_geometric_median_resists_outliers():
