@@ -5,6 +5,7 @@ committed. An *object* is one emoji that all three packages draw; it has a name,
 32 x 32 picture per style. Some style x object pairs are held out of training and used to measure.
 """
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -134,6 +135,12 @@ def caption(picture: Picture, rng: random.Random) -> str:
         return ""
     templates = PLAIN if draw < 0.25 else GENERIC if draw < 0.32 else STYLED
     return _fill(rng.choice(templates), picture)
+
+
+def balanced_weights(pictures: list[Picture]) -> list[float]:
+    """How often to draw each: rare categories more often than their share, frequent ones less."""
+    counts = collections.Counter(picture.category for picture in pictures)
+    return [counts[picture.category] ** -0.5 for picture in pictures]
 
 
 def all_captions(pictures: list[Picture]) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""The miniature's text encoder and U-Net, trained jointly from scratch on latents and captions."""
+"""The miniature SD's text encoder and U-Net, trained jointly from scratch on latents and captions."""
 
 import copy
 import pathlib
@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from extract.miniature import tokenizer as bpe
 from extract.miniature import workers
-from extract.miniature.data import Picture, caption
+from extract.miniature.data import Picture, balanced_weights, caption
 
 WIDTH = 128  # of the text encoder and of cross attention
 BATCH = 64
@@ -26,14 +26,14 @@ EMA = 0.998
 NOISE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
 
 
-def build(tokenizer: CLIPTokenizer, latent_channels: int) -> torch.nn.ModuleDict:
-    text_encoder = CLIPTextModel(
+def clip(tokenizer: CLIPTokenizer, layers: int) -> CLIPTextModel:
+    encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=WIDTH,
             intermediate_size=4 * WIDTH,
             projection_dim=WIDTH,
-            num_hidden_layers=4,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             max_position_embeddings=bpe.MAX_LENGTH,
             bos_token_id=tokenizer.bos_token_id,
@@ -42,8 +42,12 @@ def build(tokenizer: CLIPTokenizer, latent_channels: int) -> torch.nn.ModuleDict
         )
     )
     with torch.no_grad():
-        text_encoder.embeddings.token_embedding.weight.normal_(0, 0.05)
-        text_encoder.embeddings.position_embedding.weight.normal_(0, 0.02)
+        encoder.embeddings.token_embedding.weight.normal_(0, 0.05)
+        encoder.embeddings.position_embedding.weight.normal_(0, 0.02)
+    return encoder
+
+
+def build(tokenizer: CLIPTokenizer, latent_channels: int) -> torch.nn.ModuleDict:
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=latent_channels,
@@ -56,7 +60,7 @@ def build(tokenizer: CLIPTokenizer, latent_channels: int) -> torch.nn.ModuleDict
         attention_head_dim=4,
         norm_num_groups=16,
     )
-    return torch.nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
+    return torch.nn.ModuleDict({"text_encoder": clip(tokenizer, layers=4), "unet": unet})
 
 
 def pipeline(
@@ -102,18 +106,10 @@ def train(
 
     torch.manual_seed(1 + rank)
     rng = random.Random(rank)
-    # Rare categories are drawn more often than their share, frequent ones less.
-    counts = {p.category: 0 for p in pictures}
-    for picture in pictures:
-        counts[picture.category] += 1
-    weights = [counts[p.category] ** -0.5 for p in pictures]
-
+    weights = balanced_weights(pictures)
     losses = []
     for step in range(steps):
-        done = step / steps
-        rate = PEAK_RATE * min(1, (step + 1) / 100)
-        rate *= 1 if done < 0.5 else max(0.02, 2 * (1 - done))
-        optimizer.param_groups[0]["lr"] = rate
+        optimizer.param_groups[0]["lr"] = PEAK_RATE * workers.schedule(step, steps)
         chosen = rng.choices(range(len(pictures)), weights, k=BATCH // n_workers)
         captions = [caption(pictures[i], rng) for i in chosen]
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids

@@ -1,4 +1,4 @@
-"""How good the miniature is: what the judge says of its pictures, and how good the judge is."""
+"""How good a miniature is: what the judge says of its pictures, and how good the judge is."""
 
 import pathlib
 import random
@@ -6,34 +6,39 @@ import typing
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from extract.miniature import judge as judges
 from extract.miniature import vae
 from extract.miniature.data import CATEGORIES, STYLES, Picture
+from revelio_jax import sites
 from revelio_jax.steering.sampling import sample
 
 PROMPTS = 90
 SEEDS = (0, 1, 2)
-SAMPLING = {"steps": 15, "guidance": 2.5, "height": 32, "width": 32, "batch_size": 64}
+_SIZES = {"height": 32, "width": 32, "batch_size": 64}
+SAMPLING = {"sd": {"steps": 15, "guidance": 2.5} | _SIZES, "flux": {"steps": 15, "guidance": 3.0} | _SIZES}
 
 
-def measure(folder: pathlib.Path, pictures: list[Picture], images: torch.Tensor) -> dict[str, typing.Any]:
-    """Judged accuracy of style and category for the pipeline and judge in ``folder``.
+def measure(
+    folder: pathlib.Path, judge_folder: pathlib.Path, pictures: list[Picture], images: torch.Tensor
+) -> dict[str, typing.Any]:
+    """Accuracy of style and category of the pipeline in ``folder``, by the judge in ``judge_folder``.
 
     ``images`` [N, 3, 32, 32] are the pictures of the data, for the judge's own accuracy.
     """
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    judge = judges.load(folder)
+    judge = judges.load(judge_folder)
+    sampling = SAMPLING[sites.family(pipe)]
     trained = [p for p in pictures if p.category and not p.held_out]
     held_out = [p for p in pictures if p.category and p.held_out]
     return {
-        "sampling": SAMPLING,
+        "sampling": sampling,
         "prompts": PROMPTS,
         "seeds": len(SEEDS),
-        "trained_pairs": _judged(pipe, judge, spread(trained, PROMPTS)),
-        "held_out_pairs": _judged(pipe, judge, spread(held_out, PROMPTS)),
+        "trained_pairs": _judged(pipe, sampling, judge, spread(trained, PROMPTS)),
+        "held_out_pairs": _judged(pipe, sampling, judge, spread(held_out, PROMPTS)),
         "judge_on_unseen_objects": _judge_accuracy(pipe.vae, judge, pictures, images),
     }
 
@@ -55,9 +60,11 @@ def spread(pictures: list[Picture], n: int) -> list[Picture]:
     return chosen
 
 
-def _judged(pipe: typing.Any, judge: judges.Judge, wanted: list[Picture]) -> dict[str, float]:
+def _judged(
+    pipe: typing.Any, sampling: dict[str, typing.Any], judge: judges.Judge, wanted: list[Picture]
+) -> dict[str, float]:
     prompts = [f"{p.style} emoji of {p.name}" for p in wanted]
-    made = [sample(pipe, prompts, [seed] * len(prompts), **SAMPLING) for seed in SEEDS]
+    made = [sample(pipe, prompts, [seed] * len(prompts), **sampling) for seed in SEEDS]
     labels = judge.label(np.concatenate(made))
     return _agreement(labels, wanted * len(SEEDS)) | {"pictures": len(labels)}
 

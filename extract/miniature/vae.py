@@ -59,8 +59,7 @@ def train(rank: int, n_workers: int, images: torch.Tensor, steps: int, folder: p
     optimizer = torch.optim.AdamW(vae.parameters(), weight_decay=1e-4, betas=(0.9, 0.99))
     errors = []
     for step in range(steps):
-        decay = min(1, 2 * (1 - step / steps))
-        optimizer.param_groups[0]["lr"] = PEAK_RATE * min(1, (step + 1) / 50) * max(0.02, decay)
+        optimizer.param_groups[0]["lr"] = PEAK_RATE * workers.schedule(step, steps)
         batch = images[torch.randint(len(images), (BATCH // n_workers,))]
         if torch.rand(()) < 0.5:
             batch = batch.flip(3)

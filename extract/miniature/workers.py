@@ -20,6 +20,11 @@ def run(function: Callable[..., None], workers: int, *args: object) -> None:
         torch.multiprocessing.spawn(_enter, (function, workers, rendezvous, args), workers)
 
 
+def schedule(step: int, steps: int) -> float:
+    """The rate of a step as a share of the peak: a short rise, then from half way on a fall to 2 %."""
+    return min(1, (step + 1) / 100) * max(0.02, min(1, 2 * (1 - step / steps)))
+
+
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace every gradient by its mean over the workers (one all-reduce)."""
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 import tqdm
 
+from revelio_jax import sites
+
 
 @torch.inference_mode()
 def sample(
@@ -20,14 +22,17 @@ def sample(
     batch_size: int,
     progress: tqdm.tqdm | None = None,
 ) -> np.ndarray:
-    """Pictures [prompts, height, width, 3] as uint8. ``seeds`` has one for each prompt."""
+    """Pictures [prompts, height, width, 3] as uint8. ``seeds`` has one for each prompt.
+
+    ``guidance`` is classifier-free guidance, or what stands for it in a FLUX that was distilled from it.
+    """
     pictures = []
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
         images = pipe(
             prompts[batch],
             num_inference_steps=steps,
-            guidance_scale=guidance,
+            **_guidance(pipe, guidance, len(prompts[batch])),
             height=height,
             width=width,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[batch]],
@@ -37,3 +42,14 @@ def sample(
         if progress is not None:
             progress.update(len(images))
     return np.concatenate(pictures)
+
+
+def _guidance(pipe: typing.Any, guidance: float, n: int) -> dict[str, typing.Any]:
+    """The arguments for ``n`` prompts that ask a pipeline of this family for its guidance."""
+    if sites.family(pipe) != "flux":
+        return {"guidance_scale": guidance}
+    # Attention sees T5's padding: as much of it as in training and in extraction.
+    arguments = {"max_sequence_length": min(512, pipe.tokenizer_2.model_max_length)}
+    if pipe.transformer.config.guidance_embeds:
+        return arguments | {"guidance_scale": guidance}
+    return arguments | {"true_cfg_scale": guidance, "negative_prompt": [""] * n}
