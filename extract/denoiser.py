@@ -154,7 +154,7 @@ def arguments(family: str, latents: torch.Tensor, timestep: int, conditioning: T
 @torch.inference_mode()
 def encoded(pipe: typing.Any, extract: Extract) -> Tensors:
     """The conditioning of config.extract.prompt, one row. Raises InputError for a class that is not there."""
-    family, device = sites.family(pipe), pipe.device
+    family, device = sites.family(pipe), pipe._execution_device
     if family == "dit":
         null = pipe.transformer.config.num_embeds_ada_norm
         label = class_number(pipe, extract.prompt) if extract.prompt else null
@@ -184,11 +184,11 @@ def class_number(pipe: typing.Any, name: str) -> int:
     raise InputError(f"{name!r} is no class of this model; it takes a number below {count}{names}")
 
 
-def load(source: Source, model: Model, device: torch.device, vae_dtype: str) -> typing.Any:
-    """The whole pipeline on a device, but for a safety checker. Raises InputError where a part is missing."""
+def load(source: Source, model: Model, vae_dtype: str) -> typing.Any:
+    """The pipeline without its safety checker, on the CPU. Raises InputError where a part is missing."""
     parts: dict[str, typing.Any] = {}
     for component in sites.TEXT_ENCODERS[source.family].values():
-        encoder = pipelines.load_text_encoder(source, component, model.dtype, device)
+        encoder = pipelines.load_text_encoder(source, component, model.dtype)
         parts[component] = encoder.model
         parts[component.replace("text_encoder", "tokenizer")] = encoder.tokenizer
     denoiser = sites.DENOISERS[source.family]
@@ -204,7 +204,7 @@ def load(source: Source, model: Model, device: torch.device, vae_dtype: str) -> 
                 f"config.model.id {source.id!r}: {component} cannot be loaded: its weights lack "
                 f"{len(info['missing_keys'])} tensors, such as {min(info['missing_keys'])}"
             )
-        parts[component] = part.eval().to(device)
+        parts[component] = part.eval()
     parts["scheduler"] = scheduler(source)
     parts["requires_safety_checker"] = False
     pipeline = getattr(diffusers, source.index["_class_name"])
@@ -219,10 +219,14 @@ def load(source: Source, model: Model, device: torch.device, vae_dtype: str) -> 
     return pipe
 
 
+def components(family: str) -> list[str]:
+    """What holds weights, in the order in which it runs."""
+    return [*sites.TEXT_ENCODERS[family].values(), sites.DENOISERS[family], "vae"]
+
+
 def described(source: Source, model: Model, device: torch.device, pipe: typing.Any) -> dict[str, typing.Any]:
     """What a store says of its model: the fingerprint is of every part that holds weights."""
-    components = [*sites.TEXT_ENCODERS[source.family].values(), sites.DENOISERS[source.family], "vae"]
-    parts = [Part(component, getattr(pipe, component)) for component in components]
+    parts = [Part(component, getattr(pipe, component)) for component in components(source.family)]
     facts = pipelines.described(model, source, device, parts)
     return facts | {"scheduler": pipelines.component_config(source, "scheduler")}
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from extract import inputs, pipelines, text, work
+from extract import inputs, pipelines, placing, text, work
 from extract.text import Tokens
 from extract.work import Done, Rows, Work
 from revelio_jax import sites
@@ -45,6 +45,7 @@ def prepare(config: Config, worker: Worker) -> Work:
             "tokens": work.digest(*(of.ids.tobytes() for of in tokens.values())),
         },
     }
+    placing.place(pipe, encoders, config.model, device)
     # How many rows a sample has follows from its tokens alone.
     rows = {name: (sum(site.d for site in each), kept[name].sum(1)) for name, each in joined.items()}
     plan = work.plan(config.extract, rows, facts)

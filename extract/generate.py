@@ -14,7 +14,7 @@ import PIL.Image
 import tensorstore as ts
 import torch
 
-from extract import denoiser, inputs, pipelines, record, work
+from extract import denoiser, inputs, pipelines, placing, record, work
 from extract.denoiser import Shape
 from extract.record import Found
 from extract.work import Done, Row, Rows, Work
@@ -37,7 +37,7 @@ def prepare(config: Config, worker: Worker) -> Work:
     schedule = denoiser.schedule(source, config, latent)
     timesteps = _kept(extract.timesteps, schedule)
 
-    pipe = denoiser.load(source, config.model, device, vae_dtype=config.model.dtype)
+    pipe = denoiser.load(source, config.model, vae_dtype=config.model.dtype)
     if source.family == "dit":
         for sample in samples:
             denoiser.class_number(pipe, sample["prompt"])
@@ -47,6 +47,7 @@ def prepare(config: Config, worker: Worker) -> Work:
         "extract": {name: getattr(extract, name) for name in decisive},
         "input": {"samples": work.fingerprint(samples)},
     }
+    placing.place(pipe, denoiser.components(source.family), config.model, device)
     plan = record.plan(extract, shapes, timesteps, len(samples), facts)
     wanted = {value: t if t in timesteps else None for value, t in schedule.items()}
     shard = functools.partial(_shard, config, pipe, samples, shapes, timesteps, wanted)

@@ -3,6 +3,7 @@
 A picture that cannot be decoded keeps its place: its row is there, and :meth:`Images.load` gives None.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -10,7 +11,7 @@ import io
 import pathlib
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import PIL.Image
@@ -33,10 +34,22 @@ class Images:
     read: Callable[[int], typing.Any]
     """number -> a file's path, or its bytes"""
 
-    def load(self, numbers: typing.Iterable[int], height: int, width: int) -> list[np.ndarray | None]:
-        """Pictures as float32 [3, height, width] from -1 to 1; None for one that does not decode."""
+    def load(self, number: int, height: int, width: int) -> np.ndarray | None:
+        """A picture as float32 [3, height, width] from -1 to 1; None if it does not decode."""
+        return _decoded(self.read(number), height, width)
+
+    def batches(
+        self, batches: Iterable[Iterable[int]], height: int, width: int
+    ) -> Iterator[list[np.ndarray | None]]:
+        """The pictures of each batch of numbers, as of :meth:`load`; the next are decoded meanwhile."""
         with concurrent.futures.ThreadPoolExecutor() as threads:
-            return list(threads.map(lambda number: _decoded(self.read(number), height, width), numbers))
+            ahead: collections.deque[list[concurrent.futures.Future]] = collections.deque()
+            for batch in batches:
+                ahead.append([threads.submit(self.load, number, height, width) for number in batch])
+                if len(ahead) > 1:
+                    yield [picture.result() for picture in ahead.popleft()]
+            for batch in ahead:
+                yield [picture.result() for picture in batch]
 
 
 def read_images(location: str, image_column: str, label_column: str, split: str) -> Images:

@@ -13,13 +13,13 @@ import diffusers
 import numpy as np
 import torch
 
-from extract import denoiser, pipelines, record, work
+from extract import denoiser, pipelines, placing, record, work
 from extract.denoiser import Shape, Tensors
 from extract.images import Images, read_images
 from extract.record import Found
 from extract.work import Done, Row, Rows, Work
 from revelio_jax import sites
-from revelio_jax.config import Config
+from revelio_jax.config import Config, Extract
 from revelio_jax.errors import InputError
 from revelio_jax.store import Worker
 
@@ -34,19 +34,20 @@ def prepare(config: Config, worker: Worker) -> Work:
     shapes, _ = denoiser.wanted_shapes(source, extract)
     _check_timesteps(extract.timesteps, denoiser.scheduler(source).config.num_train_timesteps)
     every = range(len(images.samples))
-    if all(images.load([number], extract.height, extract.width)[0] is None for number in every):
+    if all(images.load(number, extract.height, extract.width) is None for number in every):
         raise InputError(
             f"config.extract.images {extract.images!r}: none of its {len(every)} pictures can be decoded"
         )
 
     samples = [sample | {"seed": extract.seed + sample["id"]} for sample in images.samples]
-    pipe = denoiser.load(source, config.model, device, vae_dtype="float32")
+    pipe = denoiser.load(source, config.model, vae_dtype="float32")
     fields = {"prompt": extract.prompt} | ({"guidance": extract.guidance} if source.family == "flux" else {})
     facts = {
         "model": denoiser.described(source, config.model, device, pipe),
         "extract": fields,
         "input": {"samples": work.fingerprint(samples), "images": images.fingerprint},
     }
+    placing.place(pipe, denoiser.components(source.family), config.model, device)
     plan = record.plan(extract, shapes, extract.timesteps, len(samples), facts)
     conditioning = denoiser.encoded(pipe, extract)
     for component in sites.TEXT_ENCODERS[source.family].values():
@@ -56,25 +57,30 @@ def prepare(config: Config, worker: Worker) -> Work:
 
 
 @torch.inference_mode()
-def noised(pipe: typing.Any, latents: torch.Tensor, seeds: list[int], timestep: int) -> torch.Tensor:
+def noised(schedule: typing.Any, latents: torch.Tensor, seeds: list[int], timestep: int) -> torch.Tensor:
     """Latents [sample, channel, height, width] with the noise of ``timestep``, in float32.
 
-    A sample's noise depends on its seed and the timestep alone.
+    A sample's noise depends on its seed and the timestep alone. ``schedule`` is :func:`noise_schedule`.
     """
     noise = torch.stack([_noise(latents.shape[1:], seed, timestep) for seed in seeds]).to(latents)
-    if sites.family(pipe) == "flux":  # rectified flow: a straight line from picture to noise
-        sigma = timestep / pipe.scheduler.config.num_train_timesteps
+    if not hasattr(schedule, "add_noise"):  # rectified flow: a straight line from picture to noise
+        sigma = timestep / schedule.config.num_train_timesteps
         return (1 - sigma) * latents + sigma * noise
-    # Whatever the pipeline samples with, this is the noise that its denoiser was trained on.
-    trained = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
-    return trained.add_noise(latents, noise, torch.full((len(latents),), timestep, device=latents.device))
+    return schedule.add_noise(latents, noise, torch.full((len(latents),), timestep, device=latents.device))
+
+
+def noise_schedule(pipe: typing.Any) -> typing.Any:
+    """A scheduler with the noise that the denoiser was trained on, whatever the pipeline samples with."""
+    if sites.family(pipe) == "flux":
+        return pipe.scheduler
+    return diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
 
 
 @torch.inference_mode()
 def latents_of(pipe: typing.Any, pictures: np.ndarray) -> torch.Tensor:
     """Latents, float32, of pictures [sample, 3, height, width]: the mode, shifted and scaled."""
     vae = pipe.vae
-    pixels = torch.from_numpy(pictures).to(vae.device, vae.dtype)
+    pixels = torch.from_numpy(pictures).to(pipe._execution_device, vae.dtype)
     mode = vae.encode(pixels).latent_dist.mode().float()
     return (mode - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
@@ -92,10 +98,13 @@ def _shard(
     extract = config.extract
     wanted = [sites.resolve(pipe, name) for name in shapes]
 
+    schedule = noise_schedule(pipe)
+    size = extract.batch_size
+    numbers = [part[start : start + size] for start in range(0, len(part), size)]
+
     def batches() -> Iterator[tuple[list[int], Found]]:
-        for start in range(part.start, part.stop, extract.batch_size):
-            asked = range(start, min(start + extract.batch_size, part.stop))
-            loaded = images.load(asked, extract.height, extract.width)
+        loading = images.batches(numbers, extract.height, extract.width)
+        for asked, loaded in zip(numbers, loading, strict=True):
             pictures = {
                 number: picture for number, picture in zip(asked, loaded, strict=True) if picture is not None
             }
@@ -104,7 +113,8 @@ def _shard(
                 latents = latents_of(pipe, np.stack(list(pictures.values())))
                 found: Found = {}
                 for timestep in extract.timesteps:
-                    found |= _pass(pipe, latents, seeds, timestep, conditioning, wanted, config)
+                    given = noised(schedule, latents, seeds, timestep)
+                    found |= _pass(pipe, given, timestep, conditioning, wanted, extract)
                 yield list(pictures), found
             advance(len(asked))
 
@@ -115,19 +125,17 @@ def _shard(
 def _pass(
     pipe: typing.Any,
     latents: torch.Tensor,
-    seeds: list[int],
     timestep: int,
     conditioning: Tensors,
     wanted: list[sites.Site],
-    config: Config,
+    extract: Extract,
 ) -> Found:
-    """Run the denoiser once, as far as its last wanted site."""
+    """Run the denoiser once on noised latents, as far as its last wanted site."""
     family = sites.family(pipe)
     model = getattr(pipe, sites.DENOISERS[family])
-    given = noised(pipe, latents, seeds, timestep).to(model.dtype)
     # Any value of the argument is this pass's.
-    with record.recorded(pipe, wanted, {0.0: timestep}, len(latents), config.extract, stop=True) as found:
-        model(**denoiser.arguments(family, given, timestep, conditioning))
+    with record.recorded(pipe, wanted, {0.0: timestep}, len(latents), extract, stop=True) as found:
+        model(**denoiser.arguments(family, latents.to(model.dtype), timestep, conditioning))
     return found
 
 

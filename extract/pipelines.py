@@ -49,15 +49,16 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
-    """A text encoder in evaluation mode on its device, and the tokenizer that goes with it.
+    """A text encoder in evaluation mode, and the tokenizer that goes with it.
 
-    ``name`` is what its sites are called by, as clip.
+    ``name`` is what its sites are called by, as clip; ``device`` where it takes its input.
     """
 
     component: str
     model: torch.nn.Module
     tokenizer: typing.Any
     name: str = ""
+    device: torch.device | str = "cpu"
 
     @property
     def masked(self) -> bool:
@@ -129,8 +130,10 @@ def skeleton(source: Source) -> types.SimpleNamespace:
     return pipe
 
 
-def load_text_encoder(source: Source, component: str, dtype: str, device: torch.device) -> TextEncoder:
-    """Load one text encoder and its tokenizer; nothing else of the pipeline is read."""
+def load_text_encoder(
+    source: Source, component: str, dtype: str, device: torch.device | str = "cpu"
+) -> TextEncoder:
+    """Load one text encoder, to be placed on ``device``, and its tokenizer; nothing else is read."""
     where = {"revision": source.revision} if source.revision else {}
     try:
         tokenizer_class, subfolder = _tokenizer(source, component)
@@ -154,7 +157,7 @@ def load_text_encoder(source: Source, component: str, dtype: str, device: torch.
             f"{len(missing)} tensors, such as {min(missing)}"
         )
     names = {component: name for name, component in sites.TEXT_ENCODERS[source.family].items()}
-    return TextEncoder(component, model.eval().to(device), tokenizer, names[component])
+    return TextEncoder(component, model.eval(), tokenizer, names[component], device)
 
 
 def _class(source: Source, component: str, config: dict[str, typing.Any]) -> type:
@@ -176,7 +179,7 @@ def _tokenizer(source: Source, component: str) -> tuple[type, str]:
 
 def described(
     model: Model, source: Source, device: torch.device, parts: typing.Iterable[typing.Any]
-) -> dict[str, str]:
+) -> dict[str, typing.Any]:
     """What a store says of its model; ``parts`` are those components that its bytes depend on."""
     return {
         "id": model.id,
@@ -185,6 +188,7 @@ def described(
         "dtype": model.dtype,
         "device": device.type,
         "fingerprint": fingerprint(source, parts),
+        **({"compile": True} if model.compile else {}),  # other kernels round in another way
     }
 
 

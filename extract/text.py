@@ -124,7 +124,7 @@ def activations(
     ``dtype`` is that of the result (bfloat16 as TensorStore has it). The pipelines give their text
     encoders no attention mask unless the encoder's config asks for one; neither is one given here.
     """
-    device = next(encoder.model.parameters()).device
+    device = encoder.device
     arguments = {"input_ids": torch.from_numpy(tokens.ids).to(device)}
     if encoder.masked:
         arguments["attention_mask"] = torch.from_numpy(tokens.mask).to(device)

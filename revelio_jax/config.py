@@ -35,6 +35,20 @@ class Model:
     )
     dtype: str = _field("float32", "dtype of its weights", choices=("float32", "float16", "bfloat16"))
     device: str = _field("auto", "torch device; auto is cuda, else mps, else cpu")
+    compile: bool = _field(False, "extraction: torch.compile each repeated block")
+    offload: str = _field(
+        "none",
+        "extraction: weights wait on the CPU; model: for their part to run, sequential: for their layer",
+        choices=("none", "model", "sequential"),
+    )
+
+    def __post_init__(self):
+        """Raise InputError where fields do not go together."""
+        if self.compile and self.offload == "sequential":
+            raise InputError(
+                "config.model.compile is True and config.model.offload 'sequential': what is compiled reads "
+                "weights that are not there; allowed with compile: none, model"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

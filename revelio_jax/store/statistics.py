@@ -35,7 +35,8 @@ def of_rows(rows: np.ndarray) -> Statistics:
     for start in range(0, len(rows), BLOCK_ROWS):
         block = rows[start : start + BLOCK_ROWS].astype(np.float64)
         mean = block.mean(0)
-        total = combine(total, Statistics(len(block), mean, np.square(block - mean).sum(0)))
+        block -= mean
+        total = combine(total, Statistics(len(block), mean, np.einsum("nd,nd->d", block, block)))
     return total
 
 

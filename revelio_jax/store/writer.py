@@ -147,18 +147,24 @@ class StoreWriter:
                 raise ValueError(f"{site.name}: activations {values.shape}, planned ({planned}, {site.d})")
             with np.errstate(over="ignore"):
                 values = values.astype(ts.dtype(self.plan.dtype).numpy_dtype, copy=False)
-            finite = np.isfinite(values).all(1)
-            values = values[finite]
+            index_arrays = {name: arrays[name].astype(np.int32, copy=False) for name in layout.INDEX_ARRAYS}
+            with np.errstate(invalid="ignore"):
+                stats = statistics.of_rows(values)
+            # Sums in float64 are finite where all values are, which saves a pass over them.
+            if not np.isfinite(stats.m2).all():
+                finite = np.isfinite(values).all(1)
+                values = values[finite]
+                index_arrays = {name: array[finite] for name, array in index_arrays.items()}
+                stats = statistics.of_rows(values)
             writes = [self._write(index, site, "activations", values)]
-            for name in layout.INDEX_ARRAYS:
-                writes.append(self._write(index, site, name, arrays[name][finite].astype(np.int32)))
+            writes += [self._write(index, site, name, array) for name, array in index_arrays.items()]
             with self._writing():
                 for write in writes:
                     write.result()
             marker[site.name] = {
-                "dropped": int((~finite).sum()),
+                "dropped": count - len(values),
                 **({"skipped": skipped} if skipped else {}),
-                **statistics.of_rows(values).to_json(),
+                **stats.to_json(),
             }
         with self._writing():
             layout.write_json(self._kvstore, layout.shard_key(index), marker)
@@ -222,8 +228,11 @@ class StoreWriter:
         array = self._arrays[site.name, name]
         shard_rows = self.plan.shard_rows(site)
         start, stop = index * shard_rows, min((index + 1) * shard_rows, array.shape[0])
-        rows = np.full((stop - start, *valid.shape[1:]), array.fill_value, valid.dtype)
-        rows[: len(valid)] = valid
+        if len(valid) < stop - start:
+            rows = np.full((stop - start, *valid.shape[1:]), array.fill_value, valid.dtype)
+            rows[: len(valid)] = valid
+        else:
+            rows = np.ascontiguousarray(valid)
         return array[start:stop].write(rows, can_reference_source_data_indefinitely=True)
 
     def _open_arrays(self) -> dict[tuple[str, str], ts.TensorStore]:

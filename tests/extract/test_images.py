@@ -24,7 +24,7 @@ def test_folders_are_labels(pictures):
         {"id": 3, "image": "dog/a.jpg", "label": "dog"},
         {"id": 4, "image": "dog/b.png", "label": "dog"},
     ]
-    loaded = images.load(range(5), 8, 16)
+    (loaded,) = images.batches([range(5)], 8, 16)
     assert [picture is None for picture in loaded] == [False, True, False, False, False]
     assert {picture.shape for picture in loaded if picture is not None} == {(3, 8, 16)}
     assert {picture.dtype for picture in loaded if picture is not None} == {np.dtype(np.float32)}
@@ -39,9 +39,9 @@ def test_a_picture_is_scaled_to_cover_and_cut_at_its_centre(tmp_path):
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:, 10:30] = 255
     PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
-    (loaded,) = read(tmp_path).load([0], 20, 20)
+    loaded = read(tmp_path).load(0, 20, 20)
     assert (loaded == 1).all()
-    (loaded,) = read(tmp_path).load([0], 10, 20)
+    loaded = read(tmp_path).load(0, 10, 20)
     assert (loaded[:, :, 6:14] == 1).all()
     assert (loaded[:, :, :3] == -1).all()
 
@@ -53,7 +53,7 @@ def test_a_turned_picture_is_turned_back(tmp_path):
     exif = PIL.Image.Exif()
     exif[0x0112] = 3  # upside down
     image.save(tmp_path / "a.png", exif=exif)
-    (loaded,) = read(tmp_path).load([0], 8, 8)
+    loaded = read(tmp_path).load(0, 8, 8)
     assert (loaded[:, 4:] == 1).all()
 
 
@@ -104,7 +104,7 @@ def test_datasets(dataset, kind, tmp_path):
         {"id": 1, "label": "cat"},
         {"id": 2, "label": "dog"},
     ]
-    black, broken, white = images.load(range(3), 8, 8)
+    ((black, broken), (white,)) = images.batches([[0, 1], [2]], 8, 8)
     assert (black == -1).all()
     assert broken is None
     assert (white == 1).all()
