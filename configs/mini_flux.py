@@ -5,8 +5,8 @@
     python -m revelio_jax.evaluate --config configs/mini_flux.py
     python -m revelio_jax.export   --config configs/mini_flux.py
 
-What flux_t5.py does on the large one. Hardware: 2 CPU cores. Store: 11,000 captions x 20 tokens x
-128 float32, 113 MB.
+What flux_t5.py does on the large one. Hardware: 2 CPU cores. Store: 10,962 captions, 77,373 tokens x 128
+float32, 40 MB. Time: 80 s in all; FVU on held-out rows is then 0.12.
 """
 
 from revelio_jax.config import default
@@ -18,6 +18,7 @@ def get_config():
     c.model.family = "flux"
 
     c.extract.prompts = "extract/miniature/flux/prompts.csv"
+    c.extract.shuffle = True  # the file is sorted by object: those of a held-out chunk were never seen else
     c.extract.sites = ("t5.block.2",)
     c.extract.batch_size = 256
     c.extract.store = "stores/mini_flux"

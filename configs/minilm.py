@@ -10,8 +10,9 @@ Texts: a file that you supply, with a column `prompt`; its other columns are kep
 Model: the folder in that package where it is installed, else sentence-transformers/all-MiniLM-L6-v2 of the
 hub. The site is the residual stream after layer 3 of 6, of every token but padding.
 
-Hardware: 2 CPU cores. Store: 384 float32 a token, 1.5 MB for 1,000 tokens. Time: about 1 minute for 10,000
-sentences (estimated).
+Hardware: 2 CPU cores. Store: 384 float32 a token, 1.5 MB for 1,000 tokens. Time: the 2,311 paragraphs of
+Python's help (121,077 tokens, 186 MB) took 40 s to extract and 8 minutes to train on; FVU on held-out rows is
+then 0.072.
 """
 
 import importlib.util
@@ -28,6 +29,7 @@ def get_config():
     c.model.family = "text"
 
     c.extract.prompts = "data/texts.csv"
+    c.extract.shuffle = True  # paragraphs of one text stand together in most files
     c.extract.sites = ("text.layer.3",)
     c.extract.store = "stores/minilm"
 

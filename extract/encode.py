@@ -13,20 +13,21 @@ from revelio_jax.store import Worker
 
 def prepare(config: Config, worker: Worker) -> Work:
     """Check all that can be refused, load the encoders, plan the store. Raises InputError."""
-    samples = inputs.read_prompts(config.extract.prompts, config.extract.prompt_column)
+    extract = config.extract
+    samples = inputs.read_prompts(extract.prompts, extract.prompt_column, extract.shuffle)
     pipelines.quiet()
     device = pipelines.device(config.model.device, worker.number)
     source = pipelines.find(config.model.id, config.model.revision, config.model.family)
     pipe = pipelines.skeleton(source)
-    parts = [part for name in config.extract.sites for part in name.split("+")]
+    parts = [part for name in extract.sites for part in name.split("+")]
     needed = dict.fromkeys(sites.resolve(pipe, part).component for part in parts)
     encoders = {c: pipelines.load_text_encoder(source, c, config.model.dtype, device) for c in needed}
     for component, encoder in encoders.items():
         setattr(pipe, component, encoder.model)
-    joined = {name: [sites.resolve(pipe, part) for part in name.split("+")] for name in config.extract.sites}
+    joined = {name: [sites.resolve(pipe, part) for part in name.split("+")] for name in extract.sites}
     prompts = [sample["prompt"] for sample in samples]
     tokens = {component: text.tokenise(encoder, prompts) for component, encoder in encoders.items()}
-    kept = {name: _kept(name, hooked, tokens, config.extract.positions) for name, hooked in joined.items()}
+    kept = {name: _kept(name, hooked, tokens, extract.positions) for name, hooked in joined.items()}
 
     hooked = {site.name: site for each in joined.values() for site in each}
 
@@ -34,12 +35,12 @@ def prepare(config: Config, worker: Worker) -> Work:
         rows: Rows = {}
         for component, encoder in encoders.items():  # each reads every prompt
             wanted = [site for site in hooked.values() if site.component == component]
-            rows |= text.rows(encoder, wanted, tokens[component], part, config.extract, advance)
+            rows |= text.rows(encoder, wanted, tokens[component], part, extract, advance)
         return {name: _joined([rows[site.name] for site in each]) for name, each in joined.items()}
 
     facts = {
         "model": pipelines.described(config.model, source, device, encoders.values()),
-        "extract": {"positions": _rule(config.extract.positions, joined)},
+        "extract": {"positions": _rule(extract.positions, joined)},
         "input": {
             "samples": work.fingerprint(samples),
             "tokens": work.digest(*(of.ids.tobytes() for of in tokens.values())),
@@ -48,7 +49,7 @@ def prepare(config: Config, worker: Worker) -> Work:
     placing.place(pipe, encoders, config.model, device)
     # How many rows a sample has follows from its tokens alone.
     rows = {name: (sum(site.d for site in each), kept[name].sum(1)) for name, each in joined.items()}
-    plan = work.plan(config.extract, rows, facts)
+    plan = work.plan(extract, rows, facts)
     described = text.described(samples, encoders, tokens)
     return Work(described, plan, shard, "prompt", rounds=len(encoders))
 

@@ -27,7 +27,8 @@ from revelio_jax.store import Worker, layout
 def prepare(config: Config, worker: Worker) -> Work:
     """Check all that can be refused, load the model, plan the store. Raises InputError."""
     extract = config.extract
-    samples = _seeded(inputs.read_prompts(extract.prompts, extract.prompt_column), extract.seed)
+    samples = inputs.read_prompts(extract.prompts, extract.prompt_column, extract.shuffle)
+    samples = _seeded(samples, extract.seed)
     denoiser.quiet()
     device = pipelines.device(config.model.device, worker.number)
     source = pipelines.find(config.model.id, config.model.revision, config.model.family)

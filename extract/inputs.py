@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import pathlib
+import random
 import typing
 
 import pyarrow
@@ -15,12 +16,13 @@ from revelio_jax.errors import InputError
 Row = dict[str, typing.Any]
 
 
-def read_prompts(path: str, column: str = "prompt") -> list[Row]:
+def read_prompts(path: str, column: str = "prompt", shuffle: bool = False) -> list[Row]:
     """A dict a prompt: ``id`` (its number), ``prompt``, and every other column as a label.
 
     .txt has a prompt a line, blank lines skipped. In .csv, .jsonl and .parquet ``column`` is the
     prompt, which may be empty: the unconditional prompt. A column that is itself called id becomes
-    file_id. Raises InputError on whatever cannot be read in full.
+    file_id. ``shuffle`` gives them a random order, always the same. Raises InputError on whatever cannot be
+    read in full.
     """
     readers = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
     file = pathlib.Path(path)
@@ -33,7 +35,11 @@ def read_prompts(path: str, column: str = "prompt") -> list[Row]:
     rows = readers[file.suffix](path, data, column)
     if not rows:
         raise InputError(f"prompts {path}: the file holds no prompt")
-    return _tidy(path, rows, column)
+    rows = _tidy(path, rows, column)
+    if shuffle:
+        random.Random(0).shuffle(rows)
+        rows = [row | {"id": i} for i, row in enumerate(rows)]
+    return rows
 
 
 def _txt(path: str, data: bytes, column: str) -> list[Row]:

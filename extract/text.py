@@ -6,6 +6,7 @@ import typing
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow
 import tensorstore as ts
 import torch
 
@@ -17,6 +18,7 @@ from revelio_jax.sites import Site
 
 # What a token is. CLIP pads with its end marker, so only the first one ends the prompt.
 BOS, CONTENT, EOS, PADDING = range(4)
+TOKENISED = 8192  # prompts at a time: a tokenizer's own records of a prompt are many times its tokens
 KEPT = {
     "all": (BOS, CONTENT, EOS, PADDING),
     "no_padding": (BOS, CONTENT, EOS),
@@ -54,15 +56,25 @@ def tokenise(encoder: TextEncoder, prompts: list[str]) -> Tokens:
     # A tokenizer without a length says 1e30; the encoder's own positions, or T5's 512, bound it.
     length = min(tokenizer.model_max_length, getattr(encoder.model.config, "max_position_embeddings", 512))
     padding = "longest" if encoder.masked else "max_length"
-    got = tokenizer(
-        prompts,
-        padding=padding,
-        padding_side="right",
-        max_length=length,
-        truncation=True,
-        return_tensors="np",
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    for start in range(0, len(prompts), TOKENISED):
+        got = tokenizer(
+            prompts[start : start + TOKENISED],
+            padding=padding,
+            padding_side="right",
+            max_length=length,
+            truncation=True,
+            return_tensors="np",
+        )
+        parts.append((got["input_ids"], got["attention_mask"]))
+    longest = max(ids.shape[1] for ids, _ in parts)
+    padding_id = tokenizer.pad_token_id or 0
+    ids, mask = (
+        np.concatenate(
+            [np.pad(part, ((0, 0), (0, longest - part.shape[1])), constant_values=value) for part in column]
+        ).astype(np.int64)
+        for column, value in zip(zip(*parts, strict=True), (padding_id, 0), strict=True)
     )
-    ids, mask = (got[name].astype(np.int64) for name in ("input_ids", "attention_mask"))
     return Tokens(ids, mask, _kinds(ids, mask, encoder))
 
 
@@ -88,26 +100,27 @@ def _first(*values: int | None) -> int | None:
 
 def described(
     samples: list[dict[str, typing.Any]], encoders: dict[str, TextEncoder], tokens: dict[str, Tokens]
-) -> list[dict[str, typing.Any]]:
+) -> pyarrow.Table:
     """The samples with the tokens of each encoder, named as in its sites: ``clip.tokens``, as the tokenizer
     writes them, and ``clip.kinds``, what they are: 0 BOS, 1 content, 2 EOS. All positions after are padding.
     """
-    columns = {}
+    table = pyarrow.Table.from_pylist(samples)
     for component, encoder in encoders.items():
         of = tokens[component]
         lengths = of.kinds.shape[1] - np.argmax(of.kinds[:, ::-1] != PADDING, axis=1)
-        words = {i: encoder.tokenizer.convert_ids_to_tokens(int(i)) for i in np.unique(of.ids)}
-        columns[f"{encoder.name}.tokens"] = [
-            [words[i] for i in ids[:n]] for ids, n in zip(of.ids, lengths, strict=True)
-        ]
-        columns[f"{encoder.name}.kinds"] = [
-            kinds[:n].tolist() for kinds, n in zip(of.kinds, lengths, strict=True)
-        ]
-    if taken := sorted(set(columns) & set(samples[0])):
-        raise InputError(f"prompts: a column is called {taken[0]!r}, as what is kept of tokens; rename it")
-    return [
-        sample | {name: column[i] for name, column in columns.items()} for i, sample in enumerate(samples)
-    ]
+        shown = np.arange(of.kinds.shape[1]) < lengths[:, None]
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        used, numbers = np.unique(of.ids[shown], return_inverse=True)
+        words = pyarrow.array(encoder.tokenizer.convert_ids_to_tokens(used.tolist()), pyarrow.string())
+        columns = {"tokens": words.take(pyarrow.array(numbers)), "kinds": pyarrow.array(of.kinds[shown])}
+        for name, values in columns.items():
+            name = f"{encoder.name}.{name}"
+            if name in samples[0]:
+                raise InputError(
+                    f"prompts: a column is called {name!r}, as what is kept of tokens; rename it"
+                )
+            table = table.append_column(name, pyarrow.ListArray.from_arrays(starts, values))
+    return table
 
 
 class _LastSiteReached(Exception):

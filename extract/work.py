@@ -8,6 +8,7 @@ import typing
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow
 
 from revelio_jax.config import Extract
 from revelio_jax.store import SitePlan, StorePlan
@@ -29,7 +30,7 @@ class Work:
     ``rounds`` times in all for each.
     """
 
-    samples: list[Row]
+    samples: list[Row] | pyarrow.Table
     plan: StorePlan
     shard: Callable[[range, Done], Rows]
     unit: str

@@ -65,6 +65,11 @@ class Extract:
         "", "prompt file: .txt, .csv, .jsonl or .parquet; for the family dit its prompts are class names"
     )
     prompt_column: str = _field("prompt", "column with the prompt; every other column is a label")
+    shuffle: bool = _field(
+        False,
+        "prompts in a random order, always the same: in a sorted file, the chunks that training holds out "
+        "would be prompts of a kind",
+    )
     sites: tuple[str, ...] = _field(
         (), "hook points, such as clip.layer.9; clip_l.layer.10+clip_g.layer.28 joins two, token by token"
     )

@@ -88,7 +88,7 @@ class StorePlan:
 class StoreWriter:
     """Writes the shards that are missing, then the manifest."""
 
-    def __init__(self, location: str, plan: StorePlan, samples: list[dict[str, typing.Any]]):
+    def __init__(self, location: str, plan: StorePlan, samples: list[dict[str, typing.Any]] | pyarrow.Table):
         """Begin or resume the store. Raises InputError where it holds another run's data.
 
         Several workers may do so at once: the first one's plan is everybody's.
@@ -108,7 +108,8 @@ class StoreWriter:
                 layout.write_new(self._kvstore, "plan.json", layout.json_bytes(plan.to_json()))
             if not self._kvstore.list(ts.KvStore.KeyRange("samples.parquet", "samples.parquet0")).result():
                 buffer = io.BytesIO()
-                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(samples), buffer)
+                table = samples if isinstance(samples, pyarrow.Table) else pyarrow.Table.from_pylist(samples)
+                pyarrow.parquet.write_table(table, buffer)
                 layout.write_new(self._kvstore, "samples.parquet", buffer.getvalue())
             self._arrays = self._open_arrays()
         self._planned()  # another may have been first, with another plan

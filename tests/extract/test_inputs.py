@@ -61,6 +61,16 @@ def test_another_prompt_column_and_a_column_called_id(tmp_path):
     ]
 
 
+def test_shuffled_prompts_are_the_same_in_an_order_that_is_always_the_same(tmp_path):
+    path = _write(tmp_path / "p.csv", "prompt,n\n" + "".join(f"p{i},{i}\n" for i in range(50)))
+    plain, shuffled = read_prompts(path), read_prompts(path, shuffle=True)
+    assert [row["id"] for row in shuffled] == list(range(50))
+    assert [row["n"] for row in shuffled] != [row["n"] for row in plain]
+    assert sorted(row["prompt"] for row in shuffled) == sorted(row["prompt"] for row in plain)
+    assert all(row["prompt"] == f"p{row['n']}" for row in shuffled)
+    assert read_prompts(path, shuffle=True) == shuffled
+
+
 def test_labels_that_only_some_lines_have_are_null_in_the_others(tmp_path):
     path = _write(tmp_path / "p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "seed": 3}\n')
     assert read_prompts(path) == [
