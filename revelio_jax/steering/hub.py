@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from revelio_jax.card import HUB_ID, card, cfg_json
 from revelio_jax.errors import InputError
 from revelio_jax.steering.folder import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS, Sae
+from revelio_jax.steering.untrusted import one_line
 
 FILES = (CONFIG, WEIGHTS, SPARSIFY_WEIGHTS, "README.md")
 
@@ -64,8 +65,8 @@ def push(
             )
     except Exception as error:  # as above
         raise InputError(
-            f"{repo_id!r} cannot be published ({type(error).__name__}): log in with `hf auth login`, "
-            "with a token that may write there, and check the network"
+            f"{repo_id!r} cannot be published ({type(error).__name__}: {one_line(error, 200)}); log in with "
+            "`hf auth login`, with a token that may write there, or check the network"
         ) from error
 
 
