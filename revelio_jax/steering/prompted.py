@@ -44,7 +44,7 @@ def latents_for(
 
 def _tokens(pipe: typing.Any, site: str, text: str, positions: int) -> list[str]:
     """The prompt's tokens as the tokenizer spells them, one for each position."""
-    component = sites.resolve(pipe, site).component
+    component = sites.resolve(pipe, site.partition("+")[0]).component  # joined encoders share positions
     tokenizer = getattr(pipe, component.replace("text_encoder", "tokenizer"))
     ids = tokenizer(text, padding="max_length", max_length=positions, truncation=True).input_ids
     return tokenizer.convert_ids_to_tokens(ids)
