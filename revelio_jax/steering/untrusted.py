@@ -4,10 +4,11 @@ Nothing else is ever opened, no name of a file is taken from inside one, and wha
 is checked before its tensors take memory.
 """
 
+import contextlib
 import json
 import pathlib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,6 +37,19 @@ def read_json(path: pathlib.Path) -> dict[str, typing.Any]:
     return found
 
 
+def read_header(path: pathlib.Path) -> tuple[dict[str, str], dict[str, tuple[str, list[int]]]]:
+    """What a safetensors file says of itself: its metadata, and dtype and shape of each tensor."""
+    with _readable(path):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > MOST_JSON:
+            raise InputError(f"{path} cannot be read: it claims a header of {size:,} bytes")
+        with safe_open(path, "np") as file:  # torch would reserve memory for all of the file
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            held = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+            return file.metadata() or {}, held
+
+
 def read_tensors(
     path: pathlib.Path,
     shapes: Mapping[str, Shape],
@@ -46,31 +60,31 @@ def read_tensors(
 
     ``dtypes`` has those that are allowed, FLOATS where it says nothing. Floating point comes as float32.
     """
-    try:
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        if header > MOST_JSON:
-            raise InputError(f"{path} cannot be read: it claims a header of {header:,} bytes")
-        with safe_open(path, "np") as file:  # torch would reserve memory for all of the file
-            names = set(file.keys())
-            for name, shape in shapes.items():
-                if name not in names:
-                    raise InputError(f"{path}: tensor {name} is missing")
-                held = file.get_slice(name)
-                allowed = tuple((dtypes or {}).get(name, FLOATS))
-                _check(path, name, held.get_dtype(), held.get_shape(), allowed, shape, why)
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in shapes}
-    except InputError:
-        raise
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError) as error:
-        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+    _, held = read_header(path)
+    for name, wanted in shapes.items():
+        if name not in held:
+            raise InputError(f"{path}: tensor {name} is missing")
+        allowed = tuple((dtypes or {}).get(name, FLOATS))
+        _check(path, name, *held[name], allowed, wanted, why)
+    with _readable(path), safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in shapes}
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
             tensors[name] = tensor = tensor.float()
             if not tensor.isfinite().all():
-                raise InputError(f"{path}: {name} has values that are not finite in float32")
+                raise InputError(f"{path}: {one_line(name)} has values that are not finite in float32")
     return tensors
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
+    """What the libraries raise in the block, as an InputError of one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def inside(folder: pathlib.Path, path: pathlib.Path) -> bool:
@@ -101,7 +115,7 @@ def _check(
     if not fits or dtype not in dtypes:
         sizes = ", ".join("any" if n is None else str(n) for n in wanted)
         raise InputError(
-            f"{path}: {name} is {dtype} {one_line(shape)}; {why} {' or '.join(dtypes)} [{sizes}]"
+            f"{path}: {one_line(name)} is {dtype} {one_line(shape)}; {why} {' or '.join(dtypes)} [{sizes}]"
         )
 
 
