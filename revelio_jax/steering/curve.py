@@ -62,6 +62,6 @@ def _mark(axes: typing.Any, suggestion: dict[str, typing.Any]) -> None:
     note = f"wanted: {suggestion['wanted']:.0%} removed; " + (
         f"suggested: {suggestion['strength']:g}" if found else "none does it"
     )
-    axes[0].set_title(note, loc="right", fontsize=7, color="0.4")
+    axes[1].set_title(note, loc="right", fontsize=7, color="0.4")  # where there is room
     for ax in axes if found else ():
         ax.axvline(suggestion["strength"], **grey)

@@ -59,7 +59,7 @@ def test_the_curve_has_every_figure_at_every_strength(tmp_path, wanted):
     assert len([line for ax in figure.axes for line in ax.lines if line.get_marker() == "."]) == 4
     np.testing.assert_array_equal(drawn["concept in the picture"].get_xdata(), sorted(OUTCOMES))
     np.testing.assert_allclose(drawn["concept in the picture"].get_ydata(), [0, 0.425, 0.25, 1])
-    note = figure.axes[0].get_title("right")
+    note = figure.axes[1].get_title("right")
     assert (
         note
         == {None: "", 0.9: "wanted: 90% removed; suggested: -1.5", 1.0: "wanted: 100% removed; none does it"}[
