@@ -16,6 +16,7 @@ import typing
 import numpy as np
 from safetensors.numpy import save_file
 
+from revelio_jax.card import card, cfg_json
 from revelio_jax.command import main_argv, parse
 from revelio_jax.config import Config
 from revelio_jax.errors import reported
@@ -23,22 +24,8 @@ from revelio_jax.evaluate import trained
 from revelio_jax.sources import Mixture
 from revelio_jax.step import State
 
-FORMAT_VERSION = 1
-# The release whose layout this is; SAELens takes a folder without it for an old one.
-SAE_LENS_VERSION = "6.54.12"
 # Names of SAELens. What batch_topk infers with is a jumprelu of one threshold for all latents.
 ARCHITECTURES = {"topk": "topk", "batch_topk": "jumprelu", "jumprelu": "jumprelu", "dense": "standard"}
-CODES = {
-    "topk": "TopK(ReLU((x - b_dec) @ W_enc + b_enc))",
-    "jumprelu": "JumpReLU((x - b_dec) @ W_enc + b_enc, threshold)",
-    "standard": "ReLU((x - b_dec) @ W_enc + b_enc)",
-}
-ACTIVE = {
-    "topk": "at most {} active on a row",
-    "batch_topk": "about {} active on a row",
-    "jumprelu": "about {} active on a row",
-    "dense": "any of them active on a row",
-}
 LIBRARIES = ("revelio_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -95,9 +82,6 @@ def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) 
     positions = [manifest.get("extract", {}).get("positions") for manifest in manifests]
     latents = len(state.params["b_enc_F"])
     metadata = {
-        "sae_lens_version": SAE_LENS_VERSION,
-        "sae_lens_training_version": None,
-        "format_version": FORMAT_VERSION,
         "model_id": model["id"],
         "revision": model["revision"],
         "family": model["family"],
@@ -129,19 +113,7 @@ def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) 
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
     architecture = ARCHITECTURES[config.sae.architecture]
-    of_topk = {"k": config.sae.k, "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}
-    return {
-        "architecture": architecture,
-        "d_in": mixture.d,
-        "d_sae": latents,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        **of_topk,
-        "metadata": metadata,
-    }
+    return cfg_json(architecture, mixture.d, latents, config.sae.k, metadata)
 
 
 def evaluation(run: pathlib.Path, step: int) -> dict[str, typing.Any] | None:
@@ -151,40 +123,6 @@ def evaluation(run: pathlib.Path, step: int) -> dict[str, typing.Any] | None:
     if measured.get("step") != step:
         return None
     return {name: value for name, value in measured.items() if isinstance(value, int | float)}
-
-
-def card(cfg: dict[str, typing.Any]) -> str:
-    """README.md of the folder."""
-    metadata = cfg["metadata"]
-    measured, training, rows = metadata["evaluation"], metadata["training"], metadata["activations"]["count"]
-    kind = "Dense autoencoder" if cfg["architecture"] == "standard" else "k-sparse autoencoder"
-    quality = "Not evaluated; `python -m revelio_jax.evaluate` measures it."
-    if measured:
-        quality = (
-            "On {rows:,} held-out rows: FVU {fvu:.5f}, cosine {cosine:.5f}, L0 {l0:.1f}, "
-            "{dead_fraction:.1%} of the latents never fire."
-        ).format(**measured)
-    return f"""---
-library_name: saelens
-tags: [sparse-autoencoder, diffusion]
----
-# {kind} of {metadata["model_id"] or "a pipeline"}, {metadata["site"]}
-
-{cfg["d_sae"]:,} latents of width {cfg["d_in"]}, {ACTIVE[metadata["architecture"]].format(metadata["k"])}.
-Positions of the prompt: {metadata["positions"]}.
-Trained by revelio_jax for {training["steps"]:,} steps on {training["rows"]:,} rows, {rows:,} different ones.
-{quality}
-
-    z = {CODES[cfg["architecture"]]}        x_hat = z @ W_dec + b_dec
-
-The normalisation of training is folded into the tensors: x is the residual stream as the pipeline has it.
-
-    from sae_lens import SAE
-    sae = SAE.load_from_disk("FOLDER")
-
-    from revelio_jax.steering import Steerer
-    steerer = Steerer.from_pretrained("FOLDER")
-"""
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 TORCH = {"torch", "torchvision", "transformers", "diffusers", "accelerate"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 SHARED = (
+    "revelio_jax.card",
     "revelio_jax.command",
     "revelio_jax.config",
     "revelio_jax.errors",

@@ -5,8 +5,10 @@ import pathlib
 import re
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
+
+from revelio_jax.errors import InputError
+from revelio_jax.steering.untrusted import INTEGERS, Shape, read_header, read_tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +39,24 @@ def save_learned(file: pathlib.Path, text: str, learned: Learned) -> None:
 
 def saved_concepts(run: str) -> dict[str, Learned]:
     """The concepts that were learned for a run, by their text; {} where none."""
-    found = {}
-    for file in sorted(pathlib.Path(run, "steering").glob("*.safetensors")):
-        with safe_open(file, "pt") as saved:
-            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
-            found[saved.metadata()["text"]] = Learned(**tensors | {"threshold": float(tensors["threshold"])})
-    return found
+    learned = map(load_learned, sorted(pathlib.Path(run, "steering").glob("*.safetensors")))
+    return dict(learned)
+
+
+def load_learned(file: pathlib.Path) -> tuple[str, Learned]:
+    """A concept's text and what was learned of it. Raises InputError with what is wrong with the file."""
+    metadata, held = read_header(file)
+    if "text" not in metadata:
+        raise InputError(f"{file} is no concept: it does not say of what text")
+    _, latents = held.get("latents", ("", [0]))
+    # No latent at all is what prompts that tell nothing apart teach.
+    shapes: dict[str, Shape] = {"latents": (0,) if latents == [0] else (None,)}
+    shapes |= {"difference": (None, None), "threshold": ()}
+    tensors = read_tensors(file, shapes, {"latents": INTEGERS})
+    n = tensors["difference"].shape[1]
+    if not ((tensors["latents"] >= 0) & (tensors["latents"] < n)).all():
+        raise InputError(f"{file}: latents are none of the {n} that difference has")
+    return metadata["text"], Learned(**tensors | {"threshold": float(tensors["threshold"])})
 
 
 def file_name(text: str) -> str:

@@ -94,6 +94,10 @@ class Outcome:
     others_label: np.ndarray
     others_kept: np.ndarray
 
+    def half(self, which: int) -> "Outcome":
+        """Of every second prompt, from 0 or from 1, as :meth:`Bench.half` takes them."""
+        return Outcome(*(getattr(self, name)[which::2] for name in FIGURES))
+
     def summary(self) -> dict[str, dict[str, float]]:
         return {name: interval(values) for name in FIGURES if len(values := getattr(self, name))}
 

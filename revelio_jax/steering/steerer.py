@@ -13,7 +13,7 @@ import torch
 
 from revelio_jax import sites
 from revelio_jax.errors import InputError
-from revelio_jax.steering import branches
+from revelio_jax.steering import branches, hub, prompted
 from revelio_jax.steering.concept import Concept, encode_concept
 from revelio_jax.steering.folder import Sae, load_sae
 from revelio_jax.steering.learned import Learned
@@ -34,9 +34,44 @@ class Steerer:
         self._concepts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     @classmethod
-    def from_pretrained(cls, folder: str | pathlib.Path) -> "Steerer":
-        """Load an exported SAE folder. Raises InputError with what is wrong with it."""
-        return cls(load_sae(folder))
+    def from_pretrained(
+        cls,
+        folder: str | pathlib.Path,
+        *,
+        site: str | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | None = None,
+    ) -> "Steerer":
+        """Load an SAE from a folder or the hub: this project's, SAELens's (6) or sparsify's.
+
+        ``folder`` is a path or ``owner/name``. ``site`` is the hook point, as ``clip.layer.9``, where the
+        folder does not say it. ``subfolder`` is one of several in it, ``revision`` and ``token`` are the
+        hub's. Only JSON and safetensors are opened. Raises InputError with what is wrong.
+        """
+        return cls(load_sae(hub.find(folder, revision, subfolder, token), site))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        licence: str = "unknown",
+        token: str | None = None,
+    ) -> str:
+        """Publish the SAE with a model card as ``owner/name``; returns the commit's address.
+
+        ``licence`` is written into the card, as the hub spells it (``mit``, ``cc-by-4.0``).
+        """
+        return hub.push(self.sae, repo_id, private=private, licence=licence, token=token)
+
+    def latents_for(self, pipe: typing.Any, text: str, top: int = 20) -> list[dict[str, typing.Any]]:
+        """The ``top`` latents that ``text`` uses most beyond the empty prompt, strongest first.
+
+        Rows are {latent, value, empty, position, token}: its largest value on the prompt and on the
+        empty one, and where in the prompt that is.
+        """
+        return prompted.latents_for(pipe, self.site, self.placed(pipe), text, top)
 
     @property
     def site(self) -> str:

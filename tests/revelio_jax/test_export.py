@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 
 from revelio_jax import sharding
 from revelio_jax.config import Config
-from revelio_jax.errors import InputError
 from revelio_jax.evaluate import evaluate, make_reconstruct
 from revelio_jax.evaluate import trained as restored
 from revelio_jax.export import export
@@ -166,14 +165,16 @@ def test_the_card_says_what_fires(variant):
     assert "about 3 active on a row" in card["jumprelu"]
     assert "JumpReLU(" in card["batch_topk"]
     assert "# Dense autoencoder" in card["dense"]
+    assert "base_model" not in card["topk"]  # a folder's name is none of the hub's
 
 
-def test_steering_says_which_architecture_it_does_not_read(variant):
-    pytest.importorskip("torch")
+def test_steering_reads_every_architecture_and_computes_the_same(exported, expected, planted):
+    torch = pytest.importorskip("torch")
     from revelio_jax.steering.folder import load_sae
 
-    with pytest.raises(InputError, match="architecture is 'jumprelu'; allowed: topk"):
-        load_sae(export(variant("batch_topk")))
+    _, config, folder = exported
+    sae, x = load_sae(folder), torch.from_numpy(planted[:256])
+    assert_equals(sae.codes(x).numpy(), sae.reconstruct(x).numpy(), expected, config)
 
 
 def test_tensors(trained, folder):
