@@ -12,8 +12,10 @@ SHARED = (
     "revelio_jax.command",
     "revelio_jax.config",
     "revelio_jax.errors",
+    "revelio_jax.guidance",
     "revelio_jax.sites",
     "revelio_jax.store",
+    "revelio_jax.tokens",
 )
 STEER = "revelio_jax.steering"
 

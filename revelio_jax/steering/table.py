@@ -19,7 +19,6 @@ import tqdm
 from revelio_jax.command import main_argv, parse
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError, reported
-from revelio_jax.steering.concept import hidden_states
 from revelio_jax.steering.judges import load_judge
 from revelio_jax.steering.labels import Labelled, parse_concept, read_labelled
 from revelio_jax.steering.latents import find_latents, split
@@ -36,6 +35,8 @@ from revelio_jax.steering.pipeline import load_pipeline
 from revelio_jax.steering.rules import ON_BOTH_BRANCHES, RULES, Change, change_of
 from revelio_jax.steering.steerer import Steerer
 from revelio_jax.steering.strengths import parse_strengths
+from revelio_jax.steering.vectors import change as vector_change
+from revelio_jax.steering.vectors import difference_of_means
 
 FLAGS = {
     "concept": ((), "label column and value, such as style=flat; may be given several times"),
@@ -105,7 +106,8 @@ def compare(
     concept = steerer.concept(pipe, bench.value, learned)
     # (change at strength 1, also on the negative branch?)
     rules = {name: (change_of(name, sae, concept), name in ON_BOTH_BRANCHES) for name in RULES}
-    rules["difference of means"] = (difference_of_means(pipe, steerer.site, with_concept, without), True)
+    means = difference_of_means(pipe, steerer.site, with_concept, without)
+    rules["difference of means"] = (vector_change(means), True)
     halves = [bench.half(0), bench.half(1)]
     total = (len(rules) * (len(strengths) + len(seeds)) + 1 + 2 * len(seeds)) * halves[0].prompts
     with tqdm.tqdm(total=total, desc=bench.value, unit="picture") as progress:
@@ -140,12 +142,6 @@ def compare(
         "latents": latents,
         "rows": rows,
     }
-
-
-def difference_of_means(pipe: typing.Any, site: str, with_concept: list[str], without: list[str]) -> Change:
-    """The peer: mean activation with the concept minus mean without, at every position."""
-    v_TD = hidden_states(pipe, site, with_concept).mean(0) - hidden_states(pipe, site, without).mean(0)
-    return lambda x_BTD, strength: strength * v_TD
 
 
 def random_direction(change: Change, generator: torch.Generator) -> Change:

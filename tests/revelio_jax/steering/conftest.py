@@ -8,6 +8,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
+from revelio_jax import sites
+from revelio_jax.steering import Steerer
+from revelio_jax.steering.folder import Sae
+from tests.pipelines import dit, fitted, flux, make_clip, sd, sdxl, t5, vae  # noqa: F401
+
 MINIATURE = pathlib.Path(__file__).parents[3] / "extract" / "miniature" / "sd"
 SITE, D, F, K = "clip.layer.2", 128, 64, 8
 
@@ -42,3 +47,17 @@ def sae_folder(tmp_path, tensors, config) -> pathlib.Path:
     save_file(tensors, tmp_path / "sae_weights.safetensors")
     (tmp_path / "cfg.json").write_text(json.dumps(config))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def make_steerer():
+    """A function that makes a steerer with a random SAE, at scale with activations, for any site."""
+
+    def make(pipe, site: str, latents: int = 48, k: int = 6, **metadata) -> Steerer:
+        d = sum(part.d for part in sites.resolve_joined(pipe, site))
+        generator = torch.Generator().manual_seed(d)
+        W_dec_FD = torch.nn.functional.normalize(torch.randn(latents, d, generator=generator), dim=1)
+        metadata = {"site": site, "model_id": "", "family": sites.family(pipe), **metadata}
+        return Steerer(Sae(W_dec_FD.T, torch.zeros(latents), W_dec_FD, torch.zeros(d), k, metadata))
+
+    return make
