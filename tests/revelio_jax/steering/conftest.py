@@ -15,6 +15,9 @@ from tests.pipelines import dit, fitted, flux, make_clip, sd, sdxl, t5, vae  # n
 
 MINIATURE = pathlib.Path(__file__).parents[3] / "extract" / "miniature" / "sd"
 SITE, D, F, K = "clip.layer.2", 128, 64, 8
+PROMPTS = ["a flat emoji of cat", "a glossy 3d emoji of red apple"]
+
+torch.set_num_threads(1)  # more only wait for each other on models this small
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +64,45 @@ def make_steerer():
         return Steerer(Sae(W_dec_FD.T, torch.zeros(latents), W_dec_FD, torch.zeros(d), k, metadata))
 
     return make
+
+
+@pytest.fixture
+def tiny(request):
+    """A function that gives the pipeline of a family, ready to sample quietly."""
+
+    def get(family: str):
+        pipe = request.getfixturevalue(family)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def run():
+    """A function that samples with a tiny pipeline."""
+
+    @torch.no_grad()
+    def run(pipe, prompts=PROMPTS, guided=True, negative=None, n=1, steps=2, **given) -> torch.Tensor:
+        """The final latents; of a DiT the pictures."""
+        family = sites.family(pipe)
+        count = 2 if family == "dit" else n * (1 if isinstance(prompts, str) else len(prompts))
+        given["generator"] = [torch.Generator().manual_seed(i) for i in range(count)]
+        given["num_inference_steps"] = steps
+        if family == "dit":
+            images = pipe(
+                class_labels=[1, 2], guidance_scale=4.0 if guided else 1.0, output_type="np", **given
+            )
+            return torch.from_numpy(images.images)
+        if family == "flux":
+            given |= {"max_sequence_length": 10, "true_cfg_scale": 3.0 if guided else 1.0}
+            if guided and negative is None:
+                negative = "" if isinstance(prompts, str) else [""] * len(prompts)
+        else:
+            given["guidance_scale"] = 5.0 if guided else 1.0
+        return pipe(
+            prompts, negative_prompt=negative, num_images_per_prompt=n, height=8, width=8,
+            output_type="latent", **given,
+        ).images  # fmt: skip
+
+    return run

@@ -10,8 +10,6 @@ from revelio_jax.config import RULES
 from revelio_jax.errors import InputError
 from revelio_jax.steering import Clamp
 
-torch.set_num_threads(1)  # more only wait for each other on models this small
-
 CONCEPT = "red apple"
 PROMPTS = ["a flat emoji of cat", "a glossy 3d emoji of red apple"]
 TEXT = {
@@ -29,40 +27,6 @@ TEXT_SITES = [(family, site) for family, names in TEXT.items() for site in names
 DENOISER_SITES = [(family, site) for family, names in DENOISER.items() for site in names]
 
 
-@pytest.fixture
-def tiny(request):
-    """A function that gives the pipeline of a family, ready to sample quietly."""
-
-    def get(family: str):
-        pipe = request.getfixturevalue(family)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    return get
-
-
-@torch.no_grad()
-def run(pipe, prompts=PROMPTS, guided=True, negative=None, n=1, steps=2, **given) -> torch.Tensor:
-    """The final latents; of a DiT the pictures."""
-    family = sites.family(pipe)
-    count = 2 if family == "dit" else n * (1 if isinstance(prompts, str) else len(prompts))
-    given["generator"] = [torch.Generator().manual_seed(i) for i in range(count)]
-    given["num_inference_steps"] = steps
-    if family == "dit":
-        images = pipe(class_labels=[1, 2], guidance_scale=4.0 if guided else 1.0, output_type="np", **given)
-        return torch.from_numpy(images.images)
-    if family == "flux":
-        given |= {"max_sequence_length": 10, "true_cfg_scale": 3.0 if guided else 1.0}
-        if guided and negative is None:
-            negative = "" if isinstance(prompts, str) else [""] * len(prompts)
-    else:
-        given["guidance_scale"] = 5.0 if guided else 1.0
-    return pipe(
-        prompts, negative_prompt=negative, num_images_per_prompt=n, height=8, width=8,
-        output_type="latent", **given,
-    ).images  # fmt: skip
-
-
 CALLS = {
     "guided": {},
     "unguided": {"guided": False},
@@ -74,10 +38,11 @@ CALLS = {
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("family", "site"), TEXT_SITES)
-def test_strength_zero_changes_no_bit(tiny, make_steerer, family, site, rule):
+def test_strength_zero_changes_no_bit(tiny, make_steerer, family, site, rule, run):
     pipe = tiny(family)
     steerer = make_steerer(pipe, site)
     for name, call in CALLS.items():
+        call = call | {"steps": 1}
         plain = run(pipe, **call)
         with steerer.attach(pipe, {CONCEPT: 0.0}, rule=rule, negative_branch=True):
             assert torch.equal(run(pipe, **call), plain), name
@@ -85,10 +50,11 @@ def test_strength_zero_changes_no_bit(tiny, make_steerer, family, site, rule):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("family", "site"), TEXT_SITES)
-def test_it_steers_on_every_call_and_is_gone_afterwards(tiny, make_steerer, family, site, rule):
+def test_it_steers_on_every_call_and_is_gone_afterwards(tiny, make_steerer, family, site, rule, run):
     pipe = tiny(family)
     cls, steerer = type(pipe), make_steerer(pipe, site)
     for name, call in CALLS.items():
+        call = call | {"steps": 1}
         plain = run(pipe, **call)
         changed = False
         for strength in (-1.0, 1.0):  # swap changes prompts that hold the concept, or those that do not
@@ -104,11 +70,12 @@ def test_it_steers_on_every_call_and_is_gone_afterwards(tiny, make_steerer, fami
 
 @pytest.mark.parametrize("strength", [-1.0, Clamp(2.0)])
 @pytest.mark.parametrize(("family", "site"), DENOISER_SITES)
-def test_latents_are_steered_in_the_denoiser(tiny, make_steerer, family, site, strength):
+def test_latents_are_steered_in_the_denoiser(tiny, make_steerer, family, site, strength, run):
     pipe = tiny(family)
     steerer = make_steerer(pipe, site)
     calls = {name: CALLS[name] for name in (["guided", "unguided"] if family == "dit" else CALLS)}
     for name, call in calls.items():
+        call = call | {"steps": 1}
         plain = run(pipe, **call)
         with steerer.attach(pipe, dict.fromkeys(range(48), strength)) as attached:
             steered = run(pipe, **call)
@@ -128,7 +95,7 @@ def seen(pipe, site: str, found: list):
 
 @pytest.mark.parametrize("negative_branch", [False, True])
 @pytest.mark.parametrize(("family", "site"), DENOISER_SITES)
-def test_only_the_rows_of_the_prompt_are_steered(tiny, make_steerer, family, site, negative_branch):
+def test_only_the_rows_of_the_prompt_are_steered(tiny, make_steerer, family, site, negative_branch, run):
     """In the first step the site's input is that of the plain run, so the change can be told."""
     pipe = tiny(family)
     steerer = make_steerer(pipe, site)
@@ -150,7 +117,7 @@ def test_only_the_rows_of_the_prompt_are_steered(tiny, make_steerer, family, sit
 
 
 @pytest.mark.parametrize(("family", "site"), [s for s in DENOISER_SITES if s[1] != "unet.mid_block"])
-def test_an_sae_of_differences_reads_output_minus_input(tiny, make_steerer, family, site):
+def test_an_sae_of_differences_reads_output_minus_input(tiny, make_steerer, family, site, run):
     pipe = tiny(family)
     steerer = make_steerer(pipe, site, value="difference")
     hooked, found = sites.resolve(pipe, site), []
@@ -169,7 +136,7 @@ def test_an_sae_of_differences_reads_output_minus_input(tiny, make_steerer, fami
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_joined_encoders_get_their_shares_of_one_change(tiny, make_steerer, rule):
+def test_joined_encoders_get_their_shares_of_one_change(tiny, make_steerer, rule, run):
     """The code of both encoders is that of the plain pass, and each gets its own columns of the change."""
     pipe = tiny("sdxl")
     site = "clip_l.layer.1+clip_g.layer.1"
@@ -195,7 +162,7 @@ def test_joined_encoders_get_their_shares_of_one_change(tiny, make_steerer, rule
         torch.testing.assert_close(after, before + change(before, sign * strength), atol=1e-4, rtol=1e-4)
 
 
-def test_sdxl_keeps_the_zeros_of_an_empty_negative_prompt(tiny, make_steerer):
+def test_sdxl_keeps_the_zeros_of_an_empty_negative_prompt(tiny, make_steerer, run):
     pipe = tiny("sdxl")
     steerer = make_steerer(pipe, "clip_g.layer.0")
     with steerer.attach(pipe, {CONCEPT: 1.0}, rule="paper", pooled=True):
@@ -204,7 +171,7 @@ def test_sdxl_keeps_the_zeros_of_an_empty_negative_prompt(tiny, make_steerer):
     assert not negative_pooled.any()
 
 
-def test_the_pooled_vector_is_steered_or_left(tiny, make_steerer):
+def test_the_pooled_vector_is_steered_or_left(tiny, make_steerer, run):
     pipe = tiny("sdxl")
     steerer = make_steerer(pipe, "clip_g.layer.0")
     plain = pipe.encode_prompt(PROMPTS, device="cpu")
@@ -219,7 +186,7 @@ def test_the_pooled_vector_is_steered_or_left(tiny, make_steerer):
 
 
 @pytest.mark.parametrize(("family", "site"), [("flux", "t5.block.1"), ("sdxl", "clip_l.layer.1")])
-def test_the_pooled_vector_of_another_encoder_is_steered_where_asked(tiny, make_steerer, family, site):
+def test_the_pooled_vector_of_another_encoder_is_steered_where_asked(tiny, make_steerer, family, site, run):
     pipe = tiny(family)
     steerer = make_steerer(pipe, site)
     at = 1 if family == "flux" else 2
@@ -237,7 +204,7 @@ def test_the_pooled_vector_of_another_encoder_is_steered_where_asked(tiny, make_
     torch.testing.assert_close(pooled(PROMPTS, pooled=True), plain - 0.5 * direction)
 
 
-def test_flux_steers_its_negative_prompt_by_itself(tiny, make_steerer):
+def test_flux_steers_its_negative_prompt_by_itself(tiny, make_steerer, run):
     pipe = tiny("flux")
     steerer = make_steerer(pipe, "t5.block.1")
     found: list = []
@@ -256,7 +223,7 @@ def test_flux_steers_its_negative_prompt_by_itself(tiny, make_steerer):
     handle.remove()
 
 
-def test_a_prompt_of_another_length_gets_a_concept_of_that_length(tiny, make_steerer):
+def test_a_prompt_of_another_length_gets_a_concept_of_that_length(tiny, make_steerer, run):
     pipe = tiny("flux")
     steerer = make_steerer(pipe, "t5.block.1")
     for length in (10, 8, 10):
@@ -271,7 +238,7 @@ def test_a_prompt_of_another_length_gets_a_concept_of_that_length(tiny, make_ste
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "flux"])
-def test_another_pipeline_of_the_same_components_is_not_steered(tiny, make_steerer, family):
+def test_another_pipeline_of_the_same_components_is_not_steered(tiny, make_steerer, family, run):
     pipe = tiny(family)
     options = {"requires_safety_checker": False} if family == "sd" else {}
     other = type(pipe)(**pipe.components, **options)
@@ -290,7 +257,7 @@ def test_another_pipeline_of_the_same_components_is_not_steered(tiny, make_steer
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "flux"])
-def test_two_steerers_do_not_disturb_each_other(tiny, make_steerer, family):
+def test_two_steerers_do_not_disturb_each_other(tiny, make_steerer, family, run):
     """In whatever order they come and go; at one site each sees the activations without the other."""
     pipe = tiny(family)
     first, second = make_steerer(pipe, TEXT[family][0]), make_steerer(pipe, TEXT[family][0], k=3)
@@ -312,7 +279,7 @@ def test_two_steerers_do_not_disturb_each_other(tiny, make_steerer, family):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("family", "site"), [*TEXT_SITES, *DENOISER_SITES])
-def test_half_precision_stays_and_the_sae_computes_in_float32(tiny, make_steerer, family, site, dtype):
+def test_half_precision_stays_and_the_sae_computes_in_float32(tiny, make_steerer, family, site, dtype, run):
     pipe = tiny(family)
     steerer = make_steerer(pipe, site)
     computed = []
@@ -341,7 +308,7 @@ def test_half_precision_stays_and_the_sae_computes_in_float32(tiny, make_steerer
     assert set(computed) == {torch.float32}
 
 
-def test_wrong_use_says_what_to_do(tiny, make_steerer):
+def test_wrong_use_says_what_to_do(tiny, make_steerer, run):
     sd, flux = tiny("sd"), tiny("flux")
     steerer = make_steerer(sd, "clip.layer.1")
     for pipe, concepts, options, says in [
