@@ -55,7 +55,7 @@ def save_concept(file: str | pathlib.Path, concept: Concept) -> None:
     """Write a concept as one safetensors file; whole or not at all."""
     file = pathlib.Path(file)
     partial = file.with_name(file.name + ".partial")
-    facts = {name: getattr(concept, name) for name in FACTS}
+    facts = {name: getattr(concept, name) for name in FACTS} | {"sites": list(concept.directions)}
     tensors = {name: v_TD.float().cpu().contiguous() for name, v_TD in concept.directions.items()}
     save_file(tensors, partial, {"format": FORMAT, "facts": json.dumps(facts)})
     partial.replace(file)
@@ -72,7 +72,9 @@ def load_concept(file: str | pathlib.Path) -> Concept:
     if stated.get("format") != FORMAT:
         raise InputError(f"concept {file}: no file of vectors; steering.save_concept makes one")
     try:
-        facts = {name: str(json.loads(stated["facts"])[name]) for name in FACTS}
+        facts = json.loads(stated["facts"])
+        directions = {name: directions[name] for name in facts["sites"]}  # in their own order
+        facts = {name: str(facts[name]) for name in FACTS}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"concept {file}: lacks or misstates {error}") from error
     for name, v_TD in directions.items():

@@ -100,9 +100,7 @@ def run():
                 negative = "" if isinstance(prompts, str) else [""] * len(prompts)
         else:
             given["guidance_scale"] = 5.0 if guided else 1.0
-        return pipe(
-            prompts, negative_prompt=negative, num_images_per_prompt=n, height=8, width=8,
-            output_type="latent", **given,
-        ).images  # fmt: skip
+        given = {"height": 8, "width": 8, "output_type": "latent"} | given
+        return pipe(prompts, negative_prompt=negative, num_images_per_prompt=n, **given).images  # fmt: skip
 
     return run
