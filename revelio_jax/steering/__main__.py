@@ -66,6 +66,7 @@ def main() -> None:
             {text: strength},
             rule=config.steer.rule,
             negative_branch=config.steer.negative_branch and config.steer.rule in ON_BOTH_BRANCHES,
+            pooled=config.steer.pooled or None,
             learned=learned,
         )
 

@@ -10,8 +10,9 @@ import torch
 from revelio_jax import sites, tokens
 from revelio_jax.errors import InputError
 from revelio_jax.guidance import CONDITIONAL
+from revelio_jax.steering.pooled import POOLED, Pooled
 from revelio_jax.steering.rules import Add, Change
-from revelio_jax.steering.session import POOLED, Session
+from revelio_jax.steering.session import Session
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Attachment:
         negative_branch: bool,
         where: Where,
         reads_input: bool = False,
-        make_pooled: Callable[[Key], "Pooled"] | None = None,
+        make_pooled: Callable[[Key], Pooled] | None = None,
     ):
         self._session: Session | None = session
         self.owner, self.sites, self.strengths = owner, hooked, dict(strengths)
@@ -275,17 +276,6 @@ class Part:
 
     def set_where(self, positions: torch.Tensor | None) -> None:
         self.positions = positions if positions is None else positions.to(self.device)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pooled:
-    """What a concept is in the vector that a prompt is pooled to: its prompt's minus the empty one's, [D]."""
-
-    direction_D: torch.Tensor
-    empty_D: torch.Tensor
-
-    def change(self, pooled_BD: torch.Tensor, weight: float) -> torch.Tensor:
-        return weight * self.direction_D.to(pooled_BD.device)
 
 
 def check_strength(concept: Key, strength: Strength) -> None:

@@ -71,15 +71,6 @@ def run_encoder(
     return encoder(got.input_ids.to(device), **mask)
 
 
-@torch.no_grad()
-def pooled_vectors(pipe: typing.Any, component: str, prompts: list[str]) -> torch.Tensor:
-    """The vectors [prompts, D] that a CLIP encoder sums prompts up in, float32."""
-    with torch.compiler.set_stance("force_eager"):
-        got = run_encoder(pipe, component, prompts)
-    text_embeds = getattr(got, "text_embeds", None)  # of an encoder with a projection
-    return (got.pooler_output if text_embeds is None else text_embeds).float()
-
-
 def tokenizer_of(pipe: typing.Any, component: str) -> typing.Any:
     return getattr(pipe, component.replace("text_encoder", "tokenizer"))
 

@@ -21,14 +21,12 @@ from revelio_jax import guidance, sites, tokens
 from revelio_jax.errors import InputError
 from revelio_jax.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering.concept import execution_device, is_masked, tokenizer_of
+from revelio_jax.steering.pooled import POOLED
 
 if typing.TYPE_CHECKING:
     from revelio_jax.steering.attachment import Attachment, Part
 
 _KEY = "_revelio_steering"  # where a pipeline keeps its session
-# The component that a family's pooled vector comes from, and where it is in what encode_prompt returns:
-# that of the prompt, and that of the negative prompt. FLUX is asked for each by itself.
-POOLED = {"sdxl": ("text_encoder_2", 2, 3), "flux": ("text_encoder", 1, 1)}
 
 
 class Point:

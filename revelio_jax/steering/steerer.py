@@ -11,12 +11,13 @@ import torch
 from revelio_jax import sites
 from revelio_jax.errors import InputError
 from revelio_jax.steering import vectors
-from revelio_jax.steering.attachment import Attachment, Clamp, Key, Pooled, Strength, Where
-from revelio_jax.steering.concept import EncodedConcept, encode_concept, execution_device, pooled_vectors
+from revelio_jax.steering.attachment import Attachment, Clamp, Key, Strength, Where
+from revelio_jax.steering.concept import EncodedConcept, encode_concept, execution_device
 from revelio_jax.steering.folder import Sae, load_sae
 from revelio_jax.steering.learned import Learned
+from revelio_jax.steering.pooled import Pooled, pooled_of
 from revelio_jax.steering.rules import ON_BOTH_BRANCHES, Add, Change, Scale, Set, change_of, known
-from revelio_jax.steering.session import POOLED, session
+from revelio_jax.steering.session import session
 from revelio_jax.steering.vectors import Concept
 
 
@@ -99,9 +100,10 @@ class Steerer:
         brought to the grid of the site by averages.
 
         ``pooled``: the vector that CLIP pools a prompt to, which SDXL and FLUX take beside the tokens.
-        True steers it, by strength x (that of the concept - that of the empty prompt) where the site does
-        not come before it; False leaves it as it is without steering. By default it is what the site makes
-        of it: nothing for T5, steered for the second encoder of SDXL.
+        True steers it: where it does not come from the site by itself, by strength x (that of the concept -
+        that of the empty prompt), removing at most what the prompt has of it. False leaves it as it is
+        without steering. By default it is what the site makes of it: nothing for T5, steered for the second
+        encoder of SDXL.
 
         ``negative_branch`` also steers the negative prompt, by the opposite amount; by default the rules
         that add a fixed vector do, ``gated``, ``swap`` and latents do not. ``learned`` is what labelled
@@ -132,11 +134,10 @@ class Steerer:
             return changes
 
         def make_pooled(key: Key) -> Pooled:
-            if not _is_text(key):
-                raise InputError(f"pooled is True, but {key} is no text, so that it has no pooled vector")
-            component = POOLED[sites.family(pipe)][0]
-            of_text, of_empty = pooled_vectors(pipe, component, [key, ""])
-            return Pooled(of_text - of_empty, of_empty)
+            known = pooled_of(pipe, key) if _is_text(key) else getattr(loaded.get(key), "pooled", None)
+            if known is None:
+                raise InputError(f"pooled is True, but {key} has no pooled vector; a text has one")
+            return known
 
         if negative_branch is None:
             fixed = [key in loaded or (_is_text(key) and rule in ON_BOTH_BRANCHES) for key in concepts]

@@ -32,6 +32,7 @@ from revelio_jax.steering.measure import (
     worst,
 )
 from revelio_jax.steering.pipeline import load_pipeline
+from revelio_jax.steering.pooled import pooled_of
 from revelio_jax.steering.rules import ON_BOTH_BRANCHES, RULES, Change, change_of
 from revelio_jax.steering.steerer import Steerer
 from revelio_jax.steering.strengths import parse_strengths
@@ -76,6 +77,7 @@ def main() -> None:
         "seeds": seeds,
         "steps": config.steer.steps,
         "guidance": config.steer.guidance,
+        "pooled": config.steer.pooled,
         "torch": torch.__version__,
         "concepts": results,
     }
@@ -108,6 +110,7 @@ def compare(
     rules = {name: (change_of(name, sae, concept), name in ON_BOTH_BRANCHES) for name in RULES}
     means = difference_of_means(pipe, steerer.site, with_concept, without)
     rules["difference of means"] = (vector_change(means), True)
+    pooled = {"concept": pooled_of(pipe, bench.value)} if config.steer.pooled else None
     halves = [bench.half(0), bench.half(1)]
     total = (len(rules) * (len(strengths) + len(seeds)) + 1 + 2 * len(seeds)) * halves[0].prompts
     with tqdm.tqdm(total=total, desc=bench.value, unit="picture") as progress:
@@ -115,7 +118,11 @@ def compare(
         def run(half: int, change: Change | None, strength: float, negative: bool) -> Outcome:
             """Choosing takes one seed, reporting all."""
             steering = change and steerer.attach_changes(
-                pipe, {"concept": change}, {"concept": strength}, negative_branch=negative
+                pipe,
+                {"concept": change},
+                {"concept": strength},
+                negative_branch=negative,
+                pooled=pooled,
             )
             chosen_seeds = seeds if half else seeds[:1]
             return measure(pipe, judge, halves[half], chosen_seeds, config.steer, steering, progress)

@@ -22,11 +22,13 @@ from revelio_jax import sites
 from revelio_jax.errors import InputError
 from revelio_jax.steering.attachment import Attachment, Where
 from revelio_jax.steering.concept import hidden_states
+from revelio_jax.steering.pooled import POOLED, Pooled, pooled_of
 from revelio_jax.steering.rules import Add
 from revelio_jax.steering.session import session
 
 FORMAT = "revelio_jax.concept.1"
 FACTS = ("text", "rule", "model", "family")
+POOLED_TENSORS = tuple(field.name for field in dataclasses.fields(Pooled))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +36,8 @@ class Concept:
     """What a concept adds to activations, at strength 1.
 
     ``directions`` has a vector for each token, float32 [T, D], by site; [1, D] is for every position alike,
-    as in a denoiser. ``rule`` says how they were made, ``model`` and ``family`` of what.
+    as in a denoiser. ``rule`` says how they were made, ``model`` and ``family`` of what. ``pooled`` is the
+    concept in the pooled vector of SDXL and FLUX.
     """
 
     text: str
@@ -42,6 +45,7 @@ class Concept:
     rule: str = ""
     model: str = ""
     family: str = ""
+    pooled: Pooled | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -56,7 +60,10 @@ def save_concept(file: str | pathlib.Path, concept: Concept) -> None:
     file = pathlib.Path(file)
     partial = file.with_name(file.name + ".partial")
     facts = {name: getattr(concept, name) for name in FACTS} | {"sites": list(concept.directions)}
-    tensors = {name: v_TD.float().cpu().contiguous() for name, v_TD in concept.directions.items()}
+    tensors = dict(concept.directions)
+    if concept.pooled:
+        tensors |= {name: getattr(concept.pooled, name)[None] for name in POOLED_TENSORS}
+    tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, partial, {"format": FORMAT, "facts": json.dumps(facts)})
     partial.replace(file)
 
@@ -66,25 +73,26 @@ def load_concept(file: str | pathlib.Path) -> Concept:
     try:
         with safe_open(file, "pt") as saved:
             stated = saved.metadata() or {}
-            directions = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
+            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise InputError(f"concept {file}: cannot be read: {error}") from error
     if stated.get("format") != FORMAT:
         raise InputError(f"concept {file}: no file of vectors; steering.save_concept makes one")
     try:
         facts = json.loads(stated["facts"])
-        directions = {name: directions[name] for name in facts["sites"]}  # in their own order
+        directions = {name: tensors[name] for name in facts["sites"]}  # in their own order
         facts = {name: str(facts[name]) for name in FACTS}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"concept {file}: lacks or misstates {error}") from error
-    for name, v_TD in directions.items():
+    for name, v_TD in tensors.items():
         if v_TD.dtype != torch.float32 or v_TD.ndim != 2 or not v_TD.isfinite().all():
             raise InputError(
                 f"concept {file}: {name} is {v_TD.dtype} {list(v_TD.shape)}; it must be finite float32 [T, D]"
             )
     if not directions:
         raise InputError(f"concept {file}: has no vector")
-    return Concept(directions=directions, **facts)
+    pooled = [tensors[name][0] for name in POOLED_TENSORS if name in tensors]
+    return Concept(directions=directions, pooled=Pooled(*pooled) if len(pooled) == 2 else None, **facts)
 
 
 def difference_of_means(
@@ -100,7 +108,9 @@ def of_joined(pipe: typing.Any, site: str, v_TD: torch.Tensor, text: str, rule: 
     joined = sites.resolve_joined(pipe, site)
     parts = v_TD.split([part.d for part in joined], dim=-1)
     directions = {part.name: v.contiguous() for part, v in zip(joined, parts, strict=True)}
-    return Concept(text, directions, rule, pipe.name_or_path or "", sites.family(pipe))
+    family = sites.family(pipe)
+    pooled = pooled_of(pipe, text) if text and family in POOLED else None
+    return Concept(text, directions, rule, pipe.name_or_path or "", family, pooled)
 
 
 def attach_vectors(
@@ -112,6 +122,7 @@ def attach_vectors(
     steps: tuple[float, float] | None = None,
     ramp: tuple[float, float] = (1.0, 1.0),
     mask: torch.Tensor | None = None,
+    pooled: bool | None = None,
     negative_branch: bool = True,
 ) -> Attachment:
     """Add ``strength`` times a concept's vectors; no SAE is needed. The rest is as Steerer.attach has it.
@@ -122,7 +133,9 @@ def attach_vectors(
     if not isinstance(concept, Concept):
         concept = load_concept(concept)
     hooked = fit(pipe, concept)
-    where = Where(positions, steps, ramp, mask)
+    where = Where(positions, steps, ramp, mask, pooled)
+    if pooled and concept.pooled is None:
+        raise InputError(f"pooled is True, but {concept.text!r} was saved without a pooled vector")
     return Attachment(
         session(pipe),
         owner=attach_vectors,
@@ -131,6 +144,7 @@ def attach_vectors(
         strengths={given: strength},
         negative_branch=negative_branch,
         where=where,
+        make_pooled=lambda key: concept.pooled,
     )
 
 

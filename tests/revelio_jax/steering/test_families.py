@@ -198,10 +198,13 @@ def test_the_pooled_vector_of_another_encoder_is_steered_where_asked(tiny, make_
         with steerer.attach(pipe, {CONCEPT: -0.5}, rule="paper", **attached):
             return pipe.encode_prompt(text, **given)[at]
 
-    plain, direction = pooled(PROMPTS), pooled(CONCEPT) - pooled("")
+    plain, empty = pooled(PROMPTS), pooled("")
+    direction = pooled(CONCEPT) - empty
+    share = ((plain - empty) @ direction[0] / direction.square().sum()).clamp(0, 1)
     assert torch.equal(pooled(PROMPTS, pooled=False), plain)
     assert torch.equal(pooled(PROMPTS, pooled=None), plain)
-    torch.testing.assert_close(pooled(PROMPTS, pooled=True), plain - 0.5 * direction)
+    torch.testing.assert_close(pooled(PROMPTS, pooled=True), plain - 0.5 * share[:, None] * direction)
+    torch.testing.assert_close(pooled(CONCEPT, pooled=True), empty + 0.5 * direction)
 
 
 def test_flux_steers_its_negative_prompt_by_itself(tiny, make_steerer, run):

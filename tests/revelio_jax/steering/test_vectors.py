@@ -37,6 +37,21 @@ def test_saved_vectors_steer_as_the_sae_does(tiny, make_steerer, run, tmp_path, 
     assert (wanted != plain).any()
 
 
+def test_the_pooled_vector_is_saved_too(tiny, make_steerer, run, tmp_path):
+    pipe = tiny("flux")
+    steerer = make_steerer(pipe, "t5.block.1")
+    concept = steerer.vectors(pipe, "red apple")
+    save_concept(tmp_path / "a.safetensors", concept)
+    with steerer.attach(pipe, {"red apple": -1.0}, rule="contrast", pooled=True):
+        wanted = run(pipe)
+    with attach_vectors(pipe, tmp_path / "a.safetensors", -1.0, pooled=True):
+        torch.testing.assert_close(run(pipe), wanted)
+    with attach_vectors(pipe, concept, -1.0):
+        assert (run(pipe) != wanted).any()
+    with pytest.raises(InputError, match="without a pooled vector"):
+        attach_vectors(pipe, dataclasses.replace(concept, pooled=None), -1.0, pooled=True)
+
+
 def test_a_difference_of_means_is_what_its_name_says(tiny):
     pipe = tiny("sd")
     having, lacking = ["red apple", "flat red apple"], ["cat"]
