@@ -10,6 +10,7 @@ import torch
 from revelio_jax import sites, tokens
 from revelio_jax.errors import InputError
 from revelio_jax.guidance import CONDITIONAL
+from revelio_jax.steering.concept import execution_device
 from revelio_jax.steering.pooled import POOLED, Pooled
 from revelio_jax.steering.rules import Add, Change
 from revelio_jax.steering.session import Session
@@ -105,7 +106,8 @@ class Attachment:
         for key, strength in strengths.items():
             check_strength(key, strength)
         self._refuse_twice(session)
-        self.changes = make(self.strengths, None, None)
+        self._device = execution_device(hooked[0].module)
+        self.changes = make(self.strengths, self._device, None)
         joint = len(hooked) > 1 and not all(isinstance(c, Add) for c in self.changes.values())
         self.is_joint = joint
         component = POOLED.get(session.layout, ("",))[0]
@@ -139,7 +141,7 @@ class Attachment:
         check_strength(concept, strength)
         before, self.strengths[concept] = self.strengths[concept], strength
         if isinstance(before, Clamp) or isinstance(strength, Clamp):
-            self._rebuild(self.parts[0].device, self._tokens)
+            self._rebuild(self._device, self._tokens)
 
     # What the session asks
 
@@ -165,13 +167,14 @@ class Attachment:
     def compute(self, caught: list[torch.Tensor], branch: str) -> None:
         """The change of joined sites from their activations [B, T, d], each part's own share."""
         device = caught[0].device
+        self.place(device)
         self.prepare(caught[0].shape[1])
         x_BTD = torch.cat([x.to(device) for x in caught], dim=-1)
         change = 0.0
         for made, weight in zip(self.changes.values(), self.weights(branch), strict=True):
             change = change + made(x_BTD, weight)
         for part, share in zip(self.parts, change.split([site.d for site in self.sites], -1), strict=True):
-            part.share = share.to(part.device)
+            part.share = share
 
     def forget(self) -> None:
         """Let go of what :meth:`compute` made: it is for one pass."""
@@ -182,8 +185,13 @@ class Attachment:
         """Make the changes for prompts of ``length`` tokens."""
         if length is not None and length != self._tokens:
             if self._tokens is not None or not self._fits(length):
-                self._rebuild(self.parts[0].device, length)
+                self._rebuild(self._device, length)
             self._tokens = length
+
+    def place(self, device: torch.device) -> None:
+        """Bring the changes to the device that the activations turn out to be on."""
+        if device != self._device:
+            self._rebuild(device, self._tokens)
 
     def steer_pooled(self, pooled_BD: torch.Tensor, branch: str) -> torch.Tensor:
         """The pooled vector of ``branch`` with its own part of the concepts."""
@@ -197,6 +205,7 @@ class Attachment:
         return all(v_TD is None or len(v_TD) in (1, length) for v_TD in vectors)
 
     def _rebuild(self, device: torch.device, length: int | None) -> None:
+        self._device = device
         self.changes = self._make(self.strengths, device, length)
         for part in self.parts:
             part.distribute()
@@ -223,7 +232,7 @@ class Part:
         self.share: torch.Tensor | None = None
         self.positions: torch.Tensor | None = None
         self.mask = attachment.mask
-        self._numbers: list[tuple[float, ...]] = []
+        self._written: tuple[torch.device, list] | None = None
         self.distribute()
 
     def distribute(self) -> None:
@@ -237,7 +246,7 @@ class Part:
     def change(self, x_BTD: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
         """What is added to the activations [B, T, D], of which ``grid`` are height and width."""
         if self.attachment.is_joint:
-            change = self.share
+            change = self.share.to(x_BTD.device)
         else:
             change = 0.0
             for made, weight in zip(self.changes, self.weights, strict=True):
@@ -259,17 +268,16 @@ class Part:
         self.attachment.prepare(length)
 
     def place(self, device: torch.device) -> None:
-        """Bring the changes to the device that the activations turned out to be on."""
+        """The device that the activations turn out to be on; joined sites may be on several."""
         self.device = device
-        self._numbers = []
         if not self.attachment.is_joint:
-            self.attachment._rebuild(device, self.attachment._tokens)
+            self.attachment.place(device)
 
     def set_weights(self, numbers: list[tuple[float, ...]]) -> None:
         """A weight for each concept and row of the batch; one for all rows where all are the same."""
         numbers = [each[:1] if len(set(each)) == 1 else each for each in numbers]
-        if numbers != self._numbers:
-            self._numbers = numbers
+        if (self.device, numbers) != self._written:
+            self._written = self.device, numbers
             self.weights = [
                 torch.tensor(each, dtype=torch.float32, device=self.device)[:, None, None] for each in numbers
             ]

@@ -28,6 +28,10 @@ class EncodedConcept:
     empty: torch.Tensor
     learned: Learned
 
+    def to(self, device: torch.device) -> "EncodedConcept":
+        codes, empty = self.codes.to(device), self.empty.to(device)
+        return EncodedConcept(self.text, codes, empty, self.learned.to(device))
+
 
 @torch.no_grad()
 def hidden_states(

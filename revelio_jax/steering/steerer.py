@@ -130,7 +130,8 @@ class Steerer:
                     changes[key] = _of_latent(self._on(device), key, strength)
                 else:
                     concept = self.concept(pipe, key, learned.get(key), length)
-                    changes[key] = change_of(rule, self._on(device or concept.codes.device), concept)
+                    concept = concept if device is None else concept.to(device)
+                    changes[key] = change_of(rule, self._on(concept.codes.device), concept)
             return changes
 
         def make_pooled(key: Key) -> Pooled:

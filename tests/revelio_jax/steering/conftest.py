@@ -1,11 +1,12 @@
 """The shipped miniature and a small random SAE that fits it."""
 
+import functools
 import json
 import pathlib
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 from revelio_jax import sites
@@ -13,7 +14,7 @@ from revelio_jax.steering import Steerer
 from revelio_jax.steering.folder import Sae
 from tests.pipelines import dit, fitted, flux, make_clip, sd, sdxl, t5, vae  # noqa: F401
 
-MINIATURE = pathlib.Path(__file__).parents[3] / "extract" / "miniature" / "sd"
+MINIATURES = pathlib.Path(__file__).parents[3] / "extract" / "miniature"
 SITE, D, F, K = "clip.layer.2", 128, 64, 8
 PROMPTS = ["a flat emoji of cat", "a glossy 3d emoji of red apple"]
 
@@ -21,10 +22,21 @@ torch.set_num_threads(1)  # more only wait for each other on models this small
 
 
 @pytest.fixture(scope="session")
-def pipe():
-    pipe = StableDiffusionPipeline.from_pretrained(MINIATURE, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def miniature():
+    """A function that loads a miniature, once a session."""
+
+    @functools.cache
+    def load(family: str):
+        pipe = DiffusionPipeline.from_pretrained(MINIATURES / family, torch_dtype=torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def pipe(miniature):
+    return miniature("sd")
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +107,8 @@ def run():
             )
             return torch.from_numpy(images.images)
         if family == "flux":
-            given |= {"max_sequence_length": 10, "true_cfg_scale": 3.0 if guided else 1.0}
+            length = pipe.tokenizer_2.model_max_length
+            given |= {"max_sequence_length": length, "true_cfg_scale": 3.0 if guided else 1.0}
             if guided and negative is None:
                 negative = "" if isinstance(prompts, str) else [""] * len(prompts)
         else:

@@ -68,6 +68,22 @@ def test_it_steers_on_every_call_and_is_gone_afterwards(tiny, make_steerer, fami
     assert not [key for key in vars(pipe) if "steer" in key]
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_the_miniatures_that_ship(miniature, make_steerer, run, family, rule):
+    pipe = miniature(family)
+    steerer = make_steerer(pipe, {"sd": "clip.layer.2", "flux": "t5.block.2"}[family])
+    call = {"prompts": ["glossy 3d emoji of red apple", "flat emoji of tiger"], "height": 32, "width": 32}
+    plain = run(pipe, **call)
+    with steerer.attach(pipe, {"glossy 3d": 0.0}, rule=rule) as attached:
+        assert torch.equal(run(pipe, **call), plain)
+        attached.set_strength("glossy 3d", -1.0)
+        steered = run(pipe, **call)
+        assert torch.equal(run(pipe, **call), steered)
+    assert (steered != plain).any()
+    assert torch.equal(run(pipe, **call), plain)
+
+
 @pytest.mark.parametrize("strength", [-1.0, Clamp(2.0)])
 @pytest.mark.parametrize(("family", "site"), DENOISER_SITES)
 def test_latents_are_steered_in_the_denoiser(tiny, make_steerer, family, site, strength, run):
