@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import sys
 
 import pytest
 
@@ -84,6 +85,12 @@ def test_no_module_reaches_the_wrong_side(name):
         assert not packages & JAX
     else:  # training, evaluation, export: JAX's side
         assert not packages & TORCH
+
+
+def test_the_adapter_needs_torch_and_safetensors_alone():
+    packages = reached("revelio_jax.steering") - set(sys.stdlib_module_names)
+    # huggingface_hub comes with diffusers, without which there is no pipeline to steer.
+    assert packages <= {"revelio_jax", "numpy", "torch", "safetensors", "diffusers", "huggingface_hub"}
 
 
 def test_the_walk_sees_what_it_should():
