@@ -70,7 +70,7 @@ class Session:
     """What steers one pipeline."""
 
     def __init__(self, pipe: typing.Any):
-        self.pipe, self.cls = pipe, type(pipe)
+        self.pipe, self.cls = pipe, getattr(type(pipe), "_followed", type(pipe))
         self.layout = sites.family(pipe)
         self.attachments: list[Attachment] = []
         self.points: dict[str, Point] = {}
@@ -135,12 +135,13 @@ class Session:
                 given |= self._negative_of_flux(given)
         bound.apply_defaults()
         denoiser = getattr(self.pipe, sites.DENOISERS[self.layout])
+        outside = self._call, self._grid, self._told  # of a call that this one is made in
         self._call, self._grid = bound.arguments | given, None
         try:
             with guidance.told(denoiser) as self._told:
                 yield given
         finally:
-            self._call, self._told = None, [None]
+            self._call, self._grid, self._told = outside
             self._rest()
 
     def encode_prompt(self, args: tuple, kwargs: dict) -> tuple:
@@ -349,7 +350,13 @@ class Session:
 
 def session(pipe: typing.Any) -> Session:
     """The session of a pipeline, a new one where nothing is attached."""
-    return vars(pipe).get(_KEY) or Session(pipe)
+    return _of(pipe) or Session(pipe)
+
+
+def _of(pipe: typing.Any) -> Session | None:
+    """The session of this very pipeline: one made of its class or copied from it has none."""
+    found = vars(pipe).get(_KEY)
+    return found if found is not None and found.pipe is pipe else None
 
 
 @functools.cache
@@ -359,15 +366,22 @@ def _followed(cls: type) -> type:
     class Followed(cls):
         @functools.wraps(cls.__call__)
         def __call__(self, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-            with vars(self)[_KEY].calling(args, kwargs) as given:
+            following = _of(self)
+            if following is None:
+                return cls.__call__(self, *args, **kwargs)
+            with following.calling(args, kwargs) as given:
                 return cls.__call__(self, **given)
 
         if hasattr(cls, "encode_prompt"):
 
             @functools.wraps(cls.encode_prompt)
             def encode_prompt(self, *args: typing.Any, **kwargs: typing.Any) -> tuple:
-                return vars(self)[_KEY].encode_prompt(args, kwargs)
+                following = _of(self)
+                if following is None:
+                    return cls.encode_prompt(self, *args, **kwargs)
+                return following.encode_prompt(args, kwargs)
 
+    Followed._followed = cls
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
         setattr(Followed, name, getattr(cls, name))
     return Followed

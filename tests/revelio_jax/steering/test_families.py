@@ -1,9 +1,11 @@
 """Steering on tiny pipelines of every family: exact, on every call, each branch by itself."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 from revelio_jax import sites
 from revelio_jax.config import RULES
@@ -273,6 +275,24 @@ def test_another_pipeline_of_the_same_components_is_not_steered(tiny, make_steer
         assert torch.equal(run(pipe), steered)
     assert (steered != plain).any()
     assert torch.equal(run(pipe), plain)
+
+
+def test_a_steered_pipeline_is_copied_and_saved_as_what_it_is(tiny, make_steerer, run, tmp_path):
+    pipe = tiny("sd")
+    plain = run(pipe)
+    with make_steerer(pipe, "clip.layer.1").attach(pipe, {CONCEPT: 1.0}, rule="paper"):
+        steered = run(pipe)
+        made = type(pipe)(**pipe.components, requires_safety_checker=False)
+        copied = copy.copy(pipe)
+        pipe.save_pretrained(tmp_path)
+        for other in (made, copied):
+            other.set_progress_bar_config(disable=True)
+            assert torch.equal(run(other), plain)
+        with make_steerer(copied, "clip.layer.1").attach(copied, {CONCEPT: 1.0}, rule="paper"):
+            assert torch.equal(run(copied), steered)
+        assert torch.equal(run(pipe), steered)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
+    assert type(loaded) is type(pipe) is StableDiffusionPipeline
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "flux"])
