@@ -182,8 +182,8 @@ def test_joined_encoders_get_their_shares_of_one_change(tiny, make_steerer, rule
 
 def test_sdxl_keeps_the_zeros_of_an_empty_negative_prompt(tiny, make_steerer, run):
     pipe = tiny("sdxl")
-    steerer = make_steerer(pipe, "clip_g.layer.0")
-    with steerer.attach(pipe, {CONCEPT: 1.0}, rule="paper", pooled=True):
+    steerer = make_steerer(pipe, "clip_l.layer.1")
+    with steerer.attach(pipe, {CONCEPT: -1.0}, rule="paper", pooled=True):
         _, negative, _, negative_pooled = pipe.encode_prompt(PROMPTS, device="cpu")
     assert not negative.any()
     assert not negative_pooled.any()
