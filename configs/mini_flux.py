@@ -37,6 +37,7 @@ def get_config():
     c.train.held_out = 0.2  # 44,000 rows: a latent of a rare word needs many to be seen firing
 
     c.steer.rule = "swap"
+    c.steer.pooled = True  # of 14 prompts, one seed, 2 stayed glossy with it and 4 without: a hint, no more
     c.steer.steps = 15
     c.steer.guidance = 3.0
     c.steer.height = c.steer.width = 32

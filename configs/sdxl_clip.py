@@ -5,10 +5,10 @@
     python -m revelio_jax.train    --config configs/sdxl_clip.py
     python -m revelio_jax.evaluate --config configs/sdxl_clip.py
     python -m revelio_jax.export   --config configs/sdxl_clip.py
+    python -m revelio_jax.steering --config configs/sdxl_clip.py --prompt "..." --concept "..." \
+        --strength -0.5,0
 
 The site is layer 10 of CLIP-L (width 768) beside layer 28 of OpenCLIP-bigG (width 1,280).
-
-Steering an SDXL pipeline is not there yet.
 
 Prompts: the I2P benchmark, 4,703 rows, as in sd14_clip.py.
 

@@ -17,7 +17,7 @@ from extract import work
 from extract.denoiser import Shape
 from extract.pipelines import DTYPES, as_numpy
 from extract.work import Rows
-from revelio_jax import sites
+from revelio_jax import guidance, sites
 from revelio_jax.config import Extract
 from revelio_jax.sites import Site
 from revelio_jax.store import StorePlan
@@ -59,12 +59,12 @@ def recorded(
         now = timesteps[min(timesteps, key=lambda known: abs(known - value))]
 
     with contextlib.ExitStack() as stack:
-        branch = stack.enter_context(_branch(denoiser))
+        branch = stack.enter_context(guidance.told(denoiser))
         stack.callback(denoiser.register_forward_pre_hook(before, with_kwargs=True).remove)
         for site in wanted:
 
             def after(_module, args, kwargs, output, site: Site = site) -> None:
-                if now is None or branch[-1] == "uncond" or site.name in found.get(now, {}):
+                if now is None or branch[-1] == guidance.UNCONDITIONAL or site.name in found.get(now, {}):
                     return
                 hidden = _conditional(site.read(output), samples, layout)
                 if extract.value == "difference":
@@ -149,29 +149,4 @@ def _conditional(hidden: torch.Tensor, samples: int, layout: str) -> torch.Tenso
         return hidden
     if len(hidden) != 2 * samples:
         raise ValueError(f"{samples} samples, but the denoiser ran on a batch of {len(hidden)}")
-    return hidden[:samples] if layout == "dit" else hidden[samples:]  # DiT puts the classes first
-
-
-@contextlib.contextmanager
-def _branch(denoiser: torch.nn.Module) -> Iterator[list[str | None]]:
-    """A list whose last is the branch that the pipeline says it runs: FLUX runs one after the other."""
-    branch: list[str | None] = [None]
-    original = getattr(denoiser, "cache_context", None)
-    if original is None:
-        yield branch
-        return
-
-    @contextlib.contextmanager
-    def cache_context(name: str, *args: typing.Any, **kwargs: typing.Any) -> Iterator[None]:
-        branch.append(name)
-        try:
-            with original(name, *args, **kwargs):
-                yield
-        finally:
-            branch.pop()
-
-    denoiser.cache_context = cache_context
-    try:
-        yield branch
-    finally:
-        del denoiser.cache_context  # the class's own method shows again
+    return hidden[guidance.branches(layout, len(hidden), guided=True)[guidance.CONDITIONAL]]

@@ -15,15 +15,9 @@ from revelio_jax import sites
 from revelio_jax.config import Extract
 from revelio_jax.errors import InputError
 from revelio_jax.sites import Site
+from revelio_jax.tokens import KEPT, PADDING, kinds
 
-# What a token is. CLIP pads with its end marker, so only the first one ends the prompt.
-BOS, CONTENT, EOS, PADDING = range(4)
 TOKENISED = 8192  # prompts at a time: a tokenizer's own records of a prompt are many times its tokens
-KEPT = {
-    "all": (BOS, CONTENT, EOS, PADDING),
-    "no_padding": (BOS, CONTENT, EOS),
-    "content": (CONTENT,),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,27 +69,7 @@ def tokenise(encoder: TextEncoder, prompts: list[str]) -> Tokens:
         ).astype(np.int64)
         for column, value in zip(zip(*parts, strict=True), (padding_id, 0), strict=True)
     )
-    return Tokens(ids, mask, _kinds(ids, mask, encoder))
-
-
-def _kinds(ids: np.ndarray, mask: np.ndarray, encoder: TextEncoder) -> np.ndarray:
-    tokenizer, position = encoder.tokenizer, np.arange(ids.shape[1])
-    # BERT and its kin call the two ends by other names; they, and only they, have all four.
-    start = _first(tokenizer.bos_token_id, tokenizer.cls_token_id)
-    stop = _first(tokenizer.eos_token_id, tokenizer.sep_token_id)
-    is_end = ids == stop
-    past = mask.sum(1) if encoder.masked else ids.shape[1]  # where a prompt that was cut has no end
-    end = np.where(is_end.any(1), is_end.argmax(1), past)[:, None]
-    kinds = np.where(position < end, CONTENT, np.where(position == end, EOS, PADDING)).astype(np.int8)
-    if encoder.masked:
-        kinds[mask == 0] = PADDING
-    if start is not None:  # T5 has none
-        kinds[:, 0] = np.where(ids[:, 0] == start, BOS, kinds[:, 0])
-    return kinds
-
-
-def _first(*values: int | None) -> int | None:
-    return next((value for value in values if value is not None), None)
+    return Tokens(ids, mask, kinds(ids, tokenizer, mask if encoder.masked else None))
 
 
 def described(
@@ -152,7 +126,7 @@ def activations(
                 if len(found) == len(wanted):
                     raise _LastSiteReached
 
-            hooks.callback(sites.hook(site, keep).remove)
+            hooks.callback(sites.hook(site, keep))
         with contextlib.suppress(_LastSiteReached):
             encoder.model(**arguments)
     return {site.name: as_numpy(found[site.name]) for site in wanted}

@@ -292,6 +292,7 @@ class Steer:
 
     rule: str = _field("contrast", "how a concept changes activations", choices=RULES)
     negative_branch: bool = _field(True, "also steer the unconditional branch, the other way")
+    pooled: bool = _field(False, "FLUX: also steer the vector that CLIP pools the prompt to")
     steps: int = _field(50, "sampling steps", low=1)
     guidance: float = _field(7.5, "guidance scale", low=0.0)
     height: int = _field(512, "pixels, a multiple of 8", low=8, multiple=8)

@@ -87,6 +87,8 @@ def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) 
         "family": model["family"],
         "site": mixture.name,
         "sites": [{"name": mixture.name, "width": mixture.d}],
+        # What a row is at sites of a denoiser: a block's output, or its difference from its input.
+        "value": manifests[0].get("extract", {}).get("value", "output"),
         "positions": ", ".join(dict.fromkeys(kept or config.extract.positions for kept in positions)),
         "architecture": config.sae.architecture,
         "k": config.sae.k,

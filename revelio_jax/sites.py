@@ -18,6 +18,7 @@ of transformers and diffusers whose attributes are named here.
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import itertools
 import operator
@@ -69,9 +70,17 @@ class Site:
 
     def read_input(self, args: tuple, kwargs: dict[str, typing.Any]) -> "torch.Tensor":
         """What ``module`` was called with of the stream that :meth:`read` takes: [sample, position, d]."""
-        name = "encoder_hidden_states" if self.needs_tuple and self.part == 0 else "hidden_states"
-        hidden = inspect.signature(self.module.forward).bind(*args, **kwargs).arguments[name]
+        name, place = self.argument
+        hidden = kwargs[name] if name in kwargs else args[place]
         return hidden.flatten(2).transpose(1, 2) if self.is_map else hidden
+
+    @functools.cached_property
+    def argument(self) -> tuple[str, int]:
+        """The argument of ``module`` that brings the stream: its name, and its place if it is without."""
+        name = "encoder_hidden_states" if self.needs_tuple and self.part == 0 else "hidden_states"
+        forward = getattr(self.module, "_orig_mod", self.module).forward
+        parameters = list(inspect.signature(forward).parameters)
+        return name, parameters.index(name) if name in parameters else 0
 
     def replace(self, output: typing.Any, hidden: "torch.Tensor") -> typing.Any:
         """``output`` with its activations exchanged for ``hidden`` [sample, position, d].
@@ -85,6 +94,10 @@ class Site:
         if not isinstance(output, tuple):
             return hidden
         return (*output[: self.part], hidden, *output[self.part + 1 :])
+
+    def grid(self, output: typing.Any) -> tuple[int, int] | None:
+        """Height and width of the positions of what ``module`` returned, where it is a map."""
+        return tuple(self._hidden(output).shape[2:]) if self.is_map else None
 
     def _hidden(self, output: typing.Any) -> "torch.Tensor":
         if isinstance(output, tuple):
@@ -131,30 +144,95 @@ def resolve(pipe: typing.Any, name: str) -> Site:
     )
 
 
-def hook(site: Site, function: Callable[["torch.Tensor"], "torch.Tensor | None"]):
+def resolve_joined(pipe: typing.Any, name: str) -> tuple[Site, ...]:
+    """The sites of a name such as clip_l.layer.10+clip_g.layer.28, whose widths add up; often just one."""
+    return tuple(resolve(pipe, part) for part in name.split("+"))
+
+
+def hook(site: Site, function: Callable[["torch.Tensor"], "torch.Tensor | None"]) -> Callable[[], None]:
     """Call ``function`` on the site's activations after every forward pass of its module.
 
-    What it returns, if anything, takes their place. Returns torch's handle, to be removed. The hook
-    runs before those that are there already: transformers captures hidden states by hooks that it
-    never removes, and would miss a change made after them.
+    What it returns, if anything, takes their place. Returns what removes the hook.
     """
 
-    def after(_module, _arguments, output):
+    def change(_args, _kwargs, output):
         hidden = function(site.read(output))
         return None if hidden is None else site.replace(output, hidden)
 
-    return site.module.register_forward_hook(after, prepend=True)
+    return after(site.module, change)
+
+
+def after(module: "torch.nn.Module", function: Callable[[tuple, dict, typing.Any], typing.Any]):
+    """Call ``function`` on arguments and output of every forward pass; returns what removes it.
+
+    What it returns, unless None, takes the output's place. It runs before the hooks that are there
+    already: transformers captures hidden states by hooks that it never removes, and would miss a change
+    made after them.
+    """
+    if getattr(module, "_compiled_call_impl", None) is None:
+        handle = module.register_forward_hook(
+            lambda _module, args, kwargs, output: function(args, kwargs, output),
+            prepend=True,
+            with_kwargs=True,
+        )
+        return handle.remove
+
+    def wrap(compiled):
+        def call(*args, **kwargs):
+            output = compiled(*args, **kwargs)
+            changed = function(args, kwargs, output)
+            return output if changed is None else changed
+
+        return call
+
+    return _around_compiled(module, wrap)
+
+
+def before(module: "torch.nn.Module", function: Callable[[tuple, dict], None]) -> Callable[[], None]:
+    """Call ``function`` on the arguments before every forward pass, in Python; returns what removes it."""
+    if getattr(module, "_compiled_call_impl", None) is None:
+        handle = module.register_forward_pre_hook(
+            lambda _module, args, kwargs: function(args, kwargs), prepend=True, with_kwargs=True
+        )
+        return handle.remove
+
+    def wrap(compiled):
+        def call(*args, **kwargs):
+            function(args, kwargs)
+            return compiled(*args, **kwargs)
+
+        return call
+
+    return _around_compiled(module, wrap)
+
+
+def _around_compiled(module: "torch.nn.Module", wrap: Callable[[Callable], Callable]) -> Callable[[], None]:
+    """Go around a module that was compiled in place, whose own hooks are part of what was compiled."""
+    inner = module._compiled_call_impl
+    outer = wrap(inner)
+    current = [outer]
+
+    def call(*args, **kwargs):
+        return current[0](*args, **kwargs)
+
+    def remove() -> None:
+        current[0] = inner  # where another has gone around this one since, it stays, and does nothing
+        if module._compiled_call_impl is call:
+            module._compiled_call_impl = inner
+
+    module._compiled_call_impl = call
+    return remove
 
 
 @contextlib.contextmanager
 def captured(site: Site) -> Iterator[list["torch.Tensor"]]:
     """A list that gains the activations [sample, position, d] of every forward pass in the block."""
     outputs: list[torch.Tensor] = []
-    handle = hook(site, outputs.append)
+    remove = hook(site, outputs.append)
     try:
         yield outputs
     finally:
-        handle.remove()
+        remove()
 
 
 def abbreviate(names: list[str]) -> str:

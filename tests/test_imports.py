@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import sys
 
 import pytest
 
@@ -13,8 +14,10 @@ SHARED = (
     "revelio_jax.command",
     "revelio_jax.config",
     "revelio_jax.errors",
+    "revelio_jax.guidance",
     "revelio_jax.sites",
     "revelio_jax.store",
+    "revelio_jax.tokens",
 )
 STEER = "revelio_jax.steering"
 
@@ -83,6 +86,12 @@ def test_no_module_reaches_the_wrong_side(name):
         assert not packages & JAX
     else:  # training, evaluation, export: JAX's side
         assert not packages & TORCH
+
+
+def test_the_adapter_needs_torch_and_safetensors_alone():
+    packages = reached("revelio_jax.steering") - set(sys.stdlib_module_names)
+    # huggingface_hub comes with diffusers, without which there is no pipeline to steer.
+    assert packages <= {"revelio_jax", "numpy", "torch", "safetensors", "diffusers", "huggingface_hub"}
 
 
 def test_the_walk_sees_what_it_should():

@@ -15,8 +15,8 @@ import torch
 import transformers
 
 from configs import minilm
-from extract.text import BOS, EOS
 from revelio_jax.store import open_store
+from revelio_jax.tokens import BOS, EOS
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXTS = 200

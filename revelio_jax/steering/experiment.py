@@ -57,6 +57,7 @@ class Experiment:
             {self.text: strength},
             rule=steer.rule,
             negative_branch=steer.negative_branch and steer.rule in ON_BOTH_BRANCHES,
+            pooled=steer.pooled or None,
             learned=self.learned,
         )
 

@@ -24,6 +24,11 @@ class Learned:
     difference: torch.Tensor
     threshold: float
 
+    def to(self, device: torch.device) -> "Learned":
+        if self.latents.device == self.difference.device == device:
+            return self
+        return Learned(self.latents.to(device), self.difference.to(device), self.threshold)
+
 
 def save_learned(file: pathlib.Path, text: str, learned: Learned) -> None:
     """Write a concept as one safetensors file; whole or not at all."""

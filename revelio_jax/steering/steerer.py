@@ -1,8 +1,5 @@
 """The steerer: an exported SAE as a control on a diffusers pipeline."""
 
-import dataclasses
-import functools
-import math
 import pathlib
 import typing
 import warnings
@@ -13,11 +10,15 @@ import torch
 
 from revelio_jax import sites
 from revelio_jax.errors import InputError
-from revelio_jax.steering import branches, hub, prompted
-from revelio_jax.steering.concept import Concept, encode_concept
+from revelio_jax.steering import hub, prompted, vectors
+from revelio_jax.steering.attachment import Attachment, Clamp, Key, Strength, Where
+from revelio_jax.steering.concept import EncodedConcept, encode_concept, execution_device
 from revelio_jax.steering.folder import Sae, load_sae
 from revelio_jax.steering.learned import Learned
-from revelio_jax.steering.rules import ON_BOTH_BRANCHES, Change, change_of
+from revelio_jax.steering.pooled import Pooled, pooled_of
+from revelio_jax.steering.rules import ON_BOTH_BRANCHES, Add, Change, Scale, Set, change_of, known
+from revelio_jax.steering.session import session
+from revelio_jax.steering.vectors import Concept
 
 
 class Steerer:
@@ -75,124 +76,191 @@ class Steerer:
 
     @property
     def site(self) -> str:
-        """The hook point that the SAE was trained on."""
+        """The hook point that the SAE was trained on; several, joined by +, have one SAE."""
         return self.sae.metadata["site"]
 
-    def concept(self, pipe: typing.Any, text: str, learned: Learned | None = None) -> Concept:
-        """The concept in latents; encoded at the first call, then kept."""
-        kept = self._concepts.setdefault(pipe.text_encoder, {})
-        key = text, learned is None
-        if key not in kept or (learned and kept[key].learned is not learned):
-            kept[key] = encode_concept(pipe, self.site, self.placed(pipe), text, learned)
-        return kept[key]
+    def concept(
+        self, pipe: typing.Any, text: str, learned: Learned | None = None, tokens: int | None = None
+    ) -> EncodedConcept:
+        """The concept in latents, for prompts of ``tokens`` tokens; encoded at the first call, then kept."""
+        first = self._fit(pipe)[0]
+        if sites.is_denoiser_site(first.name):
+            raise InputError(
+                f"{text!r} is a text, and {self.site} is a site of the denoiser, which a text does not pass "
+                "alone; give the number of a latent, or a Concept with vectors"
+            )
+        kept = self._concepts.setdefault(getattr(pipe, first.component), {})
+        key = text, tokens, learned is None
+        if key not in kept or (learned and kept[key][0] is not learned):
+            kept[key] = learned, encode_concept(pipe, self.site, self._on, text, learned, tokens)
+        return kept[key][1]
+
+    def vectors(self, pipe: typing.Any, text: str, rule: str = "contrast") -> Concept:
+        """The concept as vectors, which can be saved and need no SAE; of the rules that have such."""
+        change = change_of(rule, self.placed(pipe), self.concept(pipe, text))
+        if not isinstance(change, Add):
+            raise InputError(f"rule is {rule!r}; vectors are made by {', '.join(ON_BOTH_BRANCHES)}")
+        return vectors.of_joined(pipe, self.site, change.v_TD, text, rule)
 
     def attach(
         self,
         pipe: typing.Any,
-        concepts: Mapping[str, float],
+        concepts: Mapping[str | int | pathlib.Path | Concept, Strength],
         *,
         rule: str = "gated",
+        positions: str | torch.Tensor = "all",
+        steps: tuple[float, float] | None = None,
+        ramp: tuple[float, float] = (1.0, 1.0),
+        mask: torch.Tensor | None = None,
+        pooled: bool | None = None,
         negative_branch: bool | None = None,
         learned: Mapping[str, Learned] | None = None,
-    ) -> "Attachment":
+    ) -> Attachment:
         """Steer ``pipe`` until the block ends or :meth:`Attachment.remove` is called.
 
-        ``concepts`` maps a text to its strength: negative removes, positive adds, 0 changes no bit.
-        ``negative_branch`` also steers the negative prompt, by the opposite amount; by default the
-        rules that add a fixed vector do, ``gated`` and ``swap`` do not. ``learned`` is what labelled
+        ``concepts`` maps each concept to its strength: negative removes, positive adds, 0 changes no bit.
+        A concept is
+
+        - a text, which acts by ``rule`` (see :mod:`revelio_jax.steering.rules`), at text encoders;
+        - the number of a latent, which is multiplied by 1 + strength, or set with Clamp(value);
+        - a file of :func:`save_concept`, as a Path or ending in .safetensors, or a :class:`Concept`: its
+          vectors are added, whatever the rule.
+
+        ``positions``: ``all``, ``no_padding``, ``content`` (without BOS and EOS) or a bool mask [T], for
+        prompts of T tokens; at sites of a denoiser ``all`` or a mask of its positions.
+
+        At sites of the denoiser: ``steps`` (first, last) limits steering to timesteps from first down to
+        last, where 1000 is noise and 0 the picture, for FLUX 1000 sigma; ``ramp`` (start, end) multiplies
+        strengths, linearly over that range; ``mask`` [H, W], values in 0 .. 1, is a brush on the picture,
+        brought to the grid of the site by averages.
+
+        ``pooled``: the vector that CLIP pools a prompt to, which SDXL and FLUX take beside the tokens.
+        True steers it: where it does not come from the site by itself, by strength x (that of the concept -
+        that of the empty prompt), removing at most what the prompt has of it. False leaves it as it is
+        without steering. By default it is what the site makes of it: nothing for T5, steered for the second
+        encoder of SDXL.
+
+        ``negative_branch`` also steers the negative prompt, by the opposite amount; by default the rules
+        that add a fixed vector do, ``gated``, ``swap`` and latents do not. ``learned`` is what labelled
         prompts said of a concept. Raises InputError where the SAE does not fit the pipeline.
+
+        What torch.compile made before is compiled again where it holds the site.
         """
-        changes = {}
-        for text, strength in concepts.items():
-            _check_strength(text, strength)
-            concept = self.concept(pipe, text, (learned or {}).get(text))
-            changes[text] = change_of(rule, self.placed(pipe), concept)
+        known(rule)
+        hooked = self._fit(pipe)
+        learned = learned or {}
+        loaded = {key: self._loaded(pipe, key) for key in concepts if not _is_own(key)}
+        for key in concepts:
+            if isinstance(key, int) and not 0 <= key < self.sae.n_latents:
+                raise InputError(f"latent {key} is none of this SAE's, which has 0-{self.sae.n_latents - 1}")
+
+        def make(
+            strengths: Mapping[Key, Strength], device: torch.device | None, length: int | None
+        ) -> dict[Key, Change]:
+            changes: dict[Key, Change] = {}
+            for key, strength in strengths.items():
+                if key in loaded:
+                    changes[key] = vectors.change(loaded[key], device, length)
+                elif isinstance(key, int):
+                    changes[key] = _of_latent(self._on(device), key, strength)
+                else:
+                    concept = self.concept(pipe, key, learned.get(key), length)
+                    concept = concept if device is None else concept.to(device)
+                    changes[key] = change_of(rule, self._on(concept.codes.device), concept)
+            return changes
+
+        def make_pooled(key: Key) -> Pooled:
+            known = pooled_of(pipe, key) if _is_text(key) else getattr(loaded.get(key), "pooled", None)
+            if known is None:
+                raise InputError(f"pooled is True, but {key} has no pooled vector; a text has one")
+            return known
+
         if negative_branch is None:
-            negative_branch = rule in ON_BOTH_BRANCHES
-        return self.attach_changes(pipe, changes, concepts, negative_branch=negative_branch)
+            fixed = [key in loaded or (_is_text(key) and rule in ON_BOTH_BRANCHES) for key in concepts]
+            negative_branch = any(fixed)
+        return Attachment(
+            session(pipe),
+            self,
+            hooked,
+            make,
+            concepts,
+            negative_branch,
+            Where(positions, steps, ramp, mask, pooled),
+            self.sae.metadata.get("value") == "difference",
+            make_pooled,
+        )
 
     def attach_changes(
         self,
         pipe: typing.Any,
-        changes: Mapping[str, Change],
-        strengths: Mapping[str, float],
+        changes: Mapping[Key, Change],
+        strengths: Mapping[Key, float],
         *,
         negative_branch: bool,
-    ) -> "Attachment":
+        pooled: Mapping[Key, Pooled] | None = None,
+    ) -> Attachment:
         """Steer by any functions of the activations; see :mod:`revelio_jax.steering.rules`."""
-        return Attachment(pipe, self._fit(pipe), dict(changes), dict(strengths), negative_branch)
+        return Attachment(
+            session(pipe),
+            self,
+            self._fit(pipe),
+            lambda strengths, device, length: dict(changes),
+            strengths,
+            negative_branch,
+            Where(pooled=True if pooled else None),
+            self.sae.metadata.get("value") == "difference",
+            lambda key: pooled[key],
+        )
 
     def placed(self, pipe: typing.Any) -> Sae:
-        """The SAE on the device of the encoder that it steers."""
-        device = getattr(pipe, self._fit(pipe).component).device
-        if self.sae.W_dec_FD.device != device:
+        """The SAE on the device of the component that it steers."""
+        return self._on(execution_device(self._fit(pipe)[0].module))
+
+    def _on(self, device: torch.device | None) -> Sae:
+        if device is not None and self.sae.W_dec_FD.device != device:
             self.sae = self.sae.to(device)
         return self.sae
 
-    def _fit(self, pipe: typing.Any) -> sites.Site:
-        """The site in ``pipe``. Raises InputError where the SAE is for another model."""
-        trained_on = self.sae.metadata.get("model_id", "")
-        if (family := sites.family(pipe)) != "sd":
+    def _loaded(self, pipe: typing.Any, key: Concept | str | pathlib.Path) -> Concept:
+        concept = key if isinstance(key, Concept) else vectors.load_concept(key)
+        vectors.fit(pipe, concept)
+        if concept.sites != self.site:
             raise InputError(
-                f"this version steers Stable Diffusion 1.x and 2.x (sd), this pipeline is {family}"
+                f"the concept {concept.text!r} is of {concept.sites}, this SAE of {self.site}; "
+                "steering.attach_vectors attaches it by itself"
             )
-        site = sites.resolve(pipe, self.site)
-        if site.d != self.sae.d:
+        return concept
+
+    def _fit(self, pipe: typing.Any) -> tuple[sites.Site, ...]:
+        """The sites in ``pipe``. Raises InputError where the SAE is for another model."""
+        trained_on, family = self.sae.metadata.get("model_id", ""), self.sae.metadata.get("family")
+        if family and family != sites.family(pipe):
+            raise InputError(
+                f"the SAE is for another model, of the family {family}: it was trained on {trained_on!r}; "
+                f"this pipeline is {sites.family(pipe)}"
+            )
+        hooked = sites.resolve_joined(pipe, self.site)
+        width = sum(site.d for site in hooked)
+        if width != self.sae.d:
             raise InputError(
                 f"the SAE is for another model: its width is {self.sae.d}, {self.site} of this pipeline "
-                f"has {site.d}; it was trained on {trained_on!r}"
+                f"has {width}; it was trained on {trained_on!r}"
             )
         if pipe.name_or_path and trained_on and pathlib.Path(pipe.name_or_path) != pathlib.Path(trained_on):
             warnings.warn(f"the SAE was trained on {trained_on}, this is {pipe.name_or_path}", stacklevel=4)
-        return site
+        return hooked
 
 
-@dataclasses.dataclass
-class Attachment:
-    """Steering in force: a context manager; outside of one, call :meth:`remove` at the end."""
-
-    pipe: typing.Any
-    site: sites.Site
-    changes: dict[str, Change]
-    strengths: dict[str, float]
-    negative_branch: bool
-
-    def __post_init__(self) -> None:
-        branches.watch(self.pipe)
-        self._hook = sites.hook(self.site, self._steer)
-
-    def __enter__(self) -> "Attachment":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.remove()
-
-    def remove(self) -> None:
-        """Leave the pipeline as it was. Safe to call again."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-            branches.unwatch(self.pipe)
-
-    def set_strength(self, concept: str, strength: float) -> None:
-        """Change a strength between pictures."""
-        if concept not in self.changes:
-            raise InputError(f"{concept!r} is not attached; attached: {', '.join(self.changes)}")
-        _check_strength(concept, strength)
-        self.strengths[concept] = strength
-
-    def _steer(self, x: torch.Tensor) -> torch.Tensor | None:
-        """x + change for activations [B, T, D]; None, which leaves every bit as it is, without one."""
-        signs = {branches.CONDITIONAL: 1, branches.UNCONDITIONAL: -1 if self.negative_branch else 0}
-        sign = signs.get(branches.current(), 0)
-        active = {text: sign * s for text, s in self.strengths.items() if sign * s}
-        if not active:
-            return None
-        x_BTD = x.float()
-        parts = [self.changes[text](x_BTD, strength) for text, strength in active.items()]
-        return x_BTD + functools.reduce(torch.add, parts)
+def _is_text(key: Key) -> bool:
+    return isinstance(key, str) and not key.endswith(".safetensors")
 
 
-def _check_strength(concept: str, strength: float) -> None:
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
-        raise InputError(f"strength of {concept!r} is {strength!r}; it must be a finite number")
+def _is_own(key: Key) -> bool:
+    """Whether the SAE gives the change: that of a text or of a latent."""
+    return _is_text(key) or isinstance(key, int)
+
+
+def _of_latent(sae: Sae, latent: int, strength: Strength) -> Change:
+    if isinstance(strength, Clamp):
+        return Set(sae, latent, strength.value)
+    return Scale(sae, torch.tensor([latent], device=sae.W_dec_FD.device))

@@ -19,7 +19,6 @@ import tqdm
 from revelio_jax.command import main_argv, parse
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError, reported
-from revelio_jax.steering.concept import hidden_states
 from revelio_jax.steering.judges import load_judge
 from revelio_jax.steering.labels import Labelled, parse_concept, read_labelled
 from revelio_jax.steering.latents import find_latents, split
@@ -33,9 +32,12 @@ from revelio_jax.steering.measure import (
     worst,
 )
 from revelio_jax.steering.pipeline import load_pipeline
+from revelio_jax.steering.pooled import pooled_of
 from revelio_jax.steering.rules import ON_BOTH_BRANCHES, RULES, Change, change_of
 from revelio_jax.steering.steerer import Steerer
 from revelio_jax.steering.strengths import parse_strengths
+from revelio_jax.steering.vectors import change as vector_change
+from revelio_jax.steering.vectors import difference_of_means
 
 FLAGS = {
     "concept": ((), "label column and value, such as style=flat; may be given several times"),
@@ -75,6 +77,7 @@ def main() -> None:
         "seeds": seeds,
         "steps": config.steer.steps,
         "guidance": config.steer.guidance,
+        "pooled": config.steer.pooled,
         "torch": torch.__version__,
         "concepts": results,
     }
@@ -105,7 +108,9 @@ def compare(
     concept = steerer.concept(pipe, bench.value, learned)
     # (change at strength 1, also on the negative branch?)
     rules = {name: (change_of(name, sae, concept), name in ON_BOTH_BRANCHES) for name in RULES}
-    rules["difference of means"] = (difference_of_means(pipe, steerer.site, with_concept, without), True)
+    means = difference_of_means(pipe, steerer.site, with_concept, without)
+    rules["difference of means"] = (vector_change(means), True)
+    pooled = {"concept": pooled_of(pipe, bench.value)} if config.steer.pooled else None
     halves = [bench.half(0), bench.half(1)]
     total = (len(rules) * (len(strengths) + len(seeds)) + 1 + 2 * len(seeds)) * halves[0].prompts
     with tqdm.tqdm(total=total, desc=bench.value, unit="picture") as progress:
@@ -113,7 +118,11 @@ def compare(
         def run(half: int, change: Change | None, strength: float, negative: bool) -> Outcome:
             """Choosing takes one seed, reporting all."""
             steering = change and steerer.attach_changes(
-                pipe, {"concept": change}, {"concept": strength}, negative_branch=negative
+                pipe,
+                {"concept": change},
+                {"concept": strength},
+                negative_branch=negative,
+                pooled=pooled,
             )
             chosen_seeds = seeds if half else seeds[:1]
             return measure(pipe, judge, halves[half], chosen_seeds, config.steer, steering, progress)
@@ -140,12 +149,6 @@ def compare(
         "latents": latents,
         "rows": rows,
     }
-
-
-def difference_of_means(pipe: typing.Any, site: str, with_concept: list[str], without: list[str]) -> Change:
-    """The peer: mean activation with the concept minus mean without, at every position."""
-    v_TD = hidden_states(pipe, site, with_concept).mean(0) - hidden_states(pipe, site, without).mean(0)
-    return lambda x_BTD, strength: strength * v_TD
 
 
 def random_direction(change: Change, generator: torch.Generator) -> Change:

@@ -12,6 +12,7 @@ from extract import text
 from extract.pipelines import TextEncoder
 from revelio_jax import sites
 from revelio_jax.config import Extract
+from revelio_jax.tokens import BOS, CONTENT, EOS, PADDING
 
 PROMPTS = ["", "a flat emoji of cat", "red apple " * 40]
 
@@ -30,9 +31,9 @@ def test_clip_pads_with_its_end_marker_and_only_the_first_ends_the_prompt(clip):
     assert tokens.kept("all").sum(1).tolist() == [length] * 3
     assert tokens.kept("no_padding").sum(1).tolist() == [2, words + 2, length]
     assert tokens.kept("content").sum(1).tolist() == [0, words, length - 2]
-    assert tokens.kinds[1, : words + 3].tolist() == [text.BOS] + [text.CONTENT] * words + [
-        text.EOS,
-        text.PADDING,
+    assert tokens.kinds[1, : words + 3].tolist() == [BOS] + [CONTENT] * words + [
+        EOS,
+        PADDING,
     ]
 
 
@@ -173,11 +174,11 @@ def test_bert_calls_its_ends_by_other_names_and_sees_no_padding(bert):
     tokens = text.tokenise(bert, ["cat", "a cat a cat", ""])
     assert tokens.ids.shape == (3, 6)  # the longest prompt's
     kinds = [
-        [text.BOS, text.CONTENT, text.EOS],
-        [text.BOS, *[text.CONTENT] * 4, text.EOS],
-        [text.BOS, text.EOS],
+        [BOS, CONTENT, EOS],
+        [BOS, *[CONTENT] * 4, EOS],
+        [BOS, EOS],
     ]
-    assert [row[row != text.PADDING].tolist() for row in tokens.kinds] == kinds
+    assert [row[row != PADDING].tolist() for row in tokens.kinds] == kinds
     pipe = types.SimpleNamespace(encoder=bert.model)
     site = sites.resolve(pipe, "text.layer.1")
     got = text.rows(bert, [site], tokens, range(3), Extract(), lambda count: None)[site.name]

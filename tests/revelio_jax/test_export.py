@@ -204,6 +204,7 @@ def test_cfg(trained, folder):
     assert metadata["sites"] == [{"name": "clip.layer.1", "width": 16}]
     assert metadata["model_id"] == "planted"
     assert metadata["family"] == "sd"
+    assert metadata["value"] == "output"
     assert metadata["training"]["steps"] == 600
     assert metadata["evaluation"]["fvu"] < 0.1
     assert metadata["activations"]["count"] == 4096

@@ -183,9 +183,9 @@ def test_a_site_reads_and_replaces_what_flows_through_it(kind, name, request):
     assert site.d == WIDTHS.get(name.partition(".")[0], site.d)
 
     def replaced(function):
-        handle = sites.hook(site, function)
+        remove = sites.hook(site, function)
         out = run(pipe, site)
-        handle.remove()
+        remove()
         return out
 
     # The same values change nothing, bit for bit; others change what comes after.
@@ -269,9 +269,9 @@ def test_a_hook_comes_before_the_capture_that_transformers_installs(sdxl):
     site = sites.resolve(sdxl, "clip_g.layer.1")
     with torch.no_grad():
         before = sdxl.text_encoder_2(ids, output_hidden_states=True).hidden_states[-2]
-        handle = sites.hook(site, lambda hidden: hidden + 1)
+        remove = sites.hook(site, lambda hidden: hidden + 1)
         after = sdxl.text_encoder_2(ids, output_hidden_states=True).hidden_states[-2]
-        handle.remove()
+        remove()
     torch.testing.assert_close(after, before + 1)
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from revelio_jax import config
-from revelio_jax.steering.concept import Concept, hidden_states, own_latents
+from revelio_jax.steering.concept import EncodedConcept, hidden_states, own_latents
 from revelio_jax.steering.folder import load_sae
 from revelio_jax.steering.learned import Learned, file_name, save_learned, saved_concepts
 from revelio_jax.steering.rules import RULES, change_of
@@ -25,7 +25,7 @@ def test_rules_follow_their_definitions(sae_folder, tensors):
     sae = load_sae(sae_folder)
     codes, empty = _random(6, 64).relu(), _random(6, 64, seed=1).relu()
     learned = Learned(torch.tensor([3, 5]), _random(6, 64, seed=4), 0.0)
-    concept = Concept("c", codes, empty, learned)
+    concept = EncodedConcept("c", codes, empty, learned)
     x = 4 * _random(2, 6, 128, seed=2)
     torch.testing.assert_close(change_of("paper", sae, concept)(x, -0.5), -0.5 * codes @ tensors["W_dec"])
     difference = (codes - empty).clamp(min=0)
@@ -40,7 +40,8 @@ def test_gated_leaves_activations_alone_in_which_its_latents_do_not_fire(sae_fol
     x = 4 * _random(2, 6, 128)
     silent = (sae.codes(x) == 0).all((0, 1)).nonzero().flatten()
     silent = silent if len(silent) else torch.tensor([], dtype=torch.long)
-    concept = Concept("c", torch.zeros(6, 64), torch.zeros(6, 64), Learned(silent, _random(6, 64), 0.0))
+    learned = Learned(silent, _random(6, 64), 0.0)
+    concept = EncodedConcept("c", torch.zeros(6, 64), torch.zeros(6, 64), learned)
     for rule in ("gated", "swap"):
         assert (change_of(rule, sae, concept)(x, -1.0) == 0).all()
 
@@ -53,7 +54,7 @@ def test_swap_moves_only_prompts_that_hold_the_concept(sae_folder, tensors):
     threshold = float(codes[0, :, at].max() + codes[1, :, at].max()) / 2
     difference = _random(6, 64, seed=5)
     learned = Learned(torch.tensor([at]), difference, threshold)
-    change = change_of("swap", sae, Concept("c", difference, difference, learned))
+    change = change_of("swap", sae, EncodedConcept("c", difference, difference, learned))
     v_TD = difference @ tensors["W_dec"]
     torch.testing.assert_close(change(x, -2.0)[0], -2 * v_TD)
     assert (change(x, -2.0)[1] == 0).all()

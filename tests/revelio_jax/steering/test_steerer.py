@@ -6,11 +6,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from revelio_jax import sites
 from revelio_jax.config import RULES
 from revelio_jax.errors import InputError
-from revelio_jax.steering import Steerer, branches
+from revelio_jax.steering import Steerer
 from revelio_jax.steering.sampling import sample
 
 PROMPTS = ["glossy 3d emoji of red apple", "flat emoji of tiger"]
@@ -46,7 +47,7 @@ def test_it_steers_on_every_call_and_is_gone_after_the_block(pipe, steerer, plai
     assert (first != plain).any()
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(pictures(pipe), plain)
-    assert "encode_prompt" not in vars(pipe)
+    assert type(pipe) is StableDiffusionPipeline
     assert len(sites.resolve(pipe, steerer.site).module._forward_hooks) == hooks
 
 
@@ -58,14 +59,12 @@ def test_the_pipeline_is_restored_after_an_error_in_the_block(pipe, steerer, pla
 
 @contextlib.contextmanager
 def seen(pipe, site: str):
-    """(branch, activations after steering) of every pass of the text encoder in the block."""
+    """Activations after steering of every pass of the text encoder in the block."""
     passes = []
     module = sites.resolve(pipe, site).module
     # Appended, so that it runs after the steering hook.
     handle = module.register_forward_hook(
-        lambda m, a, output: passes.append(
-            (branches.current(), output[0] if isinstance(output, tuple) else output)
-        )
+        lambda m, a, output: passes.append(output[0] if isinstance(output, tuple) else output)
     )
     try:
         yield passes
@@ -83,7 +82,7 @@ def test_the_prompt_gains_v_and_the_negative_prompt_loses_it(
     def encode(watched):
         with watched, seen(pipe, steerer.site) as passes:
             pipe.encode_prompt(PROMPTS, "cpu", 1, guidance > 1, negative_prompt and [negative_prompt] * 2)
-        return [hidden for _, hidden in passes]
+        return list(passes)
 
     before = encode(contextlib.nullcontext())
     after = encode(steerer.attach(pipe, {CONCEPT: strength}, rule="paper", negative_branch=negative))
@@ -96,17 +95,13 @@ def test_the_prompt_gains_v_and_the_negative_prompt_loses_it(
 
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("n", [1, 3])
-def test_watching_the_branches_changes_no_bit_of_the_embeddings(pipe, guided, n):
+def test_following_the_branches_changes_no_bit_of_the_embeddings(pipe, steerer, guided, n):
     wanted = pipe.encode_prompt(PROMPTS, "cpu", n, guided, ["", "red"])
-    branches.watch(pipe)
-    try:
+    with steerer.attach(pipe, {CONCEPT: 0.0}):
         got = pipe.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=n,
                                  do_classifier_free_guidance=guided, negative_prompt=["", "red"])  # fmt: skip
-    finally:
-        branches.unwatch(pipe)
     assert torch.equal(got[0], wanted[0])
     assert got[1] is None if wanted[1] is None else torch.equal(got[1], wanted[1])
-    assert branches.current() is None
 
 
 def test_embeddings_that_bypass_the_encoder_are_refused(pipe, steerer):
@@ -167,7 +162,7 @@ def test_half_precision_stays_and_the_sae_computes_in_float32(pipe, steerer):
 def test_a_strength_that_is_no_number_is_refused(pipe, steerer, strength):
     with pytest.raises(InputError, match="finite number"):
         steerer.attach(pipe, {CONCEPT: strength})
-    assert "encode_prompt" not in vars(pipe)
+    assert type(pipe) is StableDiffusionPipeline
 
 
 def test_an_sae_for_another_model_is_refused(pipe, steerer):

@@ -1,0 +1,166 @@
+"""What steering costs: pictures with it against pictures without, in pairs.
+
+    python tests/benchmarks/steering_overhead.py --json overhead.json
+    python tests/benchmarks/steering_overhead.py --json overhead.json --families sd14 --pairs 3 --steps 2
+
+``sd14`` is the architecture of Stable Diffusion 1.4 at its full width, with random weights: 512 x 512
+pixels, a batch of 2 in the denoiser. ``mini_sd`` and ``mini_flux`` are the miniatures, 32 x 32 pixels.
+An SAE of random weights, four times as wide as the text encoder with 32 latents a token, steers its site
+by ``--rule``; gated is the dearest, since it encodes every prompt. Every second pair is steered first.
+Times are of the whole call, from the prompt to the pixels; attaching, which is done once, is not in them.
+A row is {family, plain_s, steered_s, ratio}: medians in seconds, and the median of the pairs' ratios.
+"""
+
+import argparse
+import pathlib
+import statistics
+import time
+import typing
+
+import diffusers
+import results
+import torch
+import transformers
+
+from revelio_jax import sites
+from revelio_jax.errors import InputError, reported
+from revelio_jax.steering import Attachment, Steerer
+from revelio_jax.steering.folder import Sae
+
+MINIATURES = pathlib.Path(__file__).parents[2] / "extract" / "miniature"
+CONCEPT, PROMPT = "glossy 3d", "a glossy 3d emoji of a red apple"
+SITES = {"sd14": "clip.layer.9", "mini_sd": "clip.layer.2", "mini_flux": "t5.block.2"}
+EXPANSION, K = 4, 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", required=True, help="file for the result")
+    parser.add_argument("--families", default=",".join(SITES))
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="sampling steps")
+    parser.add_argument("--rule", default="gated")
+    options = parser.parse_args()
+    results.checked(options.json)
+    families = options.families.split(",")
+    if unknown := set(families) - set(SITES):
+        raise InputError(f"--families has {min(unknown)!r}; allowed: {', '.join(SITES)}")
+    rows = []
+    print("family      plain s   steered s   ratio")
+    for family in families:
+        rows.append(measure(family, options.pairs, options.steps, options.rule))
+        print(
+            "{family:<10} {plain_s:>8.3f}  {steered_s:>10.3f}  {ratio:>6.4f}".format(**rows[-1]), flush=True
+        )
+        results.write(options.json, {"options": vars(options), "rows": rows})
+
+
+def measure(family: str, pairs: int, steps: int, rule: str) -> dict[str, typing.Any]:
+    pipe = stable_diffusion_14() if family == "sd14" else miniature(family.removeprefix("mini_"))
+    pipe.set_progress_bar_config(disable=True)
+    steerer = Steerer(random_sae(pipe, SITES[family]))
+
+    def attach() -> Attachment:
+        return steerer.attach(pipe, {CONCEPT: -1.0}, rule=rule)
+
+    def seconds(steered: bool) -> float:
+        attached = attach() if steered else None
+        started = time.perf_counter()
+        call(pipe, family, steps)
+        taken = time.perf_counter() - started
+        if attached:
+            attached.remove()
+        return taken
+
+    attach().remove()  # the concept is encoded now
+    call(pipe, family, 1)
+    times = []
+    for pair in range(pairs):
+        first = seconds(steered=bool(pair % 2))
+        second = seconds(steered=not pair % 2)
+        times.append((second, first) if pair % 2 else (first, second))
+    plain, steered = zip(*times, strict=True)
+    return {
+        "family": family,
+        "plain_s": statistics.median(plain),
+        "steered_s": statistics.median(steered),
+        "ratio": statistics.median(s / p for p, s in times),
+    }
+
+
+def call(pipe: typing.Any, family: str, steps: int) -> None:
+    size = 512 if family == "sd14" else 32
+    given = {"height": size, "width": size, "num_inference_steps": steps, "output_type": "np"}
+    if family == "mini_flux":
+        given |= {"true_cfg_scale": 3.0, "negative_prompt": "", "max_sequence_length": 20}
+    pipe(PROMPT, generator=torch.Generator().manual_seed(0), **given)
+
+
+def random_sae(pipe: typing.Any, site: str) -> Sae:
+    d = sites.resolve(pipe, site).d
+    W_dec_FD = torch.nn.functional.normalize(torch.randn(EXPANSION * d, d), dim=1)
+    metadata = {"site": site, "family": sites.family(pipe)}
+    return Sae(W_dec_FD.T.contiguous(), torch.zeros(EXPANSION * d), W_dec_FD, torch.zeros(d), K, metadata)
+
+
+def miniature(name: str) -> typing.Any:
+    return diffusers.DiffusionPipeline.from_pretrained(MINIATURES / name, torch_dtype=torch.float32)
+
+
+def stable_diffusion_14() -> diffusers.StableDiffusionPipeline:
+    """The pipeline of CompVis/stable-diffusion-v1-4 with random weights; the tokenizer is the miniature's."""
+    torch.manual_seed(0)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(MINIATURES / "sd" / "tokenizer")
+    tokenizer.model_max_length = 77
+    text_encoder = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=49_408,
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            max_position_embeddings=77,
+            hidden_act="quick_gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(320, 640, 1280, 1280),
+        layers_per_block=2,
+        attention_head_dim=8,
+        cross_attention_dim=768,
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=512,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    scheduler = diffusers.PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+    )
+    parts = {"text_encoder": text_encoder.eval(), "unet": unet.eval(), "vae": vae.eval()}
+    return diffusers.StableDiffusionPipeline(
+        **parts,
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

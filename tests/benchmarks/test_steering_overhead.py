@@ -1,0 +1,41 @@
+"""The benchmark of steering's cost runs on a miniature and writes the rows it promises."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(tmp_path, *flags):
+    command = [
+        sys.executable,
+        "tests/benchmarks/steering_overhead.py",
+        "--json",
+        tmp_path / "rows.json",
+        *flags,
+    ]
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+
+
+def test_a_row_has_what_its_docstring_says(tmp_path):
+    done = run(tmp_path, "--families", "mini_sd,mini_flux", "--pairs", "2", "--steps", "1")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["family"] for row in rows] == ["mini_sd", "mini_flux"]
+    for row in rows:
+        assert set(row) == {"family", "plain_s", "steered_s", "ratio"}
+        assert min(row["plain_s"], row["steered_s"], row["ratio"]) > 0
+
+
+def test_an_unknown_family_is_named(tmp_path):
+    done = run(tmp_path, "--families", "sd99")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == (
+        "error: --families has 'sd99'; allowed: sd14, mini_sd, mini_flux"
+    )
+    assert not list(tmp_path.iterdir())

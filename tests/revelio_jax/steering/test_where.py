@@ -1,0 +1,172 @@
+"""What steering is limited to: positions of the prompt, steps, a part of the picture."""
+
+import pytest
+import torch
+
+from revelio_jax import sites
+from revelio_jax.errors import InputError
+from revelio_jax.steering import Clamp
+from revelio_jax.steering.session import session
+
+CONCEPT = "red apple"
+
+
+def outputs(pipe, site: str, call) -> list[torch.Tensor]:
+    """What comes out of a site, after steering, in every pass that ``call`` makes."""
+    hooked, found = sites.resolve(pipe, site), []
+    handle = hooked.module.register_forward_hook(
+        lambda m, a, output: found.append(hooked.read(output).clone())
+    )
+    with torch.no_grad():
+        call()
+    handle.remove()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "site", "tokens", "content"),
+    [  # CLIP has a BOS before the prompt; T5 has none
+        ("sd", "clip.layer.1", slice(0, 6), slice(1, 5)),
+        ("sdxl", "clip_l.layer.1+clip_g.layer.1", slice(0, 6), slice(1, 5)),
+        ("flux", "t5.block.1", slice(0, 5), slice(0, 4)),
+    ],
+)
+@pytest.mark.parametrize("rule", ["paper", "swap"])
+def test_positions_that_are_steered(tiny, make_steerer, rule, family, site, tokens, content):
+    pipe = tiny(family)
+    steerer = make_steerer(pipe, site)
+    names = site.split("+")
+    prompt = "cat" if family == "flux" else "a emoji of cat"
+
+    given = {"device": "cpu"}
+    if family == "flux":
+        given |= {"max_sequence_length": 10}
+    else:
+        given |= {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+
+    def passes(**options):
+        def encode():
+            if not options:
+                return pipe.encode_prompt(prompt, **given)
+            with steerer.attach(pipe, {CONCEPT: sign}, rule=rule, **options):
+                return pipe.encode_prompt(prompt, **given)
+
+        return [outputs(pipe, name, encode)[-1][0] for name in names]
+
+    plain = passes()
+    sign = 1.0
+    if all(torch.equal(a, b) for a, b in zip(passes(positions="all"), plain, strict=True)):
+        sign = -1.0  # swap takes the prompt for one that holds the concept
+    length = len(plain[0])
+    everywhere = passes(positions="all")
+    mask = torch.zeros(length, dtype=torch.bool)
+    mask[2] = True
+    for positions, kept in {"no_padding": tokens, "content": content, mask: slice(2, 3)}.items():
+        for before, after, whole in zip(plain, passes(positions=positions), everywhere, strict=True):
+            outside = torch.ones(length, dtype=torch.bool)
+            outside[kept] = False
+            assert torch.equal(after[outside], before[outside])
+            torch.testing.assert_close(after[kept], whole[kept])
+            assert (after[kept] != before[kept]).any()  # swap leaves BOS, which is the same in all
+
+
+def test_a_mask_of_another_length_is_refused(tiny, make_steerer, run):
+    pipe = tiny("sd")
+    mask = torch.ones(5, dtype=torch.bool)
+    attached = make_steerer(pipe, "clip.layer.1").attach(pipe, {CONCEPT: 1.0}, positions=mask)
+    with attached, pytest.raises(InputError, match="5 entries"):
+        run(pipe)
+
+
+DENOISERS = {
+    "sd": "unet.up_blocks.1.attentions.0",
+    "sdxl": "unet.down_blocks.1.attentions.0",
+    "flux": "flux.double.0.image",
+    "dit": "dit.block.1",
+}
+
+
+@pytest.mark.parametrize("family", DENOISERS)
+def test_steps_and_ramp_go_by_the_timestep(tiny, make_steerer, run, family):
+    pipe, site = tiny(family), DENOISERS[family]
+    steerer = make_steerer(pipe, site)
+    timesteps: list[float] = []
+
+    def factors(steps, ramp):
+        """The weight of each pass, as the hook reads it."""
+        found: list[float] = []
+        with steerer.attach(pipe, {3: Clamp(1.0)}, steps=steps, ramp=ramp):
+            point = session(pipe).points[site]
+            handle = sites.resolve(pipe, site).module.register_forward_hook(
+                lambda m, a, out: found.append(float(point.active[0].weights[0]) if point.active else 0.0)
+            )
+            run(pipe, steps=5, guided=False)
+            handle.remove()
+        return found
+
+    denoiser = getattr(pipe, sites.DENOISERS[family])
+
+    def note(_module, args, kwargs):
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        timesteps.append(float(torch.as_tensor(timestep).flatten()[0]))
+
+    handle = denoiser.register_forward_pre_hook(note, with_kwargs=True)
+    run(pipe, steps=5, guided=False)
+    handle.remove()
+    told = [t * (1000 if family == "flux" else 1) for t in timesteps]
+    assert len(told) == 5
+    assert told == sorted(told, reverse=True)
+    assert factors(None, (1.0, 1.0)) == [1.0] * 5
+    first, last = told[1] + 1, told[3] - 1
+    got = factors((first, last), (0.5, 2.0))
+    wanted = [0.0 if not last <= t <= first else 0.5 + 1.5 * (first - t) / (first - last) for t in told]
+    assert got == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", DENOISERS)
+def test_a_mask_is_a_brush_on_the_picture(tiny, make_steerer, run, family):
+    """The left half is painted: on a picture that is as wide as two of it is high, in each family's grid."""
+    pipe, site = tiny(family), DENOISERS[family]
+    steerer = make_steerer(pipe, site)
+    mask = torch.zeros(32, 32)
+    mask[:, :16] = 1
+    size = {} if family == "dit" else {"height": 8, "width": 16}
+
+    def passes(**options):
+        def sample():
+            if not options:
+                return run(pipe, steps=1, guided=False, **size)
+            with steerer.attach(pipe, {3: Clamp(5.0)}, **options):
+                return run(pipe, steps=1, guided=False, **size)
+
+        return outputs(pipe, site, sample)[0]
+
+    plain, whole, painted = passes(), passes(ramp=(1.0, 1.0)), passes(mask=mask)
+    positions = plain.shape[1]
+    width = {"dit": int(positions**0.5)}.get(family, int((2 * positions) ** 0.5))
+    column = torch.arange(positions) % width
+    assert width * (positions // width) == positions
+    assert width > 1
+    left = column < width // 2
+    torch.testing.assert_close(painted[:, left], whole[:, left])
+    torch.testing.assert_close(painted[:, ~left], plain[:, ~left])
+    assert (painted[:, left] != plain[:, left]).any()
+    half = passes(mask=torch.full((3, 5), 0.5))
+    torch.testing.assert_close(half - plain, (whole - plain) / 2, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"mask": torch.full((2, 2), 2.0)}, "0 .. 1"),
+        ({"mask": torch.zeros(4)}, "height, width"),
+        ({"steps": (0, 1000)}, "timesteps that fall"),
+        ({"positions": "content"}, "does not see tokens"),
+        ({"pooled": True}, "no pooled vector"),
+    ],
+)
+def test_a_limit_that_has_no_meaning_is_refused(tiny, make_steerer, options, says):
+    pipe = tiny("flux")
+    with pytest.raises(InputError, match=says):
+        make_steerer(pipe, "flux.double.0.image").attach(pipe, {3: 1.0}, **options)
+    assert type(pipe).__name__ == "FluxPipeline"
