@@ -20,6 +20,7 @@ def get_config():
     c.extract.prompts = "extract/miniature/flux/prompts.csv"
     c.extract.shuffle = True  # the file is sorted by object: those of a held-out chunk were never seen else
     c.extract.sites = ("t5.block.2",)
+    c.extract.height = c.extract.width = 32  # of the modes generate and noised
     c.extract.batch_size = 256
     c.extract.store = "stores/mini_flux"
 
@@ -34,7 +35,7 @@ def get_config():
     c.train.learning_rate = 1e-3
     c.train.warmup_steps = 200  # without it, Adam's first steps push biases so low that latents die
     c.train.decay_share = 0.3
-    c.train.held_out = 0.2  # 44,000 rows: a latent of a rare word needs many to be seen firing
+    c.train.held_out = 0.2  # 15,500 rows: a latent of a rare word needs many to be seen firing
 
     c.steer.rule = "swap"
     c.steer.pooled = True  # of 14 prompts, one seed, 2 stayed glossy with it and 4 without: a hint, no more

@@ -21,7 +21,7 @@ from revelio_jax.config import Config, Extract, Model
 from revelio_jax.errors import InputError
 from revelio_jax.sites import Site
 
-T5_TOKENS = 512  # FluxPipeline pads its prompt to this, whatever the tokenizer says
+T5_TOKENS = 512  # FluxPipeline pads its prompt to this unless it is told of fewer
 
 Tensors = dict[str, torch.Tensor]
 
@@ -76,7 +76,7 @@ def wanted_shapes(source: Source, extract: Extract) -> tuple[dict[str, Shape], t
         )
     pipe = skeleton(source)
     latent = latent_shape(source, getattr(pipe, sites.DENOISERS[source.family]), extract)
-    wanted = [sites.resolve(pipe, name) for name in extract.sites]
+    wanted = [pipelines.site(pipe, name) for name in extract.sites]
     found = shapes(source, pipe, wanted, latent)
     for name, shape in found.items():
         if extract.value == "difference" and not shape.same_input:
@@ -160,7 +160,8 @@ def encoded(pipe: typing.Any, extract: Extract) -> Tensors:
         label = class_number(pipe, extract.prompt) if extract.prompt else null
         return {"class_labels": torch.tensor([label], device=device)}
     if family == "flux":
-        text, pooled, _ = pipe.encode_prompt(extract.prompt, None, device=device)
+        length = prompt_length(pipe)
+        text, pooled, _ = pipe.encode_prompt(extract.prompt, None, device, max_sequence_length=length)
         guidance = extract.guidance if pipe.transformer.config.guidance_embeds else None
         return _flux_conditioning(text, pooled, guidance)
     got = pipe.encode_prompt(
@@ -171,6 +172,17 @@ def encoded(pipe: typing.Any, extract: Extract) -> Tensors:
     size = (extract.height, extract.width)  # the picture as it is: nothing scaled or cut away
     time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=got[0].dtype, device=device)
     return {"encoder_hidden_states": got[0], "text_embeds": got[2], "time_ids": time_ids}
+
+
+def prompt_length(pipe: typing.Any) -> int:
+    """Tokens that FLUX's T5 is given, padding among them, which attention sees: as many as in mode text."""
+    return min(T5_TOKENS, pipe.tokenizer_2.model_max_length)
+
+
+def t5_tokens(source: Source) -> int:
+    """:func:`prompt_length` of a pipeline that is not loaded."""
+    length = pipelines.tokenizer_config(source, "tokenizer_2").get("model_max_length", T5_TOKENS)
+    return min(T5_TOKENS, int(length))
 
 
 def class_number(pipe: typing.Any, name: str) -> int:
@@ -245,6 +257,9 @@ def schedule(source: Source, config: Config, latent: tuple[int, int, int]) -> di
     """
     steps = config.extract.steps
     given = scheduler(source)
+    trained = given.config.num_train_timesteps
+    if source.family != "flux" and steps > trained:
+        raise InputError(f"config.extract.steps is {steps}; this model has {trained} timesteps")
     with _explained(source, "scheduler"):
         if source.family != "flux":
             given.set_timesteps(steps)
@@ -278,7 +293,7 @@ def _no_conditioning(source: Source, pipe: typing.Any, denoiser: torch.nn.Module
         if source.family == "dit":
             return {"class_labels": torch.zeros(1, dtype=torch.int64)}
         if source.family == "flux":
-            text = torch.empty(1, T5_TOKENS, config.joint_attention_dim)
+            text = torch.empty(1, t5_tokens(source), config.joint_attention_dim)
             guidance = 1.0 if config.guidance_embeds else None
             return _flux_conditioning(text, torch.empty(1, config.pooled_projection_dim), guidance)
         tokens = pipe.text_encoder.config.max_position_embeddings

@@ -20,7 +20,7 @@ def prepare(config: Config, worker: Worker) -> Work:
     source = pipelines.find(config.model.id, config.model.revision, config.model.family)
     pipe = pipelines.skeleton(source)
     parts = [part for name in extract.sites for part in name.split("+")]
-    needed = dict.fromkeys(sites.resolve(pipe, part).component for part in parts)
+    needed = dict.fromkeys(pipelines.site(pipe, part).component for part in parts)
     encoders = {c: pipelines.load_text_encoder(source, c, config.model.dtype, device) for c in needed}
     for component, encoder in encoders.items():
         setattr(pipe, component, encoder.model)

@@ -97,6 +97,8 @@ def _sampled(
         labels = [denoiser.class_number(pipe, prompt) for prompt in prompts]
         return pipe(class_labels=labels, **given).images, None
     given |= {"prompt": prompts, "height": extract.height, "width": extract.width}
+    if family == "flux":
+        given["max_sequence_length"] = denoiser.prompt_length(pipe)
     if family == "flux" and extract.true_cfg > 1:
         given |= {
             "true_cfg_scale": extract.true_cfg,

@@ -140,11 +140,19 @@ def _dataset(location: str, saved: bool, image_column: str, label_column: str, s
     return Images(samples, hashlib.sha256(repr((location, split, labels)).encode()).hexdigest(), read)
 
 
+def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """A picture of 16 bits of grey in 8, which Pillow's own conversion would cut off."""
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.float32)
+    return PIL.Image.fromarray((values.clip(0, 65_535) / 257).round().astype(np.uint8))
+
+
 def _decoded(source: typing.Any, height: int, width: int) -> np.ndarray | None:
-    """Scaled to cover height x width and cut at its centre."""
+    """Scaled to cover height x width and cut at its centre; transparency is dropped."""
     try:
         with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            image = PIL.ImageOps.exif_transpose(file).convert("RGB")
+            image = _eight_bits(PIL.ImageOps.exif_transpose(file)).convert("RGB")
         image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.BICUBIC)
     except Exception:  # decoders of broken files raise whatever they like
         return None

@@ -25,6 +25,8 @@ def read_prompts(path: str, column: str = "prompt", shuffle: bool = False) -> li
     read in full.
     """
     readers = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+    if not path:
+        raise InputError(f"config.extract.prompts is empty; it names a file: {', '.join(readers)}")
     file = pathlib.Path(path)
     if file.suffix not in readers:
         raise InputError(f"prompts {path}: unknown suffix {file.suffix!r}; known: {', '.join(readers)}")
@@ -114,6 +116,10 @@ def _tidy(path: str, rows: list[Row], column: str) -> list[Row]:
     for i, row in enumerate(rows):
         if not isinstance(row[column], str):
             raise InputError(f"prompts {path}: prompt {i} is {row[column]!r}; it must be text")
+        if any(
+            isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text) for text in row.values()
+        ):
+            raise InputError(f"prompts {path}: prompt {i} has half of a surrogate pair, which is no text")
         tidy.append({"id": i, "prompt": row[column]} | {labels[key]: row.get(key) for key in columns})
     try:
         pyarrow.Table.from_pylist(tidy)

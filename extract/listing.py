@@ -39,7 +39,7 @@ def table(config: Config) -> str:
             difference = "yes" if shape.same_input else "no"
         else:
             tokens = getattr(pipe, site.component).config
-            positions = getattr(tokens, "max_position_embeddings", denoiser.T5_TOKENS)
+            positions = getattr(tokens, "max_position_embeddings", None) or denoiser.t5_tokens(source)
             of_all = difference = ""
         row = (
             site.name,
@@ -50,10 +50,8 @@ def table(config: Config) -> str:
         )
         lines.append(row)
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    head = (
-        f"{config.model.id}, {extract.height} x {extract.width} pixels, {extract.dtype}, "
-        f"config.extract.pool={extract.pool}"
-    )
+    pixels = f"{extract.height} x {extract.width} pixels, " if denoising else ""
+    head = f"{config.model.id}, {pixels}{extract.dtype}, config.extract.pool={extract.pool}"
     return "\n".join([head, *(_aligned(line, widths) for line in lines)])
 
 

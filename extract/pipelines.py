@@ -238,14 +238,31 @@ def component_config(source: Source, component: str) -> dict[str, typing.Any]:
     """A component's config.json without what only says how it was saved."""
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
     name = str(pathlib.PurePosixPath(source.folder(component), name))
-    path = _fetch(source.id, source.revision, name)
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"config.model.id {source.id!r}: {name}: {error}") from error
+    config = _read(source, name)
     saved = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "architectures")
     saved += ("_diffusers_version",)
     return {key: value for key, value in config.items() if key not in saved}
+
+
+def tokenizer_config(source: Source, component: str) -> dict[str, typing.Any]:
+    """A tokenizer's own config."""
+    return _read(source, f"{component}/tokenizer_config.json")
+
+
+def _read(source: Source, name: str) -> dict[str, typing.Any]:
+    path = _fetch(source.id, source.revision, name)
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"config.model.id {source.id!r}: {name}: {error}") from error
+
+
+def site(pipe: typing.Any, name: str) -> sites.Site:
+    """A site of config.extract.sites. Raises InputError where the pipeline has none of that name."""
+    try:
+        return sites.resolve(pipe, name)
+    except InputError as error:
+        raise InputError(f"config.extract.sites: {error}") from error
 
 
 def _fetch(model_id: str, revision: str, name: str) -> pathlib.Path:

@@ -104,6 +104,8 @@ def main(argv: Sequence[str]) -> None:
         worker = workers.find(config.extract, os.environ)
         good = check.report(config.extract.store, worker.count, verify=flags["verify"])
         raise SystemExit(0 if good else 1)
+    elif config.extract.store.startswith("memory:"):
+        raise InputError(f"config.extract.store is {config.extract.store!r}, which would be lost at the end")
     else:
         extract(config)
 

@@ -29,6 +29,7 @@ def parse(argv: Sequence[str], doc: str, **extra: tuple[typing.Any, str]) -> tup
     if "--help" in argv or "-h" in argv or "-help" in argv:
         print(_help(doc, extra))
         raise SystemExit(0)
+    argv = _last_of_each(argv)
     path = _config_argument(argv)
     # In a config file's name, what follows a colon is the file's.
     if path and not pathlib.Path(path if path.endswith(".json") else path.partition(":")[0]).is_file():
@@ -66,6 +67,17 @@ def parse(argv: Sequence[str], doc: str, **extra: tuple[typing.Any, str]) -> tup
 def main_argv(module: str) -> list[str]:
     """sys.argv with the module's name in front, for messages."""
     return [module, *sys.argv[1:]]
+
+
+def _last_of_each(argv: Sequence[str]) -> list[str]:
+    """A field given twice has its last value; of tuples, ml_collections would join both."""
+    names = [argument.partition("=")[0] if argument.startswith("--config.") else "" for argument in argv]
+    written = ["=" in argument for argument in argv]
+    return [
+        argument
+        for i, argument in enumerate(argv)
+        if not (names[i] and written[i] and names[i] in names[i + 1 :])
+    ]
 
 
 def _config_argument(argv: Sequence[str]) -> str:

@@ -113,7 +113,7 @@ class Extract:
     save_images: bool = _field(False, "generate: keep the pictures, as STORE/images/ID.png")
     save_latents: bool = _field(False, "generate: keep the final latents, as STORE/latents/ID.npy")
     batch_size: int = _field(64, "samples a forward pass", low=1)
-    store: str = _field("", "the store that is written: a folder, gs://, s3://, memory://")
+    store: str = _field("", "the store that is written: a folder, gs://, s3://")
     dtype: str = _field("float32", "dtype of the store", choices=("float32", "float16", "bfloat16"))
     shard_samples: int = _field(512, "samples a shard, the unit of writing and resuming", low=1)
     chunk_rows: int = _field(256, "rows an inner chunk, the unit of reading", low=1)
@@ -124,6 +124,10 @@ class Extract:
 
     def __post_init__(self):
         """Raise InputError where fields do not go together."""
+        if self.worker >= 0 and not self.workers:
+            raise InputError(
+                f"config.extract.worker is {self.worker}; config.extract.workers must then be given"
+            )
         if self.worker >= self.workers and (self.worker, self.workers) != (-1, 0):
             raise InputError(
                 f"config.extract.worker is {self.worker}; it must be below config.extract.workers, "

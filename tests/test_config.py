@@ -69,6 +69,13 @@ def test_sites_on_the_command_line(file, given):
     assert parse(file(), f"--config.extract.sites={given}")[0].extract.sites == ("a", "b")
 
 
+def test_of_a_field_given_twice_the_last_counts(file):
+    """A script's own arguments may be followed by a person's."""
+    sites = ("--config.extract.sites=('a','b')", "--config.extract.sites=c", "--config.train.seed=3")
+    config, extra = parse(file(), *sites, "--config.train.seed=4", "--word=x", word=("", "w"))
+    assert (config.extract.sites, config.train.seed, extra) == (("c",), 4, {"word": "x"})
+
+
 def test_one_site_on_the_command_line_needs_no_brackets(file):
     assert parse(file(), "--config.extract.sites=clip.layer.9")[0].extract.sites == ("clip.layer.9",)
 

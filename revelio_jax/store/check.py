@@ -68,6 +68,9 @@ def faults(store: Found) -> Iterator[tuple[int | str, str]]:
                 arrays[name, key] = layout.open_array(store.kvstore, f"{name}/{key}")
             except ValueError as error:
                 yield f"{name}/{key}/zarr.json", f"the array cannot be opened: {_short(error)}"
+                # What it held is to be made anew too, so no marker may say that it is there.
+                for shard in sorted(store.done):
+                    yield shard, f"{name}/{key} cannot be opened"
                 return
     unset: dict[tuple[str, str], set[int]] = {key: set() for key in arrays}
     filled: dict[tuple[str, str], set[int]] = {key: set() for key in arrays}

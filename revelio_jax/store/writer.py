@@ -237,7 +237,7 @@ class StoreWriter:
         return array[start:stop].write(rows, can_reference_source_data_indefinitely=True)
 
     def _open_arrays(self) -> dict[tuple[str, str], ts.TensorStore]:
-        opening = {}
+        opening, begun = {}, bool(layout.done_shards(self._kvstore))
         for site in self.plan.sites:
             shard_rows = self.plan.shard_rows(site)
             rows = (self.plan.shards - 1) * shard_rows + site.rows[-1]
@@ -245,6 +245,11 @@ class StoreWriter:
             for name, shape in shapes.items():
                 dtype = self.plan.dtype if name == "activations" else "int32"
                 key = f"{site.name}/{name}"
+                if begun and layout.read_json(self._kvstore, f"{key}/zarr.json") is None:
+                    raise InputError(
+                        f"store {self.location}: {key} is gone, but shards are marked as done; "
+                        "python -m extract.run --verify says what to delete"
+                    )
                 spec = layout.array_spec(self._kvstore, key, dtype, shape, shard_rows, self.plan.chunk_rows)
                 opening[site.name, name] = ts.open(spec, open=True, create=True, context=layout.CONTEXT)
         return {key: future.result() for key, future in opening.items()}

@@ -37,6 +37,10 @@ def verified(store, capsys):
     return found, capsys.readouterr().out.splitlines()[3:]
 
 
+def read_files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def flip(path, position):
     data = bytearray(path.read_bytes())
     data[position] ^= 0x10
@@ -145,8 +149,29 @@ def test_a_manifest_that_does_not_agree_is_found(good, capsys):
 def test_samples_and_arrays_that_cannot_be_read_are_found(good, capsys):
     flip(good / "samples.parquet", -1)
     assert verified(good, capsys)[1][0].startswith("samples.parquet: cannot be read")
-    (good / f"{SITE}/position/zarr.json").write_text("{")
-    assert verified(good, capsys)[1][0].startswith(f"{SITE}/position/zarr.json: the array cannot be opened")
+    array = good / f"{SITE}/position/zarr.json"
+    whole = array.read_text()
+    array.write_text("{")
+    said = verified(good, capsys)[1]
+    assert said[0].startswith(f"{SITE}/position/zarr.json: the array cannot be opened")
+    assert said[1:4] == [f"shard {shard}: {SITE}/position cannot be opened" for shard in range(3)]
+    array.write_text(whole)
+
+
+def test_an_array_that_is_gone_is_not_made_anew_under_markers_that_say_it_is_there(good, write_store, capsys):
+    """Else its rows would read as the fill value in a store that says that it is finished."""
+    array = good / f"{SITE}/position/zarr.json"
+    before, whole = array.read_text(), read_files(good)
+    array.unlink()
+    (good / "manifest.json").unlink()
+    with pytest.raises(InputError, match=rf"{SITE}/position is gone, but shards are marked as done; .*ver"):
+        write_store(good, ROWS, shard_samples=2)
+    _, said = verified(good, capsys)
+    for name in said[-1].removeprefix("delete ").partition(" in ")[0].split(", "):
+        (good / name).unlink(missing_ok=True)
+    write_store(good, ROWS, shard_samples=2)
+    assert array.read_text() == before
+    assert read_files(good) == whole
 
 
 def test_deleting_what_verify_says_and_extracting_again_repairs_the_store(

@@ -55,6 +55,8 @@ def call(pipe, **more):
     given = {"prompt": PROMPTS, "height": 8, "width": 8}
     if isinstance(pipe, diffusers.DiTPipeline):
         given = {"class_labels": [1, 2, 0]}
+    if isinstance(pipe, diffusers.FluxPipeline):  # whose default is 512, whatever T5 was trained with
+        given["max_sequence_length"] = pipe.tokenizer_2.model_max_length
     return pipe(**given, num_inference_steps=STEPS, generator=generators, **more)
 
 
@@ -251,7 +253,7 @@ BAD = [
     ("sd", {"sites": ("unet.up_blocks.1",), "value": "difference"}, "allowed there: output"),
     ("sd", {"prompts": "seeds.csv"}, "the seed of prompt 0 is 'x'; it must be a whole number"),
     ("sd", {"prompts": "none.csv"}, "No such file"),
-    ("sd", {"steps": 2000}, "scheduler"),
+    ("sd", {"steps": 2000}, "config.extract.steps is 2000; this model has 1000 timesteps"),
     ("flux", {"height": 9}, "config.extract.height is 9; this model needs a multiple of 2"),
     ("dit", {"height": 16}, "config.extract.height is 16; this model is for 8"),
     ("dit", {"save_latents": True}, "config.extract.save_latents is True"),

@@ -57,6 +57,13 @@ def test_a_turned_picture_is_turned_back(tmp_path):
     assert (loaded[:, 4:] == 1).all()
 
 
+def test_sixteen_bits_of_grey_keep_their_shades(tmp_path):
+    grey = np.repeat(np.linspace(0, 65_535, 8).astype(np.uint16)[None], 8, 0)
+    PIL.Image.fromarray(grey).save(tmp_path / "a.png")
+    loaded = read(tmp_path).load(0, 8, 8)
+    np.testing.assert_allclose(loaded, np.broadcast_to(np.linspace(-1, 1, 8), (3, 8, 8)), atol=1 / 127)
+
+
 def test_another_picture_under_a_name_is_another_fingerprint(tmp_path, pictures):
     (tmp_path / "a.png").write_bytes((pictures / "cat/a.png").read_bytes())
     before = read(tmp_path).fingerprint

@@ -96,6 +96,7 @@ def test_labels_that_only_some_lines_have_are_null_in_the_others(tmp_path):
         ("p.jsonl", "[1]\n", "line 1 is no JSON object"),
         ("p.jsonl", '{"prompt": "a"}\n{"text": "a"}\n', "line 2: no column 'prompt'"),
         ("p.jsonl", '{"prompt": 3}\n', "prompt 0 is 3; it must be text"),
+        ("p.jsonl", '{"prompt": "a", "n": "\\ud83d"}\n', "prompt 0 has half of a surrogate pair"),
         ("p.jsonl", '{"prompt": "a", "n": 1}\n{"prompt": "b", "n": "x"}\n', "mixes types"),
         ("p.parquet", b"no parquet", "no parquet file"),
         ("p.json", "{}", "unknown suffix '.json'; known: .txt, .csv, .jsonl, .parquet"),

@@ -124,7 +124,7 @@ MODELS = {
 def listed(tmp_path, capsys):
     """A function that lists a model's sites: {name: cells}, from a folder that holds configs alone."""
 
-    def run_it(family: str, **fields) -> dict[str, list[str]]:
+    def run_it(family: str, tokens: int = 512, **fields) -> dict[str, list[str]]:
         pipeline, components = MODELS[family]
         index = {"_class_name": pipeline, "scheduler": ["diffusers", "DDIMScheduler"]}
         for name, (cls, config) in components.items():
@@ -134,6 +134,10 @@ def listed(tmp_path, capsys):
         (tmp_path / "model/scheduler").mkdir()
         (tmp_path / "model/scheduler/scheduler_config.json").write_text("{}")
         (tmp_path / "model/model_index.json").write_text(json.dumps(index))
+        (tmp_path / "model/tokenizer_2").mkdir()
+        (tmp_path / "model/tokenizer_2/tokenizer_config.json").write_text(
+            json.dumps({"model_max_length": tokens})
+        )
         config = tmp_path / "config.py"
         config.write_text(
             "from revelio_jax.config import default\n\ndef get_config():\n    c = default()\n"
@@ -191,6 +195,12 @@ def test_flux(listed):
     assert {cells[0] for name, cells in blocks.items() if name.endswith("image")} == {"[4,096, 3,072]"}
     assert {cells[-1] for cells in blocks.values()} == {"yes"}
     assert blocks["flux.double.18.image"][1] == "25.17 MB"
+
+
+def test_flux_with_a_tokenizer_of_fewer_tokens(listed):
+    found = listed("flux", tokens=24, extract__height=1024, extract__width=1024)
+    assert found["t5.block.22"][0] == "[24, 4,096]"
+    assert found["flux.double.18.text"][0] == "[24, 3,072]"
 
 
 def test_dit_xl_2(listed):

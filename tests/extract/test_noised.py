@@ -81,7 +81,7 @@ def flux(pipe, z, n, t):
     z = (1 - t / 1000) * z + t / 1000 * n
     packed = torch.stack([z[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 2)  # [4, c, 4, 4, 4]
     packed = packed.permute(0, 3, 4, 1, 2).reshape(4, 16, 16)
-    text, pooled, text_ids = pipe.encode_prompt("", None, device="cpu")
+    text, pooled, text_ids = pipe.encode_prompt("", None, device="cpu", max_sequence_length=10)  # its T5's
     ids = torch.tensor([[0.0, i, j] for i in range(4) for j in range(4)])
     pipe.transformer(
         hidden_states=packed,

@@ -252,7 +252,7 @@ def refused(capsys, config, **overrides):
 
 
 BAD = [
-    ({"extract__sites": "('clip.layer.7',)"}, "'clip.layer.7'; this sd pipeline has clip.layer.0-2"),
+    ({"extract__sites": "('clip.layer.7',)"}, "config.extract.sites: unknown hook point 'clip.layer.7'"),
     (
         {"extract__sites": "('unet.mid_block',)"},
         "which config.extract.mode=text does not run; allowed there: generate, noised",
@@ -261,6 +261,8 @@ BAD = [
     ({"extract__sites": "()"}, "config.extract.sites is empty"),
     ({"extract__store": ""}, "config.extract.store is empty"),
     ({"extract__store": "ftp://x/y"}, "unknown scheme ftp"),
+    ({"extract__store": "memory://x"}, "config.extract.store is 'memory://x', which would be lost"),
+    ({"extract__prompts": ""}, "config.extract.prompts is empty; it names a file: .txt, .csv"),
     ({"extract__prompts": "none.txt"}, "none.txt: No such file"),
     ({"extract__prompts": "empty.txt"}, "empty.txt: the file holds no prompt"),
     ({"extract__prompts": "latin.txt"}, "latin.txt: not UTF-8"),
