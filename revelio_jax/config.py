@@ -307,12 +307,41 @@ class Steer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Interpret:
+    """What is kept of every latent, and who is asked what it means."""
+
+    sae: str = _field(
+        "", "SAE folder; empty is the run's export; neurons: each coordinate of the activations is a latent"
+    )
+    top: int = _field(20, "strongest samples that are kept of a latent", low=1)
+    weaker: int = _field(10, "samples that are drawn from lower quantiles of a latent", low=0)
+    neighbours: int = _field(
+        10, "latents kept that fire with a latent, and that its decoder is close to", low=0
+    )
+    coactivation_rows: int = _field(
+        262_144, "rows from which it is counted which latents fire together", low=0
+    )
+    cells: int = _field(256, "cells of the map of a sample; a larger map is brought to them by maxima", low=1)
+    batch_size: int = _field(4096, "rows that are encoded together", low=1)
+    stratum: str = _field(
+        "", "column of the samples, such as language, whose values are told apart; empty is the timestep"
+    )
+    labels: tuple[str, ...] = _field(
+        (), "label columns that purity is measured of; empty is every one that names a class more than once"
+    )
+
+    # The report's pictures.
+    thumbnail: int = _field(128, "pixels of the larger side of a picture in the report", low=16)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     model: Model = dataclasses.field(default_factory=Model)
     extract: Extract = dataclasses.field(default_factory=Extract)
     sae: Sae = dataclasses.field(default_factory=Sae)
     train: Train = dataclasses.field(default_factory=Train)
     steer: Steer = dataclasses.field(default_factory=Steer)
+    interpret: Interpret = dataclasses.field(default_factory=Interpret)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

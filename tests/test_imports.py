@@ -15,6 +15,8 @@ SHARED = (
     "revelio_jax.config",
     "revelio_jax.errors",
     "revelio_jax.guidance",
+    "revelio_jax.interpret.pictures",
+    "revelio_jax.interpret.results",
     "revelio_jax.sites",
     "revelio_jax.store",
     "revelio_jax.tokens",
@@ -84,6 +86,8 @@ def test_no_module_reaches_the_wrong_side(name):
         assert not packages & (TORCH | JAX)
     elif inside(name, STEER) or inside(name, "extract"):
         assert not packages & JAX
+    elif inside(name, "revelio_jax.interpret") or inside(name, "revelio_jax.explore"):
+        assert not (packages & JAX and packages & TORCH)
     else:  # training, evaluation, export: JAX's side
         assert not packages & TORCH
 

@@ -1,0 +1,154 @@
+"""What is known of every latent of a run: the files between interpreting, tags, report and explorer.
+
+    runs/<name>/latents/summary.json         facts, see :class:`Results`; written last
+    runs/<name>/latents/latents.parquet      a row a latent
+    runs/<name>/latents/strata.parquet       a row a latent and stratum: a timestep, or a value of a column
+    runs/<name>/latents/samples.parquet      the samples that are kept of a latent
+    runs/<name>/latents/arrays.safetensors   histograms, maps, neighbours
+    runs/<name>/latents/tags.parquet         what a vision-language model says; only after tagging
+
+Latents count as the SAE folder counts them, and values are in its units: those of steering.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import typing
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from revelio_jax.errors import InputError
+
+VERSION = 1
+TABLES = ("latents", "strata", "samples")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Results:
+    """What is known of F latents.
+
+    ``facts``:
+        version          of these files
+        name, site       of the run and its hook point
+        model, family    of the pipeline; mode, timesteps: as the store was extracted
+        store            location and fingerprint of the store; images: where its pictures are, or ""
+        sae              folder and sha256 of its weights; "" and "neurons" where there is none
+        d, latents, k    widths; k is null where any number fires
+        rows, samples    that were read
+        kind             "text" or "image"
+        tokens           column of the store's samples with their tokens, as clip.tokens; null of images
+        positions        of a sample at most
+        grid             [height, width] of the positions, null where they are no map
+        cells            [height, width] that a map was brought to by maxima, or [1, positions]
+        stratum          {"column": "timestep", "values": [...]}, or a column of the samples; [] where none
+        labels           columns of the samples that purity was measured of
+        top, weaker, neighbours   kept of each latent, at most
+        histogram_log2_edges      [bins + 1] of the values
+        seconds          that reading took
+
+    ``latents``, a row a latent in order:
+        latent           int32
+        rows, samples    int64, on how many it fires
+        frequency        float64, share of the rows
+        mean, max        float32, of the values where it fires
+        spread           float32, share of a sample's positions on which it fires, mean of those where it does
+        words            string: the tokens at which it is strongest, "" of images
+        LABEL.sigma      float32, standard deviation of class numbers over the strongest samples (Revelio)
+        LABEL.entropy    float32, bits, of their classes
+        LABEL.purity     float32, share of the most frequent class; LABEL.majority, string, that class
+                         Those three are null where a latent fires on too few samples.
+
+    ``strata``: latent, stratum (string), rows, samples, mean, max, LABEL.sigma, .entropy, .purity, .majority.
+
+    ``samples``, sorted by latent, kind, stratum and rank:
+        latent, sample   int32
+        kind             "top": the strongest samples, each at its strongest position; "weaker": drawn from
+                         lower quantiles; "stratum": the strongest of a stratum
+        stratum          string, null but of the last kind
+        rank             int32 from 0, strongest first
+        position, timestep  int32, -1 where there is none; value float32
+        quantile         float32, of the value among all where the latent fires
+
+    ``arrays``:
+        histogram        int64 [F, bins], rows by log2 of the value; the outermost bins hold what is outside
+        profile          uint8 [F, top, cells], values over the top sample of that rank; 255 is its peak
+        coactive         int32 [F, neighbours], latents that fire on the same rows, -1 where none
+        coactive_score   float32 [F, neighbours], Jaccard index of the rows
+        nearest          int32 [F, neighbours], by decoder
+        nearest_cosine   float32 [F, neighbours]
+    """
+
+    folder: pathlib.Path
+    facts: dict[str, typing.Any]
+    latents: pyarrow.Table
+    strata: pyarrow.Table
+    samples: pyarrow.Table
+
+    def array(self, name: str) -> np.ndarray:
+        """An array, whole."""
+        with safe_open(self.folder / "arrays.safetensors", "np") as file:
+            return file.get_tensor(name)
+
+    def part(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Latents [start, stop) of an array; nothing else is read."""
+        with safe_open(self.folder / "arrays.safetensors", "np") as file:
+            return file.get_slice(name)[start:stop]
+
+    def tags(self) -> pyarrow.Table | None:
+        """latent, label, granularity, score, model: what a vision-language model says, where it was asked."""
+        path = self.folder / "tags.parquet"
+        return pyarrow.parquet.read_table(path) if path.is_file() else None
+
+
+def folder_of(run: str) -> pathlib.Path:
+    return pathlib.Path(run, "latents")
+
+
+def save(
+    folder: pathlib.Path,
+    facts: dict[str, typing.Any],
+    tables: dict[str, pyarrow.Table],
+    arrays: dict[str, np.ndarray],
+) -> Results:
+    """Write the files, whole or not at all; what was there is replaced."""
+    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name in TABLES:
+        pyarrow.parquet.write_table(tables[name], part / f"{name}.parquet")
+    save_file(
+        {name: np.ascontiguousarray(array) for name, array in arrays.items()}, part / "arrays.safetensors"
+    )
+    (part / "summary.json").write_text(json.dumps({"version": VERSION} | facts, indent=1) + "\n")
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return load(folder)
+
+
+def load(folder: pathlib.Path) -> Results:
+    """Read what :func:`save` wrote; arrays stay on disk. Raises InputError."""
+    try:
+        facts = json.loads((folder / "summary.json").read_text())
+        if facts.get("version") != VERSION:
+            raise InputError(f"{folder} has version {facts.get('version')}; this one reads {VERSION}")
+        tables = {name: pyarrow.parquet.read_table(folder / f"{name}.parquet") for name in TABLES}
+        with safe_open(folder / "arrays.safetensors", "np"):
+            return Results(folder, facts, **tables)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder} has no {pathlib.Path(str(error.filename or 'file')).name}; "
+            "python -m revelio_jax.interpret makes it"
+        ) from error
+    except (ValueError, OSError, SafetensorError, pyarrow.ArrowException) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder} cannot be read: {error}") from error
