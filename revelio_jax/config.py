@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import itertools
 import json
+import math
 import types
 import typing
 
@@ -296,7 +297,20 @@ class Steer:
 
     rule: str = _field("contrast", "how a concept changes activations", choices=RULES)
     negative_branch: bool = _field(True, "also steer the unconditional branch, the other way")
-    pooled: bool = _field(False, "FLUX: also steer the vector that CLIP pools the prompt to")
+    pooled: bool = _field(False, "SDXL, FLUX: also steer the vector that CLIP pools the prompt to")
+    positions: str = _field(
+        "all",
+        "text encoders: tokens that are steered; content is without BOS, EOS and padding",
+        choices=("all", "no_padding", "content"),
+    )
+    timesteps: tuple[float, ...] = _field(
+        (),
+        "denoiser: steered from one timestep down to another, as (1000, 600); empty is all",
+    )
+    ramp: tuple[float, ...] = _field(
+        (1.0, 1.0), "denoiser: what strengths are multiplied by at the first timestep, and at the last"
+    )
+    mask: str = _field("", "denoiser: a picture whose white parts are steered, black are left")
     steps: int = _field(50, "sampling steps", low=1)
     guidance: float = _field(7.5, "guidance scale", low=0.0)
     height: int = _field(512, "pixels, a multiple of 8", low=8, multiple=8)
@@ -304,6 +318,15 @@ class Steer:
     batch_size: int = _field(4, "pictures sampled together", low=1)
     prompts: str = _field("", "labelled prompts to find gated latents with and to measure on")
     judge: str = _field("", "folder of the judge that labels pictures; empty measures nothing")
+
+    def __post_init__(self):
+        """Raise InputError where fields do not go together."""
+        if self.timesteps and not (len(self.timesteps) == 2 and self.timesteps[0] >= self.timesteps[1] >= 0):
+            raise InputError(
+                f"config.steer.timesteps is {self.timesteps}; it must be two that fall, such as (1000, 600)"
+            )
+        if len(self.ramp) != 2 or not all(math.isfinite(factor) for factor in self.ramp):
+            raise InputError(f"config.steer.ramp is {self.ramp}; it must be two numbers, such as (1.0, 0.5)")
 
 
 @dataclasses.dataclass(frozen=True)

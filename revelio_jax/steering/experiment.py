@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -9,10 +10,13 @@ import random
 import typing
 
 import diffusers
+import numpy as np
+import PIL.Image
 import torch
 import tqdm
 import transformers
 
+from revelio_jax import sites
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
 from revelio_jax.steering.judges import load_judge
@@ -21,8 +25,8 @@ from revelio_jax.steering.learned import Learned, saved_concepts
 from revelio_jax.steering.measure import Judge
 from revelio_jax.steering.pipeline import load_pipeline
 from revelio_jax.steering.rules import ON_BOTH_BRANCHES
-from revelio_jax.steering.sampling import sample
-from revelio_jax.steering.steerer import Attachment, Steerer
+from revelio_jax.steering.sampling import sample, sampling_of
+from revelio_jax.steering.steerer import Attachment, Steerer, same_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,21 @@ class Experiment:
             negative_branch=steer.negative_branch and steer.rule in ON_BOTH_BRANCHES,
             pooled=steer.pooled or None,
             learned=self.learned,
+            **self.where,
         )
+
+    @functools.cached_property
+    def where(self) -> dict[str, typing.Any]:
+        """What the config limits steering to, as arguments of Steerer.attach. Raises InputError."""
+        steer = self.config.steer
+        if not sites.is_denoiser_site(self.steerer.site):
+            return {"positions": steer.positions}
+        return {
+            "steps": steer.timesteps or None,
+            "ramp": steer.ramp,
+            "mask": _brush(steer.mask) if steer.mask else None,
+            "sampling": sampling_of(self.pipe, steer),
+        }
 
     def pictures(self, prompts: list[str], strengths: list[float], seed: int) -> list[list]:
         """Pictures [prompts][strengths]; every prompt keeps its seed over the strengths."""
@@ -101,6 +119,15 @@ class Experiment:
         return file
 
 
+def _brush(file: str) -> torch.Tensor:
+    """A picture as a mask [height, width] from 0, black, to 1, white. Raises InputError."""
+    try:
+        with PIL.Image.open(file) as picture:
+            return torch.from_numpy(np.asarray(picture.convert("L"), np.float32) / 255)
+    except (OSError, PIL.UnidentifiedImageError) as error:
+        raise InputError(f"config.steer.mask is {file!r}, which is no picture: {error}") from error
+
+
 def prepare(
     config: Config, concept: str, prompts: list[str], sae: str, judged: bool, must_judge: bool = False
 ) -> tuple[Experiment, list[str]]:
@@ -120,7 +147,7 @@ def prepare(
         raise InputError(f"--concept is {concept!r}, which labels no prompts: a judge cannot tell it")
     steerer = Steerer.from_pretrained(sae or pathlib.Path(config.train.run, "export"))
     trained_on = steerer.sae.metadata.get("model_id")
-    if trained_on != config.model.id:
+    if trained_on and not same_model(trained_on, config.model.id):
         raise InputError(f"config.model.id is {config.model.id!r}; the SAE was trained on {trained_on!r}")
     pipe = load_pipeline(config.model)
     text, learned = label[1] if label else concept, saved_concepts(config.train.run)

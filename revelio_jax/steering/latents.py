@@ -3,16 +3,20 @@
     python -m revelio_jax.steering.latents --config configs/mini_sd.py --concept "style=glossy 3d"
 
 A latent belongs to a concept when it fires on a larger share of the prompts that hold it than of
-those that do not, --ratio times as large at least. Writes runs/<name>/steering/<concept>.safetensors,
+those that do not, --ratio times as large at least. At a site of the denoiser pictures of the prompts are
+sampled, and it is the share of positions that counts. Writes runs/<name>/steering/<concept>.safetensors,
 which the rules ``gated`` and ``swap`` read from then on.
 """
 
+import functools
 import pathlib
+import random
 import typing
 
 import torch
 import tqdm
 
+from revelio_jax import sites
 from revelio_jax.command import main_argv, parse
 from revelio_jax.errors import InputError, reported
 from revelio_jax.steering.concept import GATE, hidden_states, presence
@@ -20,12 +24,15 @@ from revelio_jax.steering.folder import Sae
 from revelio_jax.steering.labels import Labelled, parse_concept, read_labelled
 from revelio_jax.steering.learned import Learned, file_name, save_learned
 from revelio_jax.steering.pipeline import load_pipeline
+from revelio_jax.steering.sampled import Sampling, sample_prompts
+from revelio_jax.steering.sampling import sampling_of
 from revelio_jax.steering.steerer import Steerer
 
 FLAGS = {
     "concept": ("", "label column and value, such as style=glossy 3d"),
     "ratio": ("4", "least ratio of the shares of prompts on which a latent fires"),
     "most": (24, "latents to keep at most"),
+    "pictures": (64, "sites of the denoiser: pictures with the concept, and as many without"),
 }
 
 
@@ -37,20 +44,24 @@ def find_latents(
     without: list[str],
     ratio: float,
     most: int,
+    sampling: Sampling | None = None,
 ) -> tuple[Learned, list[dict[str, float]]]:
     """What prompts with and without a concept say of it, and its latents for a reader.
 
-    A latent fires on a prompt when it is among the k of any of its positions. Rows are {latent,
-    share_with, share_without, mean_with}, strongest difference first; ``mean_with`` is the mean peak.
+    A latent fires on a prompt when it is among the k of any of its positions; in a denoiser each
+    position of each step counts by itself. Rows are {latent, share_with, share_without, mean_with},
+    strongest difference first; ``mean_with`` is the mean peak, in a denoiser the mean.
     """
-    with_share, with_mean, with_code_TF = _firing(pipe, site, sae, with_concept)
-    without_share, _, without_code_TF = _firing(pipe, site, sae, without)
+    codes_of = functools.partial(_each_codes, pipe, site, sae, sampling=sampling)
+    with_share, with_mean, with_code_TF = _firing(codes_of, with_concept, sites.is_denoiser_site(site))
+    without_share, _, without_code_TF = _firing(codes_of, without, sites.is_denoiser_site(site))
     belongs = (with_share >= ratio * without_share) & (with_share > 0)
     score = torch.where(belongs, with_mean * (with_share - without_share), -1.0)
     latents = score.argsort(descending=True)[:most]
     latents = latents[score[latents] > 0]
-    codes = sae.codes(hidden_states(pipe, site, with_concept[:1024]))
-    threshold = GATE * float(presence(codes, latents).median())
+    held: list[torch.Tensor] = []
+    codes_of(with_concept[:1024], lambda codes_BTF: held.append(presence(codes_BTF, latents)))
+    threshold = GATE * float(torch.cat(held).median())
     rows = [
         {
             "latent": int(i),
@@ -64,23 +75,52 @@ def find_latents(
 
 
 def _firing(
-    pipe: typing.Any, site: str, sae: Sae, prompts: list[str]
+    codes_of: typing.Callable, prompts: list[str], each_position: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Share of the prompts on which each latent fires [F], its mean peak [F], the mean code [T, F]."""
-    fired, peaks, codes_TF = 0, 0, 0
-    for start in tqdm.trange(0, len(prompts), 256, desc="latents", leave=False):
-        codes_BTF = sae.codes(hidden_states(pipe, site, prompts[start : start + 256]))
+    """Share of the prompts on which each latent fires [F], its mean peak [F], the mean code [T, F].
+
+    Where ``each_position`` they are of positions, and the code is [1, F].
+    """
+    fired, peaks, codes_TF, count = 0, 0, 0, 0
+
+    def add(codes_BTF: torch.Tensor) -> None:
+        nonlocal fired, peaks, codes_TF, count
+        if each_position:
+            codes_BTF = codes_BTF.flatten(0, 1)[:, None]
         peak_BF = codes_BTF.amax(1)
-        fired = fired + (peak_BF > 0).sum(0)
-        peaks = peaks + peak_BF.sum(0)
-        codes_TF = codes_TF + codes_BTF.sum(0)
-    return fired / len(prompts), peaks / len(prompts), codes_TF / len(prompts)
+        fired, peaks = fired + (peak_BF > 0).sum(0), peaks + peak_BF.sum(0)
+        codes_TF, count = codes_TF + codes_BTF.sum(0), count + len(codes_BTF)
+
+    codes_of(prompts, add)
+    return fired / count, peaks / count, codes_TF / count
+
+
+def _each_codes(
+    pipe: typing.Any,
+    site: str,
+    sae: Sae,
+    prompts: list[str],
+    see: typing.Callable[[torch.Tensor], typing.Any],
+    sampling: Sampling | None,
+) -> None:
+    """Show ``see`` the codes [B, T, F] of the prompts; in a denoiser those of each step that samples them."""
+    if sites.is_denoiser_site(site):
+        difference = sae.metadata.get("value") == "difference"
+        sample_prompts(pipe, site, prompts, lambda x_BTD: see(sae.codes(x_BTD)), sampling, difference)
+        return
+    for start in tqdm.trange(0, len(prompts), 256, desc="latents", leave=False):
+        see(sae.codes(hidden_states(pipe, site, prompts[start : start + 256])))
 
 
 def split(labelled: list[Labelled], column: str, value: str) -> tuple[list[str], list[str]]:
     """Prompts that hold the concept, and prompts that say another value of its label."""
     with_concept = [row["prompt"] for row in labelled if row[column] == value]
     return with_concept, [row["prompt"] for row in labelled if row[column] not in (value, "")]
+
+
+def few(prompts: list[str], most: int) -> list[str]:
+    """``most`` of the prompts at most, drawn at random but always the same."""
+    return random.Random(0).sample(prompts, min(len(prompts), most))
 
 
 def main() -> None:
@@ -93,8 +133,12 @@ def main() -> None:
     column, value = parse_concept(flags["concept"], labelled)
     steerer = Steerer.from_pretrained(pathlib.Path(config.train.run, "export"))
     pipe = load_pipeline(config.model)
+    sides = split(labelled, column, value)
+    sampling = None
+    if sites.is_denoiser_site(steerer.site):
+        sides, sampling = [few(side, flags["pictures"]) for side in sides], sampling_of(pipe, config.steer)
     learned, rows = find_latents(
-        pipe, steerer.site, steerer.placed(pipe), *split(labelled, column, value), ratio, flags["most"]
+        pipe, steerer.site, steerer.placed(pipe), *sides, ratio, flags["most"], sampling
     )
     folder = pathlib.Path(config.train.run, "steering")
     folder.mkdir(parents=True, exist_ok=True)

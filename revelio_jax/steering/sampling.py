@@ -7,6 +7,7 @@ import torch
 import tqdm
 
 from revelio_jax import sites
+from revelio_jax.config import Steer
 
 
 @torch.inference_mode()
@@ -42,6 +43,15 @@ def sample(
         if progress is not None:
             progress.update(len(images))
     return np.concatenate(pictures)
+
+
+def sampling_of(pipe: typing.Any, settings: Steer) -> dict[str, typing.Any]:
+    """The arguments of the pipeline's call that ``config.steer`` stands for."""
+    arguments = {"num_inference_steps": settings.steps} | _guidance(pipe, settings.guidance, 1)
+    arguments.pop("negative_prompt", None)  # one for each prompt
+    if sites.family(pipe) == "dit":
+        return arguments
+    return arguments | {"height": settings.height, "width": settings.width}
 
 
 def _guidance(pipe: typing.Any, guidance: float, n: int) -> dict[str, typing.Any]:

@@ -353,6 +353,23 @@ def session(pipe: typing.Any) -> Session:
     return _of(pipe) or Session(pipe)
 
 
+@contextlib.contextmanager
+def unsteered(pipe: typing.Any) -> Iterator[None]:
+    """In the block the pipeline is as it is without steering."""
+    found = _of(pipe)
+    if found is None:
+        yield
+        return
+    outside = found._call, found._branch
+    found._call = found._branch = None
+    del vars(pipe)[_KEY]
+    try:
+        yield
+    finally:
+        vars(pipe)[_KEY] = found
+        found._call, found._branch = outside
+
+
 def _of(pipe: typing.Any) -> Session | None:
     """The session of this very pipeline: one made of its class or copied from it has none."""
     found = vars(pipe).get(_KEY)

@@ -2,7 +2,6 @@
 
 import pathlib
 import typing
-import warnings
 import weakref
 from collections.abc import Mapping
 
@@ -17,6 +16,7 @@ from revelio_jax.steering.folder import Sae, load_sae
 from revelio_jax.steering.learned import Learned
 from revelio_jax.steering.pooled import Pooled, pooled_of
 from revelio_jax.steering.rules import ON_BOTH_BRANCHES, Add, Change, Scale, Set, change_of, known
+from revelio_jax.steering.sampled import Sampling, encode_sampled
 from revelio_jax.steering.session import session
 from revelio_jax.steering.vectors import Concept
 
@@ -66,12 +66,17 @@ class Steerer:
         """
         return hub.push(self.sae, repo_id, private=private, licence=licence, token=token)
 
-    def latents_for(self, pipe: typing.Any, text: str, top: int = 20) -> list[dict[str, typing.Any]]:
+    def latents_for(
+        self, pipe: typing.Any, text: str, top: int = 20, sampling: Sampling | None = None
+    ) -> list[dict[str, typing.Any]]:
         """The ``top`` latents that ``text`` uses most beyond the empty prompt, strongest first.
 
         Rows are {latent, value, empty, position, token}: its largest value on the prompt and on the
-        empty one, and where in the prompt that is.
+        empty one, and where in the prompt that is. At a site of the denoiser the values are means over
+        pictures that are sampled of the text, see :meth:`attach`, and position is -1.
         """
+        if sites.is_denoiser_site(self.site):
+            return prompted.sampled_latents(self.concept(pipe, text, sampling=sampling), top)
         return prompted.latents_for(pipe, self.site, self.placed(pipe), text, top)
 
     @property
@@ -79,25 +84,43 @@ class Steerer:
         """The hook point that the SAE was trained on; several, joined by +, have one SAE."""
         return self.sae.metadata["site"]
 
+    @property
+    def reads_difference(self) -> bool:
+        """Whether it was trained on a block's output minus its input."""
+        return self.sae.metadata.get("value") == "difference"
+
     def concept(
-        self, pipe: typing.Any, text: str, learned: Learned | None = None, tokens: int | None = None
+        self,
+        pipe: typing.Any,
+        text: str,
+        learned: Learned | None = None,
+        tokens: int | None = None,
+        sampling: Sampling | None = None,
     ) -> EncodedConcept:
-        """The concept in latents, for prompts of ``tokens`` tokens; encoded at the first call, then kept."""
+        """The concept in latents; encoded at the first call, then kept.
+
+        ``tokens`` is how many prompts have, at a text encoder. At a site of the denoiser the text is
+        sampled, with the arguments ``sampling`` of the pipeline.
+        """
         first = self._fit(pipe)[0]
-        if sites.is_denoiser_site(first.name):
-            raise InputError(
-                f"{text!r} is a text, and {self.site} is a site of the denoiser, which a text does not pass "
-                "alone; give the number of a latent, or a Concept with vectors"
-            )
         kept = self._concepts.setdefault(getattr(pipe, first.component), {})
-        key = text, tokens, learned is None
+        in_denoiser = sites.is_denoiser_site(first.name)
+        key = text, repr(sampling) if in_denoiser else tokens, learned is None
         if key not in kept or (learned and kept[key][0] is not learned):
-            kept[key] = learned, encode_concept(pipe, self.site, self._on, text, learned, tokens)
+            if in_denoiser:
+                made = encode_sampled(
+                    pipe, self.site, self._on, text, learned, sampling, self.reads_difference
+                )
+            else:
+                made = encode_concept(pipe, self.site, self._on, text, learned, tokens)
+            kept[key] = learned, made
         return kept[key][1]
 
-    def vectors(self, pipe: typing.Any, text: str, rule: str = "contrast") -> Concept:
+    def vectors(
+        self, pipe: typing.Any, text: str, rule: str = "contrast", sampling: Sampling | None = None
+    ) -> Concept:
         """The concept as vectors, which can be saved and need no SAE; of the rules that have such."""
-        change = change_of(rule, self.placed(pipe), self.concept(pipe, text))
+        change = change_of(rule, self.placed(pipe), self.concept(pipe, text, sampling=sampling))
         if not isinstance(change, Add):
             raise InputError(f"rule is {rule!r}; vectors are made by {', '.join(ON_BOTH_BRANCHES)}")
         return vectors.of_joined(pipe, self.site, change.v_TD, text, rule)
@@ -115,13 +138,15 @@ class Steerer:
         pooled: bool | None = None,
         negative_branch: bool | None = None,
         learned: Mapping[str, Learned] | None = None,
+        sampling: Sampling | None = None,
+        other_model: bool = False,
     ) -> Attachment:
         """Steer ``pipe`` until the block ends or :meth:`Attachment.remove` is called.
 
         ``concepts`` maps each concept to its strength: negative removes, positive adds, 0 changes no bit.
         A concept is
 
-        - a text, which acts by ``rule`` (see :mod:`revelio_jax.steering.rules`), at text encoders;
+        - a text, which acts by ``rule`` (see :mod:`revelio_jax.steering.rules`);
         - the number of a latent, which is multiplied by 1 + strength, or set with Clamp(value);
         - a file of :func:`save_concept`, as a Path or ending in .safetensors, or a :class:`Concept`: its
           vectors are added, whatever the rule.
@@ -142,12 +167,23 @@ class Steerer:
 
         ``negative_branch`` also steers the negative prompt, by the opposite amount; by default the rules
         that add a fixed vector do, ``gated``, ``swap`` and latents do not. ``learned`` is what labelled
-        prompts said of a concept. Raises InputError where the SAE does not fit the pipeline.
+        prompts said of a concept. At a site of the denoiser a text is read off pictures that the pipeline
+        samples of it, once: with 10 steps, or with the arguments ``sampling`` of its call, such as height
+        and width.
+
+        Raises InputError where the SAE does not fit the pipeline, and where that bears another name than
+        the model that the SAE was trained on, unless ``other_model`` says that this is known.
 
         What torch.compile made before is compiled again where it holds the site.
         """
         known(rule)
         hooked = self._fit(pipe)
+        trained_on, here = self.sae.metadata.get("model_id", ""), pipe.name_or_path or ""
+        if trained_on and here and not other_model and not same_model(trained_on, here):
+            raise InputError(
+                f"the SAE is for another model: it was trained on {trained_on!r}, this pipeline is {here!r}; "
+                "where that is the same model, or one made from it, pass other_model=True"
+            )
         learned = learned or {}
         loaded = {key: self._loaded(pipe, key) for key in concepts if not _is_own(key)}
         for key in concepts:
@@ -164,7 +200,7 @@ class Steerer:
                 elif isinstance(key, int):
                     changes[key] = _of_latent(self._on(device), key, strength)
                 else:
-                    concept = self.concept(pipe, key, learned.get(key), length)
+                    concept = self.concept(pipe, key, learned.get(key), length, sampling)
                     concept = concept if device is None else concept.to(device)
                     changes[key] = change_of(rule, self._on(concept.codes.device), concept)
             return changes
@@ -186,7 +222,7 @@ class Steerer:
             concepts,
             negative_branch,
             Where(positions, steps, ramp, mask, pooled),
-            self.sae.metadata.get("value") == "difference",
+            self.reads_difference,
             make_pooled,
         )
 
@@ -208,7 +244,7 @@ class Steerer:
             strengths,
             negative_branch,
             Where(pooled=True if pooled else None),
-            self.sae.metadata.get("value") == "difference",
+            self.reads_difference,
             lambda key: pooled[key],
         )
 
@@ -246,9 +282,18 @@ class Steerer:
                 f"the SAE is for another model: its width is {self.sae.d}, {self.site} of this pipeline "
                 f"has {width}; it was trained on {trained_on!r}"
             )
-        if pipe.name_or_path and trained_on and pathlib.Path(pipe.name_or_path) != pathlib.Path(trained_on):
-            warnings.warn(f"the SAE was trained on {trained_on}, this is {pipe.name_or_path}", stacklevel=4)
         return hooked
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two hub ids or folders name one model: a copy bears its name, and ids move between owners."""
+    return _model_name(one) == _model_name(other)
+
+
+def _model_name(model: str) -> str:
+    parts = pathlib.PurePath(model).parts
+    cached = [part for part in parts if part.startswith("models--")]  # the hub's cache: models--OWNER--NAME
+    return (cached[-1].split("--")[-1] if cached else parts[-1] if parts else "").lower()
 
 
 def _is_text(key: Key) -> bool:

@@ -4,8 +4,9 @@
         --concept "style=glossy 3d" --concept category=heart --concept category=animal
 
 For every concept and rule, the strength is chosen on one half of the prompts (by the worst of
-removal and retention) and reported on the other half. A concept whose label is left out by some
-prompts is also added to those. Writes runs/<name>/steering/table.json and table.md.
+removal and retention) and reported on the other half. Rules that learn from labelled prompts are also
+measured as they are without any, from the concept's text alone. A concept whose label is left out by
+some prompts is also added to those. Writes runs/<name>/steering/table.json and table.md.
 """
 
 import datetime
@@ -16,12 +17,13 @@ import typing
 import torch
 import tqdm
 
+from revelio_jax import sites
 from revelio_jax.command import main_argv, parse
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError, reported
 from revelio_jax.steering.judges import load_judge
 from revelio_jax.steering.labels import Labelled, parse_concept, read_labelled
-from revelio_jax.steering.latents import find_latents, split
+from revelio_jax.steering.latents import few, find_latents, split
 from revelio_jax.steering.measure import (
     FIGURES,
     Bench,
@@ -34,6 +36,7 @@ from revelio_jax.steering.measure import (
 from revelio_jax.steering.pipeline import load_pipeline
 from revelio_jax.steering.pooled import pooled_of
 from revelio_jax.steering.rules import ON_BOTH_BRANCHES, RULES, Change, change_of
+from revelio_jax.steering.sampling import sampling_of
 from revelio_jax.steering.steerer import Steerer
 from revelio_jax.steering.strengths import parse_strengths
 from revelio_jax.steering.vectors import change as vector_change
@@ -45,7 +48,8 @@ FLAGS = {
     "prompts": (80, "prompts with the concept, and as many without; half choose, half report"),
     "seeds": (3, "pictures a prompt"),
 }
-RATIO, MOST = 4.0, 24  # how the latents of gated and swap are found; see the command latents
+LEARN = ("gated", "swap")  # the rules that labelled prompts teach
+RATIO, MOST, PICTURES = 4.0, 24, 64  # how the latents of gated and swap are found; see the command latents
 
 
 def main() -> None:
@@ -104,11 +108,18 @@ def compare(
         [row for row in labelled if row["prompt"] not in reported_on], bench.column, bench.value
     )
     sae = steerer.placed(pipe)
-    learned, latents = find_latents(pipe, steerer.site, sae, with_concept, without, RATIO, MOST)
-    concept = steerer.concept(pipe, bench.value, learned)
+    sampling = None
+    if sites.is_denoiser_site(steerer.site):
+        sampling = sampling_of(pipe, config.steer)
+        with_concept, without = few(with_concept, PICTURES), few(without, PICTURES)
+    learned, latents = find_latents(pipe, steerer.site, sae, with_concept, without, RATIO, MOST, sampling)
+    concept = steerer.concept(pipe, bench.value, learned, sampling=sampling)
     # (change at strength 1, also on the negative branch?)
     rules = {name: (change_of(name, sae, concept), name in ON_BOTH_BRANCHES) for name in RULES}
-    means = difference_of_means(pipe, steerer.site, with_concept, without)
+    text_alone = steerer.concept(pipe, bench.value, sampling=sampling)
+    for name in LEARN:
+        rules[f"{name}, from its text alone"] = change_of(name, sae, text_alone), False
+    means = difference_of_means(pipe, steerer.site, with_concept, without, sampling=sampling)
     rules["difference of means"] = (vector_change(means), True)
     pooled = {"concept": pooled_of(pipe, bench.value)} if config.steer.pooled else None
     halves = [bench.half(0), bench.half(1)]
@@ -128,20 +139,24 @@ def compare(
             return measure(pipe, judge, halves[half], chosen_seeds, config.steer, steering, progress)
 
         plain = [run(half, None, 0.0, False) for half in (0, 1)]
-        rows = [{"rule": "none", "strength": 0.0, **plain[1].summary()}]
+
+        def row(rule: str, strength: float, outcome: Outcome) -> dict[str, typing.Any]:
+            score = worst(outcome, plain[1])
+            return {"rule": rule, "strength": strength, "worst": score, **outcome.summary()}
+
+        rows = [row("none", 0.0, plain[1])]
         best: tuple[float, Change, float, bool] | None = None
         for name, (change, negative) in rules.items():
             scores = {s: worst(run(0, change, s, negative), plain[0]) for s in strengths}
             strength = max(scores, key=lambda s: (round(scores[s], 3), -abs(s)))
             outcome = run(1, change, strength, negative)
-            rows.append({"rule": name, "strength": strength, "chosen_from": scores, **outcome.summary()})
-            score = worst(outcome, plain[1])
-            if name in RULES and (best is None or score > best[0]):
-                best = (score, change, strength, negative)
+            rows.append(row(name, strength, outcome) | {"chosen_from": scores})
+            if name in RULES and (best is None or rows[-1]["worst"] > best[0]):
+                best = (rows[-1]["worst"], change, strength, negative)
         _, change, strength, negative = best
         control = random_direction(change, torch.Generator())
         outcome = run(1, control, strength, negative)
-        rows.append({"rule": "random direction", "strength": strength, **outcome.summary()})
+        rows.append(row("random direction", strength, outcome))
     return {
         "concept": f"{bench.column}={bench.value}",
         "adding": bench.adding,
@@ -169,12 +184,12 @@ def markdown(result: dict[str, typing.Any]) -> str:
     lines = [
         f"**{result['concept']}, {did}** ({result['prompts']} prompts)",
         "",
-        f"| rule | strength | {' | '.join(FIGURES[name] for name in figures)} |",
-        "|---" * (2 + len(figures)) + "|",
+        f"| rule | strength | {' | '.join(FIGURES[name] for name in figures)} | worst |",
+        "|---" * (3 + len(figures)) + "|",
     ]
     for row in result["rows"]:
         cells = ["{mean:.3f} ({low:.2f}-{high:.2f})".format(**row[name]) for name in figures]
-        lines.append(f"| {row['rule']} | {row['strength']:g} | {' | '.join(cells)} |")
+        lines.append(f"| {row['rule']} | {row['strength']:g} | {' | '.join(cells)} | {row['worst']:.3f} |")
     return "\n".join([*lines, ""])
 
 

@@ -46,7 +46,7 @@ class SteererTechnique:
         if not erase_concept.strip():
             raise InputError("erase_concept is empty; it is a text that says the concept")
         self.steerer = Steerer.from_pretrained(sae, site=site, subfolder=subfolder, revision=revision)
-        model_id = model_id or self.steerer.sae.metadata.get("model_id", "")
+        chosen, model_id = model_id, model_id or self.steerer.sae.metadata.get("model_id", "")
         if not model_id:
             raise InputError("model_id is empty, and the SAE does not say which model it was trained on")
         device = device or _device()
@@ -58,6 +58,7 @@ class SteererTechnique:
         if getattr(self.pipe, "safety_checker", None) is not None:  # or its black pictures would be counted
             self.pipe.register_modules(safety_checker=None)
         self.concepts, self.rule = {erase_concept: strength}, rule
+        self.is_chosen = bool(chosen)
         self.sampling = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         with self._attached():  # what does not fit is said before the first prompt
             pass
@@ -75,7 +76,7 @@ class SteererTechnique:
         return pictures
 
     def _attached(self) -> typing.ContextManager:
-        return self.steerer.attach(self.pipe, self.concepts, rule=self.rule)
+        return self.steerer.attach(self.pipe, self.concepts, rule=self.rule, other_model=self.is_chosen)
 
 
 def _device() -> str:

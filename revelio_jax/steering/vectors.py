@@ -23,6 +23,7 @@ from revelio_jax.steering.attachment import Attachment, Where
 from revelio_jax.steering.concept import hidden_states
 from revelio_jax.steering.pooled import POOLED, Pooled, pooled_of
 from revelio_jax.steering.rules import Add
+from revelio_jax.steering.sampled import Sampling, sampled_mean
 from revelio_jax.steering.session import session
 from revelio_jax.steering.untrusted import one_line, read_header, read_tensors
 
@@ -94,10 +95,21 @@ def load_concept(file: str | pathlib.Path) -> Concept:
 
 
 def difference_of_means(
-    pipe: typing.Any, site: str, with_concept: list[str], without: list[str], text: str = ""
+    pipe: typing.Any,
+    site: str,
+    with_concept: list[str],
+    without: list[str],
+    text: str = "",
+    sampling: Sampling | None = None,
 ) -> Concept:
-    """Mean activations of prompts with a concept minus those of prompts without, token by token."""
-    v_TD = hidden_states(pipe, site, with_concept).mean(0) - hidden_states(pipe, site, without).mean(0)
+    """Mean activations of prompts with a concept minus those of prompts without, token by token.
+
+    At a site of the denoiser pictures of the prompts are sampled, and the mean is over positions too.
+    """
+    if sites.is_denoiser_site(site):
+        v_TD = sampled_mean(pipe, site, with_concept, sampling) - sampled_mean(pipe, site, without, sampling)
+    else:
+        v_TD = hidden_states(pipe, site, with_concept).mean(0) - hidden_states(pipe, site, without).mean(0)
     return of_joined(pipe, site, v_TD, text, "difference of means")
 
 

@@ -235,21 +235,20 @@ def test_publishing_without_a_login_or_a_name_is_one_line(hub, sae_folder):
         steerer.push_to_hub("user/name", licence="free", token="secret")
 
 
-@pytest.mark.filterwarnings("ignore:the SAE was trained on")
 def test_the_card_is_valid_and_its_code_runs(hub, sae_folder, tmp_path, monkeypatch):
     config = json.loads((sae_folder / "cfg.json").read_text())
-    config["metadata"] |= {"model_id": "owner/model", "k": 8, "positions": "all"}
+    config["metadata"] |= {"model_id": "owner/sd", "k": 8, "positions": "all"}
     (sae_folder / "cfg.json").write_text(json.dumps(config))
     Steerer.from_pretrained(sae_folder).push_to_hub("user/name", licence="mit")
     card = hub.repos["user/name"]["README.md"].decode()
     _, front, body = card.split("---\n", 2)
     front = yaml.safe_load(front)
-    assert (front["base_model"], front["license"]) == ("owner/model", "mit")
-    assert huggingface_hub.ModelCard(card).data.base_model == "owner/model"
+    assert (front["base_model"], front["license"]) == ("owner/sd", "mit")
+    assert huggingface_hub.ModelCard(card).data.base_model == "owner/sd"
     for fact in ("`clip.layer.2`", "at most 8 active", "not evaluated"):
         assert fact in body
     code = body.split("```python\n")[1].split("```")[0]
-    on_a_gpu = '"owner/model", torch_dtype=torch.float16).to("cuda")'
+    on_a_gpu = '"owner/sd", torch_dtype=torch.float16).to("cuda")'
     assert on_a_gpu in code
     monkeypatch.chdir(tmp_path)
     exec(code.replace(on_a_gpu, f"{str(MINIATURE)!r}, torch_dtype=torch.float32)"), {})

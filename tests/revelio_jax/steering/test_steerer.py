@@ -174,6 +174,20 @@ def test_an_sae_for_another_model_is_refused(pipe, steerer):
         Steerer(elsewhere).attach(pipe, {CONCEPT: -1.0})
 
 
+def test_a_pipeline_of_another_name_is_refused_unless_one_knows_better(pipe, steerer, monkeypatch):
+    there = dataclasses.replace(steerer.sae, metadata=steerer.sae.metadata | {"model_id": "owner/other"})
+    with pytest.raises(InputError, match=r"trained on 'owner/other', this pipeline is .*other_model=True"):
+        Steerer(there).attach(pipe, {CONCEPT: -1.0})
+    with Steerer(there).attach(pipe, {CONCEPT: -1.0}, other_model=True):
+        pass
+    # A copy of the model in another place, an id that has moved, the hub's cache.
+    for name in ("/models/other", "new-owner/Other", "~/hub/models--owner--other/snapshots/0af3"):
+        monkeypatch.setitem(pipe.config, "_name_or_path", name)
+        monkeypatch.setattr(type(pipe), "name_or_path", name)
+        with Steerer(there).attach(pipe, {CONCEPT: -1.0}):
+            pass
+
+
 def test_an_unknown_rule_names_the_known_ones(pipe, steerer):
     with pytest.raises(InputError, match="paper, contrast, gated, swap"):
         steerer.attach(pipe, {CONCEPT: -1.0}, rule="magic")
