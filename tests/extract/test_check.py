@@ -196,6 +196,23 @@ def test_deleting_what_verify_says_and_extracting_again_repairs_the_store(
     assert verified(good, capsys)[0]
 
 
+@pytest.mark.parametrize("array", ["activations", "sample"])
+@pytest.mark.parametrize("broken", [b"", b"no shard"])
+def test_a_last_shard_that_is_shorter_than_the_others_is_repaired_too(
+    array, broken, tmp_path, write_store, capsys
+):
+    """It ends in the middle of what TensorStore writes at once, which it would read before it writes."""
+    store = pathlib.Path(write_store(tmp_path / "store", ROWS, shard_samples=4))
+    before = read_files(store)
+    path = store / f"{SITE}/{array}/c/1"
+    (path / "0" if path.is_dir() else path).write_bytes(broken)
+    _, said = verified(store, capsys)
+    for name in said[-1].removeprefix("delete ").partition(" in ")[0].split(", "):
+        (store / name).unlink()
+    write_store(store, ROWS, shard_samples=4)
+    assert read_files(store) == before
+
+
 def test_the_command(good, tmp_path, capsys):
     """Exit status 0, 1 or 2; no model is named or loaded, and torch is not even imported."""
     config = tmp_path / "config.py"
