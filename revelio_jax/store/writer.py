@@ -109,7 +109,7 @@ class StoreWriter:
             if not self._kvstore.list(ts.KvStore.KeyRange("samples.parquet", "samples.parquet0")).result():
                 buffer = io.BytesIO()
                 table = samples if isinstance(samples, pyarrow.Table) else pyarrow.Table.from_pylist(samples)
-                pyarrow.parquet.write_table(table, buffer)
+                pyarrow.parquet.write_table(table, buffer, write_page_checksum=True)
                 layout.write_new(self._kvstore, "samples.parquet", buffer.getvalue())
             self._arrays = self._open_arrays()
         self._planned()  # another may have been first, with another plan

@@ -158,6 +158,18 @@ def test_samples_and_arrays_that_cannot_be_read_are_found(good, capsys):
     array.write_text(whole)
 
 
+def test_a_manifest_that_is_broken_is_to_be_deleted(good):
+    (good / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="where it is broken, delete it and extract again"):
+        check.report(str(good), 1, verify=True)
+
+
+def test_a_sample_that_changes_is_found(good, capsys):
+    file = good / "samples.parquet"
+    flip(file, file.read_bytes().index(b"prompt 0"))
+    assert verified(good, capsys)[1][0].startswith("samples.parquet: cannot be read")
+
+
 def test_an_array_that_is_gone_is_not_made_anew_under_markers_that_say_it_is_there(good, write_store, capsys):
     """Else its rows would read as the fill value in a store that says that it is finished."""
     array = good / f"{SITE}/position/zarr.json"
