@@ -2,6 +2,7 @@
 
 import tqdm
 
+from extract import kept
 from revelio_jax.store import Worker, check, layout
 
 
@@ -42,6 +43,8 @@ def _verify(store: check.Found) -> bool:
     with tqdm.tqdm(total=len(store.done), desc="verify", unit="shard") as progress:
         for where, fault in check.faults(store):
             progress.update(where not in faults and isinstance(where, int))
+            if not fault and isinstance(where, int):
+                fault = kept.fault(store, where)
             if fault:
                 faults[where] = fault
     for where, fault in faults.items():

@@ -5,23 +5,20 @@ prompt is kept. Without pictures or latents to keep, sampling ends at the last w
 """
 
 import functools
-import io
 import typing
 from collections.abc import Iterator
 
-import numpy as np
 import PIL.Image
-import tensorstore as ts
 import torch
 
-from extract import denoiser, inputs, pipelines, placing, record, work
+from extract import denoiser, inputs, kept, pipelines, placing, record, work
 from extract.denoiser import Shape
 from extract.record import Found
 from extract.work import Done, Row, Rows, Work
 from revelio_jax import sites
 from revelio_jax.config import Config, Extract
 from revelio_jax.errors import InputError
-from revelio_jax.store import Worker, layout
+from revelio_jax.store import Worker
 
 
 def prepare(config: Config, worker: Worker) -> Work:
@@ -74,7 +71,7 @@ def _shard(
             batch = samples[start : min(start + extract.batch_size, part.stop)]
             with record.recorded(pipe, hooked, schedule, len(batch), extract, stop=not keep) as found:
                 pictures, latents = _sampled(pipe, batch, extract)
-                _save(extract, batch, pictures, latents)
+                kept.save(extract, batch, pictures, latents)
             yield [sample["id"] for sample in batch], found
             advance(len(batch))
 
@@ -124,35 +121,19 @@ def _sampled(
     return pictures, latents
 
 
-def _save(
-    extract: Extract, batch: list[Row], pictures: list[PIL.Image.Image], latents: torch.Tensor | None
-) -> None:
-    """Write what is asked for beside the samples, before the shard's marker says that it is there."""
-    kvstore = layout.open_kvstore(extract.store)
-    writes: list[ts.Future] = []
-    for i, sample in enumerate(batch):
-        if extract.save_images:
-            png = io.BytesIO()
-            pictures[i].save(png, "png")
-            writes.append(kvstore.write(f"images/{sample['id']:08d}.png", png.getvalue()))
-        if extract.save_latents:
-            npy = io.BytesIO()
-            np.save(npy, latents[i].float().cpu().numpy())
-            writes.append(kvstore.write(f"latents/{sample['id']:08d}.npy", npy.getvalue()))
-    for write in writes:
-        write.result()
-
-
 def _seeded(samples: list[Row], first: int) -> list[Row]:
     """Samples with an integer ``seed``: that of their own column, else counted up from ``first``."""
     seeded = []
     for sample in samples:
+        given = sample.get("seed", first + sample["id"])
         try:
-            seed = int(sample.get("seed", first + sample["id"]))
+            seed = int(given)
             torch.Generator().manual_seed(seed)
-        except (TypeError, ValueError, RuntimeError) as error:
+            if not isinstance(given, str) and seed != given:
+                raise ValueError
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InputError(
-                f"prompts: the seed of prompt {sample['id']} is {sample['seed']!r}; it must be a whole number"
+                f"prompts: the seed of prompt {sample['id']} is {given!r}; it must be a whole number"
             ) from error
         seeded.append(sample | {"seed": seed})
     return seeded

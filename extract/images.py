@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import pyarrow
 
+from extract.inputs import check_columns
 from revelio_jax.errors import InputError, require
 
 Row = dict[str, typing.Any]
@@ -72,10 +74,13 @@ def read_images(location: str, image_column: str, label_column: str, split: str)
 
 
 def _folder(folder: pathlib.Path) -> Images:
-    suffixes = set(PIL.Image.registered_extensions())
+    # Of some formats, as PDF, Pillow writes pictures but opens none.
+    formats = PIL.Image.registered_extensions().items()
+    suffixes = {suffix for suffix, format in formats if format in PIL.Image.OPEN}
     paths = sorted(
         path
-        for path in folder.rglob("*")
+        for entry in folder.glob("*")
+        for path in (entry.rglob("*") if entry.is_dir() else [entry])  # a label may be a link to a folder
         if path.suffix.lower() in suffixes
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -89,6 +94,7 @@ def _folder(folder: pathlib.Path) -> Images:
         samples.append({"id": number, "image": within.as_posix(), "label": label})
     if all(sample["label"] is None for sample in samples):
         samples = [{key: sample[key] for key in ("id", "image")} for sample in samples]
+    check_columns(f"config.extract.images {str(folder)!r}", samples)  # names need not be UTF-8
     sizes = [(sample["image"], path.stat().st_size) for sample, path in zip(samples, paths, strict=True)]
     return Images(samples, hashlib.sha256(repr(sizes).encode()).hexdigest(), paths.__getitem__)
 
@@ -98,6 +104,7 @@ def _dataset(location: str, saved: bool, image_column: str, label_column: str, s
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it reports is in the error below
     where = f"config.extract.images {location!r}"
     try:
         if saved:
@@ -121,8 +128,13 @@ def _dataset(location: str, saved: bool, image_column: str, label_column: str, s
         )
     if not len(data):
         raise InputError(f"{where}: the dataset holds no picture")
-    # Left undecoded: a broken picture would otherwise end the whole run.
-    pictures = data.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    try:  # left undecoded: a broken picture would otherwise end the whole run
+        pictures = data.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    except (pyarrow.ArrowException, ValueError, TypeError) as error:
+        raise InputError(
+            f"config.extract.image_column is {image_column!r}, which holds no pictures but "
+            f"{data.features[image_column]}"
+        ) from error
     labels: list[typing.Any] = [None] * len(data)
     if label_column:
         kind = data.features[label_column]
@@ -132,6 +144,7 @@ def _dataset(location: str, saved: bool, image_column: str, label_column: str, s
     samples = [{"id": number} for number in range(len(data))]
     if label_column:
         samples = [sample | {"label": label} for sample, label in zip(samples, labels, strict=True)]
+        check_columns(where, samples)
 
     def read(number: int) -> typing.Any:
         picture = pictures[number][image_column] or {}

@@ -44,6 +44,16 @@ def read_prompts(path: str, column: str = "prompt", shuffle: bool = False) -> li
     return rows
 
 
+def check_columns(where: str, samples: list[Row]) -> None:
+    """Raise InputError where a column of samples, which all have the same, cannot be kept in a store."""
+    for name in samples[0]:
+        try:
+            table = pyarrow.table({name: [sample[name] for sample in samples]})
+            pyarrow.parquet.ParquetWriter(pyarrow.MockOutputStream(), table.schema).close()
+        except (pyarrow.ArrowException, OverflowError, UnicodeError) as error:
+            raise InputError(f"{where}: column {name!r} cannot be kept in a store: {error}") from error
+
+
 def _txt(path: str, data: bytes, column: str) -> list[Row]:
     return [{column: line} for line in _lines(path, data) if line.strip()]
 
@@ -79,7 +89,7 @@ def _jsonl(path: str, data: bytes, column: str) -> list[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"prompts {path}: line {number} is no JSON: {error}") from error
         if not isinstance(row, dict):
             raise InputError(f"prompts {path}: line {number} is no JSON object: {line[:40]}")
@@ -94,7 +104,10 @@ def _parquet(path: str, data: bytes, column: str) -> list[Row]:
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"prompts {path}: no parquet file: {error}") from error
     _require(path, column, table.column_names)
-    return table.to_pylist()
+    try:
+        return table.to_pylist()
+    except (pyarrow.ArrowException, ValueError) as error:  # nanoseconds, which Python's times lack
+        raise InputError(f"prompts {path}: {error}") from error
 
 
 def _require(path: str, column: str, columns: typing.Iterable[str], where: str = "") -> None:
@@ -116,15 +129,8 @@ def _tidy(path: str, rows: list[Row], column: str) -> list[Row]:
     for i, row in enumerate(rows):
         if not isinstance(row[column], str):
             raise InputError(f"prompts {path}: prompt {i} is {row[column]!r}; it must be text")
-        if any(
-            isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text) for text in row.values()
-        ):
-            raise InputError(f"prompts {path}: prompt {i} has half of a surrogate pair, which is no text")
         tidy.append({"id": i, "prompt": row[column]} | {labels[key]: row.get(key) for key in columns})
-    try:
-        pyarrow.Table.from_pylist(tidy)
-    except (pyarrow.ArrowException, OverflowError) as error:
-        raise InputError(f"prompts {path}: a label column mixes types: {error}") from error
+    check_columns(f"prompts {path}", tidy)
     return tidy
 
 

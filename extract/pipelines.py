@@ -223,6 +223,13 @@ def device(name: str, worker: int = 0) -> torch.device:
         raise InputError(f"config.model.device is {name!r}; try auto, cuda, cuda:1, mps or cpu") from error
     if not usable.get(chosen.type, True):
         raise InputError(f"config.model.device is {name!r}, but this machine's torch has no {chosen.type}")
+    if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
+        raise InputError(f"config.model.device is {name!r}, but this machine has {count}, from cuda:0")
+    try:
+        if chosen.type not in usable:
+            torch.zeros(1, device=chosen).item()  # meta, for one, holds no numbers
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"config.model.device is {name!r}, which does not work here: {error}") from error
     return chosen
 
 

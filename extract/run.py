@@ -106,6 +106,8 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit(0 if good else 1)
     elif config.extract.store.startswith("memory:"):
         raise InputError(f"config.extract.store is {config.extract.store!r}, which would be lost at the end")
+    elif config.extract.store.startswith(("http:", "https:")):
+        raise InputError(f"config.extract.store is {config.extract.store!r}, which can only be read")
     else:
         extract(config)
 

@@ -103,21 +103,27 @@ class Extract:
         0,
         "generate, noised: seed of the first sample, the next has the next; a column seed goes before",
         low=0,
+        high=2**62,  # those of all samples fit 64 bits
     )
     steps: int = _field(50, "generate: sampling steps", low=1)
     guidance: float = _field(7.5, "generate, and noised for FLUX: guidance scale", low=0.0)
     true_cfg: float = _field(1.0, "generate: scale of FLUX's negative prompt; 1 runs none", low=0.0)
     prompt: str = _field("", "noised: the prompt of every picture")
     negative_prompt: str = _field("", "generate: the negative prompt")
-    height: int = _field(512, "generate, noised: pixels, a multiple of 8", low=8, multiple=8)
-    width: int = _field(512, "generate, noised: pixels, a multiple of 8", low=8, multiple=8)
+    height: int = _field(512, "generate, noised: pixels, a multiple of 8", low=8, high=16_384, multiple=8)
+    width: int = _field(512, "generate, noised: pixels, a multiple of 8", low=8, high=16_384, multiple=8)
     save_images: bool = _field(False, "generate: keep the pictures, as STORE/images/ID.png")
     save_latents: bool = _field(False, "generate: keep the final latents, as STORE/latents/ID.npy")
     batch_size: int = _field(64, "samples a forward pass", low=1)
     store: str = _field("", "the store that is written: a folder, gs://, s3://")
     dtype: str = _field("float32", "dtype of the store", choices=("float32", "float16", "bfloat16"))
     shard_samples: int = _field(512, "samples a shard, the unit of writing and resuming", low=1)
-    chunk_rows: int = _field(256, "rows an inner chunk, the unit of reading", low=1)
+    chunk_rows: int = _field(
+        256,
+        "rows an inner chunk, the unit of reading",
+        low=1,
+        high=1_000_000,  # a chunk is in memory whole, however few of its rows there are
+    )
     worker: int = _field(-1, "number of this worker, from 0; -1 is what torchrun or SLURM says", low=-1)
     workers: int = _field(
         0, "processes that share the shards; 0 is what torchrun or SLURM says, else 1", low=0

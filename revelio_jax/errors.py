@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -12,12 +13,15 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """End the process with one line on stderr and status 2 on an InputError."""
+    """End the process with one line on stderr: with status 2 on an InputError, 130 on Ctrl-C."""
     try:
         yield
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def require(package: str, extra: str, what: str) -> None:

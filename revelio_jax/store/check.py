@@ -48,7 +48,11 @@ def find(location: str) -> Found:
             f"store {location} has format version {plan.get('format_version')}; "
             f"this version reads {layout.FORMAT_VERSION}"
         )
-    manifest = layout.read_json(kvstore, "manifest.json")
+    try:
+        manifest = layout.read_json(kvstore, "manifest.json")
+    except InputError as error:
+        advice = "where it is broken, delete it and extract again: it is made anew"
+        raise InputError(f"{error}; {advice}") from error
     shards = range(-(-plan["samples"] // plan["shard_samples"]))
     return Found(location, kvstore, plan, frozenset(layout.done_shards(kvstore)) & set(shards), manifest)
 
@@ -141,7 +145,8 @@ def _of_the_whole(store: Found, markers: dict[int, dict[str, typing.Any]]) -> It
     """What is wrong with samples.parquet and the manifest."""
     table = store.kvstore.read("samples.parquet").result()
     try:
-        ids = pyarrow.parquet.read_table(io.BytesIO(table.value))["id"].to_pylist()
+        file = io.BytesIO(table.value)
+        ids = pyarrow.parquet.read_table(file, page_checksum_verification=True)["id"].to_pylist()
         if ids != list(range(store.plan["samples"])):
             yield "samples.parquet", f"not the ids of {store.plan['samples']} samples"
     except (pyarrow.ArrowException, OSError, KeyError) as error:

@@ -109,7 +109,7 @@ class StoreWriter:
             if not self._kvstore.list(ts.KvStore.KeyRange("samples.parquet", "samples.parquet0")).result():
                 buffer = io.BytesIO()
                 table = samples if isinstance(samples, pyarrow.Table) else pyarrow.Table.from_pylist(samples)
-                pyarrow.parquet.write_table(table, buffer)
+                pyarrow.parquet.write_table(table, buffer, write_page_checksum=True)
                 layout.write_new(self._kvstore, "samples.parquet", buffer.getvalue())
             self._arrays = self._open_arrays()
         self._planned()  # another may have been first, with another plan
@@ -229,6 +229,10 @@ class StoreWriter:
         array = self._arrays[site.name, name]
         shard_rows = self.plan.shard_rows(site)
         start, stop = index * shard_rows, min((index + 1) * shard_rows, array.shape[0])
+        if stop - start < shard_rows:  # the last may end in the middle: it would be merged, broken or not
+            key = f"{site.name}/{name}/c/{index}" + "/0" * (array.ndim - 1)
+            with self._writing():
+                self._kvstore.write(key, None).result()
         if len(valid) < stop - start:
             rows = np.full((stop - start, *valid.shape[1:]), array.fill_value, valid.dtype)
             rows[: len(valid)] = valid

@@ -158,6 +158,18 @@ def test_samples_and_arrays_that_cannot_be_read_are_found(good, capsys):
     array.write_text(whole)
 
 
+def test_a_manifest_that_is_broken_is_to_be_deleted(good):
+    (good / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="where it is broken, delete it and extract again"):
+        check.report(str(good), 1, verify=True)
+
+
+def test_a_sample_that_changes_is_found(good, capsys):
+    file = good / "samples.parquet"
+    flip(file, file.read_bytes().index(b"prompt 0"))
+    assert verified(good, capsys)[1][0].startswith("samples.parquet: cannot be read")
+
+
 def test_an_array_that_is_gone_is_not_made_anew_under_markers_that_say_it_is_there(good, write_store, capsys):
     """Else its rows would read as the fill value in a store that says that it is finished."""
     array = good / f"{SITE}/position/zarr.json"
@@ -194,6 +206,23 @@ def test_deleting_what_verify_says_and_extracting_again_repairs_the_store(
     assert files == {p.relative_to(whole) for p in pathlib.Path(whole).rglob("*") if p.is_file()}
     assert all((good / name).read_bytes() == pathlib.Path(whole, name).read_bytes() for name in files)
     assert verified(good, capsys)[0]
+
+
+@pytest.mark.parametrize("array", ["activations", "sample"])
+@pytest.mark.parametrize("broken", [b"", b"no shard"])
+def test_a_last_shard_that_is_shorter_than_the_others_is_repaired_too(
+    array, broken, tmp_path, write_store, capsys
+):
+    """It ends in the middle of what TensorStore writes at once, which it would read before it writes."""
+    store = pathlib.Path(write_store(tmp_path / "store", ROWS, shard_samples=4))
+    before = read_files(store)
+    path = store / f"{SITE}/{array}/c/1"
+    (path / "0" if path.is_dir() else path).write_bytes(broken)
+    _, said = verified(store, capsys)
+    for name in said[-1].removeprefix("delete ").partition(" in ")[0].split(", "):
+        (store / name).unlink()
+    write_store(store, ROWS, shard_samples=4)
+    assert read_files(store) == before
 
 
 def test_the_command(good, tmp_path, capsys):

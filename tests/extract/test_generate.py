@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 import torch
 
-from extract import run
+from extract import check, run
 from revelio_jax.config import Config, Extract, Model
 from revelio_jax.errors import InputError
 from revelio_jax.store import layout, open_store
@@ -177,6 +177,30 @@ def test_values_and_means(config, value, tmp_path, read_rows, sd):
     torch.testing.assert_close(torch.from_numpy(values), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["images/00000001.png", "latents/00000001.npy"])
+def test_a_picture_that_is_gone_or_broken_is_found_and_made_again(config, name, tmp_path, capsys):
+    made = config("sd", sites=("unet.mid_block",), save_images=True, save_latents=True, shard_samples=2)
+    run.extract(made)
+    store = tmp_path / "store"
+    whole = (store / name).read_bytes()
+    assert check.report(str(store), 1, verify=True)
+    for broken in (None, b"", whole[:-5]):
+        (store / name).unlink(missing_ok=True)
+        if broken is not None:
+            (store / name).write_bytes(broken)
+        capsys.readouterr()
+        assert not check.report(str(store), 1, verify=True)
+        assert capsys.readouterr().out.splitlines()[-2:] == [
+            f"shard 0: {name} is gone or broken",
+            f"delete manifest.json, shards/00000.json in {store} and extract again: it is made anew",
+        ]
+    (store / "manifest.json").unlink()
+    (store / "shards/00000.json").unlink()
+    run.extract(made)
+    assert (store / name).read_bytes() == whole
+    assert check.report(str(store), 1, verify=True)
+
+
 @pytest.mark.parametrize("family", ["sd", "flux"])
 def test_pictures_and_latents_are_the_pipelines(config, family, request, tmp_path):
     sites = {"sd": ("unet.mid_block",), "flux": ("flux.double.0.image",)}[family]
@@ -252,6 +276,8 @@ BAD = [
     ("sd", {"sites": ("dit.block.0",)}, "unknown hook point 'dit.block.0'; this sd pipeline has"),
     ("sd", {"sites": ("unet.up_blocks.1",), "value": "difference"}, "allowed there: output"),
     ("sd", {"prompts": "seeds.csv"}, "the seed of prompt 0 is 'x'; it must be a whole number"),
+    ("sd", {"prompts": "half.jsonl"}, "the seed of prompt 1 is 1.5; it must be a whole number"),
+    ("sd", {"prompts": "infinite.jsonl"}, "the seed of prompt 0 is inf; it must be a whole number"),
     ("sd", {"prompts": "none.csv"}, "No such file"),
     ("sd", {"steps": 2000}, "config.extract.steps is 2000; this model has 1000 timesteps"),
     ("flux", {"height": 9}, "config.extract.height is 9; this model needs a multiple of 2"),
@@ -272,6 +298,8 @@ def test_bad_input_is_refused_before_anything_is_written(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seeds.csv").write_text("prompt,seed\ncat,x\n" if family == "sd" else "prompt\ncat\n")
+    (tmp_path / "half.jsonl").write_text('{"prompt": "cat", "seed": 1.0}\n{"prompt": "cat", "seed": 1.5}\n')
+    (tmp_path / "infinite.jsonl").write_text('{"prompt": "cat", "seed": Infinity}\n')
     with pytest.raises(InputError) as error:
         run.extract(config(family, **{"sites": (DEFAULT_SITE[family],)} | fields))
     assert message in str(error.value)

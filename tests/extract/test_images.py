@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import os
 
 import numpy as np
 import PIL.Image
@@ -64,6 +65,29 @@ def test_sixteen_bits_of_grey_keep_their_shades(tmp_path):
     np.testing.assert_allclose(loaded, np.broadcast_to(np.linspace(-1, 1, 8), (3, 8, 8)), atol=1 / 127)
 
 
+def test_labels_may_be_links_to_folders(tmp_path, pictures):
+    (tmp_path / "animal").symlink_to(pictures / "dog")
+    (tmp_path / "animals").symlink_to(tmp_path)  # a circle is gone through once
+    assert [sample["image"] for sample in read(tmp_path).samples] == ["animal/a.jpg", "animal/b.png"]
+
+
+def test_what_pillow_only_writes_is_no_picture(tmp_path, pictures):
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.pdf")
+    with pytest.raises(InputError, match="the folder holds no picture"):
+        read(tmp_path)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path, pictures):
+    path = os.fsencode(tmp_path) + b"/\xff.png"
+    try:
+        with open(path, "wb") as file:
+            file.write((pictures / "dog/b.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(InputError, match=r"column 'image' cannot be kept in a store: .* surrogates"):
+        read(tmp_path)
+
+
 def test_another_picture_under_a_name_is_another_fingerprint(tmp_path, pictures):
     (tmp_path / "a.png").write_bytes((pictures / "cat/a.png").read_bytes())
     before = read(tmp_path).fingerprint
@@ -120,6 +144,8 @@ def test_datasets(dataset, kind, tmp_path):
         read(path, split="test")
     with pytest.raises(InputError, match=r"config.extract.label_column is 'label'"):
         read(path, "picture", split="test")
+    with pytest.raises(InputError, match=r"config.extract.image_column is 'kind', which holds no pictures"):
+        read(path, "kind", "", split="test")
     if kind == "splits":
         with pytest.raises(InputError, match=r"config.extract.split is 'train'; .* has test"):
             read(path, "picture", "kind")

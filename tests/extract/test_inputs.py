@@ -1,6 +1,7 @@
 """Prompt files: every format, every way they can be wrong."""
 
 import csv
+import importlib.util
 import json
 
 import pyarrow
@@ -96,8 +97,13 @@ def test_labels_that_only_some_lines_have_are_null_in_the_others(tmp_path):
         ("p.jsonl", "[1]\n", "line 1 is no JSON object"),
         ("p.jsonl", '{"prompt": "a"}\n{"text": "a"}\n', "line 2: no column 'prompt'"),
         ("p.jsonl", '{"prompt": 3}\n', "prompt 0 is 3; it must be text"),
-        ("p.jsonl", '{"prompt": "a", "n": "\\ud83d"}\n', "prompt 0 has half of a surrogate pair"),
-        ("p.jsonl", '{"prompt": "a", "n": 1}\n{"prompt": "b", "n": "x"}\n', "mixes types"),
+        ("p.jsonl", '{"prompt": "\\ud83d"}\n', "column 'prompt' cannot be kept in a store: .* surrogates"),
+        ("p.jsonl", '{"prompt": "a", "n": ["\\ud83d"]}\n', "column 'n' cannot be kept in a store: .* surr"),
+        ("p.jsonl", '{"prompt": "a", "\\ud83d": 1}\n', r"column '\\ud83d' cannot be kept in a store"),
+        ("p.jsonl", '{"prompt": "a", "n": 1}\n{"prompt": "b", "n": "x"}\n', "column 'n' cannot be kept"),
+        ("p.jsonl", '{"prompt": "a", "n": {}}\n', "column 'n' cannot be kept in a store: .* no child field"),
+        ("p.jsonl", '{"prompt": "a", "n": 18446744073709551615}\n', "column 'n' cannot be kept"),
+        ("p.jsonl", '{"prompt": "a", "n": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "line 1 is no JSON"),
         ("p.parquet", b"no parquet", "no parquet file"),
         ("p.json", "{}", "unknown suffix '.json'; known: .txt, .csv, .jsonl, .parquet"),
     ],
@@ -105,6 +111,14 @@ def test_labels_that_only_some_lines_have_are_null_in_the_others(tmp_path):
 def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
     with pytest.raises(InputError, match=message):
         read_prompts(_write(tmp_path / name, content))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pandas") is not None, reason="pandas knows nanoseconds")
+def test_nanoseconds_are_named(tmp_path):
+    times = pyarrow.array([1], pyarrow.timestamp("ns"))
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"], "t": times}), tmp_path / "p.parquet")
+    with pytest.raises(InputError, match=r"p\.parquet: Nanosecond"):
+        read_prompts(str(tmp_path / "p.parquet"))
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):

@@ -166,6 +166,29 @@ def test_killed_and_run_again_it_equals_a_run_that_was_not(config, tmp_path):
     assert tree(tmp_path / "store") == tree(tmp_path / "whole")
 
 
+def test_stopped_by_ctrl_c_it_says_so_in_a_line_and_goes_on(config, tmp_path):
+    (tmp_path / "many.txt").write_text("cat\n" * 40)
+    flags = [f"--config.extract.prompts={tmp_path / 'many.txt'}", "--config.extract.shard_samples=1"]
+    process = subprocess.Popen(
+        command(config, *flags),
+        cwd=ROOT,
+        env=os.environ | {"TQDM_DISABLE": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while process.poll() is None and len(list((tmp_path / "store/shards").glob("*.json"))) < 5:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (130, "stopped by Ctrl-C\n")
+    assert not (tmp_path / "store/manifest.json").exists()
+    overrides = {"extract__prompts": tmp_path / "many.txt", "extract__shard_samples": 1}
+    extract(config, **overrides)
+    extract(config, **overrides, extract__store=tmp_path / "whole")
+    assert tree(tmp_path / "store") == tree(tmp_path / "whole")
+
+
 def work(config, overrides, rank):
     """What torchrun starts, four times."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "4", "TQDM_DISABLE": "1"}
@@ -262,6 +285,10 @@ BAD = [
     ({"extract__store": ""}, "config.extract.store is empty"),
     ({"extract__store": "ftp://x/y"}, "unknown scheme ftp"),
     ({"extract__store": "memory://x"}, "config.extract.store is 'memory://x', which would be lost"),
+    ({"extract__store": "https://x/y"}, "config.extract.store is 'https://x/y', which can only be read"),
+    ({"extract__chunk_rows": 10**9}, "config.extract.chunk_rows is 1000000000; it must be at most 1000000"),
+    ({"extract__height": 80_000}, "config.extract.height is 80000; it must be at most 16384"),
+    ({"extract__seed": 2**63}, "config.extract.seed is 9223372036854775808; it must be at most"),
     ({"extract__prompts": ""}, "config.extract.prompts is empty; it names a file: .txt, .csv"),
     ({"extract__prompts": "none.txt"}, "none.txt: No such file"),
     ({"extract__prompts": "empty.txt"}, "empty.txt: the file holds no prompt"),
@@ -283,6 +310,7 @@ BAD = [
     ({"model__id": "no_config"}, "no text_encoder/config.json there"),
     ({"model__family": "flux"}, "set config.model.family=sd"),
     ({"model__device": "gpu7"}, "config.model.device is 'gpu7'"),
+    ({"model__device": "meta"}, "config.model.device is 'meta', which does not work here"),
     pytest.param(
         {"model__device": "cuda"},
         "torch has no cuda",

@@ -83,5 +83,7 @@ def test_workers_of_one_machine_take_its_gpus_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert [pipelines.device("auto", number).index for number in range(5)] == [0, 1, 2, 0, 1]
     assert pipelines.device("cuda:2", 1).index == 2
+    with pytest.raises(InputError, match=r"config.model.device is 'cuda:3', but this machine has 3"):
+        pipelines.device("cuda:3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pipelines.device("auto", 4) in (torch.device("cpu"), torch.device("mps"))
