@@ -17,11 +17,16 @@ import json
 import pathlib
 import socket
 
+import hypothesis
 import numpy as np
 import pytest
 
 from revelio_jax.config import Config, Extract, Model, Sae, Train
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("untimed")
+hypothesis.settings.load_profile("untimed")
 
 SITE, D, DICTIONARY, ACTIVE, SAMPLES, TOKENS = "clip.layer.1", 16, 24, 3, 256, 16
 

@@ -219,6 +219,8 @@ class StoreWriter:
 
     def _holds_anything(self) -> bool:
         try:
+            if self._folder is not None and self._folder == self._folder.parent:
+                return True  # of / TensorStore lists nothing
             keys = self._kvstore.list().result()
             return not all(key.startswith(f"{locks.FOLDER}/".encode()) for key in keys)
         except (ValueError, OSError) as error:  # a file, or nothing that may be listed

@@ -69,7 +69,7 @@ def test_every_epoch_holds_every_training_row_once(one):
     assert set(first) | set(held_out) == set(range(992)) - set(range(100, 115))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=20),
     group_chunks=st.integers(1, 25),
@@ -157,7 +157,7 @@ def test_sources_have_their_shares_of_every_batch_and_epochs_of_their_own(mixed)
     assert len(borders) > 5  # sources are not one after the other
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     weights=st.lists(st.integers(1, 20), min_size=1, max_size=5),
     lane_rows=st.integers(1, 500),

@@ -68,7 +68,7 @@ def tree(folder):
     }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.lists(st.integers(0, 11), min_size=1, max_size=5),
     dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
@@ -98,7 +98,7 @@ def test_what_is_written_is_read(rows, dtype, bad, chunk_rows):
         assert [s["prompt"] for s in store.samples] == [f"p{i}" for i in range(len(rows))]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(count=st.integers(0, 40), offset=st.floats(-1e4, 1e4), block=st.integers(1, 20))
 def test_statistics_do_not_depend_on_the_blocks(count, offset, block):
     rows = np.random.default_rng(count).normal(offset, 1, (count, 3)).astype(np.float32)
@@ -159,6 +159,12 @@ def test_the_order_of_shards_and_a_broken_off_write_leave_no_trace(tmp_path):
     (tmp_path / "c/a.layer.0/activations/c/1/0.__lock").write_bytes(b"half")
     write(tmp_path / "c", rows)
     assert tree(tmp_path / "a") == tree(tmp_path / "c")
+
+
+def test_the_root_of_a_file_system_is_no_place_for_a_store():
+    with pytest.raises(InputError, match="not empty and holds no store"):
+        StoreWriter("/", make_plan([3]), [{"id": 0, "prompt": ""}])
+    assert not pathlib.Path("/plan.json").exists()
 
 
 def test_a_run_killed_before_the_plan_was_there_begins_anew(tmp_path):
