@@ -25,7 +25,7 @@ from revelio_jax.config import Config, Extract, Model, Sae, Train
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
 
 # A busy machine is no failure.
-hypothesis.settings.register_profile("untimed")
+hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 SITE, D, DICTIONARY, ACTIVE, SAMPLES, TOKENS = "clip.layer.1", 16, 24, 3, 256, 16
