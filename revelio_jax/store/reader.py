@@ -66,9 +66,14 @@ class Store:
     @functools.cached_property
     def samples(self) -> list[dict[str, typing.Any]]:
         """A dict a sample, in order of id."""
+        return self.samples_table.to_pylist()
+
+    @functools.cached_property
+    def samples_table(self) -> pyarrow.Table:
+        """A row a sample, in order of id, in less memory."""
         table = self.kvstore.read("samples.parquet").result().value
         try:
-            return pyarrow.parquet.read_table(io.BytesIO(table)).to_pylist()
+            return pyarrow.parquet.read_table(io.BytesIO(table))
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"store {self.location}: samples.parquet cannot be read: {error}") from error
 
