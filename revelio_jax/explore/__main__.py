@@ -7,8 +7,10 @@ address; whoever reaches that may use it, since nobody is asked for a password. 
 what python -m revelio_jax.interpret found is shown and searched where it is there, and so is the report.
 """
 
+import contextlib
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 
@@ -27,6 +29,7 @@ EXAMPLES = 5
 def main() -> None:
     config, flags = parse(main_argv("revelio_jax.explore"), __doc__, **FLAGS)
     require("gradio", "explore", "the explorer")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder goes too
     with tempfile.TemporaryDirectory(prefix="revelio_explore_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of the pictures that Gradio serves; read when it is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # some of it asks here, not the page
@@ -39,14 +42,16 @@ def main() -> None:
         known = know(config, pathlib.Path(live.sae), live.n_latents)
         report = pathlib.Path(config.train.run or "runs", "report")
         page = app.build(live, known, report, _examples(config.steer.prompts))
-        shown = flags["host"] if ":" not in flags["host"] else f"[{flags['host']}]"
+        application = serve.application(page, report, flags["host"])
+        shown = f"[{flags['host']}]" if ":" in flags["host"] else flags["host"]
         if not serve.is_loopback(flags["host"]):
             print(
                 f"warning: --host is {flags['host']}: whoever reaches this machine may use the page",
                 file=sys.stderr,
             )
         print(f"explorer: http://{shown}:{listener.getsockname()[1]}/", flush=True)
-        serve.serve(serve.application(page, report, flags["host"]), listener)
+        with contextlib.suppress(KeyboardInterrupt):
+            serve.serve(application, listener)
 
 
 def _examples(prompts: str) -> list[str]:

@@ -40,6 +40,11 @@ class Steering:
     pooled: bool | None = None
     negative_branch: bool | None = None
 
+    def with_strength(self, key: str | int, strength: Strength) -> "Steering":
+        """The same with another strength of one concept."""
+        concepts = tuple((k, strength if k == key else held) for k, held in self.concepts)
+        return dataclasses.replace(self, concepts=concepts)
+
 
 def sampling(
     prompt: str | None, seed: float | None, steps: float | None, guidance: float | None, size: tuple[int, int]
@@ -106,6 +111,14 @@ def positions(typed: str | None) -> str | tuple[int, ...]:
             raise InputError(f"positions has {part.strip()}; numbers of tokens go up from 0")
         numbers |= set(range(first, last + 1))
     return tuple(sorted(numbers))
+
+
+def timesteps(first: float | None, last: float | None) -> tuple[float, float] | None:
+    """From first down to last; None where that is all. Raises InputError."""
+    steps = number("from timestep", first, 0, 1000), number("to timestep", last, 0, 1000)
+    if steps[0] < steps[1]:
+        raise InputError(f"timesteps go from {steps[0]:g} to {steps[1]:g}; they fall, as from 1000 to 600")
+    return None if steps == (1000, 0) else steps
 
 
 def png_of(mask: np.ndarray) -> bytes | None:

@@ -9,12 +9,14 @@ import typing
 
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
-from revelio_jax.interpret import results
+from revelio_jax.interpret import results, words
 from revelio_jax.interpret.results import Results
 from revelio_jax.steering.folder import WEIGHTS
 from revelio_jax.store import Store, open_store
 
 Row = dict[str, typing.Any]
+STARTS = ("<|startoftext|>", "<s>", "[CLS]")
+MOSTLY = 0.6  # share of the strongest samples from which on a class names a latent
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,10 +42,16 @@ class Known:
         return self.latents[latent] if self.latents else {}
 
     def name(self, latent: int) -> str:
-        """A latent in a few words: its best tag, else the words at which it is strongest, else ""."""
+        """A latent in a few words: its best tag, else the words it is strongest at, else its classes."""
         if tags := self.tags.get(latent):
             return tags[0]["label"]
-        return (self.row(latent).get("words") or "").strip()
+        return marks(self.row(latent).get("words") or "").strip() or ", ".join(self.classes(latent))
+
+    def classes(self, latent: int) -> list[str]:
+        """Those that most of its strongest samples are of, the purest first."""
+        row = self.row(latent)
+        shares = [(row.get(f"{label}.purity") or 0.0, row.get(f"{label}.majority")) for label in self.labels]
+        return [majority for share, majority in sorted(shares, key=lambda pair: -pair[0]) if share >= MOSTLY]
 
     def highest(self, latent: int) -> float | None:
         """Its largest value, where that is known and above 0."""
@@ -92,6 +100,11 @@ class Known:
         return [(int(i), float(s)) for i, s in zip(latents, scores, strict=True) if i >= 0]
 
 
+def marks(said: str) -> str:
+    """Words in which a tokenizer's marks are called what they are."""
+    return words.SPECIAL.sub(lambda mark: "(start)" if mark[0] in STARTS else "(end)", said)
+
+
 def know(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Known:
     """Read what interpreting wrote for this SAE; without it the explorer knows numbers only."""
     try:
@@ -132,7 +145,7 @@ def _said(row: Row, tags: list[Row], labels: list[str]) -> list[tuple[str, str]]
     """All that is said of a latent in words, with what says it."""
     said = [("tag", tag["label"]) for tag in tags if tag["label"]]
     if row.get("words"):
-        said.append(("words", row["words"]))
+        said.append(("words", marks(row["words"])))
     return said + [(label, row[f"{label}.majority"]) for label in labels if row.get(f"{label}.majority")]
 
 

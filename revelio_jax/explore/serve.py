@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from revelio_jax.errors import InputError
-from revelio_jax.explore.app import CSS, theme
+from revelio_jax.explore.theme import CSS, theme
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 HEADERS = {

@@ -10,12 +10,13 @@ import numpy as np
 import PIL.Image
 
 from revelio_jax.explore.fired import Fired
-from revelio_jax.explore.known import Known
+from revelio_jax.explore.known import Known, marks
 from revelio_jax.interpret import words
 from revelio_jax.steering.attachment import Clamp, Strength
 from revelio_jax.tokens import CONTENT, PADDING
 
-HEAT = (234, 88, 12)  # of a heatmap over a picture; style.css has the same of tokens
+SMALL = 256  # pixels of the larger side up to which a picture is enlarged crisply
+HEAT = (245, 138, 30)  # of a heatmap over a picture; style.css has the same of tokens
 
 
 def escaped(text: object) -> str:
@@ -47,6 +48,21 @@ def png(pixels: np.ndarray) -> str:
     written = io.BytesIO()
     PIL.Image.fromarray(pixels).save(written, "png")
     return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
+
+
+def picture(name: str, pixels: np.ndarray, said: str) -> str:
+    """A picture with its name and a link that saves it; small ones are enlarged without smoothing."""
+    address, crisp = png(pixels), " crisp" if max(pixels.shape[:2]) < SMALL else ""
+    return (
+        f'<figure class="picture{crisp}"><figcaption>{name} '
+        f'<a download="{name.lower()}.png" href="{address}">Save</a></figcaption>'
+        f'<img alt="{name}: {escaped(said)}" src="{address}"></figure>'
+    )
+
+
+def no_picture(name: str) -> str:
+    """The place of a picture that is still to come."""
+    return f'<figure class="picture"><figcaption>{name}</figcaption><div class="none"></div></figure>'
 
 
 def shown_tokens(fired: Fired) -> list[str]:
@@ -101,7 +117,7 @@ def where(fired: Fired, row: dict[str, typing.Any]) -> str:
         at = texts[row["position"]].strip() if row["position"] < len(texts) else "padding"
         return f"{at} · {step}" if step else at
     if fired.grid:
-        return f"{step} · {row['share']:.0%} of the picture"
+        return f"{row['share']:.0%} of it · {step}"
     return step
 
 
@@ -133,18 +149,21 @@ def _list(rows: list[tuple[int, str, float | None, float]], known: Known, chosen
     return f'<ul class="latents">{"".join(items)}</ul>'
 
 
-def card(latent: int, known: Known, report: bool) -> str:
+def heading(latent: int, known: Known, report: bool) -> str:
+    """A latent's number and name, with a link to its page where there is a report."""
+    named = f" <span>{escaped(name)}</span>" if (name := known.name(latent)) else ""
+    link = f'<a href="report/latent.html#{latent}">in the report</a>' if report else ""
+    return f"<h2>Latent {latent}{named}</h2>{link}"
+
+
+def card(latent: int, known: Known) -> str:
     """What is known of a latent."""
-    name, row = known.name(latent), known.row(latent)
-    lines = [
-        f"<h3>Latent {latent}{f' <span>{escaped(name)}</span>' if name else ''}"
-        + (f'<a href="report/latent.html#{latent}">in the report</a>' if report else "")
-        + "</h3>"
-    ]
+    row = known.row(latent)
+    lines = []
     facts: list[tuple[str, str]] = []
     if row:
         if row.get("words"):
-            facts.append(("strongest at", escaped(row["words"])))
+            facts.append(("strongest at", escaped(marks(row["words"]))))
         if tags := known.tags.get(latent):
             said = ", ".join(
                 f"{escaped(tag['label'])}"
@@ -202,7 +221,7 @@ def heatmaps(fired: Fired, latent: int, picture: np.ndarray) -> str:
 
     maps = [over(values.max(0), f"strongest, up to {amount(peak)}", large=True)]
     maps += [over(cells, f"t {t}") for t, cells in zip(fired.timesteps, values, strict=True)]
-    crisp = " crisp" if max(picture.shape[:2]) < 256 else ""
+    crisp = " crisp" if max(picture.shape[:2]) < SMALL else ""
     return f'<div class="heatmaps{crisp}" style="{style}">{"".join(maps)}</div>'
 
 
@@ -234,9 +253,9 @@ def difference(plain: np.ndarray, steered: np.ndarray) -> str:
 def strip(pictures: list[np.ndarray], strengths: list[Strength], at: Strength | None) -> str:
     """Pictures beside each other, each a button that takes its strength."""
     figures = []
-    crisp = " crisp" if max(pictures[0].shape[:2]) < 256 else ""
+    crisp = " crisp" if max(pictures[0].shape[:2]) < SMALL else ""
     for i, (picture, strength) in enumerate(zip(pictures, strengths, strict=True)):
-        name = "0, plain" if strength == 0 else signed(strength)
+        name = "0" if strength == 0 else signed(strength)
         figures.append(
             f'<button type="button" data-place="{i}" {_pressed(strength == at)}>'
             f'<img alt="strength {escaped(name)}" src="{png(picture)}"><span>{escaped(name)}</span></button>'
