@@ -51,7 +51,7 @@ def main() -> None:
             )
         print(f"explorer: http://{shown}:{listener.getsockname()[1]}/", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
-            serve.serve(application, listener)
+            serve.server(application).run(sockets=[listener])
 
 
 def _examples(prompts: str) -> list[str]:

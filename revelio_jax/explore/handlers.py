@@ -129,7 +129,7 @@ class Handlers:
     ) -> Iterator[Update]:
         """As :meth:`change`, after another handler that had nothing to complain of."""
         if said:
-            yield {}
+            yield self._nothing()
         else:
             yield from self.change(progress, request, *given)
 
@@ -176,13 +176,16 @@ class Handlers:
         elif kind == "token" and sampling is not None:
             yield self._view(sampling, latent, number)
 
-    @told
     def load(self, request: gr.Request) -> Iterator[Update]:
+        """Open the latent of the address, where it has one."""
         typed = request.query_params.get(OF_URL)
-        if typed is not None and not (typed.isdecimal() and len(typed) < 10):
+        yield from [self._nothing()] if typed is None else self._load(typed)
+
+    @told
+    def _load(self, typed: str) -> Iterator[Update]:
+        if not (typed.isdecimal() and len(typed) < 10):
             raise InputError(f"the address says {OF_URL}={typed[:40]}; it must be the number of a latent")
-        if typed is not None:
-            yield self._opened(int(typed), None)
+        yield self._opened(int(typed), None)
 
     @told
     def search(self, typed: str | None, latent: int | None) -> Iterator[Update]:
@@ -228,6 +231,10 @@ class Handlers:
         return {self.fields.prompt: self.examples[int(event._data["number"])]}
 
     # Inside
+
+    def _nothing(self) -> Update:
+        """Gradio takes no empty dict."""
+        return {self.fields.said: gr.skip()}
 
     def _asked(self, given: Sequence) -> tuple[Sampling, Steering | None, dict[str, typing.Any] | None]:
         """What the fields ``asks`` say, and what was painted. Raises InputError."""

@@ -41,16 +41,18 @@ def is_loopback(host: str) -> bool:
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 is any that is free. Raises InputError where it cannot be had."""
+    if not 0 <= port < 65536:
+        raise InputError(f"--port is {port}; it must be between 0, which takes one that is free, and 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)
-    except (OSError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
         raise InputError(
-            f"--host {host} --port {port} cannot be listened on: {error.strerror or error}; "
-            "--port 0 takes one that is free"
+            f"--host {host} --port {port} cannot be listened on: {why}; --port 0 takes one that is free"
         ) from error
     return listener
 
@@ -108,7 +110,6 @@ class WithHeaders:
         await self.app(scope, receive, with_headers)
 
 
-def serve(app: ASGIApp, listener: socket.socket) -> None:
-    """Answer until a signal says to end."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
-    server.run(sockets=[listener])
+def server(app: ASGIApp) -> uvicorn.Server:
+    """What answers, once its ``run(sockets=[...])`` is called, until a signal or ``should_exit`` ends it."""
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
