@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that CI checks: style, then the tests.
-extras=all,wandb,datasets
+extras=all,wandb,datasets,explore
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 # For one test each: a real sentence encoder, 84 MB, and what compares ways to forget a concept. What they say

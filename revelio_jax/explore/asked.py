@@ -1,9 +1,9 @@
 """What a person asks for in the page: a picture, and what is steered in it. Both are keys of what is kept."""
 
+import base64
 import dataclasses
 import io
 import math
-import typing
 
 import numpy as np
 import PIL.Image
@@ -13,6 +13,7 @@ from revelio_jax.errors import InputError
 from revelio_jax.steering.attachment import Strength
 
 MOST_STEPS, MOST_TEXT = 1000, 10_000
+MOST_PAINTED, MOST_SIDE = 8_000_000, 4096  # bytes and pixels of what is painted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,14 +137,22 @@ def mask_of(png: bytes) -> np.ndarray:
     return np.asarray(PIL.Image.open(io.BytesIO(png)), np.float32) / 255
 
 
-def painted(edited: dict[str, typing.Any] | None, height: int, width: int) -> bytes | None:
-    """The mask that was painted in an image editor, over a picture of height x width pixels.
+def painted(address: str | None, height: int, width: int) -> bytes | None:
+    """The mask of a picture of height x width, from what was painted: where that is opaque, it is 1.
 
-    A layer is RGBA, at any size: where it is opaque the mask is 1.
+    ``address`` is that of a PNG of any size, data:image/png;base64,...; None or "" is nothing painted.
+    Raises InputError.
     """
-    layers = [layer for layer in (edited or {}).get("layers", []) if layer is not None]
-    if not layers:
+    if not address:
         return None
-    opaque = np.max([np.asarray(layer)[..., 3] for layer in layers], axis=0)
-    resized = PIL.Image.fromarray(opaque).resize((width, height), PIL.Image.Resampling.BOX)
-    return png_of(np.asarray(resized, np.float32) / 255)
+    try:
+        head, _, data = address.partition(",")
+        if head != "data:image/png;base64" or len(data) > MOST_PAINTED:
+            raise ValueError(f"{len(data)} bytes of {head[:30]!r}")
+        picture = PIL.Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["PNG"])
+        if max(picture.size) > MOST_SIDE:
+            raise ValueError(f"{picture.size} pixels")
+        opaque = picture.convert("RGBA").getchannel("A")
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise InputError(f"the mask cannot be read: {error}; clear it and paint it again") from error
+    return png_of(np.asarray(opaque.resize((width, height), PIL.Image.Resampling.BOX), np.float32) / 255)

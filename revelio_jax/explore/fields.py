@@ -6,7 +6,6 @@ import typing
 from collections.abc import Callable
 
 import gradio as gr
-import numpy as np
 
 from revelio_jax.config import RULES
 from revelio_jax.explore import asked, show
@@ -16,7 +15,8 @@ from revelio_jax.steering.attachment import Clamp, Strength
 MOST = 6  # concepts and latents that are steered together
 REACH = 5.0  # of a slider, either way
 CLAMPED = 10.0  # what a latent is set to where nothing is known of its values
-CANVAS = 384  # pixels of the larger side of what is painted on, about
+PAINTED = 256  # pixels of the larger side of what is painted on, at least
+HERE = pathlib.Path(__file__).parent
 AS_RULE, YES, NO = "as the rule does", "yes", "no"
 SCALE, SET = "multiply", "set"
 
@@ -129,7 +129,7 @@ class Fields:
     add: gr.Button
     at_once: gr.Checkbox
     where: Where
-    mask: gr.ImageEditor
+    mask: gr.HTML
     strengths: gr.Textbox
     vary: gr.Dropdown
     compare: gr.Button
@@ -149,13 +149,6 @@ class Fields:
 def hint(text: str) -> str:
     """A line of advice."""
     return f'<p class="hint">{show.escaped(text)}</p>'
-
-
-def canvas(picture: np.ndarray, edited: dict[str, typing.Any] | None = None) -> dict[str, typing.Any]:
-    """A picture to paint on, with what was painted before; small ones are enlarged."""
-    times = max(1, round(CANVAS / max(picture.shape[:2])))
-    background = picture.repeat(times, 0).repeat(times, 1)
-    return {"background": background, "layers": (edited or {}).get("layers") or [], "composite": None}
 
 
 def lay_out(live: Live, report: pathlib.Path, examples: list[str]) -> Fields:
@@ -271,21 +264,20 @@ def _where(live: Live) -> Where:
     return Where(*chosen, *typed)
 
 
-def _mask(live: Live) -> gr.ImageEditor:
+def _mask(live: Live) -> gr.HTML:
+    """What is painted on the picture, as the address of a PNG: light enough to go with every change."""
     steer, painting = live.config.steer, live.in_denoiser and not live.sees_text
+    times = max(1, round(PAINTED / max(steer.height, steer.width)))
     with gr.Accordion("Mask: paint where to steer", visible=painting, elem_id="mask"):
-        return gr.ImageEditor(
-            canvas(np.full((steer.height, steer.width, 3), 200, np.uint8)) if painting else None,
-            label="Mask",
-            show_label=False,
-            sources=(),
-            transforms=(),
-            layers=False,
-            buttons=[],
-            brush=gr.Brush(default_size=48, colors=["#ea580c"], color_mode="fixed"),
-            format="png",
-            height=CANVAS + 46,
+        return gr.HTML(
+            "",
+            html_template=HERE.joinpath("painter.html").read_text(),
+            js_on_load=HERE.joinpath("painter.js").read_text(),
+            apply_default_css=False,
             elem_id="painted",
+            columns=steer.width * times,
+            rows=steer.height * times,
+            picture="",
         )
 
 

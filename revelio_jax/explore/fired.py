@@ -109,8 +109,8 @@ def fired(
 
 def grid_of(positions: int, height: int, width: int) -> tuple[int, int] | None:
     """Height and width of a site's positions over latents of height x width; None where they are no map."""
-    factor = 1
-    while factor <= max(height, width):
+    factor, grid = 1, (0, 0)
+    while grid != (1, 1):
         grid = -(-height // factor), -(-width // factor)
         if grid[0] * grid[1] == positions:
             return grid

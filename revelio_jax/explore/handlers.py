@@ -78,7 +78,7 @@ class Handlers:
         *given: typing.Any,
     ) -> Iterator[Update]:
         page, live = self.fields, self.live
-        sampling, steering, edited = self._asked(given)
+        sampling, steering = self._asked(given)
         if not live.in_denoiser:  # what fires is known before there is a picture
             yield {page.seen: sampling} | self._view(sampling, latent)
         before = live.plain(sampling, self._on_step(request, progress, "plain"))
@@ -86,7 +86,7 @@ class Handlers:
         if live.in_denoiser:
             made |= self._view(sampling, latent)
         if live.in_denoiser and not live.sees_text and sampling != drawn:
-            made[page.mask] = fields.canvas(before, edited)
+            made[page.mask] = gr.HTML(picture=show.png(before))
         yield made
         if steering is None:
             yield {
@@ -146,7 +146,7 @@ class Handlers:
         *given: typing.Any,
     ) -> Iterator[Update]:
         """The picture over strengths of one of what is steered, beside each other."""
-        sampling, steering, _ = self._asked(given)
+        sampling, steering = self._asked(given)
         if steering is None or at is None:
             raise InputError("nothing is steered: open a latent, or add a concept, to compare its strengths")
         numbers = _strengths(wanted)
@@ -236,17 +236,17 @@ class Handlers:
         """Gradio takes no empty dict."""
         return {self.fields.said: gr.skip()}
 
-    def _asked(self, given: Sequence) -> tuple[Sampling, Steering | None, dict[str, typing.Any] | None]:
-        """What the fields ``asks`` say, and what was painted. Raises InputError."""
-        sampled, (edited, rule, *rest) = given[: len(self.sampled)], given[len(self.sampled) :]
+    def _asked(self, given: Sequence) -> tuple[Sampling, Steering | None]:
+        """What the fields ``asks`` say. Raises InputError."""
+        sampled, (painted, rule, *rest) = given[: len(self.sampled)], given[len(self.sampled) :]
         sampling = asked.sampling(*sampled, self._size)
         count = len(self.fields.where.parts)
         where, (keys, *held) = rest[:count], rest[count:]
         if not keys:
-            return sampling, None, edited
+            return sampling, None
         concepts = tuple(zip(keys, _strengths_of(keys, held), strict=True))
-        mask = asked.painted(edited, *self._size)
-        return sampling, Steering(concepts, rule, mask=mask, **self.fields.where.read(where)), edited
+        mask = asked.painted(painted, *self._size)
+        return sampling, Steering(concepts, rule, mask=mask, **self.fields.where.read(where))
 
     def _on_step(self, request: gr.Request, progress: gr.Progress, what: str) -> Callable[[int, int], None]:
         session = request.session_hash
