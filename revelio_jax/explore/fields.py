@@ -248,7 +248,7 @@ def _where(live: Live) -> Where:
             gr.Dropdown(
                 value=YES if steer.pooled and live.takes_pooled else AS_RULE,
                 label="Pooled vector too",
-                info="of CLIP, beside the tokens",
+                info="CLIP's, where only concepts are steered",
                 visible=live.takes_pooled,
                 elem_id="pooled",
                 **choice,

@@ -246,7 +246,10 @@ class Handlers:
             return sampling, None
         concepts = tuple(zip(keys, _strengths_of(keys, held), strict=True))
         mask = asked.painted(painted, *self._size)
-        return sampling, Steering(concepts, rule, mask=mask, **self.fields.where.read(where))
+        limits = self.fields.where.read(where)
+        if limits["pooled"] and any(isinstance(key, int) for key in keys):
+            limits["pooled"] = None  # a latent has no pooled vector
+        return sampling, Steering(concepts, rule, mask=mask, **limits)
 
     def _on_step(self, request: gr.Request, progress: gr.Progress, what: str) -> Callable[[int, int], None]:
         session = request.session_hash
@@ -276,7 +279,7 @@ class Handlers:
         return made
 
     def _opened(self, latent: int, sampling: Sampling | None) -> Update:
-        if latent >= self.live.n_latents:
+        if not 0 <= latent < self.live.n_latents:
             raise InputError(f"latent {latent} is none of this SAE's, which has 0-{self.live.n_latents - 1}")
         page = self.fields
         return {

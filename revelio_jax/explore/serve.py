@@ -73,6 +73,7 @@ def application(page: gr.Blocks, report: pathlib.Path, host: str) -> ASGIApp:
         mcp_server=False,
         enable_monitoring=False,
         pwa=False,
+        max_file_size=1,  # a byte: nothing of the page is uploaded
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )
     if is_loopback(host):  # a name that another host's page makes point here is refused

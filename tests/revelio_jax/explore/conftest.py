@@ -55,7 +55,7 @@ def write_run():
             model=Model(id=model, family=family, device="cpu"),
             extract=Extract(store=str(folder / "store")),
             train=Train(run=str(folder)),
-            steer=Steer(rule="contrast", steps=3, guidance=2.5, height=32, width=32),
+            steer=Steer(rule="contrast", pooled=True, steps=3, guidance=2.5, height=32, width=32),
         )
 
     return write

@@ -309,6 +309,15 @@ def test_flux(use):
     used.until_status("of pixels differ")
     assert (used.pixels("steered") != plain).any()
     np.testing.assert_array_equal(made_by(used.python()), used.pixels("steered"))
+    assert "pooled" not in used.python()  # a latent has none
+    used.page.locator("#remove-0").click()
+    used.until_status("Nothing is steered")
+    used.page.locator("#concept textarea, #concept input").first.fill("glossy 3d")
+    used.page.locator("#add").click()
+    used.until_status("of pixels differ")
+    program = used.python()
+    assert "pooled=True" in program
+    np.testing.assert_array_equal(made_by(program), used.pixels("steered"))
 
 
 def test_on_a_phone(use):
