@@ -126,8 +126,9 @@ class _Reader:
 
     def _strata(self, latent: int, samples: dict[str, list]) -> list[dict[str, typing.Any]]:
         """In the order of the facts; only those in which the latent fires."""
-        start, stop = self.offsets[latent], self.offsets[latent + 1]
+        start, stop = self.offsets[latent : latent + 2]
         rows = self.by_stratum.slice(start, stop - start).to_pylist()
+        rows = [row for row in rows if row["rows"]]
         order = {str(value): i for i, value in enumerate(self.material.facts["stratum"]["values"])}
         rows.sort(key=lambda row: order.get(row["stratum"], len(order)))
         return [
