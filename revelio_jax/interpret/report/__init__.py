@@ -17,7 +17,16 @@ import numpy as np
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.pictures import open_pictures
-from revelio_jax.interpret.report import comparison, overview, pages, scripts, table, texts, thumbnails
+from revelio_jax.interpret.report import (
+    comparison,
+    matches,
+    overview,
+    pages,
+    scripts,
+    table,
+    texts,
+    thumbnails,
+)
 from revelio_jax.interpret.report.material import Material, name_of, report_of
 from revelio_jax.interpret.results import Results
 from revelio_jax.store import Store, open_store
@@ -33,13 +42,16 @@ SHOWN = (
 def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> pathlib.Path:
     """Write the report of a run, whole or not at all; returns its folder. What was there is replaced.
 
-    ``compare`` are results of other runs, which are set beside this one. Raises InputError where the store
-    or its pictures are not those that the results were made of.
+    ``compare`` are results of other runs, which are set beside this one. Raises InputError, before anything
+    is written, where the store or its pictures are not those that the results were made of, or an autoencoder
+    to compare with is gone.
     """
     run = pathlib.Path(config.train.run)
     folder = report_of(run, results)
     part, old = (folder.with_name(folder.name + suffix) for suffix in (".part", ".old"))
     store = _store(results)
+    for one in (results, *compare) if compare else ():
+        matches.check(one)
     pictures = open_pictures(store, config.extract) if results.facts["kind"] == "image" else None
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)

@@ -51,11 +51,12 @@ async function draw() {
     return;
   }
   const page = chunk.pages[latent - chunk.start];
+  const few = facts.kind === "image" ? 10 : 5;
   const [profiles, top, weaker, strata] = await Promise.all([
     readProfiles(facts, page),
     readSamples(facts, page.top),
     readSamples(facts, page.weaker),
-    Promise.all(page.strata.map(({ kept }) => readSamples(facts, kept))),
+    Promise.all(page.strata.map(({ kept }) => readSamples(facts, kept.slice(0, few)))),
   ]);
   if (mine !== turn) return;
   const named = new Map(chunk.numbers.map((number, i) => [number, chunk.named[i]]));
@@ -184,8 +185,18 @@ function strataSection(facts, page, samples) {
             const [purity, , , majority] = one.labels[j];
             return purity === null ? null : chip(label, majority, el("span.figure", {}, ` ${fixed(purity)}`));
           }))),
-        facts.kind === "image" ? pictureStrip(facts, samples[i], false)
-          : promptList(facts, page, samples[i], samples[i].map(() => null), false)))));
+        withMore(facts, samples[i], one.kept, (shown) => (facts.kind === "image" ? pictureStrip(facts, shown, false)
+          : promptList(facts, page, shown, shown.map(() => null), false)))))));
+}
+
+// A list of the first samples, and of all where they are asked for.
+function withMore(facts, samples, kept, list) {
+  const box = el("div", {}, list(samples));
+  const left = kept.length - samples.length;
+  if (left > 0) {
+    box.append(el("button.more", { type: "button", on: { click: async () => box.replaceChildren(list(await readSamples(facts, kept))) } }, `${count(left)} more`));
+  }
+  return box;
 }
 
 function valuesSection(facts, page) {

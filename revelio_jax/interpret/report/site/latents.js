@@ -46,6 +46,7 @@ const SEARCH_WAITS = 150; // ms
 
   async function update() {
     const mine = ++turn;
+    box.setAttribute("aria-busy", "true");
     if (search.value !== state.q && document.activeElement !== search) search.value = state.q;
     sort.value = state.sort;
     dead.value = state.dead;
@@ -69,6 +70,7 @@ const SEARCH_WAITS = 150; // ms
         show(found, 1);
         box.scrollTop = 0;
         table.go(0, false);
+        box.removeAttribute("aria-busy");
       }
     } catch (error) {
       fail(error);
@@ -162,18 +164,15 @@ function row(facts, latent, state) {
       const show = name === "frequency" || name === "spread" ? percent : name === "samples" ? count : value;
       return el(`span.number.c-${name}${mark(name)}`, { role: "cell", "data-name": describeColumn(name).title }, values[0] === 0 && name !== "samples" ? NONE : show(values[i]));
     });
-    node.replaceChildren(
-      el("span.c-latent", { role: "cell" }, link),
+    node.append(
       el("span.c-words", { role: "cell", title: [tag, words].filter(Boolean).join(": ") },
         miniatures(facts, pictures), tag ? el("span.tag", {}, tag) : null,
         el("span.words", { dir: "auto" }, words || (values[0] === 0 ? "dead" : ""))),
       ...cells);
   };
+  node.append(el("span.c-latent", { role: "cell" }, link)); // which stays, as it may have the focus
   if (arrived.has(key)) fill(arrived.get(key));
-  else {
-    node.append(el("span.c-latent", { role: "cell" }, link));
-    load(key).then(fill).catch(fail);
-  }
+  else load(key).then(fill).catch(fail);
   node.addEventListener("click", (event) => event.target.closest("a") || getSelection().toString() || (location.href = latentAddress(latent, tableState())));
   return node;
 }
