@@ -117,7 +117,7 @@ def visit(chromium) -> Iterator[Callable[..., Visit]]:
         context.close()
     for visited in visits:
         assert not visited.left
-        assert not visited.errors
+        assert not visited.errors, visited.errors
 
 
 def until(page: "Page", expression: str, seconds: float = 20) -> None:
@@ -144,11 +144,15 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128  # a page asks for many files at once
+
+
 @contextlib.contextmanager
 def served(folder: pathlib.Path) -> Iterator[str]:
     """The URL of a folder on a web server of this machine, with a slash at its end."""
     handler = functools.partial(_Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

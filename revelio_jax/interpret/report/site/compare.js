@@ -38,12 +38,12 @@ const WAYS = {
       sides(facts, other, data),
       el("div.halves", {},
         el("section.panel", {}, histogram({
-          edges: data.density[0].edges, tick: powerTick, unit: "latents",
+          edges: data.density[0].edges, tick: powerTick, unit: "latents", shares: true,
           series: [{ counts: data.density[0].counts, name: "A", look: "a" }, { counts: data.density[1].counts, name: "B", look: "b" }],
           caption: [el("h2", {}, "How often latents fire"), key()],
         })),
         data.purity.map(([ours, theirs]) => el("section.panel", {}, histogram({
-          edges: ours.edges, tick: (edge, exactly) => (exactly || Math.round(edge * 100) % 20 === 0 ? fixed(edge) : null), unit: "latents",
+          edges: ours.edges, tick: (edge, exactly) => (exactly || Math.round(edge * 100) % 20 === 0 ? fixed(edge) : null), unit: "latents", shares: true,
           series: [{ counts: ours.counts, name: "A", look: "a" }, { counts: theirs.counts, name: "B", look: "b" }],
           caption: [el("h2", {}, `Purity: ${ours.label}`), key()],
         }))),
@@ -63,7 +63,7 @@ const WAYS = {
 })();
 
 function key() {
-  return el("p.note.key", {}, el("span.mark.a", {}, "A"), " and ", el("span.mark.b", {}, "B"), " over one another.");
+  return el("p.note.key", {}, el("span.mark.a", {}, "A"), " and ", el("span.mark.b", {}, "B"), " over one another, as shares of the latents of each that are counted.");
 }
 
 function sides(facts, other, { numbers: [ours, theirs] }) {
@@ -96,7 +96,7 @@ function matchList(facts, other, index, way, state, change) {
   const [name, down] = [sort.replace(/^-/, ""), sort.startsWith("-")];
   const column = other.ways.indexOf(way);
   let latents = [];
-  const box = el("div.rows.matches", { role: "table", tabindex: 0, "aria-label": "Matches", css: { "--pictures": facts.picture ? 3 : 0 } });
+  const box = el("div.rows.matches", { role: "table", tabindex: 0, "aria-label": "Matches" });
   const head = (id, text, sortable) => el("span", { role: "columnheader", class: `c-${id}`, "aria-sort": name === id ? (down ? "descending" : "ascending") : null },
     sortable ? el("button", { type: "button", on: { click: () => change({ sort: (name === id ? !down : id !== "latent") ? `-${id}` : id }) } },
       text, el("span.arrow", { "aria-hidden": "true" }, name === id ? (down ? "↓" : "↑") : "")) : text);

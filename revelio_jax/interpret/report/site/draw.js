@@ -1,27 +1,29 @@
 // Histograms and maps of numbers.
 "use strict";
 
-// Bars over edges. series: [{counts, name, look}], drawn over one another; tick(edge) is its text or null.
-function histogram({ edges, series, tick, caption, unit, address }) {
+// Bars over edges. series: [{counts, name, look}], drawn over one another, as shares of each where asked for;
+// tick(edge) is its text or null; address(low, high, i, first, last) is where a bar leads.
+function histogram({ edges, series, tick, caption, unit, shares, address }) {
   const used = edges.slice(0, -1).map((_, i) => series.some(({ counts }) => counts[i] > 0));
   const first = Math.max(0, used.indexOf(true) - 1);
   const last = Math.min(used.length - 1, used.lastIndexOf(true) + 1);
   if (!used.includes(true)) return el("figure.chart", {}, el("figcaption", {}, caption), empty("Nothing to count."));
-  const most = Math.max(...series.flatMap(({ counts }) => counts));
+  const whole = series.map(({ counts }) => (shares ? Math.max(1, sum(counts)) : 1));
+  const most = Math.max(...series.flatMap(({ counts }, number) => counts.map((n) => n / whole[number])));
   const place = (edge) => (100 * (edge - edges[first])) / (edges[last + 1] - edges[first]);
   const total = series.map(({ name, counts }) => `${name ? `${name}: ` : ""}${count(sum(counts))} ${unit}`).join(", ");
   const plot = el("div.plot", { role: "img", "aria-label": `Histogram. ${total}.` },
-    el("span.top", {}, count(most)));
+    el("span.top", {}, shares ? percent(most) : count(most)));
   for (const [number, { counts, look, name }] of series.entries()) {
     for (let i = first; i <= last; i++) {
       if (!counts[i]) continue;
-      const says = `${name ? `${name}, ` : ""}${tick(edges[i], true)} to ${tick(edges[i + 1], true)}: ${count(counts[i])} ${unit}`;
+      const says = `${name ? `${name}, ` : ""}${tick(edges[i], true)} to ${tick(edges[i + 1], true)}: ${count(counts[i])} ${unit}${shares ? `, ${percent(counts[i] / whole[number])}` : ""}`;
       const where = address?.(edges[i], edges[i + 1], i, first, last);
       plot.append(el(`${where ? "a" : "i"}.column.${look ?? "one"}`, {
         title: says, href: where, tabindex: where ? -1 : null,
         css: {
           "--left": place(edges[i]), "--width": place(edges[i + 1]) - place(edges[i]),
-          "--height": (100 * counts[i]) / most, "--number": number,
+          "--height": (100 * counts[i]) / whole[number] / most,
         },
       }));
     }

@@ -4,9 +4,8 @@
 // el("a.button", {href, on: {click}, css: {"--x": 1}}, ...children); children are nodes, texts or lists.
 function el(name, attributes = {}, ...children) {
   const [tag, ...classes] = name.split(".");
-  const svg = tag === "svg" || SVG_TAGS.has(tag);
-  const node = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
-  if (classes.length) node.setAttribute("class", classes.join(" "));
+  const node = document.createElement(tag);
+  if (classes.length) node.className = classes.join(" ");
   for (const [key, value] of Object.entries(attributes)) {
     if (value === undefined || value === null || value === false) continue;
     if (key === "on") for (const [type, listen] of Object.entries(value)) node.addEventListener(type, listen);
@@ -16,9 +15,6 @@ function el(name, attributes = {}, ...children) {
   node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return node;
 }
-
-const SVG = "http://www.w3.org/2000/svg";
-const SVG_TAGS = new Set(["g", "rect", "line", "path", "text", "circle"]);
 
 const counts = new Intl.NumberFormat("en");
 const digits3 = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
@@ -63,6 +59,12 @@ function plural(n, one, many = `${one}s`) {
 
 function className(name) {
   return name === "" ? "(none)" : name;
+}
+
+// Signs that are not seen but turn or break what stands around them, made to be seen.
+function visible(text) {
+  return text.replace(/[\u0000-\u001f\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069]/g,
+    (sign) => `[${sign.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}]`);
 }
 
 // How a latent is named: its tag where it has one, else its words.

@@ -84,7 +84,7 @@ function heading(facts, latent, page, table) {
   const state = readState(table);
   return el("div.title", {},
     el("div.crumbs", {},
-      el("a.back", { href: tableAddress(table) }, "← ", state.q ? `Latents with “${state.q}”` : "All latents"),
+      el("a.back", { href: tableAddress(table, latent) }, "← ", state.q ? `Latents with “${state.q}”` : "All latents"),
       el("span.walk", {}, el("a.step.previous", { "aria-label": "Previous latent" }, "‹"), el("span.place"), el("a.step.next", { "aria-label": "Next latent" }, "›"))),
     el("h1", {}, "Latent ", latent,
       label ? el("span.tag", { dir: "auto" }, label) : null,

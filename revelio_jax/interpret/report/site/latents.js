@@ -21,7 +21,7 @@ const SEARCH_WAITS = 150; // ms
   const ranges = el("div.ranges");
   const box = el("div.rows", {
     role: "table", tabindex: 0, "aria-label": "Latents", "aria-colcount": names.length + 1,
-    css: { "--labels": facts.labels.length, "--pictures": facts.picture ? 3 : 0 },
+    css: { "--labels": facts.labels.length, "--words": facts.picture ? (facts.tagged ? "20rem" : "9rem") : "12rem" },
   });
   const head = el("div.head", { role: "row", "aria-rowindex": 1 });
   box.append(el("div", { role: "rowgroup", class: "sticky" }, head));
@@ -39,7 +39,7 @@ const SEARCH_WAITS = 150; // ms
   const table = virtualRows(box, rowHeight, (index) => row(facts, latents[index], () => state));
 
   function change(part) {
-    state = { ...state, ...part };
+    state = { ...state, at: null, ...part };
     history.replaceState(null, "", `#${writeState(state)}`);
     update();
   }
@@ -59,8 +59,7 @@ const SEARCH_WAITS = 150; // ms
       if (mine !== turn) return true;
       latents = found;
       table.show(latents.length);
-      const all = state.dead === "hide" ? "that fire" : state.dead === "only" ? "that never fire" : "";
-      status.textContent = share < 1 ? `searching: ${Math.round(100 * share)} %` : `${plural(found.length, "latent")} ${found.length === facts.latents ? "" : all}`.trim();
+      status.textContent = share < 1 ? `searching: ${Math.round(100 * share)} %` : `${count(found.length)} of ${plural(facts.latents, "latent")}`;
       none.hidden = found.length > 0 || share < 1;
       return false;
     };
@@ -69,7 +68,7 @@ const SEARCH_WAITS = 150; // ms
       if (mine === turn) {
         show(found, 1);
         box.scrollTop = 0;
-        table.go(0, false);
+        table.go(Math.max(0, state.at === null ? 0 : latents.indexOf(state.at)), false);
         box.removeAttribute("aria-busy");
       }
     } catch (error) {

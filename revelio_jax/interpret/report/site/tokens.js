@@ -30,7 +30,7 @@ function tokensOf(facts, page, sample, profile) {
 function tokenNode(page, sample, { text, special, padding, position, share }) {
   const peak = position === sample.position;
   const [, before, inner, after] = text.match(/^(\s*)([\s\S]*?)(\s*)$/);
-  const shown = special ? inner.replace(/^<\|?\/?|\|?>$|^\[|\]$/g, "").replace("startoftext", "start").replace("endoftext", "end").replace(/^s$/, "end") : inner;
+  const shown = special ? inner.replace(/^<\|?\/?|\|?>$|^\[|\]$/g, "").replace("startoftext", "start").replace("endoftext", "end").replace(/^s$/, "end") : visible(inner);
   const where = `${padding ? "padding, " : ""}position ${position}`;
   const says = share === null ? where : share > 0 ? `${value(share * page.max)}${peak ? ", its peak" : ""}, ${where}` : `silent, ${where}`;
   const node = el(`span.token${special ? ".special" : ""}${padding ? ".padding" : ""}${peak ? ".peak" : ""}${share === null ? ".unknown" : ""}`, {

@@ -58,7 +58,7 @@ def test_from_table_to_latent_to_neighbour_and_back(visit, at, text_report):
     neighbour.click()
     heading(page, number)
     page.locator(".back").click()
-    assert rows(page)[0] == 0
+    assert int(number) in rows(page)  # where one was
 
 
 def test_search_sort_and_the_address_keep_the_state(visit, at, text_report):
@@ -66,10 +66,10 @@ def test_search_sort_and_the_address_keep_the_state(visit, at, text_report):
     page = visited.page
     assert len(rows(page)) < 60  # of 149, only what is seen
     page.get_by_role("searchbox").fill("heart")
-    until(page, "/^1 latent/.test(document.querySelector('.status').textContent)")
+    until(page, "/^1 of/.test(document.querySelector('.status').textContent)")
     assert rows(page) == [0]
     page.get_by_role("searchbox").fill("")
-    until(page, "/^149/.test(document.querySelector('.status').textContent)")
+    until(page, "/^149 of/.test(document.querySelector('.status').textContent)")
     page.get_by_role("columnheader", name="Frequency").get_by_role("button").click()
     until(page, "document.querySelector('[aria-sort=descending]')")
     assert rows(page)[0] == 0
@@ -94,18 +94,18 @@ def test_dead_latents_and_ranges(visit, text_report):
     page = visit(from_disk(text_report, "latents.html#dead=only")).page
     assert rows(page) == [1]
     page.locator("#dead").select_option("show")
-    until(page, "/^150/.test(document.querySelector('.status').textContent)")
+    until(page, "/^150 of/.test(document.querySelector('.status').textContent)")
     page.get_by_text("Filter", exact=True).click()
     page.get_by_label("At least").fill("0.5")
     page.get_by_role("button", name="Add").click()
-    until(page, "/^1 latent/.test(document.querySelector('.status').textContent)")
+    until(page, "/^1 of/.test(document.querySelector('.status').textContent)")
     assert rows(page) == [0]
     page.get_by_role("button", name=re.compile("Remove the filter")).click()
-    until(page, "/^150/.test(document.querySelector('.status').textContent)")
+    until(page, "/^150 of/.test(document.querySelector('.status').textContent)")
     page.get_by_role("searchbox").fill("no such word")
-    until(page, "/^0/.test(document.querySelector('.status').textContent)")
+    until(page, "/^0 of/.test(document.querySelector('.status').textContent)")
     page.get_by_role("button", name="Show all").click()
-    until(page, "/^149/.test(document.querySelector('.status').textContent)")
+    until(page, "/^149 of/.test(document.querySelector('.status').textContent)")
 
 
 def test_a_dead_latent_says_so(visit, text_report):
@@ -123,7 +123,7 @@ def test_keys_on_the_table(visit, text_report):
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "search"
     page.keyboard.type("apple")
-    until(page, "!/^149/.test(document.querySelector('.status').textContent)")
+    until(page, "!/^149 of/.test(document.querySelector('.status').textContent)")
     found = rows(page)
     assert 1 < len(found) < 149
     page.keyboard.press("ArrowDown")
@@ -140,6 +140,7 @@ def test_keys_on_the_table(visit, text_report):
     until(page, "document.querySelector('.walk .place').textContent.startsWith('2 of')")
     page.keyboard.press("b")
     assert rows(page) == found
+    assert page.locator(".row.active a").inner_text() == str(found[1])
 
 
 def test_the_last_row_can_be_reached(visit, text_report):
@@ -202,7 +203,7 @@ def test_what_strangers_wrote_is_text(visit, text_report, text_store):
         )
         assert len(shown) == size.top
         for number, prompt in enumerate(HOSTILE):
-            start = "".join(prompt.lower().split())[:12]
+            start = "".join(prompt.lower().replace("\u202e", "[202E]").split())[:12]
             if any(start in text for text in shown):
                 found.add(number)
         if found == set(range(len(HOSTILE))):

@@ -45,5 +45,5 @@ def test_the_table_is_quick_to_its_end(visit, large):
         until(page, f"document.activeElement.textContent === '{LATENTS - 1}'")
         assert page.locator(".row").count() < 60
         page.get_by_role("searchbox").fill(f"#{LATENTS - 3}")
-        until(page, "/^1 latent/.test(document.querySelector('.status').textContent)")
+        until(page, "/^1 of/.test(document.querySelector('.status').textContent)")
         assert page.locator(".row a").inner_text() == str(LATENTS - 3)
