@@ -17,15 +17,24 @@ import numpy as np
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.pictures import open_pictures
-from revelio_jax.interpret.report import comparison, overview, pages, scripts, table, texts, thumbnails
-from revelio_jax.interpret.report.material import Material
+from revelio_jax.interpret.report import (
+    comparison,
+    matches,
+    overview,
+    pages,
+    scripts,
+    table,
+    texts,
+    thumbnails,
+)
+from revelio_jax.interpret.report.material import Material, name_of, report_of
 from revelio_jax.interpret.results import Results
 from revelio_jax.store import Store, open_store
 
 SITE = pathlib.Path(__file__).parent / "site"
 # Of the results' facts, those that every page may need.
 SHOWN = (
-    "name", "site", "model", "family", "mode", "timesteps", "store", "sae", "d", "latents", "k", "rows",
+    "site", "model", "family", "mode", "timesteps", "store", "sae", "d", "latents", "k", "rows",
     "samples", "kind", "positions", "grid", "cells", "stratum", "labels", "top", "histogram_log2_edges",
 )  # fmt: skip
 
@@ -33,12 +42,16 @@ SHOWN = (
 def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> pathlib.Path:
     """Write the report of a run, whole or not at all; returns its folder. What was there is replaced.
 
-    ``compare`` are results of other runs, which are set beside this one. Raises InputError where the store
-    or its pictures are not those that the results were made of.
+    ``compare`` are results of other runs, which are set beside this one. Raises InputError, before anything
+    is written, where the store or its pictures are not those that the results were made of, or an autoencoder
+    to compare with is gone.
     """
     run = pathlib.Path(config.train.run)
-    folder, part, old = run / "report", run / "report.part", run / "report.old"
+    folder = report_of(run, results)
+    part, old = (folder.with_name(folder.name + suffix) for suffix in (".part", ".old"))
     store = _store(results)
+    for one in (results, *compare) if compare else ():
+        matches.check(one)
     pictures = open_pictures(store, config.extract) if results.facts["kind"] == "image" else None
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
@@ -56,6 +69,7 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
         others = [dataclasses.replace(o, drawn=drawn) if o in same else o for o in others]
 
     facts = {name: results.facts[name] for name in SHOWN} | {
+        "name": name_of(results),
         "made": datetime.date.today().isoformat(),
         "version": importlib.metadata.version("revelio_jax"),
         "picture": size,
@@ -66,7 +80,7 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
     }
     facts["chunk"]["pages"] = pages.write(part, ours)
     table.write(part, ours)
-    facts["compare"] = [comparison.write(part, i, ours, other, run) for i, other in enumerate(others)]
+    facts["compare"] = [comparison.write(part, i, ours, other, folder) for i, other in enumerate(others)]
     scripts.write(part, "overview", overview.write(ours, tuple(compare)))
     scripts.write(part, "facts", facts)
 

@@ -6,22 +6,30 @@ For when tags have come, pictures shall be of another size, or another SAE be se
 that fit are taken over from the report that is there.
 """
 
+import pathlib
+
 from revelio_jax.command import main_argv, parse
 from revelio_jax.errors import InputError, reported
 from revelio_jax.interpret import results
 from revelio_jax.interpret.report import write
 
-FLAGS = {"compare": ((), "folder of a run whose latents are compared with; may be given several times")}
+FLAGS = {"compare": ((), "run to compare with, or its folder neurons; may be given several times")}
 
 
 def main() -> None:
     config, flags = parse(main_argv("revelio_jax.interpret.report"), __doc__, **FLAGS)
     if not config.train.run:
         raise InputError("config.train.run is empty; it names the folder of the run")
-    ours = results.load(results.folder_of(config.train.run))
-    compare = [results.load(results.folder_of(run)) for run in flags["compare"]]
+    ours = results.load(results.folder_of(config.train.run, config.interpret.sae))
+    compare = [results.load(_results(folder)) for folder in flags["compare"]]
     folder = write(config, ours, compare)
     print(f"report: {folder / 'index.html'}")
+
+
+def _results(folder: str) -> pathlib.Path:
+    """The folder of a run's results; one such, as runs/mini_sd/neurons, may be given itself."""
+    path = pathlib.Path(folder)
+    return path if (path / "summary.json").is_file() else results.folder_of(folder)
 
 
 if __name__ == "__main__":

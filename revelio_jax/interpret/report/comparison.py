@@ -7,19 +7,19 @@ import typing
 import numpy as np
 
 from revelio_jax.interpret.report import matches, overview, scripts
-from revelio_jax.interpret.report.material import Material
+from revelio_jax.interpret.report.material import Material, name_of, report_of
 from revelio_jax.interpret.report.scripts import number
 from revelio_jax.interpret.report.table import ROWS
 
 SCORES = np.linspace(0, 1, 21).round(2)
 
 
-def write(report: pathlib.Path, index: int, ours: Material, other: Material, run: pathlib.Path) -> dict:
+def write(report: pathlib.Path, index: int, ours: Material, other: Material, folder: pathlib.Path) -> dict:
     """Write what belongs to the other run number ``index``; returns what the pages say of it at once.
 
     ``data/compare/INDEX/rows/N.js`` has, for latents of a chunk of rows of ours, of each way to match
     [latent of the other, score] or null, and ``named`` of those; ``columns/N.js`` has the scores of a way,
-    packed float32 [F]; ``facts.js`` the histograms. ``run`` is the folder of our run.
+    packed float32 [F]; ``facts.js`` the histograms. ``folder`` is where our report will be.
     """
     ways = [
         (name, *found)
@@ -64,12 +64,13 @@ def write(report: pathlib.Path, index: int, ours: Material, other: Material, run
             "ways": [[name, _scores(ours, score)] for name, _, score in ways],
         },
     )
-    theirs = other.results.folder.parent / "report"
+    theirs = report_of(other.results.folder.parent, other.results)
     return {
-        **{name: facts[name] for name in ("name", "site", "latents", "d", "k", "rows", "samples", "model")},
+        **{name: facts[name] for name in ("site", "latents", "d", "k", "rows", "samples", "model")},
+        "name": name_of(other.results),
         "ways": [name for name, _, _ in ways],
         # From a page of this report to the other's, where it has one.
-        "report": pathlib.PurePath(os.path.relpath(theirs, run / "report")).as_posix()
+        "report": pathlib.PurePath(os.path.relpath(theirs, folder)).as_posix()
         if (theirs / "index.html").is_file()
         else "",
     }

@@ -15,13 +15,25 @@ from safetensors import SafetensorError, safe_open
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.results import Results
 
-BLOCK = 2048  # latents of each side that are compared at a time
+BLOCK = 2048  # latents of each side whose decoders are compared at a time
+PAIRS = 2**22  # pairs of latents whose samples are compared at a time
+
+
+def check(results: Results) -> None:
+    """Raise InputError where a decoder is named that cannot be read."""
+    try:
+        if _folder(results):
+            _decoder(results)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{results.folder} is of {_folder(results)}, which cannot be read: {error}"
+        ) from error
 
 
 def by_decoder(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
     """Of each latent of a the nearest of b, int32 [F], and its cosine, float32 [F].
 
-    None where widths differ or either has no decoder. Raises InputError where a decoder cannot be read.
+    None where widths differ or either has no decoder.
     """
     if a.facts["d"] != b.facts["d"] or not (_folder(a) and _folder(b)):
         return None
@@ -58,7 +70,7 @@ def by_samples(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
     spans = np.searchsorted(samples_b, samples_a), np.searchsorted(samples_b, samples_a, "right")
     match = np.full(len(count_a), -1, np.int32)
     score = np.zeros(len(count_a), np.float32)
-    step = max(1, 2**22 // max(1, len(count_b)))
+    step = max(1, PAIRS // max(1, len(count_b)))
     firsts = np.searchsorted(latents_a, np.arange(len(count_a) + 1))
     for start in tqdm.trange(0, len(count_a), step, desc="samples", unit="block", dynamic_ncols=True):
         stop = min(start + step, len(count_a))
@@ -84,11 +96,7 @@ def _folder(results: Results) -> str:
 
 
 def _decoder(results: Results):
-    path = pathlib.Path(_folder(results), "sae_weights.safetensors")
-    try:
-        return safe_open(path, "np")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}, the autoencoder of {results.folder}, cannot be read: {error}") from error
+    return safe_open(pathlib.Path(_folder(results), "sae_weights.safetensors"), "np")
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 import typing
 
 import numpy as np
@@ -14,6 +15,18 @@ from revelio_jax.store import Store
 
 MEASURES = ("purity", "entropy", "sigma")
 MINIATURES = 3  # pictures beside a latent where it is named
+
+
+def report_of(run: pathlib.Path, results: Results) -> pathlib.Path:
+    """Where the report of results of a run is: report, and of its neurons neurons_report."""
+    name = results.folder.name
+    return run / ("report" if name == "latents" else f"{name}_report")
+
+
+def name_of(results: Results) -> str:
+    """The name of a run; of its neurons said so."""
+    neurons = results.facts["sae"]["architecture"] == "neurons"
+    return f"{results.facts['name']}, neurons" if neurons else results.facts["name"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +53,11 @@ class Material:
         return list(self.facts["labels"])
 
     @functools.cached_property
+    def samples(self) -> pyarrow.Table:
+        """The store's samples, in order of their numbers."""
+        return self.store.table()
+
+    @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
         """The number columns of the latents, float64 [F], NaN where there is none."""
         table = self.results.latents
@@ -61,17 +79,19 @@ class Material:
 
     @functools.cached_property
     def tags(self) -> dict[int, list[typing.Any]]:
-        """latent -> [label, granularity, score, model], of what was tagged."""
+        """latent -> [label, granularity, score, its interval's ends, model], of what was named."""
         table = self.results.tags()
         rows = table.to_pylist() if table is not None else []
+        scores = ("score", "score_low", "score_high")
         return {
             row["latent"]: [
-                row["label"] or "",
+                row["label"],
                 row["granularity"] or "",
-                number(row["score"]),
+                *(number(row.get(score), 3) for score in scores),
                 row["model"] or "",
             ]
             for row in rows
+            if row["label"]
         }
 
     @functools.cached_property

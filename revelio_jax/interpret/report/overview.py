@@ -5,7 +5,7 @@ import typing
 import numpy as np
 import pyarrow.compute
 
-from revelio_jax.interpret.report.material import MEASURES, Material
+from revelio_jax.interpret.report.material import MEASURES, Material, name_of
 from revelio_jax.interpret.report.scripts import number
 from revelio_jax.interpret.results import Results
 
@@ -20,27 +20,32 @@ def write(material: Material, others: tuple[Results, ...]) -> dict[str, typing.A
     return {
         "numbers": numbers(results) | {"tagged": len(material.tags)},
         "density": density(results),
-        "purity": [_purity(label, [results, *others], material) for label in material.labels],
+        "purity": [_purity(label, [results, *others]) for label in material.labels],
         "scatter": [_scatter(material, label) for label in material.labels],
         "listed": _listed(material),
     }
 
 
 def numbers(results: Results) -> dict[str, typing.Any]:
-    """Of a run: latents, those that fire, how many fire on a row, and how often a latent does."""
+    """Of a run: latents, those that fire, how many fire on a row, how often half of them do, and purity.
+
+    ``purity`` is [label, mean, its interval's ends, latents, by chance]; what nobody could measure is None.
+    """
     frequency = results.latents["frequency"].to_numpy()
     firing = frequency[results.latents["rows"].to_numpy() > 0]
-    medians = {}
-    for label in results.facts["labels"]:
-        known = _known(results.latents, f"{label}.purity")
-        medians[label] = [number(np.median(known)) if len(known) else None, len(known)]
     return {
         "latents": len(frequency),
         "firing": len(firing),
         "l0": number(frequency.sum()),
         "frequency": number(np.median(firing)) if len(firing) else None,
-        "purity": [[label, *median] for label, median in medians.items()],
+        "purity": [[label, *_mean(results.facts["purity"][label])] for label in results.facts["labels"]],
     }
+
+
+def _mean(of_label: dict[str, typing.Any]) -> list[float | int | None]:
+    measured, chance = of_label["measured"]["purity"] or {}, of_label["chance"] or {}
+    mean, low, high = (number(measured.get(name)) for name in ("mean", "low", "high"))
+    return [mean, low, high, measured.get("latents", 0), number(chance.get("purity"))]
 
 
 def density(results: Results) -> dict[str, typing.Any]:
@@ -58,26 +63,36 @@ def purities(results: Results, label: str) -> dict[str, typing.Any]:
     return {"label": label, "edges": PURITY_EDGES.tolist(), "counts": counts.tolist()}
 
 
-def _purity(label: str, runs: list[Results], material: Material) -> dict[str, typing.Any]:
-    """A row a run, a column a stratum and one for all: mean of each measure, and of how many latents."""
-    runs = [run for run in runs if label in run.facts["labels"]]
-    strata = list(dict.fromkeys(str(v) for run in runs for v in run.facts["stratum"]["values"]))
+def _purity(label: str, runs: list[Results]) -> dict[str, typing.Any]:
+    """A row a run, a column a stratum of the first and one for all: mean of each measure, and of how many.
+
+    ``chance`` is what samples drawn at random would have of the first, as a row.
+    """
+    facts, column = runs[0].facts, runs[0].facts["stratum"]["column"]
+    alike = [run for run in runs if run.facts["stratum"]["column"] == column]
+    strata = list(dict.fromkeys(str(value) for run in alike for value in run.facts["stratum"]["values"]))
+    of_label = facts["purity"][label]
+    by_chance = dict(zip(map(str, facts["stratum"]["values"]), of_label["chance_of_strata"], strict=True))
     return {
         "label": label,
+        "classes": of_label["classes"],
+        "strongest": of_label["strongest"],
         "strata": strata,
         "runs": [
             {
-                "name": run.facts["name"],
+                "name": name_of(run),
                 "site": run.facts["site"],
-                "cells": [
-                    *(_cell(run.strata, label, stratum) for stratum in strata),
-                    _cell(run.latents, label),
-                ],
+                "cells": [_cell(run.strata, label, stratum) for stratum in strata if run in alike]
+                + [[None] * len(MEASURES) + [0]] * (0 if run in alike else len(strata))
+                + [_cell(run.latents, label)],
             }
             for run in runs
+            if label in run.facts["labels"]
         ],
-        "classes": _classes(material, label),
-        "distribution": purities(material.results, label),
+        "chance": [
+            [number((chance or {}).get(measure)) for measure in MEASURES]
+            for chance in [*map(by_chance.get, strata), of_label["chance"]]
+        ],
     }
 
 
@@ -107,9 +122,15 @@ def _scatter(material: Material, label: str) -> dict[str, typing.Any]:
 
 
 def _listed(material: Material) -> list[dict[str, typing.Any]]:
-    """The purest latents of each label, of those the most frequent; and the most frequent of all."""
+    """The most frequent latents; and the purest of each label, of those the most frequent."""
     lists = []
     frequency = np.where(material.fires, material.columns["frequency"], -1.0)
+    rows = [
+        [int(latent), material.named(int(latent)), number(frequency[latent]), None]
+        for latent in np.argsort(-frequency, kind="stable")[:LISTED]
+        if frequency[latent] > 0
+    ]
+    lists.append({"by": "frequency", "label": "", "latents": rows})
     for label in material.labels:
         purity = material.columns[f"{label}.purity"]
         best = np.lexsort((-frequency, -np.nan_to_num(purity, nan=-1.0)))[:LISTED]
@@ -124,20 +145,9 @@ def _listed(material: Material) -> list[dict[str, typing.Any]]:
             if np.isfinite(purity[latent])
         ]
         lists.append({"by": "purity", "label": label, "latents": rows})
-    rows = [
-        [int(latent), material.named(int(latent)), number(frequency[latent]), None]
-        for latent in np.argsort(-frequency, kind="stable")[:LISTED]
-        if frequency[latent] > 0
-    ]
-    lists.append({"by": "frequency", "label": "", "latents": rows})
     return lists
 
 
-def _classes(material: Material, label: str) -> int:
-    table = material.store.samples_table
-    return pyarrow.compute.count_distinct(table[label]).as_py() if label in table.column_names else 0
-
-
 def _known(table: typing.Any, name: str) -> np.ndarray:
-    """The values of a column that are there; rounded, so that shares such as 0.7 lie on an edge, not beside it."""
+    """The values of a column that are there, rounded, so that a share such as 0.7 lies on its edge."""
     return table[name].drop_null().to_numpy().astype(np.float64).round(4)

@@ -41,10 +41,9 @@ class _Reader:
         samples = material.results.samples
         self.kind, self.kinds = _coded(samples["kind"])
         self.stratum, self.strata = _coded(samples["stratum"])
-        self.samples = {
-            name: samples[name].to_numpy()
-            for name in ("sample", "rank", "position", "timestep", "value", "quantile")
-        }
+        self.samples = {name: samples[name].to_numpy() for name in ("sample", "position", "timestep")}
+        self.samples["value"] = scripts.rounded(samples["value"].to_numpy())
+        self.samples["quantile"] = scripts.rounded(samples["quantile"].to_numpy(), 3)
         strata = material.results.strata.sort_by([("latent", "ascending")])
         self.offsets = np.searchsorted(strata["latent"].to_numpy(), np.arange(material.latents + 1))
         self.by_stratum = strata
@@ -94,16 +93,14 @@ class _Reader:
         columns = material.columns
         kept: dict[str, list] = {"top": [], "weaker": []}
         of_stratum = collections.defaultdict(list)
-        for i in range(material.offsets[latent], material.offsets[latent + 1]):
-            kind = self.kinds[self.kind[i]]
-            row = [
-                int(self.samples["sample"][i]),
-                int(self.samples["position"][i]),
-                int(self.samples["timestep"][i]),
-                number(self.samples["value"][i]),
-                number(self.samples["quantile"][i], 3),
-            ]
-            (of_stratum[self.strata[self.stratum[i]]] if kind == "stratum" else kept[kind]).append(row)
+        span = slice(*material.offsets[latent : latent + 2])
+        rows = zip(*(column[span].tolist() for column in self.samples.values()), strict=True)
+        numbers = zip(self.kind[span].tolist(), self.stratum[span].tolist(), rows, strict=True)
+        for kind, stratum, row in numbers:
+            if self.kinds[kind] == "stratum":
+                of_stratum[self.strata[stratum]].append(row)
+            else:
+                kept[self.kinds[kind]].append(row)
         return {
             "rows": int(columns["rows"][latent]),
             "samples": int(columns["samples"][latent]),
@@ -126,8 +123,9 @@ class _Reader:
 
     def _strata(self, latent: int, samples: dict[str, list]) -> list[dict[str, typing.Any]]:
         """In the order of the facts; only those in which the latent fires."""
-        start, stop = self.offsets[latent], self.offsets[latent + 1]
+        start, stop = self.offsets[latent : latent + 2]
         rows = self.by_stratum.slice(start, stop - start).to_pylist()
+        rows = [row for row in rows if row["rows"]]
         order = {str(value): i for i, value in enumerate(self.material.facts["stratum"]["values"])}
         rows.sort(key=lambda row: order.get(row["stratum"], len(order)))
         return [

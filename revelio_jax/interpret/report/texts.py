@@ -36,7 +36,7 @@ def write(report: pathlib.Path, material: Material) -> int:
 
 def _rows(material: Material, ids: Sequence[int]) -> dict[int, list[typing.Any]]:
     tokens, labels = material.facts.get("tokens"), material.labels
-    rows = material.store.samples_table.take(ids).to_pylist()
+    rows = material.samples.take(ids).to_pylist()
     return {
         sample: [
             _prompt(row, tokens),
