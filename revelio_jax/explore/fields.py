@@ -332,7 +332,9 @@ def _head(live: Live, report: pathlib.Path) -> str:
     facts = [live.config.model.id, live.site, f"{sae.n_latents:,} latents"] + (
         [f"k {sae.k}"] if sae.k else []
     )
-    link = '<a href="report/index.html">Report</a>' if (report / "index.html").is_file() else ""
+    link = (
+        '<a href="report/index.html" target="_blank">Report</a>' if (report / "index.html").is_file() else ""
+    )
     return f"{link}<h1>Explorer</h1><p>{show.escaped(' · '.join(facts))}</p>"
 
 

@@ -11,7 +11,7 @@ import socket
 import fastapi
 import gradio as gr
 import uvicorn
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from revelio_jax.errors import InputError
 from revelio_jax.explore.theme import CSS, theme
 
+BESIDE = pathlib.Path(__file__).with_name("beside.js")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 HEADERS = {
     # Gradio makes its page with inline scripts and styles, and templates with functions of text.
@@ -82,17 +83,24 @@ def application(page: gr.Blocks, report: pathlib.Path, host: str) -> ASGIApp:
 
 
 class Report:
-    """The static report, which may be made while the explorer runs."""
+    """The static report, which may be made while the explorer runs; its pages get a link to the explorer."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder, self.files = folder, StaticFiles(directory=folder, html=True, check_dir=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (self.folder / "index.html").is_file():
-            await self.files(scope, receive, send)
-            return
-        text = "There is no report yet: python -m revelio_jax.interpret.report makes it."
-        await HTMLResponse(f"<p>{text} <a href='/'>Explorer</a></p>", 404)(scope, receive, send)
+        answer: ASGIApp = self.files
+        name = self.files.get_path(scope)
+        found, _ = self.files.lookup_path("index.html" if scope["path"].endswith("/") else name)
+        if not (self.folder / "index.html").is_file():
+            text = "There is no report yet: python -m revelio_jax.interpret.report makes it."
+            answer = HTMLResponse(f"<p>{text} <a href='/'>Explorer</a></p>", 404)
+        elif name == BESIDE.name:
+            answer = FileResponse(BESIDE)
+        elif found.endswith(".html"):
+            page = pathlib.Path(found).read_text()
+            answer = HTMLResponse(page.replace("</body>", f'<script src="{BESIDE.name}"></script></body>'))
+        await answer(scope, receive, send)
 
 
 class WithHeaders:

@@ -152,7 +152,7 @@ def _list(rows: list[tuple[int, str, float | None, float]], known: Known, chosen
 def heading(latent: int, known: Known, report: bool) -> str:
     """A latent's number and name, with a link to its page where there is a report."""
     named = f" <span>{escaped(name)}</span>" if (name := known.name(latent)) else ""
-    link = f'<a href="report/latent.html#{latent}">in the report</a>' if report else ""
+    link = f'<a href="report/latent.html#{latent}" target="_blank">in the report</a>' if report else ""
     return f"<h2>Latent {latent}{named}</h2>{link}"
 
 

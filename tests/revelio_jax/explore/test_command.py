@@ -181,8 +181,16 @@ def test_it_asks_nobody_and_leaves_nothing(running, config, visit, explorer, tmp
     assert "no report yet" in answer(f"{url}report/")[2]
     report = pathlib.Path(config.train.run, "report")
     report.mkdir()
-    (report / "index.html").write_text("what the latents mean")  # made while the explorer runs
-    assert answer(f"{url}report/index.html")[2] == "what the latents mean"
+    for name in ("index.html", "latent.html"):  # made while the explorer runs
+        (report / name).write_text("<!doctype html><body>what the latents mean</body>")
+    (report / "a.txt").write_text("as it is </body>")
+    assert "what the latents mean" in answer(f"{url}report/")[2]
+    assert answer(f"{url}report/a.txt")[2] == "as it is </body>"
+    page = visit(f"{url}report/latent.html#7").page  # and there is a way back
+    page.evaluate("location.hash = '#11&more'")
+    page.get_by_role("link", name="Steer latent 11").click()
+    page.locator("#name", has_text="Latent 11").wait_for()
+    page.close()
     assert answer(f"{url}report/../export/cfg.json")[0] == 404
     assert answer(f"{url}report/%2e%2e/export/cfg.json")[0] == 404
     assert answer(url, Host="elsewhere.example")[0] == 400  # a name that points here
