@@ -7,6 +7,9 @@ import pathlib
 import re
 import typing
 
+import numpy as np
+import pyarrow.compute as pc
+
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
 from revelio_jax.interpret import results, words
@@ -21,16 +24,17 @@ MOSTLY = 0.6  # share of the strongest samples from which on a class names a lat
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Known:
-    """Rows of :class:`revelio_jax.interpret.results.Results` by latent; all empty where there are none.
+    """What :class:`revelio_jax.interpret.results.Results` and its tags say, by latent.
 
-    ``missing`` says in one line why nothing is known, or what does not fit; "" where all is well.
+    ``missing`` says in one line why nothing is known; "" where all is well, and ``found`` is there. ``texts``
+    is all that is said of each latent in words, ``frequency`` [F] the share of the rows on which it fires.
     """
 
     missing: str
     found: Results | None = None
-    latents: tuple[Row, ...] = ()
     tags: dict[int, list[Row]] = dataclasses.field(default_factory=dict)
     texts: tuple[str, ...] = ()
+    frequency: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     store: Store | None = None
 
     @property
@@ -39,7 +43,8 @@ class Known:
         return list(self.found.facts.get("labels", [])) if self.found else []
 
     def row(self, latent: int) -> Row:
-        return self.latents[latent] if self.latents else {}
+        """Its row of ``latents``; {} where nothing is known."""
+        return self.found.latents.slice(latent, 1).to_pylist()[0] if self.found else {}
 
     def name(self, latent: int) -> str:
         """A latent in a few words: its best tag, else the words it is strongest at, else its classes."""
@@ -68,7 +73,7 @@ class Known:
         for latent, held in enumerate(self.texts):
             if all(word in held for word in wanted):
                 worst = max(_place(word, held) for word in wanted)
-                ranked.append((worst, -float(self.row(latent).get("frequency") or 0), latent))
+                ranked.append((worst, -self.frequency[latent], latent))
         return [(latent, self._why(latent, wanted)) for _, _, latent in sorted(ranked)[:most]]
 
     def _why(self, latent: int, wanted: list[str]) -> str:
@@ -82,8 +87,6 @@ class Known:
         if not self.found:
             return []
         table = self.found.samples
-        import pyarrow.compute as pc
-
         here = pc.and_(pc.equal(table["latent"], latent), pc.equal(table["kind"], "top"))
         rows = table.filter(here).slice(0, most).to_pylist()
         described = self.store.samples if self.store else []
@@ -120,17 +123,19 @@ def know(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Known:
         tags.setdefault(row["latent"], []).append(row)
     for rows in tags.values():
         rows.sort(key=lambda row: -(row["score"] if row["score"] is not None else 0.0))
-    latents = tuple(found.latents.to_pylist())
     labels = list(found.facts.get("labels", []))
+    columns = ["words", *(f"{label}.majority" for label in labels)]
+    rows = found.latents.select(columns).to_pylist()
     texts = tuple(
         "\n".join(said.casefold() for _, said in _said(row, tags.get(i, []), labels))
-        for i, row in enumerate(latents)
+        for i, row in enumerate(rows)
     )
+    frequency = found.latents["frequency"].to_numpy()
     try:
         store = open_store(found.facts["store"]["location"])
     except (InputError, KeyError, TypeError):
         store = None  # it may have been moved; words and figures are still there
-    return Known("", found, latents, tags, texts, store)
+    return Known("", found, tags, texts, frequency, store)
 
 
 def sha256(file: pathlib.Path) -> str:

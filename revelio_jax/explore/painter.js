@@ -9,7 +9,7 @@ const place = event => {
 };
 const stroke = (from, to) => {
   pen.globalCompositeOperation = erase.checked ? 'destination-out' : 'source-over';
-  pen.strokeStyle = '#f58a1e';
+  pen.strokeStyle = '#d6249f';
   pen.lineWidth = size.value / 100 * canvas.width;
   pen.lineCap = 'round';
   pen.beginPath();

@@ -13,11 +13,12 @@ import time
 import numpy as np
 import PIL.Image
 import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
 from revelio_jax.config import Config, Extract, Model, Steer, Train
-from revelio_jax.explore import app, asked, serve
+from revelio_jax.explore import asked
 from revelio_jax.explore.known import know
 from revelio_jax.explore.live import Live, load
 from revelio_jax.interpret import results
@@ -99,7 +100,14 @@ def save_known():
             "store": {"location": str(run / "gone"), "fingerprint": ""},
         }
         tables = {"latents": latents, "strata": latents.slice(0, 0), "samples": samples}
-        results.save(results.folder_of(str(run)), facts, tables, arrays)
+        saved = results.save(results.folder_of(str(run)), facts, tables, arrays)
+        tags = {
+            "latent": [9, 9],
+            "label": ["orchard", "<b>red fruit</b>"],
+            "granularity": ["scene", "object"],
+        }
+        tags = pyarrow.table(tags | {"score": [0.2, 0.9], "model": ["test", "test"]})
+        pyarrow.parquet.write_table(tags, saved.folder / "tags.parquet")
 
     return save
 
@@ -120,6 +128,9 @@ class Explorer:
 @pytest.fixture(scope="session")
 def explorer(tmp_path_factory, write_run, save_known):
     """A function that serves the explorer of a site, once a session."""
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    from revelio_jax.explore import app, serve
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(ROOT))
 

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revelio_jax.errors import InputError
@@ -21,6 +21,7 @@ def address(layer: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 90), min_size=1))
 def test_positions_as_numbers_and_ranges(numbers):
     parts, numbers = [], sorted(numbers)
@@ -39,6 +40,7 @@ def test_positions_that_are_none(typed):
         positions(typed)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_for_positions_is_read_or_refused(typed):
     with contextlib.suppress(InputError):

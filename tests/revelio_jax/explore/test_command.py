@@ -15,8 +15,11 @@ import pytest
 
 from revelio_jax.errors import reported
 from revelio_jax.explore import __main__ as command
-from revelio_jax.explore import live, serve
+from revelio_jax.explore import live
 from tests.revelio_jax.explore.conftest import ROOT, Use
+
+pytest.importorskip("gradio", reason="gradio is not installed")
+from revelio_jax.explore import serve
 
 SITE = "clip.layer.2"
 # In the explorer's process: no name is looked up and nothing connected to but this machine; what tries is

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revelio_jax.explore import fired as module
@@ -54,6 +54,7 @@ def test_the_strongest_are_those_beyond_the_empty_prompt_and_not_on_padding(sae)
     )
 
 
+@settings(deadline=None)
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 4))
 def test_a_grid_is_found_from_the_number_of_positions(height, width, halvings):
     grid = -(-height // 2**halvings), -(-width // 2**halvings)

@@ -107,8 +107,12 @@ def test_what_is_known_of_another_sae_is_not_shown(tmp_path, write_run, save_kno
     known = know(config, export, LATENTS)
     assert (known.missing, known.name(7)) == ("", "zebra, stripes")
     assert known.search("zeb", 5) == [(7, "words: zebra, stripes")]
-    assert [latent for latent, _ in known.search("e", 5)] == [8, 7]  # end starts with it, zebra has it
+    assert [latent for latent, _ in known.search("e", 5)] == [8, 7, 9]  # end starts with it
     assert known.search("zebra tail", 5) == []
+    assert known.search("orchard", 5) == [(9, "tag: orchard")]
+    assert known.name(9) == "<b>red fruit</b>"  # the better tag
+    assert "&lt;b&gt;red fruit&lt;/b&gt;" in show.heading(9, known, False)
+    assert "<b>" not in show.card(9, known)
     with open(export / "sae_weights.safetensors", "ab") as file:
         file.write(b" ")
     assert "another SAE" in know(config, export, LATENTS).missing
