@@ -78,7 +78,7 @@ def application(page: gr.Blocks, report: pathlib.Path, host: str) -> ASGIApp:
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )
     if is_loopback(host):  # a name that another host's page makes point here is refused
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK])
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, host])
     return WithHeaders(app)
 
 
