@@ -358,6 +358,7 @@ class Interpret:
     labels: tuple[str, ...] = _field(
         (), "label columns that purity is measured of; empty is every one that names a class more than once"
     )
+    drawn: int = _field(256, "samples drawn at random, of which it is kept which latents fire on them", low=0)
 
     # The report's pictures.
     thumbnail: int = _field(128, "pixels of the larger side of a picture in the report", low=16)

@@ -38,7 +38,8 @@ class Results:
         name, site       of the run and its hook point
         model, family    of the pipeline; mode, timesteps: as the store was extracted
         store            location and fingerprint of the store; images: where its pictures are, or ""
-        sae              folder and sha256 of its weights; "" and "neurons" where there is none
+        sae              folder, sha256 of its weights and architecture, as SAELens calls it; "", "neurons"
+                         and "neurons" where there is none
         d, latents, k    widths; k is null where any number fires
         rows, samples    that were read
         kind             "text" or "image"
@@ -48,6 +49,11 @@ class Results:
         cells            [height, width] that a map was brought to by maxima, or [1, positions]
         stratum          {"column": "timestep", "values": [...]}, or a column of the samples; [] where none
         labels           columns of the samples that purity was measured of
+        purity           of each label: classes, samples that have one; strongest, how many are looked at;
+                         measured, of each measure the mean over latents as mean, low, high, latents, with
+                         a 95 % interval, null without any; chance, what samples at random would have, null
+                         where there are too few; chance_of_strata, a list of such in the order of stratum
+        fields           of config.interpret that decide all this
         top, weaker, neighbours   kept of each latent, at most
         histogram_log2_edges      [bins + 1] of the values
         seconds          that reading took
@@ -57,16 +63,18 @@ class Results:
         rows, samples    int64, on how many it fires
         frequency        float64, share of the rows
         mean, max        float32, of the values where it fires
-        spread           float32, share of a sample's positions on which it fires, mean of those where it does
+        spread           float32, share of a sample's positions on which it fires, mean of those where it
+                         does; a sample counts once for each of its timesteps
         words            string: the tokens at which it is strongest, "" of images
         LABEL.sigma      float32, standard deviation of class numbers over the strongest samples (Revelio)
         LABEL.entropy    float32, bits, of their classes
         LABEL.purity     float32, share of the most frequent class; LABEL.majority, string, that class
                          Those three are null where a latent fires on too few samples.
 
-    ``strata``: latent, stratum (string), rows, samples, mean, max, LABEL.sigma, .entropy, .purity, .majority.
+    ``strata``: latent, stratum (string), rows, samples, mean, max, spread, LABEL.sigma, .entropy, .purity,
+    .majority, sorted by latent and stratum, in the order of facts["stratum"].
 
-    ``samples``, sorted by latent, kind, stratum and rank:
+    ``samples``, sorted by latent, kind ("stratum", "top", "weaker"), stratum and rank:
         latent, sample   int32
         kind             "top": the strongest samples, each at its strongest position; "weaker": drawn from
                          lower quantiles; "stratum": the strongest of a stratum
@@ -82,6 +90,8 @@ class Results:
         coactive_score   float32 [F, neighbours], Jaccard index of the rows
         nearest          int32 [F, neighbours], by decoder
         nearest_cosine   float32 [F, neighbours]
+        drawn            int32 [drawn], samples drawn at random, the same for every latent, in order
+        fires            bool [F, drawn], whether a latent fires on them, anywhere
     """
 
     folder: pathlib.Path
@@ -106,8 +116,9 @@ class Results:
         return pyarrow.parquet.read_table(path) if path.is_file() else None
 
 
-def folder_of(run: str) -> pathlib.Path:
-    return pathlib.Path(run, "latents")
+def folder_of(run: str, sae: str = "") -> pathlib.Path:
+    """Where a run's results are; those of its neurons, where ``sae``, config.interpret.sae, says so."""
+    return pathlib.Path(run, "neurons" if sae == "neurons" else "latents")
 
 
 def save(

@@ -1,6 +1,7 @@
 """Pictures from a pipeline, each from its own seed whatever the batch."""
 
 import typing
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,22 +23,26 @@ def sample(
     width: int,
     batch_size: int,
     progress: tqdm.tqdm | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> np.ndarray:
     """Pictures [prompts, height, width, 3] as uint8. ``seeds`` has one for each prompt.
 
     ``guidance`` is classifier-free guidance, or what stands for it in a FLUX that was distilled from it.
+    ``on_step`` is called after every step; what it raises ends the sampling.
     """
+    follow = {"callback_on_step_end": lambda *_: on_step() or {}} if on_step else {}
     pictures = []
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
         images = pipe(
             prompts[batch],
             num_inference_steps=steps,
-            **_guidance(pipe, guidance, len(prompts[batch])),
+            **arguments(pipe, guidance, len(prompts[batch])),
             height=height,
             width=width,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[batch]],
             output_type="np",
+            **follow,
         ).images
         pictures.append((images * 255).round().astype(np.uint8))
         if progress is not None:
@@ -47,14 +52,14 @@ def sample(
 
 def sampling_of(pipe: typing.Any, settings: Steer) -> dict[str, typing.Any]:
     """The arguments of the pipeline's call that ``config.steer`` stands for."""
-    arguments = {"num_inference_steps": settings.steps} | _guidance(pipe, settings.guidance, 1)
-    arguments.pop("negative_prompt", None)  # one for each prompt
+    given = {"num_inference_steps": settings.steps} | arguments(pipe, settings.guidance, 1)
+    given.pop("negative_prompt", None)  # one for each prompt
     if sites.family(pipe) == "dit":
-        return arguments
-    return arguments | {"height": settings.height, "width": settings.width}
+        return given
+    return given | {"height": settings.height, "width": settings.width}
 
 
-def _guidance(pipe: typing.Any, guidance: float, n: int) -> dict[str, typing.Any]:
+def arguments(pipe: typing.Any, guidance: float, n: int) -> dict[str, typing.Any]:
     """The arguments for ``n`` prompts that ask a pipeline of this family for its guidance."""
     if sites.family(pipe) != "flux":
         return {"guidance_scale": guidance}

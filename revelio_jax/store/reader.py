@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import typing
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow
@@ -66,9 +67,13 @@ class Store:
     @functools.cached_property
     def samples(self) -> list[dict[str, typing.Any]]:
         """A dict a sample, in order of id."""
+        return self.table().to_pylist()
+
+    def table(self, columns: Sequence[str] | None = None) -> pyarrow.Table:
+        """The samples as a table, in order of id; only ``columns`` of it where they are given."""
         table = self.kvstore.read("samples.parquet").result().value
         try:
-            return pyarrow.parquet.read_table(io.BytesIO(table)).to_pylist()
+            return pyarrow.parquet.read_table(io.BytesIO(table), columns=columns)
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"store {self.location}: samples.parquet cannot be read: {error}") from error
 

@@ -1,0 +1,288 @@
+"""Draw what kind of thing latents know: purity and spread by site and timestep, and of SAEs against neurons.
+
+    python -m revelio_jax.interpret.granularity runs/a runs/b --out granularity.png
+
+Takes folders of runs that python -m revelio_jax.interpret has read: of each the results of its SAE and, where
+they are there, of its neurons. Latents that are pure in a label know of it; of those that are not, few
+positions speak of texture, many of layout. For every label and measure there are a heatmap of runs over
+timesteps, curves, and means over all timesteps, which compare an SAE with an undercomplete autoencoder or
+with neurons. All are means over latents with 95 % bootstrap intervals over them; dotted is what chance would give.
+Writes one PNG and beside it a CSV of the same numbers: --out, else granularity.png in the run's folder, or
+beside the first of several.
+"""
+
+import argparse
+import csv
+import dataclasses
+import os
+import pathlib
+import sys
+import typing
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow
+
+from revelio_jax.errors import InputError, reported, require
+from revelio_jax.interpret import results
+from revelio_jax.interpret.purity import MEASURES, interval
+from revelio_jax.interpret.results import Results
+from revelio_jax.plot import STYLE
+
+if typing.TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WHOLE = "all"  # strata together
+TITLES = {
+    "purity": "{label}: share of the most frequent class",
+    "entropy": "{label}: entropy of classes, bits",
+    "sigma": "{label}: standard deviation of class numbers",
+    "spread": "share of the positions on which a latent fires",
+}
+KINDS = {"standard": "dense", "neurons": "neurons"}  # what is told of a run beside its name
+FIELDS = ("run", "site", "sae", "latents", "label", "measure", "stratum")
+FIGURES = ("mean", "low", "high", "measured", "chance")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """FIGURES of a run by label ("" of spread), measure, and stratum or WHOLE; None where there are none."""
+
+    name: str
+    facts: dict[str, typing.Any]
+    means: dict[tuple[str, str, str], dict[str, float] | None]
+
+    @property
+    def strata(self) -> list[str]:
+        return [str(value) for value in self.facts["stratum"]["values"]]
+
+
+def read_runs(folders: Sequence[str]) -> list[Run]:
+    """All results of the runs. Raises InputError where a folder has none, or they do not go together."""
+    found = [(folder, part) for folder in folders for part in _results(pathlib.Path(folder))]
+    names = [part.facts["name"] for _, part in found]
+    runs = []
+    for folder, part in found:
+        kind = KINDS.get(part.facts["sae"]["architecture"])
+        same = [name for (other, _), name in zip(found, names, strict=True) if other != folder]
+        name = folder if part.facts["name"] in same else part.facts["name"]
+        runs.append(Run(f"{name}, {kind}" if kind else name, part.facts, _means(part)))
+    columns = {run.facts["stratum"]["column"] for run in runs if run.strata}
+    if len(columns) > 1:
+        raise InputError(
+            f"the runs are told apart by {' and by '.join(sorted(columns))}; interpret them alike "
+            "(config.interpret.stratum)"
+        )
+    return runs
+
+
+def _results(folder: pathlib.Path) -> list[Results]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give folders of runs, as runs/mini_sd")
+    places = [folder / "latents", folder / "neurons"]
+    there = [place for place in places if (place / "summary.json").is_file()]
+    return [results.load(place) for place in there or places[:1]]
+
+
+def _means(found: Results) -> dict[tuple[str, str, str], dict[str, float] | None]:
+    facts, means = found.facts, {}
+    strata = [str(value) for value in facts["stratum"]["values"]]
+    spread = _column(found.latents, "spread", found.latents["rows"].to_numpy() > 0)
+    means["", "spread", WHOLE] = _figures(spread, None)
+    shape = facts["latents"], len(strata)
+    fires = found.strata["rows"].to_numpy().reshape(shape) > 0
+    spread = _column(found.strata, "spread", fires.reshape(-1)).reshape(shape)
+    for i, stratum in enumerate(strata):
+        means["", "spread", stratum] = _figures(spread[:, i], None)
+    for label in facts["labels"]:
+        for measure in MEASURES:
+            name, chance = f"{label}.{measure}", facts["purity"][label]
+            means[label, measure, WHOLE] = _figures(
+                _column(found.latents, name), (chance["chance"] or {}).get(measure)
+            )
+            of_strata = _column(found.strata, name).reshape(shape)
+            for i, stratum in enumerate(strata):
+                expected = (chance["chance_of_strata"][i] or {}).get(measure)
+                means[label, measure, stratum] = _figures(of_strata[:, i], expected)
+    return means
+
+
+def _column(table: pyarrow.Table, name: str, where: np.ndarray | None = None) -> np.ndarray:
+    """A column as float64, NaN where it is null or not ``where``."""
+    values = table[name].to_numpy().astype(np.float64)
+    return values if where is None else np.where(where, values, np.nan)
+
+
+def _figures(values: np.ndarray, chance: float | None) -> dict[str, float] | None:
+    of = interval(values)
+    return of and {"mean": of["mean"], "low": of["low"], "high": of["high"], "measured": of["latents"]} | {
+        "chance": np.nan if chance is None else chance
+    }
+
+
+def rows(runs: Sequence[Run]) -> list[dict[str, typing.Any]]:
+    """All numbers, a row each, for the CSV; fields are FIELDS and FIGURES."""
+    found = []
+    for run in runs:
+        of_run = {"run": run.name, "site": run.facts["site"], "latents": run.facts["latents"]}
+        of_run["sae"] = run.facts["sae"]["architecture"]
+        for (label, measure, stratum), figures in run.means.items():
+            if figures:
+                what = {"label": label, "measure": measure, "stratum": stratum}
+                figures = {name: "" if np.isnan(value) else value for name, value in figures.items()}
+                found.append(of_run | what | figures)
+    return found
+
+
+def draw(runs: Sequence[Run]) -> "Figure":
+    """A row of panels for every label and measure, and one for the spread."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    colours = matplotlib.color_sequences["petroff10"]
+    looks = [{"color": colours[i % 10], "label": _called(run, runs)} for i, run in enumerate(runs)]
+    strata = _strata(runs)
+    labels = dict.fromkeys(label for run in runs for label in run.facts["labels"])
+    panels = [(label, measure) for label in labels for measure in ("purity", "entropy", "sigma")]
+    panels.append(("", "spread"))
+    columns, height = (3 if strata else 1), 0.9 + 0.22 * max(len(runs), 4)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(
+            figsize=(1 + 3.4 * columns, height * len(panels) + 0.5), dpi=150, layout="constrained"
+        )
+        grid = figure.subplots(len(panels), columns, squeeze=False)
+        for axes, (label, measure) in zip(grid, panels, strict=True):
+            title = TITLES[measure].format(label=label)
+            if strata:
+                _draw_map(figure, axes[0], runs, looks, (label, measure), strata, title)
+                _draw_curves(axes[1], runs, looks, (label, measure), strata)
+            _draw_whole(axes[-1], runs, looks, (label, measure), "" if strata else title)
+        if strata:
+            grid[-1][0].set_xlabel(_column_name(runs))
+            grid[-1][1].set_xlabel(_column_name(runs))
+            grid[0][1].set_title("with 95 % intervals over latents", fontsize=7, color="0.4")
+        grid[0][-1].set_title("of all timesteps" if strata else "", fontsize=7, color="0.4", loc="right")
+        figure.legend(
+            *grid[0][-1].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(runs), 3)
+        )
+    return figure
+
+
+def _draw_map(figure, ax: "Axes", runs, looks, of, strata, title) -> None:
+    values = np.array([[_of(run, of, stratum)["mean"] for stratum in strata] for run in runs])
+    image = ax.imshow(values, aspect="auto", cmap="viridis")
+    ax.set_title(title)
+    ax.set_yticks(range(len(runs)), [look["label"] for look in looks])
+    ax.set_xticks(range(len(strata)), strata)
+    ax.grid(False)
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2 if np.isfinite(values).any() else 0
+    if values.size <= 60:
+        for (y, x), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                colour = "black" if value > middle else "white"
+                ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
+    figure.colorbar(image, ax=ax)
+
+
+def _draw_curves(ax: "Axes", runs, looks, of, strata) -> None:
+    x = np.arange(len(strata))
+    for run, look in zip(runs, looks, strict=True):
+        figures = [_of(run, of, stratum) for stratum in strata]
+        mean, low, high, chance = ([f[name] for f in figures] for name in ("mean", "low", "high", "chance"))
+        ax.plot(x, mean, marker="o", markersize=3, **look)
+        ax.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        ax.plot(x, chance, color=look["color"], linestyle=":", linewidth=0.8)
+    ax.set_xticks(x, strata)
+    ax.margins(y=0.1)
+
+
+def _draw_whole(ax: "Axes", runs, looks, of, title) -> None:
+    for y, (run, look) in enumerate(zip(runs, looks, strict=True)):
+        figures = _of(run, of, WHOLE)
+        mean, chance = figures["mean"], figures["chance"]
+        error = [[mean - figures["low"]], [figures["high"] - mean]]
+        ax.errorbar([mean], [y], xerr=error, fmt="o", markersize=4, capsize=2, **look)
+        ax.plot([chance, chance], [y - 0.35, y + 0.35], color="0.5", linestyle=":")
+    ax.set_title(title)
+    ax.set_yticks([])
+    ax.set_ylim(len(runs) - 0.5, -0.5)
+
+
+def _of(run: Run, of: tuple[str, str], stratum: str) -> dict[str, float]:
+    return run.means.get((*of, stratum)) or dict.fromkeys(FIGURES, np.nan)
+
+
+def _called(run: Run, runs: Sequence[Run]) -> str:
+    """The site, where it tells the runs apart; else the name with it."""
+    site = run.facts["site"]
+    alone = sum(other.facts["site"] == site for other in runs) == 1
+    return site if alone else f"{run.name}: {site}"
+
+
+def _strata(runs: Sequence[Run]) -> list[str]:
+    """All strata, in order of their numbers where they are such."""
+    found = list(dict.fromkeys(stratum for run in runs for stratum in run.strata))
+    return sorted(found, key=float) if all(_is_number(stratum) for stratum in found) else sorted(found)
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+def _column_name(runs: Sequence[Run]) -> str:
+    return next(run.facts["stratum"]["column"] for run in runs if run.strata)
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Purity of every label and the spread of all runs, as lines."""
+    lines = []
+    labels = dict.fromkeys(label for run in runs for label in run.facts["labels"])
+    width = max(len(run.name) for run in runs)
+    for label, measure in [*((label, "purity") for label in labels), ("", "spread")]:
+        lines.append(TITLES[measure].format(label=label))
+        for run in runs:
+            f = run.means.get((label, measure, WHOLE))
+            shown = "{mean:.3f} ({low:.3f}-{high:.3f})".format(**f) if f else "none has enough samples"
+            chance = f", by chance {f['chance']:.3f}" if f and np.isfinite(f["chance"]) else ""
+            lines.append(f"  {run.name:{width}}  {run.facts['site']}  {shown}{chance}")
+    return "\n".join(lines)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise InputError(f"{message}; see python -m revelio_jax.interpret.granularity --help")
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = _Parser(
+        "python -m revelio_jax.interpret.granularity",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", help="folders of runs")
+    parser.add_argument("--out", help="PNG to write", type=pathlib.Path)
+    arguments = parser.parse_args(argv)
+    require("matplotlib", "plot", "revelio_jax.interpret.granularity")
+    runs = read_runs(arguments.runs)
+    first = pathlib.Path(arguments.runs[0])
+    out = (
+        arguments.out or (first if len(arguments.runs) == 1 else first.absolute().parent) / "granularity.png"
+    )
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"--out is {out}; it must be a file in a folder that is there")
+    part = out.with_suffix(".part")
+    draw(runs).savefig(part, format="png")
+    os.replace(part, out)
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, (*FIELDS, *FIGURES))
+        writer.writeheader()
+        writer.writerows(rows(runs))
+    os.replace(part, out.with_suffix(".csv"))
+    print(table(runs))
+    print(out)
+
+
+if __name__ == "__main__":
+    with reported():
+        main(sys.argv[1:])

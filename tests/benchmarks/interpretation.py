@@ -1,0 +1,246 @@
+"""What interpretation costs beside reading and encoding, which it cannot do without, and its memory.
+
+    python tests/benchmarks/interpretation.py --json interpretation.json
+    python tests/benchmarks/interpretation.py --json interpretation.json --sizes 128x512x20 --rounds 9
+    python tests/benchmarks/interpretation.py --json statement.json --sizes "" --state 65536x64
+
+On a store of random rows and a random top-k SAE of each size, width x latents x k, in rows a second:
+
+    loader     the training loader alone, as tests/benchmarks/loader.py measures it
+    reading    chunks in the order of the store, as interpretation reads them
+    encoding   reading and encoding; the codes are dropped
+    interpret  all of it: reading, encoding, and collecting what is kept of every latent
+    collecting codes that are ready, a part after another: what the host does while the device computes
+
+in turn, --rounds times; ``ratio`` is the median over rounds of the rate over the loader's, or in
+``of_encoding`` over that of encoding, which on a CPU is the floor: there the encoder's product, 2 x width x
+latents operations a row, takes far longer than anything else. ``state`` is what is kept, in bytes.
+
+--state LATENTSxK allocates the state of so many latents, with five timesteps and maps of 256 cells, feeds it
+batches of random codes, and says what a pass over 100 million rows takes: memory, and the host's time.
+The store was just written, so it comes from the page cache wherever it fits.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import pathlib
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import loader
+import numpy as np
+import results
+from safetensors.numpy import save_file
+
+from revelio_jax import data
+from revelio_jax.card import cfg_json
+from revelio_jax.config import Config, Extract, Interpret, Train
+from revelio_jax.errors import InputError, reported
+from revelio_jax.interpret import __main__ as interpret
+from revelio_jax.interpret import layout, stream
+from revelio_jax.interpret.collect import Collection
+from revelio_jax.interpret.layout import Cells, Strata
+from revelio_jax.interpret.neighbours import Sampled
+from revelio_jax.sources import open_mixture
+
+SIZES = "128x512x20,768x12288x32"
+SECONDS = 4  # that the slowest mode of a size may take, about: the store is as large
+FLOPS = 5e10  # of the slowest machine, for that
+MOST_ROWS = 1 << 20
+ROWS = 100_000_000  # of the statement
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--json", required=True, metavar="FILE", help="where the rows are written")
+    parser.add_argument("--sizes", default=SIZES, help=f"width x latents x k, several; default {SIZES}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=0, help="rows of a store; 0 is by the size")
+    parser.add_argument("--state", default="", help="latents x k of the statement, as 65536x64")
+    parser.add_argument("--state-batches", type=int, default=400, help="batches of 4,096 rows that it is fed")
+    given = parser.parse_args()
+    path = results.checked(given.json)
+    if given.rounds < 1:
+        raise InputError(f"--rounds is {given.rounds}; it must be at least 1")
+    sizes, state = parsed("--sizes", given.sizes, 3), parsed("--state", given.state, 2)
+    rows = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += measured(pathlib.Path(folder), *size, given.rows, given.rounds)
+        for row in rows[-5:]:
+            of_encoding = f"  {row['of_encoding']:6.2f} of encoding" if "of_encoding" in row else ""
+            print(
+                f"{row['d']} x {row['latents']}, k {row['k']}  {row['mode']:10} {row['rows_per_s']:12,.0f} "
+                f"rows/s  {row['ratio']:6.2f} of the loader{of_encoding}",
+                flush=True,
+            )
+    statements = [statement(*size, given.state_batches) for size in state]
+    results.write(path, {"rows": rows, "statements": statements})
+
+
+def parsed(flag: str, text: str, numbers: int) -> list[tuple[int, ...]]:
+    found = []
+    for part in filter(None, text.split(",")):
+        try:
+            size = tuple(int(n) for n in part.split("x"))
+        except ValueError:
+            size = ()
+        if len(size) != numbers or min(size) < 1:
+            raise InputError(f"{flag} has {part!r}; it must be {' x '.join(['a count'] * numbers)}")
+        found.append(size)
+    return found
+
+
+def measured(folder: pathlib.Path, d: int, latents: int, k: int, rows: int, rounds: int) -> list[dict]:
+    """Rows of all modes of one size."""
+    rows = rows or min(MOST_ROWS, int(SECONDS * FLOPS / (2 * d * latents)))
+    shards = -(-rows // loader.SHARD_ROWS)
+    gigabytes = shards * loader.SHARD_ROWS * d * 4e-9
+    loader.write(str(folder / "store"), gigabytes, d, "float32")
+    write_sae(folder / "run" / "export", d, latents, k)
+    config = Config(
+        extract=Extract(store=str(folder / "store")),
+        train=Train(run=str(folder / "run")),
+        interpret=Interpret(),
+    )
+    store, site, sae = interpret.opened(config)
+    positions, timesteps = layout.survey(site)
+    strata = layout.make_strata("", store.table(), timesteps)
+    cells = layout.make_cells(site.name, store, positions, config.interpret.cells)
+    mixture = open_mixture([f"1:{folder / 'store'}"])
+    # Buffers of the loader as large as usual, but where the store is smaller.
+    loader.BUFFER_CHUNKS = min(loader.BUFFER_CHUNKS, len(site.chunks) // 2)
+    order = data.make_order(mixture, 0, loader.BATCH, loader.BUFFER_CHUNKS, 0.0, 1)
+    parts = list(itertools.islice(stream.whole_samples(interpret.encoded(config, site, sae)), 32))
+    state = []
+
+    def encode():
+        for _ in interpret.encoded(config, site, sae):
+            pass
+
+    def all_of_it():
+        collection, _ = interpret.read(config, store, site, sae, strata, cells)
+        state[:] = [collection.nbytes]
+
+    def read():
+        for _ in stream.batches(site, config.interpret.batch_size):
+            pass
+
+    modes: dict[str, Callable[[], float]] = {
+        "loader": lambda: loader.loader(mixture, order) * 1e6 / (4 * d),
+        "reading": lambda: rate(read, site.rows),
+        "encoding": lambda: rate(encode, site.rows),
+        "interpret": lambda: rate(all_of_it, site.rows),
+        "collecting": lambda: collecting(latents, strata, cells, parts),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in modes}
+    for _ in range(rounds):
+        for name, measure in modes.items():
+            rates[name].append(measure())
+    found = []
+    for name in modes:
+        row = {"mode": name, "d": d, "latents": latents, "k": k, "rows": site.rows}
+        row |= {"rows_per_s": statistics.median(rates[name]), "ratio": paired(rates[name], rates["loader"])}
+        if name == "interpret":
+            row |= {"of_encoding": paired(rates[name], rates["encoding"]), "state": state[0]}
+        found.append(row | {"all": rates[name]})
+    return found
+
+
+def paired(rates: list[float], others: list[float]) -> float:
+    return statistics.median(rate / other for rate, other in zip(rates, others, strict=True))
+
+
+def rate(run: Callable[[], None], rows: int) -> float:
+    started = time.perf_counter()
+    run()
+    return rows / (time.perf_counter() - started)
+
+
+def collecting(latents: int, strata: Strata, cells: Cells, parts: list[stream.Part], again: int = 4) -> float:
+    """Rows a second of what the host does; parts come several times, as if they were of later samples."""
+    count = sum(len(part.sample_N) for part in parts)
+    later = int(parts[-1].sample_N[-1]) + 1
+    collection = Collection(latents, 20, 10, 1.0, cells, strata, np.arange(256))
+    sampled = Sampled(262_144, again * count)
+    started = time.perf_counter()
+    for turn in range(again):
+        for part in parts:
+            part = dataclasses.replace(part, sample_N=part.sample_N + np.int32(turn * later))
+            collection.add(part)
+            sampled.add(part)
+    return again * count / (time.perf_counter() - started)
+
+
+def write_sae(folder: pathlib.Path, d: int, latents: int, k: int) -> None:
+    import json
+
+    W_dec = np.random.default_rng(0).standard_normal((latents, d), np.float32)
+    W_dec /= np.linalg.norm(W_dec, axis=1, keepdims=True)
+    folder.mkdir(parents=True)
+    tensors = {"W_enc": W_dec.T.copy(), "W_dec": W_dec}
+    tensors |= {"b_enc": np.zeros(latents, np.float32), "b_dec": np.zeros(d, np.float32)}
+    save_file(tensors, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(cfg_json("topk", d, latents, k, {})))
+
+
+def statement(latents: int, k: int, batches: int) -> dict:
+    """Memory of the state, and the host's time for 100 million rows, from batches of random codes."""
+    strata, positions, timesteps = 5, 256, np.arange(5, dtype=np.int32)
+    cells = Cells((16, 16), (16, 16), np.arange(positions, dtype=np.int32))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    told_apart = Strata("timestep", tuple(map(str, timesteps)), timesteps=timesteps)
+    collection = Collection(latents, 20, 10, 1.0, cells, told_apart, np.arange(256))
+    rows = strata * positions * 3  # three samples a batch, 3,840 rows
+    sampled = Sampled(262_144, batches * rows)
+    random = np.random.default_rng(0)
+    seconds = []
+    for batch in range(batches):
+        part = random_part(random, batch, rows, positions, strata, latents, k)
+        started = time.perf_counter()
+        collection.add(part)
+        sampled.add(part)
+        seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    last = statistics.median(seconds[-len(seconds) // 4 :]) / rows
+    found = {
+        "latents": latents,
+        "k": k,
+        "state_gib": collection.nbytes / 2**30,
+        "peak_gib": peak / 2**20,  # KiB on Linux
+        "host_us_per_row": 1e6 * last,
+        "host_hours": ROWS * last / 3600,
+    }
+    print(
+        f"{latents:,} latents, k {k}: state {found['state_gib']:.2f} GiB, peak of all "
+        f"{found['peak_gib']:.2f} GiB; the host takes {found['host_us_per_row']:.2f} us a row at last, "
+        f"{60 * found['host_hours']:.0f} minutes for {ROWS:,} rows"
+    )
+    return found
+
+
+def random_part(random, batch, rows, positions, strata, latents, k):
+    """Codes of which half of a row's are those of its sample, some latents being far more frequent."""
+    samples = rows // (positions * strata)
+    latent = (latents * np.square(random.random((rows, k)))).astype(np.int32)
+    shared = (latents * np.square(random.random((samples, k // 2)))).astype(np.int32)
+    latent[:, : k // 2] = np.repeat(shared, positions * strata, axis=0)
+    return stream.Part(
+        np.repeat(np.arange(batch * samples, (batch + 1) * samples, dtype=np.int32), positions * strata),
+        np.tile(np.arange(positions, dtype=np.int32), strata * samples),
+        np.tile(np.repeat(np.arange(strata, dtype=np.int32), positions), samples),
+        np.full(rows, k, np.int32),
+        latent.reshape(-1),
+        random.exponential(size=rows * k).astype(np.float32) + np.float32(1e-3),
+    )
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

@@ -1,0 +1,257 @@
+"""Explorers of the shipped miniatures with small random SAEs, on a port of this machine, and a browser."""
+
+import base64
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import pathlib
+import threading
+import time
+
+import numpy as np
+import PIL.Image
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from revelio_jax.config import Config, Extract, Model, Steer, Train
+from revelio_jax.explore import asked
+from revelio_jax.explore.known import know
+from revelio_jax.explore.live import Live, load
+from revelio_jax.interpret import results
+from revelio_jax.steering.folder import WEIGHTS, Sae
+from revelio_jax.steering.hub import write_sae
+from tests.browser import chromium, visit  # noqa: F401
+
+ROOT = pathlib.Path(__file__).parents[3]
+LATENTS, K = 48, 6
+SITES = {  # the miniature, and the width of its activations
+    "clip.layer.2": ("sd", 128),
+    "unet.up_blocks.1": ("sd", 64),
+    "t5.block.2": ("flux", 128),
+    "flux.double.0.text": ("flux", 192),
+}
+EXAMPLES = ["flat emoji of tiger", "glossy 3d emoji of red apple"]
+
+torch.set_num_threads(1)  # more only wait for each other on models this small
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """A function that writes a run with a random SAE of a site into a folder; returns its config."""
+
+    def write(folder: pathlib.Path, site: str) -> Config:
+        family, d = SITES[site]
+        generator = torch.Generator().manual_seed(d)
+        W_dec_FD = torch.nn.functional.normalize(torch.randn(LATENTS, d, generator=generator), dim=1)
+        model = f"extract/miniature/{family}"
+        metadata = {"site": site, "model_id": model, "family": family, "value": "output"}
+        sae = Sae(W_dec_FD.T.contiguous(), torch.zeros(LATENTS), W_dec_FD, torch.zeros(d), K, metadata)
+        (folder / "export").mkdir(parents=True)
+        write_sae(sae, folder / "export")
+        return Config(
+            model=Model(id=model, family=family, device="cpu"),
+            extract=Extract(store=str(folder / "store")),
+            train=Train(run=str(folder)),
+            steer=Steer(rule="contrast", pooled=True, steps=3, guidance=2.5, height=32, width=32),
+        )
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def save_known():
+    """A function that writes what interpreting would know of a run's latents."""
+
+    def save(run: pathlib.Path) -> None:
+        words = [
+            "zebra, stripes" if i == 7 else "<|endoftext|>, tail" if i == 8 else "" for i in range(LATENTS)
+        ]
+        numbers = pyarrow.array(range(LATENTS), pyarrow.int32())
+        latents = pyarrow.table(
+            {
+                "latent": numbers,
+                "rows": [100] * LATENTS,
+                "samples": [10] * LATENTS,
+                "frequency": [0.01] * LATENTS,
+                "mean": [5.0] * LATENTS,
+                "max": [20.0] * LATENTS,
+                "spread": [0.1] * LATENTS,
+                "words": words,
+            }
+        )
+        columns = ("latent", "sample", "kind", "stratum", "rank", "position", "timestep", "value", "quantile")
+        samples = pyarrow.table({name: [] for name in columns})
+        samples = samples.cast(pyarrow.schema([(n, "string" if n == "kind" else "int32") for n in columns]))
+        none = np.full((LATENTS, 1), -1, np.int32)
+        near = none.copy()
+        near[7] = 8
+        score = np.full((LATENTS, 1), 0.5, np.float32)
+        arrays = {"coactive": none, "coactive_score": score, "nearest": near, "nearest_cosine": score}
+        sha256 = hashlib.sha256((run / "export" / WEIGHTS).read_bytes()).hexdigest()
+        facts = {
+            "latents": LATENTS,
+            "labels": [],
+            "kind": "text",
+            "sae": {"folder": str(run / "export"), "sha256": sha256},
+            "store": {"location": str(run / "gone"), "fingerprint": ""},
+        }
+        tables = {"latents": latents, "strata": latents.slice(0, 0), "samples": samples}
+        saved = results.save(results.folder_of(str(run)), facts, tables, arrays)
+        tags = {
+            "latent": [9, 9],
+            "label": ["orchard", "<b>red fruit</b>"],
+            "granularity": ["scene", "object"],
+        }
+        tags = pyarrow.table(tags | {"score": [0.2, 0.9], "model": ["test", "test"]})
+        pyarrow.parquet.write_table(tags, saved.folder / "tags.parquet")
+
+    return save
+
+
+@dataclasses.dataclass(frozen=True)
+class Explorer:
+    """One that is served: its address, and what is behind it."""
+
+    url: str
+    live: Live
+    config: Config
+
+    @property
+    def run(self) -> pathlib.Path:
+        return pathlib.Path(self.config.train.run)
+
+
+@pytest.fixture(scope="session")
+def explorer(tmp_path_factory, write_run, save_known):
+    """A function that serves the explorer of a site, once a session."""
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    from revelio_jax.explore import app, serve
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.chdir(ROOT))
+
+        @functools.cache
+        def get(site: str) -> Explorer:
+            config = write_run(tmp_path_factory.mktemp("runs") / site, site)
+            run = pathlib.Path(config.train.run)
+            if site == "clip.layer.2":
+                save_known(run)
+            live = load(config, "")
+            page = app.build(live, know(config, run / "export", LATENTS), run / "report", EXAMPLES)
+            listener = serve.listen("127.0.0.1", 0)
+            server = serve.server(serve.application(page, run / "report", "127.0.0.1"))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(setattr, server, "should_exit", True)
+            while not server.started:
+                time.sleep(0.01)
+            return Explorer(f"http://127.0.0.1:{listener.getsockname()[1]}/", live, config)
+
+        yield get
+
+
+def decoded(address: str) -> np.ndarray:
+    return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
+
+
+class Use:
+    """The page as a person uses it."""
+
+    def __init__(self, visited, explorer: Explorer):
+        self.visited, self.page, self.explorer, self.live = visited, visited.page, explorer, explorer.live
+        self.page.get_by_role("button", name="Draw", exact=True).wait_for()
+        self.page.locator("#status .hint").wait_for()
+
+    def sampling(self, prompt: str):
+        """What the fields say when nobody has changed them."""
+        steer = self.explorer.config.steer
+        return asked.sampling(prompt, 0, steer.steps, steer.guidance, (steer.height, steer.width))
+
+    def said(self) -> str:
+        return self.page.locator("#said").inner_text().strip()
+
+    def until_said(self, text: str) -> None:
+        self.page.locator("#said .said", has_text=text).wait_for()
+
+    def status(self) -> str:
+        return self.page.locator("#status").inner_text().strip()
+
+    def until_status(self, text: str) -> str:
+        self.page.locator("#status .hint", has_text=text).wait_for()
+        return self.status()
+
+    def draw(self, prompt: str) -> None:
+        self.page.locator("#prompt textarea").fill(prompt)
+        self.page.locator("#draw").click()
+
+    def drawn(self, prompt: str) -> None:
+        self.draw(prompt)
+        self.page.locator(f'#plain img[alt="Plain: {prompt}"]').wait_for()
+
+    def pixels(self, name: str) -> np.ndarray:
+        """The pixels of a picture as the page holds them."""
+        return decoded(self.page.locator(f"#{name} img").get_attribute("src"))
+
+    decoded = staticmethod(decoded)
+
+    def steered(self) -> str:
+        """The address of the steered picture."""
+        return self.page.locator("#steered img").get_attribute("src")
+
+    def until_other(self, before: str) -> None:
+        """Wait for another steered picture."""
+        differs = "before => document.querySelector('#steered img')?.src != before"
+        self.page.wait_for_function(differs, arg=before)
+
+    def until_set(self, event: threading.Event) -> None:
+        while not event.is_set():  # the browser's requests go through this thread
+            self.page.wait_for_timeout(20)
+
+    def search(self, text: str) -> None:
+        self.page.locator("#query textarea, #query input").first.fill(text)
+        self.page.locator("#find").click()
+
+    def open(self, latent: int) -> None:
+        """By the search, as who knows its number."""
+        self.page.get_by_role("tab", name="Search").click()
+        self.search(str(latent))
+        self.page.locator(f'#results [data-latent="{latent}"]').click()
+        self.page.locator("#name", has_text=f"Latent {latent}").wait_for()
+
+    def strength(self, row: int, value: float) -> None:
+        """Types a strength beside its slider."""
+        field = self.page.locator(f"#strength-{row} input[type=number]")
+        field.fill(str(value))
+        field.press("Enter")
+        field.blur()
+
+    def python(self) -> str:
+        """What the button copies."""
+        if not self.page.locator("#code .cm-content").is_visible():
+            self.page.get_by_role("button", name="The same in Python").click()
+        self.page.locator("#code").get_by_title("Copy").click()
+        return self.page.evaluate("navigator.clipboard.readText()")
+
+
+USUAL = ("/gradio_api/queue/data", "/gradio_api/heartbeat")  # streams, which end when a page is left
+
+
+@pytest.fixture
+def use(visit, explorer):  # noqa: F811
+    """``use(site, query="", **context)`` opens the page of a site's explorer."""
+    opened = []
+
+    def get(site: str, query: str = "", **context) -> Use:
+        context.setdefault("permissions", ["clipboard-read", "clipboard-write"])
+        opened.append(Use(visit(explorer(site).url + query, **context), explorer(site)))
+        return opened[-1]
+
+    yield get
+    for used in opened:
+        used.page.close()
+        used.visited.errors[:] = [e for e in used.visited.errors if not any(word in e for word in USUAL)]

@@ -1,0 +1,58 @@
+"""Reports on synthetic results, of texts that strangers may write and of pictures."""
+
+import dataclasses
+
+import pytest
+
+from revelio_jax.config import Config, Train
+from revelio_jax.interpret import report
+from tests import synthetic
+from tests.browser import chromium, visit  # noqa: F401
+
+HOSTILE = [
+    "</script><script>document.title = 'stolen'</script>",
+    "<img src=x onerror=\"document.title='stolen'\">",
+    "quotes \" ' ` and \\ backslash \u2028 line separator",
+    "\u202eright to left override",
+    "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645",
+    "emoji \U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 and \u65e5\u672c\u8a9e",
+    "__proto__ constructor toString",
+    "long " * 2000,
+    "one" * 3000,
+]
+
+
+@pytest.fixture(scope="session")
+def config_of():
+    """A function that returns the config of a run's folder."""
+    return lambda run, **fields: dataclasses.replace(Config(), train=Train(run=str(run)), **fields)
+
+
+@pytest.fixture(scope="session")
+def text_store(tmp_path_factory):
+    prompts = [f"a heart beside a {word}" for word in synthetic.WORDS] + HOSTILE
+    return synthetic.make_store(tmp_path_factory.mktemp("stores") / "text", "text", synthetic.Size(), prompts)
+
+
+@pytest.fixture(scope="session")
+def image_store(tmp_path_factory):
+    return synthetic.make_store(tmp_path_factory.mktemp("stores") / "image", "image", synthetic.Size())
+
+
+@pytest.fixture(scope="session")
+def text_report(tmp_path_factory, text_store, config_of):
+    """Of texts in two languages, some of them hostile."""
+    run = tmp_path_factory.mktemp("runs") / "texts"
+    found = synthetic.make(run, text_store, "text", synthetic.Size(), stratum="language")
+    return report.write(config_of(run), found)
+
+
+@pytest.fixture(scope="session")
+def image_report(tmp_path_factory, image_store, config_of):
+    """Of pictures at two timesteps, beside another run with fewer latents."""
+    runs = tmp_path_factory.mktemp("runs")
+    small = synthetic.Size(latents=90)
+    other = synthetic.make(runs / "other", image_store, "image", small, seed=1)
+    found = synthetic.make(runs / "pictures", image_store, "image", synthetic.Size())
+    report.write(config_of(runs / "other"), other)
+    return report.write(config_of(runs / "pictures"), found, [other])

@@ -1,0 +1,64 @@
+"""Data as scripts: what goes in comes out, whoever wrote it."""
+
+import json
+import zlib
+from base64 import b64decode
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from revelio_jax.interpret.report import scripts
+
+TEXTS = st.recursive(st.text() | st.none() | st.integers(), lambda inner: st.lists(inner, max_size=4))
+
+
+@given(TEXTS)
+def test_values_come_back_and_cannot_end_a_script(value):
+    written = scripts.dumps(value)
+    assert json.loads(written) == value
+    assert not set(written) & {"<", "\u2028", "\u2029", "\n"}
+
+
+def test_no_number_is_refused():
+    with pytest.raises(ValueError, match="JSON"):
+        scripts.dumps(float("nan"))
+
+
+@given(st.binary())
+def test_packed_bytes_come_back(data):
+    assert zlib.decompress(b64decode(scripts.packed(data))) == data
+
+
+def test_packed_numbers_are_little_endian():
+    column = np.array([1.5, np.nan, -2], ">f4")
+    read = np.frombuffer(zlib.decompress(b64decode(scripts.packed(column))), "<f4")
+    np.testing.assert_array_equal(read, column)
+
+
+@given(
+    st.lists(st.floats(-(2**20), 2**20, width=32).filter(lambda x: x == 0 or abs(x) > 1e-6)),
+    st.integers(2, 6),
+)
+def test_many_numbers_at_once_are_the_same(values, digits):
+    rounded = scripts.rounded(np.array(values, np.float32), digits)
+    assert rounded.tolist() == [scripts.number(value, digits) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [
+        (0.123456, 0.1235),
+        (1.0, 1),
+        (-0.0, 0),
+        (np.float32(0.1), 0.1),
+        (None, None),
+        (np.nan, None),
+        (-np.inf, None),
+    ],
+)
+def test_numbers_are_short(given, number):
+    shortened = scripts.number(given)
+    assert shortened == number
+    assert type(shortened) is type(number)
