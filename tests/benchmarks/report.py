@@ -5,9 +5,9 @@
 
 Results are synthetic, of as many latents and samples, with as much kept of each latent as by default, five
 timesteps and maps of 16 x 16; the store's pictures have 256 pixels of noise, which no format compresses well.
-``seconds`` are of writing, ``peak_gib`` is the largest resident memory of a process that does nothing else.
-``first_kb`` is what Chromium loads of each page before anybody scrolls,
-searches or sorts, from a web server, without compression.
+``seconds`` are of writing, ``cpu_seconds`` those of all threads in it, ``peak_gib`` is the largest resident
+memory of a process that does nothing else. ``first_kb`` is what Chromium loads of each page before anybody
+scrolls, searches or sorts, from a web server, without compression.
 """
 
 import argparse
@@ -55,9 +55,9 @@ def measured(folder: pathlib.Path, given: argparse.Namespace) -> dict:
         raise SystemExit(maker.exitcode)
     found = results.load(results.folder_of(str(folder / "run")))
     config = dataclasses.replace(Config(), train=Train(run=str(folder / "run")))
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     written = report.write(config, found)
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     files = [file for file in written.rglob("*") if file.is_file()]
     return {
@@ -65,6 +65,7 @@ def measured(folder: pathlib.Path, given: argparse.Namespace) -> dict:
         "latents": given.latents,
         "samples": given.samples,
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
         "files": len(files),
         "mb": round(sum(file.stat().st_size for file in files) / 1e6, 1),
         "pictures_mb": round(sum(f.stat().st_size for f in files if f.suffix == ".webp") / 1e6, 1),

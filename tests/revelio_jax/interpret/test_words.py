@@ -3,11 +3,14 @@
 import pytest
 import tokenizers
 import transformers
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from revelio_jax.interpret import words
+
+# Other work on the machine is no failure.
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 CORPUS = ["a flat emoji of a cat", "glossy 3d emoji of red apple", "café, naïve; 日本語 😀 مرحبا"]
 
@@ -45,6 +48,7 @@ def joined(shown):
     return "".join(piece for piece in shown if piece != words.PART and not words.special(piece))
 
 
+@UNTIMED
 @given(st.text())
 def test_pieces_of_clip_read_as_it_decodes_them(clip, text):
     ids = clip(text)["input_ids"]
@@ -65,6 +69,7 @@ def test_pieces_of_t5_read_as_it_decodes_them(t5, text):
     assert len(shown) == len(tokens)
 
 
+@UNTIMED
 @given(st.text(min_size=1))
 def test_pieces_of_byte_level_bpe_are_the_text(byte_level, text):
     text = f"a {text}"

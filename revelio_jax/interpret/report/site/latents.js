@@ -21,7 +21,7 @@ const SEARCH_WAITS = 150; // ms
   const ranges = el("div.ranges");
   const box = el("div.rows", {
     role: "table", tabindex: 0, "aria-label": "Latents", "aria-colcount": names.length + 1,
-    css: { "--labels": facts.labels.length, "--words": facts.picture ? (facts.tagged ? "20rem" : "9rem") : "12rem" },
+    css: { "--labels": facts.labels.length, "--words": facts.picture ? (facts.tagged ? "17rem" : "9rem") : "12rem" },
   });
   const head = el("div.head", { role: "row", "aria-rowindex": 1 });
   box.append(el("div", { role: "rowgroup", class: "sticky" }, head));

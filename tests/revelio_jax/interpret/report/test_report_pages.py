@@ -15,7 +15,10 @@ PAGES = ("index.html", "latents.html", "latent.html#2", "compare.html")
 
 @pytest.fixture(params=["disk", "server"])
 def at(request):
-    """A function that gives the address of a report's folder."""
+    """A function that gives the address of a report's folder.
+
+    Tests name it before ``visit``, so that pages are closed before their server.
+    """
     if request.param == "disk":
         yield lambda folder: f"{folder.as_uri()}/"
         return
@@ -46,7 +49,7 @@ def heading(page, latent):
     until(page, f"document.querySelector('h1')?.textContent.startsWith('Latent {latent}')")
 
 
-def test_from_table_to_latent_to_neighbour_and_back(visit, at, text_report):
+def test_from_table_to_latent_to_neighbour_and_back(at, visit, text_report):
     page = visit(at(text_report) + "index.html").page
     page.get_by_role("link", name="Browse the latents").click()
     assert rows(page)[:3] == [0, 2, 3]  # 1 is dead
@@ -61,7 +64,7 @@ def test_from_table_to_latent_to_neighbour_and_back(visit, at, text_report):
     assert int(number) in rows(page)  # where one was
 
 
-def test_search_sort_and_the_address_keep_the_state(visit, at, text_report):
+def test_search_sort_and_the_address_keep_the_state(at, visit, text_report):
     visited = visit(at(text_report) + "latents.html")
     page = visited.page
     assert len(rows(page)) < 60  # of 149, only what is seen
@@ -239,7 +242,7 @@ def test_samples_are_grouped_by_language(visit, text_report):
     assert page.locator(".stratum h3").all_inner_texts() == ["ar", "en"]
 
 
-def test_pictures_have_maps_and_crops(visit, at, image_report):
+def test_pictures_have_maps_and_crops(at, visit, image_report):
     page = visit(at(image_report) + "latent.html#2").page
     heading(page, 2)
     size = synthetic.Size()
@@ -272,7 +275,7 @@ def test_pictures_have_maps_and_crops(visit, at, image_report):
     assert page.locator(".strip .peakbox").count() == size.weaker + 2 * size.of_stratum
 
 
-def test_compare(visit, at, image_report):
+def test_compare(at, visit, image_report):
     page = visit(at(image_report) + "compare.html").page
     assert rows(page)
     scores = page.eval_on_selector_all(

@@ -12,38 +12,40 @@ LIMIT = 1_000_000
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory, image_store, config_of):
-    """Few samples of each latent, so that it is written in seconds; rows and columns are as they would be."""
+    """The address of such a report.
+
+    Few samples are kept of each latent, so that it is written in seconds; rows and columns are as ever.
+    """
     folder = tmp_path_factory.mktemp("large")
     size = synthetic.Size(LATENTS, top=3, weaker=0, of_stratum=0, neighbours=2)
     found = synthetic.make(folder / "run", image_store, "image", size, stratum="")
-    return report.write(config_of(folder / "run"), found)
+    with served(report.write(config_of(folder / "run"), found)) as url:
+        yield url
 
 
 def test_what_is_loaded_first(visit, large):
-    with served(large) as url:
-        for name in ("index.html", "latents.html", f"latent.html#{LATENTS - 1}"):
-            visited = visit(url + name)
-            visited.page.wait_for_selector("main h1")
-            assert 50_000 < visited.loaded() < LIMIT  # style and scripts alone are more than the former
+    for name in ("index.html", "latents.html", f"latent.html#{LATENTS - 1}"):
+        visited = visit(large + name)
+        visited.page.wait_for_selector("main h1")
+        assert 50_000 < visited.loaded() < LIMIT  # style and scripts alone are more than the former
 
 
 def test_the_table_is_quick_to_its_end(visit, large):
-    with served(large) as url:
-        visited = visit(url + "latents.html")
-        page = visited.page
-        page.wait_for_selector(".row .c-words")
-        before = visited.loaded()
-        page.locator("#sort").select_option("frequency")
-        until(page, "document.querySelector('.row a')?.textContent === '0'")
-        page.wait_for_selector(".row .c-words")
-        assert visited.loaded() - before < LIMIT  # one column, and the rows that are seen
-        page.locator("#sort").select_option("latent")
-        until(page, "!location.hash.includes('frequency')")
-        page.locator(".rows").focus()
-        page.keyboard.press("End")
-        page.keyboard.press("End")
-        until(page, f"document.activeElement.textContent === '{LATENTS - 1}'")
-        assert page.locator(".row").count() < 60
-        page.get_by_role("searchbox").fill(f"#{LATENTS - 3}")
-        until(page, "/^1 of/.test(document.querySelector('.status').textContent)")
-        assert page.locator(".row a").inner_text() == str(LATENTS - 3)
+    visited = visit(large + "latents.html")
+    page = visited.page
+    page.wait_for_selector(".row .c-words")
+    before = visited.loaded()
+    page.locator("#sort").select_option("frequency")
+    until(page, "document.querySelector('.row a')?.textContent === '0'")
+    page.wait_for_selector(".row .c-words")
+    assert visited.loaded() - before < LIMIT  # one column, and the rows that are seen
+    page.locator("#sort").select_option("latent")
+    until(page, "!location.hash.includes('frequency')")
+    page.locator(".rows").focus()
+    page.keyboard.press("End")
+    page.keyboard.press("End")
+    until(page, f"document.activeElement.textContent === '{LATENTS - 1}'")
+    assert page.locator(".row").count() < 60
+    page.get_by_role("searchbox").fill(f"#{LATENTS - 3}")
+    until(page, "/^1 of/.test(document.querySelector('.status').textContent)")
+    assert page.locator(".row a").inner_text() == str(LATENTS - 3)

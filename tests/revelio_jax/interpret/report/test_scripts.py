@@ -6,14 +6,18 @@ from base64 import b64decode
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from revelio_jax.interpret.report import scripts
 
+# Other work on the machine is no failure.
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 TEXTS = st.recursive(st.text() | st.none() | st.integers(), lambda inner: st.lists(inner, max_size=4))
 
 
+@UNTIMED
 @given(TEXTS)
 def test_values_come_back_and_cannot_end_a_script(value):
     written = scripts.dumps(value)
@@ -26,6 +30,7 @@ def test_no_number_is_refused():
         scripts.dumps(float("nan"))
 
 
+@UNTIMED
 @given(st.binary())
 def test_packed_bytes_come_back(data):
     assert zlib.decompress(b64decode(scripts.packed(data))) == data
@@ -37,6 +42,7 @@ def test_packed_numbers_are_little_endian():
     np.testing.assert_array_equal(read, column)
 
 
+@UNTIMED
 @given(
     st.lists(st.floats(-(2**20), 2**20, width=32).filter(lambda x: x == 0 or abs(x) > 1e-6)),
     st.integers(2, 6),

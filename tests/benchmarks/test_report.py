@@ -1,0 +1,34 @@
+"""The benchmark of the report runs at a small size and writes the row it promises."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.browser import chromium  # noqa: F401
+
+ROOT = pathlib.Path(__file__).parents[2]
+COMMAND = [sys.executable, "tests/benchmarks/report.py"]
+FIELDS = ("kind", "latents", "samples", "seconds", "cpu_seconds", "files", "mb", "pictures_mb", "peak_gib")
+
+
+@pytest.mark.usefixtures("chromium")  # without which there is nothing to measure with
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_row(tmp_path, kind):
+    out = tmp_path / "row.json"
+    done = subprocess.run(
+        [*COMMAND, "--json", out, "--kind", kind, "--latents", "200", "--samples", "50"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(out.read_text())
+    assert tuple(row) == (*FIELDS, "first_kb")
+    assert (row["kind"], row["latents"]) == (kind, 200)
+    assert (row["pictures_mb"] > 0) == (kind == "image")
+    assert all(50 < kb < 1000 for kb in row["first_kb"].values())
