@@ -1,6 +1,6 @@
 """A real browser for pages, as fixtures: headless Chromium, which may reach nothing but the pages' server.
 
-A conftest.py that imports them has them: ``chromium``, one a session, and ``visit``.
+The root conftest.py has them: ``chromium``, one a session, and ``visit``.
 """
 
 import contextlib

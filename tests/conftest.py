@@ -23,6 +23,7 @@ import pytest
 
 from revelio_jax.config import Config, Extract, Model, Sae, Train
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
+from tests.browser import chromium, visit  # noqa: F401 - here, so that a session has one browser
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("untimed", deadline=None)

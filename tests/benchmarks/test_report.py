@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-from tests.browser import chromium  # noqa: F401
-
 ROOT = pathlib.Path(__file__).parents[2]
 COMMAND = [sys.executable, "tests/benchmarks/report.py"]
 FIELDS = ("kind", "latents", "samples", "seconds", "cpu_seconds", "files", "mb", "pictures_mb", "peak_gib")

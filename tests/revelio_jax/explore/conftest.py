@@ -24,7 +24,6 @@ from revelio_jax.explore.live import Live, load
 from revelio_jax.interpret import results
 from revelio_jax.steering.folder import WEIGHTS, Sae
 from revelio_jax.steering.hub import write_sae
-from tests.browser import chromium, visit  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parents[3]
 LATENTS, K = 48, 6
@@ -242,7 +241,7 @@ USUAL = ("/gradio_api/queue/data", "/gradio_api/heartbeat")  # streams, which en
 
 
 @pytest.fixture
-def use(visit, explorer):  # noqa: F811
+def use(visit, explorer):
     """``use(site, query="", **context)`` opens the page of a site's explorer."""
     opened = []
 

@@ -7,7 +7,6 @@ import pytest
 from revelio_jax.config import Config, Train
 from revelio_jax.interpret import report
 from tests import synthetic
-from tests.browser import chromium, visit  # noqa: F401
 
 HOSTILE = [
     "</script><script>document.title = 'stolen'</script>",
