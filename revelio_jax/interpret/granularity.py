@@ -6,7 +6,8 @@ Takes folders of runs that python -m revelio_jax.interpret has read: of each the
 they are there, of its neurons. Latents that are pure in a label know of it; of those that are not, few
 positions speak of texture, many of layout. For every label and measure there are a heatmap of runs over
 timesteps, curves, and means over all timesteps, which compare an SAE with an undercomplete autoencoder or
-with neurons. All are means over latents with 95 % bootstrap intervals over them; dotted is what chance would give.
+with neurons. All are means over latents with 95 % bootstrap intervals over them; dotted is what chance
+would give.
 Writes one PNG and beside it a CSV of the same numbers: --out, else granularity.png in the run's folder, or
 beside the first of several.
 """
