@@ -37,7 +37,6 @@ def get_config():
     c.train.decay_share = 0.3
     c.train.held_out = 0.2  # 15,500 rows: a latent of a rare word needs many to be seen firing
 
-    c.steer.rule = "swap"
     c.steer.pooled = True  # of 14 prompts, one seed, 2 stayed glossy with it and 4 without: a hint, no more
     c.steer.steps = 15
     c.steer.guidance = 3.0

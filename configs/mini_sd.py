@@ -40,7 +40,6 @@ def get_config():
     c.train.decay_share = 0.3
     c.train.held_out = 0.2  # 52,000 rows: a latent of a rare word needs many to be seen firing
 
-    c.steer.rule = "swap"
     c.steer.steps = 15
     c.steer.guidance = 2.5
     c.steer.height = c.steer.width = 32

@@ -46,7 +46,6 @@ def get_config():
     c.train.decay_share = 0.3
     c.train.held_out = 0.1
 
-    c.steer.rule = "contrast"
     c.steer.steps = 15
     c.steer.guidance = 2.5
     c.steer.height = c.steer.width = 32

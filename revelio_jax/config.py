@@ -294,14 +294,18 @@ class Train:
     resume: bool = _field(False, "continue the run at its last checkpoint")
 
 
-RULES = ("paper", "contrast", "gated", "swap")
+RULES = ("auto", "paper", "contrast", "gated", "swap")
 
 
 @dataclasses.dataclass(frozen=True)
 class Steer:
     """Sampling with and without steering, and how its effect is measured."""
 
-    rule: str = _field("contrast", "how a concept changes activations", choices=RULES)
+    rule: str = _field(
+        "auto",
+        "how a concept changes activations; auto: swap where labelled prompts taught it, else contrast",
+        choices=RULES,
+    )
     negative_branch: bool = _field(True, "also steer the unconditional branch, the other way")
     pooled: bool = _field(False, "SDXL, FLUX: also steer the vector that CLIP pools the prompt to")
     positions: str = _field(

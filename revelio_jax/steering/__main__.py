@@ -37,7 +37,7 @@ def main() -> None:
     run, prompts = prepare(config, flags["concept"], flags["prompt"], flags["sae"], flags["measure"] > 0)
     pictures = run.pictures(prompts, strengths, flags["seed"])
     file = run.folder / f"{file_name(run.text)}.png"
-    title = f"{run.text}: {config.steer.rule} at {run.steerer.site}, seed {flags['seed']}"
+    title = f"{run.text}: {run.rule} at {run.steerer.site}, seed {flags['seed']}"
     strip.draw(pictures, prompts, strengths, title).save(file)
 
     results = {"prompts": prompts, "strengths": strengths, "seed": flags["seed"], "strip": str(file)}

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 
@@ -92,14 +92,15 @@ class Attachment:
         hooked: tuple[sites.Site, ...],
         make: Make,
         strengths: Mapping[Key, Strength],
-        negative_branch: bool,
+        on_negative: Collection[Key],
         where: Where,
         reads_input: bool = False,
         make_pooled: Callable[[Key], Pooled] | None = None,
     ):
         self._session: Session | None = session
         self.owner, self.sites, self.strengths = owner, hooked, dict(strengths)
-        self.negative_branch, self.reads_input = negative_branch, reads_input
+        self.on_negative = frozenset(on_negative)  # steered on the negative prompt too, the other way
+        self.reads_input = reads_input
         self._where = where.checked(hooked, session.layout)
         self.positions, self.mask = self._where.positions, self._where.mask
         self._make = make
@@ -147,8 +148,10 @@ class Attachment:
 
     def weights(self, branch: str) -> list[float]:
         """The strengths on a branch of guidance, in order; [] where it is left as it is."""
-        sign = 1 if branch == CONDITIONAL else -1 if self.negative_branch else 0
-        weights = [sign * (1.0 if isinstance(s, Clamp) else s) for s in self.strengths.values()]
+        weights = []
+        for key, strength in self.strengths.items():
+            sign = 1 if branch == CONDITIONAL else -1 if key in self.on_negative else 0
+            weights.append(sign * (1.0 if isinstance(strength, Clamp) else strength))
         return weights if any(weights) else []
 
     @property

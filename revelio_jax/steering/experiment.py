@@ -24,7 +24,7 @@ from revelio_jax.steering.labels import Labelled, find_concept, parse_concept, r
 from revelio_jax.steering.learned import Learned, saved_concepts
 from revelio_jax.steering.measure import Judge
 from revelio_jax.steering.pipeline import load_pipeline
-from revelio_jax.steering.rules import ON_BOTH_BRANCHES
+from revelio_jax.steering.rules import chosen
 from revelio_jax.steering.sampling import sample, sampling_of
 from revelio_jax.steering.steerer import Attachment, Steerer, same_model
 
@@ -53,6 +53,11 @@ class Experiment:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    @property
+    def rule(self) -> str:
+        """How the text acts; never ``auto``."""
+        return chosen(self.config.steer.rule, self.text in self.learned)
+
     def steering(self, strength: float) -> Attachment:
         """The concept at a strength, by the config's rule."""
         steer = self.config.steer
@@ -60,7 +65,7 @@ class Experiment:
             self.pipe,
             {self.text: strength},
             rule=steer.rule,
-            negative_branch=steer.negative_branch and steer.rule in ON_BOTH_BRANCHES,
+            negative_branch=None if steer.negative_branch else False,
             pooled=steer.pooled or None,
             learned=self.learned,
             **self.where,
@@ -105,6 +110,7 @@ class Experiment:
         made = {
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "concept": self.text,
+            "rule": self.rule,
             **results,
             "model": self.config.model.id,
             "site": self.steerer.site,

@@ -102,6 +102,19 @@ def swap(sae: Sae, concept: EncodedConcept) -> Change:
 RULES = {"paper": paper, "contrast": contrast, "gated": gated, "swap": swap}
 # Those that add a fixed vector also steer the negative prompt, by the opposite amount.
 ON_BOTH_BRANCHES = ("paper", "contrast")
+AUTO = "auto"
+# What ``auto`` stands for, the best in the mean over concepts on both miniatures, as
+# python -m revelio_jax.steering.table measured them: where labelled prompts taught a concept, and where its
+# text is all there is.
+WHERE_LEARNED, ELSE = "swap", "contrast"
+
+
+def chosen(rule: str, is_learned: bool) -> str:
+    """The name of the rule for a concept that labelled prompts taught, or not. Raises InputError."""
+    if rule == AUTO:
+        return WHERE_LEARNED if is_learned else ELSE
+    known(rule)
+    return rule
 
 
 def change_of(rule: str, sae: Sae, concept: EncodedConcept) -> Change:
@@ -112,5 +125,5 @@ def change_of(rule: str, sae: Sae, concept: EncodedConcept) -> Change:
 def known(rule: str) -> typing.Callable[[Sae, EncodedConcept], Change]:
     """The function of a rule. Raises InputError that names those there are."""
     if rule not in RULES:
-        raise InputError(f"rule is {rule!r}; allowed: {', '.join(RULES)}")
+        raise InputError(f"rule is {rule!r}; allowed: {', '.join((AUTO, *RULES))}")
     return RULES[rule]

@@ -15,7 +15,16 @@ from revelio_jax.steering.concept import EncodedConcept, encode_concept, executi
 from revelio_jax.steering.folder import Sae, load_sae
 from revelio_jax.steering.learned import Learned
 from revelio_jax.steering.pooled import Pooled, pooled_of
-from revelio_jax.steering.rules import ON_BOTH_BRANCHES, Add, Change, Scale, Set, change_of, known
+from revelio_jax.steering.rules import (
+    AUTO,
+    ON_BOTH_BRANCHES,
+    Add,
+    Change,
+    Scale,
+    Set,
+    change_of,
+    chosen,
+)
 from revelio_jax.steering.sampled import Sampling, encode_sampled
 from revelio_jax.steering.session import session
 from revelio_jax.steering.vectors import Concept
@@ -130,7 +139,7 @@ class Steerer:
         pipe: typing.Any,
         concepts: Mapping[str | int | pathlib.Path | Concept, Strength],
         *,
-        rule: str = "gated",
+        rule: str = AUTO,
         positions: str | torch.Tensor = "all",
         steps: tuple[float, float] | None = None,
         ramp: tuple[float, float] = (1.0, 1.0),
@@ -146,7 +155,8 @@ class Steerer:
         ``concepts`` maps each concept to its strength: negative removes, positive adds, 0 changes no bit.
         A concept is
 
-        - a text, which acts by ``rule`` (see :mod:`revelio_jax.steering.rules`);
+        - a text, which acts by ``rule`` (see :mod:`revelio_jax.steering.rules`); ``auto`` is ``swap`` for
+          one that is in ``learned``, else ``contrast``;
         - the number of a latent, which is multiplied by 1 + strength, or set with Clamp(value);
         - a file of :func:`save_concept`, as a Path or ending in .safetensors, or a :class:`Concept`: its
           vectors are added, whatever the rule.
@@ -165,18 +175,19 @@ class Steerer:
         without steering. By default it is what the site makes of it: nothing for T5, steered for the second
         encoder of SDXL.
 
-        ``negative_branch`` also steers the negative prompt, by the opposite amount; by default the rules
-        that add a fixed vector do, ``gated``, ``swap`` and latents do not. ``learned`` is what labelled
-        prompts said of a concept. At a site of the denoiser a text is read off pictures that the pipeline
-        samples of it, once: with 10 steps, or with the arguments ``sampling`` of its call, such as height
-        and width.
+        ``negative_branch`` also steers the negative prompt, by the opposite amount; by default concepts do
+        whose rule adds a fixed vector, and vectors; ``gated``, ``swap`` and latents do not. ``learned`` is
+        what labelled prompts said of a concept. At a site of the denoiser a text is read off pictures that
+        the pipeline samples of it, once: with 10 steps, or with the arguments ``sampling`` of its call, such
+        as height and width.
 
         Raises InputError where the SAE does not fit the pipeline, and where that bears another name than
         the model that the SAE was trained on, unless ``other_model`` says that this is known.
 
         What torch.compile made before is compiled again where it holds the site.
         """
-        known(rule)
+        learned = learned or {}
+        rules = {key: chosen(rule, key in learned) for key in concepts}
         hooked = self._fit(pipe)
         trained_on, here = self.sae.metadata.get("model_id", ""), pipe.name_or_path or ""
         if trained_on and here and not other_model and not same_model(trained_on, here):
@@ -184,7 +195,6 @@ class Steerer:
                 f"the SAE is for another model: it was trained on {trained_on!r}, this pipeline is {here!r}; "
                 "where that is the same model, or one made from it, pass other_model=True"
             )
-        learned = learned or {}
         loaded = {key: self._loaded(pipe, key) for key in concepts if not _is_own(key)}
         for key in concepts:
             if isinstance(key, int) and not 0 <= key < self.sae.n_latents:
@@ -202,7 +212,7 @@ class Steerer:
                 else:
                     concept = self.concept(pipe, key, learned.get(key), length, sampling)
                     concept = concept if device is None else concept.to(device)
-                    changes[key] = change_of(rule, self._on(concept.codes.device), concept)
+                    changes[key] = change_of(rules[key], self._on(concept.codes.device), concept)
             return changes
 
         def make_pooled(key: Key) -> Pooled:
@@ -211,16 +221,15 @@ class Steerer:
                 raise InputError(f"pooled is True, but {key} has no pooled vector; a text has one")
             return known
 
-        if negative_branch is None:
-            fixed = [key in loaded or (_is_text(key) and rule in ON_BOTH_BRANCHES) for key in concepts]
-            negative_branch = any(fixed)
+        fixed = {key for key in concepts if _is_text(key) and rules[key] in ON_BOTH_BRANCHES}
+        on_negative = {None: fixed | loaded.keys(), True: set(concepts), False: set()}[negative_branch]
         return Attachment(
             session(pipe),
             self,
             hooked,
             make,
             concepts,
-            negative_branch,
+            on_negative,
             Where(positions, steps, ramp, mask, pooled),
             self.reads_difference,
             make_pooled,
@@ -242,7 +251,7 @@ class Steerer:
             self._fit(pipe),
             lambda strengths, device, length: dict(changes),
             strengths,
-            negative_branch,
+            strengths if negative_branch else (),
             Where(pooled=True if pooled else None),
             self.reads_difference,
             lambda key: pooled[key],

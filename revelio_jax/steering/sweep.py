@@ -56,7 +56,7 @@ def main() -> None:
         config, flags["concept"], flags["prompt"], flags["sae"], judged > 0, must_judge=wanted is not None
     )
     stem = f"sweep_{file_name(run.text)}"
-    title = f"{run.text}: {config.steer.rule} at {run.steerer.site}"
+    title = f"{run.text}: {run.rule} at {run.steerer.site}"
     seeds = list(range(flags["seed"], flags["seed"] + flags["seeds"]))
 
     pictures = run.pictures(prompts, strengths, flags["seed"])

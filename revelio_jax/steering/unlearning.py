@@ -33,7 +33,7 @@ class SteererTechnique:
         erase_concept: str,
         sae: str,
         strength: float = -1.0,
-        rule: str = "gated",
+        rule: str = "auto",
         site: str | None = None,
         subfolder: str = "",
         revision: str | None = None,

@@ -152,7 +152,7 @@ def attach_vectors(
         hooked=hooked,
         make=lambda strengths, device, length: {given: change(concept, device, length)},
         strengths={given: strength},
-        negative_branch=negative_branch,
+        on_negative=[given] if negative_branch else [],
         where=where,
         make_pooled=lambda key: concept.pooled,
     )

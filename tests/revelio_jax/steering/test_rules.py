@@ -6,7 +6,7 @@ from revelio_jax import config
 from revelio_jax.steering.concept import EncodedConcept, hidden_states, own_latents
 from revelio_jax.steering.folder import load_sae
 from revelio_jax.steering.learned import Learned, file_name, save_learned, saved_concepts
-from revelio_jax.steering.rules import RULES, change_of
+from revelio_jax.steering.rules import AUTO, RULES, change_of, chosen
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -14,11 +14,18 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_config_offers_the_rules_that_there_are():
-    assert tuple(RULES) == config.RULES
-    for rule in RULES:
+    assert (AUTO, *RULES) == config.RULES
+    for rule in config.RULES:
         given = config.default()
         given.steer.rule = rule
         assert config.resolve(given).steer.rule == rule
+
+
+def test_auto_stands_for_a_rule_by_what_is_known_of_the_concept():
+    assert [chosen(AUTO, is_learned) for is_learned in (True, False)] == ["swap", "contrast"]
+    assert [chosen(rule, is_learned) for rule in RULES for is_learned in (True, False)] == [
+        rule for rule in RULES for _ in range(2)
+    ]
 
 
 def test_rules_follow_their_definitions(sae_folder, tensors):

@@ -12,6 +12,7 @@ from revelio_jax import sites
 from revelio_jax.config import RULES
 from revelio_jax.errors import InputError
 from revelio_jax.steering import Steerer
+from revelio_jax.steering.learned import Learned
 from revelio_jax.steering.sampling import sample
 
 PROMPTS = ["glossy 3d emoji of red apple", "flat emoji of tiger"]
@@ -55,6 +56,26 @@ def test_the_pipeline_is_restored_after_an_error_in_the_block(pipe, steerer, pla
     with contextlib.suppress(ZeroDivisionError), steerer.attach(pipe, {CONCEPT: -1.0}):
         raise ZeroDivisionError
     np.testing.assert_array_equal(pictures(pipe), plain)
+
+
+def test_by_default_what_was_learned_swaps_and_other_texts_contrast(pipe, steerer):
+    T, F = pipe.tokenizer.model_max_length, steerer.sae.n_latents
+    difference = torch.randn(T, F, generator=torch.Generator().manual_seed(0))
+    learned = {"flat": Learned(torch.arange(F), difference, -1.0)}  # every prompt holds it
+    concepts = {"flat": -1.0, CONCEPT: -0.5, 3: 0.25}
+
+    def encode(watched):
+        with watched, seen(pipe, steerer.site) as passes:
+            pipe.encode_prompt(PROMPTS, "cpu", 1, True)
+        return list(passes)
+
+    plain = encode(contextlib.nullcontext())
+    steered = encode(steerer.attach(pipe, concepts, learned=learned))
+    contrast_TD = steerer.vectors(pipe, CONCEPT, rule="contrast").directions[steerer.site]
+    latent = steerer.sae.codes(plain[0])[..., 3, None] * steerer.sae.W_dec_FD[3]
+    wanted = plain[0] - steerer.sae.directions(difference) - 0.5 * contrast_TD + 0.25 * latent
+    torch.testing.assert_close(steered[0], wanted)
+    torch.testing.assert_close(steered[1], plain[1] + 0.5 * contrast_TD)
 
 
 @contextlib.contextmanager
