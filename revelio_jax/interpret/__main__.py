@@ -4,9 +4,10 @@
     python -m revelio_jax.interpret --config configs/mini_sd.py --config.interpret.sae=neurons
 
 Writes runs/<name>/latents: of each latent how often it fires and how strongly, its strongest samples with
-positions and maps, weaker ones, how pure they are in the samples' labels, and its neighbours. With neurons
-each coordinate of the activations is a latent, and the folder is runs/<name>/neurons. What is there already
-for the same store, SAE and fields is not made again.
+positions and maps, weaker ones, how pure they are in the samples' labels, and its neighbours; then the pages
+that show it, runs/<name>/report/index.html. With neurons each coordinate of the activations is a latent, and
+the folders are runs/<name>/neurons and neurons_report. What is there already for the same store, SAE and
+fields is not made again.
 
     python -m revelio_jax.interpret.granularity runs/a runs/b
 
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from revelio_jax.command import main_argv, parse
 from revelio_jax.config import Config, Interpret
-from revelio_jax.errors import InputError, reported
+from revelio_jax.errors import InputError, reported, require
 from revelio_jax.interpret import dictionary, layout, neighbours, purity, results, stream, tables
 from revelio_jax.interpret.collect import Collection
 from revelio_jax.interpret.dictionary import NEURONS, Dictionary
@@ -257,4 +258,9 @@ if __name__ == "__main__":
     if not is_new:
         print(f"{found.folder} has the results of this store, SAE and fields; --again makes them again")
     print(summary(found))
-    print(f"results: {found.folder}")
+    print(f"results: {found.folder}", flush=True)
+    with reported():
+        require("PIL", "extract", "the report")
+        from revelio_jax.interpret import report  # not before: with it comes what reads pictures
+
+        print(f"report: {report.write(config, found) / 'index.html'}")
