@@ -48,9 +48,13 @@ FIGURES = ("mean", "low", "high", "measured", "chance")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """FIGURES of a run by label ("" of spread), measure, and stratum or WHOLE; None where there are none."""
+    """FIGURES of a run by label ("" of spread), measure, and stratum or WHOLE; None where there are none.
+
+    ``kind`` is "" of an SAE, else one of KINDS.
+    """
 
     name: str
+    kind: str
     facts: dict[str, typing.Any]
     means: dict[tuple[str, str, str], dict[str, float] | None]
 
@@ -65,10 +69,10 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
     names = [part.facts["name"] for _, part in found]
     runs = []
     for folder, part in found:
-        kind = KINDS.get(part.facts["sae"]["architecture"])
+        kind = KINDS.get(part.facts["sae"]["architecture"], "")
         same = [name for (other, _), name in zip(found, names, strict=True) if other != folder]
         name = folder if part.facts["name"] in same else part.facts["name"]
-        runs.append(Run(f"{name}, {kind}" if kind else name, part.facts, _means(part)))
+        runs.append(Run(f"{name}, {kind}" if kind else name, kind, part.facts, _means(part)))
     columns = {run.facts["stratum"]["column"] for run in runs if run.strata}
     if len(columns) > 1:
         raise InputError(
@@ -136,17 +140,14 @@ def rows(runs: Sequence[Run]) -> list[dict[str, typing.Any]]:
     return found
 
 
-def draw(runs: Sequence[Run]) -> "Figure":
-    """A row of panels for every label and measure, and one for the spread."""
+def draw(runs: Sequence[Run], panels: Sequence[tuple[str, str]]) -> "Figure":
+    """A row of panels for each label and measure that ``panels`` names."""
     import matplotlib
     from matplotlib.figure import Figure
 
     colours = matplotlib.color_sequences["petroff10"]
     looks = [{"color": colours[i % 10], "label": _called(run, runs)} for i, run in enumerate(runs)]
     strata = _strata(runs)
-    labels = dict.fromkeys(label for run in runs for label in run.facts["labels"])
-    panels = [(label, measure) for label in labels for measure in ("purity", "entropy", "sigma")]
-    panels.append(("", "spread"))
     columns, height = (3 if strata else 1), 0.9 + 0.22 * max(len(runs), 4)
     with matplotlib.rc_context(STYLE):
         figure = Figure(
@@ -215,10 +216,12 @@ def _of(run: Run, of: tuple[str, str], stratum: str) -> dict[str, float]:
 
 
 def _called(run: Run, runs: Sequence[Run]) -> str:
-    """The site, where it tells the runs apart; else the name with it."""
+    """The site, where it tells the runs of a kind apart; else the name with it."""
     site = run.facts["site"]
-    alone = sum(other.facts["site"] == site for other in runs) == 1
-    return site if alone else f"{run.name}: {site}"
+    alone = sum((other.facts["site"], other.kind) == (site, run.kind) for other in runs) == 1
+    if alone:
+        return f"{site}, {run.kind}" if run.kind else site
+    return f"{run.name}: {site}"
 
 
 def _strata(runs: Sequence[Run]) -> list[str]:
@@ -233,6 +236,18 @@ def _is_number(text: str) -> bool:
 
 def _column_name(runs: Sequence[Run]) -> str:
     return next(run.facts["stratum"]["column"] for run in runs if run.strata)
+
+
+def panels_of(runs: Sequence[Run], labels: Sequence[str], measures: Sequence[str]) -> list[tuple[str, str]]:
+    """Labels, all that there are where none is named, by measures; the spread is of no label."""
+    there = dict.fromkeys(label for run in runs for label in run.facts["labels"])
+    for label in labels:
+        if label not in there:
+            raise InputError(
+                f"--label is {label!r}; the runs were interpreted with {', '.join(there) or 'none'}"
+            )
+    panels = [(label, measure) for label in labels or there for measure in measures if measure != "spread"]
+    return panels + [("", "spread")] * ("spread" in measures)
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -262,10 +277,13 @@ def main(argv: Sequence[str]) -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", help="folders of runs")
+    parser.add_argument("--label", action="append", default=[], help="that is drawn; by default all")
+    parser.add_argument("--measure", action="append", choices=TITLES, help="that is drawn; by default all")
     parser.add_argument("--out", help="PNG to write", type=pathlib.Path)
     arguments = parser.parse_args(argv)
     require("matplotlib", "plot", "revelio_jax.interpret.granularity")
     runs = read_runs(arguments.runs)
+    panels = panels_of(runs, arguments.label, arguments.measure or tuple(TITLES))
     first = pathlib.Path(arguments.runs[0])
     out = (
         arguments.out or (first if len(arguments.runs) == 1 else first.absolute().parent) / "granularity.png"
@@ -273,7 +291,7 @@ def main(argv: Sequence[str]) -> None:
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"--out is {out}; it must be a file in a folder that is there")
     part = out.with_suffix(".part")
-    draw(runs).savefig(part, format="png")
+    draw(runs, panels).savefig(part, format="png")
     os.replace(part, out)
     with part.open("w", newline="") as file:
         writer = csv.DictWriter(file, (*FIELDS, *FIGURES))
