@@ -1,6 +1,7 @@
 """What a latent fires on, marked: a picture with its heat map and a crop at the peak, a text with stars."""
 
 import io
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -75,31 +76,28 @@ def text(tokens: Sequence[str], shade_P: np.ndarray, peak: int) -> str:
 
     Starts, ends and padding are there only where they fire.
     """
-    shown = words.pieces(tokens)
     first, last = max(0, peak - NEARBY), min(len(tokens), peak + NEARBY + 1)
-    parts = [] if first == 0 else ["… "]
-    bold = False
-    for i in range(first, last):
+    pieces = []
+    for i, piece in enumerate(words.pieces(tokens)[first:last], first):
         fires = bool(shade_P[i] >= FIRES) or i == peak
-        piece = shown[i]
-        if words.special(piece):
-            if not fires:
-                continue
-            piece = f" ({'start' if i == 0 else 'end'})"
-        if fires != bold:
-            # Spaces belong outside of the stars.
-            space = piece[: len(piece) - len(piece.lstrip())] if fires else ""
-            parts.append(f"{space}**")
-            piece = piece[len(space) :]
-        bold = fires
-        parts.append(piece)
-    if bold:
-        parts.append("**")
-    if last < len(tokens):
-        parts.append(" …")
+        if not words.special(piece):
+            pieces.append((fires, piece))
+        elif fires:
+            pieces.append((fires, f" ({'start' if i == 0 else 'end'}) "))
     if peak >= len(tokens):
-        parts.append(" **(padding)**")
-    return "".join(parts).strip()
+        pieces.append((True, " (padding)"))
+    runs = [
+        (fires, "".join(piece for _, piece in run))
+        for fires, run in itertools.groupby(pieces, key=lambda piece: piece[0])
+    ]
+    marked = "".join(_starred(run) if fires else run for fires, run in runs)
+    return " ".join(f"{'… ' * (first > 0)}{marked}{' …' * (last < len(tokens))}".split())
+
+
+def _starred(text: str) -> str:
+    """Stars around a text, with its spaces outside of them."""
+    inside = text.strip()
+    return text.replace(inside, f"**{inside}**", 1) if inside else text
 
 
 def cut(text: str) -> str:

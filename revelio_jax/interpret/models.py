@@ -9,6 +9,7 @@ import typing
 import PIL.Image
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from extract.pipelines import LOAD_ERRORS, device
 from revelio_jax.config import Interpret
@@ -41,31 +42,40 @@ def open_model(options: Interpret, on: str) -> Model:
 def _loaded(cls: typing.Any, name: str, **options) -> typing.Any:
     try:
         return cls.from_pretrained(name, **options)
-    except LOAD_ERRORS as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+    except (*LOAD_ERRORS, SafetensorError) as error:
         raise InputError(
             f"config.interpret.tag_model is {name!r}, which is no image-text-to-text model that transformers "
-            f"can load here: {lines[0]}"
+            f"can load here: {_first_line(error)}"
         ) from error
 
 
 @torch.inference_mode()
 def answer(model: typing.Any, processor: typing.Any, question: Question, most_tokens: int) -> str:
-    """What a model says to a question, greedily."""
+    """What a model says to a question, greedily. Raises InputError where it fails, as for want of memory."""
     content: list[dict[str, typing.Any]] = [
         {"type": "image", "image": PIL.Image.open(io.BytesIO(picture)).convert("RGB")}
         for picture in question.pictures
     ]
     content.append({"type": "text", "text": question.text})
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    ).to(model.device, model.dtype)
-    made = model.generate(**inputs, max_new_tokens=most_tokens, do_sample=False)
+    try:
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(model.device, model.dtype)
+        made = model.generate(**inputs, max_new_tokens=most_tokens, do_sample=False)
+    except (*LOAD_ERRORS, IndexError) as error:
+        raise InputError(
+            f"config.interpret.tag_model fails to answer a question with {len(question.pictures)} pictures; "
+            f"fewer are config.interpret.tag_pictures: {_first_line(error)}"
+        ) from error
     return processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _fingerprint(name: str) -> str:
