@@ -396,14 +396,14 @@ class Interpret:
         """Raise InputError where a field is no name or URL; a key in its place is not told on."""
         if self.tag_key and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.tag_key):
             raise InputError(
-                "config.interpret.tag_key has letters that no name of an environment variable has; it names "
-                "the variable that holds the key, as OPENAI_API_KEY, and is never the key"
+                "config.interpret.tag_key is no name of an environment variable (letters, digits, "
+                "underscores); it names the variable that holds the key, as OPENAI_API_KEY, never the key"
             )
         if self.tag_endpoint:
             url = urllib.parse.urlsplit(self.tag_endpoint)
             if url.username or url.password or url.query:
                 raise InputError(
-                    "config.interpret.tag_endpoint holds more than scheme, host, port and path; a key "
+                    "config.interpret.tag_endpoint is more than scheme, host, port and path; a key "
                     "belongs into an environment variable, which config.interpret.tag_key names"
                 )
             if url.scheme not in ("http", "https") or not url.hostname:
