@@ -10,8 +10,10 @@ import difflib
 import itertools
 import json
 import math
+import re
 import types
 import typing
+import urllib.parse
 
 import ml_collections
 
@@ -366,6 +368,49 @@ class Interpret:
 
     # The report's pictures.
     thumbnail: int = _field(128, "pixels of the larger side of a picture in the report", low=16)
+
+    # Who is asked what latents mean; nothing else needs it.
+    tag_model: str = _field(
+        "", "tags: hub id or folder of a transformers image-text-to-text model, or the endpoint's name of one"
+    )
+    tag_endpoint: str = _field(
+        "", "tags: base URL of an OpenAI-compatible server, as http://localhost:8000/v1; empty runs the model"
+    )
+    tag_key: str = _field(
+        "", "tags: NAME of the environment variable with the endpoint's key, never the key; empty sends none"
+    )
+    tag_latents: int = _field(
+        100, "tags: latents that are asked about, drawn at random of those that fire; 0 is all", low=0
+    )
+    tag_pictures: int = _field(8, "tags: strongest samples that are shown of a latent", low=1)
+    tag_held_out: int = _field(
+        20,
+        "tags: samples not shown, half of them firing, that a label is tried on; 0 gives no scores",
+        low=0,
+    )
+    tag_tokens: int = _field(256, "tags: tokens of an answer at most; thinking models need more", low=1)
+    tag_parallel: int = _field(4, "tags: requests to the endpoint at a time", low=1, high=256)
+    tag_timeout: float = _field(120.0, "tags: seconds until a request is given up and repeated", low=0.01)
+
+    def __post_init__(self):
+        """Raise InputError where a field is no name or URL; a key in its place is not told on."""
+        if self.tag_key and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.tag_key):
+            raise InputError(
+                "config.interpret.tag_key is no name of an environment variable (letters, digits, "
+                "underscores); it names the variable that holds the key, as OPENAI_API_KEY, never the key"
+            )
+        if self.tag_endpoint:
+            url = urllib.parse.urlsplit(self.tag_endpoint)
+            if url.username or url.password or url.query:
+                raise InputError(
+                    "config.interpret.tag_endpoint is more than scheme, host, port and path; a key "
+                    "belongs into an environment variable, which config.interpret.tag_key names"
+                )
+            if url.scheme not in ("http", "https") or not url.hostname:
+                raise InputError(
+                    f"config.interpret.tag_endpoint is {self.tag_endpoint!r}; it must be a URL, as "
+                    "http://localhost:8000/v1"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

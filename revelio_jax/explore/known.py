@@ -120,7 +120,8 @@ def know(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Known:
         return Known(f"{found.folder} is of another SAE; python -m revelio_jax.interpret makes it anew")
     tags: dict[int, list[Row]] = {}
     for row in table.to_pylist() if (table := found.tags()) else []:
-        tags.setdefault(row["latent"], []).append(row)
+        if row["label"]:  # no answer names a latent
+            tags.setdefault(row["latent"], []).append(row)
     for rows in tags.values():
         rows.sort(key=lambda row: -(row["score"] if row["score"] is not None else 0.0))
     labels = list(found.facts.get("labels", []))

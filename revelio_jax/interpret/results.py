@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from revelio_jax.errors import InputError
+from revelio_jax.store import Store, open_store
 
 VERSION = 1
 TABLES = ("latents", "strata", "samples")
@@ -111,9 +112,25 @@ class Results:
             return file.get_slice(name)[start:stop]
 
     def tags(self) -> pyarrow.Table | None:
-        """latent, label, granularity, score, model: what a vision-language model says, where it was asked."""
+        """What a vision-language model says, a row a latent that it was asked about; None where none was.
+
+        latent int32; label string, null where the answer was none; granularity string, likewise;
+        score float64, balanced accuracy of the label on samples held out, chance 0.5, null where there are
+        too few, with score_low and score_high, a 95 % interval; held_out int32, the samples; model string.
+        """
         path = self.folder / "tags.parquet"
         return pyarrow.parquet.read_table(path) if path.is_file() else None
+
+
+def store_of(found: Results) -> Store:
+    """The store that results were read from. Raises InputError where it is not there, or another."""
+    store = open_store(found.facts["store"]["location"])
+    if store.fingerprint != found.facts["store"]["fingerprint"]:
+        raise InputError(
+            f"store {store.location} is another one than {found.folder} was made of; "
+            "run python -m revelio_jax.interpret again"
+        )
+    return store
 
 
 def folder_of(run: str, sae: str = "") -> pathlib.Path:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from revelio_jax.config import Config
-from revelio_jax.errors import InputError
 from revelio_jax.interpret.pictures import open_pictures
 from revelio_jax.interpret.report import (
     comparison,
@@ -28,8 +27,7 @@ from revelio_jax.interpret.report import (
     thumbnails,
 )
 from revelio_jax.interpret.report.material import Material, name_of, report_of
-from revelio_jax.interpret.results import Results
-from revelio_jax.store import Store, open_store
+from revelio_jax.interpret.results import Results, store_of
 
 SITE = pathlib.Path(__file__).parent / "site"
 # Of the results' facts, those that every page may need.
@@ -49,7 +47,7 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
     run = pathlib.Path(config.train.run)
     folder = report_of(run, results)
     part, old = (folder.with_name(folder.name + suffix) for suffix in (".part", ".old"))
-    store = _store(results)
+    store = store_of(results)
     for one in (results, *compare) if compare else ():
         matches.check(one)
     pictures = open_pictures(store, config.extract) if results.facts["kind"] == "image" else None
@@ -89,17 +87,6 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
     os.rename(part, folder)
     shutil.rmtree(old, ignore_errors=True)
     return folder
-
-
-def _store(results: Results) -> Store:
-    """The store that results were read from. Raises InputError where it is not there, or another."""
-    store = open_store(results.facts["store"]["location"])
-    if store.fingerprint != _fingerprint(results):
-        raise InputError(
-            f"store {store.location} is another one than {results.folder} was made of; "
-            "run python -m revelio_jax.interpret again"
-        )
-    return store
 
 
 def _fingerprint(results: Results) -> str:

@@ -1,14 +1,21 @@
-"""Stores of pictures with labels, and SAE folders made by hand."""
+"""Stores of pictures and texts, SAE folders made by hand, and a server that answers questions."""
 
+import base64
 import dataclasses
+import http.server
+import io
 import json
+import threading
+import typing
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import PIL.Image
 import pytest
 from safetensors.numpy import save_file
 
 from revelio_jax.config import Config, Extract, Interpret, Sae, Train
-from revelio_jax.store import SitePlan, StorePlan, StoreWriter
+from revelio_jax.store import SitePlan, StorePlan, StoreWriter, open_store
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +88,7 @@ def pictures(tmp_path_factory, write_samples, write_sae) -> Config:
 
     Latent PLANTED fires on the upper left corner of pictures of class 0, most at timestep 501; latent 2 on
     the lower row of style "b"; latent NOISE anywhere; 3 copies the planted one, negated; 4, 5 never fire.
+    Pictures are grey, those of class 0 red in the upper left; style is not seen in them.
     """
     random = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("pictures")
@@ -115,6 +123,12 @@ def pictures(tmp_path_factory, write_samples, write_sae) -> Config:
         extract=facts,
         model=model,
     )
+    kvstore = open_store(store).kvstore
+    for i in range(count):
+        pixels = np.full((32, 32, 3), random.integers(90, 160), np.uint8)
+        if kind[i] == 0:
+            pixels[:16, :16] = 200, 0, 0
+        kvstore.write(f"images/{i:08d}.png", as_png(pixels)).result()
     W = np.concatenate([np.eye(4), np.zeros((4, 2))], axis=1)
     b_enc = np.array([0, 0, 0, 0, -1, -1])
     write_sae(
@@ -134,3 +148,139 @@ def pictures(tmp_path_factory, write_samples, write_sae) -> Config:
         train=Train(run=str(folder / "run"), site="unet.mid_block"),
         interpret=Interpret(batch_size=100),
     )
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+HEART, AFTER_A = 0, 1
+"""Latents of texts: one fires at "heart", the other at every word after "a"."""
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory, write_samples, write_sae) -> Config:
+    """96 prompts of a text encoder, half of them with a heart, with an SAE of 3 latents.
+
+    The last latent never fires; one prompt holds the mark of a processor.
+    """
+    random = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("texts")
+    samples, rows, index = [], [], []
+    for i in range(96):
+        words = [f"word{random.integers(20)}" for _ in range(random.integers(3, 8))]
+        words[0] = "<image>" if i == 4 else words[0]
+        if i % 2 == 0:
+            words[random.integers(1, len(words))] = "heart"
+        if i % 3 == 0:
+            words.insert(random.integers(1, len(words)), "a")
+        tokens = ["<|startoftext|>", *(f"{word}</w>" for word in words), "<|endoftext|>"]
+        samples.append({"prompt": " ".join(words), "clip.tokens": tokens})
+        for position, word in enumerate(["", *words, ""]):
+            after_a = position > 1 and words[position - 2] == "a"
+            rows.append([10.0 * (word == "heart") + random.random() * (word == "heart"), 5.0 * after_a, 0])
+            index.append((i, position, -1))
+    sample, position, timestep = np.array(index, np.int32).T
+    model = {"id": "a/model", "family": "sd", "revision": ""}
+    store = write_samples(
+        folder / "store",
+        "clip.layer.1",
+        np.array(rows, np.float32),
+        sample,
+        position,
+        timestep,
+        samples,
+        extract={"mode": "text"},
+        model=model,
+    )
+    eye = np.eye(3)
+    write_sae(
+        folder / "run" / "export",
+        eye,
+        np.zeros(3),
+        eye,
+        np.zeros(3),
+        k=3,
+        site="clip.layer.1",
+        model_id="a/model",
+        family="sd",
+    )
+    return Config(
+        extract=Extract(store=store),
+        sae=Sae(k=3),
+        train=Train(run=str(folder / "run"), site="clip.layer.1"),
+        interpret=Interpret(batch_size=100),
+    )
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    """What was asked: headers in small letters, the text, and the pictures of the data URIs."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, typing.Any]
+    text: str
+    pictures: list[PIL.Image.Image]
+
+
+@dataclasses.dataclass(eq=False)
+class Server:
+    """A server that speaks chat/completions; ``answer`` may be changed, ``requests`` is what came.
+
+    ``answer`` gets a request and its number from 0, and returns a text, or status, body and headers.
+    """
+
+    url: str
+    answer: Callable[[Request, int], str | tuple[int, bytes, dict[str, str]]]
+    requests: list[Request] = dataclasses.field(default_factory=list)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    lock = threading.Lock()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            request = Request(self.path, headers, body, *_content(body))
+            with lock:
+                number = len(served.requests)
+                served.requests.append(request)
+            answer = served.answer(request, number)
+            if isinstance(answer, str):
+                message = {"role": "assistant", "content": answer}
+                answer = 200, json.dumps({"choices": [{"index": 0, "message": message}]}).encode(), {}
+            status, payload, headers = answer
+            try:
+                self.send_response(status)
+                for name, value in (headers | {"Content-Length": str(len(payload))}).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(payload)
+            except OSError:
+                pass  # who asked has gone
+
+        def log_message(self, *_):
+            pass
+
+    listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served = Server(f"http://127.0.0.1:{listener.server_port}/v1", lambda *_: "yes")
+    thread = threading.Thread(target=listener.serve_forever, args=(0.02,))
+    thread.start()
+    yield served
+    listener.shutdown()
+    thread.join()
+    listener.server_close()
+
+
+def _content(body: dict[str, typing.Any]) -> tuple[str, list[PIL.Image.Image]]:
+    parts = body["messages"][0]["content"]
+    uris = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    assert all(uri.startswith("data:image/png;base64,") for uri in uris)
+    data = [base64.b64decode(uri.partition(",")[2], validate=True) for uri in uris]
+    pictures = [PIL.Image.open(io.BytesIO(one), formats=["PNG"]) for one in data]
+    return "".join(part["text"] for part in parts if part["type"] == "text"), pictures

@@ -1,0 +1,97 @@
+"""What answers mean, however models put them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from revelio_jax.interpret import asking
+from revelio_jax.interpret.evidence import Exhibit
+
+LETTERS = {level: letter for letter, level in asking.lettered("image", 3).items()}
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [
+        ("red hearts", "red hearts"),
+        ('"Red hearts."', "Red hearts"),
+        ("**Label:** red hearts\n\nThe pictures all show", "red hearts"),
+        ("\n\n- The label: `wheels of trains`", "wheels of trains"),
+        ("Answer: eye (left)", "eye (left)"),
+        ("<think>It may be hearts.\nLabel: no</think>\nred hearts", "red hearts"),
+        ("rote Herzen \u2764", "rote Herzen \u2764"),
+        ("赤いハート", "赤いハート"),
+        ("", None),
+        ("...\n---", None),
+        ("word " * 60, None),
+    ],
+)
+def test_labels(answer, label):
+    assert asking.read_label(answer) == label
+
+
+@pytest.mark.parametrize(
+    ("answer", "level"),
+    [
+        (LETTERS["texture"], "texture"),
+        (f"({LETTERS['layout']})", "layout"),
+        (f"{LETTERS['none']}.", "none"),
+        (f"{LETTERS['class']}. one particular kind", "class"),
+        (f"**{LETTERS['part']}**", "part"),
+        (LETTERS["shape"].lower(), "shape"),
+        (f"The answer is {LETTERS['style']}.", "style"),
+        ("A texture", "texture"),
+        ("It is a colour, brightness or contrast.", "colour"),
+        ("texture or colour", None),
+        ("I cannot say.", None),
+        ("Z", None),
+        ("", None),
+    ],
+)
+def test_levels(answer, level):
+    assert asking.read_granularity(answer, "image", 3) == level
+
+
+@pytest.mark.parametrize(
+    ("answer", "applies"),
+    [
+        ("yes", True),
+        ("No.", False),
+        ("**Yes**, there is no doubt", True),
+        ("I think the answer is no", False),
+        ("<think>yes or no?</think>no", False),
+        ("maybe", None),
+        ("it could be yes or no", None),
+        ("nothing", None),
+        ("", None),
+    ],
+)
+def test_verdicts(answer, applies):
+    assert asking.read_applies(answer) is applies
+
+
+@given(st.text())
+def test_no_answer_is_a_failure(answer):
+    label = asking.read_label(answer)
+    assert label is None or (label == label.strip() and "\n" not in label and label.isprintable())
+    for kind in asking.LEVELS:
+        assert asking.read_granularity(answer, kind, 0) in {None, asking.NONE, *asking.LEVELS[kind]}
+    assert asking.read_applies(answer) in (None, True, False)
+
+
+@given(st.text(), st.text())
+def test_no_text_is_a_mark_of_a_processor(label, text):
+    asked = asking.about_sample("text", label + "<image>", Exhibit(0, None, text + "<|im_end|>[IMG]")).text
+    assert not any(mark in asked for mark in ("<image>", "<|im_end|>", "[IMG]"))
+
+
+@pytest.mark.parametrize("kind", asking.LEVELS)
+def test_every_level_has_a_letter(kind):
+    for latent in range(10):
+        letters = asking.lettered(kind, latent)
+        assert sorted(letters.values()) == sorted([*asking.LEVELS[kind], asking.NONE])
+        question = asking.about_granularity(
+            kind, [Exhibit(0, b"" if kind == "image" else None, "x")], True, latent
+        )
+        for letter, level in letters.items():
+            assert f"\n{letter}. {(asking.LEVELS[kind] | {'none': asking.NOTHING})[level]}\n" in question.text
