@@ -5,8 +5,6 @@ with batch norm, ReLU and dropout, the mean over the map, and a linear layer. Ad
 30 epochs of a cosine. The paper does not say how much is dropped: DROPOUT.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,34 +43,24 @@ def train(
     model = DiffC(maps_NHWC.shape[-1], classes, width, nnx.Rngs(seed))
     batch = min(BATCH, len(maps_NHWC))
     steps = len(maps_NHWC) // batch
-    schedule = optax.cosine_decay_schedule(rate, epochs * steps)
-    model.train()
-    graph, state = nnx.split((model, nnx.Optimizer(model, optax.adamw(schedule), wrt=nnx.Param)))
-    maps_NHWC, class_N = jnp.asarray(maps_NHWC), jnp.asarray(class_N)
+    adamw = optax.adamw(optax.cosine_decay_schedule(rate, epochs * steps))
+    adam = nnx.Optimizer(model, adamw, wrt=nnx.Param)
     random = np.random.default_rng(seed)
+    model.train()
     for _ in range(epochs):
         order = random.permutation(len(maps_NHWC))[: steps * batch].reshape(steps, batch)
-        state = _epoch(graph, state, maps_NHWC, class_N, order)
-    model, _ = nnx.merge(graph, state)
+        for some_B in order:
+            _step(model, adam, maps_NHWC[some_B], class_N[some_B])
     model.eval()
     return model
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _epoch(graph, state, maps_NHWC: jax.Array, class_N: jax.Array, order_SB: jax.Array):
-    """The state after a step on each row of ``order_SB``, numbers of maps."""
+@nnx.jit
+def _step(model: DiffC, adam: nnx.Optimizer, x_NHWC: jax.Array, class_N: jax.Array) -> None:
+    def loss(model):
+        return optax.softmax_cross_entropy_with_integer_labels(model(x_NHWC), class_N).mean()
 
-    def step(state, some_B):
-        model, adam = nnx.merge(graph, state)
-
-        def loss(model):
-            logits = model(maps_NHWC[some_B])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, class_N[some_B]).mean()
-
-        adam.update(model, nnx.grad(loss)(model))
-        return nnx.state((model, adam)), None
-
-    return jax.lax.scan(step, state, order_SB)[0]
+    adam.update(model, nnx.grad(loss)(model))
 
 
 @nnx.jit
