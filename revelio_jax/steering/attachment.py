@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import typing
 from collections.abc import Callable, Collection, Mapping
 
@@ -98,14 +99,13 @@ class Attachment:
         make_pooled: Callable[[Key], Pooled] | None = None,
     ):
         self._session: Session | None = session
-        self.owner, self.sites, self.strengths = owner, hooked, dict(strengths)
+        self.owner, self.sites = owner, hooked
+        self.strengths = {key: checked_strength(key, strength) for key, strength in strengths.items()}
         self.on_negative = frozenset(on_negative)  # steered on the negative prompt too, the other way
         self.reads_input = reads_input
         self._where = where.checked(hooked, session.layout)
         self.positions, self.mask = self._where.positions, self._where.mask
         self._make = make
-        for key, strength in strengths.items():
-            check_strength(key, strength)
         self._refuse_twice(session)
         self._device = execution_device(hooked[0].module)
         self.changes = make(self.strengths, self._device, None)
@@ -139,7 +139,7 @@ class Attachment:
             raise InputError(f"{concept!r} is no longer attached: its block has ended, or it was removed")
         if concept not in self.strengths:
             raise InputError(f"{concept!r} is not attached; attached: {', '.join(map(str, self.strengths))}")
-        check_strength(concept, strength)
+        strength = checked_strength(concept, strength)
         before, self.strengths[concept] = self.strengths[concept], strength
         if isinstance(before, Clamp) or isinstance(strength, Clamp):
             self._rebuild(self._device, self._tokens)
@@ -289,9 +289,11 @@ class Part:
         self.positions = positions if positions is None else positions.to(self.device)
 
 
-def check_strength(concept: Key, strength: Strength) -> None:
+def checked_strength(concept: Key, strength: Strength) -> Strength:
+    """The strength as float or Clamp of one, whatever kind of number it was. Raises InputError."""
     number = strength.value if isinstance(strength, Clamp) else strength
     if isinstance(strength, Clamp) and not isinstance(concept, int):
         raise InputError(f"strength of {concept!r} is {strength}; Clamp is for a latent, by its number")
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not math.isfinite(number):
         raise InputError(f"strength of {concept!r} is {strength!r}; it must be a finite number")
+    return Clamp(float(number)) if isinstance(strength, Clamp) else float(number)

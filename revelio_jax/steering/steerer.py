@@ -1,5 +1,6 @@
 """The steerer: an exported SAE as a control on a diffusers pipeline."""
 
+import numbers
 import pathlib
 import typing
 import weakref
@@ -186,7 +187,9 @@ class Steerer:
 
         What torch.compile made before is compiled again where it holds the site.
         """
-        learned = learned or {}
+        concepts, learned = _concepts(concepts), learned or {}
+        if negative_branch not in (None, True, False):
+            raise InputError(f"negative_branch is {negative_branch!r}; allowed: None, True, False")
         rules = {key: chosen(rule, key in learned) for key in concepts}
         hooked = self._fit(pipe)
         trained_on, here = self.sae.metadata.get("model_id", ""), pipe.name_or_path or ""
@@ -199,6 +202,12 @@ class Steerer:
         for key in concepts:
             if isinstance(key, int) and not 0 <= key < self.sae.n_latents:
                 raise InputError(f"latent {key} is none of this SAE's, which has 0-{self.sae.n_latents - 1}")
+            count = learned[key].difference.shape[-1] if key in learned else self.sae.n_latents
+            if count != self.sae.n_latents:
+                raise InputError(
+                    f"learned of {key!r} is of another SAE, with {count} latents; this one has "
+                    f"{self.sae.n_latents}"
+                )
 
         def make(
             strengths: Mapping[Key, Strength], device: torch.device | None, length: int | None
@@ -303,6 +312,23 @@ def _model_name(model: str) -> str:
     parts = pathlib.PurePath(model).parts
     cached = [part for part in parts if part.startswith("models--")]  # the hub's cache: models--OWNER--NAME
     return (cached[-1].split("--")[-1] if cached else parts[-1] if parts else "").lower()
+
+
+def _concepts(given: typing.Any) -> dict[Key, Strength]:
+    """Concepts with plain integers for latents. Raises InputError where one is none."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"concepts is {given!r}; it must map concepts to strengths, as {{'red': -1.0}}")
+    concepts: dict[Key, Strength] = {}
+    for key, strength in given.items():
+        if isinstance(key, numbers.Integral) and not isinstance(key, bool):
+            key = int(key)
+        elif not (isinstance(key, pathlib.Path | Concept) or (isinstance(key, str) and key.strip())):
+            raise InputError(
+                f"a concept is {key!r}; it must be a text, the number of a latent, a file of save_concept "
+                "or a Concept"
+            )
+        concepts[key] = strength
+    return concepts
 
 
 def _is_text(key: Key) -> bool:

@@ -171,9 +171,9 @@ def test_joined_encoders_get_their_shares_of_one_change(tiny, make_steerer, rule
         pipe.encode_prompt(PROMPTS, **arguments)
     for handle in handles:
         handle.remove()
-    from revelio_jax.steering.rules import change_of
+    from revelio_jax.steering.rules import change_of, chosen
 
-    change = change_of(rule, steerer.sae, steerer.concept(pipe, CONCEPT))
+    change = change_of(chosen(rule, False), steerer.sae, steerer.concept(pipe, CONCEPT))
     last = len(found["clip_l.layer.1"]) // 2
     steered = [torch.cat([found[name][i] for name in found], -1) for i in (last - 1, -1)]
     for before, after, sign in zip(plain, steered, (1, -1), strict=True):

@@ -186,6 +186,39 @@ def test_a_strength_that_is_no_number_is_refused(pipe, steerer, strength):
     assert type(pipe) is StableDiffusionPipeline
 
 
+def test_numbers_of_numpy_are_numbers(pipe, steerer, plain):
+    latent = int(steerer.sae.codes(steerer_rows(pipe, steerer))[0].amax(0).argmax())
+    with steerer.attach(pipe, {latent: -0.5}):
+        wanted = pictures(pipe)
+    with steerer.attach(pipe, {np.int64(latent): np.float32(-0.5)}) as attached:
+        np.testing.assert_array_equal(pictures(pipe), wanted)
+        attached.set_strength(latent, np.float64(0))
+        np.testing.assert_array_equal(pictures(pipe), plain)
+
+
+def steerer_rows(pipe, steerer) -> torch.Tensor:
+    with seen(pipe, steerer.site) as passes:
+        pipe.encode_prompt(PROMPTS, "cpu", 1, False)
+    return passes[0]
+
+
+@pytest.mark.parametrize("concept", ["", " ", True, 3.5, None, (1, 2)])
+def test_what_is_no_concept_is_refused(pipe, steerer, concept):
+    with pytest.raises(InputError, match=r"a concept is .* it must be a text, the number of a latent"):
+        steerer.attach(pipe, {concept: -1.0})
+
+
+def test_other_arguments_that_do_not_fit_are_refused(pipe, steerer):
+    other = Learned(torch.tensor([1]), torch.zeros(pipe.tokenizer.model_max_length, 7), 0.0)
+    with pytest.raises(InputError, match="learned of 'flat' is of another SAE, with 7 latents"):
+        steerer.attach(pipe, {"flat": -1.0}, learned={"flat": other})
+    with pytest.raises(InputError, match="negative_branch is 'yes'"):
+        steerer.attach(pipe, {"flat": -1.0}, negative_branch="yes")
+    with pytest.raises(InputError, match="it must map concepts to strengths"):
+        steerer.attach(pipe, ["flat"])
+    assert type(pipe) is StableDiffusionPipeline
+
+
 def test_an_sae_for_another_model_is_refused(pipe, steerer):
     narrow = dataclasses.replace(steerer.sae, W_dec_FD=steerer.sae.W_dec_FD[:, :64])
     with pytest.raises(InputError, match="another model"):
