@@ -254,7 +254,12 @@ def test_a_run_that_was_stopped_asks_only_what_is_missing(seen, asked, server, c
 
     config = asked(seen, stalls, tag_parallel=1)
     running = subprocess.Popen(
-        command(config, config_file, tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True
+        command(config, config_file, tmp_path),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background of a shell ignore it, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert stuck.wait(60)
     running.send_signal(sign)
