@@ -108,7 +108,7 @@ def visit(chromium) -> Iterator[Callable[..., Visit]]:
         contexts.append(context)
         own = "/".join(url.split("/")[:3])
         visits.append(Visit(context.new_page(), ("data:", "blob:", own)))
-        visits[-1].page.set_default_timeout(10_000)
+        visits[-1].page.set_default_timeout(30_000)
         visits[-1].page.goto(url)
         return visits[-1]
 
