@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from revelio_jax.errors import InputError
+from revelio_jax.store import parquet
 
 Row = dict[str, typing.Any]
 
@@ -100,7 +101,7 @@ def _jsonl(path: str, data: bytes, column: str) -> list[Row]:
 
 def _parquet(path: str, data: bytes, column: str) -> list[Row]:
     try:
-        table = pyarrow.parquet.read_table(io.BytesIO(data))
+        table = parquet.read_table(data)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"prompts {path}: no parquet file: {error}") from error
     _require(path, column, table.column_names)

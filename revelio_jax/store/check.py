@@ -1,17 +1,15 @@
 """How far a store is, and whether all that it holds is as it was written."""
 
 import dataclasses
-import io
 import typing
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow
-import pyarrow.parquet
 import tensorstore as ts
 
 from revelio_jax.errors import InputError
-from revelio_jax.store import layout, statistics
+from revelio_jax.store import layout, parquet, statistics
 from revelio_jax.store.writer import difference, manifest_of
 
 # Statistics of the same rows may differ in their last bits on another machine, which sums in another order.
@@ -145,8 +143,7 @@ def _of_the_whole(store: Found, markers: dict[int, dict[str, typing.Any]]) -> It
     """What is wrong with samples.parquet and the manifest."""
     table = store.kvstore.read("samples.parquet").result()
     try:
-        file = io.BytesIO(table.value)
-        ids = pyarrow.parquet.read_table(file, page_checksum_verification=True)["id"].to_pylist()
+        ids = parquet.read_table(table.value, page_checksum_verification=True)["id"].to_pylist()
         if ids != list(range(store.plan["samples"])):
             yield "samples.parquet", f"not the ids of {store.plan['samples']} samples"
     except (pyarrow.ArrowException, OSError, KeyError) as error:

@@ -2,17 +2,15 @@
 
 import dataclasses
 import functools
-import io
 import typing
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow
-import pyarrow.parquet
 import tensorstore as ts
 
 from revelio_jax.errors import InputError
-from revelio_jax.store import layout
+from revelio_jax.store import layout, parquet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Store:
         """The samples as a table, in order of id; only ``columns`` of it where they are given."""
         table = self.kvstore.read("samples.parquet").result().value
         try:
-            return pyarrow.parquet.read_table(io.BytesIO(table), columns=columns)
+            return parquet.read_table(table, columns=columns)
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"store {self.location}: samples.parquet cannot be read: {error}") from error
 
