@@ -51,7 +51,8 @@ def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
     folder = results.folder_of(config.train.run, options.sae)
     facts = _identity(options, store, site, latents)
     if not again and (found := _found(folder, facts)):
-        return found, False
+        # Store and SAE may have moved since.
+        return results.renewed(found, facts | _of_store(config, store)), False
     samples = store.table()
     labels = purity.read_labels(samples, options.labels)
     positions, timesteps = layout.survey(site)
@@ -59,6 +60,7 @@ def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
     cells = layout.make_cells(site.name, store, positions, options.cells)
     tokens = layout.token_column(site.name, samples.column_names)
     del samples  # prompts and tokens take more room than labels
+    results.begin(folder)  # what cannot be written is known before all is read
 
     started = time.perf_counter()
     collection, sampled = read(config, store, site, latents, strata, cells)

@@ -138,28 +138,67 @@ def folder_of(run: str, sae: str = "") -> pathlib.Path:
     return pathlib.Path(run, "neurons" if sae == "neurons" else "latents")
 
 
+def begin(folder: pathlib.Path) -> None:
+    """Make room for what :func:`save` will write to ``folder``. Raises InputError where it could not.
+
+    What a save that was killed between its renames set aside is put back.
+    """
+    part, old = _beside(folder)
+    try:
+        if old.is_dir() and not folder.exists():
+            os.rename(old, folder)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
 def save(
     folder: pathlib.Path,
     facts: dict[str, typing.Any],
     tables: dict[str, pyarrow.Table],
     arrays: dict[str, np.ndarray],
 ) -> Results:
-    """Write the files, whole or not at all; what was there is replaced."""
-    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
-    for left in (part, old):
-        shutil.rmtree(left, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name in TABLES:
-        pyarrow.parquet.write_table(tables[name], part / f"{name}.parquet")
-    save_file(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()}, part / "arrays.safetensors"
-    )
-    (part / "summary.json").write_text(json.dumps({"version": VERSION} | facts, indent=1) + "\n")
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(part, folder)
+    """Write the files, whole or not at all; what was there is replaced. Raises InputError."""
+    begin(folder)
+    part, old = _beside(folder)
+    try:
+        for name in TABLES:
+            pyarrow.parquet.write_table(tables[name], part / f"{name}.parquet")
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        save_file(arrays, part / "arrays.safetensors")
+        _write_facts(part, facts)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(part, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)  # of a disk that is full
+        raise InputError(f"{folder} cannot be written: {error}") from error
     shutil.rmtree(old, ignore_errors=True)
     return load(folder)
+
+
+def renewed(found: Results, facts: dict[str, typing.Any]) -> Results:
+    """The same results with some facts changed, such as where the store is now."""
+    facts = found.facts | facts
+    if facts != found.facts:
+        try:
+            _write_facts(found.folder, facts)
+        except OSError as error:
+            raise InputError(f"{found.folder} cannot be written: {error.strerror or error}") from error
+    return dataclasses.replace(found, facts=facts)
+
+
+def _beside(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where results are written, and where those that they replace wait meanwhile."""
+    return folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+
+
+def _write_facts(folder: pathlib.Path, facts: dict[str, typing.Any]) -> None:
+    part = folder / "summary.json.part"
+    part.write_text(json.dumps({"version": VERSION} | facts, indent=1) + "\n")
+    os.replace(part, folder / "summary.json")
 
 
 def load(folder: pathlib.Path) -> Results:

@@ -1,15 +1,19 @@
 """The command: what planted latents are found to mean, what is reused, and that nothing is lost."""
 
 import dataclasses
+import errno
 import json
+import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from revelio_jax.config import Config, Extract, Interpret, Train
 from revelio_jax.errors import InputError
 from revelio_jax.interpret import __main__ as interpret
 from revelio_jax.interpret import results, tables
@@ -22,6 +26,20 @@ def own(pictures, interpreted, tmp_path):
     """The config of ``pictures`` with a run of its own, where only the export is."""
     shutil.copytree(pathlib.Path(pictures.train.run, "export"), tmp_path / "run" / "export")
     return interpreted(pictures, train={"run": str(tmp_path / "run")}, top=12)
+
+
+# The process kills itself as it gives new results their name.
+KILLED = """
+import os, runpy, signal
+
+rename = os.rename
+def killed(source, target):
+    if str(source).endswith(".part"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+os.rename = killed
+runpy.run_module("revelio_jax.interpret", run_name="__main__")
+"""
 
 
 def rows_of(table, **where) -> list[dict]:
@@ -105,6 +123,92 @@ def test_a_stop_in_the_middle_leaves_the_results_that_were_there(own, monkeypatc
     same(results.load(before.folder), before)
 
 
+def test_a_process_that_is_killed_leaves_the_results_that_were_there(own):
+    before, _ = interpret.interpret(own)
+    facts = (before.folder / "summary.json").read_bytes()
+    # Killed where everything is written and what was there has been set aside.
+    killed = command(own, "--again", start=("-c", KILLED))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not before.folder.exists()
+    results.begin(before.folder)
+    assert (before.folder / "summary.json").read_bytes() == facts
+    same(results.load(before.folder), before)
+    again, is_new = interpret.interpret(own, again=True)
+    assert is_new
+    same(again, before)
+    left = {path.name for path in before.folder.parent.iterdir()}
+    assert left == {"export", "latents", "config.json"}
+
+
+def test_a_store_that_was_moved_is_not_read_again(own, interpreted, tmp_path):
+    interpret.interpret(own)
+    shutil.copytree(own.extract.store, tmp_path / "moved")
+    moved = interpreted(own, extract={"store": str(tmp_path / "moved")})
+    found, is_new = interpret.interpret(moved)
+    assert not is_new
+    assert results.store_of(found).location == results.load(found.folder).facts["store"]["location"]
+    assert found.facts["store"]["location"] == str(tmp_path / "moved")
+    assert found.facts["images"] == str(tmp_path / "moved" / "images")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(own, monkeypatch):
+    pathlib.Path(own.train.run, "latents.part").write_text("no folder")
+    monkeypatch.setattr(interpret, "read", None)
+    with pytest.raises(InputError, match="latents cannot be written: File exists"):
+        interpret.interpret(own)
+
+
+def test_a_disk_that_fills_up_loses_nothing(own, monkeypatch):
+    before, _ = interpret.interpret(own)
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "save_file", full)
+        with pytest.raises(InputError, match=r"cannot be written: .*No space left on device"):
+            interpret.interpret(own, again=True)
+    assert not before.folder.with_name("latents.part").exists()
+    same(results.load(before.folder), before)
+
+
+def test_texts_in_several_languages(tmp_path, write_samples, write_sae, interpreted):
+    """Latent 0 fires at "cœur", which only French prompts have; 1 at every second word, in any language."""
+    languages = ["de", "fr", ""]  # the last has none
+    samples, rows, sample, position = [], [], [], []
+    for i in range(90):
+        language = languages[i % 3]
+        words = ["<s>", "ein", "Herz", "</s>"] if language == "de" else ["<s>", "un", "cœur", "</s>", "</s>"]
+        samples.append({"prompt": f"{i}", "language": language, "clip_l.tokens": words})
+        for at, word in enumerate(words):
+            rows.append([(language == "fr") * (word == "cœur") * (1 + i), at % 2])
+            sample.append(i)
+            position.append(at)
+    site = "clip_l.layer.1+clip_g.layer.1"
+    index = np.array([sample, position, [-1] * len(sample)])
+    store = write_samples(tmp_path / "store", site, np.array(rows, np.float32), *index, samples)
+    write_sae(tmp_path / "run" / "export", np.eye(2), np.zeros(2), np.eye(2), np.zeros(2), k=2)
+    config = Config(
+        extract=Extract(store=store),
+        train=Train(run=str(tmp_path / "run"), site=site),
+        interpret=Interpret(stratum="language", top=12, batch_size=7),
+    )
+    found, _ = interpret.interpret(config)
+    assert (found.facts["kind"], found.facts["tokens"]) == ("text", "clip_l.tokens")
+    assert found.facts["stratum"] == {"column": "language", "values": ["de", "fr"]}
+    heart, other = found.latents.to_pylist()
+    assert (heart["words"], heart["language.purity"], heart["language.majority"]) == ("cœur", 1, "fr")
+    assert (heart["rows"], heart["max"], heart["spread"]) == (30, 89, pytest.approx(1 / 5))
+    assert [row["rows"] for row in rows_of(found.strata, latent=0)] == [0, 30]
+    assert other["samples"] == 90
+    # Those of no language count in the latent, in no stratum.
+    assert sum(row["samples"] for row in rows_of(found.strata, latent=1)) == 60
+    strongest = rows_of(found.samples, latent=0, kind="stratum")
+    assert [row["stratum"] for row in strongest] == ["fr"] * 12
+    assert [row["sample"] for row in strongest] == list(range(88, 88 - 36, -3))
+    assert {row["position"] for row in strongest} == {2}
+
+
 def test_values_of_a_column_are_told_apart(own, interpreted):
     found, _ = interpret.interpret(interpreted(own, stratum="style"))
     assert found.facts["stratum"] == {"column": "style", "values": ["a", "b"]}
@@ -115,11 +219,11 @@ def test_values_of_a_column_are_told_apart(own, interpreted):
     assert [row["rows"] > 0 for row in of_b] == [False, True]  # latent 2 fires on style "b" alone
 
 
-def command(config, *flags) -> subprocess.CompletedProcess:
+def command(config, *flags, start=("-m", "revelio_jax.interpret")) -> subprocess.CompletedProcess:
     """The command as a process, on a run's config.json."""
     run = pathlib.Path(config.train.run)
     (run / "config.json").write_text(config.to_json())
-    arguments = [sys.executable, "-m", "revelio_jax.interpret", f"--config={run / 'config.json'}", *flags]
+    arguments = [sys.executable, *start, f"--config={run / 'config.json'}", *flags]
     return subprocess.run(arguments, capture_output=True, text=True)
 
 
