@@ -9,7 +9,8 @@ Of the ten strongest samples that have a label, of latents that fire on more tha
 
 sigma is the paper's; it depends on the order of the classes, the other two do not. What ten samples drawn at
 random would have is :func:`chance`: sigma and entropy below it, and purity above it, say that latents know
-of the label.
+of the label. Classes of fewer than ten samples bound purity: with three of each it is 0.3 at most, so it does
+not compare labels, or stores, whose classes are of other sizes.
 """
 
 import dataclasses
