@@ -93,6 +93,11 @@ def open_task(run: str, wanted: tuple[str, ...], settings: Settings) -> Task:
         groups = np.unique(
             table[settings.apart].to_numpy(zero_copy_only=False).astype(str), return_inverse=True
         )[1]
+    if missing := [name for name in wanted if name not in table.column_names]:
+        raise InputError(
+            f"--label is {missing[0]!r}; the samples of {store.location} have the columns "
+            f"{', '.join(table.column_names)}"
+        )
     skipped = store.manifest["sites"][site.name].get("skipped", [])
     labels, splits = [], {}
     for label in purity.read_labels(table, wanted):

@@ -1,4 +1,4 @@
-"""The picture of what probes found: accuracy over timesteps, a panel for every label and site."""
+"""The picture of what probes found: accuracy over timesteps, a panel for every label and SAE."""
 
 import os
 import pathlib
@@ -22,16 +22,18 @@ def write(rows: Sequence[dict[str, typing.Any]], path: pathlib.Path) -> None:
     from matplotlib.figure import Figure
 
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    sites = list(dict.fromkeys(row["site"] for row in rows))
+    saes = {row["sae"]: row for row in rows}
+    sites = [row["site"] for row in saes.values()]
     timesteps = sorted({row["timestep"] for row in rows})
     with matplotlib.rc_context(STYLE):
-        size = (0.6 + 2.6 * len(sites), 0.8 + 2.2 * len(labels))
+        size = (0.6 + 2.6 * len(saes), 0.8 + 2.2 * len(labels))
         figure = Figure(figsize=size, dpi=150, layout="constrained")
-        grid = figure.subplots(len(labels), len(sites), squeeze=False, sharey="row", sharex=True)
+        grid = figure.subplots(len(labels), len(saes), squeeze=False, sharey="row", sharex=True)
         for across, label in zip(grid, labels, strict=True):
-            for ax, site in zip(across, sites, strict=True):
-                _draw(ax, [row for row in rows if row["label"] == label and row["site"] == site], timesteps)
-                ax.set_title(f"{label}, {site}")
+            for ax, (sae, one) in zip(across, saes.items(), strict=True):
+                _draw(ax, [row for row in rows if row["label"] == label and row["sae"] == sae], timesteps)
+                name = one["site"] if sites.count(one["site"]) == 1 else one["run"]
+                ax.set_title(f"{label}, {name}")
             across[0].set_ylabel("accuracy")
         for ax in grid[-1]:
             ax.set_xticks(range(len(timesteps)), [str(t) if t >= 0 else "" for t in timesteps])
@@ -39,7 +41,7 @@ def write(rows: Sequence[dict[str, typing.Any]], path: pathlib.Path) -> None:
         shown = {
             name: line for ax in grid.flat for line, name in zip(*ax.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4)
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3)
         part = path.with_suffix(".part")
         figure.savefig(part, format="png")
     os.replace(part, path)
@@ -61,4 +63,4 @@ def _draw(ax, rows, timesteps: list[int]) -> None:
             x, y, yerr=[below, above], label=f"{NAMES[probe]} on {of}", markersize=3, elinewidth=0.7, **look
         )
     for row in rows[:1]:
-        ax.axhline(row["majority"], color="0.4", linestyle=":", linewidth=0.9)
+        ax.axhline(row["majority"], color="0.4", linestyle=":", linewidth=0.9, label="most frequent class")

@@ -193,7 +193,7 @@ def test_maps_that_are_too_large_are_left_out(probed, tmp_path, capsys):
     ("flags", "message"),
     [
         ((), "no label"),
-        (("--label=shade",), "config.interpret.labels has 'shade'"),
+        (("--label=shade",), "--label is 'shade'; the samples of"),
         (("--label=one",), "--label is 'one'"),
         (("--apart=shade",), "--apart is 'shade'; the samples of"),
         (("--out=no/such/probes.json",), "--out is no/such/probes.json"),
