@@ -6,7 +6,6 @@ Reads metrics.jsonl and, where there is one, evaluation.json of each run. Writes
 plot.png in the run's folder, or beside the first of several.
 """
 
-import argparse
 import collections
 import dataclasses
 import json
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from revelio_jax import folders
 from revelio_jax.errors import InputError, reported, require
 
 if typing.TYPE_CHECKING:
@@ -181,24 +181,11 @@ def named(runs: Sequence[Run], folders: Sequence[str]) -> list[Run]:
     ]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        raise InputError(f"{message}; see python -m revelio_jax.plot --help")
-
-
 def main(argv: Sequence[str]) -> None:
-    parser = _Parser(
-        "python -m revelio_jax.plot", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", help="folders of runs")
-    parser.add_argument("--out", help="PNG to write", type=pathlib.Path)
-    arguments = parser.parse_args(argv)
+    arguments = folders.Parser("revelio_jax.plot", __doc__, "PNG").parse_args(argv)
     require("matplotlib", "plot", "revelio_jax.plot")
     runs = named([read_run(folder) for folder in arguments.runs], arguments.runs)
-    first = pathlib.Path(arguments.runs[0])
-    out = arguments.out or (first if len(runs) == 1 else first.absolute().parent) / "plot.png"
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError(f"--out is {out}; it must be a file in a folder that is there")
+    out = folders.out_of(arguments.out, arguments.runs, "plot.png")
     part = out.with_suffix(".part")
     draw(runs).savefig(part, format="png")
     os.replace(part, out)

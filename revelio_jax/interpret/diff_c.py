@@ -52,6 +52,7 @@ def train(
         for some_B in order:
             _step(model, adam, maps_NHWC[some_B], class_N[some_B])
     model.eval()
+    jax.block_until_ready(nnx.state(model))  # else it is still being trained, and whoever measures it waits
     return model
 
 

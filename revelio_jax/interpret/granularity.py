@@ -12,7 +12,6 @@ Writes one PNG and beside it a CSV of the same numbers: --out, else granularity.
 beside the first of several.
 """
 
-import argparse
 import csv
 import dataclasses
 import os
@@ -24,6 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow
 
+from revelio_jax import folders
 from revelio_jax.errors import InputError, reported, require
 from revelio_jax.interpret import results
 from revelio_jax.interpret.purity import MEASURES, interval
@@ -301,31 +301,15 @@ def table(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        raise InputError(f"{message}; see python -m revelio_jax.interpret.granularity --help")
-
-
 def main(argv: Sequence[str]) -> None:
-    parser = _Parser(
-        "python -m revelio_jax.interpret.granularity",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", help="folders of runs")
+    parser = folders.Parser("revelio_jax.interpret.granularity", __doc__, "PNG")
     parser.add_argument("--label", action="append", default=[], help="that is drawn; by default all")
     parser.add_argument("--measure", action="append", choices=TITLES, help="that is drawn; by default all")
-    parser.add_argument("--out", help="PNG to write", type=pathlib.Path)
     arguments = parser.parse_args(argv)
     require("matplotlib", "plot", "revelio_jax.interpret.granularity")
     runs = read_runs(arguments.runs)
     panels = panels_of(runs, arguments.label, arguments.measure or tuple(TITLES))
-    first = pathlib.Path(arguments.runs[0])
-    out = (
-        arguments.out or (first if len(arguments.runs) == 1 else first.absolute().parent) / "granularity.png"
-    )
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError(f"--out is {out}; it must be a file in a folder that is there")
+    out = folders.out_of(arguments.out, arguments.runs, "granularity.png")
     part = out.with_suffix(".part")
     draw(runs, panels).savefig(part, format="png")
     os.replace(part, out)

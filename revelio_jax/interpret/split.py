@@ -21,6 +21,10 @@ class Split:
     test: np.ndarray
     groups: int
 
+    @property
+    def all(self) -> np.ndarray:
+        return np.concatenate([self.train, self.validation, self.test])
+
 
 def split(class_N: np.ndarray, group_N: np.ndarray, seed: int) -> Split | None:
     """Parts of N samples, each with its share of every class; None where fewer than two classes are left.
@@ -46,11 +50,3 @@ def split(class_N: np.ndarray, group_N: np.ndarray, seed: int) -> Split | None:
     part = np.where(np.isin(class_N[has], probed), part_of_group[of_sample], -1)
     train, validation, test = (has[part == number] for number in range(3))
     return Split(train, validation, test, int((part_of_group == 2).sum()))
-
-
-def wilson(share: float, trials: int) -> tuple[float, float]:
-    """95 % interval of a share by Wilson's score."""
-    z2 = 1.959964**2
-    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = math.sqrt(z2 * (share * (1 - share) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
-    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))

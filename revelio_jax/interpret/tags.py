@@ -44,6 +44,7 @@ from revelio_jax.interpret.answers import Answers, Model
 from revelio_jax.interpret.endpoint import open_endpoint
 from revelio_jax.interpret.evidence import Material
 from revelio_jax.interpret.results import Results
+from revelio_jax.interpret.wilson import Z, wilson
 
 FLAGS = {
     "latents": ("", "their numbers, as 3,17; empty draws config.interpret.tag_latents of those that fire")
@@ -60,7 +61,6 @@ SCHEMA = pyarrow.schema(
         "model": pyarrow.string(),
     }
 )
-Z = 1.96  # of a 95 % interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,18 +147,11 @@ def score(said: Sequence[tuple[bool, bool]]) -> tuple[float | None, float | None
         right = [yes == fires for fires, yes in said if fires == kind]
         if len(right) < evidence.FEWEST:
             return None, None, None
-        shares.append((sum(right) / len(right), *_wilson(sum(right), len(right))))
+        shares.append((sum(right) / len(right), *wilson(sum(right) / len(right), len(right))))
     mean = sum(share for share, _, _ in shares) / 2
     below = math.hypot(*(share - low for share, low, _ in shares)) / 2
     above = math.hypot(*(high - share for share, _, high in shares)) / 2
     return mean, max(0.0, mean - below), min(1.0, mean + above)
-
-
-def _wilson(right: int, of: int) -> tuple[float, float]:
-    share = right / of
-    middle = (share + Z**2 / (2 * of)) / (1 + Z**2 / of)
-    half = Z / (1 + Z**2 / of) * math.sqrt(share * (1 - share) / of + Z**2 / (4 * of**2))
-    return middle - half, middle + half
 
 
 def write(found: Results, tags: Sequence[Tag]) -> None:

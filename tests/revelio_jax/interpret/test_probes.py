@@ -9,7 +9,7 @@ import pytest
 import scipy.optimize
 
 from revelio_jax.errors import InputError
-from revelio_jax.interpret import diff_c, features, linear, probes, stream
+from revelio_jax.interpret import diff_c, features, linear, probes, probing, stream
 
 SAMPLES, TIMESTEPS, POSITIONS, D = 120, (1, 501), 16, 4
 
@@ -67,7 +67,7 @@ def rows_of(run, tmp_path, *flags) -> dict:
 def test_the_linear_probe_reads_what_is_in_the_means_and_nothing_else(probed, tmp_path):
     found = rows_of(probed, tmp_path, "--probe=linear", "--label=mean", "--label=layout", "--label=nothing")
     assert len(found) == 3 * 2 * 2
-    for of in probes.INPUTS:
+    for of in probing.INPUTS:
         assert found["mean", 501, "linear", of]["accuracy"] > 0.95
         assert found["mean", 1, "linear", of]["low"] < 1 / 3
         for label in ("layout", "nothing"):
@@ -84,7 +84,7 @@ def test_the_linear_probe_reads_what_is_in_the_means_and_nothing_else(probed, tm
 def test_diff_c_reads_a_layout_that_leaves_the_means(probed, tmp_path):
     flags = "--probe=diff_c", "--label=layout", "--width=16", "--epochs=20", "--rate=0.01"
     found = rows_of(probed, tmp_path, *flags)
-    assert set(found) == {("layout", t, "diff_c", of) for t in TIMESTEPS for of in probes.INPUTS}
+    assert set(found) == {("layout", t, "diff_c", of) for t in TIMESTEPS for of in probing.INPUTS}
     assert min(row["accuracy"] for row in found.values()) > 0.9
 
 
@@ -93,8 +93,7 @@ def test_what_is_known_is_not_trained_again(probed, tmp_path, monkeypatch):
     found = rows_of(probed, tmp_path, *flags)
     kept = dict(list(found.items())[:-1])
     out = tmp_path / "probes.json"
-    held = json.loads(out.read_text())
-    out.write_text(json.dumps(held | {"rows": list(kept.values())}))
+    out.write_text(json.dumps({"rows": list(kept.values())}))
     trained = []
     fit = linear.train
     monkeypatch.setattr(linear, "train", lambda *given: trained.append(given) or fit(*given))
@@ -102,20 +101,24 @@ def test_what_is_known_is_not_trained_again(probed, tmp_path, monkeypatch):
     assert len(trained) == 1
     assert {key: again[key] for key in kept} == kept
     assert again.keys() == found.keys()
-    rows_of(probed, tmp_path, *flags, "--seed=1")  # other settings: nothing is known
+    rows_of(probed, tmp_path, *flags, "--width=7")  # of Diff-C alone
+    assert len(trained) == 1
+    out.write_text(out.read_text())
+    probes.main([probed, *flags, "--seed=1", "--out", str(out)])
     assert len(trained) == 1 + len(found)
+    assert len(json.loads(out.read_text())["rows"]) == 2 * len(found)  # those of the other seed stay
 
 
 def test_apart_keeps_values_on_one_side(probed):
-    task = probes.open_task(probed, ("mean",), probes.Settings("thing", 0, 8, 1, 0.1))
-    parts = task.splits["mean"]
+    task = probing.open_task(probed, ("mean",), probing.Settings("thing", 0, 8, 1, 0.1))
+    parts = task.labels["mean"][1]
     thing = np.arange(SAMPLES) // 2
     assert not set(thing[parts.test]) & set(thing[np.concatenate([parts.train, parts.validation])])
-    assert not {5, 17, 40} & set(np.concatenate([parts.train, parts.validation, parts.test]))
+    assert not {5, 17, 40} & set(parts.all)
 
 
 def test_features_are_those_of_plain_loops(probed):
-    task = probes.open_task(probed, ("mean",), probes.Settings("", 0, 8, 1, 0.1))
+    task = probing.open_task(probed, ("mean",), probing.Settings("", 0, 8, 1, 0.1))
     rows = [(batch.x_ND.copy(), *batch[1:]) for batch in stream.batches(task.site, 8)]
     x, sample, position, timestep = (np.concatenate(part) for part in zip(*rows, strict=True))
     dense = np.maximum(x @ task.latents.W_enc_DF, 0)
@@ -178,13 +181,13 @@ def test_a_site_without_a_map_has_the_linear_probe(write_samples, write_sae, tmp
     write_sae(run / "export", np.eye(4), np.zeros(4), np.eye(4), np.zeros(4), k=4)
     (run / "config.json").write_text(json.dumps({"extract": {"store": store}}))
     found = rows_of(str(run), tmp_path)
-    assert set(found) == {("sign", -1, "linear", of) for of in probes.INPUTS}
+    assert set(found) == {("sign", -1, "linear", of) for of in probing.INPUTS}
     assert "clip.layer.1 has no map, which diff_c needs; left out" in capsys.readouterr().err
 
 
 def test_maps_that_are_too_large_are_left_out(probed, tmp_path, capsys):
     found = rows_of(probed, tmp_path, "--probe=diff_c", "--label=mean", "--width=4", "--epochs=1",
-                    f"--memory={5 * SAMPLES * 16 * D / 2**30}")  # fmt: skip
+                    f"--memory={10 * SAMPLES * 16 * D / 2**30}")  # fmt: skip
     assert {key[3] for key in found} == {"activations"}
     assert "maps of latents take" in capsys.readouterr().err
 
@@ -199,6 +202,9 @@ def test_maps_that_are_too_large_are_left_out(probed, tmp_path, capsys):
         (("--out=no/such/probes.json",), "--out is no/such/probes.json"),
         (("--out=probes.png",), "it must be a .json"),
         (("--width=0",), "0 is no count"),
+        (("--rate=nan",), "nan is no number above 0"),
+        (("--memory=-1",), "-1 is no number above 0"),
+        (("--seed=-1",), "-1 is no number from 0"),
         (("--probe=deep",), "invalid choice: 'deep'"),
     ],
 )

@@ -6,7 +6,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revelio_jax.interpret.split import LEAST, TEST, split, wilson
+from revelio_jax.interpret.split import LEAST, TEST, split
+from revelio_jax.interpret.wilson import wilson
 
 SAMPLES = st.lists(st.tuples(st.integers(-1, 3), st.integers(0, 40)), min_size=1, max_size=200)
 

@@ -2,14 +2,16 @@
 "use strict";
 
 let pageFacts;
-let neighbours = {}; // next and previous in the table that it was opened from
+// Promise of the next and previous in the table that it was opened from: who presses a key while a page is being
+// drawn means the neighbours of that page.
+let neighbours;
 
 (async () => {
   const [, table] = readAddress();
   pageFacts = await startPage("latent", table);
   if (!pageFacts) return;
-  onKey(["j", "ArrowRight"], "next latent of the table", () => neighbours.next?.click());
-  onKey(["k", "ArrowLeft"], "previous latent of the table", () => neighbours.previous?.click());
+  onKey(["j", "ArrowRight"], "next latent of the table", async () => (await neighbours).next?.click());
+  onKey(["k", "ArrowLeft"], "previous latent of the table", async () => (await neighbours).previous?.click());
   onKey(["b", "Backspace"], "back to the table", () => document.querySelector(".back")?.click());
   if (pageFacts.kind === "image") {
     onKey(["h"], "heatmaps on or off", () => {
@@ -20,8 +22,9 @@ let neighbours = {}; // next and previous in the table that it was opened from
     });
   } else onKey(["c"], "whole prompts or contexts", () => document.querySelector("input[name=view]:not(:checked)")?.click());
   listenToTokens(document.querySelector("main"));
-  addEventListener("hashchange", draw);
-  draw();
+  const turnPage = () => { neighbours = draw(); };
+  addEventListener("hashchange", turnPage);
+  turnPage();
 })();
 
 // Number of the latent, and the state of the table that it was opened from.
@@ -32,6 +35,7 @@ function readAddress() {
 
 let turn = 0;
 
+// Draws the latent of the address; its neighbours.
 async function draw() {
   const mine = ++turn;
   const facts = pageFacts;
@@ -40,7 +44,7 @@ async function draw() {
   hideTip();
   if (!Number.isInteger(latent) || latent < 0 || latent >= facts.latents) {
     main.replaceChildren(empty(`There is no latent ${location.hash.slice(1)}: they are numbered from 0 to ${count(facts.latents - 1)}.`));
-    return;
+    return {};
   }
   document.title = `Latent ${latent} of ${facts.name}`;
   let chunk;
@@ -48,7 +52,7 @@ async function draw() {
     chunk = await load(`latents/${Math.floor(latent / facts.chunk.pages)}`);
   } catch (error) {
     fail(error);
-    return;
+    return {};
   }
   const page = chunk.pages[latent - chunk.start];
   const few = facts.kind === "image" ? 10 : 5;
@@ -58,7 +62,7 @@ async function draw() {
     readSamples(facts, page.weaker),
     Promise.all(page.strata.map(({ kept }) => readSamples(facts, kept.slice(0, few)))),
   ]);
-  if (mine !== turn) return;
+  if (mine !== turn) return {};
   const named = new Map(chunk.numbers.map((number, i) => [number, chunk.named[i]]));
   main.replaceChildren(
     heading(facts, latent, page, table),
@@ -74,7 +78,7 @@ async function draw() {
             nearSection(facts, "Nearest by decoder", "cosine of their decoder directions", page.nearest, named, table, "There is no decoder to compare by.")))]
       : [empty(`This latent is dead: it fires on none of the ${count(facts.rows)} rows that were read.`)]));
   scrollTo(0, 0);
-  walk(facts, latent, table, mine);
+  return walk(facts, latent, table, mine);
 }
 
 function heading(facts, latent, page, table) {
@@ -106,8 +110,8 @@ function heading(facts, latent, page, table) {
 // Before and after it in the table that it was opened from, once that is known.
 async function walk(facts, latent, table, mine) {
   const order = await ordered(facts, readState(table), () => mine !== turn);
-  if (mine !== turn) return;
-  let at = order.indexOf(latent);
+  if (mine !== turn) return {};
+  const at = order.indexOf(latent);
   const [previous, next] = at >= 0 ? [order[at - 1], order[at + 1]]
     : [order.findLast((other) => other < latent), order.find((other) => other > latent)];
   const set = (selector, to, says) => {
@@ -117,9 +121,9 @@ async function walk(facts, latent, table, mine) {
     link.title = to === undefined ? "" : `${says}: latent ${to}`;
     return to === undefined ? null : link;
   };
-  neighbours = { previous: set(".step.previous", previous, "Previous (k)"), next: set(".step.next", next, "Next (j)") };
   document.querySelector(".walk .place").textContent = at >= 0 ? `${count(at + 1)} of ${count(order.length)}` : "";
   if (next !== undefined) load(`latents/${Math.floor(next / facts.chunk.pages)}`).catch(() => {});
+  return { previous: set(".step.previous", previous, "Previous (k)"), next: set(".step.next", next, "Next (j)") };
 }
 
 function section(id, name, says, ...children) {

@@ -146,6 +146,21 @@ def test_keys_on_the_table(visit, text_report):
     assert page.locator(".row.active a").inner_text() == str(found[1])
 
 
+def test_a_key_waits_for_the_neighbours_of_the_page_that_is_seen(visit, text_report):
+    page = visit(from_disk(text_report, "latent.html#2")).page
+    until(page, "document.querySelector('.walk .place')?.textContent.startsWith('2 of')")  # 1 is dead
+    page.evaluate("""() => {
+        const known = ordered;
+        window.ordered = async (...of) => {
+            await new Promise((go) => setTimeout(go, 300));
+            return known(...of);
+        };
+    }""")
+    for key, latent in (("j", 3), ("j", 4), ("k", 3), ("k", 2)):
+        page.keyboard.press(key)  # as soon as the page before it is seen
+        heading(page, latent)
+
+
 def test_the_last_row_can_be_reached(visit, text_report):
     page = visit(from_disk(text_report, "latents.html")).page
     rows(page)
