@@ -33,6 +33,12 @@ SITE, D, DICTIONARY, ACTIVE, SAMPLES, TOKENS = "clip.layer.1", 16, 24, 3, 256, 1
 
 
 @pytest.fixture(scope="session")
+def one_device() -> dict[str, str]:
+    """The environment of a command as people run it: to JAX, a CPU is one device that takes all its cores."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
+@pytest.fixture(scope="session")
 def directions() -> np.ndarray:
     """The planted dictionary: 24 unit vectors of width 16."""
     directions = np.random.default_rng(1).normal(size=(DICTIONARY, D))

@@ -34,7 +34,7 @@ def texts() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory, texts):
+def commands(tmp_path_factory, one_device, texts):
     folder = tmp_path_factory.mktemp("minilm")
     with (folder / "texts.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["prompt"], *([text] for text in texts)])
@@ -50,9 +50,8 @@ def commands(tmp_path_factory, texts):
             "--config.train.batch_size=512",
             "--config.sae.expansion=4",
         ]
-        done = subprocess.run(
-            [sys.executable, "-m", module, *flags], cwd=ROOT, capture_output=True, text=True
-        )
+        command = [sys.executable, "-m", module, *flags]
+        done = subprocess.run(command, cwd=ROOT, env=one_device, capture_output=True, text=True)
         assert done.returncode == 0, f"{module}: {done.stderr}"
 
     run.folder = folder

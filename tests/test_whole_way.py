@@ -16,7 +16,7 @@ PROMPTS = ROOT / "extract" / "miniature" / "sd" / "prompts.csv"
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory):
+def commands(tmp_path_factory, one_device):
     """``run(module, *flags)`` in a real process, on a tenth of the captions and steps."""
     folder = tmp_path_factory.mktemp("way")
     rows = list(csv.DictReader(PROMPTS.open(encoding="utf-8")))
@@ -36,7 +36,7 @@ def commands(tmp_path_factory):
             "--config.steer.steps=8",
         ]
         command = [sys.executable, "-m", module, *overrides, *flags]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return subprocess.run(command, cwd=ROOT, env=one_device, capture_output=True, text=True)
 
     run.folder = folder / "run"
     return run

@@ -1,7 +1,6 @@
 """The benchmark of quality runs at a small size, writes the rows it promises, and sees what is learnt."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -26,13 +25,12 @@ FIELDS = {
 
 
 @pytest.fixture
-def benchmark(tmp_path):
+def benchmark(tmp_path, one_device):
     """A function that runs the benchmark with flags, on one device, and returns the process and its rows."""
 
     def run(*flags):
         out = tmp_path / "rows.json"
-        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        environment |= {"PYTHONPATH": str(ROOT)}
+        environment = one_device | {"PYTHONPATH": str(ROOT)}
         command = [sys.executable, "tests/benchmarks/quality.py", "--json", out, *flags]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done, json.loads(out.read_text()) if out.exists() else None

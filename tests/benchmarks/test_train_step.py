@@ -1,7 +1,6 @@
 """The benchmark of the training step runs at a small size and writes the rows it promises."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -14,14 +13,13 @@ FIELDS = {"system", "d", "n", "k", "batch", "dead_fraction", "step_s", "floor_s"
 
 
 @pytest.fixture
-def benchmark(tmp_path):
+def benchmark(tmp_path, one_device):
     """A function that runs the benchmark with flags, on one device, and returns the process and its rows."""
 
     def run(*flags):
         out = tmp_path / "rows.json"
-        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
         command = [sys.executable, "tests/benchmarks/train_step.py", "--json", out, "--repeats", "2", *flags]
-        environment |= {"PYTHONPATH": str(ROOT)}
+        environment = one_device | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done, json.loads(out.read_text()) if out.exists() else None
 
