@@ -5,11 +5,12 @@ import dataclasses
 import subprocess
 import sys
 
+import pyarrow.compute
 import pytest
 
 from revelio_jax.errors import InputError
 from revelio_jax.interpret import __main__ as interpret
-from revelio_jax.interpret import granularity
+from revelio_jax.interpret import granularity, granularity_plot, results
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -31,14 +32,14 @@ def test_numbers_are_those_of_the_results(run, tmp_path, capsys):
     assert "run, neurons" in capsys.readouterr().out
     with out.with_suffix(".csv").open() as file:
         rows = {(r["sae"], r["label"], r["measure"], r["stratum"]): r for r in csv.DictReader(file)}
-    found = granularity.results.load(granularity.results.folder_of(run))
+    found = results.load(results.folder_of(run))
     wanted = found.facts["purity"]["kind"]["measured"]["purity"]
     got = rows["topk", "kind", "purity", "all"]
     assert float(got["mean"]) == pytest.approx(wanted["mean"])
     assert float(got["low"]) == pytest.approx(wanted["low"])
     assert int(got["measured"]) == wanted["latents"]
     assert float(got["chance"]) == pytest.approx(found.facts["purity"]["kind"]["chance"]["purity"])
-    of_501 = found.strata.filter(granularity.pyarrow.compute.equal(found.strata["stratum"], "501"))
+    of_501 = found.strata.filter(pyarrow.compute.equal(found.strata["stratum"], "501"))
     spread = [s for s, n in zip(of_501["spread"].to_pylist(), of_501["rows"].to_pylist(), strict=True) if n]
     assert float(rows["topk", "", "spread", "501"]["mean"]) == pytest.approx(sum(spread) / len(spread))
     assert ("neurons", "", "spread", "1") in rows
@@ -57,9 +58,12 @@ def test_labels_and_measures_are_chosen(run, tmp_path):
 
 def test_runs_are_called_by_what_tells_them_apart(run):
     runs = granularity.read_runs([run])
-    assert [granularity._called(one, runs) for one in runs] == ["unet.mid_block", "unet.mid_block, neurons"]
+    assert [granularity_plot.called(one, runs) for one in runs] == [
+        "unet.mid_block",
+        "unet.mid_block, neurons",
+    ]
     twice = [runs[0], runs[0]]
-    assert granularity._called(runs[0], twice) == "run: unet.mid_block"
+    assert granularity_plot.called(runs[0], twice) == "run: unet.mid_block"
 
 
 @pytest.mark.parametrize(
