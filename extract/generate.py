@@ -9,10 +9,12 @@ import typing
 from collections.abc import Iterator
 
 import PIL.Image
+import pyarrow
 import torch
 
-from extract import denoiser, inputs, kept, pipelines, placing, record, work
+from extract import denoiser, inputs, kept, pipelines, placing, record, text, work
 from extract.denoiser import Shape
+from extract.pipelines import TextEncoder
 from extract.record import Found
 from extract.work import Done, Row, Rows, Work
 from revelio_jax import sites
@@ -49,7 +51,15 @@ def prepare(config: Config, worker: Worker) -> Work:
     plan = record.plan(extract, shapes, timesteps, len(samples), facts)
     wanted = {value: t if t in timesteps else None for value, t in schedule.items()}
     shard = functools.partial(_shard, config, pipe, samples, shapes, timesteps, wanted)
-    return Work(samples, plan, shard, "image")
+    of_text = extract.pool != "mean" and any(name.endswith(".text") for name in shapes)
+    return Work(_with_tokens(pipe, samples) if of_text else samples, plan, shard, "image")
+
+
+def _with_tokens(pipe: typing.Any, samples: list[Row]) -> pyarrow.Table:
+    """The samples with T5's tokens: they are the positions of the text in FLUX's blocks."""
+    encoder = TextEncoder("text_encoder_2", pipe.text_encoder_2, pipe.tokenizer_2, "t5")
+    tokens = text.tokenise(encoder, [sample["prompt"] for sample in samples])
+    return text.described(samples, {"t5": encoder}, {"t5": tokens})
 
 
 def _shard(

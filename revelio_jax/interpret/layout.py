@@ -118,6 +118,10 @@ def make_strata(column: str, table: pyarrow.Table, timesteps: list[int]) -> Stra
 
 
 def token_column(site: str, table_names: list[str]) -> str | None:
-    """The column with the tokens of a text encoder's positions, None where there is none."""
-    name = f"{site.partition('.')[0]}.tokens"
-    return name if not sites.is_denoiser_site(site) and name in table_names else None
+    """The column with the tokens of a text's positions, None where there is none.
+
+    The text in FLUX's blocks is T5's.
+    """
+    encoder = "t5" if sites.is_denoiser_site(site) else site.partition(".")[0]
+    name = f"{encoder}.tokens"
+    return name if not is_image(site) and name in table_names else None

@@ -177,6 +177,30 @@ def test_values_and_means(config, value, tmp_path, read_rows, sd):
     torch.testing.assert_close(torch.from_numpy(values), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("fields", "there"),
+    [
+        ({"sites": ("flux.double.1.text",)}, True),
+        ({"sites": ("flux.double.1.text",), "pool": "mean"}, False),
+        ({"sites": ("flux.double.1.image",)}, False),
+    ],
+)
+def test_the_positions_of_text_in_fluxs_blocks_are_t5s_tokens(config, fields, there, tmp_path, flux):
+    run.extract(config("flux", **fields))
+    store = open_store(str(tmp_path / "store"))
+    assert ("t5.tokens" in store.table().column_names) is there
+    if not there:
+        return
+    for sample, prompt in zip(store.samples, PROMPTS, strict=True):
+        ids = flux.tokenizer_2(prompt, truncation=True).input_ids
+        assert sample["t5.tokens"] == flux.tokenizer_2.convert_ids_to_tokens(ids)
+        assert len(sample["t5.kinds"]) == len(ids)
+        assert sample["seed"] == 7 + sample["id"]
+    # As many positions as the pipeline pads to, in the order of the tokens.
+    position = store.site().read_index("position", 0, store.site().rows)
+    assert position.max() + 1 == flux.tokenizer_2.model_max_length
+
+
 @pytest.mark.parametrize("name", ["images/00000001.png", "latents/00000001.npy"])
 def test_a_picture_that_is_gone_or_broken_is_found_and_made_again(config, name, tmp_path, capsys):
     made = config("sd", sites=("unet.mid_block",), save_images=True, save_latents=True, shard_samples=2)

@@ -56,6 +56,8 @@ def test_which_positions_are_a_map(site, size, positions, grid):
         ("clip_l.layer.10+clip_g.layer.28", ["clip_g.tokens", "clip_l.tokens"], "clip_l.tokens"),
         ("clip.layer.9", ["prompt"], None),
         ("unet.mid_block", ["unet.tokens"], None),
+        ("flux.double.3.text", ["prompt", "t5.tokens"], "t5.tokens"),
+        ("flux.double.3.image", ["prompt", "t5.tokens"], None),
     ],
 )
 def test_the_column_of_tokens(site, columns, column):
