@@ -38,6 +38,8 @@ def get_config():
     c.train.held_out = 0.2  # 15,500 rows: a latent of a rare word needs many to be seen firing
 
     c.steer.pooled = True  # of 14 prompts, one seed, 2 stayed glossy with it and 4 without: a hint, no more
+    c.interpret.labels = ("style", "category", "name")  # held_out tells of the pipeline's training
+
     c.steer.steps = 15
     c.steer.guidance = 3.0
     c.steer.height = c.steer.width = 32

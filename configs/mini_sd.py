@@ -40,6 +40,8 @@ def get_config():
     c.train.decay_share = 0.3
     c.train.held_out = 0.2  # 52,000 rows: a latent of a rare word needs many to be seen firing
 
+    c.interpret.labels = ("style", "category", "name")  # held_out tells of the pipeline's training
+
     c.steer.steps = 15
     c.steer.guidance = 2.5
     c.steer.height = c.steer.width = 32

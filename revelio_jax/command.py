@@ -128,6 +128,8 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
                 f"config.{section}.{key} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}"
             )
     lines = str(error).strip().splitlines() or [""]  # the last one is what was raised in the file
+    if isinstance(error, flags.Error):
+        return f"{lines[-1]}; see python -m {argv[0]} --help"
     return f"--config {_config_argument(argv)}: {type(error).__name__}: {lines[-1]}"
 
 

@@ -38,8 +38,10 @@ def export(config: Config) -> pathlib.Path:
     part.mkdir()
     cfg = describe(config, run, mixture, state)
     tensors = fold(state, config.sae.architecture)
-    save_file(tensors, part / "sae_weights.safetensors", metadata={"format": "pt"})
+    weights = part / "sae_weights.safetensors"
+    save_file(tensors, weights, metadata={"format": "pt"})
     (part / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
+    shutil.copymode(part / "cfg.json", weights)  # safetensors makes files that nobody else can read
     (part / "README.md").write_text(card(cfg))
     if folder.exists():
         folder.rename(old)

@@ -9,7 +9,6 @@ plot.png in the run's folder, or beside the first of several.
 import collections
 import dataclasses
 import json
-import os
 import pathlib
 import sys
 import typing
@@ -186,9 +185,8 @@ def main(argv: Sequence[str]) -> None:
     require("matplotlib", "plot", "revelio_jax.plot")
     runs = named([read_run(folder) for folder in arguments.runs], arguments.runs)
     out = folders.out_of(arguments.out, arguments.runs, "plot.png")
-    part = out.with_suffix(".part")
-    draw(runs).savefig(part, format="png")
-    os.replace(part, out)
+    with folders.replaced(out) as part:
+        draw(runs).savefig(part, format="png")
     print(out)
 
 

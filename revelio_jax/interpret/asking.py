@@ -4,6 +4,8 @@ Three kinds: a label in a few words, its granularity as multiple choice (Revelio
 so, from class-specific detail to coarse layout), and of every sample held out whether the label applies.
 """
 
+import contextlib
+import json
 import re
 import typing
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from revelio_jax.interpret.evidence import SEED, Exhibit
 
 VERSION = 1  # of the wording: other questions have other answers
 MOST_LETTERS = 120  # of a label
+REFUSALS = r"\W*(i(['\u2019]m| am)( very)? (sorry|unable)|sorry,|i can(['\u2019]t|not)\b|as an ai\b)"
 QUOTES = "\"'`*_\u2018\u2019\u201c\u201d"
 
 # What a latent may know of, with what the model is told of it. The order of a question is drawn by latent,
@@ -96,8 +99,17 @@ def lettered(kind: str, latent: int) -> dict[str, str]:
 
 
 def read_label(answer: str) -> str | None:
-    """The first line that says something, without what models put around it; None where there is none."""
-    for line in _said(answer).splitlines():
+    """The first line that says something, without what models put around it; None where there is none.
+
+    Of an object in JSON it is the label's; who is sorry gives none.
+    """
+    said = _said(answer)
+    if inside := re.search(r'"label"\s*:\s*("(?:[^"\\]|\\.)*")', said):
+        with contextlib.suppress(ValueError):
+            said = json.loads(inside[1])
+    if re.match(REFUSALS, said, re.IGNORECASE):
+        return None
+    for line in said.splitlines():
         line = re.sub(r"^[\s\W]*(the\s+)?(label|answer)\W*\s*:", "", line, flags=re.IGNORECASE)
         line = "".join(letter for letter in line if letter.isprintable())
         line = " ".join(line.split()).strip(QUOTES + " .:-#")

@@ -13,7 +13,6 @@ beside the first of several.
 """
 
 import csv
-import os
 import sys
 from collections.abc import Sequence
 
@@ -38,16 +37,16 @@ def panels_of(runs: Sequence[Run], labels: Sequence[str], measures: Sequence[str
     return panels + [("", "spread")] * ("spread" in measures)
 
 
-def table(runs: Sequence[Run]) -> str:
-    """Purity of every label and the spread of all runs, as lines."""
+def table(runs: Sequence[Run], panels: Sequence[tuple[str, str]]) -> str:
+    """What is drawn, over all strata, as lines."""
     lines = []
-    labels = dict.fromkeys(label for run in runs for label in run.facts["labels"])
     width = max(len(run.name) for run in runs)
-    for label, measure in [*((label, "purity") for label in labels), ("", "spread")]:
+    for label, measure in panels:
         lines.append(TITLES[measure].format(label=label))
         for run in runs:
             f = run.means.get((label, measure, WHOLE))
-            shown = "{mean:.3f} ({low:.3f}-{high:.3f})".format(**f) if f else "none has enough samples"
+            none = "has no such label" if label and label not in run.facts["labels"] else "too few samples"
+            shown = "{mean:.3f} ({low:.3f}-{high:.3f})".format(**f) if f else none
             chance = f", by chance {f['chance']:.3f}" if f and np.isfinite(f["chance"]) else ""
             lines.append(f"  {run.name:{width}}  {run.facts['site']}  {shown}{chance}")
     return "\n".join(lines)
@@ -62,15 +61,13 @@ def main(argv: Sequence[str]) -> None:
     runs = read_runs(arguments.runs)
     panels = panels_of(runs, arguments.label, arguments.measure or tuple(TITLES))
     out = folders.out_of(arguments.out, arguments.runs, "granularity.png")
-    part = out.with_suffix(".part")
-    granularity_plot.draw(runs, panels).savefig(part, format="png")
-    os.replace(part, out)
-    with part.open("w", newline="") as file:
+    with folders.replaced(out) as part:
+        granularity_plot.draw(runs, panels).savefig(part, format="png")
+    with folders.replaced(out.with_suffix(".csv")) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, (*FIELDS, *FIGURES))
         writer.writeheader()
         writer.writerows(rows(runs))
-    os.replace(part, out.with_suffix(".csv"))
-    print(table(runs))
+    print(table(runs, panels))
     print(out)
 
 

@@ -54,7 +54,8 @@ def draw(runs: Sequence[Run], panels: Sequence[tuple[str, str]]) -> "Figure":
             axes[0].set_title(title)
         if strata:
             column = _column_name(runs)
-            titles = f"all {column}s", f"by {column}, with 95 % intervals"
+            whose = "" if len(runs) <= FEW else " of SAEs"
+            titles = f"all {column}s", f"by {column}, with 95 % intervals{whose}"
             for ax, text in zip(grid[0][1:], titles, strict=True):
                 ax.set_title(text)
             for ax in grid[-1][::2]:

@@ -16,7 +16,6 @@ there of others stays.
 import argparse
 import json
 import math
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -46,8 +45,6 @@ def main(argv: Sequence[str]) -> None:
     given = parser.parse_args(argv)
     require("matplotlib", "plot", "revelio_jax.interpret.probes")
     out = folders.out_of(given.out, given.runs, "probes.json")
-    if out.suffix != ".json":
-        raise InputError(f"--out is {out}; it must be a .json, beside which the picture goes")
     settings = Settings(given.apart, given.seed, given.width, given.epochs, given.rate)
     tasks = [probing.open_task(run, tuple(given.label), settings) for run in given.runs]
     rows = _read(out)
@@ -82,7 +79,7 @@ def table(rows: Sequence[Row]) -> str:
         when = "" if row["timestep"] < 0 else f", timestep {row['timestep']}"
         lines.append(
             f"{row['site']}{when}, {row['label']}: {row['probe']} on {row['input']} {row['accuracy']:.3f} "
-            f"({row['low']:.3f}-{row['high']:.3f}), by chance {row['chance']:.3f}; "
+            f"({row['low']:.3f}-{row['high']:.3f}), the most frequent class {row['majority']:.3f}; "
             f"{row['inference_ms']:.4f} ms a sample"
         )
     return "\n".join(lines)
@@ -101,9 +98,8 @@ def _read(out: pathlib.Path) -> dict[tuple, Row]:
 
 
 def _write(out: pathlib.Path, rows: dict[tuple, Row]) -> None:
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps({"rows": list(rows.values())}, indent=1) + "\n")
-    os.replace(part, out)
+    with folders.replaced(out) as part:
+        part.write_text(json.dumps({"rows": list(rows.values())}, indent=1) + "\n")
 
 
 def _count(text: str) -> int:

@@ -1,10 +1,10 @@
 """The picture of what probes found: accuracy over timesteps, a panel for every label and SAE."""
 
-import os
 import pathlib
 import typing
 from collections.abc import Sequence
 
+from revelio_jax import folders
 from revelio_jax.plot import STYLE
 
 LOOKS = {  # colour by what is read, line by what reads
@@ -26,7 +26,7 @@ def write(rows: Sequence[dict[str, typing.Any]], path: pathlib.Path) -> None:
     sites = [row["site"] for row in saes.values()]
     timesteps = sorted({row["timestep"] for row in rows})
     with matplotlib.rc_context(STYLE):
-        size = (0.6 + 2.6 * len(saes), 0.8 + 2.2 * len(labels))
+        size = (0.6 + 2.6 * max(len(saes), 2), 0.8 + 2.2 * len(labels))
         figure = Figure(figsize=size, dpi=150, layout="constrained")
         grid = figure.subplots(len(labels), len(saes), squeeze=False, sharey="row", sharex=True)
         for across, label in zip(grid, labels, strict=True):
@@ -38,13 +38,13 @@ def write(rows: Sequence[dict[str, typing.Any]], path: pathlib.Path) -> None:
         for ax in grid[-1]:
             ax.set_xticks(range(len(timesteps)), [str(t) if t >= 0 else "" for t in timesteps])
             ax.set_xlabel("timestep" if timesteps[-1] >= 0 else "")
+            ax.set_xlim(-0.5, len(timesteps) - 0.5)
         shown = {
             name: line for ax in grid.flat for line, name in zip(*ax.get_legend_handles_labels(), strict=True)
         }
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3)
-        part = path.with_suffix(".part")
-        figure.savefig(part, format="png")
-    os.replace(part, path)
+        with folders.replaced(path) as part:
+            figure.savefig(part, format="png")
 
 
 def _draw(ax, rows, timesteps: list[int]) -> None:

@@ -27,6 +27,7 @@ from revelio_jax.errors import InputError
 from revelio_jax.store import Store, open_store
 
 VERSION = 1
+FACTS, ARRAYS = "summary.json", "arrays.safetensors"
 TABLES = ("latents", "strata", "samples")
 
 
@@ -66,7 +67,7 @@ class Results:
         mean, max        float32, of the values where it fires
         spread           float32, share of a sample's positions on which it fires, mean of those where it
                          does; a sample counts once for each of its timesteps
-        words            string: the tokens at which it is strongest, "" of images
+        words            string: the tokens at which it is strongest, with " · " between, "" of images
         LABEL.sigma      float32, standard deviation of class numbers over the strongest samples (Revelio)
         LABEL.entropy    float32, bits, of their classes
         LABEL.purity     float32, share of the most frequent class; LABEL.majority, string, that class
@@ -103,12 +104,12 @@ class Results:
 
     def array(self, name: str) -> np.ndarray:
         """An array, whole."""
-        with safe_open(self.folder / "arrays.safetensors", "np") as file:
+        with safe_open(self.folder / ARRAYS, "np") as file:
             return file.get_tensor(name)
 
     def part(self, name: str, start: int, stop: int) -> np.ndarray:
         """Latents [start, stop) of an array; nothing else is read."""
-        with safe_open(self.folder / "arrays.safetensors", "np") as file:
+        with safe_open(self.folder / ARRAYS, "np") as file:
             return file.get_slice(name)[start:stop]
 
     def tags(self) -> pyarrow.Table | None:
@@ -144,6 +145,8 @@ def begin(folder: pathlib.Path) -> None:
     What a save that was killed between its renames set aside is put back.
     """
     part, old = _beside(folder)
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; results need a folder there")
     try:
         if old.is_dir() and not folder.exists():
             os.rename(old, folder)
@@ -166,8 +169,9 @@ def save(
         for name in TABLES:
             pyarrow.parquet.write_table(tables[name], part / f"{name}.parquet")
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(arrays, part / "arrays.safetensors")
         _write_facts(part, facts)
+        save_file(arrays, part / ARRAYS)
+        shutil.copymode(part / FACTS, part / ARRAYS)  # safetensors makes files that nobody else can read
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.rename(folder, old)
@@ -196,25 +200,24 @@ def _beside(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def _write_facts(folder: pathlib.Path, facts: dict[str, typing.Any]) -> None:
-    part = folder / "summary.json.part"
+    part = folder / f"{FACTS}.part"
     part.write_text(json.dumps({"version": VERSION} | facts, indent=1) + "\n")
-    os.replace(part, folder / "summary.json")
+    os.replace(part, folder / FACTS)
 
 
 def load(folder: pathlib.Path) -> Results:
     """Read what :func:`save` wrote; arrays stay on disk. Raises InputError."""
     try:
-        facts = json.loads((folder / "summary.json").read_text())
+        facts = json.loads((folder / FACTS).read_text())
         if facts.get("version") != VERSION:
             raise InputError(f"{folder} has version {facts.get('version')}; this one reads {VERSION}")
         tables = {name: pyarrow.parquet.read_table(folder / f"{name}.parquet") for name in TABLES}
-        with safe_open(folder / "arrays.safetensors", "np"):
+        with safe_open(folder / ARRAYS, "np"):
             return Results(folder, facts, **tables)
     except FileNotFoundError as error:
-        raise InputError(
-            f"{folder} has no {pathlib.Path(str(error.filename or 'file')).name}; "
-            "python -m revelio_jax.interpret makes it"
-        ) from error
+        files = (FACTS, ARRAYS, *(f"{name}.parquet" for name in TABLES))
+        missing = next((name for name in files if not (folder / name).is_file()), "such file")
+        raise InputError(f"{folder} has no {missing}; python -m revelio_jax.interpret makes it") from error
     except (ValueError, OSError, SafetensorError, pyarrow.ArrowException) as error:
         if isinstance(error, InputError):
             raise

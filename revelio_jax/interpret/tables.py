@@ -222,7 +222,10 @@ def _weaker_of(collection: Collection, some: slice, top_FM: np.ndarray) -> Entri
 
 
 def _words(ranked: Ranked, tokens: pyarrow.Array | None) -> list[str]:
-    """The tokens at which each latent is strongest, the most frequent first; "" without tokens."""
+    """The tokens at which each latent is strongest, the most frequent first; "" without tokens.
+
+    A comma is a token itself, so it cannot stand between them.
+    """
     if tokens is None:
         return [""] * len(ranked.sample)
     offsets, flat = tokens.offsets.to_numpy(), tokens.values
@@ -235,7 +238,7 @@ def _words(ranked: Ranked, tokens: pyarrow.Array | None) -> list[str]:
     words = np.full(ranked.sample.shape, PADDING, object)
     words[inside] = [_plain(token) for token in found]
     return [
-        ", ".join(word for word, _ in collections.Counter(row[kept]).most_common(WORDS))
+        " · ".join(word for word, _ in collections.Counter(row[kept]).most_common(WORDS))
         for row, kept in zip(words, shown, strict=True)
     ]
 

@@ -46,8 +46,10 @@ from revelio_jax.interpret.evidence import Material
 from revelio_jax.interpret.results import Results
 from revelio_jax.interpret.wilson import Z, wilson
 
+DRAWN = "drawn"
+ENOUGH = 10  # latents whose mean score has an interval
 FLAGS = {
-    "latents": ("", "their numbers, as 3,17; empty draws config.interpret.tag_latents of those that fire")
+    "latents": (DRAWN, "their numbers, as 3,17; drawn are config.interpret.tag_latents of those that fire")
 }
 SCHEMA = pyarrow.schema(
     {
@@ -207,8 +209,10 @@ def _model(config: Config, stop: threading.Event) -> Model:
 
 def numbers(said: str) -> list[int]:
     """What --latents names. Raises InputError."""
+    if said == DRAWN:
+        return []
     try:
-        return [int(number) for number in said.split(",") if number.strip()]
+        return [int(number) for number in said.split(",")]
     except ValueError as error:
         raise InputError(f"--latents is {said!r}; it must be numbers, as 3,17") from error
 
@@ -227,15 +231,11 @@ def summary(made: Tagged) -> str:
         lines.append(f"granularity: {shares}")
     scores = [tag.score for tag in tags if tag.score is not None]
     if scores:
-        mean, half = _mean(scores)
-        lines.append(
-            f"score {mean:.2f} ({max(0.0, mean - half):.2f}-{min(1.0, mean + half):.2f}) over "
-            f"{len(scores):,} latents, by chance 0.50"
-        )
+        lines.append(f"score {_mean(scores)} over {len(scores):,} latents, by chance 0.50")
     missing = {
         "latents without a label": sum(tag.label is None for tag in tags),
         "without a granularity": sum(tag.granularity is None for tag in tags),
-        "labels without a score, for want of samples": sum(
+        "labels without a score, for want of samples or of clear answers": sum(
             tag.label is not None and tag.score is None for tag in tags
         ),
         "answers neither yes nor no": sum(tag.unclear for tag in tags),
@@ -244,13 +244,14 @@ def summary(made: Tagged) -> str:
     return "\n".join(lines)
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half of its 95 % interval over latents; none of a single one."""
+def _mean(values: Sequence[float]) -> str:
+    """Mean, and its 95 % interval over latents where they are enough for a normal one."""
     mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, 0.0
+    if len(values) < ENOUGH:
+        return f"{mean:.2f}"
     variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, Z * math.sqrt(variance / len(values))
+    half = Z * math.sqrt(variance / len(values))
+    return f"{mean:.2f} ({max(0.0, mean - half):.2f}-{min(1.0, mean + half):.2f})"
 
 
 def main() -> None:

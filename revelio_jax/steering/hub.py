@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import tempfile
 import typing
 
@@ -78,6 +79,7 @@ def write_sae(sae: Sae, folder: pathlib.Path, name: str = "FOLDER", licence: str
     cfg: dict[str, typing.Any] = cfg_json(sae.architecture, sae.d, sae.n_latents, sae.k, sae.metadata)
     save_file({key: t.cpu().contiguous() for key, t in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(cfg, indent=1) + "\n")
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors makes files that nobody else can read
     (folder / "README.md").write_text(card(cfg, name, licence))
 
 

@@ -5,7 +5,7 @@ import pathlib
 import re
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from revelio_jax.errors import InputError
 from revelio_jax.steering.untrusted import INTEGERS, Shape, read_header, read_tensors
@@ -38,7 +38,8 @@ def save_learned(file: pathlib.Path, text: str, learned: Learned) -> None:
         "threshold": torch.tensor(learned.threshold),
     }
     partial = file.with_suffix(".partial")
-    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial, {"text": text})
+    # Not save_file, whose files nobody else can read.
+    partial.write_bytes(save({name: t.cpu().contiguous() for name, t in tensors.items()}, {"text": text}))
     partial.replace(file)
 
 

@@ -15,7 +15,7 @@ import pathlib
 import typing
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from revelio_jax import sites
 from revelio_jax.errors import InputError
@@ -65,7 +65,8 @@ def save_concept(file: str | pathlib.Path, concept: Concept) -> None:
     if concept.pooled:
         tensors |= {name: getattr(concept.pooled, name)[None] for name in POOLED_TENSORS}
     tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, partial, {"format": FORMAT, "facts": json.dumps(facts)})
+    # Not save_file, whose files nobody else can read.
+    partial.write_bytes(save(tensors, {"format": FORMAT, "facts": json.dumps(facts)}))
     partial.replace(file)
 
 

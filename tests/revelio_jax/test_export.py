@@ -177,6 +177,11 @@ def test_steering_reads_every_architecture_and_computes_the_same(exported, expec
     assert_equals(sae.codes(x).numpy(), sae.reconstruct(x).numpy(), expected, config)
 
 
+def test_others_may_read_it(folder):
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    assert len(modes) == 1
+
+
 def test_tensors(trained, folder):
     tensors = load_file(folder / "sae_weights.safetensors")
     shapes = {name: tensor.shape for name, tensor in tensors.items()}

@@ -78,7 +78,7 @@ def test_where_the_picture_goes(runs, tmp_path, capsys):
     wanted = {
         (runs[0],): tmp_path / "runs/first/plot.png",
         tuple(runs): tmp_path / "runs/plot.png",
-        (*runs, "--out", str(tmp_path / "my.picture")): tmp_path / "my.picture",
+        (*runs, "--out", str(tmp_path / "my.png")): tmp_path / "my.png",
     }
     for arguments, path in wanted.items():
         plot.main(arguments)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from revelio_jax.config import Config
+from revelio_jax.errors import InputError
 from revelio_jax.interpret.pictures import open_pictures
 from revelio_jax.interpret.report import (
     comparison,
@@ -53,7 +54,10 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
     pictures = open_pictures(store, config.extract) if results.facts["kind"] == "image" else None
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
-    shutil.copytree(SITE, part)
+    try:
+        shutil.copytree(SITE, part)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
 
     ours, others = Material(results, store), [Material(other, store) for other in compare]
     size = None

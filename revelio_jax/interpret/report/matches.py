@@ -1,4 +1,4 @@
-"""For each latent of one SAE the latent of another that is most like it.
+"""For each latent of one SAE the latent of another that fires and is most like it.
 
 By decoder: the largest cosine of decoder rows, which says something where both are of one hook point and
 so of one space. By samples: the largest Jaccard index of the strongest samples, where both were read from
@@ -31,11 +31,15 @@ def check(results: Results) -> None:
 
 
 def by_decoder(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
-    """Of each latent of a the nearest of b, int32 [F], and its cosine, float32 [F].
+    """Of each latent of a the nearest of b that fires, int32 [F], and its cosine, float32 [F].
 
-    None where widths differ or either has no decoder.
+    None where widths differ, either has no decoder, or no latent of b fires.
     """
     if a.facts["d"] != b.facts["d"] or not (_folder(a) and _folder(b)):
+        return None
+    # Two SAEs of one seed share the directions that neither has learned.
+    dead_F = b.latents["rows"].to_numpy() == 0
+    if dead_F.all():
         return None
     nearest = np.zeros(a.facts["latents"], np.int32)
     cosine = np.full(a.facts["latents"], -np.inf, np.float32)
@@ -45,7 +49,9 @@ def by_decoder(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
             block = slice(start, start + BLOCK)
             ours = _unit(rows_a[start : min(start + BLOCK, len(nearest))])
             for other in range(0, b.facts["latents"], BLOCK):
-                product = ours @ _unit(rows_b[other : min(other + BLOCK, b.facts["latents"])]).T
+                theirs = slice(other, min(other + BLOCK, b.facts["latents"]))
+                product = ours @ _unit(rows_b[theirs]).T
+                product[:, dead_F[theirs]] = -np.inf
                 best = product.argmax(1)
                 score = product[np.arange(len(best)), best]
                 better = score > cosine[block]

@@ -184,6 +184,13 @@ class Use:
         self.page.locator("#status .hint", has_text=text).wait_for()
         return self.status()
 
+    def fill(self, name: str, text: str) -> None:
+        """Fill a field that was just shown: as long as Gradio has not put it up, it sets it back."""
+        field = self.page.locator(f"#{name} textarea, #{name} input").first
+        while field.input_value() != text:
+            field.fill(text)
+            self.page.wait_for_timeout(300)
+
     def draw(self, prompt: str) -> None:
         self.page.locator("#prompt textarea").fill(prompt)
         self.page.locator("#draw").click()

@@ -103,7 +103,7 @@ def test_a_latent_is_steered_and_the_program_makes_the_same_picture(use):
 def test_a_concept_is_steered_by_its_rule_on_some_tokens(use):
     used = use(TEXT)
     used.drawn(APPLE)
-    used.page.locator("#concept textarea, #concept input").first.fill("glossy 3d")
+    used.fill("concept", "glossy 3d")
     used.page.locator("#add").click()
     used.until_status("“glossy 3d” -1")
     fixed = used.pixels("steered")
@@ -114,14 +114,14 @@ def test_a_concept_is_steered_by_its_rule_on_some_tokens(use):
     assert (used.pixels("steered") != fixed).any()
     used.page.get_by_role("button", name="Where and when").click()
     before = used.steered()
-    used.page.locator("#positions input").fill("1-3")
+    used.fill("positions", "1-3")
     used.page.locator("#positions input").press("Enter")
     used.until_other(before)
     program = used.python()
     assert 'rule="gated"' in program
     assert "positions[[1, 2, 3]] = True" in program
     np.testing.assert_array_equal(made_by(program), used.pixels("steered"))
-    used.page.locator("#concept textarea, #concept input").first.fill("glossy 3d")
+    used.fill("concept", "glossy 3d")
     used.page.locator("#add").click()
     used.until_said("is steered already")
 
@@ -134,10 +134,10 @@ def test_pictures_over_strengths(use):
     used.page.locator("#take").click()
     used.until_status("of pixels differ")
     used.page.get_by_role("button", name="Compare over strengths").click()
-    used.page.locator("#strengths textarea, #strengths input").first.fill("-2, 0,two")
+    used.fill("strengths", "-2, 0,two")
     used.page.locator("#compare-go").click()
     used.until_said("strengths has 'two'")
-    used.page.locator("#strengths textarea, #strengths input").first.fill("-2, 0,2")
+    used.fill("strengths", "-2, 0,2")
     used.page.locator("#compare-go").click()
     used.page.locator("#strip button").nth(2).wait_for()
     for i, strength in enumerate((-2.0, 0.0, 2.0)):
@@ -177,7 +177,7 @@ def test_what_goes_wrong_is_one_line_and_the_page_goes_on(use, monkeypatch):
     used.drawn("flat emoji of owl")
     assert used.said() == ""
     used.page.get_by_role("button", name="Sampling").click()
-    used.page.locator("#steps input").fill("0")
+    used.fill("steps", "0")
     used.page.locator("#draw").click()
     used.until_said("steps is 0; it must be a whole number from 1 to 1000")
 
@@ -312,7 +312,7 @@ def test_flux(use):
     assert "pooled" not in used.python()  # a latent has none
     used.page.locator("#remove-0").click()
     used.until_status("Nothing is steered")
-    used.page.locator("#concept textarea, #concept input").first.fill("glossy 3d")
+    used.fill("concept", "glossy 3d")
     used.page.locator("#add").click()
     used.until_status("of pixels differ")
     program = used.python()

@@ -200,7 +200,7 @@ def test_maps_that_are_too_large_are_left_out(probed, tmp_path, capsys):
         (("--label=one",), "--label is 'one'"),
         (("--apart=shade",), "--apart is 'shade'; the samples of"),
         (("--out=no/such/probes.json",), "--out is no/such/probes.json"),
-        (("--out=probes.png",), "it must be a .json"),
+        (("--out=probes.png",), "it must end in .json"),
         (("--width=0",), "0 is no count"),
         (("--rate=nan",), "nan is no number above 0"),
         (("--memory=-1",), "-1 is no number above 0"),

@@ -34,7 +34,7 @@ const WAYS = {
     main.replaceChildren(
       el("div.lead", {},
         el("h1", {}, el("span.mark.a", {}, "A"), facts.name, el("span.of", {}, " and "), el("span.mark.b", {}, "B"), other.name),
-        chooser("With", facts.compare.map(({ name, site }, i) => [String(i), `${name} (${site})`]), (key) => change({ with: key }))),
+        chooser("With", facts.compare.map(({ name, site }, i) => [String(i), `${name} (${site})`]), (key) => change({ with: key }), String(index))),
       sides(facts, other, data),
       el("div.halves", {},
         el("section.panel", {}, histogram({
@@ -50,13 +50,12 @@ const WAYS = {
         data.ways.map(([name, { edges, counts, median }]) => el("section.panel", {}, histogram({
           edges, series: [{ counts, look: "a" }], unit: "latents of A",
           tick: (edge, exactly) => (exactly || Math.round(edge * 100) % 20 === 0 ? fixed(edge) : null),
-          caption: [el("h2", {}, `Best match by ${WAYS[name][0]}`), el("p.note", {}, `Latents of A by ${WAYS[name][1]} with the latent of B that is most like it; median ${fixed(median)}.`)],
+          caption: [el("h2", {}, `Best match by ${WAYS[name][0]}`), el("p.note", {}, `Latents of A by ${WAYS[name][1]} with the latent of B that fires and is most like it; median ${fixed(median)}.`,
+            name === "decoder" && facts.site !== other.site ? " The hook points are two: directions tell something only where these are of one residual stream." : "")],
         })))),
       list ? list.node : el("section.panel", {}, el("h2", {}, "Matches"),
         empty("Their widths differ, or one has no decoder, and they were read from different stores: latents cannot be matched.")));
     table = list?.start();
-    const select = main.querySelector(".choose select");
-    if (select) select.value = String(index);
   };
   addEventListener("hashchange", draw);
   draw();
@@ -105,11 +104,10 @@ function matchList(facts, other, index, way, state, change) {
     head("score", WAYS[way][0], true), head("other", "B"), head("words", ""), head("otherfrequency", "frequency"))));
   const node = el("section", { "aria-labelledby": "matches" },
     el("div.heading", {}, el("h2", { id: "matches" }, "Each latent of A and its match in B"),
-      chooser("Match by", other.ways.map((key) => [key, WAYS[key][0]]), (key) => change({ by: key })),
+      chooser("Match by", other.ways.map((key) => [key, WAYS[key][0]]), (key) => change({ by: key }), way),
       el("label.choose.narrow", {}, el("span", {}, "Sort by"), el("select", { id: "sort", on: { change: (event) => change({ sort: event.target.value }) } },
         [["-score", "most alike"], ["score", "least alike"], ["latent", "number"], ["-frequency", "frequency"]].map(([key, text]) => el("option", { value: key, selected: key === sort }, text))))),
     box);
-  if (node.querySelector(".choose:not(.narrow) select")) node.querySelector(".choose:not(.narrow) select").value = way;
 
   function start() {
     const rowHeight = () => parseFloat(getComputedStyle(box).getPropertyValue("--row"));

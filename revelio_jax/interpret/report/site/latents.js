@@ -17,7 +17,7 @@ const SEARCH_WAITS = 150; // ms
   const sort = el("select", { id: "sort" }, names.map((name) => el("option", { value: name }, describeColumn(name).title)));
   const direction = el("button.icon", { type: "button" });
   const dead = el("select", { id: "dead" },
-    [["hide", "hidden"], ["show", "shown"], ["only", "alone"]].map(([key, text]) => el("option", { value: key }, text)));
+    [["hide", "hidden"], ["show", "shown"], ["only", "only"]].map(([key, text]) => el("option", { value: key }, text)));
   const ranges = el("div.ranges");
   const box = el("div.rows", {
     role: "table", tabindex: 0, "aria-label": "Latents", "aria-colcount": names.length + 1,
@@ -99,8 +99,7 @@ const SEARCH_WAITS = 150; // ms
 
   function drawRanges() {
     ranges.replaceChildren(...[...state.ranges].map(([name, [low, high]]) => {
-      const { title } = describeColumn(name);
-      const show = name === "frequency" ? percent : value;
+      const { title, show } = describeColumn(name);
       const says = !Number.isFinite(low) ? `${title} at most ${show(high)}` : !Number.isFinite(high) ? `${title} at least ${show(low)}` : `${title} ${show(low)} to ${show(high)}`;
       return el("button.chip", { type: "button", title: "Remove this filter", "aria-label": `Remove the filter: ${says}`, on: { click: () => {
         const left = new Map(state.ranges);
@@ -160,8 +159,8 @@ function row(facts, latent, state) {
         return el(`span.c-purity.nth-${nth}${mark(name)}`, { role: "cell", title: values[i] === null ? "fires on too few samples" : `${describeColumn(name).title} ${fixed(values[i])}: ${className(majority)}` },
           values[i] === null ? el("span.muted", {}, NONE) : [bar(values[i]), el("span.figure", {}, fixed(values[i])), el("span.class", { dir: "auto" }, className(majority))]);
       }
-      const show = name === "frequency" || name === "spread" ? percent : name === "samples" ? count : value;
-      return el(`span.number.c-${name}${mark(name)}`, { role: "cell", "data-name": describeColumn(name).title }, values[0] === 0 && name !== "samples" ? NONE : show(values[i]));
+      const { title, show } = describeColumn(name);
+      return el(`span.number.c-${name}${mark(name)}`, { role: "cell", "data-name": title }, values[0] === 0 && name !== "samples" ? NONE : show(values[i]));
     });
     node.append(
       el("span.c-words", { role: "cell", title: [tag, words].filter(Boolean).join(": ") },
@@ -180,12 +179,18 @@ function rangeForm(facts, act) {
   const column = el("select", { "aria-label": "Column" }, facts.columns.map((name) => el("option", { value: name }, describeColumn(name).title)));
   const low = el("input", { type: "number", step: "any", placeholder: "from", "aria-label": "At least" });
   const high = el("input", { type: "number", step: "any", placeholder: "to", "aria-label": "At most" });
-  const form = el("form", {}, column, low, high, el("button", {}, "Add"));
+  const percents = el("span", { hidden: true }, "%");
+  const form = el("form", {}, column, low, high, percents, el("button", {}, "Add"));
+  const choose = () => (percents.hidden = describeColumn(column.value).unit === 1);
+  column.addEventListener("change", choose);
+  choose();
   const details = el("details.filter", {}, el("summary", {}, "Filter"), form);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (low.value === "" && high.value === "") return;
-    act(column.value, [low.value === "" ? -Infinity : Number(low.value), high.value === "" ? Infinity : Number(high.value)]);
+    const { unit } = describeColumn(column.value);
+    const ends = [low.value === "" ? -Infinity : unit * Number(low.value), high.value === "" ? Infinity : unit * Number(high.value)];
+    act(column.value, ends.sort((a, b) => a - b));
     details.open = false;
     low.value = high.value = "";
   });

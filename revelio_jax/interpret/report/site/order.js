@@ -58,17 +58,20 @@ function sorted(latents, column, down) {
   });
 }
 
-// What a column is called, and what it says.
+// What a column is called, what it says, and how its numbers are shown; shares are typed as they are shown, in percent.
 function describeColumn(name) {
   const known = {
     latent: ["Latent", "its number in the SAE"],
-    frequency: ["Frequency", "share of the rows on which it fires"],
+    frequency: ["Frequency", "share of the rows on which it fires", percent],
     mean: ["Mean", "of its values where it fires"],
     max: ["Max", "its largest value"],
-    spread: ["Spread", "share of a sample's positions on which it fires, where it does"],
-    samples: ["Samples", "on how many it fires"],
+    spread: ["Spread", "share of a sample's positions on which it fires, where it does", percent],
+    samples: ["Samples", "on how many it fires", count],
   };
-  if (known[name]) return { title: known[name][0], help: known[name][1] };
+  if (known[name]) {
+    const [title, help, show = value] = known[name];
+    return { title, help, show, unit: show === percent ? 0.01 : 1 };
+  }
   const label = name.replace(/\.purity$/, "");
-  return { title: `Purity: ${label}`, short: label, help: `share of the most frequent ${label} among its strongest samples` };
+  return { title: `Purity: ${label}`, short: label, help: `share of the most frequent ${label} among its strongest samples`, show: fixed, unit: 1 };
 }

@@ -133,7 +133,7 @@ function lists(facts, { listed }) {
         latents.length ? el("ol.named", {}, latents.map(([latent, named, figure, majority]) =>
           el("li", {}, el("a", { href: latentAddress(latent, table) },
             el("span.number", {}, latent), miniatures(facts, named[2]),
-            el("span.title", { dir: "auto" }, title(named) || (majority !== null ? className(majority) : "")),
+            el("span.title", { dir: "auto", title: title(named) }, by === "purity" ? className(majority) : title(named)),
             el("span.figure", {}, by === "purity" ? fixed(figure) : percent(figure))))))
           : empty("None fires on enough samples."));
     })));

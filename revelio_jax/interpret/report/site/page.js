@@ -107,9 +107,9 @@ function bar(share) {
 }
 
 // A select with its name; nothing where there is no choice.
-function chooser(name, options, act) {
+function chooser(name, options, act, chosen = options[0]?.[0]) {
   if (options.length < 2) return null;
   return el("label.choose", {}, el("span", {}, name),
     el("select", { on: { change: (event) => act(event.target.value) } },
-      options.map(([key, text]) => el("option", { value: key }, text))));
+      options.map(([key, text]) => el("option", { value: key, selected: key === chosen }, text))));
 }

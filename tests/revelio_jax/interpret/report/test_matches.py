@@ -16,11 +16,13 @@ from revelio_jax.interpret.report import matches
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def with_decoder(folder, rows):
+def with_decoder(folder, rows, dead=()):
     folder.mkdir()
     save_file({"W_dec": rows.astype(np.float32)}, folder / "sae_weights.safetensors")
     facts = {"d": rows.shape[1], "latents": len(rows), "sae": {"folder": str(folder)}}
-    return types.SimpleNamespace(facts=facts, folder=folder)
+    fired = np.ones(len(rows), np.int64)
+    fired[list(dead)] = 0
+    return types.SimpleNamespace(facts=facts, folder=folder, latents=pyarrow.table({"rows": fired}))
 
 
 def with_samples(samples, store="one"):
@@ -47,6 +49,17 @@ def test_by_decoder_in_blocks(tmp_path, monkeypatch):
     np.testing.assert_array_equal(nearest, every.argmax(1))
     np.testing.assert_allclose(cosine, every.max(1), rtol=1e-5)
     assert nearest[4] == 31
+
+
+def test_latents_that_never_fire_are_no_match(tmp_path, monkeypatch):
+    monkeypatch.setattr(matches, "BLOCK", 2)
+    rows = np.eye(5) + 0.1
+    a, b = with_decoder(tmp_path / "a", rows), with_decoder(tmp_path / "b", rows, dead=(0, 3))
+    nearest, cosine = matches.by_decoder(a, b)
+    assert not {0, 3} & set(nearest.tolist())
+    assert [nearest[i] for i in (1, 2, 4)] == [1, 2, 4]
+    assert cosine[0] < 0.9
+    assert matches.by_decoder(a, with_decoder(tmp_path / "none", rows, dead=range(5))) is None
 
 
 def test_by_decoder_where_there_is_nothing_to_compare(tmp_path):

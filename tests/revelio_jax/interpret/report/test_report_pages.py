@@ -99,11 +99,12 @@ def test_dead_latents_and_ranges(visit, text_report):
     page.locator("#dead").select_option("show")
     until(page, "/^150 of/.test(document.querySelector('.status').textContent)")
     page.get_by_text("Filter", exact=True).click()
-    page.get_by_label("At least").fill("0.5")
+    page.get_by_label("At least").fill("100")  # percent, as the table has it; ends may be given either way
+    page.get_by_label("At most").fill("50")
     page.get_by_role("button", name="Add").click()
     until(page, "/^1 of/.test(document.querySelector('.status').textContent)")
     assert rows(page) == [0]
-    page.get_by_role("button", name=re.compile("Remove the filter")).click()
+    page.get_by_role("button", name="Remove the filter: Frequency 50 % to 100 %").click()
     until(page, "/^150 of/.test(document.querySelector('.status').textContent)")
     page.get_by_role("searchbox").fill("no such word")
     until(page, "/^0 of/.test(document.querySelector('.status').textContent)")
@@ -300,8 +301,10 @@ def test_compare(at, visit, image_report):
     page.get_by_role("columnheader", name="A", exact=True).get_by_role("button").click()
     until(page, "document.querySelector('.c-latent[aria-sort=ascending]')")
     assert rows(page)[:2] == [0, 2]
+    assert page.get_by_label("Match by").input_value() == "decoder"
     page.get_by_label("Match by").select_option("samples")
     until(page, "location.hash.includes('by=samples')")
+    assert page.get_by_label("Match by").input_value() == "samples"
     assert rows(page)
     page.locator(".row a").first.click()
     heading(page, 0)
