@@ -192,7 +192,7 @@ class Handlers:
         """Latents by number, by what is known of them, and by firing where the site sees a text."""
         typed = asked.text("search", typed)
         found: dict[int, tuple[str, float | None]] = {}
-        if typed.isdecimal() and len(typed) < 10 and int(typed) < self.live.n_latents:
+        if there := typed.isdecimal() and len(typed) < 10 and int(typed) < self.live.n_latents:
             found[int(typed)] = "by its number", None
         for number, why in self.known.search(typed, LISTED):
             found.setdefault(number, (why, None))
@@ -203,6 +203,8 @@ class Handlers:
         listed = show.found_list([(n, why, value) for n, (why, value) in found.items()], self.known, latent)
         if not found:
             listed = hint(f"No latent for {typed}.")
+        if typed.isdecimal() and not there:
+            listed = hint(f"Latents are numbered from 0 to {self.live.n_latents - 1}.") + listed
         yield {self.fields.results: listed + (self.known.missing and hint(self.known.missing))}
 
     # What is steered

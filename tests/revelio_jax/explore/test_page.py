@@ -67,6 +67,8 @@ def test_search_by_words_numbers_and_firing(use):
     used.page.locator("#name", has_text="Latent 8 (end), tail").wait_for()
     used.search("11")
     used.page.locator('#results [data-latent="11"]', has_text="by its number").wait_for()
+    used.search("9999")
+    used.page.locator("#results .hint", has_text="numbered from 0 to 47").wait_for()
     used.search("  ")
     used.until_said("the search is empty")
 
