@@ -36,7 +36,7 @@ function axis(edges, place, tick) {
   let ticks = edges.map((edge) => [edge, tick(edge)]).filter(([, text]) => text !== null);
   if (ticks.length < 3) ticks = edges.map((edge) => [edge, tick(edge, true)]);
   const longest = Math.max(...ticks.map(([, text]) => text.length));
-  const step = Math.ceil(ticks.length / Math.min(6, Math.floor(40 / (longest + 2)))); // 40 letters fit under the narrowest
+  const step = Math.ceil(ticks.length / Math.min(6, Math.floor(32 / (longest + 2)))); // 32 letters fit under the narrowest
   return el("div.axis", { "aria-hidden": "true" },
     ticks.filter((_, i) => i % step === 0).map(([edge, text]) => el("span", { css: { "--left": place(edge) } }, text)));
 }
