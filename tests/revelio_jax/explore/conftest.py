@@ -185,7 +185,7 @@ class Use:
         return self.status()
 
     def fill(self, name: str, text: str) -> None:
-        """Fill a field that was just shown: as long as Gradio has not put it up, it sets it back."""
+        """Fill a field that was just shown: within milliseconds of showing it, Gradio sets it back."""
         field = self.page.locator(f"#{name} textarea, #{name} input").first
         while field.input_value() != text:
             field.fill(text)

@@ -282,7 +282,7 @@ def test_a_denoiser_with_a_mask_that_is_painted(use):
     used.page.get_by_role("button", name="Where and when").click()
     for name, value in (("first", "900"), ("end", "0.5")):
         before = used.steered()
-        used.page.locator(f"#{name} input").fill(value)
+        used.fill(name, value)
         used.page.locator(f"#{name} input").press("Enter")
         used.until_other(before)
     program = used.python()
@@ -292,7 +292,7 @@ def test_a_denoiser_with_a_mask_that_is_painted(use):
     np.testing.assert_array_equal(made_by(program), used.pixels("steered"))
     for name, value in (("first", "1000"), ("end", "1")):
         before = used.steered()
-        used.page.locator(f"#{name} input").fill(value)
+        used.fill(name, value)
         used.page.locator(f"#{name} input").press("Enter")
         used.until_other(before)
     before = used.steered()
