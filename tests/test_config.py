@@ -126,7 +126,7 @@ def test_what_is_wrong_in_a_file_is_named(file, body, message):
         ("--config.train.xyz=3", "config.train.xyz is no field; fields: run, stores, site"),
         ("--config.trian.steps=3", "config.trian is no section; sections: model, extract, sae, train, steer"),
         ("--config.model.dtype=int8", "config.model.dtype is 'int8'; allowed: float32, float16, bfloat16"),
-        ("--steps=3", "steps"),
+        ("--steps=3", "Unknown command line flag 'steps'"),
         ("again", "unexpected argument 'again'"),
     ],
 )

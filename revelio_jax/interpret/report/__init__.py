@@ -16,7 +16,7 @@ import numpy as np
 
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
-from revelio_jax.interpret.pictures import open_pictures
+from revelio_jax.interpret.pictures import Pictures, open_pictures
 from revelio_jax.interpret.report import (
     comparison,
     matches,
@@ -29,6 +29,7 @@ from revelio_jax.interpret.report import (
 )
 from revelio_jax.interpret.report.material import Material, name_of, report_of
 from revelio_jax.interpret.results import Results, store_of
+from revelio_jax.store import Store
 
 SITE = pathlib.Path(__file__).parent / "site"
 # Of the results' facts, those that every page may need.
@@ -43,7 +44,7 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
 
     ``compare`` are results of other runs, which are set beside this one. Raises InputError, before anything
     is written, where the store or its pictures are not those that the results were made of, or an autoencoder
-    to compare with is gone.
+    to compare with is gone; and where the report cannot be written.
     """
     run = pathlib.Path(config.train.run)
     folder = report_of(run, results)
@@ -56,9 +57,26 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
         shutil.rmtree(left, ignore_errors=True)
     try:
         shutil.copytree(SITE, part)
+        _fill(part, folder, config, results, compare, store, pictures)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(part, folder)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{folder} cannot be written: {error}") from error
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
 
+
+def _fill(
+    part: pathlib.Path,
+    folder: pathlib.Path,
+    config: Config,
+    results: Results,
+    compare: Sequence[Results],
+    store: Store,
+    pictures: Pictures | None,
+) -> None:
+    """Write data and thumbnails into ``part``, which will be ``folder``."""
     ours, others = Material(results, store), [Material(other, store) for other in compare]
     size = None
     if pictures:
@@ -85,12 +103,6 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
     facts["compare"] = [comparison.write(part, i, ours, other, folder) for i, other in enumerate(others)]
     scripts.write(part, "overview", overview.write(ours, tuple(compare)))
     scripts.write(part, "facts", facts)
-
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(part, folder)
-    shutil.rmtree(old, ignore_errors=True)
-    return folder
 
 
 def _fingerprint(results: Results) -> str:

@@ -56,6 +56,14 @@ def test_labels_and_measures_are_chosen(run, tmp_path):
     assert heights[0] > 3 * heights[1]
 
 
+def test_a_run_without_a_label_is_said_to_have_none(run):
+    (one, *_) = granularity.read_runs([run])
+    other = dataclasses.replace(one, facts=one.facts | {"labels": ["kind"]}, means={})
+    lines = granularity.table([one, other], [("style", "purity"), ("kind", "purity")]).splitlines()
+    assert [line.endswith("has no such label") for line in lines] == [False, False, True, False, False, False]
+    assert lines[5].endswith("too few samples")
+
+
 def test_runs_are_called_by_what_tells_them_apart(run):
     runs = granularity.read_runs([run])
     assert [granularity_plot.called(one, runs) for one in runs] == [

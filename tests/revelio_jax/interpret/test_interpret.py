@@ -123,6 +123,22 @@ def test_a_stop_in_the_middle_leaves_the_results_that_were_there(own, monkeypatc
     same(results.load(before.folder), before)
 
 
+@pytest.mark.parametrize("name", ["summary.json", "arrays.safetensors", "samples.parquet"])
+def test_a_file_that_is_gone_is_named(own, name):
+    found, _ = interpret.interpret(own)
+    (found.folder / name).unlink()
+    with pytest.raises(InputError, match=f"has no {name}; python -m revelio_jax.interpret makes it"):
+        results.load(found.folder)
+
+
+def test_a_file_in_the_place_of_results_stays(own):
+    mine = results.folder_of(own.train.run)
+    mine.write_text("mine")
+    with pytest.raises(InputError, match="latents is a file"):
+        interpret.interpret(own)
+    assert mine.read_text() == "mine"
+
+
 def test_a_process_that_is_killed_leaves_the_results_that_were_there(own):
     before, _ = interpret.interpret(own)
     facts = (before.folder / "summary.json").read_bytes()
@@ -234,6 +250,7 @@ def test_the_command_writes_results_and_report(own):
     assert json.loads((run / "latents" / "summary.json").read_text())["latents"] == 6
     assert "kind, 3 classes" in done.stdout
     assert (run / "report" / "index.html").is_file()
+    assert len({path.stat().st_mode for path in (run / "latents").iterdir()}) == 1  # all that others may read
     assert f"report: {run / 'report' / 'index.html'}" in done.stdout
 
 

@@ -103,7 +103,6 @@ def test_what_is_known_is_not_trained_again(probed, tmp_path, monkeypatch):
     assert again.keys() == found.keys()
     rows_of(probed, tmp_path, *flags, "--width=7")  # of Diff-C alone
     assert len(trained) == 1
-    out.write_text(out.read_text())
     probes.main([probed, *flags, "--seed=1", "--out", str(out)])
     assert len(trained) == 1 + len(found)
     assert len(json.loads(out.read_text())["rows"]) == 2 * len(found)  # those of the other seed stay

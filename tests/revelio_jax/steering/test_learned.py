@@ -17,6 +17,9 @@ def test_what_is_saved_comes_back_by_its_text(tmp_path):
     none = Learned(torch.zeros(0, dtype=torch.int64), LEARNED.difference, 0.0)
     save_learned(tmp_path / "steering" / "a.safetensors", "glossy 3d", LEARNED)
     save_learned(tmp_path / "steering" / "b.safetensors", "flat", none)
+    (tmp_path / "another").touch()  # others may read it as they may any file
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(modes) == 1
     found = saved_concepts(str(tmp_path))
     assert set(found) == {"glossy 3d", "flat"}
     torch.testing.assert_close(found["glossy 3d"].latents, LEARNED.latents)

@@ -42,6 +42,8 @@ def test_the_pooled_vector_is_saved_too(tiny, make_steerer, run, tmp_path):
     steerer = make_steerer(pipe, "t5.block.1")
     concept = steerer.vectors(pipe, "red apple")
     save_concept(tmp_path / "a.safetensors", concept)
+    (tmp_path / "another").touch()  # others may read it as they may any file
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "another").stat().st_mode
     with steerer.attach(pipe, {"red apple": -1.0}, rule="contrast", pooled=True):
         wanted = run(pipe)
     with attach_vectors(pipe, tmp_path / "a.safetensors", -1.0, pooled=True):

@@ -181,7 +181,7 @@ def test_what_was_there_stays_when_writing_fails(run, config_of, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(pages, "write", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(InputError, match="report cannot be written: no space"):
         report.write(config, run)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
     monkeypatch.undo()
