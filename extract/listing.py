@@ -5,10 +5,9 @@ All of it follows from the components' config files; no weights are read or fetc
 
 import torch
 
-from extract import denoiser, pipelines
-from extract.pipelines import DTYPES
-from revelio_jax import sites
 from revelio_jax.config import Config
+from revelio_jax.pipelines import denoiser, hook_points, loading
+from revelio_jax.pipelines.loading import DTYPES
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -17,10 +16,10 @@ def table(config: Config) -> str:
     """A line a site of config.model at config.extract.height x width. Raises InputError."""
     extract = config.extract
     denoiser.quiet()
-    source = pipelines.find(config.model.id, config.model.revision, config.model.family)
+    source = loading.find(config.model.id, config.model.revision, config.model.family)
     pipe = denoiser.skeleton(source)
-    every = [sites.resolve(pipe, name) for name in sites.known_sites(pipe)]
-    denoising = [site for site in every if sites.is_denoiser_site(site.name)]
+    every = [hook_points.resolve(pipe, name) for name in hook_points.known_sites(pipe)]
+    denoising = [site for site in every if hook_points.is_denoiser_site(site.name)]
     found, timesteps = {}, len(extract.timesteps)
     if denoising:
         latent = denoiser.latent_shape(source, getattr(pipe, denoising[0].component), extract)

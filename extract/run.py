@@ -12,16 +12,17 @@ reads all of it and ends with status 1 where something is wrong or missing; neit
 """
 
 import os
+import sys
 import time
 import typing
 from collections.abc import Sequence
 
-from extract import check, shards, workers
-from extract.work import Work
-from revelio_jax import sites
-from revelio_jax.command import main_argv, parse
+from extract import shards, status, workers
+from extract.jobs import ExtractionJob
+from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError, reported
+from revelio_jax.pipelines import hook_points
 from revelio_jax.store import StoreWriter, Worker
 from revelio_jax.store.layout import kvstore_url
 
@@ -53,14 +54,14 @@ def extract(config: Config) -> dict[str, typing.Any] | None:
     return manifest
 
 
-def _prepared(config: Config, worker: Worker) -> Work:
+def _prepared(config: Config, worker: Worker) -> ExtractionJob:
     """What the mode makes of the config. The modes import torch, which takes seconds."""
     if config.extract.mode == "generate":
-        from extract import generate as mode
+        from extract.modes import generate as mode
     elif config.extract.mode == "noised":
-        from extract import noised as mode
+        from extract.modes import noised as mode
     else:
-        from extract import encode as mode
+        from extract.modes import text as mode
     return mode.prepare(config, worker)
 
 
@@ -70,15 +71,15 @@ def _check_names(names: tuple[str, ...], mode: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"config.extract.sites names {name} twice")
-        if mode == "text" and any(sites.is_denoiser_site(part) for part in name.split("+")):
+        if mode == "text" and any(hook_points.is_denoiser_site(part) for part in name.split("+")):
             raise InputError(
                 f"config.extract.sites: {name} belongs to the denoiser, which config.extract.mode=text does "
                 "not run; allowed there: generate, noised"
             )
-        if mode != "text" and not sites.is_denoiser_site(name):
+        if mode != "text" and not hook_points.is_denoiser_site(name):
             raise InputError(
                 f"config.extract.sites: {name} is no site of a denoiser, which config.extract.mode={mode} "
-                f"records; those begin with {', '.join(sites.DENOISER_PREFIXES)}"
+                f"records; those begin with {', '.join(hook_points.DENOISER_PREFIXES)}"
             )
 
 
@@ -95,14 +96,14 @@ def _summarise(location: str, manifest: dict[str, typing.Any], unit: str, second
 
 
 def main(argv: Sequence[str]) -> None:
-    config, flags = parse(argv, __doc__, **FLAGS)
+    config, flags = parse(["extract.run", *argv], __doc__, **FLAGS)
     if flags["list_sites"]:
         from extract import listing
 
         print(listing.table(config))
     elif flags["status"] or flags["verify"]:
         worker = workers.find(config.extract, os.environ)
-        good = check.report(config.extract.store, worker.count, verify=flags["verify"])
+        good = status.report(config.extract.store, worker.count, verify=flags["verify"])
         raise SystemExit(0 if good else 1)
     elif config.extract.store.startswith("memory:"):
         raise InputError(f"config.extract.store is {config.extract.store!r}, which would be lost at the end")
@@ -114,4 +115,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     with reported():
-        main(main_argv("extract.run"))
+        main(sys.argv[1:])

@@ -5,7 +5,7 @@ import typing
 
 import tqdm
 
-from extract.work import Work
+from extract.jobs import ExtractionJob
 from revelio_jax.store import StorePlan, StoreWriter, Worker
 
 
@@ -13,7 +13,7 @@ def samples_of(shard: int, plan: StorePlan) -> range:
     return range(shard * plan.shard_samples, min((shard + 1) * plan.shard_samples, plan.samples))
 
 
-def write(writer: StoreWriter, worker: Worker, work: Work) -> dict[str, typing.Any] | None:
+def write(writer: StoreWriter, worker: Worker, work: ExtractionJob) -> dict[str, typing.Any] | None:
     """Write what is missing of the worker's shards; the manifest too, where that was the last of all.
 
     Two shards are in memory at most: one that is made, one that a thread writes. Returns the manifest, or

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from revelio_jax.config import Extract
+from revelio_jax.config import ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.store import Worker
 
 
-def find(extract: Extract, environment: Mapping[str, str]) -> Worker:
+def find(extract: ExtractConfig, environment: Mapping[str, str]) -> Worker:
     """``config.extract.worker`` of ``workers``; where they are not given, the environment's; else 0 of 1.
 
     torchrun sets RANK and WORLD_SIZE, a SLURM array SLURM_ARRAY_TASK_ID with _MIN, _STEP and _COUNT, and

@@ -1,7 +1,7 @@
 """The one configuration that every command reads: its fields, their defaults, their checks.
 
 A file in ``configs/`` starts from :func:`default` and sets what its experiment changes. Commands read it
-with :func:`revelio_jax.command.parse`, which returns these frozen dataclasses; below that boundary
+with :func:`revelio_jax.cli.parse`, which returns these frozen dataclasses; below that boundary
 functions take explicit arguments.
 """
 
@@ -26,7 +26,7 @@ def _field(default, help: str, *, choices=None, low=None, high=None, multiple=1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class ModelConfig:
     """The pipeline whose activations are taken and that is steered."""
 
     id: str = _field("", "hub id or folder of a diffusers pipeline")
@@ -55,7 +55,7 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Extract:
+class ExtractConfig:
     """Activations to take, and the store they are written to."""
 
     mode: str = _field(
@@ -159,7 +159,7 @@ VARIANTS_OF = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Sae:
+class SaeConfig:
     """The sparse autoencoder."""
 
     architecture: str = _field(
@@ -244,7 +244,7 @@ class Sae:
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class TrainConfig:
     """Optimisation, checkpoints, and where the run is kept."""
 
     run: str = _field("", "folder of the run: config, checkpoints, metrics, export, pictures")
@@ -300,7 +300,7 @@ RULES = ("auto", "paper", "contrast", "gated", "swap")
 
 
 @dataclasses.dataclass(frozen=True)
-class Steer:
+class SteerConfig:
     """Sampling with and without steering, and how its effect is measured."""
 
     rule: str = _field(
@@ -342,7 +342,7 @@ class Steer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Interpret:
+class InterpretConfig:
     """What is kept of every latent, and who is asked what it means."""
 
     sae: str = _field(
@@ -415,12 +415,12 @@ class Interpret:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    model: Model = dataclasses.field(default_factory=Model)
-    extract: Extract = dataclasses.field(default_factory=Extract)
-    sae: Sae = dataclasses.field(default_factory=Sae)
-    train: Train = dataclasses.field(default_factory=Train)
-    steer: Steer = dataclasses.field(default_factory=Steer)
-    interpret: Interpret = dataclasses.field(default_factory=Interpret)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    extract: ExtractConfig = dataclasses.field(default_factory=ExtractConfig)
+    sae: SaeConfig = dataclasses.field(default_factory=SaeConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    steer: SteerConfig = dataclasses.field(default_factory=SteerConfig)
+    interpret: InterpretConfig = dataclasses.field(default_factory=InterpretConfig)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

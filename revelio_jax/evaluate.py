@@ -8,21 +8,22 @@ Writes evaluation.json into the folder config.train.run.
 import json
 import os
 import pathlib
+import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from revelio_jax import checkpoint, data, sharding
-from revelio_jax.command import main_argv, parse
-from revelio_jax.config import Config, Sae
+from revelio_jax.cli import parse
+from revelio_jax.config import Config, SaeConfig
 from revelio_jax.errors import InputError, reported
-from revelio_jax.sae import SparseAutoencoder
-from revelio_jax.sources import Mixture
-from revelio_jax.step import State
+from revelio_jax.sae import SparseAutoencoder, sharding
 from revelio_jax.train import dictionary_size, make_order, open_run
+from revelio_jax.training import checkpoints, loader
+from revelio_jax.training.mixture import Mixture
+from revelio_jax.training.step import State
 
 DENSITY_EDGES = np.linspace(-8, 0, 33)  # log10 of the share of rows that a latent fires on
 
@@ -34,8 +35,8 @@ def evaluate(config: Config) -> dict[str, typing.Any]:
     order = make_order(options, mixture)
     if not order.held_out:
         raise InputError("config.train.held_out is 0; no rows were kept for evaluation")
-    total = data.length(order.held_out)
-    rows = data.held_out_rows(mixture, order, options.batch_size)
+    total = loader.length(order.held_out)
+    rows = loader.held_out_rows(mixture, order, options.batch_size)
     bar = tqdm(rows, total=-(-total // options.batch_size), unit="batch", dynamic_ncols=True)
     result = {
         "step": int(state.step),
@@ -53,20 +54,20 @@ def evaluate(config: Config) -> dict[str, typing.Any]:
 def trained(config: Config) -> tuple[pathlib.Path, Mixture, State, jax.sharding.Mesh]:
     """Folder, stores, newest state and mesh of a run. Raises InputError where none fits the config."""
     run, mixture = open_run(config)
-    step = getattr(checkpoint, config.train.use)(run)
+    step = getattr(checkpoints, config.train.use)(run)
     if not step:
         raise InputError(
             f"config.train.run is {str(run)!r}, which has no checkpoint; run python -m revelio_jax.train"
         )
-    checkpoint.check(run, step, checkpoint.identity(config, mixture.fingerprint, mixture.name))
+    checkpoints.check(run, step, checkpoints.identity(config, mixture.fingerprint, mixture.name))
     latents = dictionary_size(config, mixture.d)
     options = config.train
     mesh = sharding.make_mesh(options.mesh_data, options.mesh_feature, options.batch_size, latents)
-    state = checkpoint.restore(run, step, latents, mixture.d, config.sae, options, mesh)
+    state = checkpoints.restore(run, step, latents, mixture.d, config.sae, options, mesh)
     return run, mixture, state, mesh
 
 
-def make_reconstruct(sae: Sae, mesh: jax.sharding.Mesh) -> typing.Callable:
+def make_reconstruct(sae: SaeConfig, mesh: jax.sharding.Mesh) -> typing.Callable:
     """``reconstruct(state, x_BD, valid_B) -> (x_hat_BD, fired_F, active)``, compiled.
 
     x_BD are rows as stored, x_hat_BD is normalised. Over the rows where ``valid_B``: on how many each
@@ -99,7 +100,7 @@ def make_reconstruct(sae: Sae, mesh: jax.sharding.Mesh) -> typing.Callable:
 
 
 def measure(
-    state: State, batches: Iterable[np.ndarray], sae: Sae, batch_size: int, mesh: jax.sharding.Mesh
+    state: State, batches: Iterable[np.ndarray], sae: SaeConfig, batch_size: int, mesh: jax.sharding.Mesh
 ) -> dict[str, typing.Any]:
     """Quality over all rows of ``batches``, in the rows' own units, streamed in float64.
 
@@ -138,11 +139,15 @@ def measure(
     }
 
 
-if __name__ == "__main__":
-    with reported():
-        config, _ = parse(main_argv("revelio_jax.evaluate"), __doc__)
-        result = evaluate(config)
+def main(argv: Sequence[str]) -> None:
+    config, _ = parse(["revelio_jax.evaluate", *argv], __doc__)
+    result = evaluate(config)
     print(
         "step {step}, {rows:,} held-out rows: FVU {fvu:.5f}, cosine {cosine:.5f}, L0 {l0:.1f}, "
         "dead {dead_fraction:.1%} on these rows, {dead_fraction_train:.1%} in training".format(**result)
     )
+
+
+if __name__ == "__main__":
+    with reported():
+        main(sys.argv[1:])

@@ -11,18 +11,20 @@ import importlib.metadata
 import json
 import pathlib
 import shutil
+import sys
 import typing
+from collections.abc import Sequence
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from revelio_jax.card import card, cfg_json
-from revelio_jax.command import main_argv, parse
+from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import reported
 from revelio_jax.evaluate import trained
-from revelio_jax.sources import Mixture
-from revelio_jax.step import State
+from revelio_jax.sae_folder.card import card, cfg_json
+from revelio_jax.training.mixture import Mixture
+from revelio_jax.training.step import State
 
 # Names of SAELens. What batch_topk infers with is a jumprelu of one threshold for all latents.
 ARCHITECTURES = {"topk": "topk", "batch_topk": "jumprelu", "jumprelu": "jumprelu", "dense": "standard"}
@@ -129,8 +131,11 @@ def evaluation(run: pathlib.Path, step: int) -> dict[str, typing.Any] | None:
     return {name: value for name, value in measured.items() if isinstance(value, int | float)}
 
 
+def main(argv: Sequence[str]) -> None:
+    config, _ = parse(["revelio_jax.export", *argv], __doc__)
+    print(f"exported to {export(config)}")
+
+
 if __name__ == "__main__":
     with reported():
-        config, _ = parse(main_argv("revelio_jax.export"), __doc__)
-        folder = export(config)
-    print(f"exported to {folder}")
+        main(sys.argv[1:])

@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
+import sys
 import time
 import typing
 from collections.abc import Callable, Sequence
@@ -31,15 +32,15 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from revelio_jax import checkpoint, coverage, data, metrics, nonfinite, processes, sharding, watch
-from revelio_jax import step as training
-from revelio_jax.command import main_argv, parse
-from revelio_jax.config import Config, Sae, Train, resolve
+from revelio_jax.cli import parse
+from revelio_jax.config import Config, SaeConfig, TrainConfig, resolve
 from revelio_jax.errors import InputError, reported
-from revelio_jax.sae import initial
-from revelio_jax.sources import Mixture
-from revelio_jax.step import State
+from revelio_jax.sae import initial, sharding
 from revelio_jax.train import centre, describe, dictionary_size, make_order, open_run, resumed_step
+from revelio_jax.training import checkpoints, coverage, loader, metrics, nonfinite_report, processes, trackers
+from revelio_jax.training import step as training
+from revelio_jax.training.mixture import Mixture
+from revelio_jax.training.step import State
 
 FIELDS = (
     "sae.k", "sae.expansion", "sae.latents",
@@ -48,11 +49,11 @@ FIELDS = (
 FORMS = ("auto", "vmap", "map")
 
 
-class Stream(typing.NamedTuple):
+class RowStream(typing.NamedTuple):
     """Rows that members share, and the order in which they come."""
 
     mixture: Mixture
-    order: data.Order
+    order: loader.Order
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,12 +74,12 @@ class Group:
     members: tuple[Member, ...]
 
     @property
-    def sae(self) -> Sae:
+    def sae(self) -> SaeConfig:
         """What they have in common, with the largest k."""
         return max((member.config.sae for member in self.members), key=lambda sae: sae.k)
 
     @property
-    def train(self) -> Train:
+    def train(self) -> TrainConfig:
         return self.members[0].config.train
 
 
@@ -94,7 +95,7 @@ def train(config: Config, grid: Sequence[str], form: str = "auto") -> None:
     if start >= options.steps:
         print(f"{options.run} is finished: all have {start} of {options.steps} steps, nothing is left to do")
         return
-    watch.check(options)
+    trackers.check(options)
     if options.wandb:
         raise InputError(f"config.train.wandb is {options.wandb!r}; a grid has TensorBoard only")
     for member in members:  # every size must fit it
@@ -117,9 +118,9 @@ def train(config: Config, grid: Sequence[str], form: str = "auto") -> None:
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         # At least 2 are kept: a crash may leave some members one checkpoint ahead of others.
-        managers = {m: enter(checkpoint.manager(m.run, max(options.keep, 2))) for m in members}
+        managers = {m: enter(checkpoints.manager(m.run, max(options.keep, 2))) for m in members}
         rows = [
-            enter(contextlib.closing(data.batches(stream.mixture, stream.order, start, lanes)))
+            enter(contextlib.closing(loader.batches(stream.mixture, stream.order, start, lanes)))
             for stream in streams
         ]
         logs = {
@@ -128,7 +129,7 @@ def train(config: Config, grid: Sequence[str], form: str = "auto") -> None:
                     m.run / "metrics.jsonl",
                     start,
                     m.config.train,
-                    watch.sinks(m.run, start, m.config),
+                    trackers.sinks(m.run, start, m.config),
                     bar=False,
                 )
             )
@@ -151,7 +152,7 @@ def train(config: Config, grid: Sequence[str], form: str = "auto") -> None:
             for group, of_group in zip(groups, measured, strict=True):
                 for i, member in enumerate(group.members):
                     of_member = {name: values[i] for name, values in of_group.items()}
-                    with nonfinite.explained(member.run, *streams[member.stream]):
+                    with nonfinite_report.explained(member.run, *streams[member.stream]):
                         line = logs[member].add(step, of_member | shuffled[member.stream], waited_s)
                     fvus[member].append(line["fvu"])
             bar.update()
@@ -242,7 +243,7 @@ def _short(value) -> str:
     return pathlib.PurePosixPath(value).name if isinstance(value, str) else str(value)
 
 
-def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[Stream]]:
+def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[RowStream]]:
     """Members, and the streams that they share. Raises InputError."""
     streams, keys, members = [], {}, []
     for config in configs:
@@ -250,7 +251,7 @@ def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[Stream]]
         if key not in keys:
             keys[key] = len(streams)
             _, mixture = open_run(config)
-            streams.append(Stream(mixture, make_order(config.train, mixture)))
+            streams.append(RowStream(mixture, make_order(config.train, mixture)))
         run, mixture = pathlib.Path(config.train.run), streams[keys[key]].mixture
         first = streams[0].mixture
         if mixture.d != first.d:
@@ -258,7 +259,7 @@ def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[Stream]]
                 f"--grid: {mixture.name} of {mixture.stores[0].location} has width {mixture.d}, but "
                 f"{first.name} of {first.stores[0].location} has {first.d}; all must have the same"
             )
-        facts = checkpoint.identity(config, mixture.fingerprint, mixture.name)
+        facts = checkpoints.identity(config, mixture.fingerprint, mixture.name)
         members.append(Member(config, run, dictionary_size(config, mixture.d), keys[key], facts))
     return members, streams
 
@@ -266,7 +267,7 @@ def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[Stream]]
 def common_step(members: Sequence[Member], resume: bool) -> int:
     """The newest step of which all members have a checkpoint, 0 where none has any. Raises InputError."""
     newest = {member.run: resumed_step(member.run, resume, member.facts) for member in members}
-    step = checkpoint.newest(*newest)
+    step = checkpoints.newest(*newest)
     if not step and any(newest.values()):
         raise InputError(
             "--grid: there is no step of which all members have a checkpoint; the newest are "
@@ -286,7 +287,7 @@ def make_groups(members: Sequence[Member], form: str) -> list[Group]:
 
 
 def initial_states(
-    groups: Sequence[Group], streams: Sequence[Stream], mesh: jax.sharding.Mesh
+    groups: Sequence[Group], streams: Sequence[RowStream], mesh: jax.sharding.Mesh
 ) -> list[State]:
     """The states before the first step, one for each group."""
     sae = groups[0].sae
@@ -301,14 +302,14 @@ def initial_states(
 
 
 def restored(
-    groups: Sequence[Group], step: int, streams: Sequence[Stream], mesh: jax.sharding.Mesh
+    groups: Sequence[Group], step: int, streams: Sequence[RowStream], mesh: jax.sharding.Mesh
 ) -> list[State]:
     """The states after ``step`` steps, one for each group."""
     d = streams[0].mixture.d
 
     def state(member):
         config = member.config
-        return checkpoint.restore(member.run, step, member.latents, d, config.sae, config.train, mesh)
+        return checkpoints.restore(member.run, step, member.latents, d, config.sae, config.train, mesh)
 
     return [stacked(group, map(state, group.members), mesh) for group in groups]
 
@@ -372,7 +373,7 @@ def save(
         )
         for i, member in enumerate(group.members):
             fvu = float(np.mean(fvus[member]))
-            checkpoint.save(managers[member], step, take(state, i), fvu, member.config, member.facts)
+            checkpoints.save(managers[member], step, take(state, i), fvu, member.config, member.facts)
 
 
 def _shardings(group: Group, mesh: jax.sharding.Mesh) -> State:
@@ -383,13 +384,17 @@ def _shardings(group: Group, mesh: jax.sharding.Mesh) -> State:
     )
 
 
+def main(argv: Sequence[str]) -> None:
+    config, own = parse(
+        ["revelio_jax.grid", *argv],
+        __doc__,
+        grid=((), "field and values, as sae.k=16,32; may be given several times"),
+        form=("auto", "vmap: all members in each operation; map: one after another; auto: map on a CPU"),
+    )
+    processes.start(config.train)
+    train(config, own["grid"], own["form"])
+
+
 if __name__ == "__main__":
     with reported():
-        config, own = parse(
-            main_argv("revelio_jax.grid"),
-            __doc__,
-            grid=((), "field and values, as sae.k=16,32; may be given several times"),
-            form=("auto", "vmap: all members in each operation; map: one after another; auto: map on a CPU"),
-        )
-        processes.start(config.train)
-        train(config, own["grid"], own["form"])
+        main(sys.argv[1:])

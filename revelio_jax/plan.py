@@ -28,19 +28,22 @@ import importlib.util
 import math
 import os
 import re
+import sys
 from collections import Counter
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from revelio_jax import program, sharding
-from revelio_jax import step as training
-from revelio_jax.command import main_argv, parse
+from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError, reported
+from revelio_jax.planning import hlo
+from revelio_jax.planning.widths import known_width
+from revelio_jax.sae import sharding
 from revelio_jax.store import open_store
 from revelio_jax.train import dictionary_size
-from revelio_jax.widths import known_width
+from revelio_jax.training import step as training
 
 GIB = 2**30
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -70,7 +73,7 @@ CHIPS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class StepWork:
     """What is to be trained: one site of width ``d`` with ``latents``."""
 
     config: Config
@@ -122,7 +125,7 @@ def plan(config: Config, topology: str, meshes: tuple[str, ...], width: int, sma
         print(smallest_that_fits(work, kind, {topology: plans}))
 
 
-def describe_work(config: Config, width: int) -> Work:
+def describe_work(config: Config, width: int) -> StepWork:
     """Site, width and latents. ``width`` 0 asks the store, the model's folder, then what is known of hubs."""
     site = config.train.site or next(iter(config.extract.sites), "")
     if width < 0:
@@ -140,7 +143,7 @@ def describe_work(config: Config, width: int) -> Work:
             f"the width of site {site!r} of {config.model.id!r} is not known and there is no store at "
             f"{config.extract.store!r}; give it as --width N"
         )
-    return Work(config, site, d, dictionary_size(config, d), rows)
+    return StepWork(config, site, d, dictionary_size(config, d), rows)
 
 
 def parse_topology(topology: str) -> tuple[str, tuple[int, ...]]:
@@ -177,7 +180,7 @@ def configured(config: Config, chips: int, topology: str) -> list[tuple[int, int
     return [(data, feature)]
 
 
-def possible(work: Work, chips: int) -> list[tuple[int, int]]:
+def possible(work: StepWork, chips: int) -> list[tuple[int, int]]:
     """Every mesh of all chips that divides the batch and the latents; most feature first."""
     pairs = [(data, chips // data) for data in range(1, chips + 1) if chips % data == 0]
     return [(a, b) for a, b in pairs if work.config.train.batch_size % a == 0 and work.latents % b == 0]
@@ -205,7 +208,7 @@ def topology_devices(topology: str) -> tuple[jax.Device, ...]:
     return tuple(described.devices)
 
 
-def compile_step(work: Work, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
+def compile_step(work: StepWork, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
     """The train step of a run, compiled for the devices of a mesh."""
     sae, options = work.config.sae, work.config.train
     state = training.abstract_state(work.latents, work.d, sae, options, mesh)
@@ -214,7 +217,7 @@ def compile_step(work: Work, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
     return training.make_train_step(sae, options, mesh).lower(state, x_BD).compile()
 
 
-def plan_mesh(work: Work, mesh: jax.sharding.Mesh, chip: Chip) -> Plan:
+def plan_mesh(work: StepWork, mesh: jax.sharding.Mesh, chip: Chip) -> Plan:
     """Compile for one mesh and read what XLA says."""
     data, feature = mesh.devices.shape
     try:
@@ -231,9 +234,9 @@ def plan_mesh(work: Work, mesh: jax.sharding.Mesh, chip: Chip) -> Plan:
         "temporaries": memory.temp_size_in_bytes,
         "program": memory.generated_code_size_in_bytes,
     }
-    least, most = (program.cost(text, mesh.size, branch) for branch in (min, max))
+    least, most = (hlo.cost(text, mesh.size, branch) for branch in (min, max))
 
-    def seconds(cost: program.Cost) -> float:
+    def seconds(cost: hlo.Cost) -> float:
         return cost.cycles / chip.clock + cost.moved / chip.bytes_s + cost.sent / chip.sent_s
 
     rows, latents = work.config.train.batch_size / data, work.latents / feature
@@ -256,7 +259,7 @@ def plan_mesh(work: Work, mesh: jax.sharding.Mesh, chip: Chip) -> Plan:
     )
 
 
-def smallest_that_fits(work: Work, kind: str, known: dict[str, list[Plan]]) -> str:
+def smallest_that_fits(work: StepWork, kind: str, known: dict[str, list[Plan]]) -> str:
     """The slice with the fewest chips on which some mesh fits. Plans in ``known`` are not made again."""
     chip = CHIPS[kind]
     for shape in chip.slices:
@@ -282,7 +285,7 @@ def hours(seconds: float, config: Config) -> float:
     return seconds * config.train.steps / 3600
 
 
-def describe(work: Work, topology: str) -> str:
+def describe(work: StepWork, topology: str) -> str:
     options, chip = work.config.train, CHIPS[topology.partition(":")[0]]
     total = options.steps * options.batch_size
     epochs = f", {total / work.rows:.1f} epochs of the store" if work.rows else ""
@@ -323,15 +326,19 @@ def details(plan: Plan, chip: Chip) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # whatever this machine has: nothing runs on it
+    config, extra = parse(
+        ["revelio_jax.plan", *argv],
+        __doc__,
+        topology=("v5e:4x4", "TPU slice to compile for, as v5e:4x4 or v5p:2x2x2"),
+        mesh=((), "data x feature, as 4x4; may be given several times; else all that divide"),
+        width=(0, "width of the activation; 0 asks the store, the model's folder, or what is known"),
+        smallest=(True, "also look for the smallest slice that fits"),
+    )
+    plan(config, extra["topology"], tuple(extra["mesh"] or ()), extra["width"], extra["smallest"])
+
+
+if __name__ == "__main__":
     with reported():
-        config, extra = parse(
-            main_argv("revelio_jax.plan"),
-            __doc__,
-            topology=("v5e:4x4", "TPU slice to compile for, as v5e:4x4 or v5p:2x2x2"),
-            mesh=((), "data x feature, as 4x4; may be given several times; else all that divide"),
-            width=(0, "width of the activation; 0 asks the store, the model's folder, or what is known"),
-            smallest=(True, "also look for the smallest slice that fits"),
-        )
-        plan(config, extra["topology"], tuple(extra["mesh"] or ()), extra["width"], extra["smallest"])
+        main(sys.argv[1:])

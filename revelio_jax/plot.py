@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from revelio_jax import folders
+from revelio_jax import files
 from revelio_jax.errors import InputError, reported, require
 
 if typing.TYPE_CHECKING:
@@ -48,7 +48,7 @@ STYLE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunCurves:
     """What is drawn of a run.
 
     ``curves`` has arrays [lines] of the steps and of every field of CURVES. ``edges`` [bins + 1] are log10
@@ -63,17 +63,17 @@ class Run:
     never: float | None = None
 
 
-def read_run(folder: str) -> Run:
+def read_run(folder: str) -> RunCurves:
     """A run from its folder. Raises InputError where it is none, has no lines, or has a broken one."""
     run = pathlib.Path(folder)
     if not run.is_dir():
         raise InputError(f"{folder}: no such folder; give folders of runs, as runs/mini_sd")
-    return Run(
+    return RunCurves(
         run.absolute().name, _read_curves(run / "metrics.jsonl"), **_read_density(run / "evaluation.json")
     )
 
 
-def draw(runs: Sequence[Run]) -> "Figure":
+def draw(runs: Sequence[RunCurves]) -> "Figure":
     """A figure with the curves and the histogram of every run, one colour a run."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -95,7 +95,7 @@ def draw(runs: Sequence[Run]) -> "Figure":
     return figure
 
 
-def _draw_curves(ax: "Axes", field: str, title: str, runs: Sequence[Run], looks: list[dict]) -> None:
+def _draw_curves(ax: "Axes", field: str, title: str, runs: Sequence[RunCurves], looks: list[dict]) -> None:
     from matplotlib.ticker import LogLocator
 
     for run, look in zip(runs, looks, strict=True):
@@ -115,7 +115,7 @@ def _draw_curves(ax: "Axes", field: str, title: str, runs: Sequence[Run], looks:
         ax.yaxis.set_major_formatter("{x:g}")
 
 
-def _draw_density(ax: "Axes", runs: Sequence[Run], looks: list[dict]) -> None:
+def _draw_density(ax: "Axes", runs: Sequence[RunCurves], looks: list[dict]) -> None:
     ax.set_title("How often latents fire")
     evaluated = [(run, look) for run, look in zip(runs, looks, strict=True) if run.latents is not None]
     missing = [run.name for run in runs if run.latents is None]
@@ -171,7 +171,7 @@ def _read_density(path: pathlib.Path) -> dict[str, typing.Any]:
     return {"edges": edges, "latents": shares, "never": never}
 
 
-def named(runs: Sequence[Run], folders: Sequence[str]) -> list[Run]:
+def named(runs: Sequence[RunCurves], folders: Sequence[str]) -> list[RunCurves]:
     """Runs whose folders have the same name are called by their paths."""
     count = collections.Counter(run.name for run in runs)
     return [
@@ -181,11 +181,11 @@ def named(runs: Sequence[Run], folders: Sequence[str]) -> list[Run]:
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = folders.Parser("revelio_jax.plot", __doc__, "PNG").parse_args(argv)
+    arguments = files.Parser("revelio_jax.plot", __doc__, "PNG").parse_args(argv)
     require("matplotlib", "plot", "revelio_jax.plot")
     runs = named([read_run(folder) for folder in arguments.runs], arguments.runs)
-    out = folders.out_of(arguments.out, arguments.runs, "plot.png")
-    with folders.replaced(out) as part:
+    out = files.out_of(arguments.out, arguments.runs, "plot.png")
+    with files.replaced(out) as part:
         draw(runs).savefig(part, format="png")
     print(out)
 

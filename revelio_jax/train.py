@@ -10,18 +10,20 @@ stops it with status 1, and with nonfinite.json about the rows of that step.
 
 import contextlib
 import pathlib
+import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from revelio_jax import checkpoint, coverage, data, metrics, nonfinite, processes, sharding, watch
-from revelio_jax import step as training
-from revelio_jax.command import main_argv, parse
-from revelio_jax.config import Config, Sae, Train
+from revelio_jax.cli import parse
+from revelio_jax.config import Config, SaeConfig, TrainConfig
 from revelio_jax.errors import InputError, reported
-from revelio_jax.sae import initial, module
-from revelio_jax.sources import Mixture, open_mixture
+from revelio_jax.sae import initial, module, sharding
+from revelio_jax.training import checkpoints, coverage, loader, metrics, nonfinite_report, processes, trackers
+from revelio_jax.training import step as training
+from revelio_jax.training.mixture import Mixture, open_mixture
 
 
 def train(config: Config) -> None:
@@ -30,12 +32,12 @@ def train(config: Config) -> None:
 
     # Config and stores.
     run, mixture = open_run(config)
-    facts = checkpoint.identity(config, mixture.fingerprint, mixture.name)
+    facts = checkpoints.identity(config, mixture.fingerprint, mixture.name)
     start = resumed_step(run, options.resume, facts)
     if start >= options.steps:
         print(f"{run} is finished: it has {start} of {options.steps} steps, nothing is left to do")
         return
-    watch.check(options)
+    trackers.check(options)
 
     # Mesh and data.
     latents = dictionary_size(config, mixture.d)
@@ -45,7 +47,7 @@ def train(config: Config) -> None:
 
     # State: restored, or initial.
     if start:
-        state = checkpoint.restore(run, start, latents, mixture.d, sae, options, mesh)
+        state = checkpoints.restore(run, start, latents, mixture.d, sae, options, mesh)
     else:
         mean_D, scale, b_dec_D, x_ND = centre(sae, mixture, order)
         params = initial.initial_params(sae, options.seed, latents, b_dec_D, x_ND, mesh)
@@ -58,10 +60,10 @@ def train(config: Config) -> None:
     if processes.is_first():
         (run / "config.json").write_text(config.to_json())
     with (
-        nonfinite.explained(run, mixture, order),
-        checkpoint.manager(run, options.keep) as checkpoints,
-        contextlib.closing(data.batches(mixture, order, start, lanes)) as rows,
-        metrics.Log(run / "metrics.jsonl", start, options, watch.sinks(run, start, config)) as log,
+        nonfinite_report.explained(run, mixture, order),
+        checkpoints.manager(run, options.keep) as manager,
+        contextlib.closing(loader.batches(mixture, order, start, lanes)) as rows,
+        metrics.Log(run / "metrics.jsonl", start, options, trackers.sinks(run, start, config)) as log,
         processes.sigterm() as asked_to_stop,
     ):
         before, fvus = None, []
@@ -78,7 +80,7 @@ def train(config: Config) -> None:
             stop = asked_to_stop(step)
             if step % options.checkpoint_every == 0 or step == options.steps or stop:
                 fvus.append(log.add(*before)["fvu"])  # raises if the state is no good: it is not saved
-                checkpoint.save(checkpoints, step, state, float(np.mean(fvus)), config, facts)
+                checkpoints.save(manager, step, state, float(np.mean(fvus)), config, facts)
                 before, fvus = None, []
             if stop:
                 break
@@ -103,7 +105,7 @@ def open_run(config: Config) -> tuple[pathlib.Path, Mixture]:
 
 def resumed_step(run: pathlib.Path, resume: bool, facts: dict) -> int:
     """The step of the newest checkpoint, 0 where there is none. Raises InputError where it may not go on."""
-    step = checkpoint.newest(run)
+    step = checkpoints.newest(run)
     if not step:
         return 0
     if not resume:
@@ -111,13 +113,13 @@ def resumed_step(run: pathlib.Path, resume: bool, facts: dict) -> int:
             f"config.train.run is {str(run)!r}, which has checkpoints up to step {step}; "
             "pass --config.train.resume=True to go on with it, or choose another run"
         )
-    checkpoint.check(run, step, facts)
+    checkpoints.check(run, step, facts)
     return step
 
 
-def make_order(options: Train, mixture: Mixture) -> data.Order:
+def make_order(options: TrainConfig, mixture: Mixture) -> loader.Order:
     """The order of the run's rows. Raises InputError."""
-    return data.make_order(
+    return loader.make_order(
         mixture, options.seed, options.batch_size, options.buffer_chunks, options.held_out, options.lanes
     )
 
@@ -139,10 +141,12 @@ def dictionary_size(config: Config, d: int) -> int:
     return latents
 
 
-def centre(sae: Sae, mixture: Mixture, order: data.Order) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
+def centre(
+    sae: SaeConfig, mixture: Mixture, order: loader.Order
+) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
     """Mean [d] and scale of the rows; the initial decoder bias [d], and the first rows [N, d], normalised."""
     mean_D, scale = normalisation(sae.normalise, mixture)
-    x_ND = (data.first_rows(mixture, order, sae.b_dec_init_rows) - mean_D) / scale
+    x_ND = (loader.first_rows(mixture, order, sae.b_dec_init_rows) - mean_D) / scale
     return mean_D, scale, initial.bias(sae.b_dec_init, x_ND), x_ND
 
 
@@ -159,11 +163,11 @@ def normalisation(rule: str, mixture: Mixture) -> tuple[np.ndarray, float]:
     return mixture.mean.astype(np.float32), scale
 
 
-def describe(config: Config, mixture: Mixture, order: data.Order, latents: int) -> str:
+def describe(config: Config, mixture: Mixture, order: loader.Order, latents: int) -> str:
     """What is trained on what, and warnings."""
     sae, options = config.sae, config.train
     off_centre = np.linalg.norm(mixture.mean) / max(np.sqrt(mixture.variance.sum()), 1e-30)
-    held_out = data.length(order.held_out)
+    held_out = loader.length(order.held_out)
     epochs = options.steps * options.batch_size / order.rows
     lines = [
         f"{mixture.name}: width {mixture.d}, {latents} latents, k {sae.k}; {order.rows:,} rows to train on, "
@@ -189,8 +193,12 @@ def describe(config: Config, mixture: Mixture, order: data.Order, latents: int) 
     return "\n".join(lines)
 
 
+def main(argv: Sequence[str]) -> None:
+    config, _ = parse(["revelio_jax.train", *argv], __doc__)
+    processes.start(config.train)
+    train(config)
+
+
 if __name__ == "__main__":
     with reported():
-        config, _ = parse(main_argv("revelio_jax.train"), __doc__)
-        processes.start(config.train)
-        train(config)
+        main(sys.argv[1:])

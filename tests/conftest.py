@@ -21,9 +21,9 @@ import hypothesis
 import numpy as np
 import pytest
 
-from revelio_jax.config import Config, Extract, Model, Sae, Train
+from revelio_jax.config import Config, ExtractConfig, ModelConfig, SaeConfig, TrainConfig
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
-from tests.browser import chromium, visit  # noqa: F401 - here, so that a session has one browser
+from tests.helpers.browser import chromium, visit  # noqa: F401 - here, so that a session has one browser
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -86,10 +86,10 @@ def store(tmp_path_factory, planted, write_store) -> str:
 def base(store) -> Config:
     """A config that learns the planted store in seconds; ``train.run`` is empty."""
     return Config(
-        model=Model(id="planted", family="sd"),
-        extract=Extract(store=store),
-        sae=Sae(k=ACTIVE, expansion=3, k_aux=16, dead_after_rows=4000),
-        train=Train(
+        model=ModelConfig(id="planted", family="sd"),
+        extract=ExtractConfig(store=store),
+        sae=SaeConfig(k=ACTIVE, expansion=3, k_aux=16, dead_after_rows=4000),
+        train=TrainConfig(
             steps=600,
             batch_size=64,
             learning_rate=1e-2,

@@ -1,7 +1,6 @@
 """The configuration: overrides, checks, help; each wrong value is one line that names the field."""
 
 import dataclasses
-import pathlib
 import re
 import subprocess
 import sys
@@ -10,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revelio_jax import command
+from revelio_jax import cli
 from revelio_jax import config as configs
 from revelio_jax.errors import InputError, reported
+from tests.helpers import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 FIELDS = [
     f"config.{name}.{field.name}"
     for name, section in configs.SECTIONS.items()
@@ -38,7 +37,7 @@ def file(tmp_path):
 
 
 def parse(path, *arguments, **extra):
-    return command.parse(["a.command", "--config", path, *arguments], "A command.", **extra)
+    return cli.parse(["a.command", "--config", path, *arguments], "A command.", **extra)
 
 
 def test_fields_come_from_the_file_and_then_from_the_command_line(file):
@@ -142,7 +141,7 @@ def test_a_runs_config_json_is_a_config(file, tmp_path):
     path.write_text(config.to_json())
     path = path.rename(f"{path}.json")
     for argv in (["--config", str(path)], [f"--config={path}"]):
-        assert command.parse(["a.command", *argv], "doc")[0] == config
+        assert cli.parse(["a.command", *argv], "doc")[0] == config
     changed, extra = parse(str(path), "--config.train.seed=3", "--word=x", word=("", "w"))
     assert (changed.train.seed, changed.train.steps, extra) == (3, 7, {"word": "x"})
     for argument, message in {
@@ -175,7 +174,7 @@ def test_no_config_and_no_such_config(tmp_path, monkeypatch):
     # Config files are loaded under one name, which keeps what an earlier file defined.
     monkeypatch.delitem(sys.modules, "config_config", raising=False)
     with pytest.raises(InputError, match="--config is missing"):
-        command.parse(["a.command"], "doc")
+        cli.parse(["a.command"], "doc")
     with pytest.raises(InputError, match=r"none\.py: no such file"):
         parse(str(tmp_path / "none.py"))
     (tmp_path / "empty.py").write_text("")
@@ -245,7 +244,7 @@ def test_any_value_is_taken_or_refused_with_the_fields_name(value):
 
 def test_help_describes_every_flag(capsys):
     with pytest.raises(SystemExit) as exit:
-        command.parse(["a.command", "--help"], "What it does.", count=(3, "how many"))
+        cli.parse(["a.command", "--help"], "What it does.", count=(3, "how many"))
     assert exit.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith("What it does.")

@@ -6,29 +6,58 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.helpers import ROOT
+
 TORCH = {"torch", "torchvision", "transformers", "diffusers", "accelerate"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
-SHARED = (
-    "revelio_jax.card",
-    "revelio_jax.command",
+# Packages and modules that need neither torch nor JAX.
+NEUTRAL = (
+    "revelio_jax.cli",
     "revelio_jax.config",
     "revelio_jax.errors",
-    "revelio_jax.guidance",
-    "revelio_jax.interpret.answers",
-    "revelio_jax.interpret.asking",
-    "revelio_jax.interpret.endpoint",
-    "revelio_jax.interpret.evidence",
-    "revelio_jax.interpret.marked",
-    "revelio_jax.interpret.pictures",
+    "revelio_jax.files",
+    "revelio_jax.inputs",
     "revelio_jax.interpret.report",
-    "revelio_jax.interpret.results",
-    "revelio_jax.interpret.words",
-    "revelio_jax.sites",
+    "revelio_jax.interpret.sample_images",
+    "revelio_jax.interpret.tags.annotation",
+    "revelio_jax.interpret.tags.answers",
+    "revelio_jax.interpret.tags.endpoint",
+    "revelio_jax.interpret.tags.evidence",
+    "revelio_jax.interpret.tags.questions",
+    "revelio_jax.interpret.token_text",
+    "revelio_jax.interpret.latents.results",
+    "revelio_jax.pipelines.guidance",
+    "revelio_jax.pipelines.hook_points",
+    "revelio_jax.pipelines.tokens",
+    "revelio_jax.presets",
+    "revelio_jax.sae_folder.card",
     "revelio_jax.store",
-    "revelio_jax.tokens",
 )
-STEER = "revelio_jax.steering"
+TORCH_ONLY = (
+    "revelio_jax.steering",
+    "revelio_jax.pipelines",
+    "revelio_jax.benchmark",
+    "revelio_jax.sae_folder.untrusted",
+    "extract",
+)
+# A package or module imports only from its own layer or from those above it in this list. What stands in
+# one line does not import one another, but for the commands.
+LAYERS = (
+    ("errors",),
+    ("config", "presets"),
+    ("files",),
+    ("cli",),
+    ("store",),
+    ("inputs", "sae_folder"),
+    ("sae", "pipelines"),
+    ("training",),
+    ("extract", "planning", "train", "grid", "evaluate", "export", "plan", "plot"),
+    ("steering",),
+    ("benchmark",),
+    ("interpret",),
+    ("explore",),
+    ("extract.miniature",),
+)
 
 
 def modules() -> dict[str, pathlib.Path]:
@@ -89,9 +118,9 @@ def inside(name: str, package: str) -> bool:
 @pytest.mark.parametrize("name", MODULES)
 def test_no_module_reaches_the_wrong_side(name):
     packages = reached(name)
-    if any(inside(name, shared) for shared in SHARED) or name == "revelio_jax":
+    if any(inside(name, neutral) for neutral in NEUTRAL) or name == "revelio_jax":
         assert not packages & (TORCH | JAX)
-    elif inside(name, STEER) or inside(name, "extract"):
+    elif any(inside(name, side) for side in TORCH_ONLY):
         assert not packages & JAX
     elif inside(name, "revelio_jax.interpret") or inside(name, "revelio_jax.explore"):
         assert not (packages & JAX and packages & TORCH)
@@ -106,7 +135,52 @@ def test_the_adapter_needs_torch_and_safetensors_alone():
 
 
 def test_the_walk_sees_what_it_should():
-    assert "torch" in reached("extract.text")
+    assert "torch" in reached("extract.text_encoder")
     assert "torch" in reached("extract.run")  # through an import inside a function
-    assert "torch" not in reached("revelio_jax.sites")  # under TYPE_CHECKING
+    assert "torch" not in reached("revelio_jax.pipelines.hook_points")  # under TYPE_CHECKING
     assert "tensorstore" in reached("revelio_jax.store")
+
+
+def layer_of(name: str) -> int:
+    """The number of a module's layer; of the package itself -1."""
+    if name == "revelio_jax":
+        return -1
+    unit = name.removeprefix("revelio_jax.")
+    unit = "extract.miniature" if inside(name, "extract.miniature") else unit.partition(".")[0]
+    (found,) = [number for number, layer in enumerate(LAYERS) if unit in layer]
+    return found
+
+
+def own_imports(name: str) -> set[str]:
+    """Modules of this project that a module imports, not counting the packages they lie in."""
+    found = {imported for imported in imports(name) if imported in MODULES}
+    return {one for one in found if not any(inside(other, one) and other != one for other in found)}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_imports_from_a_layer_below_it(name):
+    upwards = [imported for imported in own_imports(name) if layer_of(imported) > layer_of(name)]
+    assert not upwards
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_imports_a_main_module(name):
+    assert not [imported for imported in own_imports(name) if imported.endswith("__main__")]
+
+
+def test_no_two_modules_import_each_other():
+    reachable = {name: own_imports(name) for name in MODULES}
+    for name in MODULES:
+        seen: set[str] = set()
+        todo = list(reachable[name])
+        while todo:
+            if (module := todo.pop()) not in seen:
+                seen.add(module)
+                todo += reachable[module]
+        assert name not in seen, f"{name} imports itself through other modules"
+
+
+def test_no_file_is_longer_than_400_lines():
+    files = [*MODULES.values(), *(ROOT / "tests").rglob("*.py")]
+    long = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
+    assert not {name: lines for name, lines in long.items() if lines > 400}

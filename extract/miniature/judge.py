@@ -11,67 +11,19 @@ import random
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from extract.miniature import workers
+from extract.miniature import data_parallel
 from extract.miniature.data import CATEGORIES, STYLES, Picture
-from extract.miniature.vae import decode, encode, to_tensor
+from extract.miniature.vae import decode, encode
+from revelio_jax.benchmark.miniature_judge import WEIGHTS, JudgeNet
 
-WEIGHTS = "judge.safetensors"
-LABELS = {"style": STYLES, "category": tuple(CATEGORIES)}
-WIDTH = 44
 BATCH = 64
 PEAK_RATE = 3e-3
 UNSEEN_SHARE = 0.2
 LATENT_NOISE = 0.15
-
-
-class Judge(nn.Module):
-    """Logits of style [N, 3] and category [N, 8] for images [N, 3, 32, 32] in -1 .. 1."""
-
-    def __init__(self):
-        super().__init__()
-        widths = (WIDTH, 2 * WIDTH, 4 * WIDTH)
-        levels, before = [], 3
-        for i, width in enumerate(widths):
-            levels.append(
-                nn.Sequential(*_convolution(before, width, 1 + (i > 0)), *_convolution(width, width, 1))
-            )
-            before = width
-        self.levels = nn.ModuleList(levels)
-        features = 2 * sum(widths)  # mean and maximum of every level: textures and shapes
-        self.style = nn.Linear(features, len(STYLES))
-        self.category = nn.Linear(features, len(CATEGORIES))
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        pooled = []
-        for level in self.levels:
-            images = level(images)
-            pooled += [images.mean((2, 3)), images.amax((2, 3))]
-        return torch.cat(pooled, 1)
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self.features(images)
-        return self.style(features), self.category(features)
-
-    @torch.no_grad()
-    def label(self, pixels: np.ndarray) -> list[dict[str, str]]:
-        """Style and category of uint8 pictures [N, 32, 32, 3], each seen as it is and mirrored."""
-        views = [[a + b for a, b in zip(self(part), self(part.flip(3)), strict=True)]
-                 for part in to_tensor(pixels).split(256)]  # fmt: skip
-        indices = [torch.cat(logits).argmax(1).tolist() for logits in zip(*views, strict=True)]
-        return [
-            {key: LABELS[key][i] for key, i in zip(LABELS, row, strict=True)}
-            for row in zip(*indices, strict=True)
-        ]
-
-
-def load(folder: pathlib.Path) -> Judge:
-    judge = Judge()
-    judge.load_state_dict(load_file(pathlib.Path(folder) / WEIGHTS), strict=True)
-    return judge.float().eval()
 
 
 def unseen_objects(pictures: list[Picture]) -> set[str]:
@@ -108,7 +60,7 @@ def train(
     noisy = decode(vae, latents + LATENT_NOISE * torch.randn_like(latents))
 
     torch.manual_seed(0)  # the same initial weights in every worker
-    judge = Judge()
+    judge = JudgeNet()
     auxiliary = nn.Linear(judge.style.in_features, len(subcategories))
     parameters = [*judge.parameters(), *auxiliary.parameters()]
     torch.manual_seed(1 + rank)
@@ -130,7 +82,7 @@ def train(
             + 0.5 * functional.cross_entropy(auxiliary(features), subcategory[chosen], label_smoothing=0.05)
         )
         loss.backward()
-        workers.average_gradients(parameters)
+        data_parallel.average_gradients(parameters)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
@@ -140,14 +92,6 @@ def train(
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({key: v.half() for key, v in judge.state_dict().items()}, folder / WEIGHTS)
-
-
-def _convolution(before: int, after: int, stride: int) -> tuple[nn.Module, ...]:
-    return (
-        nn.Conv2d(before, after, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(after),
-        nn.ReLU(),
-    )
 
 
 def _augment(images: torch.Tensor) -> torch.Tensor:

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from extract.miniature import judge as judges
 from extract.miniature import vae
 from extract.miniature.data import CATEGORIES, STYLES, Picture
-from revelio_jax import sites
-from revelio_jax.steering.sampling import sample
+from extract.miniature.judge import unseen_objects
+from revelio_jax.benchmark import miniature_judge
+from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.sampling import sample
 
 PROMPTS = 90
 SEEDS = (0, 1, 2)
@@ -29,8 +30,8 @@ def measure(
     """
     pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    judge = judges.load(judge_folder)
-    sampling = SAMPLING[sites.family(pipe)]
+    judge = miniature_judge.load(judge_folder)
+    sampling = SAMPLING[hook_points.family(pipe)]
     trained = [p for p in pictures if p.category and not p.held_out]
     held_out = [p for p in pictures if p.category and p.held_out]
     return {
@@ -61,7 +62,7 @@ def spread(pictures: list[Picture], n: int) -> list[Picture]:
 
 
 def _judged(
-    pipe: typing.Any, sampling: dict[str, typing.Any], judge: judges.Judge, wanted: list[Picture]
+    pipe: typing.Any, sampling: dict[str, typing.Any], judge: miniature_judge.JudgeNet, wanted: list[Picture]
 ) -> dict[str, float]:
     prompts = [f"{p.style} emoji of {p.name}" for p in wanted]
     made = [sample(pipe, prompts, [seed] * len(prompts), **sampling) for seed in SEEDS]
@@ -73,14 +74,14 @@ def _agreement(labels: list[dict[str, str]], wanted: list[Picture]) -> dict[str,
     """Share of pictures whose label is the wanted one."""
     return {
         key: float(np.mean([label[key] == getattr(w, key) for label, w in zip(labels, wanted, strict=True)]))
-        for key in judges.LABELS
+        for key in miniature_judge.LABELS
     }
 
 
 def _judge_accuracy(
-    autoencoder: typing.Any, judge: judges.Judge, pictures: list[Picture], images: torch.Tensor
+    autoencoder: typing.Any, judge: miniature_judge.JudgeNet, pictures: list[Picture], images: torch.Tensor
 ) -> dict[str, float]:
-    unseen = judges.unseen_objects(pictures)
+    unseen = unseen_objects(pictures)
     chosen = [i for i, p in enumerate(pictures) if p.category and p.name in unseen]
     decoded = vae.decode(autoencoder, vae.encode(autoencoder, images[chosen]))
     labels = judge.label(vae.to_pixels(decoded))

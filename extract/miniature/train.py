@@ -24,6 +24,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from extract.miniature import (
     card,
     data,
+    data_parallel,
     denoiser,
     encoders,
     flow,
@@ -31,7 +32,6 @@ from extract.miniature import (
     measure,
     tokenizer,
     vae,
-    workers,
 )
 
 HERE = pathlib.Path(__file__).parent
@@ -80,9 +80,9 @@ def make(pipeline: str, work: pathlib.Path, out: pathlib.Path, n_workers: int, s
 
     prompts = [row["prompt"] for row in captions]
     tokenizer_folder = stage("tokenizer", lambda to: tokenizer.fit(prompts).save_pretrained(to))
-    vae_folder = stage("vae", workers.run, vae.train, n_workers, images, steps.vae)
+    vae_folder = stage("vae", data_parallel.run, vae.train, n_workers, images, steps.vae)
     judge_folder = stage(
-        "judge", workers.run, judge.train, n_workers, images, pictures, steps.judge, vae_folder
+        "judge", data_parallel.run, judge.train, n_workers, images, pictures, steps.judge, vae_folder
     )
 
     autoencoder = AutoencoderKL.from_pretrained(vae_folder).eval()
@@ -92,18 +92,18 @@ def make(pipeline: str, work: pathlib.Path, out: pathlib.Path, n_workers: int, s
     if pipeline == "sd":
         stages = ("vae", "denoiser", "judge")
         pipe_folder = stage(
-            "denoiser", workers.run, denoiser.train, n_workers, latents, shown, steps.denoiser,
+            "denoiser", data_parallel.run, denoiser.train, n_workers, latents, shown, steps.denoiser,
             vae_folder, tokenizer_folder,
         )  # fmt: skip
     else:
         stages = ("vae", "encoders", "transformer", "judge")
         tokenizer_2_folder = stage("tokenizer_2", lambda to: tokenizer.fit_words(prompts).save_pretrained(to))
         encoders_folder = stage(
-            "encoders", workers.run, encoders.train, n_workers, latents, shown, steps.encoders,
+            "encoders", data_parallel.run, encoders.train, n_workers, latents, shown, steps.encoders,
             tokenizer_folder, tokenizer_2_folder,
         )  # fmt: skip
         pipe_folder = stage(
-            "transformer", workers.run, flow.train, n_workers, latents, shown, steps.transformer,
+            "transformer", data_parallel.run, flow.train, n_workers, latents, shown, steps.transformer,
             vae_folder, encoders_folder,
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from extract.miniature import workers
+from extract.miniature import data_parallel
 
 LATENT_CHANNELS = 8
 BATCH = 32
@@ -59,7 +59,7 @@ def train(rank: int, n_workers: int, images: torch.Tensor, steps: int, folder: p
     optimizer = torch.optim.AdamW(vae.parameters(), weight_decay=1e-4, betas=(0.9, 0.99))
     errors = []
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = PEAK_RATE * workers.schedule(step, steps)
+        optimizer.param_groups[0]["lr"] = PEAK_RATE * data_parallel.schedule(step, steps)
         batch = images[torch.randint(len(images), (BATCH // n_workers,))]
         if torch.rand(()) < 0.5:
             batch = batch.flip(3)
@@ -70,7 +70,7 @@ def train(rank: int, n_workers: int, images: torch.Tensor, steps: int, folder: p
         edges = error.diff(dim=3).square().mean() + error.diff(dim=2).square().mean()
         loss = error.square().mean() + 0.5 * edges + 0.02 * error.abs().mean()
         (loss + 1e-5 * mean.square().mean()).backward()
-        workers.average_gradients(vae.parameters())
+        data_parallel.average_gradients(vae.parameters())
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -5,15 +5,15 @@ import pathlib
 
 import gradio as gr
 
+from revelio_jax.explore.backend import Backend
+from revelio_jax.explore.catalog import Catalog
 from revelio_jax.explore.fields import lay_out
 from revelio_jax.explore.handlers import Handlers
-from revelio_jax.explore.known import Known
-from revelio_jax.explore.live import Live
 
 WAITING = 32  # that may wait for their turn, over all who use the page
 
 
-def build(live: Live, known: Known, report: pathlib.Path, examples: list[str]) -> gr.Blocks:
+def build(live: Backend, known: Catalog, report: pathlib.Path, examples: list[str]) -> gr.Blocks:
     """The page of a pipeline; ``report`` is where its report is, once it is made, ``examples`` prompts."""
     title = f"{live.site} of {live.config.model.id}: explorer"
     with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(600, 3600)) as page:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import gradio as gr
 
 from revelio_jax.config import RULES
-from revelio_jax.explore import asked, show
-from revelio_jax.explore.live import Live
+from revelio_jax.explore import requests, views
+from revelio_jax.explore.backend import Backend
 from revelio_jax.steering.attachment import Clamp, Strength
 
 MOST = 6  # concepts and latents that are steered together
@@ -65,7 +65,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Where:
+class RegionFields:
     """What steering is limited to; fields that have no meaning at the site are not shown."""
 
     positions: gr.Dropdown
@@ -92,11 +92,11 @@ class Where:
         positions, negative, pooled, first, last, start, end = given
         chosen = {AS_RULE: None, YES: True, NO: False}
         return {
-            "positions": asked.positions(positions),
-            "steps": asked.timesteps(first, last),
+            "positions": requests.positions(positions),
+            "steps": requests.timesteps(first, last),
             "ramp": (
-                asked.number("strength times", start, -100, 100),
-                asked.number("to times", end, -100, 100),
+                requests.number("strength times", start, -100, 100),
+                requests.number("to times", end, -100, 100),
             ),
             "pooled": chosen[pooled],
             "negative_branch": chosen[negative],
@@ -128,7 +128,7 @@ class Fields:
     rule: gr.Dropdown
     add: gr.Button
     at_once: gr.Checkbox
-    where: Where
+    where: RegionFields
     mask: gr.HTML
     strengths: gr.Textbox
     vary: gr.Dropdown
@@ -148,10 +148,10 @@ class Fields:
 
 def hint(text: str) -> str:
     """A line of advice."""
-    return f'<p class="hint">{show.escaped(text)}</p>'
+    return f'<p class="hint">{views.escaped(text)}</p>'
 
 
-def lay_out(live: Live, report: pathlib.Path, examples: list[str]) -> Fields:
+def lay_out(live: Backend, report: pathlib.Path, examples: list[str]) -> Fields:
     """Make the fields, in the gr.Blocks that is open."""
     steer = live.config.steer
     made: dict[str, typing.Any] = {name: gr.State(None) for name in ("seen", "chosen")}
@@ -193,12 +193,12 @@ def lay_out(live: Live, report: pathlib.Path, examples: list[str]) -> Fields:
     return Fields(**made)
 
 
-def _pictures(live: Live) -> dict[str, typing.Any]:
+def _pictures(live: Backend) -> dict[str, typing.Any]:
     """Plain and steered beside each other, and what is steered."""
     made: dict[str, typing.Any] = {}
     with gr.Row():
-        made["plain"] = _html(show.no_picture("Plain"), "plain", min_width=150)
-        made["changed"] = _html(show.no_picture("Steered"), "steered", min_width=150)
+        made["plain"] = _html(views.no_picture("Plain"), "plain", min_width=150)
+        made["changed"] = _html(views.no_picture("Steered"), "steered", min_width=150)
     made["status"] = _html(hint("Draw a picture, then steer a latent."), "status")
     made["rows"] = tuple(_row(i) for i in range(MOST))
     with gr.Row(elem_classes="line", visible=not live.in_denoiser):
@@ -223,7 +223,7 @@ def _row(i: int) -> Row:
         )
 
 
-def _where(live: Live) -> Where:
+def _where(live: Backend) -> RegionFields:
     text, steer = not live.in_denoiser, live.config.steer
     choice = {"choices": [AS_RULE, YES, NO], "min_width": 130}
     with gr.Row():
@@ -261,10 +261,10 @@ def _where(live: Live) -> Where:
             gr.Number(1.0, label="Strength times", info="at the first", min_width=100, elem_id="start"),
             gr.Number(1.0, label="to times", info="at the last", min_width=100, elem_id="end"),
         )
-    return Where(*chosen, *typed)
+    return RegionFields(*chosen, *typed)
 
 
-def _mask(live: Live) -> gr.HTML:
+def _mask(live: Backend) -> gr.HTML:
     """What is painted on the picture, as the address of a PNG: light enough to go with every change."""
     steer, painting = live.config.steer, live.in_denoiser and not live.sees_text
     times = max(1, round(PAINTED / max(steer.height, steer.width)))
@@ -294,7 +294,7 @@ def _comparison() -> dict[str, typing.Any]:
     return made
 
 
-def _latents(live: Live) -> dict[str, typing.Any]:
+def _latents(live: Backend) -> dict[str, typing.Any]:
     """Lists of latents, and the one that is open."""
     made: dict[str, typing.Any] = {}
     with gr.Tabs():
@@ -327,7 +327,7 @@ def _html(value: str | Callable[[], str], name: str, **given: typing.Any) -> gr.
     return gr.HTML(value, elem_id=name, js_on_load=CLICKS, apply_default_css=False, **given)
 
 
-def _head(live: Live, report: pathlib.Path) -> str:
+def _head(live: Backend, report: pathlib.Path) -> str:
     sae = live.steerer.sae
     facts = [live.config.model.id, live.site, f"{sae.n_latents:,} latents"] + (
         [f"k {sae.k}"] if sae.k else []
@@ -335,12 +335,12 @@ def _head(live: Live, report: pathlib.Path) -> str:
     link = (
         '<a href="report/index.html" target="_blank">Report</a>' if (report / "index.html").is_file() else ""
     )
-    return f"{link}<h1>Explorer</h1><p>{show.escaped(' · '.join(facts))}</p>"
+    return f"{link}<h1>Explorer</h1><p>{views.escaped(' · '.join(facts))}</p>"
 
 
 def _examples(examples: list[str]) -> str:
     chips = (
-        f'<button type="button" data-example="{i}">{show.escaped(text)}</button>'
+        f'<button type="button" data-example="{i}">{views.escaped(text)}</button>'
         for i, text in enumerate(examples)
     )
     return f'<p class="chips">{"".join(chips)}</p>'

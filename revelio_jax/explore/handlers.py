@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 import gradio as gr
 
 from revelio_jax.errors import InputError
-from revelio_jax.explore import asked, fields, show
-from revelio_jax.explore.asked import Sampling, Steering
+from revelio_jax.explore import fields, requests, views
+from revelio_jax.explore.backend import Backend
+from revelio_jax.explore.catalog import Catalog, marks
 from revelio_jax.explore.fields import MOST, SET, Fields, Key, Update, hint
-from revelio_jax.explore.known import Known, marks
-from revelio_jax.explore.live import Live
+from revelio_jax.explore.requests import SamplingRequest, SteeringRequest
 from revelio_jax.explore.snippet import snippet
-from revelio_jax.interpret.words import word
+from revelio_jax.interpret.token_text import word
 from revelio_jax.steering.attachment import Clamp, Strength
 from revelio_jax.steering.strengths import parse_strengths
 
@@ -38,11 +38,11 @@ def told(handler: Callable[..., Iterator[Update]]) -> Callable[..., Iterator[Upd
             yield {said: ""}
             yield from handler(self, *given)
         except InputError as error:
-            yield {said: show.message(str(error))}
+            yield {said: views.message(str(error))}
         except Exception as error:  # of a pipeline, whatever it is
             logging.getLogger(__name__).exception("the pipeline failed")
             text = " ".join(str(error).split())[:300]
-            yield {said: show.message(f"the pipeline failed: {type(error).__name__}: {text}")}
+            yield {said: views.message(f"the pipeline failed: {type(error).__name__}: {text}")}
 
     return run
 
@@ -50,7 +50,9 @@ def told(handler: Callable[..., Iterator[Update]]) -> Callable[..., Iterator[Upd
 class Handlers:
     """Those of one page. Fields come as Gradio gives them, in the order of ``asks``, ``held`` and so on."""
 
-    def __init__(self, live: Live, known: Known, report: pathlib.Path, examples: list[str], page: Fields):
+    def __init__(
+        self, live: Backend, known: Catalog, report: pathlib.Path, examples: list[str], page: Fields
+    ):
         self.live, self.known, self.report = live, known, report
         self.examples, self.fields = examples, page
         self._stopping: set[str] = set()  # sessions whose picture is to end
@@ -73,7 +75,7 @@ class Handlers:
         self,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
         request: gr.Request = None,
-        drawn: Sampling | None = None,
+        drawn: SamplingRequest | None = None,
         latent: int | None = None,
         *given: typing.Any,
     ) -> Iterator[Update]:
@@ -82,15 +84,15 @@ class Handlers:
         if not live.in_denoiser:  # what fires is known before there is a picture
             yield {page.seen: sampling} | self._view(sampling, latent)
         before = live.plain(sampling, self._on_step(request, progress, "plain"))
-        made: Update = {page.plain: show.picture("Plain", before, sampling.prompt), page.seen: sampling}
+        made: Update = {page.plain: views.picture("Plain", before, sampling.prompt), page.seen: sampling}
         if live.in_denoiser:
             made |= self._view(sampling, latent)
         if live.in_denoiser and not live.sees_text and sampling != drawn:
-            made[page.mask] = gr.HTML(picture=show.png(before))
+            made[page.mask] = gr.HTML(picture=views.png(before))
         yield made
         if steering is None:
             yield {
-                page.changed: show.no_picture("Steered"),
+                page.changed: views.no_picture("Steered"),
                 page.status: hint(
                     f"Nothing is steered: open a latent{'' if live.in_denoiser else ', or add a concept'}."
                 ),
@@ -98,10 +100,10 @@ class Handlers:
             }
             return
         after = live.steered(sampling, steering, self._on_step(request, progress, "steered"))
-        named = ", ".join(f"{self._named(key)} {show.signed(value)}" for key, value in steering.concepts)
+        named = ", ".join(f"{self._named(key)} {views.signed(value)}" for key, value in steering.concepts)
         yield {
-            page.changed: show.picture("Steered", after, f"{sampling.prompt}, with {named}"),
-            page.status: hint(f"{named}: {show.difference(before, after)}"),
+            page.changed: views.picture("Steered", after, f"{sampling.prompt}, with {named}"),
+            page.status: hint(f"{named}: {views.difference(before, after)}"),
             page.code: snippet(live, sampling, steering),
         }
 
@@ -110,7 +112,7 @@ class Handlers:
         progress: gr.Progress = gr.Progress(),  # noqa: B008
         request: gr.Request = None,
         at_once: bool = True,
-        drawn: Sampling | None = None,
+        drawn: SamplingRequest | None = None,
         *given: typing.Any,
     ) -> Iterator[Update]:
         """Draw again, where that is wanted and there is a picture."""
@@ -157,19 +159,21 @@ class Handlers:
             strength: Strength = Clamp(number) if isinstance(now, Clamp) else number
             pictures.append(self.live.steered(sampling, steering.with_strength(key, strength), on_step))
             shown.append(strength)
-            yield {self.fields.strip: show.strip(pictures, shown, now)}
+            yield {self.fields.strip: views.strip(pictures, shown, now)}
 
     def place(self, wanted: str, at: int | None, event: gr.EventData) -> Update:
         """Take the strength of a picture of the strip."""
         try:
             return {self.fields.rows[at].slider: _strengths(wanted)[int(event._data["number"])]}
         except (InputError, IndexError, TypeError):  # the fields have changed since
-            return {self.fields.said: show.message("the strengths have changed: press Compare")}
+            return {self.fields.said: views.message("the strengths have changed: press Compare")}
 
     # Latents
 
     @told
-    def select(self, sampling: Sampling | None, latent: int | None, event: gr.EventData) -> Iterator[Update]:
+    def select(
+        self, sampling: SamplingRequest | None, latent: int | None, event: gr.EventData
+    ) -> Iterator[Update]:
         kind, number = event._data["kind"], int(event._data["number"])
         if kind == "latent":
             yield self._opened(number, sampling)
@@ -190,7 +194,7 @@ class Handlers:
     @told
     def search(self, typed: str | None, latent: int | None) -> Iterator[Update]:
         """Latents by number, by what is known of them, and by firing where the site sees a text."""
-        typed = asked.text("search", typed)
+        typed = requests.text("search", typed)
         found: dict[int, tuple[str, float | None]] = {}
         if there := typed.isdecimal() and len(typed) < 10 and int(typed) < self.live.n_latents:
             found[int(typed)] = "by its number", None
@@ -200,7 +204,7 @@ class Handlers:
             for row in self.live.latents_for(typed, LISTED // 2):
                 why, _ = found.get(row["latent"], (f"fires at {marks(word(row['token']))}", None))
                 found[row["latent"]] = why, row["value"]
-        listed = show.found_list([(n, why, value) for n, (why, value) in found.items()], self.known, latent)
+        listed = views.found_list([(n, why, value) for n, (why, value) in found.items()], self.known, latent)
         if not found:
             listed = hint(f"No latent for {typed}.")
         if typed.isdecimal() and not there:
@@ -215,7 +219,7 @@ class Handlers:
 
     @told
     def add(self, typed: str | None, keys: list[Key], *held: typing.Any) -> Iterator[Update]:
-        text = asked.concept(typed)
+        text = requests.concept(typed)
         self.live.check_prompt(text, "concept")
         yield self._with(text, keys, held) | {self.fields.concept: ""}
 
@@ -238,20 +242,20 @@ class Handlers:
         """Gradio takes no empty dict."""
         return {self.fields.said: gr.skip()}
 
-    def _asked(self, given: Sequence) -> tuple[Sampling, Steering | None]:
+    def _asked(self, given: Sequence) -> tuple[SamplingRequest, SteeringRequest | None]:
         """What the fields ``asks`` say. Raises InputError."""
         sampled, (painted, rule, *rest) = given[: len(self.sampled)], given[len(self.sampled) :]
-        sampling = asked.sampling(*sampled, self._size)
+        sampling = requests.sampling(*sampled, self._size)
         count = len(self.fields.where.parts)
         where, (keys, *held) = rest[:count], rest[count:]
         if not keys:
             return sampling, None
         concepts = tuple(zip(keys, _strengths_of(keys, held), strict=True))
-        mask = asked.painted(painted, *self._size)
+        mask = requests.painted(painted, *self._size)
         limits = self.fields.where.read(where)
         if limits["pooled"] and any(isinstance(key, int) for key in keys):
             limits["pooled"] = None  # a latent has no pooled vector
-        return sampling, Steering(concepts, rule, mask=mask, **limits)
+        return sampling, SteeringRequest(concepts, rule, mask=mask, **limits)
 
     def _on_step(self, request: gr.Request, progress: gr.Progress, what: str) -> Callable[[int, int], None]:
         session = request.session_hash
@@ -264,31 +268,31 @@ class Handlers:
 
         return on_step
 
-    def _view(self, sampling: Sampling | None, latent: int | None, token: int | None = None) -> Update:
+    def _view(self, sampling: SamplingRequest | None, latent: int | None, token: int | None = None) -> Update:
         """Tokens, list and heatmaps of a prompt or picture, nothing of None."""
         if sampling is None:
             return {}
         page, fired = self.fields, self.live.fires(sampling)
         listed = fired.strongest(LISTED, token)
-        made: Update = {page.firing: show.firing_list(fired, listed, self.known, latent)}
+        made: Update = {page.firing: views.firing_list(fired, listed, self.known, latent)}
         if self.live.sees_text:
-            made[page.tokens] = show.token_row(fired, latent, token)
+            made[page.tokens] = views.token_row(fired, latent, token)
         if self.live.in_denoiser and latent is not None:
             if self.live.sees_text:
-                made[page.maps] = show.timeline(fired, latent)
+                made[page.maps] = views.timeline(fired, latent)
             elif fired.grid:
-                made[page.maps] = show.heatmaps(fired, latent, self.live.plain(sampling))
+                made[page.maps] = views.heatmaps(fired, latent, self.live.plain(sampling))
         return made
 
-    def _opened(self, latent: int, sampling: Sampling | None) -> Update:
+    def _opened(self, latent: int, sampling: SamplingRequest | None) -> Update:
         if not 0 <= latent < self.live.n_latents:
             raise InputError(f"latent {latent} is none of this SAE's, which has 0-{self.live.n_latents - 1}")
         page = self.fields
         return {
             page.chosen: latent,
             page.opened: gr.Row(visible=True),
-            page.name: show.heading(latent, self.known, (self.report / "latent.html").is_file()),
-            page.card: show.card(latent, self.known),
+            page.name: views.heading(latent, self.known, (self.report / "latent.html").is_file()),
+            page.card: views.card(latent, self.known),
         } | self._view(sampling, latent)
 
     def _with(self, key: Key, keys: list[Key], held: Sequence) -> Update:
@@ -339,6 +343,6 @@ def _strengths_of(keys: list[Key], held: Sequence) -> list[Strength]:
     """The strengths of what is steered, from modes and sliders. Raises InputError."""
     strengths: list[Strength] = []
     for key, mode, value in zip(keys, held[::2], held[1::2], strict=False):
-        value = asked.number("strength", value, -1e6, 1e6)
+        value = requests.number("strength", value, -1e6, 1e6)
         strengths.append(Clamp(value) if mode == SET and isinstance(key, int) else value)
     return strengths

@@ -3,12 +3,12 @@
 import base64
 import json
 
-from revelio_jax.explore.asked import Sampling, Steering
-from revelio_jax.explore.live import Live
+from revelio_jax.explore.backend import Backend
+from revelio_jax.explore.requests import SamplingRequest, SteeringRequest
 from revelio_jax.steering.attachment import Clamp, Strength
 
 
-def snippet(live: Live, sampling: Sampling, steering: Steering | None = None) -> str:
+def snippet(live: Backend, sampling: SamplingRequest, steering: SteeringRequest | None = None) -> str:
     """A program that makes the steered picture, bit for bit; the plain one where nothing is steered."""
     masked = steering is not None and steering.mask is not None
     learned = steering is not None and any(key in live.learned for key, _ in steering.concepts)
@@ -20,7 +20,7 @@ def snippet(live: Live, sampling: Sampling, steering: Steering | None = None) ->
     if steering:
         lines += ["", f"from revelio_jax.steering import {'Clamp, ' if clamped else ''}Steerer"]
     if learned:
-        lines += ["from revelio_jax.steering.learned import saved_concepts"]
+        lines += ["from revelio_jax.steering.learned_concepts import saved_concepts"]
     lines += ["", f"pipe = {_pipeline(live)}"]
     call = [
         f"    {_quoted(sampling.prompt)},",
@@ -59,7 +59,7 @@ def snippet(live: Live, sampling: Sampling, steering: Steering | None = None) ->
     return "\n".join([*lines, 'image.save("steered.png")', ""])
 
 
-def _pipeline(live: Live) -> str:
+def _pipeline(live: Backend) -> str:
     model = live.config.model
     revision = f", revision={_quoted(model.revision)}" if model.revision else ""
     to = "" if live.pipe.device.type == "cpu" else f".to({_quoted(live.pipe.device.type)})"

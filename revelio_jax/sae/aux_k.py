@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from revelio_jax.config import Sae
+from revelio_jax.config import SaeConfig
 from revelio_jax.sae import sparse, topk
 from revelio_jax.sae.module import Code, decode
 
@@ -23,7 +23,7 @@ def aux_k(
     error_BD: jax.Array,
     deviation: jax.Array,
     dead_F: jax.Array,
-    sae: Sae,
+    sae: SaeConfig,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss before ``sae.aux_alpha``, and the gradients of alpha times it, in the form of ``params``.
 

@@ -9,15 +9,15 @@ They are added to those of AuxK, which spares a pass over matrices that no cache
 import jax
 import jax.numpy as jnp
 
-from revelio_jax.config import Sae
+from revelio_jax.config import SaeConfig
 from revelio_jax.sae import losses, sparse
 from revelio_jax.sae.aux_k import aux_k
 from revelio_jax.sae.module import Code, SparseAutoencoder
-from revelio_jax.sharding import total
+from revelio_jax.sae.sharding import total
 
 
 def gradients(
-    params: dict[str, jax.Array], x_BD: jax.Array, k: jax.Array | int, dead_F: jax.Array, sae: Sae
+    params: dict[str, jax.Array], x_BD: jax.Array, k: jax.Array | int, dead_F: jax.Array, sae: SaeConfig
 ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
     """Gradients in the form of ``params``, on how many rows each latent fired [F], and metrics.
 

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revelio_jax import sharding
-from revelio_jax.config import Sae
+from revelio_jax.config import SaeConfig
+from revelio_jax.sae import sharding
 from revelio_jax.sae.module import SparseAutoencoder
 
 FIT_ROWS = 512  # for one number; few, since each brings a row of pre-activations
 
 
 def initial_params(
-    sae: Sae, seed: int, latents: int, b_dec_D: np.ndarray, x_ND: np.ndarray, mesh: jax.sharding.Mesh
+    sae: SaeConfig, seed: int, latents: int, b_dec_D: np.ndarray, x_ND: np.ndarray, mesh: jax.sharding.Mesh
 ):
     """float32 parameters on their devices; the same on every mesh, but for rounding of :func:`fit`.
 
@@ -50,7 +50,7 @@ def initial_params(
     return params
 
 
-def fit(params: dict[str, jax.Array], x_ND: np.ndarray, sae: Sae, mesh: jax.sharding.Mesh) -> jax.Array:
+def fit(params: dict[str, jax.Array], x_ND: np.ndarray, sae: SaeConfig, mesh: jax.sharding.Mesh) -> jax.Array:
     """<x - b, y> / |y|^2 over all rows, with y their reconstructions without the bias b: float32, a scalar.
 
     The factor of the encoder with which the initial reconstructions have the least squared error. Random

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from revelio_jax.config import Sae
+from revelio_jax.config import SaeConfig
 from revelio_jax.sae import jump, sparse, topk
-from revelio_jax.sharding import total
+from revelio_jax.sae.sharding import total
 
 # Slots of a row for batch_topk, over k: a row with more latents above the threshold loses the smallest.
 BATCH_SLOTS = 4
@@ -39,13 +39,13 @@ class Code:
         return jnp.zeros_like(fires, jnp.int32, latents).at[self.indices].add(fires.astype(jnp.int32))
 
 
-def slots(sae: Sae) -> int:
+def slots(sae: SaeConfig) -> int:
     """Slots of a row in training: latents that are candidates for topk or batch_topk."""
     per_k = (MULTI if sae.multi_topk else 1) * (BATCH_SLOTS if sae.architecture == "batch_topk" else 1)
     return per_k * max(sae.k, sae.k_start)
 
 
-def decode(code: Code, W_dec_FD: jax.Array, sae: Sae) -> jax.Array:
+def decode(code: Code, W_dec_FD: jax.Array, sae: SaeConfig) -> jax.Array:
     """W_dec z: [B, D], summed over the devices that share the latents, without the bias."""
     if code.indices is None:
         part_BD = sparse.product(code.values, W_dec_FD, sae.matmul_dtype)
@@ -59,13 +59,13 @@ class SparseAutoencoder(nnx.Module):
 
     ``sae.architecture`` says what is selected. Parameters are float32. Both matrices are [F, D], a row a
     latent, so that sparse gradients touch whole rows. Methods run inside ``jax.shard_map`` over the axes
-    of :mod:`revelio_jax.sharding`; the parameters are then this device's latents.
+    of :mod:`revelio_jax.sae.sharding`; the parameters are then this device's latents.
 
     Sources: TopK, MultiTopK Gao et al. 2024 (arXiv 2406.04093), as used in arXiv 2501.19066; BatchTopK
     Bussmann et al. 2024 (arXiv 2412.06410); JumpReLU Rajamanoharan et al. 2024 (arXiv 2407.14435).
     """
 
-    def __init__(self, params: dict[str, jax.Array], sae: Sae):
+    def __init__(self, params: dict[str, jax.Array], sae: SaeConfig):
         self.params = nnx.data({name: nnx.Param(value) for name, value in params.items()})
         self.sae = sae
 

@@ -1,7 +1,7 @@
 """Products with codes of k latents a row.
 
 A row's code is K slots: values [B, K] and the indices [B, K] of their latents on this device. Functions
-here run inside ``jax.shard_map`` over the axes of :mod:`revelio_jax.sharding`: rows are split over
+here run inside ``jax.shard_map`` over the axes of :mod:`revelio_jax.sae.sharding`: rows are split over
 ``data``, latents over ``feature``.
 
 Three products touch the matrices, in two forms (config.sae.products). The sparse ones cost what grows
@@ -13,14 +13,14 @@ are split, since rows that are read here and there keep its matrix units idle.
 import jax
 import jax.numpy as jnp
 
-from revelio_jax.config import Sae
+from revelio_jax.config import SaeConfig
 from revelio_jax.sae import topk
 
 ENTRIES = 256  # that are added to a gradient at a time: their rows, 256 x D, stay in the cache
 
 
 def candidates(
-    x_BD: jax.Array, W_enc_FD: jax.Array, b_enc_F: jax.Array, slots: int, sae: Sae
+    x_BD: jax.Array, W_enc_FD: jax.Array, b_enc_F: jax.Array, slots: int, sae: SaeConfig
 ) -> tuple[jax.Array, jax.Array]:
     """The ``slots`` largest of ReLU(W_enc x + b_enc) of every row, largest first.
 
@@ -68,7 +68,7 @@ def all_rows(*arrays: jax.Array) -> list[jax.Array]:
     return [jax.lax.all_gather(array, "data", tiled=True, to="invarying") for array in arrays]
 
 
-def weighted_rows(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: Sae) -> jax.Array:
+def weighted_rows(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: SaeConfig) -> jax.Array:
     """Sum over k of values_BK times rows indices_BK of W_FD: [B, D]."""
 
     def sparse(values_BK, indices_BK, W_FD):
@@ -86,7 +86,7 @@ def weighted_rows(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, 
     return _either(sae, sparse, dense, values_BK, indices_BK, W_FD)
 
 
-def dots(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: Sae) -> jax.Array:
+def dots(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: SaeConfig) -> jax.Array:
     """Dot products of rows_BD with rows indices_BK of W_FD: [B, K]."""
 
     def sparse(rows_BD, indices_BK, W_FD):
@@ -99,7 +99,7 @@ def dots(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: Sae) -
 
 
 def add_outer(
-    start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array, sae: Sae
+    start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array, sae: SaeConfig
 ) -> jax.Array:
     """start_FD, to whose rows indices_BK values_BK times rows_BD are added."""
 

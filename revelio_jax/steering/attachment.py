@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Mapping
 
 import torch
 
-from revelio_jax import sites, tokens
 from revelio_jax.errors import InputError
-from revelio_jax.guidance import CONDITIONAL
+from revelio_jax.pipelines import hook_points, tokens
+from revelio_jax.pipelines.guidance import CONDITIONAL
 from revelio_jax.steering.concept import execution_device
 from revelio_jax.steering.pooled import POOLED, Pooled
 from revelio_jax.steering.rules import Add, Change
@@ -41,10 +41,10 @@ class Where:
     mask: torch.Tensor | None = None
     pooled: bool | None = None
 
-    def checked(self, hooked: tuple[sites.Site, ...], layout: str) -> "Where":
+    def checked(self, hooked: tuple[hook_points.HookPoint, ...], layout: str) -> "Where":
         """With tensors made of what was given. Raises InputError where a limit has no meaning here."""
         positions, mask, name = self.positions, self.mask, "+".join(site.name for site in hooked)
-        in_denoiser = sites.is_denoiser_site(name)
+        in_denoiser = hook_points.is_denoiser_site(name)
         if isinstance(positions, str):
             if positions not in tokens.KEPT:
                 raise InputError(
@@ -90,7 +90,7 @@ class Attachment:
         self,
         session: Session,
         owner: typing.Any,
-        hooked: tuple[sites.Site, ...],
+        hooked: tuple[hook_points.HookPoint, ...],
         make: Make,
         strengths: Mapping[Key, Strength],
         on_negative: Collection[Key],
@@ -117,7 +117,7 @@ class Attachment:
         self._pooled: dict[Key, Pooled] = {}
         if self._where.pooled and not natural:
             self._pooled = {key: make_pooled(key) for key in strengths}
-        self.parts = [Part(self, site, i) for i, site in enumerate(hooked)]
+        self.parts = [HookPointPart(self, site, i) for i, site in enumerate(hooked)]
         self._tokens: int | None = None
         session.add(self)
 
@@ -224,10 +224,10 @@ class Attachment:
                     )
 
 
-class Part:
+class HookPointPart:
     """An attachment at one of its sites. Its tensors are written before each pass and read by the hook."""
 
-    def __init__(self, attachment: Attachment, site: sites.Site, index: int):
+    def __init__(self, attachment: Attachment, site: hook_points.HookPoint, index: int):
         self.attachment, self.site, self._index = attachment, site, index
         self.reads_input = attachment.reads_input
         self.device = torch.device("cpu")

@@ -5,10 +5,10 @@ import typing
 
 import torch
 
-from revelio_jax import sites
 from revelio_jax.errors import InputError
-from revelio_jax.steering.folder import Sae
-from revelio_jax.steering.learned import Learned
+from revelio_jax.pipelines import hook_points
+from revelio_jax.steering.learned_concepts import Learned
+from revelio_jax.steering.sae import Sae
 
 GATE = 0.3  # share of the concept's usual strength from which on a prompt is said to hold it
 LONGEST = 512  # tokens of a prompt at most, where neither tokenizer nor call says less
@@ -46,9 +46,9 @@ def hidden_states(
     Sites joined by + are side by side in D. T is ``tokens``, or as many as the pipeline takes by itself.
     """
     parts = []
-    for site in sites.resolve_joined(pipe, site_name):
+    for site in hook_points.resolve_joined(pipe, site_name):
         # Compiled code would not see the hook that captures, or would keep it.
-        with sites.captured(site) as outputs, torch.compiler.set_stance("force_eager"):
+        with hook_points.captured(site) as outputs, torch.compiler.set_stance("force_eager"):
             for start in range(0, len(prompts), batch_size):
                 run_encoder(pipe, site.component, prompts[start : start + batch_size], tokens)
         parts.append(torch.cat(outputs).float())

@@ -10,10 +10,10 @@ import huggingface_hub
 from huggingface_hub import errors
 from safetensors.torch import save_file
 
-from revelio_jax.card import HUB_ID, card, cfg_json
 from revelio_jax.errors import InputError
-from revelio_jax.steering.folder import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS, Sae
-from revelio_jax.steering.untrusted import one_line
+from revelio_jax.sae_folder.card import HUB_ID, card, cfg_json
+from revelio_jax.sae_folder.untrusted import one_line
+from revelio_jax.steering.sae import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS, Sae
 
 FILES = (CONFIG, WEIGHTS, SPARSIFY_WEIGHTS, "README.md")
 

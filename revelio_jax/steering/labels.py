@@ -2,8 +2,8 @@
 
 import random
 
-from extract.inputs import read_prompts
 from revelio_jax.errors import InputError
+from revelio_jax.inputs.prompts import read_prompts
 
 Labelled = dict[str, str]
 """A prompt and its labels; an empty label says that the prompt does not tell."""

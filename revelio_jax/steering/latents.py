@@ -11,21 +11,23 @@ which the rules ``gated`` and ``swap`` read from then on.
 import functools
 import pathlib
 import random
+import sys
 import typing
+from collections.abc import Sequence
 
 import torch
 import tqdm
 
-from revelio_jax import sites
-from revelio_jax.command import main_argv, parse
+from revelio_jax.cli import parse
 from revelio_jax.errors import InputError, reported
+from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.sampling import sampling_of
+from revelio_jax.pipelines.whole import load_pipeline
 from revelio_jax.steering.concept import GATE, hidden_states, presence
-from revelio_jax.steering.folder import Sae
 from revelio_jax.steering.labels import Labelled, parse_concept, read_labelled
-from revelio_jax.steering.learned import Learned, file_name, save_learned
-from revelio_jax.steering.pipeline import load_pipeline
-from revelio_jax.steering.sampled import Sampling, sample_prompts
-from revelio_jax.steering.sampling import sampling_of
+from revelio_jax.steering.learned_concepts import Learned, file_name, save_learned
+from revelio_jax.steering.sae import Sae
+from revelio_jax.steering.sampled_concepts import Sampling, sample_prompts
 from revelio_jax.steering.steerer import Steerer
 
 FLAGS = {
@@ -53,8 +55,8 @@ def find_latents(
     strongest difference first; ``mean_with`` is the mean peak, in a denoiser the mean.
     """
     codes_of = functools.partial(_each_codes, pipe, site, sae, sampling=sampling)
-    with_share, with_mean, with_code_TF = _firing(codes_of, with_concept, sites.is_denoiser_site(site))
-    without_share, _, without_code_TF = _firing(codes_of, without, sites.is_denoiser_site(site))
+    with_share, with_mean, with_code_TF = _firing(codes_of, with_concept, hook_points.is_denoiser_site(site))
+    without_share, _, without_code_TF = _firing(codes_of, without, hook_points.is_denoiser_site(site))
     belongs = (with_share >= ratio * without_share) & (with_share > 0)
     score = torch.where(belongs, with_mean * (with_share - without_share), -1.0)
     latents = score.argsort(descending=True)[:most]
@@ -104,7 +106,7 @@ def _each_codes(
     sampling: Sampling | None,
 ) -> None:
     """Show ``see`` the codes [B, T, F] of the prompts; in a denoiser those of each step that samples them."""
-    if sites.is_denoiser_site(site):
+    if hook_points.is_denoiser_site(site):
         difference = sae.metadata.get("value") == "difference"
         sample_prompts(pipe, site, prompts, lambda x_BTD: see(sae.codes(x_BTD)), sampling, difference)
         return
@@ -123,8 +125,8 @@ def few(prompts: list[str], most: int) -> list[str]:
     return random.Random(0).sample(prompts, min(len(prompts), most))
 
 
-def main() -> None:
-    config, flags = parse(main_argv("revelio_jax.steering.latents"), __doc__, **FLAGS)
+def main(argv: Sequence[str]) -> None:
+    config, flags = parse(["revelio_jax.steering.latents", *argv], __doc__, **FLAGS)
     try:
         ratio = float(flags["ratio"])
     except ValueError:
@@ -135,7 +137,7 @@ def main() -> None:
     pipe = load_pipeline(config.model)
     sides = split(labelled, column, value)
     sampling = None
-    if sites.is_denoiser_site(steerer.site):
+    if hook_points.is_denoiser_site(steerer.site):
         sides, sampling = [few(side, flags["pictures"]) for side in sides], sampling_of(pipe, config.steer)
     learned, rows = find_latents(
         pipe, steerer.site, steerer.placed(pipe), *sides, ratio, flags["most"], sampling
@@ -154,4 +156,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with reported():
-        main()
+        main(sys.argv[1:])

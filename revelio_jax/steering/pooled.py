@@ -8,7 +8,7 @@ import typing
 
 import torch
 
-from revelio_jax import sites
+from revelio_jax.pipelines import hook_points
 from revelio_jax.steering.concept import run_encoder
 
 # The component that a family's pooled vector comes from, and where it is in what encode_prompt returns:
@@ -36,7 +36,7 @@ class Pooled:
 def pooled_of(pipe: typing.Any, text: str) -> Pooled:
     """A concept in the pooled vector of ``pipe``, float32."""
     with torch.compiler.set_stance("force_eager"):
-        got = run_encoder(pipe, POOLED[sites.family(pipe)][0], [text, ""])
+        got = run_encoder(pipe, POOLED[hook_points.family(pipe)][0], [text, ""])
     text_embeds = getattr(got, "text_embeds", None)  # of an encoder with a projection
     of_text, of_empty = (got.pooler_output if text_embeds is None else text_embeds).float()
     return Pooled(of_text - of_empty, of_empty)

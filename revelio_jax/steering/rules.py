@@ -10,7 +10,7 @@ import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.steering.concept import EncodedConcept, presence
-from revelio_jax.steering.folder import Sae
+from revelio_jax.steering.sae import Sae
 
 Weight = float | torch.Tensor
 """A strength, or one for each row of the batch: [B, 1, 1]."""
@@ -104,7 +104,7 @@ RULES = {"paper": paper, "contrast": contrast, "gated": gated, "swap": swap}
 ON_BOTH_BRANCHES = ("paper", "contrast")
 AUTO = "auto"
 # What ``auto`` stands for, the best in the mean over concepts on both miniatures, as
-# python -m revelio_jax.steering.table measured them: where labelled prompts taught a concept, and where its
+# python -m revelio_jax.benchmark.table measured them: where labelled prompts taught a concept, and where its
 # text is all there is.
 WHERE_LEARNED, ELSE = "swap", "contrast"
 

@@ -17,31 +17,31 @@ from collections.abc import Iterator
 
 import torch
 
-from revelio_jax import guidance, sites, tokens
 from revelio_jax.errors import InputError
-from revelio_jax.guidance import CONDITIONAL, UNCONDITIONAL
+from revelio_jax.pipelines import guidance, hook_points, tokens
+from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering.concept import execution_device, is_masked, tokenizer_of
 from revelio_jax.steering.pooled import POOLED
 
 if typing.TYPE_CHECKING:
-    from revelio_jax.steering.attachment import Attachment, Part
+    from revelio_jax.steering.attachment import Attachment, HookPointPart
 
 _KEY = "_revelio_steering"  # where a pipeline keeps its session
 
 
-class Point:
+class HookedPoint:
     """A hooked site of one pipeline: it adds up what its parts change, each from the same activations."""
 
-    def __init__(self, site: sites.Site):
+    def __init__(self, site: hook_points.HookPoint):
         self.site = site
-        self.parts: list[Part] = []
-        self.active: tuple[Part, ...] = ()
+        self.parts: list[HookPointPart] = []
+        self.active: tuple[HookPointPart, ...] = ()
         self.device = execution_device(site.module)
         self.reads_input = False
         self.grid: tuple[int, int] | None = None  # of the positions, where the site's output does not show it
         self.caught: list[torch.Tensor] | None = None
         _ = site.argument  # found now, since a compiler cannot
-        self.remove = sites.after(site.module, self.after)
+        self.remove = hook_points.after(site.module, self.after)
 
     def after(self, args: tuple, kwargs: dict, output: typing.Any) -> typing.Any:
         """``output`` with x + change; None, which leaves every bit as it is, where nothing is active."""
@@ -71,9 +71,9 @@ class Session:
 
     def __init__(self, pipe: typing.Any):
         self.pipe, self.cls = pipe, getattr(type(pipe), "_followed", type(pipe))
-        self.layout = sites.family(pipe)
+        self.layout = hook_points.family(pipe)
         self.attachments: list[Attachment] = []
-        self.points: dict[str, Point] = {}
+        self.points: dict[str, HookedPoint] = {}
         self._watched: dict[str, typing.Callable[[], None]] = {}
         self._branch: str | None = None  # that a text encoder runs for, under encode_prompt
         self._call: dict[str, typing.Any] | None = None  # arguments of the pipeline's call
@@ -91,7 +91,7 @@ class Session:
         for part in attachment.parts:
             name = part.site.name
             if name not in self.points:
-                self.points[name] = Point(part.site)
+                self.points[name] = HookedPoint(part.site)
                 stale = stale or _is_compiled(getattr(self.pipe, part.site.component), part.site.module)
             point = self.points[name]
             point.parts.append(part)
@@ -101,7 +101,7 @@ class Session:
             if component not in self._watched:
                 model = getattr(self.pipe, component)
                 before = torch.compiler.disable(functools.partial(self._before, component))
-                self._watched[component] = sites.before(model, before)
+                self._watched[component] = hook_points.before(model, before)
         if stale:
             torch.compiler.reset()  # code compiled before knows nothing of a hook that is new
 
@@ -134,7 +134,7 @@ class Session:
             if self.layout == "flux":
                 given |= self._negative_of_flux(given)
         bound.apply_defaults()
-        denoiser = getattr(self.pipe, sites.DENOISERS[self.layout])
+        denoiser = getattr(self.pipe, hook_points.DENOISERS[self.layout])
         outside = self._call, self._grid, self._told  # of a call that this one is made in
         self._call, self._grid = bound.arguments | given, None
         try:
@@ -240,7 +240,7 @@ class Session:
 
     @property
     def _steers_text(self) -> bool:
-        return any(not sites.is_denoiser_site(name) for name in self.points)
+        return any(not hook_points.is_denoiser_site(name) for name in self.points)
 
     def _is_zero(self, given: dict[str, typing.Any]) -> bool:
         """Whether the pipeline takes zeros for the negative prompt, which no encoder then sees."""
@@ -266,12 +266,12 @@ class Session:
         """Say what the component's hooks do in the pass that begins."""
         for point in self.points.values():
             if point.site.component == component:
-                if sites.is_denoiser_site(point.site.name):
+                if hook_points.is_denoiser_site(point.site.name):
                     point.active = self._of_denoiser(point, args, kwargs)
                 else:
                     point.active = self._of_text_encoder(point, args, kwargs)
 
-    def _of_text_encoder(self, point: Point, args: tuple, kwargs: dict) -> tuple["Part", ...]:
+    def _of_text_encoder(self, point: HookedPoint, args: tuple, kwargs: dict) -> tuple["HookPointPart", ...]:
         if self._branch is None:
             return ()
         branch, self._branch = self._branch, None  # a concept may be encoded now, plainly
@@ -290,7 +290,9 @@ class Session:
         finally:
             self._branch = branch
 
-    def _where(self, part: "Part", ids_BT: torch.Tensor, mask_BT: torch.Tensor | None) -> torch.Tensor | None:
+    def _where(
+        self, part: "HookPointPart", ids_BT: torch.Tensor, mask_BT: torch.Tensor | None
+    ) -> torch.Tensor | None:
         """The positions to steer, bool [B or 1, T, 1]; None for all."""
         positions = part.attachment.positions
         if isinstance(positions, torch.Tensor):
@@ -303,7 +305,7 @@ class Session:
         kept = torch.from_numpy(found)[..., None]
         return torch.isin(kept, torch.tensor(tokens.KEPT[positions], dtype=kept.dtype))
 
-    def _of_denoiser(self, point: Point, args: tuple, kwargs: dict) -> tuple["Part", ...]:
+    def _of_denoiser(self, point: HookedPoint, args: tuple, kwargs: dict) -> tuple["HookPointPart", ...]:
         if self._call is None:
             return ()
         denoiser = getattr(self.pipe, point.site.component)

@@ -8,25 +8,16 @@ from collections.abc import Mapping
 
 import torch
 
-from revelio_jax import sites
 from revelio_jax.errors import InputError
-from revelio_jax.steering import hub, prompted, vectors
+from revelio_jax.pipelines import hook_points
+from revelio_jax.steering import hub, text_latents, vectors
 from revelio_jax.steering.attachment import Attachment, Clamp, Key, Strength, Where
 from revelio_jax.steering.concept import EncodedConcept, encode_concept, execution_device
-from revelio_jax.steering.folder import Sae, load_sae
-from revelio_jax.steering.learned import Learned
+from revelio_jax.steering.learned_concepts import Learned
 from revelio_jax.steering.pooled import Pooled, pooled_of
-from revelio_jax.steering.rules import (
-    AUTO,
-    ON_BOTH_BRANCHES,
-    Add,
-    Change,
-    Scale,
-    Set,
-    change_of,
-    chosen,
-)
-from revelio_jax.steering.sampled import Sampling, encode_sampled
+from revelio_jax.steering.rules import AUTO, ON_BOTH_BRANCHES, Add, Change, Scale, Set, change_of, chosen
+from revelio_jax.steering.sae import Sae, load_sae
+from revelio_jax.steering.sampled_concepts import Sampling, encode_sampled
 from revelio_jax.steering.session import session
 from revelio_jax.steering.vectors import Concept
 
@@ -85,9 +76,9 @@ class Steerer:
         empty one, and where in the prompt that is. At a site of the denoiser the values are means over
         pictures that are sampled of the text, see :meth:`attach`, and position is -1.
         """
-        if sites.is_denoiser_site(self.site):
-            return prompted.sampled_latents(self.concept(pipe, text, sampling=sampling), top)
-        return prompted.latents_for(pipe, self.site, self.placed(pipe), text, top)
+        if hook_points.is_denoiser_site(self.site):
+            return text_latents.sampled_latents(self.concept(pipe, text, sampling=sampling), top)
+        return text_latents.latents_for(pipe, self.site, self.placed(pipe), text, top)
 
     @property
     def site(self) -> str:
@@ -114,7 +105,7 @@ class Steerer:
         """
         first = self._fit(pipe)[0]
         kept = self._concepts.setdefault(getattr(pipe, first.component), {})
-        in_denoiser = sites.is_denoiser_site(first.name)
+        in_denoiser = hook_points.is_denoiser_site(first.name)
         key = text, repr(sampling) if in_denoiser else tokens, learned is None
         if key not in kept or (learned and kept[key][0] is not learned):
             if in_denoiser:
@@ -285,15 +276,15 @@ class Steerer:
             )
         return concept
 
-    def _fit(self, pipe: typing.Any) -> tuple[sites.Site, ...]:
+    def _fit(self, pipe: typing.Any) -> tuple[hook_points.HookPoint, ...]:
         """The sites in ``pipe``. Raises InputError where the SAE is for another model."""
         trained_on, family = self.sae.metadata.get("model_id", ""), self.sae.metadata.get("family")
-        if family and family != sites.family(pipe):
+        if family and family != hook_points.family(pipe):
             raise InputError(
                 f"the SAE is for another model, of the family {family}: it was trained on {trained_on!r}; "
-                f"this pipeline is {sites.family(pipe)}"
+                f"this pipeline is {hook_points.family(pipe)}"
             )
-        hooked = sites.resolve_joined(pipe, self.site)
+        hooked = hook_points.resolve_joined(pipe, self.site)
         width = sum(site.d for site in hooked)
         if width != self.sae.d:
             raise InputError(

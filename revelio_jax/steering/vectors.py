@@ -17,15 +17,15 @@ import typing
 import torch
 from safetensors.torch import save
 
-from revelio_jax import sites
 from revelio_jax.errors import InputError
+from revelio_jax.pipelines import hook_points
+from revelio_jax.sae_folder.untrusted import one_line, read_header, read_tensors
 from revelio_jax.steering.attachment import Attachment, Where
 from revelio_jax.steering.concept import hidden_states
 from revelio_jax.steering.pooled import POOLED, Pooled, pooled_of
 from revelio_jax.steering.rules import Add
-from revelio_jax.steering.sampled import Sampling, sampled_mean
+from revelio_jax.steering.sampled_concepts import Sampling, sampled_mean
 from revelio_jax.steering.session import session
-from revelio_jax.steering.untrusted import one_line, read_header, read_tensors
 
 FORMAT = "revelio_jax.concept.1"
 FACTS = ("text", "rule", "model", "family")
@@ -107,7 +107,7 @@ def difference_of_means(
 
     At a site of the denoiser pictures of the prompts are sampled, and the mean is over positions too.
     """
-    if sites.is_denoiser_site(site):
+    if hook_points.is_denoiser_site(site):
         v_TD = sampled_mean(pipe, site, with_concept, sampling) - sampled_mean(pipe, site, without, sampling)
     else:
         v_TD = hidden_states(pipe, site, with_concept).mean(0) - hidden_states(pipe, site, without).mean(0)
@@ -116,10 +116,10 @@ def difference_of_means(
 
 def of_joined(pipe: typing.Any, site: str, v_TD: torch.Tensor, text: str, rule: str) -> Concept:
     """A concept from vectors [T, D] at a site, or at sites joined by +, side by side in D."""
-    joined = sites.resolve_joined(pipe, site)
+    joined = hook_points.resolve_joined(pipe, site)
     parts = v_TD.split([part.d for part in joined], dim=-1)
     directions = {part.name: v.contiguous() for part, v in zip(joined, parts, strict=True)}
-    family = sites.family(pipe)
+    family = hook_points.family(pipe)
     pooled = pooled_of(pipe, text) if text and family in POOLED else None
     return Concept(text, directions, rule, pipe.name_or_path or "", family, pooled)
 
@@ -159,14 +159,14 @@ def attach_vectors(
     )
 
 
-def fit(pipe: typing.Any, concept: Concept) -> tuple[sites.Site, ...]:
+def fit(pipe: typing.Any, concept: Concept) -> tuple[hook_points.HookPoint, ...]:
     """The sites of a concept in ``pipe``. Raises InputError where its vectors are for another model."""
-    if concept.family and concept.family != sites.family(pipe):
+    if concept.family and concept.family != hook_points.family(pipe):
         raise InputError(
             f"the concept {concept.text!r} is of a pipeline of the family {concept.family}; this one is "
-            f"{sites.family(pipe)}"
+            f"{hook_points.family(pipe)}"
         )
-    hooked = tuple(sites.resolve(pipe, name) for name in concept.directions)
+    hooked = tuple(hook_points.resolve(pipe, name) for name in concept.directions)
     for site in hooked:
         width = concept.directions[site.name].shape[-1]
         if width != site.d:

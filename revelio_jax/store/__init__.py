@@ -14,7 +14,7 @@ shard, with sample -1.
 """
 
 from revelio_jax.store.locks import Worker
-from revelio_jax.store.reader import Site, Store, open_store
+from revelio_jax.store.reader import SiteReader, Store, open_store
 from revelio_jax.store.writer import SitePlan, StorePlan, StoreWriter
 
-__all__ = ["Site", "SitePlan", "Store", "StorePlan", "StoreWriter", "Worker", "open_store"]
+__all__ = ["SitePlan", "SiteReader", "Store", "StorePlan", "StoreWriter", "Worker", "open_store"]

@@ -17,7 +17,7 @@ TOLERANCE = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class StoreState:
     """A store as it lies there: its plan, the shards that have a marker, the manifest once there is one."""
 
     location: str
@@ -35,7 +35,7 @@ class Found:
         return range(shard * size, min((shard + 1) * size, self.plan["samples"]))
 
 
-def find(location: str) -> Found:
+def find(location: str) -> StoreState:
     """A store, finished or not. Raises InputError where there is none."""
     kvstore = layout.open_kvstore(location)
     plan = layout.read_json(kvstore, "plan.json")
@@ -52,10 +52,10 @@ def find(location: str) -> Found:
         advice = "where it is broken, delete it and extract again: it is made anew"
         raise InputError(f"{error}; {advice}") from error
     shards = range(-(-plan["samples"] // plan["shard_samples"]))
-    return Found(location, kvstore, plan, frozenset(layout.done_shards(kvstore)) & set(shards), manifest)
+    return StoreState(location, kvstore, plan, frozenset(layout.done_shards(kvstore)) & set(shards), manifest)
 
 
-def faults(store: Found) -> Iterator[tuple[int | str, str]]:
+def faults(store: StoreState) -> Iterator[tuple[int | str, str]]:
     """Read everything; yields (shard, "") for each good shard and (shard or file, what is wrong) for others.
 
     Reading checks the checksum of every chunk. Rows are also compared with the statistics in the shard's
@@ -101,7 +101,7 @@ def faults(store: Found) -> Iterator[tuple[int | str, str]]:
 
 
 def _check(
-    store: Found,
+    store: StoreState,
     arrays: dict[tuple[str, str], ts.TensorStore],
     shard: int,
     name: str,
@@ -139,7 +139,7 @@ def _check(
     return [key for key in layout.INDEX_ARRAYS if wanted.count and (values[key][: wanted.count] == -1).all()]
 
 
-def _of_the_whole(store: Found, markers: dict[int, dict[str, typing.Any]]) -> Iterator[tuple[str, str]]:
+def _of_the_whole(store: StoreState, markers: dict[int, dict[str, typing.Any]]) -> Iterator[tuple[str, str]]:
     """What is wrong with samples.parquet and the manifest."""
     table = store.kvstore.read("samples.parquet").result()
     try:

@@ -14,7 +14,7 @@ from revelio_jax.store import layout, parquet
 
 
 @dataclasses.dataclass(frozen=True)
-class Site:
+class SiteReader:
     """One site of a finished store.
 
     ``chunks`` are the (start, stop) array rows of every inner chunk that holds valid rows, in
@@ -75,7 +75,7 @@ class Store:
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"store {self.location}: samples.parquet cannot be read: {error}") from error
 
-    def site(self, name: str = "") -> Site:
+    def site(self, name: str = "") -> SiteReader:
         """A site by name; the first where ``name`` is empty. Raises InputError."""
         name = name or self.site_names[0]
         if name not in self.manifest["sites"]:
@@ -102,7 +102,7 @@ class Store:
             for shard, valid in enumerate(facts["shard_valid_rows"])
             for start in range(0, valid, chunk)
         )
-        return Site(
+        return SiteReader(
             name=name,
             d=facts["d"],
             dtype=stored,

@@ -32,12 +32,13 @@ import PIL.Image
 import results
 import torch
 
-from extract import denoiser, encode, noised, pipelines, shards, text
-from extract.record import recorded
-from extract.work import Work
-from revelio_jax import sites
-from revelio_jax.config import Config, Extract, Model
+from extract import shards, text_encoder
+from extract.jobs import ExtractionJob
+from extract.modes import noised, text
+from revelio_jax.config import Config, ExtractConfig, ModelConfig
 from revelio_jax.errors import reported
+from revelio_jax.pipelines import denoiser, hook_points, loading
+from revelio_jax.pipelines.recorder import recorded
 from revelio_jax.store import StoreWriter, Worker
 
 TIMESTEPS = (25, 200)
@@ -76,24 +77,24 @@ def main() -> None:
 
 
 def config(given: argparse.Namespace, **fields) -> Config:
-    extract = Extract(batch_size=given.batch, height=given.size, width=given.size, **fields)
-    return dataclasses.replace(Config(), model=Model(id=given.model), extract=extract)
+    extract = ExtractConfig(batch_size=given.batch, height=given.size, width=given.size, **fields)
+    return dataclasses.replace(Config(), model=ModelConfig(id=given.model), extract=extract)
 
 
 def of_text(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
     prompts = [f"a flat emoji of {'red ' * (i % 9)}apple" for i in range(given.prompts)]
     (folder / "prompts.txt").write_text("\n".join(prompts))
-    source = pipelines.find(given.model, "", "sd")
-    encoder = pipelines.load_text_encoder(source, "text_encoder", "float32")
-    pipe = pipelines.skeleton(source)
-    site = [name for name in sites.known_sites(pipe) if name.startswith("clip.")][-2]
+    source = loading.find(given.model, "", "sd")
+    encoder = loading.load_text_encoder(source, "text_encoder", "float32")
+    pipe = loading.skeleton(source)
+    site = [name for name in hook_points.known_sites(pipe) if name.startswith("clip.")][-2]
     asked = config(given, sites=(site,), positions="all", prompts=str(folder / "prompts.txt"))
-    work = encode.prepare(asked, Worker())
+    work = text.prepare(asked, Worker())
 
     cut = copy.deepcopy(encoder.model)
     inner = getattr(cut, "text_model", cut)
     inner.encoder.layers = inner.encoder.layers[: int(site.rpartition(".")[2]) + 1]
-    ids = torch.from_numpy(text.tokenise(encoder, prompts).ids)
+    ids = torch.from_numpy(text_encoder.tokenise(encoder, prompts).ids)
 
     @torch.inference_mode()
     def bare() -> None:
@@ -106,10 +107,10 @@ def of_text(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
         return found
 
     whole = denoiser.load(source, asked.model, "float32")
-    hooked = sites.resolve(whole, site)
+    hooked = hook_points.resolve(whole, site)
 
     def pipeline() -> None:
-        with sites.captured(hooked):
+        with hook_points.captured(hooked):
             for prompt in prompts[: given.pipeline_prompts]:
                 whole(prompt, height=given.size, width=given.size, num_inference_steps=50, output_type="np")
 
@@ -126,8 +127,8 @@ def of_pictures(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
         PIL.Image.fromarray(pixels).save(folder / "pictures" / f"{i:05}.png")
     names = ("unet.down_blocks.0.attentions.0", "unet.mid_block", "unet.up_blocks.1")
     fields = {"mode": "noised", "images": str(folder / "pictures"), "timesteps": TIMESTEPS}
-    source = pipelines.find(given.model, "", "sd")
-    pipe = denoiser.load(source, Model(id=given.model), "float32")
+    source = loading.find(given.model, "", "sd")
+    pipe = denoiser.load(source, ModelConfig(id=given.model), "float32")
     asked = {name: config(given, sites=(name,), **fields) for name in names}
     works = {name: noised.prepare(asked[name], Worker()) for name in names}
     conditioning = denoiser.encoded(pipe, asked[names[0]].extract)
@@ -136,7 +137,7 @@ def of_pictures(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
 
     @torch.inference_mode()
     def bare(name: str) -> None:
-        site, extract = sites.resolve(pipe, name), asked[name].extract
+        site, extract = hook_points.resolve(pipe, name), asked[name].extract
         for batch in pictures.split(given.batch):
             latents = pipe.vae.encode(batch).latent_dist.mode() + noise
             for timestep in TIMESTEPS:
@@ -155,7 +156,7 @@ def of_pictures(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
     return [row("noised", middle, bare_s, extract_s[middle]), *early]
 
 
-def ended_at(pipe, site: sites.Site, timestep: int, count: int, extract: Extract):
+def ended_at(pipe, site: hook_points.HookPoint, timestep: int, count: int, extract: ExtractConfig):
     return recorded(pipe, [site], {0.0: timestep}, count, extract, stop=True)
 
 
@@ -164,7 +165,7 @@ def latents_size(pipe, size: int) -> tuple[int, int]:
     return size // factor, size // factor
 
 
-def extraction(work: Work, folder: pathlib.Path) -> None:
+def extraction(work: ExtractionJob, folder: pathlib.Path) -> None:
     """The loop of extract.run, to a new store."""
     with tempfile.TemporaryDirectory(dir=folder) as store:
         writer = StoreWriter(store, work.plan, work.samples)

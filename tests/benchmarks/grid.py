@@ -23,11 +23,13 @@ import jax
 import numpy as np
 import results
 
-from revelio_jax import data, grid, sharding
-from revelio_jax import step as training
-from revelio_jax.config import Config, Extract, Sae, Train
+from revelio_jax import grid
+from revelio_jax.config import Config, ExtractConfig, SaeConfig, TrainConfig
 from revelio_jax.errors import reported
+from revelio_jax.sae import sharding
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
+from revelio_jax.training import loader
+from revelio_jax.training import step as training
 
 CHUNK_ROWS, SHARD_ROWS, SHARDS, SAMPLE_ROWS, ACTIVE = 256, 16_384, 8, 32, 10
 RATES = "train.learning_rate=1e-3,4e-4"
@@ -56,9 +58,9 @@ def measure(d: int, expansion: int, batch: int, steps: int, forms: list[str], ks
     with tempfile.TemporaryDirectory() as folder:
         write(folder, d)
         config = Config(
-            extract=Extract(store=folder),
-            sae=Sae(expansion=expansion, k_aux=128, dead_after_rows=50_000),
-            train=Train(run=f"{folder}/run", batch_size=batch, steps=steps, warmup_steps=steps // 10),
+            extract=ExtractConfig(store=folder),
+            sae=SaeConfig(expansion=expansion, k_aux=128, dead_after_rows=50_000),
+            train=TrainConfig(run=f"{folder}/run", batch_size=batch, steps=steps, warmup_steps=steps // 10),
         )
         members, streams = grid.open_members(grid.configs(config, [f"sae.k={ks}", RATES]))
         mesh = sharding.make_mesh(1, 1, batch, members[0].latents, jax.devices()[:1])
@@ -83,7 +85,7 @@ def measure(d: int, expansion: int, batch: int, steps: int, forms: list[str], ks
 
         def run(program, state, wrap):
             started = time.perf_counter()
-            with contextlib.closing(data.batches(*streams[0], 0)) as stream:
+            with contextlib.closing(loader.batches(*streams[0], 0)) as stream:
                 for rows in itertools.islice(stream, steps):
                     x_BD = sharding.put_batch(mesh, rows)
                     state, measured = program(state, wrap(x_BD))

@@ -6,7 +6,7 @@
 
 On a store of random rows and a random top-k SAE of each size, width x latents x k, in rows a second:
 
-    loader     the training loader alone, as tests/benchmarks/loader.py measures it
+    loader     the training loader alone, as tests/benchmarks/loader_speed.py measures it
     reading    chunks in the order of the store, as interpretation reads them
     encoding   reading and encoding; the codes are dropped
     interpret  all of it: reading, encoding, and collecting what is kept of every latent
@@ -31,21 +31,21 @@ import tempfile
 import time
 from collections.abc import Callable
 
-import loader
+import loader_speed
 import numpy as np
 import results
 from safetensors.numpy import save_file
 
-from revelio_jax import data
-from revelio_jax.card import cfg_json
-from revelio_jax.config import Config, Extract, Interpret, Train
+from revelio_jax.config import Config, ExtractConfig, InterpretConfig, TrainConfig
 from revelio_jax.errors import InputError, reported
-from revelio_jax.interpret import __main__ as interpret
-from revelio_jax.interpret import layout, stream
-from revelio_jax.interpret.collect import Collection
-from revelio_jax.interpret.layout import Cells, Strata
-from revelio_jax.interpret.neighbours import Sampled
-from revelio_jax.sources import open_mixture
+from revelio_jax.interpret.latents import command as interpret
+from revelio_jax.interpret.latents import layout, stream
+from revelio_jax.interpret.latents.collection import Collection
+from revelio_jax.interpret.latents.layout import Cells, Strata
+from revelio_jax.interpret.latents.neighbors import RowSample
+from revelio_jax.sae_folder.card import cfg_json
+from revelio_jax.training import loader
+from revelio_jax.training.mixture import open_mixture
 
 SIZES = "128x512x20,768x12288x32"
 SECONDS = 4  # that the slowest mode of a size may take, about: the store is as large
@@ -100,14 +100,14 @@ def parsed(flag: str, text: str, numbers: int) -> list[tuple[int, ...]]:
 def measured(folder: pathlib.Path, d: int, latents: int, k: int, rows: int, rounds: int) -> list[dict]:
     """Rows of all modes of one size."""
     rows = rows or min(MOST_ROWS, int(SECONDS * FLOPS / (2 * d * latents)))
-    shards = -(-rows // loader.SHARD_ROWS)
-    gigabytes = shards * loader.SHARD_ROWS * d * 4e-9
-    loader.write(str(folder / "store"), gigabytes, d, "float32")
+    shards = -(-rows // loader_speed.SHARD_ROWS)
+    gigabytes = shards * loader_speed.SHARD_ROWS * d * 4e-9
+    loader_speed.write(str(folder / "store"), gigabytes, d, "float32")
     write_sae(folder / "run" / "export", d, latents, k)
     config = Config(
-        extract=Extract(store=str(folder / "store")),
-        train=Train(run=str(folder / "run")),
-        interpret=Interpret(),
+        extract=ExtractConfig(store=str(folder / "store")),
+        train=TrainConfig(run=str(folder / "run")),
+        interpret=InterpretConfig(),
     )
     store, site, sae = interpret.opened(config)
     positions, timesteps = layout.survey(site)
@@ -115,8 +115,8 @@ def measured(folder: pathlib.Path, d: int, latents: int, k: int, rows: int, roun
     cells = layout.make_cells(site.name, store, positions, config.interpret.cells)
     mixture = open_mixture([f"1:{folder / 'store'}"])
     # Buffers of the loader as large as usual, but where the store is smaller.
-    loader.BUFFER_CHUNKS = min(loader.BUFFER_CHUNKS, len(site.chunks) // 2)
-    order = data.make_order(mixture, 0, loader.BATCH, loader.BUFFER_CHUNKS, 0.0, 1)
+    loader_speed.BUFFER_CHUNKS = min(loader_speed.BUFFER_CHUNKS, len(site.chunks) // 2)
+    order = loader.make_order(mixture, 0, loader_speed.BATCH, loader_speed.BUFFER_CHUNKS, 0.0, 1)
     parts = list(itertools.islice(stream.whole_samples(interpret.encoded(config, site, sae)), 32))
     state = []
 
@@ -133,7 +133,7 @@ def measured(folder: pathlib.Path, d: int, latents: int, k: int, rows: int, roun
             pass
 
     modes: dict[str, Callable[[], float]] = {
-        "loader": lambda: loader.loader(mixture, order) * 1e6 / (4 * d),
+        "loader": lambda: loader_speed.loader(mixture, order) * 1e6 / (4 * d),
         "reading": lambda: rate(read, site.rows),
         "encoding": lambda: rate(encode, site.rows),
         "interpret": lambda: rate(all_of_it, site.rows),
@@ -163,12 +163,14 @@ def rate(run: Callable[[], None], rows: int) -> float:
     return rows / (time.perf_counter() - started)
 
 
-def collecting(latents: int, strata: Strata, cells: Cells, parts: list[stream.Part], again: int = 4) -> float:
+def collecting(
+    latents: int, strata: Strata, cells: Cells, parts: list[stream.CodeBatch], again: int = 4
+) -> float:
     """Rows a second of what the host does; parts come several times, as if they were of later samples."""
     count = sum(len(part.sample_N) for part in parts)
     later = int(parts[-1].sample_N[-1]) + 1
     collection = Collection(latents, 20, 10, 1.0, cells, strata, np.arange(256))
-    sampled = Sampled(262_144, again * count)
+    sampled = RowSample(262_144, again * count)
     started = time.perf_counter()
     for turn in range(again):
         for part in parts:
@@ -198,7 +200,7 @@ def statement(latents: int, k: int, batches: int) -> dict:
     told_apart = Strata("timestep", tuple(map(str, timesteps)), timesteps=timesteps)
     collection = Collection(latents, 20, 10, 1.0, cells, told_apart, np.arange(256))
     rows = strata * positions * 3  # three samples a batch, 3,840 rows
-    sampled = Sampled(262_144, batches * rows)
+    sampled = RowSample(262_144, batches * rows)
     random = np.random.default_rng(0)
     seconds = []
     for batch in range(batches):
@@ -231,7 +233,7 @@ def random_part(random, batch, rows, positions, strata, latents, k):
     latent = (latents * np.square(random.random((rows, k)))).astype(np.int32)
     shared = (latents * np.square(random.random((samples, k // 2)))).astype(np.int32)
     latent[:, : k // 2] = np.repeat(shared, positions * strata, axis=0)
-    return stream.Part(
+    return stream.CodeBatch(
         np.repeat(np.arange(batch * samples, (batch + 1) * samples, dtype=np.int32), positions * strata),
         np.tile(np.arange(positions, dtype=np.int32), strata * samples),
         np.tile(np.repeat(np.arange(strata, dtype=np.int32), positions), samples),

@@ -61,13 +61,13 @@ def run(d: int, n: int, k: int, batch: int, encode_chunk: int) -> dict[str, floa
     import jax
     import numpy as np
 
-    from revelio_jax import metrics, sharding
-    from revelio_jax import step as training
-    from revelio_jax.config import Sae, Train
-    from revelio_jax.sae import initial
+    from revelio_jax.config import SaeConfig, TrainConfig
+    from revelio_jax.sae import initial, sharding
+    from revelio_jax.training import metrics
+    from revelio_jax.training import step as training
 
-    sae = Sae(k=k, latents=n, encode_chunk=encode_chunk)
-    train = Train(batch_size=batch)
+    sae = SaeConfig(k=k, latents=n, encode_chunk=encode_chunk)
+    train = TrainConfig(batch_size=batch)
     mesh = sharding.make_mesh(1, 1, batch, n)
     params = initial.initial_params(sae, 0, n, np.zeros(d), np.zeros((1, d)), mesh)
     state = training.initial_state(params, np.zeros(d), 1.0, sae, train, mesh)

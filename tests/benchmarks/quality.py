@@ -35,14 +35,14 @@ import results
 from learning import Learning
 from train_step import OURS, PEERS, PYTHON_OF_PEERS, systems
 
-from revelio_jax import data, sharding
-from revelio_jax import step as training
-from revelio_jax.config import Sae, Train
+from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.errors import InputError, reported
 from revelio_jax.evaluate import make_reconstruct
-from revelio_jax.sae import initial
-from revelio_jax.sources import open_mixture
+from revelio_jax.sae import initial, sharding
 from revelio_jax.train import normalisation
+from revelio_jax.training import loader
+from revelio_jax.training import step as training
+from revelio_jax.training.mixture import open_mixture
 
 LATENTS, DEAD_AFTER_ROWS = 512, 50_000
 BATCH = {"planted": 512, "miniature": 2048}
@@ -117,15 +117,15 @@ def miniature(store: str) -> Task:
         )
     mixture = open_mixture([f"1:{store}"])
     batch = BATCH["miniature"]
-    order = data.make_order(mixture, 0, batch, 256, held_out=0.2, lanes=1)
+    order = loader.make_order(mixture, 0, batch, 256, held_out=0.2, lanes=1)
     mean_D, scale = normalisation("centre_scale", mixture)
 
     def batches():
-        with contextlib.closing(data.batches(mixture, order, 0)) as stored:
+        with contextlib.closing(loader.batches(mixture, order, 0)) as stored:
             for x_BD in stored:
                 yield (x_BD - mean_D) / np.float32(scale)
 
-    held_out_ND = np.concatenate(list(data.held_out_rows(mixture, order, batch)))
+    held_out_ND = np.concatenate(list(loader.held_out_rows(mixture, order, batch)))
     return Task("miniature", batches, (held_out_ND - mean_D) / np.float32(scale))
 
 
@@ -136,8 +136,8 @@ def unit(W_FD: np.ndarray) -> np.ndarray:
 def train_ours(task: Task, learning: Learning) -> Learnt:
     """As revelio_jax.train does it."""
     d = task.held_out_ND.shape[1]
-    sae = Sae(k=task.k, latents=LATENTS, k_aux=d // 2, dead_after_rows=learning.dead_after_rows)
-    train = Train(
+    sae = SaeConfig(k=task.k, latents=LATENTS, k_aux=d // 2, dead_after_rows=learning.dead_after_rows)
+    train = TrainConfig(
         steps=learning.steps,
         batch_size=task.batch,
         learning_rate=learning.learning_rate,

@@ -23,11 +23,12 @@ import numpy as np
 import PIL.Image
 import results as rows
 
-from revelio_jax.config import Config, Interpret, Train
-from revelio_jax.interpret import report, results
-from tests import browser, synthetic
+from revelio_jax.config import Config, InterpretConfig, TrainConfig
+from revelio_jax.interpret import report
+from revelio_jax.interpret.latents import results
+from tests.helpers import browser, planted
 
-TOP = Interpret()
+TOP = InterpretConfig()
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def measured(folder: pathlib.Path, given: argparse.Namespace) -> dict:
     if maker.exitcode:
         raise SystemExit(maker.exitcode)
     found = results.load(results.folder_of(str(folder / "run")))
-    config = dataclasses.replace(Config(), train=Train(run=str(folder / "run")))
+    config = dataclasses.replace(Config(), train=TrainConfig(run=str(folder / "run")))
     started, cpu = time.perf_counter(), time.process_time()
     written = report.write(config, found)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -77,22 +78,22 @@ def measured(folder: pathlib.Path, given: argparse.Namespace) -> dict:
 
 
 def _make(folder: pathlib.Path, given: argparse.Namespace) -> None:
-    size = synthetic.Size(
+    size = planted.Size(
         given.latents, given.samples, TOP.top, TOP.weaker, TOP.top, TOP.neighbours, 16, 77, pixels=256
     )
-    store = synthetic.make_store(folder / "store", given.kind, size, _prompts(), pictures=False)
+    store = planted.make_store(folder / "store", given.kind, size, _prompts(), pictures=False)
     if given.kind == "image":
         _add_pictures(folder / "store", size)
-    synthetic.make(folder / "run", store, given.kind, size)
+    planted.make(folder / "run", store, given.kind, size)
 
 
 def _prompts() -> list[str]:
     """Prompts of some 30 words."""
     random = np.random.default_rng(0)
-    return [" ".join(random.choice(synthetic.WORDS, 30)) for _ in range(997)]
+    return [" ".join(random.choice(planted.WORDS, 30)) for _ in range(997)]
 
 
-def _add_pictures(store: pathlib.Path, size: synthetic.Size) -> None:
+def _add_pictures(store: pathlib.Path, size: planted.Size) -> None:
     (store / "images").mkdir()
     manifest = json.loads((store / "manifest.json").read_text())
     manifest["extract"]["save_images"] = True

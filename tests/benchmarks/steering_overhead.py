@@ -22,10 +22,10 @@ import results
 import torch
 import transformers
 
-from revelio_jax import sites
 from revelio_jax.errors import InputError, reported
+from revelio_jax.pipelines import hook_points
 from revelio_jax.steering import Attachment, Steerer
-from revelio_jax.steering.folder import Sae
+from revelio_jax.steering.sae import Sae
 
 MINIATURES = pathlib.Path(__file__).parents[2] / "extract" / "miniature"
 CONCEPT, PROMPT = "glossy 3d", "a glossy 3d emoji of a red apple"
@@ -99,9 +99,9 @@ def call(pipe: typing.Any, family: str, steps: int) -> None:
 
 
 def random_sae(pipe: typing.Any, site: str) -> Sae:
-    d = sites.resolve(pipe, site).d
+    d = hook_points.resolve(pipe, site).d
     W_dec_FD = torch.nn.functional.normalize(torch.randn(EXPANSION * d, d), dim=1)
-    metadata = {"site": site, "family": sites.family(pipe)}
+    metadata = {"site": site, "family": hook_points.family(pipe)}
     return Sae(W_dec_FD.T.contiguous(), torch.zeros(EXPANSION * d), W_dec_FD, torch.zeros(d), K, metadata)
 
 

@@ -28,11 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 import results
 
-from revelio_jax import sharding
-from revelio_jax import step as training
-from revelio_jax.config import Sae, Train
+from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.errors import InputError, reported
-from revelio_jax.sae import initial
+from revelio_jax.sae import initial, sharding
+from revelio_jax.training import step as training
 
 OURS, PEERS = "revelio_jax", ("sae-lens", "eai-sparsify", "dictionary-learning")
 SIZES = "768x12288x32x2048,768x3072x32x4096,2048x32768x64x1024"
@@ -53,7 +52,7 @@ def our_step(size: Size, dead_fraction: float) -> Callable[[], float]:
 
     All that this benchmark asks of the trainer is here.
     """
-    sae, train = Sae(k=size.k), Train(batch_size=size.batch)
+    sae, train = SaeConfig(k=size.k), TrainConfig(batch_size=size.batch)
     random = np.random.default_rng(0)
     dead = random.permutation(size.n)[: round(dead_fraction * size.n)]
     mesh = sharding.make_mesh(1, 1, size.batch, size.n)

@@ -145,7 +145,7 @@ def listed(tmp_path, capsys):
         )
         flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in fields.items()]
         with reported():
-            run.main(["extract.run", "--config", str(config), "--list_sites", *flags])
+            run.main(["--config", str(config), "--list_sites", *flags])
         lines = capsys.readouterr().out.splitlines()[2:]
         assert not (tmp_path / "store").exists()
         return {

@@ -20,8 +20,8 @@ import transformers
 from extract import run
 from revelio_jax.errors import reported
 from revelio_jax.store import open_store
+from tests.helpers import ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
 from revelio_jax.config import default
 
@@ -49,7 +49,7 @@ def extract(config, **overrides):
     """The command in this process; fields by name, as extract__store."""
     flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in overrides.items()]
     with reported():
-        run.main(["extract.run", "--config", str(config), *flags])
+        run.main(["--config", str(config), *flags])
 
 
 def command(config, *flags):
@@ -199,7 +199,7 @@ def test_four_workers_of_which_some_are_killed_make_the_store_of_one(config, tmp
     (tmp_path / "many.txt").write_text("\n".join(" ".join(["cat"] * (1 + n % 9)) for n in range(120)))
     overrides = {"extract__prompts": tmp_path / "many.txt", "extract__shard_samples": 1}
     processes = multiprocessing.get_context("forkserver")  # processes that need not import torch again
-    processes.set_forkserver_preload(["extract.text", "transformers.models.clip.modeling_clip"])
+    processes.set_forkserver_preload(["extract.text_encoder", "transformers.models.clip.modeling_clip"])
 
     def start(rank):
         process = processes.Process(target=work, args=(config, overrides, rank))

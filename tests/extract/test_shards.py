@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from extract import shards
-from extract.work import Work
+from extract.jobs import ExtractionJob
 from revelio_jax.errors import InputError, reported
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter, Worker, check, open_store
+from tests.helpers import ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
 ROWS, D = 40, 64  # of a shard, 10 kB
 SITE = "clip.layer.0"
 
@@ -35,7 +35,7 @@ def make_shard(shard, done):
 
 def made_by(make):
     """Work whose shards ``make(shard, done)`` makes; a shard has 4 samples."""
-    return Work([], None, lambda part, done: make(part.start // 4, done), "prompt")
+    return ExtractionJob([], None, lambda part, done: make(part.start // 4, done), "prompt")
 
 
 def begin(location, count, writer=StoreWriter):

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from extract import pipelines, workers
-from revelio_jax.config import Extract
+from extract import workers
+from revelio_jax.config import ExtractConfig
 from revelio_jax.errors import InputError
+from revelio_jax.pipelines import loading
 from revelio_jax.store import Worker
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4"}
@@ -28,13 +29,13 @@ STEP = {"SLURM_ARRAY_TASK_STEP": "2"}
     ],
 )
 def test_fields_come_first_then_torchrun_then_slurm(fields, environment, worker):
-    assert workers.find(Extract(**fields), environment) == worker
+    assert workers.find(ExtractConfig(**fields), environment) == worker
 
 
 def test_an_array_of_jobs_with_tasks_has_every_number_once():
     found = [
         workers.find(
-            Extract(),
+            ExtractConfig(),
             ARRAY | {"SLURM_ARRAY_TASK_ID": str(job), "SLURM_PROCID": str(task), "SLURM_NTASKS": "3"},
         )
         for job in range(1, 5)
@@ -59,7 +60,7 @@ def test_an_array_of_jobs_with_tasks_has_every_number_once():
 )
 def test_an_environment_that_contradicts_itself_is_refused(environment, message):
     with pytest.raises(InputError, match=message):
-        workers.find(Extract(), environment)
+        workers.find(ExtractConfig(), environment)
 
 
 @pytest.mark.parametrize(
@@ -75,15 +76,15 @@ def test_an_environment_that_contradicts_itself_is_refused(environment, message)
 )
 def test_fields_that_contradict_each_other_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
-        Extract(**fields)
+        ExtractConfig(**fields)
 
 
 def test_workers_of_one_machine_take_its_gpus_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert [pipelines.device("auto", number).index for number in range(5)] == [0, 1, 2, 0, 1]
-    assert pipelines.device("cuda:2", 1).index == 2
+    assert [loading.device("auto", number).index for number in range(5)] == [0, 1, 2, 0, 1]
+    assert loading.device("cuda:2", 1).index == 2
     with pytest.raises(InputError, match=r"config.model.device is 'cuda:3', but this machine has 3"):
-        pipelines.device("cuda:3")
+        loading.device("cuda:3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pipelines.device("auto", 4) in (torch.device("cpu"), torch.device("mps"))
+    assert loading.device("auto", 4) in (torch.device("cpu"), torch.device("mps"))

@@ -11,13 +11,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
-from revelio_jax import sharding
 from revelio_jax.config import Config
 from revelio_jax.evaluate import evaluate, make_reconstruct
 from revelio_jax.evaluate import trained as restored
 from revelio_jax.export import export
-from revelio_jax.sae import SparseAutoencoder
+from revelio_jax.sae import SparseAutoencoder, sharding
 from revelio_jax.sae.module import BATCH_SLOTS
+from tests.helpers import ROOT
 
 
 def encode_decode(tensors, k, x):
@@ -125,7 +125,7 @@ def test_every_architecture_computes_the_same_from_the_folder(exported, expected
     assert_equals(z, z @ tensors["W_dec"] + tensors["b_dec"], expected, config)
 
 
-PEERS = pathlib.Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
+PEERS = ROOT / ".venv-peers" / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def in_sae_lens(variant, planted, tmp_path_factory):
     folders = [export(variant(name)) for name in ARCHITECTURES]
     rows, out = (tmp_path_factory.mktemp("sae_lens") / name for name in ("rows.npy", "out.npz"))
     np.save(rows, planted[:256])
-    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "in_sae_lens.py"
+    script = ROOT / "tests" / "benchmarks" / "in_sae_lens.py"
     done = subprocess.run([PEERS, script, rows, out, *folders], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     theirs = np.load(out)
@@ -170,7 +170,7 @@ def test_the_card_says_what_fires(variant):
 
 def test_steering_reads_every_architecture_and_computes_the_same(exported, expected, planted):
     torch = pytest.importorskip("torch")
-    from revelio_jax.steering.folder import load_sae
+    from revelio_jax.steering.sae import load_sae
 
     _, config, folder = exported
     sae, x = load_sae(folder), torch.from_numpy(planted[:256])

@@ -12,12 +12,14 @@ import jax
 import numpy as np
 import pytest
 
-from revelio_jax import checkpoint, command, grid, metrics, sharding
+from revelio_jax import cli, grid
 from revelio_jax.errors import InputError
 from revelio_jax.evaluate import evaluate
 from revelio_jax.export import export
+from revelio_jax.sae import sharding
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
 from revelio_jax.train import train
+from revelio_jax.training import checkpoints, metrics
 
 SITES = ("clip.layer.1", "clip.layer.2", "clip.layer.3")
 STEPS = 30
@@ -57,9 +59,9 @@ def newest_state(config, data=1, feature=1):
     run, d = pathlib.Path(config.train.run), 16
     latents = config.sae.latents or d * config.sae.expansion
     mesh = sharding.make_mesh(data, feature, config.train.batch_size, latents)
-    step = checkpoint.newest(run)
+    step = checkpoints.newest(run)
     assert step == config.train.steps
-    return jax.device_get(checkpoint.restore(run, step, latents, d, config.sae, config.train, mesh))
+    return jax.device_get(checkpoints.restore(run, step, latents, d, config.sae, config.train, mesh))
 
 
 def lines(config):
@@ -165,20 +167,20 @@ def test_sigterm_saves_all(config, with_train, config_file, tmp_path):
     command = [sys.executable, "-m", "revelio_jax.grid", "--config", path, "--grid", "sae.k=2,3"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     runs = [pathlib.Path(member.train.run) for member in grid.configs(config, ["sae.k=2,3"])]
-    while process.poll() is None and not checkpoint.newest(*runs):
+    while process.poll() is None and not checkpoints.newest(*runs):
         time.sleep(0.05)
     process.terminate()
     output, errors = process.communicate()
     assert process.returncode == 143, errors
     step = int(output.split("step ")[-1].split()[0])
-    assert step == checkpoint.newest(*runs) == checkpoint.newest(runs[0]) == checkpoint.newest(runs[1])
+    assert step == checkpoints.newest(*runs) == checkpoints.newest(runs[0]) == checkpoints.newest(runs[1])
 
 
 def test_every_command_takes_a_members_config(trained_grid):
     _, members = trained_grid
     for member in members[1:3]:
         path = str(pathlib.Path(member.train.run) / "config.json")
-        config, _ = command.parse(["a.command", "--config", path], "doc")
+        config, _ = cli.parse(["a.command", "--config", path], "doc")
         assert config == member
         assert evaluate(config)["step"] == STEPS
         assert json.loads((export(config) / "cfg.json").read_text())["k"] == member.sae.k

@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from revelio_jax import config as configs
-from revelio_jax import presets, sharding
-from revelio_jax.sae import SparseAutoencoder, initial
+from revelio_jax import presets
+from revelio_jax.sae import SparseAutoencoder, initial, sharding
 
 
 def resolved(preset):

@@ -14,13 +14,14 @@ import jax
 import numpy as np
 import pytest
 
-from revelio_jax import checkpoint, sharding
 from revelio_jax.errors import InputError
 from revelio_jax.evaluate import evaluate
 from revelio_jax.export import export
-from revelio_jax.metrics import FIELDS, truncate
+from revelio_jax.sae import sharding
 from revelio_jax.store import open_store
 from revelio_jax.train import train
+from revelio_jax.training import checkpoints
+from revelio_jax.training.metrics import FIELDS, truncate
 
 
 def command(path, *arguments):
@@ -32,8 +33,8 @@ def final_state(config, step=None, data=1, feature=1):
     run, d = pathlib.Path(config.train.run), 16
     latents = d * config.sae.expansion
     mesh = sharding.make_mesh(data, feature, config.train.batch_size, latents)
-    step = step or checkpoint.newest(run)
-    return jax.device_get(checkpoint.restore(run, step, latents, d, config.sae, config.train, mesh))
+    step = step or checkpoints.newest(run)
+    return jax.device_get(checkpoints.restore(run, step, latents, d, config.sae, config.train, mesh))
 
 
 def lines(config):
@@ -59,7 +60,7 @@ def test_a_run_learns_and_writes_what_it_should(trained):
     assert all(0.5 < line["entropy"] < 1 for line in log)
     assert log[-1]["fvu"] < 0.1 < 0.2 < log[0]["fvu"]
     assert log[-1]["l0"] <= trained.sae.k
-    assert checkpoint.newest(run) == 600
+    assert checkpoints.newest(run) == 600
 
 
 def test_the_planted_directions_are_found(trained, directions):
@@ -77,16 +78,16 @@ def test_killed_and_resumed_equals_uninterrupted(trained, with_train, config_fil
     config = with_train(trained, run=str(tmp_path / "run"), checkpoint_every=20)
     path = config_file(tmp_path / "config.py", config)
     process = subprocess.Popen(command(path), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while checkpoint.newest(tmp_path / "run") < 20 and process.poll() is None:
+    while checkpoints.newest(tmp_path / "run") < 20 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 20 <= checkpoint.newest(tmp_path / "run") < 600
+    assert 20 <= checkpoints.newest(tmp_path / "run") < 600
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
         file.write('{"step": 590, "loss": 1}\n{"step": 59')  # written after the checkpoint, and cut short
     # Statistics and initial values come from the checkpoint; none of these may be called.
     monkeypatch.setattr("revelio_jax.train.normalisation", None)
-    monkeypatch.setattr("revelio_jax.data.first_rows", None)
+    monkeypatch.setattr("revelio_jax.training.loader.first_rows", None)
     resumed = with_train(config, resume=True)
     train(resumed)
     kept = sorted(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir())
@@ -175,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops(trained, with_train, tmp_path):
         train(worse)
     assert "loss is" in stopped.value.code  # a text: printed to stderr, exit status 1
     assert "step 60" in stopped.value.code
-    assert checkpoint.newest(tmp_path / "run") == 600
+    assert checkpoints.newest(tmp_path / "run") == 600
 
 
 def test_truncate_keeps_whole_lines_up_to_the_step(tmp_path):

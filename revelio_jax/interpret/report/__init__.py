@@ -16,7 +16,7 @@ import numpy as np
 
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
-from revelio_jax.interpret.pictures import Pictures, open_pictures
+from revelio_jax.interpret.latents.results import Results, store_of
 from revelio_jax.interpret.report import (
     comparison,
     matches,
@@ -27,8 +27,8 @@ from revelio_jax.interpret.report import (
     texts,
     thumbnails,
 )
-from revelio_jax.interpret.report.material import Material, name_of, report_of
-from revelio_jax.interpret.results import Results, store_of
+from revelio_jax.interpret.report.material import ReportData, name_of, report_of
+from revelio_jax.interpret.sample_images import Pictures, open_pictures
 from revelio_jax.store import Store
 
 SITE = pathlib.Path(__file__).parent / "site"
@@ -77,7 +77,7 @@ def _fill(
     pictures: Pictures | None,
 ) -> None:
     """Write data and thumbnails into ``part``, which will be ``folder``."""
-    ours, others = Material(results, store), [Material(other, store) for other in compare]
+    ours, others = ReportData(results, store), [ReportData(other, store) for other in compare]
     size = None
     if pictures:
         same = [other for other in others if _fingerprint(other.results) == store.fingerprint]

@@ -1,37 +1,9 @@
-"""Write the report of a run again, from the results of python -m revelio_jax.interpret alone.
+"""python -m revelio_jax.interpret.report: see :mod:`revelio_jax.interpret.report.command`."""
 
-    python -m revelio_jax.interpret.report --config configs/mini_sd.py --compare runs/mini_sd_k10
+import sys
 
-For when tags have come, pictures shall be of another size, or another SAE be set beside this one. Pictures
-that fit are taken over from the report that is there.
-"""
+from revelio_jax.errors import reported
+from revelio_jax.interpret.report import command
 
-import pathlib
-
-from revelio_jax.command import main_argv, parse
-from revelio_jax.errors import InputError, reported
-from revelio_jax.interpret import results
-from revelio_jax.interpret.report import write
-
-FLAGS = {"compare": ((), "run to compare with, or its folder neurons; may be given several times")}
-
-
-def main() -> None:
-    config, flags = parse(main_argv("revelio_jax.interpret.report"), __doc__, **FLAGS)
-    if not config.train.run:
-        raise InputError("config.train.run is empty; it names the folder of the run")
-    ours = results.load(results.folder_of(config.train.run, config.interpret.sae))
-    compare = [results.load(_results(folder)) for folder in flags["compare"]]
-    folder = write(config, ours, compare)
-    print(f"report: {folder / 'index.html'}")
-
-
-def _results(folder: str) -> pathlib.Path:
-    """The folder of a run's results; one such, as runs/mini_sd/neurons, may be given itself."""
-    path = pathlib.Path(folder)
-    return path if (path / "summary.json").is_file() else results.folder_of(folder)
-
-
-if __name__ == "__main__":
-    with reported():
-        main()
+with reported():
+    command.main(sys.argv[1:])

@@ -7,14 +7,16 @@ import typing
 import numpy as np
 
 from revelio_jax.interpret.report import matches, overview, scripts
-from revelio_jax.interpret.report.material import Material, name_of, report_of
+from revelio_jax.interpret.report.material import ReportData, name_of, report_of
 from revelio_jax.interpret.report.scripts import number
 from revelio_jax.interpret.report.table import ROWS
 
 SCORES = np.linspace(0, 1, 21).round(2)
 
 
-def write(report: pathlib.Path, index: int, ours: Material, other: Material, folder: pathlib.Path) -> dict:
+def write(
+    report: pathlib.Path, index: int, ours: ReportData, other: ReportData, folder: pathlib.Path
+) -> dict:
     """Write what belongs to the other run number ``index``; returns what the pages say of it at once.
 
     ``data/compare/INDEX/rows/N.js`` has, for latents of a chunk of rows of ours, of each way to match
@@ -80,7 +82,7 @@ def _match(match: np.ndarray, score: np.ndarray, latent: int) -> list[typing.Any
     return [int(match[latent]), number(score[latent], 3)] if match[latent] >= 0 else None
 
 
-def _scores(ours: Material, score: np.ndarray) -> dict[str, typing.Any]:
+def _scores(ours: ReportData, score: np.ndarray) -> dict[str, typing.Any]:
     """How many of our latents that fire have which score."""
     of_firing = score[ours.fires]
     counts, _ = np.histogram(of_firing.clip(0, 1), SCORES)

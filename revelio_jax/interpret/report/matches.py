@@ -13,7 +13,7 @@ import tqdm
 from safetensors import SafetensorError, safe_open
 
 from revelio_jax.errors import InputError
-from revelio_jax.interpret.results import Results
+from revelio_jax.interpret.latents.results import Results
 
 BLOCK = 2048  # latents of each side whose decoders are compared at a time
 PAIRS = 2**22  # pairs of latents whose samples are compared at a time

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow
 import pyarrow.compute
 
+from revelio_jax.interpret.latents.results import Results
 from revelio_jax.interpret.report.scripts import number
-from revelio_jax.interpret.results import Results
 from revelio_jax.store import Store
 
 MEASURES = ("purity", "entropy", "sigma")
@@ -30,7 +30,7 @@ def name_of(results: Results) -> str:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Material:
+class ReportData:
     """Results of F latents and the store they were read from.
 
     ``drawn`` are the numbers of the samples that have a picture in the report.

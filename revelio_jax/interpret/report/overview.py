@@ -5,16 +5,16 @@ import typing
 import numpy as np
 import pyarrow.compute
 
-from revelio_jax.interpret.report.material import MEASURES, Material, name_of
+from revelio_jax.interpret.latents.results import Results
+from revelio_jax.interpret.report.material import MEASURES, ReportData, name_of
 from revelio_jax.interpret.report.scripts import number
-from revelio_jax.interpret.results import Results
 
 DENSITY_EDGES = np.linspace(-8, 0, 33)  # log10 of the share of rows that a latent fires on
 PURITY_EDGES = np.linspace(0, 1, 21).round(2)
 LISTED = 8  # latents that are named on it
 
 
-def write(material: Material, others: tuple[Results, ...]) -> dict[str, typing.Any]:
+def write(material: ReportData, others: tuple[Results, ...]) -> dict[str, typing.Any]:
     """Headline numbers, histograms, purity by site and stratum, and a few latents worth opening."""
     results = material.results
     return {
@@ -103,7 +103,7 @@ def _cell(table: typing.Any, label: str, stratum: str | None = None) -> list[flo
     return [*(number(values.mean()) if len(values) else None for values in measured), len(measured[0])]
 
 
-def _scatter(material: Material, label: str) -> dict[str, typing.Any]:
+def _scatter(material: ReportData, label: str) -> dict[str, typing.Any]:
     """Latents by frequency and purity, as [frequency's bin, purity's bin, latents] where there are any."""
     purity, frequency = material.columns[f"{label}.purity"].round(4), material.columns["frequency"]
     known = np.isfinite(purity) & (frequency > 0)
@@ -121,7 +121,7 @@ def _scatter(material: Material, label: str) -> dict[str, typing.Any]:
     }
 
 
-def _listed(material: Material) -> list[dict[str, typing.Any]]:
+def _listed(material: ReportData) -> list[dict[str, typing.Any]]:
     """The most frequent latents; and the purest of each label, of those the most frequent."""
     lists = []
     frequency = np.where(material.fires, material.columns["frequency"], -1.0)

@@ -8,7 +8,7 @@ import numpy as np
 import tqdm
 
 from revelio_jax.interpret.report import scripts
-from revelio_jax.interpret.report.material import MEASURES, Material
+from revelio_jax.interpret.report.material import MEASURES, ReportData
 from revelio_jax.interpret.report.scripts import number
 
 BYTES = 100_000  # of a chunk, about
@@ -16,7 +16,7 @@ MOST = 64  # latents in it
 TRIED = 64  # latents whose size is measured first
 
 
-def write(report: pathlib.Path, material: Material) -> int:
+def write(report: pathlib.Path, material: ReportData) -> int:
     """Write ``data/latents/N.js``; returns how many latents each has.
 
     A latent is a dict, see :func:`_page`; ``named`` in a chunk says of every latent that its pages speak of
@@ -36,7 +36,7 @@ def write(report: pathlib.Path, material: Material) -> int:
 class _Reader:
     """Columns of the results as arrays, once, so that a chunk is slices of them."""
 
-    def __init__(self, material: Material):
+    def __init__(self, material: ReportData):
         self.material = material
         samples = material.results.samples
         self.kind, self.kinds = _coded(samples["kind"])

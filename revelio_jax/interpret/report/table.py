@@ -6,7 +6,7 @@ import typing
 import numpy as np
 
 from revelio_jax.interpret.report import scripts
-from revelio_jax.interpret.report.material import Material
+from revelio_jax.interpret.report.material import ReportData
 from revelio_jax.interpret.report.scripts import number
 
 ROWS = 64  # of a chunk: where the table is sorted, each row that is seen may be of another one
@@ -14,12 +14,12 @@ INDEXED = 4096  # latents of a piece of the index
 PLAIN = ("frequency", "mean", "max", "spread", "samples")
 
 
-def columns(material: Material) -> list[str]:
+def columns(material: ReportData) -> list[str]:
     """Names of the columns that the table sorts by, beside the latent's number."""
     return [*PLAIN, *(f"{label}.purity" for label in material.labels)]
 
 
-def write(report: pathlib.Path, material: Material) -> None:
+def write(report: pathlib.Path, material: ReportData) -> None:
     """Write ``data/rows/N.js``, ``data/columns/N.js`` and ``data/search/N.js``.
 
     A row is [words, tag, pictures, values of :func:`columns`, majority of each label]. A column is packed
@@ -42,7 +42,7 @@ def write(report: pathlib.Path, material: Material) -> None:
         scripts.write(report, f"search/{index}", scripts.packed("\n".join(lines).encode()))
 
 
-def _line(material: Material, latent: int) -> str:
+def _line(material: ReportData, latent: int) -> str:
     parts: list[typing.Any] = [material.words[latent], *material.tags.get(latent, ["", ""])[:2]]
     parts += [material.majority[label][latent] for label in material.labels]
     return " ".join(" ".join(str(part) for part in parts if part).split()).lower()

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import tqdm
 
-from revelio_jax.interpret import words
+from revelio_jax.interpret import token_text
 from revelio_jax.interpret.report import scripts
-from revelio_jax.interpret.report.material import Material
+from revelio_jax.interpret.report.material import ReportData
 
 BYTES = 4096  # of a file, about: a page reads as many files as it shows samples
 PROMPT = 2000  # letters of a prompt that are shown where no token stands for them
 
 
-def write(report: pathlib.Path, material: Material) -> int:
+def write(report: pathlib.Path, material: ReportData) -> int:
     """Write ``data/samples/N.js``, each with the samples of a span of numbers; returns how wide a span is.
 
     A sample is [prompt, labels, has a picture], its prompt a text or [pieces, special, unread]: a piece a
@@ -34,7 +34,7 @@ def write(report: pathlib.Path, material: Material) -> int:
     return span
 
 
-def _rows(material: Material, ids: Sequence[int]) -> dict[int, list[typing.Any]]:
+def _rows(material: ReportData, ids: Sequence[int]) -> dict[int, list[typing.Any]]:
     tokens, labels = material.facts.get("tokens"), material.labels
     rows = material.samples.take(ids).to_pylist()
     return {
@@ -51,9 +51,9 @@ def _prompt(row: dict[str, typing.Any], tokens: str | None) -> typing.Any:
     prompt = str(row.get("prompt") or row.get("image") or "")
     if not tokens or not row.get(tokens):
         return _cut(prompt)
-    shown = words.pieces(row[tokens])
-    special = [i for i, token in enumerate(row[tokens]) if words.special(token)]
-    return [shown, special, _cut(words.unread(prompt, shown))]
+    shown = token_text.pieces(row[tokens])
+    special = [i for i, token in enumerate(row[tokens]) if token_text.special(token)]
+    return [shown, special, _cut(token_text.unread(prompt, shown))]
 
 
 def _cut(text: str) -> str:

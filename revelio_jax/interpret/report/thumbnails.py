@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import PIL.Image
 import tqdm
 
-from revelio_jax.interpret.pictures import Pictures
+from revelio_jax.interpret.sample_images import Pictures
 
 CRISP = 64  # pixels; what is no larger is kept without loss and shown with its pixels seen
 AHEAD = 64  # pictures in memory

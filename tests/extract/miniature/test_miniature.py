@@ -12,9 +12,10 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-from extract.inputs import read_prompts
 from extract.miniature import data, judge, measure, tokenizer
-from revelio_jax.steering.sampling import sample
+from revelio_jax.benchmark import miniature_judge
+from revelio_jax.inputs.prompts import read_prompts
+from revelio_jax.pipelines.sampling import sample
 
 HERE = pathlib.Path(measure.__file__).parent
 CAPTIONS = read_prompts(HERE / "sd" / "prompts.csv")
@@ -50,8 +51,8 @@ def test_pictures_follow_style_and_category(folder, pipe):
     trained = [row for row in CAPTIONS if row["style"] and row["name"] and row["held_out"] == "0"]
     rows = random.Random(5).sample(trained, 48)
     pictures = sample(pipe, [row["prompt"] for row in rows], list(range(48)), **measure.SAMPLING[folder.name])
-    labels = judge.load(HERE / "sd").label(pictures)
-    for key in judge.LABELS:  # measured: see the model card; 48 pictures are few
+    labels = miniature_judge.load(HERE / "sd").label(pictures)
+    for key in miniature_judge.LABELS:  # measured: see the model card; 48 pictures are few
         assert np.mean([label[key] == row[key] for label, row in zip(labels, rows, strict=True)]) > 0.7
 
 
@@ -99,7 +100,7 @@ def test_t5_carries_the_style_of_flux():
         generator = torch.Generator().manual_seed(0)
         prompts = [row["prompt"] for row in rows]
         made = pipe(prompts, t5_prompts, generator=generator, output_type="np", **arguments).images
-        labels = judge.load(HERE / "sd").label((made * 255).round().astype(np.uint8))
+        labels = miniature_judge.load(HERE / "sd").label((made * 255).round().astype(np.uint8))
         shares.append(np.mean([label["style"] == "glossy 3d" for label in labels]))
     assert shares[1] < shares[0] - 0.2
 

@@ -17,15 +17,15 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from revelio_jax.config import Config, Extract, Model, Steer, Train
-from revelio_jax.explore import asked
-from revelio_jax.explore.known import know
-from revelio_jax.explore.live import Live, load
-from revelio_jax.interpret import results
-from revelio_jax.steering.folder import WEIGHTS, Sae
+from revelio_jax.config import Config, ExtractConfig, ModelConfig, SteerConfig, TrainConfig
+from revelio_jax.explore import requests
+from revelio_jax.explore.backend import Backend, load
+from revelio_jax.explore.catalog import know
+from revelio_jax.interpret.latents import results
 from revelio_jax.steering.hub import write_sae
+from revelio_jax.steering.sae import WEIGHTS, Sae
+from tests.helpers import ROOT
 
-ROOT = pathlib.Path(__file__).parents[3]
 LATENTS, K = 48, 6
 SITES = {  # the miniature, and the width of its activations
     "clip.layer.2": ("sd", 128),
@@ -52,10 +52,10 @@ def write_run():
         (folder / "export").mkdir(parents=True)
         write_sae(sae, folder / "export")
         return Config(
-            model=Model(id=model, family=family, device="cpu"),
-            extract=Extract(store=str(folder / "store")),
-            train=Train(run=str(folder)),
-            steer=Steer(rule="contrast", pooled=True, steps=3, guidance=2.5, height=32, width=32),
+            model=ModelConfig(id=model, family=family, device="cpu"),
+            extract=ExtractConfig(store=str(folder / "store")),
+            train=TrainConfig(run=str(folder)),
+            steer=SteerConfig(rule="contrast", pooled=True, steps=3, guidance=2.5, height=32, width=32),
         )
 
     return write
@@ -116,7 +116,7 @@ class Explorer:
     """One that is served: its address, and what is behind it."""
 
     url: str
-    live: Live
+    live: Backend
     config: Config
 
     @property
@@ -128,7 +128,7 @@ class Explorer:
 def explorer(tmp_path_factory, write_run, save_known):
     """A function that serves the explorer of a site, once a session."""
     pytest.importorskip("gradio", reason="gradio is not installed")
-    from revelio_jax.explore import app, serve
+    from revelio_jax.explore import app, server
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(ROOT))
@@ -141,13 +141,13 @@ def explorer(tmp_path_factory, write_run, save_known):
                 save_known(run)
             live = load(config, "")
             page = app.build(live, know(config, run / "export", LATENTS), run / "report", EXAMPLES)
-            listener = serve.listen("127.0.0.1", 0)
-            server = serve.server(serve.application(page, run / "report", "127.0.0.1"))
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            listener = server.listen("127.0.0.1", 0)
+            page_server = server.server(server.application(page, run / "report", "127.0.0.1"))
+            thread = threading.Thread(target=page_server.run, kwargs={"sockets": [listener]})
             thread.start()
             stack.callback(thread.join)
-            stack.callback(setattr, server, "should_exit", True)
-            while not server.started:
+            stack.callback(setattr, page_server, "should_exit", True)
+            while not page_server.started:
                 time.sleep(0.01)
             return Explorer(f"http://127.0.0.1:{listener.getsockname()[1]}/", live, config)
 
@@ -169,7 +169,7 @@ class Use:
     def sampling(self, prompt: str):
         """What the fields say when nobody has changed them."""
         steer = self.explorer.config.steer
-        return asked.sampling(prompt, 0, steer.steps, steer.guidance, (steer.height, steer.width))
+        return requests.sampling(prompt, 0, steer.steps, steer.guidance, (steer.height, steer.width))
 
     def said(self) -> str:
         return self.page.locator("#said").inner_text().strip()

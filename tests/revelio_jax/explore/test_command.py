@@ -14,12 +14,12 @@ import urllib.request
 import pytest
 
 from revelio_jax.errors import reported
-from revelio_jax.explore import __main__ as command
-from revelio_jax.explore import live
-from tests.revelio_jax.explore.conftest import ROOT, Use
+from revelio_jax.explore import backend, command
+from tests.helpers import ROOT
+from tests.revelio_jax.explore.conftest import Use
 
 pytest.importorskip("gradio", reason="gradio is not installed")
-from revelio_jax.explore import serve
+from revelio_jax.explore import server
 
 SITE = "clip.layer.2"
 # In the explorer's process: no name is looked up and nothing connected to but this machine; what tries is
@@ -62,14 +62,13 @@ def config(tmp_path, write_run, monkeypatch):
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
     """``refused(config, *flags)``: the one line that the command ends with, before a model is loaded."""
-    monkeypatch.setattr(live, "load_pipeline", lambda model: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(backend, "load_pipeline", lambda model: pytest.fail("the model was loaded"))
 
     def run(config, *flags: str) -> str:
         (tmp_path / "config.json").write_text(config.to_json())
-        argv = ["explore", f"--config={tmp_path / 'config.json'}", "--port=0", *flags]
-        monkeypatch.setattr(sys, "argv", argv)
+        argv = [f"--config={tmp_path / 'config.json'}", "--port=0", *flags]
         with pytest.raises(SystemExit) as stop, reported():
-            command.main()
+            command.main(argv)
         assert stop.value.code == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         return line
@@ -126,11 +125,10 @@ def test_who_listens_to_others_is_warned(config, tmp_path, monkeypatch, capsys, 
             assert sockets[0].getsockname()[0] == host
             sockets[0].close()
 
-    monkeypatch.setattr(serve, "server", lambda app: Silent())
+    monkeypatch.setattr(server, "server", lambda app: Silent())
     (tmp_path / "config.json").write_text(config.to_json())
-    argv = ["explore", f"--config={tmp_path / 'config.json'}", "--port=0", f"--host={host}"]
-    monkeypatch.setattr(sys, "argv", argv)
-    command.main()
+    argv = [f"--config={tmp_path / 'config.json'}", "--port=0", f"--host={host}"]
+    command.main(argv)
     out, err = capsys.readouterr()
     assert out.startswith(f"explorer: http://{host}:")
     assert ("whoever reaches this machine" in err) == warned

@@ -6,8 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from revelio_jax.explore.asked import Steering
-from tests.browser import PHONE
+from revelio_jax.explore.requests import SteeringRequest
+from tests.helpers.browser import PHONE
 
 TEXT, DENOISER, FLUX = "clip.layer.2", "unet.up_blocks.1", "t5.block.2"
 APPLE, TIGER = "glossy 3d emoji of red apple", "flat emoji of tiger"
@@ -143,7 +143,7 @@ def test_pictures_over_strengths(use):
     used.page.locator("#compare-go").click()
     used.page.locator("#strip button").nth(2).wait_for()
     for i, strength in enumerate((-2.0, 0.0, 2.0)):
-        steering = Steering(((latent, strength),), "contrast")
+        steering = SteeringRequest(((latent, strength),), "contrast")
         address = used.page.locator("#strip img").nth(i).get_attribute("src")
         np.testing.assert_array_equal(
             used.decoded(address), used.live.steered(used.sampling(APPLE), steering)

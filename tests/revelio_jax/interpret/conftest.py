@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 from safetensors.numpy import save_file
 
-from revelio_jax.config import Config, Extract, Interpret, Sae, Train
+from revelio_jax.config import Config, ExtractConfig, InterpretConfig, SaeConfig, TrainConfig
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter, open_store
 
 
@@ -143,10 +143,10 @@ def pictures(tmp_path_factory, write_samples, write_sae) -> Config:
         family="sd",
     )
     return Config(
-        extract=Extract(store=store),
-        sae=Sae(k=4),
-        train=Train(run=str(folder / "run"), site="unet.mid_block"),
-        interpret=Interpret(batch_size=100),
+        extract=ExtractConfig(store=store),
+        sae=SaeConfig(k=4),
+        train=TrainConfig(run=str(folder / "run"), site="unet.mid_block"),
+        interpret=InterpretConfig(batch_size=100),
     )
 
 
@@ -208,10 +208,10 @@ def texts(tmp_path_factory, write_samples, write_sae) -> Config:
         family="sd",
     )
     return Config(
-        extract=Extract(store=store),
-        sae=Sae(k=3),
-        train=Train(run=str(folder / "run"), site="clip.layer.1"),
-        interpret=Interpret(batch_size=100),
+        extract=ExtractConfig(store=store),
+        sae=SaeConfig(k=3),
+        train=TrainConfig(run=str(folder / "run"), site="clip.layer.1"),
+        interpret=InterpretConfig(batch_size=100),
     )
 
 

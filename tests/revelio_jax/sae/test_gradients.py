@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revelio_jax import sharding
-from revelio_jax.config import Sae
-from revelio_jax.step import gradients
+from revelio_jax.config import SaeConfig
+from revelio_jax.sae import sharding
+from revelio_jax.training.step import gradients
 
 
 def top(z, k):
@@ -84,33 +84,33 @@ def assert_equals_dense(params, x, dead, sae, data=1, feature=1):
 def test_gradients_equal_dense(rows, width, latents, k, share, seed):
     params, x = example(rows + 1, width, latents, seed)
     dead = np.random.default_rng(seed).random(latents) < share
-    assert_equals_dense(params, x, dead, Sae(k=k, k_aux=20, aux_alpha=0.7))
+    assert_equals_dense(params, x, dead, SaeConfig(k=k, k_aux=20, aux_alpha=0.7))
 
 
 # With k_aux 8: no dead latent, fewer than k_aux, more, and all.
 @pytest.mark.parametrize("count", [0, 3, 20, 64])
 def test_gradients_equal_dense_for_any_number_of_dead_latents(count):
     params, x = example(32, 12, 64)
-    assert_equals_dense(params, x, np.arange(64)[::-1] < count, Sae(k=4, k_aux=8, aux_alpha=0.7))
+    assert_equals_dense(params, x, np.arange(64)[::-1] < count, SaeConfig(k=4, k_aux=8, aux_alpha=0.7))
 
 
 @pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4), (1, 8)], ids=str)
 def test_gradients_equal_dense_on_a_mesh(mesh):
     params, x = example(32, 12, 64)
     dead = np.arange(64) < 20  # on the first devices only
-    assert_equals_dense(params, x, dead, Sae(k=4, k_aux=8, aux_alpha=0.7), *mesh)
+    assert_equals_dense(params, x, dead, SaeConfig(k=4, k_aux=8, aux_alpha=0.7), *mesh)
 
 
 VARIANTS = {
-    "batch_topk": Sae(architecture="batch_topk", k=4, k_aux=8, aux_alpha=0.7),
-    "dense": Sae(architecture="dense", k=4, k_aux=0),
-    "matryoshka": Sae(k=4, k_aux=8, aux_alpha=0.7, prefixes=(0.25, 0.5, 1.0)),
-    "matryoshka of batch_topk": Sae(architecture="batch_topk", k=4, k_aux=0, prefixes=(0.125, 1.0)),
-    "multi_topk": Sae(k=4, k_aux=8, aux_alpha=0.7, multi_topk=0.125),
-    "multi_topk of batch_topk": Sae(architecture="batch_topk", k=4, k_aux=0, multi_topk=0.125),
-    "encode_chunk": Sae(k=4, k_aux=8, aux_alpha=0.7, encode_chunk=8),
-    "dense products": Sae(k=4, k_aux=8, aux_alpha=0.7, products="dense"),
-    "bigger encode_chunk": Sae(k=4, k_aux=0, encode_chunk=48),
+    "batch_topk": SaeConfig(architecture="batch_topk", k=4, k_aux=8, aux_alpha=0.7),
+    "dense": SaeConfig(architecture="dense", k=4, k_aux=0),
+    "matryoshka": SaeConfig(k=4, k_aux=8, aux_alpha=0.7, prefixes=(0.25, 0.5, 1.0)),
+    "matryoshka of batch_topk": SaeConfig(architecture="batch_topk", k=4, k_aux=0, prefixes=(0.125, 1.0)),
+    "multi_topk": SaeConfig(k=4, k_aux=8, aux_alpha=0.7, multi_topk=0.125),
+    "multi_topk of batch_topk": SaeConfig(architecture="batch_topk", k=4, k_aux=0, multi_topk=0.125),
+    "encode_chunk": SaeConfig(k=4, k_aux=8, aux_alpha=0.7, encode_chunk=8),
+    "dense products": SaeConfig(k=4, k_aux=8, aux_alpha=0.7, products="dense"),
+    "bigger encode_chunk": SaeConfig(k=4, k_aux=0, encode_chunk=48),
 }
 
 
@@ -125,8 +125,8 @@ def test_without_dead_latents_aux_k_changes_nothing():
     params, x = example(32, 12, 64)
     mesh = sharding.make_mesh(1, 1, 32, 64)
     none = np.zeros(64, bool)
-    with_aux, _, metrics = jax.jit(lambda p: gradients(p, none, x, 4, Sae(k=4, k_aux=8), mesh))(params)
-    without, _, _ = jax.jit(lambda p: gradients(p, none, x, 4, Sae(k=4, k_aux=0), mesh))(params)
+    with_aux, _, metrics = jax.jit(lambda p: gradients(p, none, x, 4, SaeConfig(k=4, k_aux=8), mesh))(params)
+    without, _, _ = jax.jit(lambda p: gradients(p, none, x, 4, SaeConfig(k=4, k_aux=0), mesh))(params)
     assert metrics["aux_loss"] == 0
     assert metrics["loss"] == metrics["fvu"]
     for name in params:
@@ -139,7 +139,9 @@ def test_the_loss_compares_with_the_row_itself():
     params["b_enc_F"] -= 100  # nothing fires
     x = np.tile(params["b_dec_D"], (8, 1)) + np.eye(8, 6, dtype=np.float32) * 1e-3
     mesh = sharding.make_mesh(1, 1, 8, 32)
-    _, fired, metrics = jax.jit(lambda p: gradients(p, np.zeros(32, bool), x, 4, Sae(k=4), mesh))(params)
+    _, fired, metrics = jax.jit(lambda p: gradients(p, np.zeros(32, bool), x, 4, SaeConfig(k=4), mesh))(
+        params
+    )
     assert metrics["fvu"] < 1.3  # the error is that to the mean; off by the bias it would be 10^6
     assert metrics["l0"] == 0
     assert not fired.any()  # slots were selected, with value 0

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from revelio_jax import sharding
-from revelio_jax.config import Sae
+from revelio_jax.config import SaeConfig
+from revelio_jax.sae import sharding
 from revelio_jax.sae.initial import bias, geometric_median, initial_params
 
 ROWS = np.random.default_rng(0).normal(size=(100, 12)).astype(np.float32)
@@ -12,7 +12,7 @@ ROWS = np.random.default_rng(0).normal(size=(100, 12)).astype(np.float32)
 
 def test_decoder_rows_are_unit_and_the_encoder_is_a_copy():
     mesh = sharding.make_mesh(1, 1, 8, 64)
-    params = initial_params(Sae(init="unit"), 0, 64, np.arange(12), ROWS, mesh)
+    params = initial_params(SaeConfig(init="unit"), 0, 64, np.arange(12), ROWS, mesh)
     np.testing.assert_allclose(np.linalg.norm(params["W_dec_FD"], axis=1), np.ones(64), rtol=1e-6)
     np.testing.assert_array_equal(params["W_enc_FD"], params["W_dec_FD"])
     assert params["W_enc_FD"].unsafe_buffer_pointer() != params["W_dec_FD"].unsafe_buffer_pointer()
@@ -21,7 +21,7 @@ def test_decoder_rows_are_unit_and_the_encoder_is_a_copy():
 
 @pytest.mark.parametrize("init", ["unit", "fitted"])
 def test_the_same_numbers_on_every_mesh(init):
-    sae = Sae(k=4, init=init)
+    sae = SaeConfig(k=4, init=init)
     one = initial_params(sae, 3, 64, np.zeros(12), ROWS, sharding.make_mesh(1, 1, 8, 64))
     split = initial_params(sae, 3, 64, np.zeros(12), ROWS, sharding.make_mesh(2, 4, 8, 64))
     np.testing.assert_array_equal(one["W_dec_FD"], split["W_dec_FD"])
@@ -32,7 +32,7 @@ def test_the_same_numbers_on_every_mesh(init):
 @pytest.mark.parametrize("architecture", ["topk", "batch_topk", "jumprelu", "dense"])
 def test_the_fitted_encoder_reconstructs_best(architecture):
     k, b_dec = 4, np.full(12, 0.1)
-    sae = Sae(architecture=architecture, k=k, init="fitted")
+    sae = SaeConfig(architecture=architecture, k=k, init="fitted")
     params = initial_params(sae, 0, 64, b_dec, ROWS, sharding.make_mesh(1, 1, 8, 64))
     norms = np.linalg.norm(params["W_enc_FD"], axis=1)
     np.testing.assert_allclose(norms, norms[0], rtol=1e-5)
@@ -45,7 +45,9 @@ def test_the_fitted_encoder_reconstructs_best(architecture):
 
 
 def test_rows_without_length_leave_the_encoder():
-    params = initial_params(Sae(k=4), 0, 64, np.zeros(12), np.zeros((3, 12)), sharding.make_mesh(1, 1, 8, 64))
+    params = initial_params(
+        SaeConfig(k=4), 0, 64, np.zeros(12), np.zeros((3, 12)), sharding.make_mesh(1, 1, 8, 64)
+    )
     np.testing.assert_array_equal(params["W_enc_FD"], params["W_dec_FD"])
 
 

@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from revelio_jax import sharding
-from revelio_jax.config import Sae
-from revelio_jax.sae import jump
-from revelio_jax.step import gradients
+from revelio_jax.config import SaeConfig
+from revelio_jax.sae import jump, sharding
+from revelio_jax.training.step import gradients
 
 BANDWIDTH = 0.3
 
@@ -52,7 +51,7 @@ def test_fires(example):
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
 def test_gradients_of_the_loss(mesh):
     """FVU + coefficient (L0 / k - 1)^2, differentiated by hand; thresholds are smaller than the kernel."""
-    sae = Sae(architecture="jumprelu", k=4, k_aux=0, jump_bandwidth=0.5, l0_coefficient=0.7)
+    sae = SaeConfig(architecture="jumprelu", k=4, k_aux=0, jump_bandwidth=0.5, l0_coefficient=0.7)
     random = np.random.default_rng(1)
     W_enc, W_dec = random.normal(size=(2, 64, 12)) / 4
     b_enc, b_dec, x = random.normal(size=64) / 4, random.normal(size=12), random.normal(size=(32, 12)) + 1

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from revelio_jax import sharding
+from revelio_jax.sae import sharding
 from revelio_jax.sae.topk import kth_largest, survivors, top_k, tournament, two_stages
 
 

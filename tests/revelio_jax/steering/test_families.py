@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
-from revelio_jax import sites
 from revelio_jax.config import RULES
 from revelio_jax.errors import InputError
+from revelio_jax.pipelines import hook_points
 from revelio_jax.steering import Clamp
 
 CONCEPT = "red apple"
@@ -107,7 +107,7 @@ def test_latents_are_steered_in_the_denoiser(tiny, make_steerer, family, site, s
 
 def seen(pipe, site: str, found: list):
     """Gather what comes out of a site, after steering."""
-    hooked = sites.resolve(pipe, site)
+    hooked = hook_points.resolve(pipe, site)
     return hooked.module.register_forward_hook(lambda m, a, output: found.append(hooked.read(output).clone()))
 
 
@@ -138,7 +138,7 @@ def test_only_the_rows_of_the_prompt_are_steered(tiny, make_steerer, family, sit
 def test_an_sae_of_differences_reads_output_minus_input(tiny, make_steerer, family, site, run):
     pipe = tiny(family)
     steerer = make_steerer(pipe, site, value="difference")
-    hooked, found = sites.resolve(pipe, site), []
+    hooked, found = hook_points.resolve(pipe, site), []
 
     def keep(_module, args, kwargs, output):
         found.append((hooked.read_input(args, kwargs).clone(), hooked.read(output).clone()))

@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 
 from revelio_jax.errors import InputError
 from revelio_jax.steering import Steerer
-from revelio_jax.steering.folder import load_sae
+from revelio_jax.steering.sae import load_sae
+from tests.helpers import ROOT
 
 SAES = pathlib.Path(__file__).parent / "saes"
-MINIATURE = pathlib.Path(__file__).parents[3] / "extract" / "miniature" / "sd"
+MINIATURE = ROOT / "extract" / "miniature" / "sd"
 COMMIT = "c0ffee" + "0" * 34
 LICENCES = ("mit", "cc-by-4.0", "unknown")
 

@@ -4,9 +4,9 @@ import torch
 
 from revelio_jax import config
 from revelio_jax.steering.concept import EncodedConcept, hidden_states, own_latents
-from revelio_jax.steering.folder import load_sae
-from revelio_jax.steering.learned import Learned, file_name, save_learned, saved_concepts
+from revelio_jax.steering.learned_concepts import Learned, file_name, save_learned, saved_concepts
 from revelio_jax.steering.rules import AUTO, RULES, change_of, chosen
+from revelio_jax.steering.sae import load_sae
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:

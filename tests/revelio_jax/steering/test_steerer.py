@@ -8,12 +8,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from revelio_jax import sites
 from revelio_jax.config import RULES
 from revelio_jax.errors import InputError
+from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.sampling import sample
 from revelio_jax.steering import Steerer
-from revelio_jax.steering.learned import Learned
-from revelio_jax.steering.sampling import sample
+from revelio_jax.steering.learned_concepts import Learned
 
 PROMPTS = ["glossy 3d emoji of red apple", "flat emoji of tiger"]
 CONCEPT = "glossy 3d"
@@ -42,14 +42,14 @@ def test_strength_zero_is_bit_identical(pipe, steerer, plain, rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_it_steers_on_every_call_and_is_gone_after_the_block(pipe, steerer, plain, rule):
-    hooks = len(sites.resolve(pipe, steerer.site).module._forward_hooks)
+    hooks = len(hook_points.resolve(pipe, steerer.site).module._forward_hooks)
     with steerer.attach(pipe, {CONCEPT: -1.0}, rule=rule):
         first, second = pictures(pipe), pictures(pipe)
     assert (first != plain).any()
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(pictures(pipe), plain)
     assert type(pipe) is StableDiffusionPipeline
-    assert len(sites.resolve(pipe, steerer.site).module._forward_hooks) == hooks
+    assert len(hook_points.resolve(pipe, steerer.site).module._forward_hooks) == hooks
 
 
 def test_the_pipeline_is_restored_after_an_error_in_the_block(pipe, steerer, plain):
@@ -82,7 +82,7 @@ def test_by_default_what_was_learned_swaps_and_other_texts_contrast(pipe, steere
 def seen(pipe, site: str):
     """Activations after steering of every pass of the text encoder in the block."""
     passes = []
-    module = sites.resolve(pipe, site).module
+    module = hook_points.resolve(pipe, site).module
     # Appended, so that it runs after the steering hook.
     handle = module.register_forward_hook(
         lambda m, a, output: passes.append(output[0] if isinstance(output, tuple) else output)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from revelio_jax import sites
 from revelio_jax.errors import InputError
+from revelio_jax.pipelines import hook_points
 from revelio_jax.steering import Clamp
 from revelio_jax.steering.session import session
 
@@ -13,7 +13,7 @@ CONCEPT = "red apple"
 
 def outputs(pipe, site: str, call) -> list[torch.Tensor]:
     """What comes out of a site, after steering, in every pass that ``call`` makes."""
-    hooked, found = sites.resolve(pipe, site), []
+    hooked, found = hook_points.resolve(pipe, site), []
     handle = hooked.module.register_forward_hook(
         lambda m, a, output: found.append(hooked.read(output).clone())
     )
@@ -97,14 +97,14 @@ def test_steps_and_ramp_go_by_the_timestep(tiny, make_steerer, run, family):
         found: list[float] = []
         with steerer.attach(pipe, {3: Clamp(1.0)}, steps=steps, ramp=ramp):
             point = session(pipe).points[site]
-            handle = sites.resolve(pipe, site).module.register_forward_hook(
+            handle = hook_points.resolve(pipe, site).module.register_forward_hook(
                 lambda m, a, out: found.append(float(point.active[0].weights[0]) if point.active else 0.0)
             )
             run(pipe, steps=5, guided=False)
             handle.remove()
         return found
 
-    denoiser = getattr(pipe, sites.DENOISERS[family])
+    denoiser = getattr(pipe, hook_points.DENOISERS[family])
 
     def note(_module, args, kwargs):
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from revelio_jax.config import Config, Train
+from revelio_jax.config import Config, TrainConfig
 from revelio_jax.interpret import report
-from tests import synthetic
+from tests.helpers import planted
 
 HOSTILE = [
     "</script><script>document.title = 'stolen'</script>",
@@ -24,25 +24,25 @@ HOSTILE = [
 @pytest.fixture(scope="session")
 def config_of():
     """A function that returns the config of a run's folder."""
-    return lambda run, **fields: dataclasses.replace(Config(), train=Train(run=str(run)), **fields)
+    return lambda run, **fields: dataclasses.replace(Config(), train=TrainConfig(run=str(run)), **fields)
 
 
 @pytest.fixture(scope="session")
 def text_store(tmp_path_factory):
-    prompts = [f"a heart beside a {word}" for word in synthetic.WORDS] + HOSTILE
-    return synthetic.make_store(tmp_path_factory.mktemp("stores") / "text", "text", synthetic.Size(), prompts)
+    prompts = [f"a heart beside a {word}" for word in planted.WORDS] + HOSTILE
+    return planted.make_store(tmp_path_factory.mktemp("stores") / "text", "text", planted.Size(), prompts)
 
 
 @pytest.fixture(scope="session")
 def image_store(tmp_path_factory):
-    return synthetic.make_store(tmp_path_factory.mktemp("stores") / "image", "image", synthetic.Size())
+    return planted.make_store(tmp_path_factory.mktemp("stores") / "image", "image", planted.Size())
 
 
 @pytest.fixture(scope="session")
 def text_report(tmp_path_factory, text_store, config_of):
     """Of texts in two languages, some of them hostile."""
     run = tmp_path_factory.mktemp("runs") / "texts"
-    found = synthetic.make(run, text_store, "text", synthetic.Size(), stratum="language")
+    found = planted.make(run, text_store, "text", planted.Size(), stratum="language")
     return report.write(config_of(run), found)
 
 
@@ -50,8 +50,8 @@ def text_report(tmp_path_factory, text_store, config_of):
 def image_report(tmp_path_factory, image_store, config_of):
     """Of pictures at two timesteps, beside another run with fewer latents."""
     runs = tmp_path_factory.mktemp("runs")
-    small = synthetic.Size(latents=90)
-    other = synthetic.make(runs / "other", image_store, "image", small, seed=1)
-    found = synthetic.make(runs / "pictures", image_store, "image", synthetic.Size())
+    small = planted.Size(latents=90)
+    other = planted.make(runs / "other", image_store, "image", small, seed=1)
+    found = planted.make(runs / "pictures", image_store, "image", planted.Size())
     report.write(config_of(runs / "other"), other)
     return report.write(config_of(runs / "pictures"), found, [other])

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -13,13 +12,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from revelio_jax.config import Interpret
+from revelio_jax.config import InterpretConfig
 from revelio_jax.errors import InputError
-from revelio_jax.interpret import report, results
+from revelio_jax.interpret import report
+from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.report import pages, scripts, thumbnails
-from tests import synthetic
-
-ROOT = pathlib.Path(__file__).parents[4]
+from tests.helpers import ROOT, planted
 
 
 def data(folder, key):
@@ -38,7 +36,7 @@ def page(folder, latent):
 @pytest.fixture
 def run(tmp_path, image_store):
     """Results on pictures that a test may change."""
-    return synthetic.make(tmp_path / "run", image_store, "image", synthetic.Size())
+    return planted.make(tmp_path / "run", image_store, "image", planted.Size())
 
 
 def test_a_page_says_what_the_results_say(image_report):
@@ -76,7 +74,7 @@ def test_the_overview_counts_all_latents(image_report):
     purity = overview["purity"][0]
     assert [one["name"] for one in purity["runs"]] == ["pictures", "other"]
     of_25 = found.strata.filter(pyarrow.compute.equal(found.strata["stratum"], "25"))
-    expected = of_25[f"{synthetic.LABEL}.purity"].drop_null().to_numpy().mean()
+    expected = of_25[f"{planted.LABEL}.purity"].drop_null().to_numpy().mean()
     assert purity["runs"][0]["cells"][0][0] == pytest.approx(expected, rel=1e-3)
     assert purity["chance"] == [[0.45, 1.4, 0.8]] * 3
     purest = next(one for one in overview["listed"] if one["by"] == "purity")
@@ -84,8 +82,8 @@ def test_the_overview_counts_all_latents(image_report):
 
 
 def test_a_run_of_other_strata_has_no_cells_for_ours(tmp_path, text_store, config_of):
-    ours = synthetic.make(tmp_path / "a", text_store, "text", synthetic.Size(), stratum="language")
-    other = synthetic.make(tmp_path / "b", text_store, "text", synthetic.Size(), stratum="")
+    ours = planted.make(tmp_path / "a", text_store, "text", planted.Size(), stratum="language")
+    other = planted.make(tmp_path / "b", text_store, "text", planted.Size(), stratum="")
     purity = data(report.write(config_of(tmp_path / "a"), ours, [other]), "overview")["purity"][0]
     assert purity["strata"] == ["ar", "en"]
     assert purity["runs"][1]["cells"][:2] == [[None, None, None, 0]] * 2
@@ -93,8 +91,8 @@ def test_a_run_of_other_strata_has_no_cells_for_ours(tmp_path, text_store, confi
 
 
 def test_chunks_of_pages_are_small_where_much_is_kept(tmp_path, image_store, config_of):
-    size = synthetic.Size(latents=96, top=20, weaker=10, of_stratum=20, neighbours=10, grid=16)
-    found = synthetic.make(tmp_path / "run", image_store, "image", size)
+    size = planted.Size(latents=96, top=20, weaker=10, of_stratum=20, neighbours=10, grid=16)
+    found = planted.make(tmp_path / "run", image_store, "image", size)
     folder = report.write(config_of(tmp_path / "run"), found)
     chunks = [path.stat().st_size for path in (folder / "data/latents").iterdir()]
     assert len(chunks) > 1
@@ -103,8 +101,8 @@ def test_chunks_of_pages_are_small_where_much_is_kept(tmp_path, image_store, con
 
 
 def test_one_picture_a_sample_and_only_of_those_that_appear(tmp_path, image_store, config_of):
-    size = synthetic.Size(latents=4, top=2, weaker=0, of_stratum=1)
-    found = synthetic.make(tmp_path / "run", image_store, "image", size)
+    size = planted.Size(latents=4, top=2, weaker=0, of_stratum=1)
+    found = planted.make(tmp_path / "run", image_store, "image", size)
     folder = report.write(config_of(tmp_path / "run"), found)
     drawn = {int(path.stem) for path in folder.glob("thumbnails/*/*.webp")}
     assert drawn == set(found.samples["sample"].to_pylist())
@@ -120,10 +118,10 @@ def test_small_pictures_keep_every_pixel(image_report, image_store):
 
 
 def test_large_pictures_are_made_small_and_taken_over(tmp_path, config_of):
-    size = synthetic.Size(latents=20, samples=30, pixels=160)
-    store = synthetic.make_store(tmp_path / "store", "image", size)
-    found = synthetic.make(tmp_path / "run", store, "image", size)
-    config = config_of(tmp_path / "run", interpret=Interpret(thumbnail=64))
+    size = planted.Size(latents=20, samples=30, pixels=160)
+    store = planted.make_store(tmp_path / "store", "image", size)
+    found = planted.make(tmp_path / "run", store, "image", size)
+    config = config_of(tmp_path / "run", interpret=InterpretConfig(thumbnail=64))
     folder = report.write(config, found)
     path = next(folder.glob("thumbnails/*/*.webp"))
     with PIL.Image.open(path) as picture:
@@ -132,15 +130,15 @@ def test_large_pictures_are_made_small_and_taken_over(tmp_path, config_of):
     report.write(config, found)
     after = {path.name: path.stat().st_ino for path in folder.glob("thumbnails/*/*.webp")}
     assert after == before  # the very files
-    report.write(dataclasses.replace(config, interpret=Interpret(thumbnail=48)), found)
+    report.write(dataclasses.replace(config, interpret=InterpretConfig(thumbnail=48)), found)
     with PIL.Image.open(path) as picture:
         assert picture.size == (48, 48)
 
 
 def test_a_picture_that_is_gone_is_said_to_be(tmp_path, config_of):
-    size = synthetic.Size(latents=20, samples=30)
-    store = synthetic.make_store(tmp_path / "store", "image", size)
-    found = synthetic.make(tmp_path / "run", store, "image", size)
+    size = planted.Size(latents=20, samples=30)
+    store = planted.make_store(tmp_path / "store", "image", size)
+    found = planted.make(tmp_path / "run", store, "image", size)
     gone = found.samples["sample"][0].as_py()
     os.remove(tmp_path / f"store/images/{gone:08d}.png")
     folder = report.write(config_of(tmp_path / "run"), found)
@@ -150,8 +148,8 @@ def test_a_picture_that_is_gone_is_said_to_be(tmp_path, config_of):
 
 
 def test_without_pictures_there_are_none(tmp_path, config_of):
-    store = synthetic.make_store(tmp_path / "store", "image", synthetic.Size(), pictures=False)
-    found = synthetic.make(tmp_path / "run", store, "image", synthetic.Size())
+    store = planted.make_store(tmp_path / "store", "image", planted.Size(), pictures=False)
+    found = planted.make(tmp_path / "run", store, "image", planted.Size())
     folder = report.write(config_of(tmp_path / "run"), found)
     assert data(folder, "facts")["picture"] is None
     assert not (folder / "thumbnails").exists()
@@ -197,7 +195,7 @@ def test_another_store_is_refused_before_anything_is_written(run, config_of):
 
 
 def test_neurons_have_a_report_of_their_own(tmp_path, text_store, config_of):
-    found = synthetic.make(tmp_path / "run", text_store, "text", synthetic.Size())
+    found = planted.make(tmp_path / "run", text_store, "text", planted.Size())
     (tmp_path / "run/latents").rename(tmp_path / "run/neurons")
     facts = found.facts | {"sae": {"folder": "", "sha256": "neurons", "architecture": "neurons"}}
     neurons = dataclasses.replace(found, folder=tmp_path / "run/neurons", facts=facts)
@@ -224,7 +222,7 @@ def command(*arguments):
 
 
 def test_the_command(run, config_of, config_file, tmp_path, image_store):
-    synthetic.make(tmp_path / "other", image_store, "image", synthetic.Size(latents=30))
+    planted.make(tmp_path / "other", image_store, "image", planted.Size(latents=30))
     config = config_file(tmp_path / "config.py", config_of(run.folder.parent))
     done = command("--config", config, "--compare", tmp_path / "other")
     assert done.returncode == 0, done.stderr

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from revelio_jax.interpret import report
-from tests import synthetic
-from tests.browser import PHONE, served, until
+from tests.helpers import planted
+from tests.helpers.browser import PHONE, served, until
 from tests.revelio_jax.interpret.report.conftest import HOSTILE
 
 PAGES = ("index.html", "latents.html", "latent.html#2", "compare.html")
@@ -209,7 +209,7 @@ def test_pages_are_no_wider_than_a_phone(visit, text_report, image_report, kind,
 
 def test_what_strangers_wrote_is_text(visit, text_report, text_store):
     found = set()
-    size = synthetic.Size()
+    size = planted.Size()
     prompts = [row["prompt"] for row in text_store.samples]
     for latent in (0, *range(2, 40)):
         page = visit(from_disk(text_report, f"latent.html#{latent}")).page
@@ -261,7 +261,7 @@ def test_samples_are_grouped_by_language(visit, text_report):
 def test_pictures_have_maps_and_crops(at, visit, image_report):
     page = visit(at(image_report) + "latent.html#2").page
     heading(page, 2)
-    size = synthetic.Size()
+    size = planted.Size()
     cards = page.locator(".card")
     assert cards.count() == size.top
     until(
@@ -317,8 +317,8 @@ def test_without_another_run_compare_says_how(visit, text_report):
 
 
 def test_without_labels_and_pictures(visit, tmp_path, config_of):
-    store = synthetic.make_store(tmp_path / "store", "image", synthetic.Size(), pictures=False)
-    found = synthetic.make(tmp_path / "run", store, "image", synthetic.Size())
+    store = planted.make_store(tmp_path / "store", "image", planted.Size(), pictures=False)
+    found = planted.make(tmp_path / "run", store, "image", planted.Size())
     found.facts["labels"] = []
     folder = report.write(config_of(tmp_path / "run"), found)
     page = visit(from_disk(folder, "index.html")).page
@@ -326,11 +326,11 @@ def test_without_labels_and_pictures(visit, tmp_path, config_of):
     page.goto(from_disk(folder, "latent.html#2"))
     heading(page, 2)
     assert page.get_by_text("no picture kept").count() > 0
-    assert page.locator(".card canvas").count() == synthetic.Size().top  # maps are shown all the same
+    assert page.locator(".card canvas").count() == planted.Size().top  # maps are shown all the same
 
 
 def test_what_is_missing_is_said(visit, tmp_path, text_store, config_of):
-    found = synthetic.make(tmp_path / "run", text_store, "text", synthetic.Size())
+    found = planted.make(tmp_path / "run", text_store, "text", planted.Size())
     folder = report.write(config_of(tmp_path / "run"), found)
     (folder / "data/latents/0.js").unlink()
     visited = visit(from_disk(folder, "latent.html#2"))

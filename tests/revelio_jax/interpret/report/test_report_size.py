@@ -3,8 +3,8 @@
 import pytest
 
 from revelio_jax.interpret import report
-from tests import synthetic
-from tests.browser import served, until
+from tests.helpers import planted
+from tests.helpers.browser import served, until
 
 LATENTS = 65_536
 LIMIT = 1_000_000
@@ -17,8 +17,8 @@ def large(tmp_path_factory, image_store, config_of):
     Few samples are kept of each latent, so that it is written in seconds; rows and columns are as ever.
     """
     folder = tmp_path_factory.mktemp("large")
-    size = synthetic.Size(LATENTS, top=3, weaker=0, of_stratum=0, neighbours=2)
-    found = synthetic.make(folder / "run", image_store, "image", size, stratum="")
+    size = planted.Size(LATENTS, top=3, weaker=0, of_stratum=0, neighbours=2)
+    found = planted.make(folder / "run", image_store, "image", size, stratum="")
     with served(report.write(config_of(folder / "run"), found)) as url:
         yield url
 

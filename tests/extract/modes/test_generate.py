@@ -1,0 +1,330 @@
+"""Mode generate: every family against hooks on a plain call of its pipeline; schedules, seeds, pictures."""
+
+import csv
+import dataclasses
+import io
+import json
+import shutil
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from extract import run, status
+from revelio_jax.config import Config, ExtractConfig, ModelConfig
+from revelio_jax.errors import InputError
+from revelio_jax.store import layout, open_store
+
+PROMPTS = ["cat", "", "red apple"]
+CLASSES = ["goldfish", "biddy", "0"]  # 1, 2, 0
+STEPS = 4
+
+
+@pytest.fixture
+def config(folder, tmp_path):
+    """A function that returns a config for a family, with fields of extract."""
+
+    def make(family: str, **fields) -> Config:
+        prompts = tmp_path / f"{family}.csv"
+        with prompts.open("w", newline="") as file:
+            rows = CLASSES if family == "dit" else PROMPTS
+            csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["prompt"], *([row] for row in rows)])
+        base = {
+            "mode": "generate",
+            "prompts": str(prompts),
+            "height": 8,
+            "width": 8,
+            "steps": STEPS,
+            "seed": 7,
+            "batch_size": 3,
+            "shard_samples": 3,
+            "chunk_rows": 16,
+            "store": str(tmp_path / "store"),
+        }
+        model = ModelConfig(id=str(folder(family)), family=family, device="cpu")
+        return Config(model=model, extract=ExtractConfig(**base | fields))
+
+    return make
+
+
+def call(pipe, **more):
+    """The pipeline on the three prompts, from the seeds that the config gives them."""
+    generators = [torch.Generator().manual_seed(7 + i) for i in range(3)]
+    given = {"prompt": PROMPTS, "height": 8, "width": 8}
+    if isinstance(pipe, diffusers.DiTPipeline):
+        given = {"class_labels": [1, 2, 0]}
+    if isinstance(pipe, diffusers.FluxPipeline):  # whose default is 512, whatever T5 was trained with
+        given["max_sequence_length"] = pipe.tokenizer_2.model_max_length
+    return pipe(**given, num_inference_steps=STEPS, generator=generators, **more)
+
+
+def pixels(output):
+    return output.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def first(outputs):
+    return [output[:3] for output in outputs]
+
+
+def second(outputs):
+    return [output[3:] for output in outputs]
+
+
+# Family, fields of the config, arguments of the pipeline, which calls and rows are conditional.
+CASES = [
+    ("sd", {"guidance": 7.5}, {"guidance_scale": 7.5}, second),
+    (
+        "sd",
+        {"guidance": 7.5, "negative_prompt": "cat"},
+        {"guidance_scale": 7.5, "negative_prompt": ["cat"] * 3},
+        second,
+    ),
+    ("sd", {"guidance": 1.0}, {"guidance_scale": 1.0}, list),
+    ("sdxl", {"guidance": 5.0}, {"guidance_scale": 5.0}, second),
+    ("sdxl", {"guidance": 0.0}, {"guidance_scale": 0.0}, list),
+    ("flux", {"guidance": 3.5}, {"guidance_scale": 3.5}, list),
+    (
+        "flux",
+        {"guidance": 3.5, "true_cfg": 2.0},
+        {"guidance_scale": 3.5, "true_cfg_scale": 2.0, "negative_prompt": [""] * 3},
+        lambda outputs: outputs[0::2],
+    ),
+    ("dit", {"guidance": 4.0}, {"guidance_scale": 4.0}, first),
+    ("dit", {"guidance": 1.0}, {"guidance_scale": 1.0}, list),
+]
+SITES = {
+    "sd": {"unet.mid_block": lambda p: p.unet.mid_block, "unet.up_blocks.1": lambda p: p.unet.up_blocks[1]},
+    "sdxl": {"unet.up_blocks.0.attentions.1": lambda p: p.unet.up_blocks[0].attentions[1]},
+    "flux": {
+        "flux.double.1.text": lambda p: p.transformer.transformer_blocks[1],
+        "flux.single.1.image": lambda p: p.transformer.single_transformer_blocks[1],
+    },
+    "dit": {"dit.block.2": lambda p: p.transformer.transformer_blocks[2]},
+}
+
+
+def tokens(name, output):
+    """[batch, position, d] in what a module returned."""
+    if name.startswith("flux"):
+        return output[0] if name.endswith("text") else output[1]
+    output = output[0] if isinstance(output, tuple) else output
+    return pixels(output) if name.startswith("unet") else output
+
+
+@pytest.mark.parametrize(("family", "fields", "arguments", "conditional"), CASES)
+def test_rows_are_those_of_the_pipelines_own_run(
+    config, family, fields, arguments, conditional, request, tmp_path, read_rows
+):
+    run.extract(config(family, sites=tuple(SITES[family]), **fields))
+    pipe = request.getfixturevalue(family)
+    outputs, handles = {name: [] for name in SITES[family]}, []
+    for name, module in SITES[family].items():
+        keep = outputs[name].append
+        handles.append(
+            module(pipe).register_forward_hook(
+                lambda _, __, output, keep=keep, name=name: keep(tokens(name, output).clone())
+            )
+        )
+    call(pipe, **arguments)
+    for handle in handles:
+        handle.remove()
+    schedule = [round(float(t)) for t in pipe.scheduler.timesteps]
+    assert len(schedule) == STEPS
+    for name in SITES[family]:
+        kept = torch.stack(conditional(outputs[name]), 1)  # [sample, timestep, position, d]
+        assert kept.shape[:2] == (3, STEPS)
+        values, index = read_rows(tmp_path / "store", name)
+        assert index.tolist() == [[s, t, p] for s in range(3) for t in schedule for p in range(kept.shape[2])]
+        torch.testing.assert_close(torch.from_numpy(values), kept.flatten(0, 2), rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_timesteps_asked_for_are_kept_and_sampling_ends_after_them(
+    config, called, tmp_path, read_rows
+):
+    run.extract(config("sd", sites=("unet.mid_block",), timesteps=(501, 751)))
+    passes = [m for m in called if type(m).__name__ == "UNet2DConditionModel" and m.device.type == "cpu"]
+    assert len(passes) == 2
+    assert passes[0].conv_out in called  # the first pass ran to its end
+    assert "AutoencoderKL" not in {type(m).__name__ for m in called}
+    values, index = read_rows(tmp_path / "store")
+    assert list(dict.fromkeys(index[:, 1])) == [751, 501]
+    everything = config("sd", sites=("unet.mid_block",), store=str(tmp_path / "all"))
+    run.extract(everything)
+    all_values, all_index = read_rows(tmp_path / "all")
+    wanted = np.isin(all_index[:, 1], (501, 751))
+    np.testing.assert_array_equal(values, all_values[wanted])
+    assert open_store(str(tmp_path / "all")).manifest["extract"]["timesteps"] == [751, 501, 251, 1]
+
+
+@pytest.mark.parametrize("value", ["output", "difference"])
+def test_values_and_means(config, value, tmp_path, read_rows, sd):
+    fields = {"sites": ("unet.mid_block",), "value": value, "pool": "mean", "guidance": 3.0}
+    run.extract(config("sd", **fields))
+    means = []
+
+    def keep(_, args, output):
+        change = output - args[0] if value == "difference" else output
+        means.append(change[3:].mean((2, 3)))
+
+    handle = sd.unet.mid_block.register_forward_hook(keep)
+    call(sd, guidance_scale=3.0)
+    handle.remove()
+    values, index = read_rows(tmp_path / "store")
+    assert (index[:, 2] == -1).all()
+    expected = torch.stack(means, 1).flatten(0, 1)
+    torch.testing.assert_close(torch.from_numpy(values), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "there"),
+    [
+        ({"sites": ("flux.double.1.text",)}, True),
+        ({"sites": ("flux.double.1.text",), "pool": "mean"}, False),
+        ({"sites": ("flux.double.1.image",)}, False),
+    ],
+)
+def test_the_positions_of_text_in_fluxs_blocks_are_t5s_tokens(config, fields, there, tmp_path, flux):
+    run.extract(config("flux", **fields))
+    store = open_store(str(tmp_path / "store"))
+    assert ("t5.tokens" in store.table().column_names) is there
+    if not there:
+        return
+    for sample, prompt in zip(store.samples, PROMPTS, strict=True):
+        ids = flux.tokenizer_2(prompt, truncation=True).input_ids
+        assert sample["t5.tokens"] == flux.tokenizer_2.convert_ids_to_tokens(ids)
+        assert len(sample["t5.kinds"]) == len(ids)
+        assert sample["seed"] == 7 + sample["id"]
+    # As many positions as the pipeline pads to, in the order of the tokens.
+    position = store.site().read_index("position", 0, store.site().rows)
+    assert position.max() + 1 == flux.tokenizer_2.model_max_length
+
+
+@pytest.mark.parametrize("name", ["images/00000001.png", "latents/00000001.npy"])
+def test_a_picture_that_is_gone_or_broken_is_found_and_made_again(config, name, tmp_path, capsys):
+    made = config("sd", sites=("unet.mid_block",), save_images=True, save_latents=True, shard_samples=2)
+    run.extract(made)
+    store = tmp_path / "store"
+    whole = (store / name).read_bytes()
+    assert status.report(str(store), 1, verify=True)
+    for broken in (None, b"", whole[:-5]):
+        (store / name).unlink(missing_ok=True)
+        if broken is not None:
+            (store / name).write_bytes(broken)
+        capsys.readouterr()
+        assert not status.report(str(store), 1, verify=True)
+        assert capsys.readouterr().out.splitlines()[-2:] == [
+            f"shard 0: {name} is gone or broken",
+            f"delete manifest.json, shards/00000.json in {store} and extract again: it is made anew",
+        ]
+    (store / "manifest.json").unlink()
+    (store / "shards/00000.json").unlink()
+    run.extract(made)
+    assert (store / name).read_bytes() == whole
+    assert status.report(str(store), 1, verify=True)
+
+
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_pictures_and_latents_are_the_pipelines(config, family, request, tmp_path):
+    sites = {"sd": ("unet.mid_block",), "flux": ("flux.double.0.image",)}[family]
+    first = {"sd": 751, "flux": 1000}[family]
+    store = f"memory://{family}"
+    run.extract(
+        config(
+            family,
+            sites=sites,
+            timesteps=(first,),
+            store=store,
+            save_images=True,
+            save_latents=True,
+            batch_size=2,
+            guidance=3.5,
+        )
+    )
+    pipe = request.getfixturevalue(family)
+    pictures = call(pipe, guidance_scale=3.5).images
+    latents = call(pipe, guidance_scale=3.5, output_type="latent").images
+    if family == "flux":
+        latents = pipe._unpack_latents(latents, 8, 8, 1)
+    kvstore = layout.open_kvstore(store)
+    for i in range(3):
+        png = PIL.Image.open(io.BytesIO(kvstore.read(f"images/{i:08d}.png").result().value))
+        assert np.abs(np.asarray(png, int) - np.asarray(pictures[i], int)).max() <= 1
+        npy = np.load(io.BytesIO(kvstore.read(f"latents/{i:08d}.npy").result().value))
+        np.testing.assert_allclose(npy, latents[i], rtol=1e-3, atol=1e-4)
+    assert open_store(store).site().rows == 3 * 16
+
+
+def test_a_schedule_that_repeats_a_timestep_keeps_its_first_pass(config, sd, tmp_path, read_rows):
+    """PNDM, the scheduler of Stable Diffusion 1, denoises twice at its second timestep."""
+    copy = tmp_path / "pndm"
+    sd.save_pretrained(copy)
+    scheduler = diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1)
+    scheduler.save_pretrained(copy / "scheduler")
+    index = json.loads((copy / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "PNDMScheduler"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    base = config("sd", sites=("unet.mid_block",), guidance=1.0, pool="mean")
+    run.extract(dataclasses.replace(base, model=dataclasses.replace(base.model, id=str(copy))))
+    _, index = read_rows(tmp_path / "store")
+    assert index[:, 1].tolist() == [751, 501, 251, 1] * 3
+    shutil.rmtree(copy)
+
+
+def test_half_precision_timesteps_are_known(config, tmp_path, read_rows):
+    """FLUX in bfloat16 is told rounded timesteps."""
+    base = config("flux", sites=("flux.double.0.image",), steps=20, pool="mean", dtype="bfloat16")
+    run.extract(dataclasses.replace(base, model=dataclasses.replace(base.model, dtype="bfloat16")))
+    store = open_store(str(tmp_path / "store"))
+    assert (store.site().dtype, store.site().rows) == ("bfloat16", 60)
+    _, index = read_rows(tmp_path / "store")
+    assert index[:20, 1].tolist() == store.manifest["extract"]["timesteps"]
+    assert len(set(index[:20, 1])) == 20
+
+
+def test_seeds_of_the_prompts_file_go_before(config, tmp_path):
+    prompts = tmp_path / "seeded.csv"
+    prompts.write_text("prompt,seed\ncat,11\ncat,11\ncat,12\n")
+    run.extract(config("sd", sites=("unet.mid_block",), prompts=str(prompts), pool="mean"))
+    store = open_store(str(tmp_path / "store"))
+    assert [sample["seed"] for sample in store.samples] == [11, 11, 12]
+    rows = store.site().read(0, 12).reshape(3, 4, -1)
+    np.testing.assert_allclose(rows[0], rows[1], rtol=1e-4, atol=1e-5)
+    assert np.abs(rows[0] - rows[2]).max() > 1e-2
+
+
+BAD = [
+    ("sd", {"timesteps": (500,)}, "has 500; with config.extract.steps=4 there are 751, 501, 251, 1"),
+    ("sd", {"sites": ("clip.layer.0",)}, "which config.extract.mode=generate records"),
+    ("sd", {"sites": ("dit.block.0",)}, "unknown hook point 'dit.block.0'; this sd pipeline has"),
+    ("sd", {"sites": ("unet.up_blocks.1",), "value": "difference"}, "allowed there: output"),
+    ("sd", {"prompts": "seeds.csv"}, "the seed of prompt 0 is 'x'; it must be a whole number"),
+    ("sd", {"prompts": "half.jsonl"}, "the seed of prompt 1 is 1.5; it must be a whole number"),
+    ("sd", {"prompts": "infinite.jsonl"}, "the seed of prompt 0 is inf; it must be a whole number"),
+    ("sd", {"prompts": "none.csv"}, "No such file"),
+    ("sd", {"steps": 2000}, "config.extract.steps is 2000; this model has 1000 timesteps"),
+    ("flux", {"height": 9}, "config.extract.height is 9; this model needs a multiple of 2"),
+    ("dit", {"height": 16}, "config.extract.height is 16; this model is for 8"),
+    ("dit", {"save_latents": True}, "config.extract.save_latents is True"),
+    (
+        "dit",
+        {"prompts": "seeds.csv"},
+        "'cat' is no class of this model; it takes a number below 1000, or a name such as biddy",
+    ),
+]
+DEFAULT_SITE = {"sd": "unet.mid_block", "flux": "flux.double.0.image", "dit": "dit.block.0"}
+
+
+@pytest.mark.parametrize(("family", "fields", "message"), BAD)
+def test_bad_input_is_refused_before_anything_is_written(
+    config, family, fields, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seeds.csv").write_text("prompt,seed\ncat,x\n" if family == "sd" else "prompt\ncat\n")
+    (tmp_path / "half.jsonl").write_text('{"prompt": "cat", "seed": 1.0}\n{"prompt": "cat", "seed": 1.5}\n')
+    (tmp_path / "infinite.jsonl").write_text('{"prompt": "cat", "seed": Infinity}\n')
+    with pytest.raises(InputError) as error:
+        run.extract(config(family, **{"sites": (DEFAULT_SITE[family],)} | fields))
+    assert message in str(error.value)
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,6 @@
+"""Helpers that several test folders share."""
+
+import pathlib
+
+ROOT = pathlib.Path(__file__).parents[2]
+MINIATURES = ROOT / "extract" / "miniature"

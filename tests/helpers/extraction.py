@@ -1,0 +1,121 @@
+"""Tiny pipelines of every family, and inputs: prompts, pictures, stores read back."""
+
+import csv
+import functools
+import json
+import os
+import pathlib
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import transformers
+
+from revelio_jax.pipelines.loading import TextEncoder
+from revelio_jax.store import open_store
+from tests.helpers.pipelines import CLASSES, LAYERS, WIDTH, dit, fitted, flux, make_clip, sd, sdxl, t5, vae  # noqa: F401
+
+# Models this small are faster so; here, and in the processes that tests start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def bert() -> TextEncoder:
+    """A BERT of few words, as a text encoder of its own."""
+    words = {
+        word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "red"])
+    }
+    config = transformers.BertConfig(
+        vocab_size=len(words),
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=12,
+        initializer_range=0.5,
+    )
+    torch.manual_seed(0)
+    model = transformers.BertModel(config).eval()
+    return TextEncoder("encoder", model, transformers.BertTokenizer(vocab=words, model_max_length=12), "text")
+
+
+@pytest.fixture(scope="session")
+def sd_folder(folder) -> pathlib.Path:
+    return folder("sd")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, request):
+    """A function that saves the pipeline of a family and returns its folder."""
+
+    @functools.cache
+    def save(family: str) -> pathlib.Path:
+        path = tmp_path_factory.mktemp("pipelines") / family
+        pipe = request.getfixturevalue(family)
+        pipe.save_pretrained(path)
+        if family == "dit":  # diffusers reads the names of classes from here, but does not write them
+            index = json.loads((path / "model_index.json").read_text())
+            index["id2label"] = CLASSES
+            (path / "model_index.json").write_text(json.dumps(index))
+        return path
+
+    return save
+
+
+@pytest.fixture
+def prompts(tmp_path) -> pathlib.Path:
+    """A csv of 10 labelled prompts of different lengths, the empty one among them."""
+    path = tmp_path / "prompts.csv"
+    rows = [["prompt", "style"], ["", "none"]]
+    rows += [[" ".join(["cat"] * n), f"style {n % 2}"] for n in range(1, 10)]
+    with path.open("w", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> pathlib.Path:
+    """Five pictures of several sizes and modes in folders of two labels; the second cannot be decoded."""
+    path = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for name, size, mode in [
+        ("cat/a.png", (12, 8), "RGB"),
+        ("cat/c.png", (8, 8), "L"),
+        ("dog/a.jpg", (9, 20), "RGB"),
+        ("dog/b.png", (30, 30), "RGBA"),
+    ]:
+        (path / name).parent.mkdir(exist_ok=True)
+        pixels = random.integers(0, 256, (*size, 3), np.uint8)
+        PIL.Image.fromarray(pixels).convert(mode).save(path / name)
+    (path / "cat/b.png").write_bytes((path / "cat/a.png").read_bytes()[:60])
+    (path / "cat/notes.txt").write_text("no picture")
+    return path
+
+
+@pytest.fixture(scope="session")
+def read_rows():
+    """A function that reads all of a site: activations [rows, d] and [rows, (sample, timestep, position)]."""
+
+    def read(location, name: str = ""):
+        site = open_store(str(location)).site(name)
+        values = [site.read(*chunk) for chunk in site.chunks]
+        index = [
+            np.stack([site.read_index(key, *chunk) for key in ("sample", "timestep", "position")], 1)
+            for chunk in site.chunks
+        ]
+        return np.concatenate(values), np.concatenate(index)
+
+    return read
+
+
+@pytest.fixture
+def called():
+    """A list that gains every module that is called, in order."""
+    modules = []
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, _: modules.append(module)
+    )
+    yield modules
+    handle.remove()

@@ -1,0 +1,119 @@
+"""The shipped miniature and a small random SAE that fits it."""
+
+import functools
+import json
+import pathlib
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
+
+from revelio_jax.pipelines import hook_points
+from revelio_jax.steering import Steerer
+from revelio_jax.steering.sae import Sae
+from tests.helpers import MINIATURES
+from tests.helpers.pipelines import dit, fitted, flux, make_clip, sd, sdxl, t5, vae  # noqa: F401
+
+SITE, D, F, K = "clip.layer.2", 128, 64, 8
+PROMPTS = ["a flat emoji of cat", "a glossy 3d emoji of red apple"]
+
+torch.set_num_threads(1)  # more only wait for each other on models this small
+
+
+@pytest.fixture(scope="session")
+def miniature():
+    """A function that loads a miniature, once a session."""
+
+    @functools.cache
+    def load(family: str):
+        pipe = DiffusionPipeline.from_pretrained(MINIATURES / family, torch_dtype=torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def pipe(miniature):
+    return miniature("sd")
+
+
+@pytest.fixture(scope="session")
+def tensors() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    W_dec = torch.nn.functional.normalize(torch.randn(F, D, generator=generator), dim=1)
+    return {
+        "W_enc": W_dec.T.contiguous(),
+        "b_enc": 0.1 * torch.randn(F, generator=generator),
+        "W_dec": W_dec,
+        "b_dec": torch.randn(D, generator=generator),
+    }
+
+
+@pytest.fixture(scope="session")
+def config() -> dict:
+    metadata = {"site": SITE, "model_id": "", "family": "sd"}
+    return {"architecture": "topk", "d_in": D, "d_sae": F, "k": K, "metadata": metadata}
+
+
+@pytest.fixture
+def sae_folder(tmp_path, tensors, config) -> pathlib.Path:
+    save_file(tensors, tmp_path / "sae_weights.safetensors")
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def make_steerer():
+    """A function that makes a steerer with a random SAE, at scale with activations, for any site."""
+
+    def make(pipe, site: str, latents: int = 48, k: int = 6, **metadata) -> Steerer:
+        d = sum(part.d for part in hook_points.resolve_joined(pipe, site))
+        generator = torch.Generator().manual_seed(d)
+        W_dec_FD = torch.nn.functional.normalize(torch.randn(latents, d, generator=generator), dim=1)
+        metadata = {"site": site, "model_id": "", "family": hook_points.family(pipe), **metadata}
+        return Steerer(Sae(W_dec_FD.T, torch.zeros(latents), W_dec_FD, torch.zeros(d), k, metadata))
+
+    return make
+
+
+@pytest.fixture
+def tiny(request):
+    """A function that gives the pipeline of a family, ready to sample quietly."""
+
+    def get(family: str):
+        pipe = request.getfixturevalue(family)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def run():
+    """A function that samples with a tiny pipeline."""
+
+    @torch.no_grad()
+    def run(pipe, prompts=PROMPTS, guided=True, negative=None, n=1, steps=2, **given) -> torch.Tensor:
+        """The final latents; of a DiT the pictures."""
+        family = hook_points.family(pipe)
+        count = 2 if family == "dit" else n * (1 if isinstance(prompts, str) else len(prompts))
+        given["generator"] = [torch.Generator().manual_seed(i) for i in range(count)]
+        given["num_inference_steps"] = steps
+        if family == "dit":
+            images = pipe(
+                class_labels=[1, 2], guidance_scale=4.0 if guided else 1.0, output_type="np", **given
+            )
+            return torch.from_numpy(images.images)
+        if family == "flux":
+            length = pipe.tokenizer_2.model_max_length
+            given |= {"max_sequence_length": length, "true_cfg_scale": 3.0 if guided else 1.0}
+            if guided and negative is None:
+                negative = "" if isinstance(prompts, str) else [""] * len(prompts)
+        else:
+            given["guidance_scale"] = 5.0 if guided else 1.0
+        given = {"height": 8, "width": 8, "output_type": "latent"} | given
+        return pipe(prompts, negative_prompt=negative, num_images_per_prompt=n, **given).images  # fmt: skip
+
+    return run

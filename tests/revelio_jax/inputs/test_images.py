@@ -1,0 +1,151 @@
+"""Pictures of folders and datasets: which, in which order, with which labels, and how they are cut."""
+
+import importlib.util
+import io
+import os
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from revelio_jax.errors import InputError
+from revelio_jax.inputs.images import read_images
+
+
+def read(location, image_column="image", label_column="label", split="train"):
+    return read_images(str(location), image_column, label_column, split)
+
+
+def test_folders_are_labels(pictures):
+    images = read(pictures)
+    assert images.samples == [
+        {"id": 0, "image": "cat/a.png", "label": "cat"},
+        {"id": 1, "image": "cat/b.png", "label": "cat"},
+        {"id": 2, "image": "cat/c.png", "label": "cat"},
+        {"id": 3, "image": "dog/a.jpg", "label": "dog"},
+        {"id": 4, "image": "dog/b.png", "label": "dog"},
+    ]
+    (loaded,) = images.batches([range(5)], 8, 16)
+    assert [picture is None for picture in loaded] == [False, True, False, False, False]
+    assert {picture.shape for picture in loaded if picture is not None} == {(3, 8, 16)}
+    assert {picture.dtype for picture in loaded if picture is not None} == {np.dtype(np.float32)}
+
+
+def test_a_flat_folder_has_no_labels(pictures):
+    assert read(pictures / "dog").samples == [{"id": 0, "image": "a.jpg"}, {"id": 1, "image": "b.png"}]
+
+
+def test_a_picture_is_scaled_to_cover_and_cut_at_its_centre(tmp_path):
+    """Stripes 10, 20, 10 wide: the middle one alone is left."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, 10:30] = 255
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
+    loaded = read(tmp_path).load(0, 20, 20)
+    assert (loaded == 1).all()
+    loaded = read(tmp_path).load(0, 10, 20)
+    assert (loaded[:, :, 6:14] == 1).all()
+    assert (loaded[:, :, :3] == -1).all()
+
+
+def test_a_turned_picture_is_turned_back(tmp_path):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 255
+    image = PIL.Image.fromarray(pixels)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image.save(tmp_path / "a.png", exif=exif)
+    loaded = read(tmp_path).load(0, 8, 8)
+    assert (loaded[:, 4:] == 1).all()
+
+
+def test_sixteen_bits_of_grey_keep_their_shades(tmp_path):
+    grey = np.repeat(np.linspace(0, 65_535, 8).astype(np.uint16)[None], 8, 0)
+    PIL.Image.fromarray(grey).save(tmp_path / "a.png")
+    loaded = read(tmp_path).load(0, 8, 8)
+    np.testing.assert_allclose(loaded, np.broadcast_to(np.linspace(-1, 1, 8), (3, 8, 8)), atol=1 / 127)
+
+
+def test_labels_may_be_links_to_folders(tmp_path, pictures):
+    (tmp_path / "animal").symlink_to(pictures / "dog")
+    (tmp_path / "animals").symlink_to(tmp_path)  # a circle is gone through once
+    assert [sample["image"] for sample in read(tmp_path).samples] == ["animal/a.jpg", "animal/b.png"]
+
+
+def test_what_pillow_only_writes_is_no_picture(tmp_path, pictures):
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.pdf")
+    with pytest.raises(InputError, match="the folder holds no picture"):
+        read(tmp_path)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path, pictures):
+    path = os.fsencode(tmp_path) + b"/\xff.png"
+    try:
+        with open(path, "wb") as file:
+            file.write((pictures / "dog/b.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(InputError, match=r"column 'image' cannot be kept in a store: .* surrogates"):
+        read(tmp_path)
+
+
+def test_another_picture_under_a_name_is_another_fingerprint(tmp_path, pictures):
+    (tmp_path / "a.png").write_bytes((pictures / "cat/a.png").read_bytes())
+    before = read(tmp_path).fingerprint
+    (tmp_path / "a.png").write_bytes((pictures / "dog/b.png").read_bytes())
+    assert read(tmp_path).fingerprint != before
+
+
+@pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="datasets is installed")
+def test_without_the_package_datasets_one_line_says_so(tmp_path):
+    with pytest.raises(InputError, match=r"needs the package datasets; pip install -e '.\[datasets\]'"):
+        read("someone/pictures")
+
+
+def png(value) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8), (value, value, value)).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.fixture
+def dataset():
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    pictures = [{"bytes": data, "path": None} for data in (png(0), b"no picture", png(255))]
+    return datasets.Dataset.from_dict({"picture": pictures, "kind": [1, 0, 1]}, features=features)
+
+
+@pytest.mark.parametrize("kind", ["saved", "splits", "parquet"])
+def test_datasets(dataset, kind, tmp_path):
+    import datasets
+
+    path = tmp_path / "data"
+    if kind == "saved":
+        dataset.save_to_disk(path)
+    elif kind == "splits":
+        datasets.DatasetDict({"test": dataset}).save_to_disk(path)
+    else:
+        path = tmp_path / "data.parquet"
+        dataset.to_parquet(path)
+    images = read(path, "picture", "kind", "test")
+    assert images.samples == [
+        {"id": 0, "label": "dog"},
+        {"id": 1, "label": "cat"},
+        {"id": 2, "label": "dog"},
+    ]
+    ((black, broken), (white,)) = images.batches([[0, 1], [2]], 8, 8)
+    assert (black == -1).all()
+    assert broken is None
+    assert (white == 1).all()
+    assert read(path, "picture", "", "test").samples == [{"id": i} for i in range(3)]
+    with pytest.raises(InputError, match=r"config.extract.image_column is 'image'; .* has picture, kind"):
+        read(path, split="test")
+    with pytest.raises(InputError, match=r"config.extract.label_column is 'label'"):
+        read(path, "picture", split="test")
+    with pytest.raises(InputError, match=r"config.extract.image_column is 'kind', which holds no pictures"):
+        read(path, "kind", "", split="test")
+    if kind == "splits":
+        with pytest.raises(InputError, match=r"config.extract.split is 'train'; .* has test"):
+            read(path, "picture", "kind")

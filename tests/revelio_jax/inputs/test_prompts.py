@@ -1,0 +1,129 @@
+"""Prompt files: every format, every way they can be wrong."""
+
+import csv
+import importlib.util
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from revelio_jax.errors import InputError
+from revelio_jax.inputs.prompts import read_prompts
+
+# Any text that a UTF-8 file can hold.
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+no_nul = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=20)
+labelled = st.lists(st.fixed_dictionaries({"prompt": no_nul, "style": no_nul}), min_size=1, max_size=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("inputs")
+
+
+def _write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+@settings(max_examples=50)
+@given(lines=st.lists(texts.filter(lambda t: "\n" not in t and "\r" not in t), max_size=8))
+def test_txt_has_a_prompt_a_line(folder, lines):
+    path = _write(folder / "p.txt", "\n".join([*lines, "a last one"]))
+    wanted = [line for line in lines if line.strip()] + ["a last one"]
+    if wanted[0].startswith("\ufeff"):  # a byte order mark at the start is no text
+        return
+    assert read_prompts(path) == [{"id": i, "prompt": text} for i, text in enumerate(wanted)]
+
+
+@settings(max_examples=50)
+@given(rows=labelled)
+def test_csv_jsonl_and_parquet_keep_prompts_and_labels(folder, rows):
+    wanted = [{"id": i, **row} for i, row in enumerate(rows)]
+    with (folder / "p.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "style"], quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows(rows)
+    assert read_prompts(str(folder / "p.csv")) == wanted
+    path = _write(folder / "p.jsonl", "\n\n".join(map(json.dumps, rows)) + "\r\n")
+    assert read_prompts(path) == wanted
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "p.parquet")
+    assert read_prompts(str(folder / "p.parquet")) == wanted
+
+
+def test_another_prompt_column_and_a_column_called_id(tmp_path):
+    path = _write(tmp_path / "p.csv", '\ufeffid,caption,n\r\nx7,"a, b",1\r\nx8,"",2\r\n')
+    assert read_prompts(path, "caption") == [
+        {"id": 0, "prompt": "a, b", "file_id": "x7", "n": "1"},
+        {"id": 1, "prompt": "", "file_id": "x8", "n": "2"},
+    ]
+
+
+def test_shuffled_prompts_are_the_same_in_an_order_that_is_always_the_same(tmp_path):
+    path = _write(tmp_path / "p.csv", "prompt,n\n" + "".join(f"p{i},{i}\n" for i in range(50)))
+    plain, shuffled = read_prompts(path), read_prompts(path, shuffle=True)
+    assert [row["id"] for row in shuffled] == list(range(50))
+    assert [row["n"] for row in shuffled] != [row["n"] for row in plain]
+    assert sorted(row["prompt"] for row in shuffled) == sorted(row["prompt"] for row in plain)
+    assert all(row["prompt"] == f"p{row['n']}" for row in shuffled)
+    assert read_prompts(path, shuffle=True) == shuffled
+
+
+def test_labels_that_only_some_lines_have_are_null_in_the_others(tmp_path):
+    path = _write(tmp_path / "p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "seed": 3}\n')
+    assert read_prompts(path) == [
+        {"id": 0, "prompt": "a", "seed": None},
+        {"id": 1, "prompt": "b", "seed": 3},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", "", "holds no prompt"),
+        ("p.txt", " \n\n", "holds no prompt"),
+        ("p.csv", "", "holds no prompt"),
+        ("p.csv", "prompt,style\n", "holds no prompt"),
+        ("p.csv", "text,style\na,b\n", "no column 'prompt'.*there are 'text', 'style'"),
+        ("p.csv", "prompt,style\na,b\nc\n", "line 3 has 1 fields, the header 2"),
+        ("p.csv", "prompt,prompt\na,b\n", "occurs twice"),
+        ("p.csv", 'prompt\n"a\n', "line 2"),
+        ("p.txt", b"one\ntwo \xff\n", "not UTF-8: byte 0xff at offset 8, line 2"),
+        ("p.txt", b"\xef\xbb\xbfone\n\xff", "not UTF-8: byte 0xff at offset 7, line 2"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt"\n', "line 2 is no JSON"),
+        ("p.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("p.jsonl", '{"prompt": "a"}\n{"text": "a"}\n', "line 2: no column 'prompt'"),
+        ("p.jsonl", '{"prompt": 3}\n', "prompt 0 is 3; it must be text"),
+        ("p.jsonl", '{"prompt": "\\ud83d"}\n', "column 'prompt' cannot be kept in a store: .* surrogates"),
+        ("p.jsonl", '{"prompt": "a", "n": ["\\ud83d"]}\n', "column 'n' cannot be kept in a store: .* surr"),
+        ("p.jsonl", '{"prompt": "a", "\\ud83d": 1}\n', r"column '\\ud83d' cannot be kept in a store"),
+        ("p.jsonl", '{"prompt": "a", "n": 1}\n{"prompt": "b", "n": "x"}\n', "column 'n' cannot be kept"),
+        ("p.jsonl", '{"prompt": "a", "n": {}}\n', "column 'n' cannot be kept in a store: .* no child field"),
+        ("p.jsonl", '{"prompt": "a", "n": 18446744073709551615}\n', "column 'n' cannot be kept"),
+        ("p.jsonl", '{"prompt": "a", "n": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "line 1 is no JSON"),
+        ("p.parquet", b"no parquet", "no parquet file"),
+        ("p.json", "{}", "unknown suffix '.json'; known: .txt, .csv, .jsonl, .parquet"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
+    with pytest.raises(InputError, match=message):
+        read_prompts(_write(tmp_path / name, content))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pandas") is not None, reason="pandas knows nanoseconds")
+def test_nanoseconds_are_named(tmp_path):
+    times = pyarrow.array([1], pyarrow.timestamp("ns"))
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"], "t": times}), tmp_path / "p.parquet")
+    with pytest.raises(InputError, match=r"p\.parquet: Nanosecond"):
+        read_prompts(str(tmp_path / "p.parquet"))
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.txt: No such file"):
+        read_prompts(str(tmp_path / "none.txt"))
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(InputError, match="Is a directory"):
+        read_prompts(str(tmp_path / "folder.txt"))

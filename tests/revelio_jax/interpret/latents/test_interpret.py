@@ -1,0 +1,281 @@
+"""The command: what planted latents are found to mean, what is reused, and that nothing is lost."""
+
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from revelio_jax.config import Config, ExtractConfig, InterpretConfig, TrainConfig
+from revelio_jax.errors import InputError
+from revelio_jax.interpret.latents import command as interpret
+from revelio_jax.interpret.latents import results, tables
+from revelio_jax.store import open_store
+from tests.revelio_jax.interpret import conftest as planted
+
+
+@pytest.fixture
+def own(pictures, interpreted, tmp_path):
+    """The config of ``pictures`` with a run of its own, where only the export is."""
+    shutil.copytree(pathlib.Path(pictures.train.run, "export"), tmp_path / "run" / "export")
+    return interpreted(pictures, train={"run": str(tmp_path / "run")}, top=12)
+
+
+# The process kills itself as it gives new results their name.
+KILLED = """
+import os, runpy, signal
+
+rename = os.rename
+def killed(source, target):
+    if str(source).endswith(".part"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+os.rename = killed
+runpy.run_module("revelio_jax.interpret", run_name="__main__")
+"""
+
+
+def rows_of(table, **where) -> list[dict]:
+    return [row for row in table.to_pylist() if all(row[name] == value for name, value in where.items())]
+
+
+def test_planted_latents_are_found(own):
+    found, is_new = interpret.interpret(own)
+    assert is_new
+    classes = open_store(own.extract.store).table()["kind"].to_pylist()
+    latent = found.latents.to_pylist()[planted.PLANTED]
+    assert latent["kind.purity"] == 1
+    assert latent["kind.majority"] == "class 0"
+    assert latent["kind.entropy"] == 0
+    assert latent["samples"] == classes.count("class 0")
+    assert latent["spread"] == pytest.approx(4 / 16)
+    assert found.latents["kind.purity"][planted.NOISE].as_py() < 0.9
+    assert found.latents["rows"].to_pylist()[4:] == [0, 0]
+    top = rows_of(found.samples, latent=planted.PLANTED, kind="top")
+    assert [row["rank"] for row in top] == list(range(12))
+    assert {(row["position"], row["timestep"]) for row in top} == {(5, 501)}
+    assert {classes[row["sample"]] for row in top} == {"class 0"}
+    values = [row["value"] for row in top]
+    assert values == sorted(values, reverse=True)
+    profile = found.part("profile", planted.PLANTED, planted.PLANTED + 1)[0, 0].reshape(4, 4)
+    assert profile[1, 1] == 255
+    assert not profile[2:].any()
+    # 3 is the planted one's negative, which a ReLU never lets through.
+    assert found.array("nearest")[planted.PLANTED, 0] != -1
+
+
+def same(one, other):
+    for name in results.TABLES:
+        assert getattr(one, name).equals(getattr(other, name))
+    for name in ("histogram", "profile", "coactive", "nearest", "drawn", "fires"):
+        np.testing.assert_array_equal(one.array(name), other.array(name))
+
+
+def test_results_are_the_same_for_any_batch_size(own, interpreted):
+    found, _ = interpret.interpret(own)
+    kept = {name: getattr(found, name) for name in results.TABLES}
+    arrays = {name: found.array(name) for name in ("histogram", "profile", "coactive", "fires")}
+    for batch_size in (1, 37, 4096):
+        again, is_new = interpret.interpret(interpreted(own, batch_size=batch_size), again=True)
+        assert is_new
+        assert all(getattr(again, name).equals(table) for name, table in kept.items())
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(again.array(name), array)
+
+
+def test_what_is_there_is_made_again_only_where_something_decisive_changed(own, interpreted):
+    interpret.interpret(own)
+    assert not interpret.interpret(own)[1]
+    assert not interpret.interpret(interpreted(own, batch_size=7))[1]
+    assert interpret.interpret(own, again=True)[1]
+    assert interpret.interpret(interpreted(own, top=11))[1]
+
+
+def test_neurons_are_what_is_above_the_mean(own, interpreted):
+    config = dataclasses.replace(own, interpret=dataclasses.replace(own.interpret, sae="neurons"))
+    found, _ = interpret.interpret(config)
+    assert found.folder.name == "neurons"
+    site = open_store(own.extract.store).site("unet.mid_block")
+    x = np.concatenate([site.read(start, stop) for start, stop in site.chunks])
+    above = x > x.mean(0, dtype=np.float64)
+    assert found.latents["rows"].to_pylist() == above.sum(0).tolist()
+    assert found.facts["k"] is None
+
+
+def test_a_stop_in_the_middle_leaves_the_results_that_were_there(own, monkeypatch):
+    before, _ = interpret.interpret(own)
+    facts = (before.folder / "summary.json").read_bytes()
+
+    def stopped(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tables, "make", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        interpret.interpret(own, again=True)
+    assert (before.folder / "summary.json").read_bytes() == facts
+    same(results.load(before.folder), before)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "arrays.safetensors", "samples.parquet"])
+def test_a_file_that_is_gone_is_named(own, name):
+    found, _ = interpret.interpret(own)
+    (found.folder / name).unlink()
+    with pytest.raises(InputError, match=f"has no {name}; python -m revelio_jax.interpret makes it"):
+        results.load(found.folder)
+
+
+def test_a_file_in_the_place_of_results_stays(own):
+    mine = results.folder_of(own.train.run)
+    mine.write_text("mine")
+    with pytest.raises(InputError, match="latents is a file"):
+        interpret.interpret(own)
+    assert mine.read_text() == "mine"
+
+
+def test_a_process_that_is_killed_leaves_the_results_that_were_there(own):
+    before, _ = interpret.interpret(own)
+    facts = (before.folder / "summary.json").read_bytes()
+    # Killed where everything is written and what was there has been set aside.
+    killed = command(own, "--again", start=("-c", KILLED))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not before.folder.exists()
+    results.begin(before.folder)
+    assert (before.folder / "summary.json").read_bytes() == facts
+    same(results.load(before.folder), before)
+    again, is_new = interpret.interpret(own, again=True)
+    assert is_new
+    same(again, before)
+    left = {path.name for path in before.folder.parent.iterdir()}
+    assert left == {"export", "latents", "config.json"}
+
+
+def test_a_store_that_was_moved_is_not_read_again(own, interpreted, tmp_path):
+    interpret.interpret(own)
+    shutil.copytree(own.extract.store, tmp_path / "moved")
+    moved = interpreted(own, extract={"store": str(tmp_path / "moved")})
+    found, is_new = interpret.interpret(moved)
+    assert not is_new
+    assert results.store_of(found).location == results.load(found.folder).facts["store"]["location"]
+    assert found.facts["store"]["location"] == str(tmp_path / "moved")
+    assert found.facts["images"] == str(tmp_path / "moved" / "images")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(own, monkeypatch):
+    pathlib.Path(own.train.run, "latents.part").write_text("no folder")
+    monkeypatch.setattr(interpret, "read", None)
+    with pytest.raises(InputError, match="latents cannot be written: File exists"):
+        interpret.interpret(own)
+
+
+def test_a_disk_that_fills_up_loses_nothing(own, monkeypatch):
+    before, _ = interpret.interpret(own)
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "save_file", full)
+        with pytest.raises(InputError, match=r"cannot be written: .*No space left on device"):
+            interpret.interpret(own, again=True)
+    assert not before.folder.with_name("latents.part").exists()
+    same(results.load(before.folder), before)
+
+
+def test_texts_in_several_languages(tmp_path, write_samples, write_sae, interpreted):
+    """Latent 0 fires at "cœur", which only French prompts have; 1 at every second word, in any language."""
+    languages = ["de", "fr", ""]  # the last has none
+    samples, rows, sample, position = [], [], [], []
+    for i in range(90):
+        language = languages[i % 3]
+        words = ["<s>", "ein", "Herz", "</s>"] if language == "de" else ["<s>", "un", "cœur", "</s>", "</s>"]
+        samples.append({"prompt": f"{i}", "language": language, "clip_l.tokens": words})
+        for at, word in enumerate(words):
+            rows.append([(language == "fr") * (word == "cœur") * (1 + i), at % 2])
+            sample.append(i)
+            position.append(at)
+    site = "clip_l.layer.1+clip_g.layer.1"
+    index = np.array([sample, position, [-1] * len(sample)])
+    store = write_samples(tmp_path / "store", site, np.array(rows, np.float32), *index, samples)
+    write_sae(tmp_path / "run" / "export", np.eye(2), np.zeros(2), np.eye(2), np.zeros(2), k=2)
+    config = Config(
+        extract=ExtractConfig(store=store),
+        train=TrainConfig(run=str(tmp_path / "run"), site=site),
+        interpret=InterpretConfig(stratum="language", top=12, batch_size=7),
+    )
+    found, _ = interpret.interpret(config)
+    assert (found.facts["kind"], found.facts["tokens"]) == ("text", "clip_l.tokens")
+    assert found.facts["stratum"] == {"column": "language", "values": ["de", "fr"]}
+    heart, other = found.latents.to_pylist()
+    assert (heart["words"], heart["language.purity"], heart["language.majority"]) == ("cœur", 1, "fr")
+    assert (heart["rows"], heart["max"], heart["spread"]) == (30, 89, pytest.approx(1 / 5))
+    assert [row["rows"] for row in rows_of(found.strata, latent=0)] == [0, 30]
+    assert other["samples"] == 90
+    # Those of no language count in the latent, in no stratum.
+    assert sum(row["samples"] for row in rows_of(found.strata, latent=1)) == 60
+    strongest = rows_of(found.samples, latent=0, kind="stratum")
+    assert [row["stratum"] for row in strongest] == ["fr"] * 12
+    assert [row["sample"] for row in strongest] == list(range(88, 88 - 36, -3))
+    assert {row["position"] for row in strongest} == {2}
+
+
+def test_values_of_a_column_are_told_apart(own, interpreted):
+    found, _ = interpret.interpret(interpreted(own, stratum="style"))
+    assert found.facts["stratum"] == {"column": "style", "values": ["a", "b"]}
+    table = open_store(own.extract.store).table()
+    for row in rows_of(found.samples, kind="stratum"):
+        assert table["style"][row["sample"]].as_py() == row["stratum"]
+    of_b = rows_of(found.strata, latent=2)
+    assert [row["rows"] > 0 for row in of_b] == [False, True]  # latent 2 fires on style "b" alone
+
+
+def command(config, *flags, start=("-m", "revelio_jax.interpret")) -> subprocess.CompletedProcess:
+    """The command as a process, on a run's config.json."""
+    run = pathlib.Path(config.train.run)
+    (run / "config.json").write_text(config.to_json())
+    arguments = [sys.executable, *start, f"--config={run / 'config.json'}", *flags]
+    return subprocess.run(arguments, capture_output=True, text=True)
+
+
+def test_the_command_writes_results_and_report(own):
+    done = command(own)
+    assert done.returncode == 0, done.stderr
+    run = pathlib.Path(own.train.run)
+    assert json.loads((run / "latents" / "summary.json").read_text())["latents"] == 6
+    assert "kind, 3 classes" in done.stdout
+    assert (run / "report" / "index.html").is_file()
+    assert len({path.stat().st_mode for path in (run / "latents").iterdir()}) == 1  # all that others may read
+    assert f"report: {run / 'report' / 'index.html'}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.interpret.top=0", "config.interpret.top is 0"),
+        ("--config.interpret.labels=('shade',)", "config.interpret.labels has 'shade'"),
+        ("--config.interpret.stratum=shade", "config.interpret.stratum is 'shade'"),
+        ("--config.interpret.sae=no/such", "SAE folder no/such has no cfg.json"),
+        ("--config.train.site=unet.up_blocks.1", "unet.up_blocks.1"),
+        ("--config.train.run=", "config.train.run is empty"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(own, flag, message):
+    done = command(own, flag)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not pathlib.Path(own.train.run, "latents").exists()
+
+
+def test_an_sae_of_another_width_is_refused(own, write_sae, tmp_path, interpreted):
+    folder = write_sae(tmp_path / "wide", np.eye(5), np.zeros(5), np.eye(5), np.zeros(5), k=2)
+    with pytest.raises(InputError, match=r"has width 5, but unet\.mid_block of store .* has 4"):
+        interpret.interpret(
+            dataclasses.replace(own, interpret=dataclasses.replace(own.interpret, sae=folder))
+        )

@@ -1,0 +1,192 @@
+"""The endpoint: what it is sent, and what becomes of answers that are none."""
+
+import json
+import threading
+
+import pytest
+
+from revelio_jax.config import InterpretConfig
+from revelio_jax.errors import InputError
+from revelio_jax.interpret.tags import endpoint
+from revelio_jax.interpret.tags.answers import Stopped
+from revelio_jax.interpret.tags.questions import Question
+
+QUESTION = Question("applies", "Is it so?")
+
+
+@pytest.fixture
+def ask(server):
+    """A function that asks the server one question, without long waits."""
+
+    def once(answer, stop=None, first_wait=0.001, **fields):
+        server.answer = answer
+        options = InterpretConfig(**{"tag_endpoint": server.url, "tag_model": "m"} | fields)
+        return endpoint.open_endpoint(options, stop or threading.Event(), first_wait).ask(QUESTION)
+
+    return once
+
+
+def replied(content):
+    return 200, json.dumps({"choices": [{"message": {"content": content}}]}).encode(), {}
+
+
+def failing(status, times, message=b"{}", **headers):
+    """An answer that is an error a few times, and then yes."""
+    return lambda _, number: (status, message, headers) if number < times else "yes"
+
+
+def test_text_alone(ask, server):
+    assert ask(lambda *_: "  so it is ") == "  so it is "
+    [request] = server.requests
+    assert request.body["messages"][0]["content"] == [{"type": "text", "text": "Is it so?"}]
+    assert "authorization" not in request.headers
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/chat/completions"])
+def test_the_base_may_be_written_in_several_ways(ask, server, ending):
+    ask(lambda *_: "yes", tag_endpoint=server.url + ending)
+    assert server.requests[0].path == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"), [(None, ""), ("", ""), ([{"type": "text", "text": "a"}, {"text": "b"}], "ab")]
+)
+def test_contents_of_other_forms(ask, content, text):
+    assert ask(lambda *_: replied(content)) == text
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 529])
+def test_errors_that_pass_are_waited_for(ask, server, status):
+    assert ask(failing(status, 2)) == "yes"
+    assert len(server.requests) == 3
+    assert server.requests[0].body == server.requests[2].body
+
+
+def test_as_long_as_the_server_asks(ask, server, monkeypatch):
+    stop, waited = threading.Event(), []
+    monkeypatch.setattr(stop, "wait", waited.append)  # returns None: not stopped
+    ask(lambda _, n: (429, b"", {"Retry-After": ["7", "1000", "soon"][n]}) if n < 3 else "yes", stop, 1.0)
+    assert waited == [7, endpoint.LONGEST_WAIT, 4]
+
+
+def test_a_date_to_wait_for(ask, monkeypatch):
+    stop, waited = threading.Event(), []
+    monkeypatch.setattr(stop, "wait", waited.append)
+    monkeypatch.setattr(endpoint.time, "time", lambda: 784_111_777.0 - 20)
+    ask(failing(503, 1, **{"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}), stop)
+    assert waited == [20]
+
+
+def test_errors_that_stay_end_in_one_line(ask, server):
+    with pytest.raises(InputError) as error:
+        ask(lambda *_: (500, b'{"error": {"message": "out of\\nmemory"}}', {}))
+    assert str(error.value) == (
+        f"config.interpret.tag_endpoint {server.url}: 500 Internal Server Error out of memory, "
+        f"{endpoint.TRIES} times; what was answered is kept, the same command goes on"
+    )
+    assert len(server.requests) == endpoint.TRIES
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "said"),
+    [
+        (400, b"bad picture", "400 Bad Request bad picture"),
+        (401, b'{"error": "who are you?"}', "401 Unauthorized who are you?"),
+        (403, b"", "403 Forbidden"),
+        (404, b'{"detail": "no such model"}', "no such model"),
+        (413, b"\xff" * 5000, "413 Request Entity Too Large"),
+    ],
+)
+def test_what_is_wrong_for_good_is_asked_once(ask, server, status, message, said):
+    with pytest.raises(InputError, match=said) as error:
+        ask(lambda *_: (status, message, {}))
+    assert len(server.requests) == 1
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>busy</html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": null}]}', b"3"],
+)
+def test_answers_that_are_none_are_asked_for_again(ask, server, body):
+    assert ask(failing(200, 2, body)) == "yes"
+    with pytest.raises(InputError, match=r"an answer that is none: .*6 times"):
+        ask(lambda *_: (200, body, {}))
+
+
+def test_a_torn_answer_is_asked_for_again(ask):
+    whole = replied("yes")
+    assert ask(lambda _, n: (200, whole[1][:20], {"Content-Length": "500"}) if n == 0 else whole) == "yes"
+
+
+def test_a_slow_server_is_given_up(ask, server):
+    release = threading.Event()
+
+    def slow(*_):
+        release.wait(30)
+        return "late"
+
+    with pytest.raises(InputError, match=r"no answer within 0.05 s, 6 times"):
+        ask(slow, tag_timeout=0.05)
+    release.set()
+    assert len(server.requests) == endpoint.TRIES
+
+
+def test_parameters_that_newer_models_refuse_are_changed(ask, server):
+    def newer(request, _):
+        for name in ("max_tokens", "temperature"):
+            if name in request.body:
+                return (
+                    400,
+                    json.dumps({"error": {"message": f"Unsupported parameter: '{name}'"}}).encode(),
+                    {},
+                )
+        return "yes"
+
+    assert ask(newer) == "yes"
+    assert server.requests[-1].body["max_completion_tokens"] == InterpretConfig().tag_tokens
+    assert len(server.requests) == 3
+
+
+def test_no_redirect_is_followed(ask, server, monkeypatch):
+    monkeypatch.setenv("A_KEY", "secret")
+    with pytest.raises(InputError, match="307"):
+        ask(lambda *_: (307, b"", {"Location": f"{server.url}/elsewhere"}), tag_key="A_KEY")
+    assert len(server.requests) == 1
+
+
+def test_stop_ends_waiting(ask, server):
+    stop = threading.Event()
+
+    def refuses(*_):
+        stop.set()
+        return 503, b"", {}
+
+    with pytest.raises(Stopped):
+        ask(refuses, stop, first_wait=100.0)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
+def test_keys_that_are_none(ask, server, monkeypatch, key):
+    monkeypatch.setenv("A_KEY", key)
+    with pytest.raises(InputError, match="letters that no key has") as error:
+        ask(lambda *_: "yes", tag_key="A_KEY")
+    assert key not in str(error.value)
+    assert not server.requests
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tag_endpoint": "localhost:8000"}, "must be a URL"),
+        ({"tag_endpoint": "ftp://host/v1"}, "must be a URL"),
+        ({"tag_endpoint": "https://me:secret@host/v1"}, "is more than"),
+        ({"tag_endpoint": "https://host/v1?key=secret"}, "is more than"),
+        ({"tag_key": "sk-secret"}, "never the key"),
+    ],
+)
+def test_fields_that_are_none(fields, said):
+    with pytest.raises(InputError, match=said) as error:
+        InterpretConfig(**fields)
+    assert "secret" not in str(error.value)

@@ -1,0 +1,356 @@
+"""Tags, through a server that answers from what it is sent."""
+
+import json
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from revelio_jax.errors import InputError
+from revelio_jax.interpret.latents import results
+from revelio_jax.interpret.latents.command import interpret
+from revelio_jax.interpret.tags import answers, command, evidence, questions
+from tests.helpers import ROOT
+from tests.revelio_jax.interpret.conftest import AFTER_A, HEART, NOISE, PLANTED
+
+UNSEEN = 2  # a latent of the pictures' fixture that fires for a reason that they do not show
+
+
+def colour(pixels: np.ndarray) -> str:
+    red, green, _ = pixels.reshape(-1, 3).astype(float).mean(0)
+    return "red" if red > green + 60 else "grey"
+
+
+def sees(request, _number) -> str:
+    """Answers from the pixels: the colour of the left part where the middle one is coloured."""
+    parts = [np.asarray(picture) for picture in request.pictures]
+    if "label:" in request.text.lower():
+        label = re.search('Label: "(.*)"', request.text)[1]
+        corner = parts[0][: len(parts[0]) // 2, : parts[0].shape[1] // 2]
+        return "Yes." if colour(corner) == label else "No."
+    if "one letter" in request.text:
+        return re.search("([A-H]). a colour", request.text)[1]
+    hot = []
+    for part in parts:
+        side = part.shape[0]
+        heat = part[:, side + 8 : 2 * side + 8].astype(int)
+        hot.append(part[:, :side][heat[..., 0] - heat[..., 2] > 100])
+    return f'Label: "{colour(np.concatenate(hot))}"'
+
+
+def reads(request, _number) -> str:
+    """Answers from the texts: the word between stars that is most frequent."""
+    assert not request.pictures
+    if 'Label: "' in request.text:
+        label, text = re.search('Label: "(.*)"\nText: "(.*)"', request.text).groups()
+        return "yes" if label in text.split() else "no"
+    if "one letter" in request.text:
+        return "Answer: " + re.search("([A-H]). one particular word", request.text)[1]
+    words = re.findall(r"\*\*(\w+)\*\*", request.text.split("examples only")[1])
+    return max(sorted(set(words)), key=words.count)
+
+
+@pytest.fixture(scope="session")
+def seen(tmp_path_factory, pictures, interpreted):
+    """The config of pictures that were interpreted, in a run of its own."""
+    run = tmp_path_factory.mktemp("runs") / "seen"
+    shutil.copytree(pathlib.Path(pictures.train.run, "export"), run / "export")
+    config = interpreted(pictures, train={"run": str(run)})
+    interpret(config)
+    return config
+
+
+@pytest.fixture(scope="session")
+def read(texts):
+    interpret(texts)
+    return texts
+
+
+@pytest.fixture
+def asked(tmp_path, interpreted, server):
+    """A function that copies a run and returns its config with the server as endpoint."""
+
+    def change(config, answer, **fields):
+        run = tmp_path / "run"
+        shutil.copytree(config.train.run, run)
+        server.answer = answer
+        fields = {"tag_endpoint": server.url, "tag_model": "sees", "tag_parallel": 2} | fields
+        return interpreted(config, train={"run": str(run)}, **fields)
+
+    return change
+
+
+def rows_of(config) -> dict[int, dict]:
+    table = results.load(results.folder_of(config.train.run)).tags()
+    assert table.schema == command.SCHEMA
+    return {row["latent"]: row for row in table.to_pylist()}
+
+
+def test_a_label_that_predicts_scores_high_and_one_that_does_not_near_chance(seen, asked, server):
+    config = asked(seen, sees)
+    made = command.tag(config)
+    rows = rows_of(config)
+    assert sorted(rows) == [PLANTED, NOISE, UNSEEN]  # the others never fire
+    planted, unseen, noise = rows[PLANTED], rows[UNSEEN], rows[NOISE]
+    assert (planted["label"], planted["granularity"], planted["model"]) == ("red", "colour", "sees")
+    assert planted["score"] == planted["score_high"] == 1.0
+    assert planted["held_out"] >= 2 * evidence.FEWEST
+    assert 0.5 < planted["score_low"] < 1
+    assert unseen["label"] == "grey"
+    assert 0.25 <= unseen["score"] <= 0.75
+    assert unseen["score_low"] < 0.5 < unseen["score_high"]
+    assert noise["label"] == "grey"  # it fires on every picture: no silent ones to try a label on
+    assert noise["score"] is None
+    assert noise["held_out"] == 0
+    assert made.answers.asked == len(server.requests)
+    said = command.summary(made)
+    assert "granularity: colour 100%" in said
+    assert "labels without a score, for want of samples or of clear answers: 1" in said
+
+
+def test_requests_have_the_shape_of_the_protocol(seen, asked, server, monkeypatch):
+    monkeypatch.setenv("A_KEY", "secret-words")
+    config = asked(seen, sees, tag_key="A_KEY", tag_tokens=77, tag_pictures=3)
+    command.tag(config, [PLANTED])
+    label = next(request for request in server.requests if "eight words" in request.text)
+    assert label.path == "/v1/chat/completions"
+    assert label.headers["authorization"] == "Bearer secret-words"
+    assert label.headers["content-type"] == "application/json"
+    assert set(label.body) == {"model", "messages", "max_tokens", "temperature"}
+    assert (label.body["model"], label.body["max_tokens"], label.body["temperature"]) == ("sees", 77, 0)
+    [message] = label.body["messages"]
+    assert message["role"] == "user"
+    assert [part["type"] for part in message["content"]] == ["image_url"] * 3 + ["text"]
+    assert all(picture.size == (3 * 224 + 16, 224) for picture in label.pictures)
+    tried = [request for request in server.requests if "Label:" in request.text]
+    assert all(len(request.pictures) == 1 for request in tried)
+    assert all(request.pictures[0].size == (224, 224) for request in tried)  # no heat map tells
+
+
+def test_the_key_is_nowhere_on_the_disk(seen, asked, server, monkeypatch, capsys):
+    monkeypatch.setenv("A_KEY", "secret-words")
+    config = asked(seen, sees, tag_key="A_KEY")
+    command.tag(config, [PLANTED])
+    server.answer = lambda *_: (401, b'{"error": {"message": "wrong key: secret-words"}}', {})
+    with pytest.raises(InputError) as error:
+        command.tag(config, [UNSEEN])
+    assert "wrong key: [key]" in str(error.value)
+    files = [path for path in pathlib.Path(config.train.run).rglob("*") if path.is_file()]
+    assert files
+    assert not any(b"secret-words" in path.read_bytes() for path in files)
+    assert "secret-words" not in "".join(capsys.readouterr())
+
+
+def test_texts_are_tagged_by_their_words(read, asked):
+    config = asked(read, reads, tag_held_out=40)
+    command.tag(config)
+    rows = rows_of(config)
+    assert sorted(rows) == [HEART, AFTER_A]
+    assert (rows[HEART]["label"], rows[HEART]["granularity"]) == ("heart", "word")
+    assert rows[HEART]["score"] == 1.0
+    assert rows[AFTER_A]["score"] < 0.9  # a word of many that follow an "a"
+
+
+def test_processors_see_no_marks_in_texts(read, asked, server):
+    config = asked(read, reads, tag_pictures=20, tag_held_out=90)
+    command.tag(config, [HEART])
+    asked_for = "".join(request.text for request in server.requests)
+    assert "(image>" in asked_for
+    assert "<" not in asked_for
+
+
+def test_nothing_is_asked_twice(seen, asked, server):
+    config = asked(seen, sees)
+    command.tag(config)
+    first, count = rows_of(config), len(server.requests)
+    made = command.tag(config)
+    assert len(server.requests) == count
+    assert made.answers.asked == 0
+    assert rows_of(config) == first
+    # Results made anew lose the tags, and the answers stay.
+    interpret(config, again=True)
+    assert results.load(results.folder_of(config.train.run)).tags() is None
+    command.tag(config)
+    assert len(server.requests) == count
+    assert rows_of(config) == first
+
+
+def test_another_model_is_asked_anew(seen, asked, interpreted, server):
+    config = asked(seen, sees)
+    command.tag(config, [PLANTED])
+    count = len(server.requests)
+    command.tag(interpreted(config, tag_model="other"), [PLANTED])
+    assert len(server.requests) == 2 * count
+    assert rows_of(config)[PLANTED]["model"] == "other"
+
+
+def test_rows_of_other_latents_stay(seen, asked):
+    config = asked(seen, sees)
+    command.tag(config, [PLANTED])
+    command.tag(config, [UNSEEN])
+    assert sorted(rows_of(config)) == [PLANTED, UNSEEN]
+
+
+def test_answers_that_cannot_be_understood_are_null_and_counted(seen, asked):
+    config = asked(seen, lambda *_: "###")
+    made = command.tag(config)
+    assert all(row["label"] is row["granularity"] is row["score"] is None for row in rows_of(config).values())
+    said = command.summary(made)
+    assert "latents without a label: 3" in said
+    assert "without a granularity: 3" in said
+
+    assert command.tag(config).answers.asked == 0  # such answers are kept, too
+
+
+def test_verdicts_that_are_none_are_left_out(seen, asked):
+    def wavers(request, number):
+        return "maybe" if "Label:" in request.text else sees(request, number)
+
+    config = asked(seen, wavers)
+    made = command.tag(config, [PLANTED])
+    row = rows_of(config)[PLANTED]
+    assert (row["label"], row["score"], row["held_out"]) == ("red", None, 0)
+    assert re.search(r"answers neither yes nor no: \d\d", command.summary(made))
+
+
+@pytest.mark.parametrize("torn", [b'{"key": "ab', b"\xff\xfe", b"null", b'[1]\n{"key": 3, "answer": 4}'])
+def test_a_torn_line_loses_nothing_else(seen, asked, server, torn):
+    config = asked(seen, sees)
+    command.tag(config, [PLANTED])
+    count, path = len(server.requests), pathlib.Path(config.train.run, answers.NAME)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]) + torn)
+    command.tag(config, [PLANTED])
+    assert len(server.requests) == count + 1
+    command.tag(config, [PLANTED])
+    assert len(server.requests) == count + 1  # the line after the torn one is read
+
+
+def command_line(config, config_file, path, *more):
+    return [
+        sys.executable,
+        "-m",
+        "revelio_jax.interpret.tags",
+        "--config",
+        config_file(path / "config.py", config),
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_stopped_asks_only_what_is_missing(seen, asked, server, config_file, tmp_path, sign):
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def stalls(request, number):
+        if number == 9:
+            stuck.set()
+            go_on.wait(60)
+        return sees(request, number)
+
+    config = asked(seen, stalls, tag_parallel=1)
+    running = subprocess.Popen(
+        command_line(config, config_file, tmp_path),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background of a shell ignore it, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert stuck.wait(60)
+    running.send_signal(sign)
+    said = running.communicate(timeout=60)[1]
+    go_on.set()
+    assert running.returncode == (-signal.SIGKILL if sign == signal.SIGKILL else 130)
+    if sign == signal.SIGINT:
+        assert said.splitlines()[-1] == "stopped by Ctrl-C"
+    assert len(server.requests) == 10
+    server.answer = sees
+    whole = command.tag(config)
+    assert whole.answers.found >= 9
+    bodies = [json.dumps(request.body) for request in server.requests]
+    assert len(bodies) - len(set(bodies)) == 1  # the one that was in flight
+    assert len(bodies) == 10 + whole.answers.asked
+
+
+def test_latents_are_drawn_so_that_more_hold_fewer(seen):
+    found = results.load(results.folder_of(seen.train.run))
+    drawn = [evidence.choose(found, count) for count in (1, 2, 3, 0)]
+    assert [len(one) for one in drawn] == [1, 2, 3, 3]
+    assert set(drawn[0]) < set(drawn[1]) < set(drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tag_model": ""}, "config.interpret.tag_model is empty"),
+        ({"tag_key": "NOT_SET_ANYWHERE"}, "tag_key names an environment variable that is empty or not set"),
+        ({"tag_endpoint": "", "tag_model": "no/such/model/at/all"}, "config.interpret.tag_model is 'no/such"),
+        ({"tag_endpoint": "http://127.0.0.1:9/v1"}, "tag_endpoint http://127.0.0.1:9/v1: no connection"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_leaves_nothing(seen, asked, fields, message):
+    config = asked(seen, sees, **fields)
+    before = sorted(pathlib.Path(config.train.run).rglob("*"))
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        command.tag(config)
+    assert "\n" not in str(error.value)
+    assert sorted(pathlib.Path(config.train.run).rglob("*")) == before
+
+
+def test_the_command_says_what_is_wrong(seen, asked, config_file, tmp_path):
+    config = asked(seen, sees)
+
+    def run(*more):
+        ran = subprocess.run(
+            command_line(config, config_file, tmp_path, *more), cwd=ROOT, capture_output=True, text=True
+        )
+        return ran.returncode, ran.stderr.strip()
+
+    for wrong in ("3,six", "", "3,,4"):  # an empty shell variable does not ask about all
+        assert run(f"--latents={wrong}") == (2, f"error: --latents is {wrong!r}; it must be numbers, as 3,17")
+    code, said = run("--config.interpret.tag_key=sk-very-secret")
+    assert code == 2
+    assert "secret" not in said
+    assert "names the variable" in said
+
+
+def test_latents_that_are_not_there_are_refused(seen, asked):
+    config = asked(seen, sees)
+    with pytest.raises(InputError, match=r"--latents names 6; .* has 0 to 5"):
+        command.tag(config, [6])
+
+
+def test_without_pictures_there_is_nothing_to_show(seen, asked, interpreted, tmp_path):
+    config = asked(seen, sees)
+    store = tmp_path / "store"
+    shutil.copytree(config.extract.store, store)
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["extract"]["save_images"] = False
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    summary = pathlib.Path(config.train.run, "latents", "summary.json")
+    facts = json.loads(summary.read_text())
+    facts["store"]["location"] = str(store)
+    summary.write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="no pictures, which tags are made from"):
+        command.tag(config)
+
+
+def test_scores_are_balanced():
+    fires, silent = [(True, True)] * 9 + [(True, False)], [(False, True)] * 2 + [(False, False)] * 2
+    mean, low, high = command.score(fires + silent)
+    assert mean == pytest.approx((0.9 + 0.5) / 2)
+    assert 0.4 < low < mean < high < 0.9
+    assert command.score(fires + silent[:3]) == (None, None, None)
+    assert command.score([(True, True)] * 10 + [(False, True)] * 10)[0] == 0.5  # always yes is chance
+
+
+def test_the_order_of_the_choices_differs_by_latent():
+    orders = {tuple(questions.lettered("image", latent).values()) for latent in range(20)}
+    assert len(orders) > 10
+    assert all(order[-1] == questions.NONE for order in orders)

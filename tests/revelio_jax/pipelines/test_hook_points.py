@@ -1,0 +1,295 @@
+"""Hook points: every family and layout, with real components of random weights."""
+
+import types
+
+import diffusers
+import pytest
+import torch
+import transformers
+
+from revelio_jax.errors import InputError
+from revelio_jax.pipelines import hook_points
+
+T = 6  # text tokens
+
+torch.set_num_threads(1)  # more only wait for each other on models this small
+
+
+def clip(cls, width, layers=2):
+    config = transformers.CLIPTextConfig(
+        vocab_size=20,
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        projection_dim=width,
+        max_position_embeddings=T,
+        bos_token_id=18,
+        eos_token_id=19,
+    )
+    torch.manual_seed(width)
+    return cls(config).eval()
+
+
+def t5():
+    torch.manual_seed(0)
+    config = transformers.T5Config(vocab_size=20, d_model=12, d_kv=4, d_ff=16, num_layers=3, num_heads=2)
+    return transformers.T5EncoderModel(config).eval()
+
+
+def unet(context, **more):
+    torch.manual_seed(0)
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=context,
+        attention_head_dim=4,
+        **more,
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return types.SimpleNamespace(text_encoder=clip(transformers.CLIPTextModel, 8), unet=unet(8))
+
+
+@pytest.fixture(scope="module")
+def sdxl():
+    return types.SimpleNamespace(
+        text_encoder=clip(transformers.CLIPTextModel, 8),
+        text_encoder_2=clip(transformers.CLIPTextModelWithProjection, 16, layers=3),
+        unet=unet(24),
+    )
+
+
+@pytest.fixture(scope="module")
+def flux():
+    torch.manual_seed(0)
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=8,
+        axes_dims_rope=(2, 2, 4),
+    ).eval()
+    return types.SimpleNamespace(
+        text_encoder=clip(transformers.CLIPTextModel, 8), text_encoder_2=t5(), transformer=transformer
+    )
+
+
+@pytest.fixture(scope="module")
+def dit():
+    torch.manual_seed(0)
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        sample_size=8,
+    ).eval()
+    for parameter in transformer.parameters():  # zeros would hide what a change does
+        torch.nn.init.normal_(parameter, std=0.1)
+    return types.SimpleNamespace(transformer=transformer)
+
+
+def denoise(pipe):
+    """One forward pass of the denoiser, from fixed inputs: a tensor."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        if hook_points.family(pipe) == "dit":
+            latents = torch.randn(2, 4, 8, 8, generator=generator)
+            return pipe.transformer(latents, torch.tensor([3, 3]), torch.tensor([1, 2])).sample
+        if hasattr(pipe, "unet"):
+            width = pipe.unet.config.cross_attention_dim
+            return pipe.unet(
+                torch.randn(2, 4, 8, 8, generator=generator), 3, torch.randn(2, T, width, generator=generator)
+            ).sample
+        return pipe.transformer(
+            hidden_states=torch.randn(2, 9, 4, generator=generator),
+            encoder_hidden_states=torch.randn(2, T, 12, generator=generator),
+            pooled_projections=torch.randn(2, 8, generator=generator),
+            timestep=torch.tensor([0.5, 0.5]),
+            img_ids=torch.zeros(9, 3),
+            txt_ids=torch.zeros(T, 3),
+        ).sample
+
+
+def run(pipe, site):
+    """A forward pass of the component that holds the site."""
+    if site.component in ("unet", "transformer"):
+        return denoise(pipe)
+    with torch.no_grad():
+        ids = torch.tensor([[18, 3, 4, 5, 19, 19], [18, 7, 19, 19, 19, 19]])
+        return getattr(pipe, site.component)(ids).last_hidden_state
+
+
+NAMES = {
+    "sd": [
+        "clip.layer.0",
+        "clip.layer.1",
+        "unet.mid_block",
+        "unet.up_blocks.0",
+        "unet.up_blocks.1",
+        "unet.down_blocks.1.attentions.0",
+        "unet.mid_block.attentions.0",
+        "unet.up_blocks.0.attentions.0",
+        "unet.up_blocks.0.attentions.1",
+    ],
+    "flux": [
+        "clip.layer.0",
+        "clip.layer.1",
+        *(f"t5.block.{i}" for i in range(3)),
+        *(f"flux.double.{i}.{stream}" for i in range(2) for stream in ("text", "image")),
+        *(f"flux.single.{i}.{stream}" for i in range(2) for stream in ("text", "image")),
+    ],
+}
+NAMES["dit"] = ["dit.block.0", "dit.block.1"]
+NAMES["sdxl"] = [
+    *(f"clip_l.layer.{i}" for i in range(2)),
+    *(f"clip_g.layer.{i}" for i in range(3)),
+    *NAMES["sd"][2:],
+]
+WIDTHS = {"clip": 8, "clip_l": 8, "clip_g": 16, "t5": 12, "flux": 16, "dit": 16}
+# SDXL's U-Net has the blocks of SD's.
+EVERY = [(k, name) for k, names in NAMES.items() for name in names if (k, name[:4]) != ("sdxl", "unet")]
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_known_sites(kind, request):
+    pipe = request.getfixturevalue(kind)
+    assert hook_points.family(pipe) == kind
+    assert hook_points.known_sites(pipe) == NAMES[kind]
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_a_site_reads_and_replaces_what_flows_through_it(kind, name, request):
+    pipe = request.getfixturevalue(kind)
+    site = hook_points.resolve(pipe, name)
+    with hook_points.captured(site) as got:
+        plain = run(pipe, site)
+    (hidden,) = got
+    assert hidden.ndim == 3
+    assert hidden.shape[0] == 2
+    assert hidden.shape[2] == site.d
+    assert site.d == WIDTHS.get(name.partition(".")[0], site.d)
+
+    def replaced(function):
+        remove = hook_points.hook(site, function)
+        out = run(pipe, site)
+        remove()
+        return out
+
+    # The same values change nothing, bit for bit; others change what comes after.
+    torch.testing.assert_close(replaced(lambda h: h.clone()), plain, rtol=0, atol=0)
+    changed = (replaced(lambda h: h + 5 * torch.randn_like(h)) != plain).any()
+    assert changed != (name == "flux.single.1.text")  # FLUX drops the text after its last block
+    torch.testing.assert_close(run(pipe, site), plain, rtol=0, atol=0)
+    assert not site.module._forward_hooks
+
+
+def test_positions_of_a_map_are_its_pixels_in_row_order():
+    site = hook_points.HookPoint("unet.mid_block", "unet", None, 2, is_map=True)
+    output = torch.arange(2 * 2 * 3 * 4.0).reshape(2, 2, 3, 4)
+    assert site.read(output).shape == (2, 12, 2)
+    torch.testing.assert_close(site.read(output)[1, 5], output[1, :, 1, 1])
+    torch.testing.assert_close(site.replace(output, site.read(output)), output)
+
+
+def test_every_layout_of_an_output_is_kept():
+    hidden, other, new = torch.zeros(2, 3, 4), torch.ones(1), torch.full((2, 3, 4), 7.0)
+    layer = hook_points.HookPoint("clip.layer.0", "text_encoder", None, 4)
+    assert layer.replace(hidden, new) is new
+    assert layer.replace((hidden,), new) == (new,)
+    t5_block = layer.replace((hidden, other, None), new)
+    assert t5_block[0] is new
+    assert t5_block[1] is other
+    assert len(t5_block) == 3
+    image = hook_points.HookPoint("flux.double.0.image", "transformer", None, 4, part=1, needs_tuple=True)
+    assert image.replace((other, hidden), new) == (other, new)
+    assert layer.replace(hidden, new.to(torch.float64)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("kind", "name"), [each for each in EVERY if hook_points.is_denoiser_site(each[1])])
+def test_what_went_into_a_site_is_of_its_own_stream(kind, name, request):
+    """A block's input is what the block before it returned, for both streams of FLUX."""
+    pipe = request.getfixturevalue(kind)
+    site = hook_points.resolve(pipe, name)
+    seen = []
+    handle = site.module.register_forward_hook(
+        lambda _, args, kwargs, output: seen.append((site.read_input(args, kwargs), site.read(output))),
+        with_kwargs=True,
+    )
+    before = name.replace(".1.", ".0.") if kind == "flux" else name.replace("block.1", "block.0")
+    with hook_points.captured(hook_points.resolve(pipe, before)) as previous:
+        denoise(pipe)
+    handle.remove()
+    ((given, returned),) = seen
+    assert given.ndim == returned.ndim == 3
+    assert given.shape[0] == 2
+    if kind in ("flux", "dit") and before != name:
+        assert given.shape == returned.shape
+        torch.testing.assert_close(given, previous[0], rtol=0, atol=0)
+
+
+def test_text_and_image_in_one_tensor_are_refused():
+    site = hook_points.HookPoint("flux.single.0.image", "transformer", None, 4, part=1, needs_tuple=True)
+    with pytest.raises(InputError, match="one tensor"):
+        site.read(torch.zeros(2, 3, 4))
+
+
+def test_the_layout_of_transformers_4_resolves_too():
+    """CLIPTextModel.text_model.encoder.layers, whose layers return tuples."""
+
+    class OldLayer(torch.nn.Module):
+        def forward(self, x):
+            return (x + 1, None)
+
+    layers = torch.nn.ModuleList([OldLayer(), OldLayer()])
+    inner = types.SimpleNamespace(encoder=types.SimpleNamespace(layers=layers))
+    old = types.SimpleNamespace(text_model=inner, config=types.SimpleNamespace(hidden_size=4))
+    site = hook_points.resolve(types.SimpleNamespace(text_encoder=old), "clip.layer.1")
+    assert site.module is layers[1]
+    with hook_points.captured(site) as got:
+        layers[1](torch.zeros(2, 3, 4))
+    assert (got[0] == 1).all()
+
+
+def test_a_hook_comes_before_the_capture_that_transformers_installs(sdxl):
+    """Registered after it, a change would be missing from hidden_states, which SDXL reads."""
+    ids = torch.tensor([[18, 3, 4, 5, 19, 19]])
+    site = hook_points.resolve(sdxl, "clip_g.layer.1")
+    with torch.no_grad():
+        before = sdxl.text_encoder_2(ids, output_hidden_states=True).hidden_states[-2]
+        remove = hook_points.hook(site, lambda hidden: hidden + 1)
+        after = sdxl.text_encoder_2(ids, output_hidden_states=True).hidden_states[-2]
+        remove()
+    torch.testing.assert_close(after, before + 1)
+
+
+@pytest.mark.parametrize("name", ["clip.layer.2", "clip.layer.-1", "clip.layer.01", "t5.block.0", "clip", ""])
+def test_an_unknown_name_is_answered_with_those_there_are(sd, name):
+    with pytest.raises(InputError) as error:
+        hook_points.resolve(sd, name)
+    assert repr(name) in str(error.value)
+    assert "clip.layer.0-1, unet.mid_block, unet.up_blocks.0-1" in str(error.value)
+    assert "unet.up_blocks.0.attentions.0-1" in str(error.value)
+
+
+def test_ranges_of_names():
+    names = ["flux.double.0.text", "flux.double.0.image", "flux.double.1.text", "flux.double.1.image"]
+    assert hook_points.abbreviate(names) == "flux.double.0-1.text, flux.double.0-1.image"
+    assert hook_points.abbreviate([]) == ""
+
+
+def test_what_is_no_pipeline_is_refused():
+    with pytest.raises(InputError, match="known layout"):
+        hook_points.family(types.SimpleNamespace(vae=None))

@@ -1,0 +1,72 @@
+"""config.model.compile and offload give the same activations, and what they refuse."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from extract import run
+from revelio_jax.config import Config, ExtractConfig, ModelConfig
+from revelio_jax.errors import InputError
+from revelio_jax.store import open_store
+
+SITES = {
+    "sd": ("unet.down_blocks.0.attentions.0", "unet.mid_block"),
+    "flux": ("flux.double.0.image", "flux.single.0.text"),
+}
+
+
+@pytest.fixture
+def activations(folder, pictures, prompts, tmp_path):
+    """A function that extracts with fields of model and returns the rows of every site."""
+
+    def make(family: str, mode: str, **fields) -> list[np.ndarray]:
+        extract = ExtractConfig(
+            mode=mode,
+            images=str(pictures),
+            prompts=str(prompts),
+            sites=("clip.layer.0",) if mode == "text" else SITES[family],
+            timesteps=(0, 500) if mode == "noised" else (),
+            steps=2,
+            height=8,
+            width=8,
+            store=str(tmp_path / "-".join(["store", *map(str, fields.values())])),
+        )
+        model = ModelConfig(id=str(folder(family)), family=family, device="cpu", **fields)
+        manifest = run.extract(Config(model=model, extract=extract))
+        assert manifest["model"].get("compile", False) is model.compile
+        sites = [open_store(extract.store).site(name) for name in extract.sites]
+        return [site.read(0, site.rows) for site in sites]
+
+    return make
+
+
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+@pytest.mark.parametrize(
+    ("family", "mode"), [("sd", "text"), ("sd", "noised"), ("sd", "generate"), ("flux", "generate")]
+)
+def test_offload_changes_no_bit(activations, family, mode, offload):
+    plain, offloaded = activations(family, mode), activations(family, mode, offload=offload)
+    for a, b in zip(plain, offloaded, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs g++, which is not there")
+@pytest.mark.parametrize(("family", "mode"), [("sd", "noised"), ("flux", "noised")])
+def test_compiled_blocks_give_the_same_to_rounding(activations, family, mode):
+    plain, compiled = activations(family, mode), activations(family, mode, compile=True)
+    for a, b in zip(plain, compiled, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_plain_store_is_not_gone_on_with_compiled(activations, tmp_path):
+    activations("sd", "text")
+    shutil.move(tmp_path / "store", tmp_path / "store-True")
+    with pytest.raises(InputError, match=r"model\.compile"):
+        activations("sd", "text", compile=True)
+
+
+def test_what_does_not_go_together_is_refused():
+    with pytest.raises(InputError, match="allowed with compile: none, model"):
+        dataclasses.replace(ModelConfig(), compile=True, offload="sequential")

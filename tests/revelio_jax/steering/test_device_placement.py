@@ -1,0 +1,134 @@
+"""Steering where models are compiled or offloaded: the same bits as without."""
+
+import copy
+
+import accelerate
+import pytest
+import torch
+
+from revelio_jax.pipelines import hook_points
+from revelio_jax.steering import Clamp
+
+SITES = {
+    "sd": ("clip.layer.1", "unet.up_blocks.1.attentions.0"),
+    "sdxl": ("clip_l.layer.1+clip_g.layer.1", "unet.down_blocks.1.attentions.0"),
+    "flux": ("t5.block.1", "flux.double.1.image", "flux.single.0.image"),
+}
+
+
+@pytest.fixture
+def own(tiny):
+    """A function that gives a copy of a family's pipeline, for a test to change."""
+
+    def copied(family: str):
+        pipe = tiny(family)
+        parts = {name: copy.deepcopy(part) for name, part in pipe.components.items()}
+        options = {"requires_safety_checker": False} if family == "sd" else {}
+        pipe = type(pipe)(**parts, **options)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    yield copied
+    torch.compiler.reset()
+
+
+def attach(pipe, make_steerer, family: str, rule: str):
+    """Everything at once: a text encoder and the denoiser."""
+    text, *denoiser = SITES[family]
+    attached = [make_steerer(pipe, text).attach(pipe, {"red apple": -1.0}, rule=rule)]
+    return attached + [
+        make_steerer(pipe, site).attach(pipe, {3: Clamp(4.0), 5: -1.0}, ramp=(1.0, 0.5)) for site in denoiser
+    ]
+
+
+def wrapped(module, backend):
+    return torch.compile(module, backend=backend, fullgraph=True)
+
+
+def in_place(module, backend):
+    module.compile(backend=backend, fullgraph=True)
+    return module
+
+
+def by_block(module, backend):
+    if not hasattr(module, "compile_repeated_blocks"):
+        return in_place(module, backend)
+    module.compile_repeated_blocks(backend=backend, fullgraph=True)
+    return module
+
+
+@pytest.mark.parametrize(  # each way once, since tracing takes seconds
+    ("family", "compiled", "rule"),
+    [("sd", wrapped, "gated"), ("flux", in_place, "paper"), ("sdxl", by_block, "gated")],
+)
+def test_compiled_models_are_steered_though_they_ran_before(own, make_steerer, run, family, compiled, rule):
+    """In one graph each, and no more of them when strengths or steps change."""
+    pipe = own(family)
+    plain = run(pipe)
+    attached = attach(pipe, make_steerer, family, rule)
+    wanted = run(pipe)
+    for each in attached:
+        each.remove()
+    assert (wanted != plain).any()
+
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    for name in [*hook_points.TEXT_ENCODERS[family].values(), hook_points.DENOISERS[family]]:
+        setattr(pipe, name, compiled(getattr(pipe, name), backend))
+    torch.testing.assert_close(run(pipe), plain)
+    assert graphs
+    attached = attach(pipe, make_steerer, family, rule)
+    torch.testing.assert_close(run(pipe), wanted)
+    before = len(graphs)
+    torch.testing.assert_close(run(pipe), wanted)
+    attached[0].set_strength("red apple", -0.5)
+    run(pipe, steps=3)
+    assert len(graphs) == before
+    for each in attached:
+        for concept in each.strengths:
+            each.set_strength(concept, 0.0)
+    torch.testing.assert_close(run(pipe), plain)
+    for each in attached:
+        each.remove()
+    torch.testing.assert_close(run(pipe), plain)
+
+
+def sequentially(pipe):
+    """As enable_sequential_cpu_offload: weights are on meta but while their module runs."""
+    for module in pipe.components.values():
+        if isinstance(module, torch.nn.Module):
+            weights = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
+            accelerate.cpu_offload(module, torch.device("cpu"), state_dict=weights)
+    assert {parameter.device.type for parameter in pipe.text_encoder.parameters()} == {"meta"}
+
+
+def by_model(pipe):
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+def in_groups(pipe):
+    pipe.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+
+
+@pytest.mark.parametrize("rule", ["paper", "gated"])
+@pytest.mark.parametrize("offload", [sequentially, by_model, in_groups])
+@pytest.mark.parametrize("family", SITES)
+def test_offloaded_models_are_steered(own, make_steerer, run, family, offload, rule):
+    """With the processor in the place of an accelerator, which is all that a test can count on."""
+    pipe = own(family)
+    plain = run(pipe)
+    attached = attach(pipe, make_steerer, family, rule)
+    wanted = run(pipe)
+    for each in attached:
+        each.remove()
+    offload(pipe)
+    attached = attach(pipe, make_steerer, family, rule)
+    for _ in range(2):
+        assert torch.equal(run(pipe), wanted)
+    for each in attached:
+        each.remove()
+    assert torch.equal(run(pipe), plain)

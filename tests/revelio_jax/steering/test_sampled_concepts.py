@@ -1,0 +1,172 @@
+"""A text at a site of the denoiser: read off what the pipeline samples of it, and steered there."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from revelio_jax.config import RULES
+from revelio_jax.errors import InputError
+from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
+from revelio_jax.steering import Steerer, attach_vectors
+from revelio_jax.steering.latents import find_latents
+from revelio_jax.steering.sampled_concepts import PICTURES, watch
+from revelio_jax.steering.vectors import difference_of_means
+
+SITES = {
+    "sd": "unet.up_blocks.0",
+    "sdxl": "unet.mid_block",
+    "flux": "flux.double.1.image",
+    "dit": "dit.block.1",
+}
+TEXT = {"sd": "red apple", "sdxl": "red apple", "flux": "red apple", "dit": "goldfish"}
+SMALL = {"num_inference_steps": 2, "height": 8, "width": 8}
+
+
+def sampling(family):
+    return {"num_inference_steps": 2} if family == "dit" else SMALL
+
+
+@pytest.mark.parametrize("family", SITES)
+def test_the_denoiser_sees_the_same_pictures_with_the_prompt_and_without(tiny, family):
+    """What it is called with differs between the branches by the prompt alone."""
+    pipe = tiny(family)
+    site, seen = hook_points.resolve(pipe, SITES[family]), {CONDITIONAL: [], UNCONDITIONAL: []}
+    texts = [TEXT[family]] * 3
+    watch(pipe, site, texts, lambda branch, x: seen[branch].append(x.clone()), sampling(family))
+    assert len(seen[CONDITIONAL]) == len(seen[UNCONDITIONAL]) == 2
+    for with_prompt, without in zip(*seen.values(), strict=True):
+        assert with_prompt.shape == without.shape == (3, with_prompt.shape[1], site.d)
+        assert not torch.equal(with_prompt, without)
+        assert not torch.equal(with_prompt[0], with_prompt[1])  # each picture has a seed of its own
+    again = {CONDITIONAL: [], UNCONDITIONAL: []}
+    watch(pipe, site, texts, lambda branch, x: again[branch].append(x.clone()), sampling(family))
+    for branch, passes in seen.items():
+        assert all(torch.equal(a, b) for a, b in zip(passes, again[branch], strict=True))
+    assert not site.module._forward_hooks
+
+
+def test_codes_are_means_over_all_that_was_sampled(tiny, make_steerer):
+    pipe = tiny("sd")
+    steerer = make_steerer(pipe, SITES["sd"])
+    concept = steerer.concept(pipe, "red apple", sampling=SMALL)
+    site, found = hook_points.resolve(pipe, steerer.site), {CONDITIONAL: [], UNCONDITIONAL: []}
+    for seed in range(PICTURES):
+        watch(pipe, site, ["red apple"], lambda branch, x: found[branch].append(x), SMALL, seed)
+    for codes, branch in ((concept.codes, CONDITIONAL), (concept.empty, UNCONDITIONAL)):
+        expected = steerer.sae.pre_codes(torch.cat(found[branch])).mean((0, 1))
+        torch.testing.assert_close(codes, expected[None])
+    difference = [steerer.sae.codes(torch.cat(found[branch])).mean((0, 1)) for branch in found]
+    torch.testing.assert_close(concept.learned.difference, (difference[0] - difference[1])[None])
+    assert steerer.concept(pipe, "red apple", sampling=dict(SMALL)) is concept
+    assert steerer.concept(pipe, "red apple", sampling=SMALL | {"num_inference_steps": 3}) is not concept
+
+
+@pytest.mark.parametrize("family", SITES)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_text_steers_the_denoiser_and_at_zero_changes_no_bit(tiny, make_steerer, run, family, rule):
+    pipe = tiny(family)
+    steerer = make_steerer(pipe, SITES[family])
+    plain = run(pipe)
+    text = TEXT[family]
+    # In a random network no latent is a concept's own: all of them are given to it.
+    given = {"learned": {}, "sampling": sampling(family)}
+    if rule in ("gated", "swap"):
+        own = steerer.concept(pipe, text, sampling=sampling(family)).learned
+        given["learned"] = {text: dataclasses.replace(own, latents=torch.arange(48))}
+    with steerer.attach(pipe, {text: 0.0}, rule=rule, **given) as attached:
+        assert torch.equal(run(pipe), plain)
+        changed = []
+        for strength in (-3.0, 3.0):  # swap acts on one side of its threshold only
+            attached.set_strength(text, strength)
+            changed.append(not torch.equal(run(pipe), plain))
+        assert any(changed)
+    assert torch.equal(run(pipe), plain)
+
+
+def test_a_concept_is_read_without_what_steers_meanwhile(tiny, make_steerer):
+    pipe = tiny("sd")
+    alone = make_steerer(pipe, SITES["sd"]).concept(pipe, "cat", sampling=SMALL)
+    at_text = make_steerer(pipe, "clip.layer.1")
+    beside = make_steerer(pipe, SITES["sd"])
+    with at_text.attach(pipe, {"red apple": 5.0}, rule="paper"), beside.attach(pipe, {3: 5.0}):
+        again = make_steerer(pipe, SITES["sd"]).concept(pipe, "cat", sampling=SMALL)
+    assert torch.equal(again.codes, alone.codes)
+    assert torch.equal(again.empty, alone.empty)
+
+
+def test_of_an_sae_on_differences_the_differences_are_read(tiny, make_steerer):
+    pipe = tiny("sd")
+    steerer = make_steerer(pipe, "unet.mid_block", value="difference")
+    site, found = hook_points.resolve(pipe, "unet.mid_block"), []
+    for seed in range(PICTURES):
+        watch(
+            pipe,
+            site,
+            ["cat"],
+            lambda branch, x: found.append(x) if branch == CONDITIONAL else None,
+            SMALL,
+            seed,
+            difference=True,
+        )
+    expected = steerer.sae.pre_codes(torch.cat(found)).mean((0, 1))
+    torch.testing.assert_close(steerer.concept(pipe, "cat", sampling=SMALL).codes, expected[None])
+
+
+def test_its_vectors_are_saved_and_attached_without_the_sae(tiny, make_steerer, run):
+    pipe = tiny("sd")
+    steerer = make_steerer(pipe, SITES["sd"])
+    concept = steerer.vectors(pipe, "red apple", sampling=SMALL)
+    assert concept.directions[steerer.site].shape == (1, 16)
+    with attach_vectors(pipe, concept, 2.0):
+        by_vectors = run(pipe)
+    with steerer.attach(pipe, {"red apple": 2.0}, rule="contrast", sampling=SMALL):
+        torch.testing.assert_close(run(pipe), by_vectors)
+
+
+def test_latents_for_a_text_are_those_it_adds(tiny, make_steerer):
+    pipe = tiny("sd")
+    steerer = make_steerer(pipe, SITES["sd"])
+    concept = steerer.concept(pipe, "red apple", sampling=SMALL)
+    rows = steerer.latents_for(pipe, "red apple", top=5, sampling=SMALL)
+    more = (concept.codes - concept.empty)[0]
+    assert [row["latent"] for row in rows] == more.argsort(descending=True, stable=True)[:5].tolist()
+    assert {(row["position"], row["token"]) for row in rows} == {(-1, "")}
+
+
+def test_labelled_prompts_teach_a_denoisers_concept(tiny, make_steerer):
+    """The mean code of pictures with the concept minus that of pictures without."""
+    pipe = tiny("sd")
+    steerer = make_steerer(pipe, SITES["sd"])
+    with_concept, without = ["red apple", "a red apple"], ["cat", "a cat"]
+    learned, rows = find_latents(pipe, steerer.site, steerer.sae, with_concept, without, 1.01, 8, SMALL)
+    assert learned.difference.shape == (1, 48)
+    assert 0 < len(rows) <= 8
+    assert all(row["share_with"] >= 1.01 * row["share_without"] for row in rows)
+    means = difference_of_means(pipe, steerer.site, with_concept, without, sampling=SMALL)
+    site, found = hook_points.resolve(pipe, steerer.site), []
+    for prompts in (with_concept, without):
+        passes = []
+        watch(pipe, site, prompts, lambda b, x: passes.append(x) if b == CONDITIONAL else None, SMALL)  # noqa: B023
+        found.append(torch.cat(passes))
+    torch.testing.assert_close(
+        means.directions[site.name], (found[0].mean((0, 1)) - found[1].mean((0, 1)))[None]
+    )
+    codes = [steerer.sae.codes(x).mean((0, 1)) for x in found]
+    torch.testing.assert_close(learned.difference, (codes[0] - codes[1])[None])
+    with steerer.attach(pipe, {"apple": -1.0}, learned={"apple": learned}):
+        pass
+
+
+def test_what_cannot_be_sampled_is_refused(tiny, make_steerer):
+    pipe = tiny("sd")
+    steerer = make_steerer(pipe, SITES["sd"])
+    with pytest.raises(InputError, match=r"guidance_scale 1.0; it must be above 1"):
+        steerer.attach(pipe, {"cat": 1.0}, sampling={"guidance_scale": 1.0})
+    with pytest.raises(InputError, match="no classes of this model"):
+        make_steerer(tiny("dit"), SITES["dit"]).attach(tiny("dit"), {"unicorn": 1.0})
+    learned = make_steerer(pipe, "clip.layer.1").concept(pipe, "cat").learned
+    with pytest.raises(InputError, match="is of a text encoder"):
+        steerer.attach(pipe, {"cat": 1.0}, learned={"cat": learned}, sampling=SMALL)
+    assert isinstance(steerer, Steerer)

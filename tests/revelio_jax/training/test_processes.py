@@ -1,0 +1,116 @@
+"""Several real processes: they train to the parameters of one, and stop together."""
+
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from revelio_jax.config import TrainConfig
+from revelio_jax.errors import InputError
+from revelio_jax.sae import sharding
+from revelio_jax.train import train
+from revelio_jax.training import checkpoints, processes
+
+
+@pytest.fixture
+def split(base, with_train):
+    """A function: the config of a short run on a mesh of 8 devices, in two lanes."""
+
+    def make(run, data, feature, **fields):
+        config = with_train(
+            base,
+            run=str(run),
+            steps=50,
+            decay_share=0.0,
+            lanes=2,
+            mesh_data=data,
+            mesh_feature=feature,
+            **fields,
+        )
+        # AuxK has something to do soon.
+        return dataclasses.replace(config, sae=dataclasses.replace(config.sae, dead_after_rows=500))
+
+    return make
+
+
+@pytest.fixture
+def start(config_file, tmp_path, unused_port):
+    """A function that starts two processes of 4 devices each on a config."""
+    started = []
+
+    def begin(config):
+        path = config_file(tmp_path / "config.py", config)
+        flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+        for process in range(2):
+            arguments = {"distributed": True, "coordinator": f"localhost:{unused_port}", "processes": 2}
+            arguments = [f"--config.train.{name}={value}" for name, value in arguments.items()]
+            command = [sys.executable, "-m", "revelio_jax.train", "--config", path, *arguments]
+            started.append(
+                subprocess.Popen(
+                    [*command, f"--config.train.process={process}"],
+                    env=os.environ | {"XLA_FLAGS": flags},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        return started
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def final_params(config, mesh):
+    run = pathlib.Path(config.train.run)
+    arguments = (checkpoints.newest(run), 16 * config.sae.expansion, 16, config.sae, config.train, mesh)
+    return jax.device_get(checkpoints.restore(run, *arguments).params)
+
+
+@pytest.mark.parametrize("mesh", [(1, 8), (2, 4)], ids=str)
+def test_two_processes_train_to_the_parameters_of_one(split, start, tmp_path, mesh):
+    one, two = split(tmp_path / "one", *mesh), split(tmp_path / "two", *mesh)
+    for process in start(two):
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    train(one)
+    here = sharding.make_mesh(1, 1, 64, 48)
+    params = final_params(two, here)
+    for name, value in final_params(one, here).items():
+        np.testing.assert_allclose(params[name], value, atol=1e-5, err_msg=name)
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("one", "two")]
+    assert lines == [1, 1]  # the second process wrote none
+
+
+def test_sigterm_to_one_of_two_stops_both_after_the_same_step(split, start, tmp_path):
+    config = split(tmp_path / "run", 1, 8, checkpoint_every=10**6)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=10**6, log_every=1))
+    both = start(config)
+    log = tmp_path / "run/metrics.jsonl"
+    while not (log.exists() and log.read_text().count("\n") > 3) and both[0].poll() is None:
+        time.sleep(0.05)
+    both[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [processes.STOPPED] * 2, said
+    step = checkpoints.newest(tmp_path / "run")
+    assert step > 3
+    assert all(f"step {step} is saved" in out for out, _ in said)
+
+
+def test_refuses_to_train_alone_where_others_are_named():
+    for fields in ({"coordinator": "localhost:1"}, {"processes": 2}, {"process": 1}):
+        with pytest.raises(InputError, match=r"config.train.distributed is False; it must be True"):
+            processes.start(TrainConfig(**fields))
+
+
+def test_refuses_a_process_that_is_none():
+    with pytest.raises(InputError, match=r"config.train.process is 2; it must be from 0 to .*, 1"):
+        processes.start(TrainConfig(distributed=True, coordinator="localhost:1", processes=2, process=2))

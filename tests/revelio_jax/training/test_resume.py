@@ -1,0 +1,118 @@
+"""A run that is killed, again and again, ends as if it had not been; SIGTERM saves; what is kept."""
+
+import json
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from revelio_jax.sae import sharding
+from revelio_jax.train import train
+from revelio_jax.training import checkpoints, processes
+
+KILLS, STEPS, EVERY = 20, 2000, 20
+
+
+def command(path, *arguments):
+    return [sys.executable, "-m", "revelio_jax.train", "--config", path, *arguments]
+
+
+def start(path, *arguments):
+    return subprocess.Popen(
+        command(path, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def final_state(config):
+    run = pathlib.Path(config.train.run)
+    arguments = (checkpoints.newest(run), 16 * config.sae.expansion, 16, config.sae, config.train)
+    return jax.device_get(checkpoints.restore(run, *arguments, sharding.make_mesh(1, 1, 64, 48)))
+
+
+def wait_for_step(run, step, process):
+    while checkpoints.newest(run) <= step and process.poll() is None:
+        time.sleep(0.005)
+
+
+def test_killed_twenty_times_it_ends_with_the_same_bits(base, with_train, config_file, tmp_path):
+    whole = with_train(base, run=str(tmp_path / "whole"), steps=STEPS, checkpoint_every=EVERY, ema=0.99)
+    parts = with_train(whole, run=str(tmp_path / "parts"))
+    path, run = config_file(tmp_path / "config.py", parts), tmp_path / "parts"
+    moments, killed_at = random.Random(0), []
+    while len(killed_at) < KILLS:
+        begun = checkpoints.newest(run)
+        process = start(path, "--config.train.resume=True")
+        if len(killed_at) % 4 == 0:  # while it starts, restores or compiles
+            time.sleep(moments.uniform(0, 3))
+        else:  # at some step after a new checkpoint, or while that is being written
+            wait_for_step(run, begun, process)
+            time.sleep(moments.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        _, err = process.communicate()
+        assert process.returncode == -signal.SIGKILL, err  # it was neither finished nor broken
+        killed_at.append(checkpoints.newest(run))
+    assert killed_at == sorted(killed_at)
+    assert 0 < killed_at[-1] < STEPS
+    process = start(path, "--config.train.resume=True")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    train(whole)
+    ours, theirs = final_state(parts), final_state(whole)
+    assert ours.step == STEPS
+    for (name, left), right in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(left, right, err_msg=jax.tree_util.keystr(name))
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("parts", "whole")
+    ]
+    assert [line["step"] for line in logs[0]] == list(range(50, STEPS + 1, 50))
+    for field in ("loss", "fvu", "dead_fraction", "coverage"):
+        assert [line[field] for line in logs[0]] == [line[field] for line in logs[1]]
+
+
+def test_sigterm_saves_and_ends_with_its_status(base, with_train, config_file, tmp_path):
+    config = with_train(base, run=str(tmp_path / "run"), steps=10**6, checkpoint_every=10**6, log_every=1)
+    process = start(config_file(tmp_path / "config.py", config))
+    log = tmp_path / "run/metrics.jsonl"
+    while not (log.exists() and log.read_text().count("\n") > 5) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == processes.STOPPED == 143, err
+    step = checkpoints.newest(tmp_path / "run")
+    assert step >= 5
+    assert f"step {step} is saved, --config.train.resume=True goes on" in out
+    before = signal.getsignal(signal.SIGTERM)
+    train(with_train(config, steps=step + 3, resume=True))
+    assert checkpoints.newest(tmp_path / "run") == step + 3
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_newest_and_the_best_are_kept(base, with_train, tmp_path):
+    config = with_train(base, run=str(tmp_path / "run"), steps=100, checkpoint_every=10, keep=2)
+    train(config)
+    # From the 5th on the rate is so high that the FVU rises.
+    train(with_train(config, steps=160, learning_rate=3.0, decay_share=0.0, resume=True))
+    steps = sorted(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir())
+    assert len(steps) == 3
+    assert steps[1:] == [150, 160] == [160 - 10, checkpoints.newest(tmp_path / "run")]
+    assert checkpoints.best(tmp_path / "run") == steps[0] <= 110
+
+
+def test_a_save_that_a_crash_cut_short_is_not_seen(trained, with_train, tmp_path):
+    shutil.copytree(trained.train.run, tmp_path / "run")
+    finished = tmp_path / "run/checkpoints/600"
+    cut = finished.with_name("620" + ocp.utils.TMP_DIR_SUFFIX + "1")
+    shutil.copytree(finished, cut)
+    (cut / "_CHECKPOINT_METADATA").unlink()
+    assert checkpoints.newest(tmp_path / "run") == checkpoints.newest(pathlib.Path(trained.train.run)) == 600
+    train(with_train(trained, run=str(tmp_path / "run"), steps=640, checkpoint_every=20, resume=True))
+    assert checkpoints.newest(tmp_path / "run") == 640
+    assert not cut.exists()

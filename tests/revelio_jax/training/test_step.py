@@ -1,0 +1,138 @@
+"""One step: dead counters, the decoder's constraint, and the same training on every mesh."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from revelio_jax.config import SaeConfig, TrainConfig
+from revelio_jax.planning import hlo
+from revelio_jax.sae import initial, sharding
+from revelio_jax.training import step as training
+
+ROWS, WIDTH, LATENTS = 32, 8, 64
+SAE = SaeConfig(k=4, k_aux=16, dead_after_rows=3 * ROWS)
+TRAIN = TrainConfig(batch_size=ROWS, learning_rate=1e-2)
+
+
+def begin(mesh):
+    params = initial.initial_params(SAE, 0, LATENTS, np.zeros(WIDTH), batch(0), mesh)
+    state = training.initial_state(params, np.ones(WIDTH), 2.0, SAE, TRAIN, mesh)
+    return state, training.make_train_step(SAE, TRAIN, mesh)
+
+
+def batch(seed):
+    # Few directions, so that some latents never fire.
+    codes = np.random.default_rng(seed).normal(size=(ROWS, 3))
+    return (codes @ np.random.default_rng(99).normal(size=(3, WIDTH))).astype(np.float32)
+
+
+def run(data, feature, steps):
+    mesh = sharding.make_mesh(data, feature, ROWS, LATENTS)
+    state, train_step = begin(mesh)
+    for seed in range(steps):
+        state, metrics = train_step(state, sharding.put_batch(mesh, batch(seed)))
+    return jax.device_get(state), jax.device_get(metrics)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return run(1, 1, 20)
+
+
+def test_decoder_rows_stay_unit(on_one_device):
+    state, _ = on_one_device
+    np.testing.assert_allclose(np.linalg.norm(state.params["W_dec_FD"], axis=1), np.ones(LATENTS), rtol=1e-5)
+    assert np.ptp(np.linalg.norm(state.params["W_enc_FD"], axis=1)) > 1e-3
+
+
+def test_aux_k_had_something_to_do(on_one_device):
+    state, metrics = on_one_device
+    assert state.step == 20
+    assert 0 < metrics["dead_fraction"] < 1
+    assert metrics["aux_loss"] > 0
+    assert 0 < metrics["l0"] <= SAE.k
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4), (1, 8)], ids=str)
+def test_twenty_steps_on_a_mesh_equal_those_on_one_device(on_one_device, mesh):
+    state, metrics = run(*mesh, 20)
+    expected, expected_metrics = on_one_device
+    for name, value in expected.params.items():
+        np.testing.assert_allclose(state.params[name], value, atol=2e-4, err_msg=name)
+    np.testing.assert_array_equal(state.rows_since_fired_F, expected.rows_since_fired_F)
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=2e-3, err_msg=name)
+
+
+def test_rows_since_fired():
+    mesh = sharding.make_mesh(1, 1, ROWS, LATENTS)
+    state, train_step = begin(mesh)
+    x = batch(0)
+    params = jax.device_get(state.params)
+    z = np.maximum((x - 1) / 2 @ params["W_enc_FD"].T, 0)
+    kept = np.argsort(-z, 1, kind="stable")[:, : SAE.k]
+    fired = np.zeros(LATENTS, bool)
+    fired[kept[np.take_along_axis(z, kept, 1) > SAE.dead_threshold]] = True
+    for count in (1, 2, 3, 4, 5):
+        state, _ = train_step(state, sharding.put_batch(mesh, x))
+        if count == 1:
+            np.testing.assert_array_equal(state.rows_since_fired_F, np.where(fired, 0, ROWS))
+    never = np.asarray(state.rows_since_fired_F).max()
+    assert never == SAE.dead_after_rows + ROWS  # counts no further: a long run would overflow
+
+
+def test_gradients_along_decoder_rows_are_removed_row_by_row():
+    random = np.random.default_rng(0)
+    W = np.asarray(initial.unit_rows(random.normal(size=(LATENTS, WIDTH))))
+    grad = random.normal(size=(LATENTS, WIDTH))
+    rest = training.remove_parallel(grad, W)
+    np.testing.assert_allclose((rest * W).sum(1), np.zeros(LATENTS), atol=1e-6)
+    along = (grad - rest) / W  # one factor a row
+    np.testing.assert_allclose(along, np.broadcast_to(along[:, :1], along.shape), rtol=1e-3)
+
+
+def test_schedule():
+    rate = training.schedule(TrainConfig(steps=100, learning_rate=2.0, warmup_steps=10, decay_share=0.5))
+    steps = {0: 0.2, 9: 2.0, 49: 2.0, 50: 2.0, 75: 1.0, 99: 0.04}
+    for step, expected in steps.items():
+        assert float(rate(step)) == pytest.approx(expected)
+    assert training.schedule(TrainConfig(learning_rate=2.0))(10**6) == 2.0
+
+
+def test_moments_lie_as_their_parameters():
+    mesh = sharding.make_mesh(2, 4, ROWS, LATENTS)
+    state, _ = begin(mesh)
+    moments = optax.tree_utils.tree_get(state.opt_state, "mu")
+    for name, value in state.params.items():
+        assert moments[name].sharding == value.sharding, name
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (8, 1), (2, 4)], ids=str)
+def test_a_state_comes_out_as_it_went_in(mesh):
+    """Else the second step would be traced, and perhaps compiled, again."""
+    mesh = sharding.make_mesh(*mesh, ROWS, LATENTS)
+    state, train_step = begin(mesh)
+    kinds = [jax.tree.map(lambda x: (x.aval, x.weak_type, x.committed, x.sharding), state)]
+    for seed in range(2):
+        state, _ = train_step(state, sharding.put_batch(mesh, batch(seed)))
+        kinds.append(jax.tree.map(lambda x: (x.aval, x.weak_type, x.committed, x.sharding), state))
+    assert kinds[0] == kinds[1] == kinds[2]
+    assert train_step._cache_size() == 1
+
+
+def moved(latents, data, feature, sae):
+    """Bytes that a step's collectives give to a device, by the compiled program."""
+    mesh = sharding.make_mesh(data, feature, ROWS, latents)
+    state = training.abstract_state(latents, WIDTH, sae, TRAIN, mesh)
+    place = jax.sharding.NamedSharding(mesh, sharding.ARRIVING)
+    x_BD = jax.ShapeDtypeStruct((ROWS, WIDTH), np.float32, sharding=place)
+    compiled = training.make_train_step(sae, TRAIN, mesh).lower(state, x_BD).compile()
+    return hlo.cost(compiled.as_text(), mesh.size, max).sent
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4), (1, 8)], ids=str)
+def test_what_moves_does_not_grow_with_the_latents(mesh):
+    sae = SaeConfig(k=4, k_aux=64)
+    few, many = moved(256, *mesh, sae), moved(1024, *mesh, sae)
+    assert 0 < many <= few
