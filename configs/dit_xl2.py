@@ -5,7 +5,7 @@
     python -m revelio_jax.evaluate --config configs/dit_xl2.py
     python -m revelio_jax.export   --config configs/dit_xl2.py
 
-and for another block --config.train.site=dit.block.6 --config.train.run=runs/dit_xl2_6.
+and for another block --config.data.site=dit.block.6 --config.run=runs/dit_xl2_6.
 
 Pictures: as in sd15_unet.py. The class is the null class, unless --config.extract.prompt names one of
 ImageNet's. What the blocks see are noised latents at timestep t, which the paper's released code leaves
@@ -40,6 +40,6 @@ def get_config():
     c.extract.shard_samples = 1024  # 118 MB a shard
 
     presets.revelio(c)
-    c.train.site = "dit.block.14"
-    c.train.run = "runs/dit_xl2"
+    c.data.site = "dit.block.14"
+    c.run = "runs/dit_xl2"
     return c

@@ -41,7 +41,7 @@ def get_config():
     presets.steerers(c)
     c.sae.k = 64
     c.sae.expansion = 16
-    c.train.run = "runs/flux_t5"
+    c.run = "runs/flux_t5"
 
     c.steer.rule = "paper"
     c.steer.steps = 50

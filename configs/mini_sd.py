@@ -32,13 +32,13 @@ def get_config():
     c.sae.k_aux = 128
     c.sae.dead_after_rows = 50_000  # a run of 6M rows: the default of 10M would never call a latent dead
 
-    c.train.run = "runs/mini_sd"
+    c.run = "runs/mini_sd"
     c.train.batch_size = 2048
     c.train.steps = 3000
     c.train.learning_rate = 1e-3
     c.train.warmup_steps = 200  # without it, Adam's first steps push biases so low that latents die
     c.train.decay_share = 0.3
-    c.train.held_out = 0.2  # 52,000 rows: a latent of a rare word needs many to be seen firing
+    c.data.held_out = 0.2  # 52,000 rows: a latent of a rare word needs many to be seen firing
 
     c.interpret.labels = ("style", "category", "name")  # held_out tells of the pipeline's training
 

@@ -5,7 +5,7 @@
     python -m revelio_jax.evaluate --config configs/mini_sd_unet.py
     python -m revelio_jax.export   --config configs/mini_sd_unet.py
 
-and for the other sites --config.train.site=unet.mid_block --config.train.run=runs/mini_sd_unet/mid_block.
+and for the other sites --config.data.site=unet.mid_block --config.run=runs/mini_sd_unet/mid_block.
 
 A picture of every object in every style is sampled, 1,482 of them, and kept; each position of each block
 at five timesteps is a row. Hardware: 2 CPU cores. Store: 1,482 x 5 timesteps x (16 x 128 + 64 x 128 +
@@ -37,14 +37,14 @@ def get_config():
     c.sae.k_aux = 128
     c.sae.dead_after_rows = 100_000
 
-    c.train.site = "unet.up_blocks.0"
-    c.train.run = "runs/mini_sd_unet/up_blocks.0"
+    c.data.site = "unet.up_blocks.0"
+    c.run = "runs/mini_sd_unet/up_blocks.0"
     c.train.batch_size = 2048
     c.train.steps = 3000
     c.train.learning_rate = 1e-3
     c.train.warmup_steps = 200
     c.train.decay_share = 0.3
-    c.train.held_out = 0.1
+    c.data.held_out = 0.1
 
     c.steer.steps = 15
     c.steer.guidance = 2.5

@@ -38,7 +38,7 @@ def get_config():
     c.sae.k_aux = 192
     c.sae.dead_after_rows = 500_000
 
-    c.train.run = "runs/minilm"
+    c.run = "runs/minilm"
     c.train.batch_size = 2048
     c.train.steps = 5000
     c.train.learning_rate = 1e-3

@@ -34,7 +34,7 @@ def get_config():
     c.extract.dtype = "float32"
 
     presets.steerers(c)
-    c.train.run = "runs/sd14_clip"
+    c.run = "runs/sd14_clip"
 
     c.steer.rule = "paper"
     c.steer.steps = 50

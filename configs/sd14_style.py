@@ -37,7 +37,7 @@ def get_config():
     presets.steerers(c)
     c.sae.k = 64
     c.sae.expansion = 64
-    c.train.run = "runs/sd14_style"
+    c.run = "runs/sd14_style"
 
     c.steer.rule = "paper"
     c.steer.steps = 50

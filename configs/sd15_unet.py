@@ -5,7 +5,7 @@
     python -m revelio_jax.evaluate --config configs/sd15_unet.py
     python -m revelio_jax.export   --config configs/sd15_unet.py
 
-and for another block --config.train.site=unet.up_blocks.1 --config.train.run=runs/sd15_up1; all four at
+and for another block --config.data.site=unet.up_blocks.1 --config.run=runs/sd15_up1; all four at
 once, with `python -m revelio_jax.grid` and --grid train.site=unet.mid_block,unet.up_blocks.0.
 
 Pictures: a folder that you supply, whose sub-folders are the labels, such as Oxford-IIIT Pet; a dataset
@@ -44,6 +44,6 @@ def get_config():
     c.extract.shard_samples = 1024  # 92 MB a shard
 
     presets.revelio(c)
-    c.train.site = "unet.up_blocks.1"  # where the paper finds the finest classes
-    c.train.run = "runs/sd15_unet"
+    c.data.site = "unet.up_blocks.1"  # where the paper finds the finest classes
+    c.run = "runs/sd15_unet"
     return c

@@ -36,7 +36,7 @@ def get_config():
     presets.steerers(c)
     c.sae.k = 64
     c.sae.expansion = 16
-    c.train.run = "runs/sdxl_clip"
+    c.run = "runs/sdxl_clip"
 
     c.steer.rule = "paper"
     c.steer.steps = 50

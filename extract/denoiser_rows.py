@@ -25,10 +25,7 @@ def plan(
     """The plan of a store whose rows :func:`rows` makes, as many for every sample."""
     fields = {name: getattr(extract, name) for name in ("mode", "value", "pool", "height", "width")}
     fields |= {"timesteps": list(timesteps)}
-    each = {
-        name: len(timesteps) * (1 if extract.pool == "mean" else shape.positions)
-        for name, shape in shapes.items()
-    }
+    each = {name: len(timesteps) * (1 if extract.pool == "mean" else shape.positions) for name, shape in shapes.items()}
     planned = {name: (shape.d, np.full(samples, each[name])) for name, shape in shapes.items()}
     return jobs.plan(extract, planned, facts | {"extract": fields | facts["extract"]})
 

@@ -37,9 +37,7 @@ class ExtractionJob:
     rounds: int = 1
 
 
-def plan(
-    extract: ExtractConfig, rows: dict[str, tuple[int, np.ndarray]], facts: dict[str, typing.Any]
-) -> StorePlan:
+def plan(extract: ExtractConfig, rows: dict[str, tuple[int, np.ndarray]], facts: dict[str, typing.Any]) -> StorePlan:
     """The plan of a store; ``rows`` has of every site its width and how many rows each sample has.
 
     ``facts`` are what of the config, the model and the input decides the rows, beside what all modes have.

@@ -90,9 +90,7 @@ def described(
         for name, values in columns.items():
             name = f"{encoder.name}.{name}"
             if name in samples[0]:
-                raise InputError(
-                    f"prompts: a column is called {name!r}, as what is kept of tokens; rename it"
-                )
+                raise InputError(f"prompts: a column is called {name!r}, as what is kept of tokens; rename it")
             table = table.append_column(name, pyarrow.ListArray.from_arrays(starts, values))
     return table
 

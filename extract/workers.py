@@ -15,7 +15,7 @@ def find(extract: ExtractConfig, environment: Mapping[str, str]) -> Worker:
     InputError where the environment contradicts itself.
     """
     if extract.workers:
-        return Worker(max(extract.worker, 0), extract.workers)
+        return Worker(extract.worker or 0, extract.workers)
     if "RANK" in environment or "WORLD_SIZE" in environment:
         return _worker(environment, "RANK", "WORLD_SIZE")
     jobs = tasks = Worker()
@@ -32,14 +32,10 @@ def find(extract: ExtractConfig, environment: Mapping[str, str]) -> Worker:
     return Worker(jobs.number * tasks.count + tasks.number, jobs.count * tasks.count)
 
 
-def _worker(
-    environment: Mapping[str, str], number_name: str, count_name: str, first: int = 0, step: int = 1
-) -> Worker:
+def _worker(environment: Mapping[str, str], number_name: str, count_name: str, first: int = 0, step: int = 1) -> Worker:
     number, count = _number(environment, number_name), _number(environment, count_name)
     if count < 1 or step < 1:
-        raise InputError(
-            f"{count_name} is {count} in the environment, in steps of {step}; both must be above 0"
-        )
+        raise InputError(f"{count_name} is {count} in the environment, in steps of {step}; both must be above 0")
     place, rest = divmod(number - first, step)
     if rest or not 0 <= place < count:
         steps = f" in steps of {step}" if step > 1 else ""

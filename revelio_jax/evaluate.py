@@ -2,7 +2,7 @@
 
     python -m revelio_jax.evaluate --config configs/mini_sd.py
 
-Writes evaluation.json into the folder config.train.run.
+Writes evaluation.json into the folder config.run.
 """
 
 import json
@@ -32,9 +32,9 @@ def evaluate(config: Config) -> dict[str, typing.Any]:
     """Evaluate the run's newest checkpoint, write evaluation.json and return what is in it."""
     options = config.train
     run, mixture, state, mesh = trained(config)
-    order = make_order(options, mixture)
+    order = make_order(config, mixture)
     if not order.held_out:
-        raise InputError("config.train.held_out is 0; no rows were kept for evaluation")
+        raise InputError("config.data.held_out is 0; no rows were kept for evaluation")
     total = loader.length(order.held_out)
     rows = loader.held_out_rows(mixture, order, options.batch_size)
     bar = tqdm(rows, total=-(-total // options.batch_size), unit="batch", dynamic_ncols=True)
@@ -56,13 +56,11 @@ def trained(config: Config) -> tuple[pathlib.Path, Mixture, State, jax.sharding.
     run, mixture = open_run(config)
     step = getattr(checkpoints, config.train.use)(run)
     if not step:
-        raise InputError(
-            f"config.train.run is {str(run)!r}, which has no checkpoint; run python -m revelio_jax.train"
-        )
+        raise InputError(f"config.run is {str(run)!r}, which has no checkpoint; run python -m revelio_jax.train")
     checkpoints.check(run, step, checkpoints.identity(config, mixture.fingerprint, mixture.name))
     latents = dictionary_size(config, mixture.d)
     options = config.train
-    mesh = sharding.make_mesh(options.mesh_data, options.mesh_feature, options.batch_size, latents)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.feature, options.batch_size, latents)
     state = checkpoints.restore(run, step, latents, mixture.d, config.sae, options, mesh)
     return run, mixture, state, mesh
 

@@ -2,7 +2,7 @@
 
     python -m revelio_jax.export --config configs/mini_sd.py
 
-Writes export/ into the folder config.train.run: cfg.json and sae_weights.safetensors as SAELens lays
+Writes export/ into the folder config.run: cfg.json and sae_weights.safetensors as SAELens lays
 them out, so that sae_lens.SAE.load_from_disk reads them too, and README.md, the model card. A moving
 average of the parameters, where there is one, is what is exported.
 """
@@ -81,7 +81,7 @@ def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) 
     """cfg.json: what SAELens needs, and under metadata all that steering and a reader need."""
     step = int(state.step)
     manifests = [store.manifest for store in mixture.stores]
-    model = {"id": config.model.id, "revision": config.model.revision, "family": config.model.family}
+    model = {"id": config.model.id, "revision": config.model.revision or "", "family": config.model.family}
     model |= manifests[0].get("model", {})  # the same in all
     positions = [manifest.get("extract", {}).get("positions") for manifest in manifests]
     latents = len(state.params["b_enc_F"])
@@ -102,7 +102,7 @@ def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) 
             "squared_deviation": float(mixture.variance.sum()),
         },
         # Already folded into the tensors: a latent here is scale times the latent of training.
-        "normalisation": {"rule": config.sae.normalise, "scale": float(state.scale)},
+        "normalisation": {"rule": config.sae.normalize, "scale": float(state.scale)},
         "dead_threshold": config.sae.dead_threshold * float(state.scale),
         "stores": [
             {"fingerprint": store.fingerprint, "share": float(share)}

@@ -1,30 +1,11 @@
-"""Arguments of commands that take folders of runs in place of a config, and where they write."""
+"""Where commands that take folders of runs write, and files that replace others in one step."""
 
-import argparse
 import contextlib
 import os
 import pathlib
-import typing
 from collections.abc import Iterator, Sequence
 
 from revelio_jax.errors import InputError
-
-
-class Parser(argparse.ArgumentParser):
-    """Has ``runs`` and ``--out``; what is wrong raises InputError."""
-
-    def __init__(self, module: str, doc: str, writes: str):
-        super().__init__(
-            f"python -m {module}",
-            description=doc,
-            formatter_class=argparse.RawTextHelpFormatter,
-            allow_abbrev=False,
-        )
-        self.add_argument("runs", nargs="+", help="folders of runs")
-        self.add_argument("--out", help=f"{writes} to write", type=pathlib.Path)
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def out_of(given: pathlib.Path | None, runs: Sequence[str], name: str) -> pathlib.Path:

@@ -5,7 +5,7 @@
     python -m revelio_jax.evaluate --config runs/mini_sd/k=10,learning_rate=0.001/config.json
 
 Every ``--grid FIELD=VALUE,VALUE`` multiplies the members; FIELD is one of FIELDS. A member is an ordinary
-run in a folder of config.train.run that is named after its values, with config.json, metrics.jsonl and
+run in a folder of config.run that is named after its values, with config.json, metrics.jsonl and
 checkpoints/: every other command takes its config.json as ``--config``, and train may go on with it alone.
 ``--config.train.resume=True`` goes on with the grid where all members have a checkpoint.
 
@@ -33,7 +33,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from revelio_jax.cli import parse
-from revelio_jax.config import Config, SaeConfig, TrainConfig, resolve
+from revelio_jax.config import Config, SaeConfig, TrainConfig, resolve, schema
 from revelio_jax.errors import InputError, reported
 from revelio_jax.sae import initial, sharding
 from revelio_jax.train import centre, describe, dictionary_size, make_order, open_run, resumed_step
@@ -44,7 +44,7 @@ from revelio_jax.training.step import State
 
 FIELDS = (
     "sae.k", "sae.expansion", "sae.latents",
-    "train.learning_rate", "train.seed", "train.site", "extract.store",
+    "train.learning_rate", "train.seed", "data.site", "extract.store",
 )  # fmt: skip
 FORMS = ("auto", "vmap", "map")
 
@@ -93,14 +93,14 @@ def train(config: Config, grid: Sequence[str], form: str = "auto") -> None:
     members, streams = open_members(configs(config, grid))
     start = common_step(members, options.resume)
     if start >= options.steps:
-        print(f"{options.run} is finished: all have {start} of {options.steps} steps, nothing is left to do")
+        print(f"{config.run} is finished: all have {start} of {options.steps} steps, nothing is left to do")
         return
-    trackers.check(options)
-    if options.wandb:
-        raise InputError(f"config.train.wandb is {options.wandb!r}; a grid has TensorBoard only")
+    trackers.check(config.logging)
+    if config.logging.wandb:
+        raise InputError(f"config.logging.wandb is {config.logging.wandb!r}; a grid has TensorBoard only")
     for member in members:  # every size must fit it
-        mesh = sharding.make_mesh(options.mesh_data, options.mesh_feature, options.batch_size, member.latents)
-    lanes = sharding.own_lanes(sharding.processes(mesh), options.lanes, jax.process_index())
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.feature, options.batch_size, member.latents)
+    lanes = sharding.own_lanes(sharding.processes(mesh), config.data.lanes, jax.process_index())
 
     # States: restored, or initial.
     form = form if form != "auto" else "map" if mesh.devices.flat[0].platform == "cpu" else "vmap"
@@ -120,8 +120,7 @@ def train(config: Config, grid: Sequence[str], form: str = "auto") -> None:
         # At least 2 are kept: a crash may leave some members one checkpoint ahead of others.
         managers = {m: enter(checkpoints.manager(m.run, max(options.keep, 2))) for m in members}
         rows = [
-            enter(contextlib.closing(loader.batches(stream.mixture, stream.order, start, lanes)))
-            for stream in streams
+            enter(contextlib.closing(loader.batches(stream.mixture, stream.order, start, lanes))) for stream in streams
         ]
         logs = {
             m: enter(
@@ -129,6 +128,7 @@ def train(config: Config, grid: Sequence[str], form: str = "auto") -> None:
                     m.run / "metrics.jsonl",
                     start,
                     m.config.train,
+                    m.config.logging.every,
                     trackers.sinks(m.run, start, m.config),
                     bar=False,
                 )
@@ -166,7 +166,7 @@ def train(config: Config, grid: Sequence[str], form: str = "auto") -> None:
             waited_s = time.perf_counter() - asked
             states, measured = train_step(states, batches)
             shuffled = [{}] * len(streams)
-            if metrics.is_logged(step, options):  # while the device works
+            if metrics.is_logged(step, config.logging.every, options.steps):  # while the device works
                 shuffled = [coverage.measure(*stream, step - 1) for stream in streams]
             if before:
                 log(*before)
@@ -179,9 +179,9 @@ def train(config: Config, grid: Sequence[str], form: str = "auto") -> None:
             if stop:
                 break
     if step < options.steps:
-        print(f"{options.run} was asked to stop; step {step} is saved, --config.train.resume=True goes on")
+        print(f"{config.run} was asked to stop; step {step} is saved, --config.train.resume=True goes on")
         raise SystemExit(processes.STOPPED)
-    print(f"{options.run} is finished: {options.steps} steps; next, for each of its folders:")
+    print(f"{config.run} is finished: {options.steps} steps; next, for each of its folders:")
     print(f"  python -m revelio_jax.evaluate --config {members[0].run / 'config.json'}")
 
 
@@ -195,11 +195,11 @@ def configs(config: Config, grid: Sequence[str]) -> list[Config]:
         if names.count(name) > 1:
             raise InputError(f"--grid has {name} twice; give all its values at once")
     if "sae.expansion" in names and ("sae.latents" in names or config.sae.latents):
-        raise InputError("--grid sae.expansion has no effect where sae.latents is given; set that to 0")
-    if "extract.store" in names and config.train.stores:
-        raise InputError("--grid extract.store has no effect where config.train.stores is given")
-    if not config.train.run:
-        raise InputError("config.train.run is empty; it names the folder of the grid, as runs/mini_sd")
+        raise InputError("--grid sae.expansion has no effect where sae.latents is given; set that to None")
+    if "extract.store" in names and config.data.stores:
+        raise InputError("--grid extract.store has no effect where config.data.stores is given")
+    if not config.run:
+        raise InputError("config.run is empty; it names the folder of the grid, as runs/mini_sd")
     members = []
     for point in itertools.product(*axes):
         values = dataclasses.asdict(config)
@@ -207,14 +207,12 @@ def configs(config: Config, grid: Sequence[str]) -> list[Config]:
             section, key = name.split(".")
             values[section][key] = value
         label = ",".join(f"{name.split('.')[1]}={_short(value)}" for name, value in point)
-        values["train"]["run"] = str(pathlib.Path(config.train.run) / label)
+        values["run"] = str(pathlib.Path(config.run) / label)
         members.append(resolve(values))
-    runs = [member.train.run for member in members]
+    runs = [member.run for member in members]
     for run in runs:
         if runs.count(run) > 1:
-            raise InputError(
-                f"--grid has two members for the folder {run}; values must differ in their names"
-            )
+            raise InputError(f"--grid has two members for the folder {run}; values must differ in their names")
     return members
 
 
@@ -223,10 +221,10 @@ def _axis(config: Config, given: str) -> list[tuple[str, typing.Any]]:
     name, _, values = given.partition("=")
     if name not in FIELDS:
         raise InputError(
-            f"--grid {given}: {name or 'nothing'} is no field of a grid; fields: {', '.join(FIELDS)}"
+            f"--grid {given}: {name or 'nothing'} is not a field that a grid can vary; allowed: {', '.join(FIELDS)}"
         )
     section, key = name.split(".")
-    kind = type(getattr(getattr(config, section), key))
+    kind = schema.base_type(schema.declared(name)[0])
     axis = []
     for value in values.split(","):
         try:
@@ -247,12 +245,12 @@ def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[RowStrea
     """Members, and the streams that they share. Raises InputError."""
     streams, keys, members = [], {}, []
     for config in configs:
-        key = config.extract.store, config.train.site, config.train.seed
+        key = config.extract.store, config.data.site, config.train.seed
         if key not in keys:
             keys[key] = len(streams)
             _, mixture = open_run(config)
-            streams.append(RowStream(mixture, make_order(config.train, mixture)))
-        run, mixture = pathlib.Path(config.train.run), streams[keys[key]].mixture
+            streams.append(RowStream(mixture, make_order(config, mixture)))
+        run, mixture = pathlib.Path(config.run), streams[keys[key]].mixture
         first = streams[0].mixture
         if mixture.d != first.d:
             raise InputError(
@@ -286,9 +284,7 @@ def make_groups(members: Sequence[Member], form: str) -> list[Group]:
     return [Group(tuple(m for m in members if key(m) == one)) for one in dict.fromkeys(map(key, members))]
 
 
-def initial_states(
-    groups: Sequence[Group], streams: Sequence[RowStream], mesh: jax.sharding.Mesh
-) -> list[State]:
+def initial_states(groups: Sequence[Group], streams: Sequence[RowStream], mesh: jax.sharding.Mesh) -> list[State]:
     """The states before the first step, one for each group."""
     sae = groups[0].sae
     centres = [centre(sae, *stream) for stream in streams]
@@ -301,9 +297,7 @@ def initial_states(
     return [stacked(group, map(state, group.members), mesh) for group in groups]
 
 
-def restored(
-    groups: Sequence[Group], step: int, streams: Sequence[RowStream], mesh: jax.sharding.Mesh
-) -> list[State]:
+def restored(groups: Sequence[Group], step: int, streams: Sequence[RowStream], mesh: jax.sharding.Mesh) -> list[State]:
     """The states after ``step`` steps, one for each group."""
     d = streams[0].mixture.d
 
@@ -391,7 +385,7 @@ def main(argv: Sequence[str]) -> None:
         grid=((), "field and values, as sae.k=16,32; may be given several times"),
         form=("auto", "vmap: all members in each operation; map: one after another; auto: map on a CPU"),
     )
-    processes.start(config.train)
+    processes.start(config.mesh)
     train(config, own["grid"], own["form"])
 
 

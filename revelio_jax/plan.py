@@ -127,7 +127,7 @@ def plan(config: Config, topology: str, meshes: tuple[str, ...], width: int, sma
 
 def describe_work(config: Config, width: int) -> StepWork:
     """Site, width and latents. ``width`` 0 asks the store, the model's folder, then what is known of hubs."""
-    site = config.train.site or next(iter(config.extract.sites), "")
+    site = config.data.site or next(iter(config.extract.sites), "")
     if width < 0:
         raise InputError(f"--width is {width}; it must be at least 1, or 0 to find it")
     d, rows = width or None, None
@@ -135,7 +135,7 @@ def describe_work(config: Config, width: int) -> StepWork:
     with contextlib.suppress(InputError):  # not extracted yet
         store = open_store(config.extract.store) if config.extract.store and not d else None
     if store:
-        stored = store.site(config.train.site)
+        stored = store.site(config.data.site)
         site, d, rows = stored.name, stored.d, stored.rows
     d = d or known_width(config.model.id, config.model.family, site)
     if not d:
@@ -165,16 +165,16 @@ def parse_mesh(mesh: str, chips: int, topology: str) -> tuple[int, int]:
 
 def configured(config: Config, chips: int, topology: str) -> list[tuple[int, int]]:
     """The config's own mesh, if it fixes one."""
-    data, feature = given = config.train.mesh_data, config.train.mesh_feature
-    if given == (1, -1):  # the default
+    data, feature = given = config.mesh.data, config.mesh.feature
+    if given == (1, None):  # the default
         return []
-    if data == -1 and chips % feature == 0:
+    if data is None and chips % feature == 0:
         data = chips // feature
-    elif feature == -1 and chips % data == 0:
+    elif feature is None and chips % data == 0:
         feature = chips // data
-    if data * feature != chips:
+    if None in (data, feature) or data * feature != chips:
         raise InputError(
-            f"config.train.mesh_data x mesh_feature is {given[0]} x {given[1]}; it must be the {chips} chips "
+            f"config.mesh.data x config.mesh.feature is {given[0]} x {given[1]}; it must be the {chips} chips "
             f"of {topology}"
         )
     return [(data, feature)]

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from revelio_jax import files
+from revelio_jax.cli import RunsParser
 from revelio_jax.errors import InputError, reported, require
 
 if typing.TYPE_CHECKING:
@@ -68,9 +69,7 @@ def read_run(folder: str) -> RunCurves:
     run = pathlib.Path(folder)
     if not run.is_dir():
         raise InputError(f"{folder}: no such folder; give folders of runs, as runs/mini_sd")
-    return RunCurves(
-        run.absolute().name, _read_curves(run / "metrics.jsonl"), **_read_density(run / "evaluation.json")
-    )
+    return RunCurves(run.absolute().name, _read_curves(run / "metrics.jsonl"), **_read_density(run / "evaluation.json"))
 
 
 def draw(runs: Sequence[RunCurves]) -> "Figure":
@@ -89,9 +88,7 @@ def draw(runs: Sequence[RunCurves]) -> "Figure":
         for ax, (field, title) in zip(axes, CURVES.items(), strict=False):
             _draw_curves(ax, field, title, runs, looks)
         _draw_density(axes[3], runs, looks)
-        figure.legend(
-            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(runs), 4)
-        )
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(runs), 4))
     return figure
 
 
@@ -181,7 +178,7 @@ def named(runs: Sequence[RunCurves], folders: Sequence[str]) -> list[RunCurves]:
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = files.Parser("revelio_jax.plot", __doc__, "PNG").parse_args(argv)
+    arguments = RunsParser("revelio_jax.plot", __doc__, "PNG").parse(argv)
     require("matplotlib", "plot", "revelio_jax.plot")
     runs = named([read_run(folder) for folder in arguments.runs], arguments.runs)
     out = files.out_of(arguments.out, arguments.runs, "plot.png")

@@ -3,7 +3,7 @@
     python -m revelio_jax.train --config configs/mini_sd.py
     python -m revelio_jax.train --config configs/mini_sd.py --config.train.resume=True
 
-Writes the folder config.train.run: config.json, metrics.jsonl and checkpoints. A run that is stopped
+Writes the folder config.run: config.json, metrics.jsonl and checkpoints. A run that is stopped
 at any moment and resumed goes on bit for bit as if it had never stopped. A loss that is not finite
 stops it with status 1, and with nonfinite.json about the rows of that step.
 """
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from revelio_jax.cli import parse
-from revelio_jax.config import Config, SaeConfig, TrainConfig
+from revelio_jax.config import Config, SaeConfig
 from revelio_jax.errors import InputError, reported
 from revelio_jax.sae import initial, module, sharding
 from revelio_jax.training import checkpoints, coverage, loader, metrics, nonfinite_report, processes, trackers
@@ -37,13 +37,13 @@ def train(config: Config) -> None:
     if start >= options.steps:
         print(f"{run} is finished: it has {start} of {options.steps} steps, nothing is left to do")
         return
-    trackers.check(options)
+    trackers.check(config.logging)
 
     # Mesh and data.
     latents = dictionary_size(config, mixture.d)
-    mesh = sharding.make_mesh(options.mesh_data, options.mesh_feature, options.batch_size, latents)
-    lanes = sharding.own_lanes(sharding.processes(mesh), options.lanes, jax.process_index())
-    order = make_order(options, mixture)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.feature, options.batch_size, latents)
+    lanes = sharding.own_lanes(sharding.processes(mesh), config.data.lanes, jax.process_index())
+    order = make_order(config, mixture)
 
     # State: restored, or initial.
     if start:
@@ -63,7 +63,9 @@ def train(config: Config) -> None:
         nonfinite_report.explained(run, mixture, order),
         checkpoints.manager(run, options.keep) as manager,
         contextlib.closing(loader.batches(mixture, order, start, lanes)) as rows,
-        metrics.Log(run / "metrics.jsonl", start, options, trackers.sinks(run, start, config)) as log,
+        metrics.Log(
+            run / "metrics.jsonl", start, options, config.logging.every, trackers.sinks(run, start, config)
+        ) as log,
         processes.sigterm() as asked_to_stop,
     ):
         before, fvus = None, []
@@ -72,7 +74,7 @@ def train(config: Config) -> None:
             x_BD = sharding.put_batch(mesh, next(rows))
             waited_s = time.perf_counter() - asked
             state, measured = train_step(state, x_BD)
-            if metrics.is_logged(step, options):  # while the device works
+            if metrics.is_logged(step, config.logging.every, options.steps):  # while the device works
                 measured |= coverage.measure(mixture, order, step - 1)
             if before:
                 fvus.append(log.add(*before)["fvu"])
@@ -92,15 +94,15 @@ def train(config: Config) -> None:
 
 def open_run(config: Config) -> tuple[pathlib.Path, Mixture]:
     """The run's folder (which need not exist) and its stores. Raises InputError."""
-    if not config.train.run:
-        raise InputError("config.train.run is empty; it names the folder of the run, as runs/mini_sd")
-    if not config.train.stores and not config.extract.store:
-        raise InputError("config.extract.store is empty; it, or config.train.stores, names what to train on")
-    run = pathlib.Path(config.train.run)
+    if not config.run:
+        raise InputError("config.run is empty; it names the folder of the run, as runs/mini_sd")
+    if not config.data.stores and not config.extract.store:
+        raise InputError("config.extract.store is empty; it, or config.data.stores, names what to train on")
+    run = pathlib.Path(config.run)
     if run.exists() and not run.is_dir():
-        raise InputError(f"config.train.run is {config.train.run!r}, which is no folder")
-    entries = config.train.stores or (f"1:{config.extract.store}",)  # a weight: other colons are the name's
-    return run, open_mixture(entries, config.train.site)
+        raise InputError(f"config.run is {config.run!r}, which is no folder")
+    entries = config.data.stores or (f"1:{config.extract.store}",)  # a weight: other colons are the name's
+    return run, open_mixture(entries, config.data.site)
 
 
 def resumed_step(run: pathlib.Path, resume: bool, facts: dict) -> int:
@@ -110,17 +112,22 @@ def resumed_step(run: pathlib.Path, resume: bool, facts: dict) -> int:
         return 0
     if not resume:
         raise InputError(
-            f"config.train.run is {str(run)!r}, which has checkpoints up to step {step}; "
+            f"config.run is {str(run)!r}, which has checkpoints up to step {step}; "
             "pass --config.train.resume=True to go on with it, or choose another run"
         )
     checkpoints.check(run, step, facts)
     return step
 
 
-def make_order(options: TrainConfig, mixture: Mixture) -> loader.Order:
+def make_order(config: Config, mixture: Mixture) -> loader.Order:
     """The order of the run's rows. Raises InputError."""
     return loader.make_order(
-        mixture, options.seed, options.batch_size, options.buffer_chunks, options.held_out, options.lanes
+        mixture,
+        config.train.seed,
+        config.train.batch_size,
+        config.data.buffer_chunks,
+        config.data.held_out,
+        config.data.lanes,
     )
 
 
@@ -130,22 +137,20 @@ def dictionary_size(config: Config, d: int) -> int:
     latents = sae.latents or d * sae.expansion
     where = "config.sae.latents" if sae.latents else f"width {d} x config.sae.expansion"
     for name in ("k", "k_start"):
-        if (k := getattr(sae, name)) > latents:
+        if (k := getattr(sae, name)) and k > latents:
             raise InputError(f"config.sae.{name} is {k}; it must be at most {latents}, the latents ({where})")
     chosen = min(module.slots(sae), latents)
-    if 0 < sae.encode_chunk < chosen:
+    if sae.encode_chunk and sae.encode_chunk < chosen:
         raise InputError(
-            f"config.sae.encode_chunk is {sae.encode_chunk}; it must be 0 or at least {chosen}, the latents "
+            f"config.sae.encode_chunk is {sae.encode_chunk}; it must be None or at least {chosen}, the latents "
             "that are looked for in it"
         )
     return latents
 
 
-def centre(
-    sae: SaeConfig, mixture: Mixture, order: loader.Order
-) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
+def centre(sae: SaeConfig, mixture: Mixture, order: loader.Order) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
     """Mean [d] and scale of the rows; the initial decoder bias [d], and the first rows [N, d], normalised."""
-    mean_D, scale = normalisation(sae.normalise, mixture)
+    mean_D, scale = normalisation(sae.normalize, mixture)
     x_ND = (loader.first_rows(mixture, order, sae.b_dec_init_rows) - mean_D) / scale
     return mean_D, scale, initial.bias(sae.b_dec_init, x_ND), x_ND
 
@@ -172,7 +177,7 @@ def describe(config: Config, mixture: Mixture, order: loader.Order, latents: int
     lines = [
         f"{mixture.name}: width {mixture.d}, {latents} latents, k {sae.k}; {order.rows:,} rows to train on, "
         f"{held_out:,} held out; {options.steps:,} steps of {options.batch_size:,} are {epochs:.1f} epochs",
-        f"||mean|| / ||std|| of the rows is {off_centre:.2f}; normalise: {sae.normalise}",
+        f"||mean|| / ||std|| of the rows is {off_centre:.2f}; normalise: {sae.normalize}",
     ]
     if len(mixture.stores) > 1:
         lines[1:1] = [
@@ -195,7 +200,7 @@ def describe(config: Config, mixture: Mixture, order: loader.Order, latents: int
 
 def main(argv: Sequence[str]) -> None:
     config, _ = parse(["revelio_jax.train", *argv], __doc__)
-    processes.start(config.train)
+    processes.start(config.mesh)
     train(config)
 
 

@@ -21,9 +21,19 @@ import hypothesis
 import numpy as np
 import pytest
 
-from revelio_jax.config import Config, ExtractConfig, ModelConfig, SaeConfig, TrainConfig
+from revelio_jax.config import (
+    Config,
+    DataConfig,
+    ExtractConfig,
+    LoggingConfig,
+    MeshConfig,
+    ModelConfig,
+    SaeConfig,
+    TrainConfig,
+)
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
 from tests.helpers.browser import chromium, visit  # noqa: F401 - here, so that a session has one browser
+from tests.helpers.configs import changed
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -84,7 +94,7 @@ def store(tmp_path_factory, planted, write_store) -> str:
 
 @pytest.fixture(scope="session")
 def base(store) -> Config:
-    """A config that learns the planted store in seconds; ``train.run`` is empty."""
+    """A config that learns the planted store in seconds; ``run`` is not set."""
     return Config(
         model=ModelConfig(id="planted", family="sd"),
         extract=ExtractConfig(store=store),
@@ -94,22 +104,18 @@ def base(store) -> Config:
             batch_size=64,
             learning_rate=1e-2,
             decay_share=0.3,
-            held_out=0.1,
-            buffer_chunks=24,
-            mesh_data=1,
-            mesh_feature=1,
-            log_every=50,
             checkpoint_every=200,
         ),
+        data=DataConfig(held_out=0.1, buffer_chunks=24),
+        mesh=MeshConfig(data=1, feature=1),
+        logging=LoggingConfig(every=50),
     )
 
 
 @pytest.fixture(scope="session")
 def with_train():
-    """A function that returns a config with other fields of ``train``."""
-    return lambda config, **fields: dataclasses.replace(
-        config, train=dataclasses.replace(config.train, **fields)
-    )
+    """A function that returns a config with another run and other fields of train, data, mesh and logging."""
+    return changed
 
 
 @pytest.fixture(scope="session")
@@ -173,8 +179,7 @@ def config_file():
     def write(path: pathlib.Path, config: Config) -> str:
         values = json.loads(config.to_json())
         path.write_text(
-            "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
-            f"    return ConfigDict({values!r})\n"
+            f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({values!r})\n"
         )
         return str(path)
 

@@ -43,7 +43,7 @@ def commands(tmp_path_factory, one_device, texts):
             "--config=configs/minilm.py",
             f"--config.extract.prompts={folder / 'texts.csv'}",
             f"--config.extract.store={folder / 'store'}",
-            f"--config.train.run={folder / 'run'}",
+            f"--config.run={folder / 'run'}",
             "--config.train.steps=200",
             "--config.train.warmup_steps=30",
             "--config.train.batch_size=512",

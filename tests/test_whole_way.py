@@ -30,7 +30,7 @@ def commands(tmp_path_factory, one_device):
             "--config=configs/mini_sd.py",
             f"--config.extract.prompts={folder / 'prompts.csv'}",
             f"--config.extract.store={folder / 'store'}",
-            f"--config.train.run={folder / 'run'}",
+            f"--config.run={folder / 'run'}",
             "--config.train.steps=600",
             "--config.sae.dead_after_rows=100000",
             "--config.steer.steps=8",

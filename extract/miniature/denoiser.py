@@ -63,9 +63,7 @@ def build(tokenizer: CLIPTokenizer, latent_channels: int) -> torch.nn.ModuleDict
     return torch.nn.ModuleDict({"text_encoder": clip(tokenizer, layers=4), "unet": unet})
 
 
-def pipeline(
-    networks: torch.nn.ModuleDict, vae: AutoencoderKL, tokenizer: CLIPTokenizer
-) -> StableDiffusionPipeline:
+def pipeline(networks: torch.nn.ModuleDict, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
     """The trained parts as a pipeline that samples with DDIM."""
     pipe = StableDiffusionPipeline(
         vae=vae,

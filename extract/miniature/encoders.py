@@ -98,9 +98,7 @@ def train(
             guessed, logits = head(features)
             errors.append((guessed - looks[chosen]).square().mean())
             loss += 2 * errors[-1]
-            loss += 0.3 * sum(
-                functional.cross_entropy(x, c[chosen]) for x, c in zip(logits, classes, strict=True)
-            )
+            loss += 0.3 * sum(functional.cross_entropy(x, c[chosen]) for x, c in zip(logits, classes, strict=True))
         loss.backward()
         data_parallel.average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -45,9 +45,7 @@ def build(latent_channels: int) -> FluxTransformer2DModel:
     return transformer
 
 
-def pipeline(
-    transformer: FluxTransformer2DModel, vae: AutoencoderKL, encoders_folder: pathlib.Path
-) -> FluxPipeline:
+def pipeline(transformer: FluxTransformer2DModel, vae: AutoencoderKL, encoders_folder: pathlib.Path) -> FluxPipeline:
     """The trained parts as a pipeline."""
     texts, tokenizer, tokenizer_2 = encoders.load(encoders_folder)
     vae.register_to_config(shift_factor=0.0)  # FLUX wants a number; the latents have mean 0 already
@@ -98,9 +96,7 @@ def train(
         chosen = rng.choices(range(n), weights, k=BATCH // n_workers)
         captions = [caption(pictures[i], rng) for i in chosen]
         with torch.no_grad():
-            pooled = texts["text_encoder"](
-                encoders.tokens(tokenizer, _some(captions, WITHOUT_CLIP, rng))
-            ).pooler_output
+            pooled = texts["text_encoder"](encoders.tokens(tokenizer, _some(captions, WITHOUT_CLIP, rng))).pooler_output
             stream = texts["text_encoder_2"](
                 encoders.tokens(tokenizer_2, _some(captions, WITHOUT_T5, rng))
             ).last_hidden_state

@@ -45,9 +45,7 @@ def fit_words(captions: list[str]) -> T5TokenizerFast:
     """
     space = "\u2581"  # which SentencePiece writes before a word
     texts = (space + text.replace(" ", space) for text in captions)
-    counts = collections.Counter(
-        piece for text in texts for piece in re.findall(rf"{space}?\w+|[^\w{space}]", text)
-    )
+    counts = collections.Counter(piece for text in texts for piece in re.findall(rf"{space}?\w+|[^\w{space}]", text))
     total = counts.total()
     vocabulary = {"<pad>": 0.0, "</s>": 0.0, "<unk>": -30.0}
     vocabulary |= {piece: math.log(n / total) for piece, n in counts.most_common()}

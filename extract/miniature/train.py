@@ -47,9 +47,7 @@ class Steps:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", choices=("sd", "flux"), default="sd")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path(".cache/miniature"))
     parser.add_argument("--out", type=pathlib.Path, help="default: the folder that ships")
@@ -81,9 +79,7 @@ def make(pipeline: str, work: pathlib.Path, out: pathlib.Path, n_workers: int, s
     prompts = [row["prompt"] for row in captions]
     tokenizer_folder = stage("tokenizer", lambda to: tokenizer.fit(prompts).save_pretrained(to))
     vae_folder = stage("vae", data_parallel.run, vae.train, n_workers, images, steps.vae)
-    judge_folder = stage(
-        "judge", data_parallel.run, judge.train, n_workers, images, pictures, steps.judge, vae_folder
-    )
+    judge_folder = stage("judge", data_parallel.run, judge.train, n_workers, images, pictures, steps.judge, vae_folder)
 
     autoencoder = AutoencoderKL.from_pretrained(vae_folder).eval()
     trained = [i for i, picture in enumerate(pictures) if picture.category and not picture.held_out]

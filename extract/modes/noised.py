@@ -35,9 +35,7 @@ def prepare(config: Config, worker: Worker) -> ExtractionJob:
     _check_timesteps(extract.timesteps, denoiser.scheduler(source).config.num_train_timesteps)
     every = range(len(images.samples))
     if all(images.load(number, extract.height, extract.width) is None for number in every):
-        raise InputError(
-            f"config.extract.images {extract.images!r}: none of its {len(every)} pictures can be decoded"
-        )
+        raise InputError(f"config.extract.images {extract.images!r}: none of its {len(every)} pictures can be decoded")
 
     samples = [sample | {"seed": extract.seed + sample["id"]} for sample in images.samples]
     pipe = denoiser.load(source, config.model, vae_dtype="float32")
@@ -105,9 +103,7 @@ def _shard(
     def batches() -> Iterator[tuple[list[int], Found]]:
         loading = images.batches(numbers, extract.height, extract.width)
         for asked, loaded in zip(numbers, loading, strict=True):
-            pictures = {
-                number: picture for number, picture in zip(asked, loaded, strict=True) if picture is not None
-            }
+            pictures = {number: picture for number, picture in zip(asked, loaded, strict=True) if picture is not None}
             if pictures:
                 seeds = [samples[number]["seed"] for number in pictures]
                 latents = latents_of(pipe, np.stack(list(pictures.values())))

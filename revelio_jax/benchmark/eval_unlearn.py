@@ -63,9 +63,7 @@ class SteererTechnique:
         with self._attached():  # what does not fit is said before the first prompt
             pass
 
-    def generate(
-        self, prompts: list[str], seed: int | None = None, **kwargs: typing.Any
-    ) -> list[Image.Image]:
+    def generate(self, prompts: list[str], seed: int | None = None, **kwargs: typing.Any) -> list[Image.Image]:
         """A picture a prompt; prompt i has the seed ``seed`` + i. ``kwargs`` go to the pipeline."""
         pictures = []
         with self._attached():

@@ -49,7 +49,7 @@ class Experiment:
     @property
     def folder(self) -> pathlib.Path:
         """Where pictures and results go; made at its first use."""
-        folder = pathlib.Path(self.config.train.run, "steering")
+        folder = pathlib.Path(self.config.run, "steering")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -151,12 +151,12 @@ def prepare(
     judge = load_judge(config.steer.judge) if label and config.steer.judge and judged else None
     if must_judge and not judge:
         raise InputError(f"--concept is {concept!r}, which labels no prompts: a judge cannot tell it")
-    steerer = Steerer.from_pretrained(sae or pathlib.Path(config.train.run, "export"))
+    steerer = Steerer.from_pretrained(sae or pathlib.Path(config.run, "export"))
     trained_on = steerer.sae.metadata.get("model_id")
     if trained_on and not same_model(trained_on, config.model.id):
         raise InputError(f"config.model.id is {config.model.id!r}; the SAE was trained on {trained_on!r}")
     pipe = load_pipeline(config.model)
-    text, learned = label[1] if label else concept, saved_concepts(config.train.run)
+    text, learned = label[1] if label else concept, saved_concepts(config.run)
     return Experiment(config, text, label, labelled, judge, steerer, pipe, learned), drawn
 
 

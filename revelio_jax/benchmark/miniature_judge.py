@@ -26,9 +26,7 @@ class JudgeNet(nn.Module):
         widths = (WIDTH, 2 * WIDTH, 4 * WIDTH)
         levels, before = [], 3
         for i, width in enumerate(widths):
-            levels.append(
-                nn.Sequential(*_convolution(before, width, 1 + (i > 0)), *_convolution(width, width, 1))
-            )
+            levels.append(nn.Sequential(*_convolution(before, width, 1 + (i > 0)), *_convolution(width, width, 1)))
             before = width
         self.levels = nn.ModuleList(levels)
         features = 2 * sum(widths)  # mean and maximum of every level: textures and shapes
@@ -52,10 +50,7 @@ class JudgeNet(nn.Module):
         views = [[a + b for a, b in zip(self(part), self(part.flip(3)), strict=True)]
                  for part in _to_tensor(pixels).split(256)]  # fmt: skip
         indices = [torch.cat(logits).argmax(1).tolist() for logits in zip(*views, strict=True)]
-        return [
-            {key: LABELS[key][i] for key, i in zip(LABELS, row, strict=True)}
-            for row in zip(*indices, strict=True)
-        ]
+        return [{key: LABELS[key][i] for key, i in zip(LABELS, row, strict=True)} for row in zip(*indices, strict=True)]
 
 
 def load(folder: pathlib.Path) -> JudgeNet:

@@ -7,9 +7,7 @@ CELL = 112  # pixels on the strip, at least
 MARGIN, GAP = 34, 4
 
 
-def draw(
-    pictures: list[list[np.ndarray]], prompts: list[str], strengths: list[float], title: str
-) -> Image.Image:
+def draw(pictures: list[list[np.ndarray]], prompts: list[str], strengths: list[float], title: str) -> Image.Image:
     """``pictures[prompt][strength]`` are uint8 [height, width, 3]."""
     height, width = pictures[0][0].shape[:2]
     scale = max(1, round(CELL / width))

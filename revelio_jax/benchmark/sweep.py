@@ -47,9 +47,7 @@ def main(argv: Sequence[str]) -> None:
     wanted = _wanted(flags["suggest"])
     judged = flags["measure"] if config.steer.judge else 0
     if wanted and judged < 2:
-        raise InputError(
-            "--suggest needs a judge: set config.steer.judge, and --measure to 2 prompts or more"
-        )
+        raise InputError("--suggest needs a judge: set config.steer.judge, and --measure to 2 prompts or more")
     if flags["seeds"] < 1:
         raise InputError(f"--seeds is {flags['seeds']}; it must be 1 or more")
     if judged:
@@ -126,9 +124,7 @@ def _measured(run: Experiment, strengths: list[float], seeds: list[int], n: int)
     total = len(strengths) * len(seeds) * bench.prompts
     with tqdm.tqdm(total=total, unit="picture", desc="judging") as progress:
         return {
-            strength: measure(
-                run.pipe, run.judge, bench, seeds, run.config.steer, run.steering(strength), progress
-            )
+            strength: measure(run.pipe, run.judge, bench, seeds, run.config.steer, run.steering(strength), progress)
             for strength in strengths
         }
 

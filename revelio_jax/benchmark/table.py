@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     concepts = [parse_concept(concept, labelled) for concept in flags["concept"]]
     strengths = parse_strengths(flags["strength"])
     judge = load_judge(config.steer.judge)
-    steerer = Steerer.from_pretrained(pathlib.Path(config.train.run, "export"))
+    steerer = Steerer.from_pretrained(pathlib.Path(config.run, "export"))
     pipe = load_pipeline(config.model)
 
     seeds = list(range(flags["seeds"]))
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
         if bench.with_concept:
             up = [-strength for strength in strengths]
             results.append(compare(config, steerer, pipe, judge, bench, labelled, up, seeds))
-    folder = pathlib.Path(config.train.run, "steering")
+    folder = pathlib.Path(config.run, "steering")
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

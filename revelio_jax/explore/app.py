@@ -61,9 +61,7 @@ def _wire(page: gr.Blocks, on: Handlers) -> None:
         removed = functools.partial(on.remove, i)
         row.remove.click(removed, steered, on.of_rows, **quick).then(**change)
         how = functools.partial(on.mode, i)
-        row.mode.input(how, [fields.steered, row.mode], [row.line, row.slider, row.mode], **quick).then(
-            **change
-        )
+        row.mode.input(how, [fields.steered, row.mode], [row.line, row.slider, row.mode], **quick).then(**change)
 
     strip = [fields.strengths, fields.vary]
     fields.compare.click(on.compare, [*strip, *on.asks], [fields.said, fields.strip], **turn)

@@ -144,9 +144,7 @@ class Backend:
         if isinstance(steering.positions, str):
             positions = steering.positions
         elif steering.positions[-1] >= self.positions:
-            raise InputError(
-                f"positions has {steering.positions[-1]}; a prompt has the tokens 0-{self.positions - 1}"
-            )
+            raise InputError(f"positions has {steering.positions[-1]}; a prompt has the tokens 0-{self.positions - 1}")
         else:
             positions = torch.zeros(self.positions, dtype=torch.bool)
             positions[list(steering.positions)] = True
@@ -207,9 +205,7 @@ class Backend:
         )
         return picture
 
-    def _plain(
-        self, sampling: SamplingRequest, on_step: OnStep | None
-    ) -> tuple[np.ndarray, ActiveLatents | None]:
+    def _plain(self, sampling: SamplingRequest, on_step: OnStep | None) -> tuple[np.ndarray, ActiveLatents | None]:
         """The picture, and what fired in its making where that is in the denoiser."""
         picture, found = self._pictures.get(sampling), self._fired.get(sampling)
         if picture is not None and (found or not self.in_denoiser):
@@ -222,9 +218,7 @@ class Backend:
         self._pictures.put(sampling, picture)
         return picture, found
 
-    def _recorded(
-        self, sampling: SamplingRequest, on_step: OnStep | None
-    ) -> tuple[np.ndarray, ActiveLatents]:
+    def _recorded(self, sampling: SamplingRequest, on_step: OnStep | None) -> tuple[np.ndarray, ActiveLatents]:
         extract = dataclasses.replace(
             self.config.extract,
             steps=sampling.steps,
@@ -271,14 +265,10 @@ class Backend:
 def load(config: Config, sae: str) -> Backend:
     """Load what the config names; the SAE first, since it is small. Raises InputError."""
     if config.model.family not in FAMILIES:
-        raise InputError(
-            f"config.model.family is {config.model.family!r}; the explorer samples {', '.join(FAMILIES)}"
-        )
-    if not (sae or config.train.run):
-        raise InputError(
-            "config.train.run is empty; it names the run whose export is explored, or --sae does"
-        )
-    sae = sae or str(pathlib.Path(config.train.run, "export"))
+        raise InputError(f"config.model.family is {config.model.family!r}; the explorer samples {', '.join(FAMILIES)}")
+    if not (sae or config.run):
+        raise InputError("config.run is empty; it names the run whose export is explored, or --sae does")
+    sae = sae or str(pathlib.Path(config.run, "export"))
     steerer = Steerer.from_pretrained(sae)
     facts = steerer.sae.metadata
     trained_on = facts.get("model_id")
@@ -299,5 +289,5 @@ def load(config: Config, sae: str) -> Backend:
             f"the SAE is for another model: its width is {steerer.sae.d}, {steerer.site} of "
             f"{config.model.id!r} has {width}"
         )
-    learned = saved_concepts(config.train.run) if config.train.run else {}
+    learned = saved_concepts(config.run) if config.run else {}
     return Backend(config, source, load_pipeline(config.model), sae, steerer, learned)

@@ -112,7 +112,7 @@ def marks(said: str) -> str:
 def know(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Catalog:
     """Read what interpreting wrote for this SAE; without it the explorer knows numbers only."""
     try:
-        found = results.load(results.folder_of(config.train.run))
+        found = results.load(results.folder_of(config.run))
     except InputError as error:
         return Catalog(str(error))
     # A results folder of other weights would put wrong words beside a latent.
@@ -129,8 +129,7 @@ def know(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Catalog:
     columns = ["words", *(f"{label}.majority" for label in labels)]
     rows = found.latents.select(columns).to_pylist()
     texts = tuple(
-        "\n".join(said.casefold() for _, said in _said(row, tags.get(i, []), labels))
-        for i, row in enumerate(rows)
+        "\n".join(said.casefold() for _, said in _said(row, tags.get(i, []), labels)) for i, row in enumerate(rows)
     )
     frequency = found.latents["frequency"].to_numpy()
     try:

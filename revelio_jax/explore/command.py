@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
         listener = server.listen(flags["host"], flags["port"])  # before the model is loaded
         live = load(config, flags["sae"])
         known = know(config, pathlib.Path(live.sae), live.n_latents)
-        report = pathlib.Path(config.train.run or "runs", "report")
+        report = pathlib.Path(config.run or "runs", "report")
         page = app.build(live, known, report, _examples(config.steer.prompts))
         application = server.application(page, report, flags["host"])
         shown = f"[{flags['host']}]" if ":" in flags["host"] else flags["host"]

@@ -185,9 +185,7 @@ def lay_out(live: Backend, report: pathlib.Path, examples: list[str]) -> Fields:
             made["mask"] = _mask(live)
             made |= _comparison()
             with gr.Accordion("The same in Python", open=False, elem_id="python"):
-                made["code"] = gr.Code(
-                    "", language="python", interactive=False, show_label=False, elem_id="code"
-                )
+                made["code"] = gr.Code("", language="python", interactive=False, show_label=False, elem_id="code")
         with gr.Column(scale=5, min_width=320):
             made |= _latents(live)
     return Fields(**made)
@@ -329,18 +327,13 @@ def _html(value: str | Callable[[], str], name: str, **given: typing.Any) -> gr.
 
 def _head(live: Backend, report: pathlib.Path) -> str:
     sae = live.steerer.sae
-    facts = [live.config.model.id, live.site, f"{sae.n_latents:,} latents"] + (
-        [f"k {sae.k}"] if sae.k else []
-    )
-    link = (
-        '<a href="report/index.html" target="_blank">Report</a>' if (report / "index.html").is_file() else ""
-    )
+    facts = [live.config.model.id, live.site, f"{sae.n_latents:,} latents"] + ([f"k {sae.k}"] if sae.k else [])
+    link = '<a href="report/index.html" target="_blank">Report</a>' if (report / "index.html").is_file() else ""
     return f"{link}<h1>Explorer</h1><p>{views.escaped(' · '.join(facts))}</p>"
 
 
 def _examples(examples: list[str]) -> str:
     chips = (
-        f'<button type="button" data-example="{i}">{views.escaped(text)}</button>'
-        for i, text in enumerate(examples)
+        f'<button type="button" data-example="{i}">{views.escaped(text)}</button>' for i, text in enumerate(examples)
     )
     return f'<p class="chips">{"".join(chips)}</p>'

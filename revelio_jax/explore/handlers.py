@@ -50,9 +50,7 @@ def told(handler: Callable[..., Iterator[Update]]) -> Callable[..., Iterator[Upd
 class Handlers:
     """Those of one page. Fields come as Gradio gives them, in the order of ``asks``, ``held`` and so on."""
 
-    def __init__(
-        self, live: Backend, known: Catalog, report: pathlib.Path, examples: list[str], page: Fields
-    ):
+    def __init__(self, live: Backend, known: Catalog, report: pathlib.Path, examples: list[str], page: Fields):
         self.live, self.known, self.report = live, known, report
         self.examples, self.fields = examples, page
         self._stopping: set[str] = set()  # sessions whose picture is to end
@@ -171,9 +169,7 @@ class Handlers:
     # Latents
 
     @told
-    def select(
-        self, sampling: SamplingRequest | None, latent: int | None, event: gr.EventData
-    ) -> Iterator[Update]:
+    def select(self, sampling: SamplingRequest | None, latent: int | None, event: gr.EventData) -> Iterator[Update]:
         kind, number = event._data["kind"], int(event._data["number"])
         if kind == "latent":
             yield self._opened(number, sampling)

@@ -104,8 +104,7 @@ def positions(typed: str | None) -> str | tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         if not (first.isdecimal() and (last.isdecimal() or not dash)) or len(part) > 12:
             raise InputError(
-                f"positions is {typed[:40]!r}; allowed: {', '.join(tokens.KEPT)}, or numbers of tokens, as "
-                "2,5-7"
+                f"positions is {typed[:40]!r}; allowed: {', '.join(tokens.KEPT)}, or numbers of tokens, as 2,5-7"
             )
         first, last = int(first), int(last or first)
         if not first <= last < 4096:

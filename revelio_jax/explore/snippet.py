@@ -54,7 +54,7 @@ def snippet(live: Backend, sampling: SamplingRequest, steering: SteeringRequest 
     lines += [f"    pooled={steering.pooled},"] if steering.pooled is not None else []
     if steering.negative_branch is not None:
         lines += [f"    negative_branch={steering.negative_branch},"]
-    lines += [f"    learned=saved_concepts({_quoted(live.config.train.run)}),"] if learned else []
+    lines += [f"    learned=saved_concepts({_quoted(live.config.run)}),"] if learned else []
     lines += ["):", "    image = pipe(", *(f"    {line}" for line in call), "    ).images[0]"]
     return "\n".join([*lines, 'image.save("steered.png")', ""])
 

@@ -121,9 +121,7 @@ def where(fired: ActiveLatents, row: dict[str, typing.Any]) -> str:
     return step
 
 
-def firing_list(
-    fired: ActiveLatents, rows: list[dict[str, typing.Any]], known: Catalog, chosen: int | None
-) -> str:
+def firing_list(fired: ActiveLatents, rows: list[dict[str, typing.Any]], known: Catalog, chosen: int | None) -> str:
     """Latents that fire, strongest first; each is a button that opens it."""
     if not rows:
         return '<p class="hint">No latent fires here.</p>'
@@ -192,8 +190,7 @@ def card(latent: int, known: Catalog) -> str:
         if near := known.neighbours(latent, *arrays)[:6]:
             lines.append(f"<h4>{title}</h4><p class='chips'>")
             lines += [
-                f'<button type="button" data-latent="{i}" title="{score:.2f}">{i} '
-                f"{escaped(known.name(i))}</button>"
+                f'<button type="button" data-latent="{i}" title="{score:.2f}">{i} {escaped(known.name(i))}</button>'
                 for i, score in near
             ]
             lines.append("</p>")
@@ -236,8 +233,7 @@ def timeline(fired: ActiveLatents, latent: int) -> str:
     rows = []
     for t, row in zip(fired.timesteps, values, strict=True):
         cells = "".join(
-            f'<td style="--heat:{value / peak:.3f}" title="{amount(value)}"></td>'
-            for value in row[: len(texts)]
+            f'<td style="--heat:{value / peak:.3f}" title="{amount(value)}"></td>' for value in row[: len(texts)]
         )
         rows.append(f"<tr><th scope='row'>t {t}</th>{cells}</tr>")
     return f'<div class="timeline"><table><tr><td></td>{head}</tr>{"".join(rows)}</table></div>'

@@ -40,9 +40,7 @@ class Images:
         """A picture as float32 [3, height, width] from -1 to 1; None if it does not decode."""
         return _decoded(self.read(number), height, width)
 
-    def batches(
-        self, batches: Iterable[Iterable[int]], height: int, width: int
-    ) -> Iterator[list[np.ndarray | None]]:
+    def batches(self, batches: Iterable[Iterable[int]], height: int, width: int) -> Iterator[list[np.ndarray | None]]:
         """The pictures of each batch of numbers, as of :meth:`load`; the next are decoded meanwhile."""
         with concurrent.futures.ThreadPoolExecutor() as threads:
             ahead: collections.deque[list[concurrent.futures.Future]] = collections.deque()
@@ -57,9 +55,7 @@ class Images:
 def read_images(location: str, image_column: str, label_column: str, split: str) -> Images:
     """Find the pictures of config.extract.images without decoding one. Raises InputError."""
     if not location:
-        raise InputError(
-            "config.extract.images is empty; mode noised takes pictures from a folder or a dataset"
-        )
+        raise InputError("config.extract.images is empty; mode noised takes pictures from a folder or a dataset")
     path = pathlib.Path(location)
     saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
     if path.is_dir() and not saved:
@@ -123,9 +119,7 @@ def _dataset(location: str, saved: bool, image_column: str, label_column: str, s
     if image_column not in data.column_names:
         raise InputError(f"config.extract.image_column is {image_column!r}; {location} has {columns}")
     if label_column and label_column not in data.column_names:
-        raise InputError(
-            f"config.extract.label_column is {label_column!r}; {location} has {columns}; empty is none"
-        )
+        raise InputError(f"config.extract.label_column is {label_column!r}; {location} has {columns}; empty is none")
     if not len(data):
         raise InputError(f"{where}: the dataset holds no picture")
     try:  # left undecoded: a broken picture would otherwise end the whole run

@@ -74,8 +74,7 @@ def _csv(path: str, data: bytes, column: str) -> list[Row]:
                 continue
             if len(fields) != len(header):
                 raise InputError(
-                    f"prompts {path}: line {reader.line_num} has {len(fields)} fields, "
-                    f"the header {len(header)}"
+                    f"prompts {path}: line {reader.line_num} has {len(fields)} fields, the header {len(header)}"
                 )
             rows.append(dict(zip(header, fields, strict=True)))
     except csv.Error as error:

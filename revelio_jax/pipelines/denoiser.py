@@ -109,9 +109,7 @@ def shapes(
     return {site.name: found[site.name] for site in wanted}
 
 
-def latent_shape(
-    source: PipelineSource, denoiser: torch.nn.Module, extract: ExtractConfig
-) -> tuple[int, int, int]:
+def latent_shape(source: PipelineSource, denoiser: torch.nn.Module, extract: ExtractConfig) -> tuple[int, int, int]:
     """Latents [channels, height, width] of config.extract.height and width. Raises InputError."""
     vae = loading.component_config(source, "vae")
     factor = 2 ** (len(vae.get("block_out_channels", (0,))) - 1)
@@ -138,12 +136,8 @@ def arguments(family: str, latents: torch.Tensor, timestep: int, conditioning: T
         return given | {
             "hidden_states": pipeline._pack_latents(latents, count, channels, height, width),
             "timestep": torch.full((count,), timestep / 1000, dtype=latents.dtype, device=device),
-            "img_ids": pipeline._prepare_latent_image_ids(
-                count, height // 2, width // 2, device, latents.dtype
-            ),
-            "txt_ids": torch.zeros(
-                given["encoder_hidden_states"].shape[1], 3, dtype=latents.dtype, device=device
-            ),
+            "img_ids": pipeline._prepare_latent_image_ids(count, height // 2, width // 2, device, latents.dtype),
+            "txt_ids": torch.zeros(given["encoder_hidden_states"].shape[1], 3, dtype=latents.dtype, device=device),
         }
     given["timestep"] = torch.full((count,), timestep, device=device)
     if family == "dit":
@@ -167,9 +161,7 @@ def encoded(pipe: typing.Any, extract: ExtractConfig) -> Tensors:
         text, pooled, _ = pipe.encode_prompt(extract.prompt, None, device, max_sequence_length=length)
         guidance = extract.guidance if pipe.transformer.config.guidance_embeds else None
         return _flux_conditioning(text, pooled, guidance)
-    got = pipe.encode_prompt(
-        extract.prompt, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
+    got = pipe.encode_prompt(extract.prompt, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False)
     if family == "sd":
         return {"encoder_hidden_states": got[0]}
     size = (extract.height, extract.width)  # the picture as it is: nothing scaled or cut away
@@ -280,9 +272,7 @@ def schedule(source: PipelineSource, config: Config, latent: tuple[int, int, int
                 c.get("max_shift", 1.15),
             )
             sigmas = None if c.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
-            given.set_timesteps(
-                **({"num_inference_steps": steps} if sigmas is None else {"sigmas": sigmas}), mu=shift
-            )
+            given.set_timesteps(**({"num_inference_steps": steps} if sigmas is None else {"sigmas": sigmas}), mu=shift)
     values: dict[float, int] = {}
     for timestep in given.timesteps:
         value = timestep.to(DTYPES[config.model.dtype]) / 1000 if source.family == "flux" else timestep

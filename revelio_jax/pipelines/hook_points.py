@@ -103,9 +103,7 @@ class HookPoint:
         if isinstance(output, tuple):
             return output[self.part]
         if self.needs_tuple:  # text and image in one tensor: diffusers before 0.35
-            raise InputError(
-                f"site {self.name}: this diffusers joins text and image in one tensor; use 0.36 or newer"
-            )
+            raise InputError(f"site {self.name}: this diffusers joins text and image in one tensor; use 0.36 or newer")
         return output
 
 
@@ -139,9 +137,7 @@ def resolve(pipe: typing.Any, name: str) -> HookPoint:
     for site in _sites(pipe):
         if site.name == name:
             return site
-    raise InputError(
-        f"unknown hook point {name!r}; this {family(pipe)} pipeline has {abbreviate(known_sites(pipe))}"
-    )
+    raise InputError(f"unknown hook point {name!r}; this {family(pipe)} pipeline has {abbreviate(known_sites(pipe))}")
 
 
 def resolve_joined(pipe: typing.Any, name: str) -> tuple[HookPoint, ...]:
@@ -242,9 +238,7 @@ def abbreviate(names: list[str]) -> str:
         numbers = re.findall(r"\.(\d+)", name)
         # The last number counts up; those before it are part of the group's name.
         head, tail = re.match(r"(.*\.)?\d+(.*)", name).groups() if numbers else (name, "")
-        groups.setdefault(f"{head}#{tail}" if numbers else name, []).append(
-            int(numbers[-1]) if numbers else 0
-        )
+        groups.setdefault(f"{head}#{tail}" if numbers else name, []).append(int(numbers[-1]) if numbers else 0)
     shown = []
     for pattern, numbers in groups.items():
         first, last = numbers[0], numbers[-1]

@@ -90,18 +90,13 @@ def find(model_id: str, revision: str, family: str) -> PipelineSource:
         index = json.loads(path.read_text())
         name = index["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"config.model.id {model_id!r}: model_index.json is no pipeline's: {error}"
-        ) from error
+        raise InputError(f"config.model.id {model_id!r}: model_index.json is no pipeline's: {error}") from error
     found = FAMILIES.get(name)
     if found is None:
-        raise InputError(
-            f"config.model.id {model_id!r} is a {name}; pipelines that are known: {', '.join(FAMILIES)}"
-        )
+        raise InputError(f"config.model.id {model_id!r} is a {name}; pipelines that are known: {', '.join(FAMILIES)}")
     if found != family:
         raise InputError(
-            f"config.model.family is {family!r}, but {model_id!r} is a {name}: "
-            f"set config.model.family={found}"
+            f"config.model.family is {family!r}, but {model_id!r} is a {name}: set config.model.family={found}"
         )
     for component in hook_points.TEXT_ENCODERS[family].values():
         encoder = index.get(component, [None, None])[1]
@@ -147,9 +142,7 @@ def load_text_encoder(
             **where,
         )
     except LOAD_ERRORS as error:
-        raise InputError(
-            f"config.model.id {source.id!r}: {component} cannot be loaded: {str(error)[:300]}"
-        ) from error
+        raise InputError(f"config.model.id {source.id!r}: {component} cannot be loaded: {str(error)[:300]}") from error
     # transformers would go on with random numbers. Poolers come after every site, and many folders lack them.
     if missing := [key for key in info["missing_keys"] if not key.startswith("pooler.")]:
         raise InputError(
@@ -183,7 +176,7 @@ def described(
     """What a store says of its model; ``parts`` are those components that its bytes depend on."""
     return {
         "id": model.id,
-        "revision": model.revision,
+        "revision": model.revision or "",
         "family": model.family,
         "dtype": model.dtype,
         "device": device.type,
@@ -214,9 +207,7 @@ def device(name: str, worker: int = 0) -> torch.device:
     usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         kind = next(kind for kind, there in usable.items() if there)
-        return (
-            torch.device(kind, worker % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
-        )
+        return torch.device(kind, worker % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
     try:
         chosen = torch.device(name)
     except RuntimeError as error:
@@ -279,8 +270,7 @@ def _fetch(model_id: str, revision: str, name: str) -> pathlib.Path:
         if not path.is_file():
             advice = "it is no diffusers pipeline; a text encoder alone is of config.model.family=text"
             raise InputError(
-                f"config.model.id {model_id!r}: no {name} there"
-                + (f"; {advice}" if name == "model_index.json" else "")
+                f"config.model.id {model_id!r}: no {name} there" + (f"; {advice}" if name == "model_index.json" else "")
             )
         return path
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model_id):

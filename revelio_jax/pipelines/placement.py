@@ -15,9 +15,7 @@ from revelio_jax.config import ModelConfig
 from revelio_jax.pipelines import hook_points
 
 
-def place(
-    pipe: typing.Any, components: typing.Iterable[str], model: ModelConfig, device: torch.device
-) -> None:
+def place(pipe: typing.Any, components: typing.Iterable[str], model: ModelConfig, device: torch.device) -> None:
     """Make ready ``components`` of a pipeline, in the order in which they run."""
     before = None  # what leaves the device when the next one comes
     for component in components:

@@ -63,17 +63,11 @@ def recorded(
                     return
                 hidden = _conditional(site.read(output), samples, layout)
                 if extract.value == "difference":
-                    hidden = (
-                        hidden.float() - _conditional(site.read_input(args, kwargs), samples, layout).float()
-                    )
+                    hidden = hidden.float() - _conditional(site.read_input(args, kwargs), samples, layout).float()
                 if extract.pool == "mean":
                     hidden = hidden.float().mean(1, keepdim=True)
                 found.setdefault(now, {})[site.name] = hidden.to(DTYPES[extract.dtype]).cpu()
-                if (
-                    stop
-                    and len(found) == len(complete)
-                    and all(len(f) == len(wanted) for f in found.values())
-                ):
+                if stop and len(found) == len(complete) and all(len(f) == len(wanted) for f in found.values()):
                     raise RecordingComplete
 
             handle = site.module.register_forward_hook(after, prepend=True, with_kwargs=True)

@@ -29,9 +29,7 @@ HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(([^)]*)\)")
 ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([^\]]*)\]")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-CALLED = re.compile(
-    r"\b(calls|to_apply|body|condition|branch_computations|true_computation|false_computation)="
-)
+CALLED = re.compile(r"\b(calls|to_apply|body|condition|branch_computations|true_computation|false_computation)=")
 
 
 @dataclasses.dataclass(frozen=True)

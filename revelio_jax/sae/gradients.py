@@ -56,9 +56,7 @@ def _sparse(params, x_BD, k, dead_F, sae):
             fired_F = Code(values_BK, indices_BK).count(len(dead_F), sae.dead_threshold)
         grads["W_dec_FD"] = sparse.add_outer(grads["W_dec_FD"], values_BK, indices_BK, grad_BD, sae)
         grads["b_dec_D"] += grad_BD.sum(0)
-    grads["W_enc_FD"] = sparse.add_outer(
-        grads["W_enc_FD"], grad_BK, indices_BK, x_BD - params["b_dec_D"], sae
-    )
+    grads["W_enc_FD"] = sparse.add_outer(grads["W_enc_FD"], grad_BK, indices_BK, x_BD - params["b_dec_D"], sae)
     by_b_enc_F = jnp.zeros_like(params["b_enc_F"]).at[indices_BK].add(grad_BK)
     grads["b_enc_F"] += by_b_enc_F
     # The encoder's input is x - b_dec; summed over rows that is one small product.

@@ -67,9 +67,7 @@ def fit(params: dict[str, jax.Array], x_ND: np.ndarray, sae: SaeConfig, mesh: ja
         return jnp.where(squares > 0, jnp.sum((x_ND - params["b_dec_D"]) * y_ND) / squares, 1)
 
     specs = sharding.params(sae.architecture)
-    factor = jax.shard_map(
-        local, mesh=mesh, in_specs=(specs, sharding.REPLICATED), out_specs=sharding.REPLICATED
-    )
+    factor = jax.shard_map(local, mesh=mesh, in_specs=(specs, sharding.REPLICATED), out_specs=sharding.REPLICATED)
     return jax.jit(factor)({name: params[name] for name in specs}, np.asarray(x_ND, np.float32))
 
 

@@ -21,8 +21,7 @@ def _relu_jvp(bandwidth, primals, tangents):
     (x_BF, threshold_F), (dx_BF, dthreshold_F) = primals, tangents
     near_BF = jnp.abs(x_BF - threshold_F) < bandwidth / 2
     return relu(x_BF, threshold_F, bandwidth), (
-        jnp.where(x_BF > threshold_F, dx_BF, 0)
-        - jnp.where(near_BF, threshold_F / bandwidth, 0) * dthreshold_F
+        jnp.where(x_BF > threshold_F, dx_BF, 0) - jnp.where(near_BF, threshold_F / bandwidth, 0) * dthreshold_F
     )
 
 

@@ -42,7 +42,7 @@ class Code:
 def slots(sae: SaeConfig) -> int:
     """Slots of a row in training: latents that are candidates for topk or batch_topk."""
     per_k = (MULTI if sae.multi_topk else 1) * (BATCH_SLOTS if sae.architecture == "batch_topk" else 1)
-    return per_k * max(sae.k, sae.k_start)
+    return per_k * max(sae.k, sae.k_start or 0)
 
 
 def decode(code: Code, W_dec_FD: jax.Array, sae: SaeConfig) -> jax.Array:
@@ -100,9 +100,7 @@ class SparseAutoencoder(nnx.Module):
         return decode(code, self["W_dec_FD"], self.sae) + self["b_dec_D"]
 
     def _slots(self, x_BD: jax.Array, slots: int) -> Code:
-        return Code(
-            *sparse.candidates(x_BD - self["b_dec_D"], self["W_enc_FD"], self["b_enc_F"], slots, self.sae)
-        )
+        return Code(*sparse.candidates(x_BD - self["b_dec_D"], self["W_enc_FD"], self["b_enc_F"], slots, self.sae))
 
     def l0_penalty(self, x_BD: jax.Array, k: jax.Array | int) -> jax.Array:
         """(L0 / k - 1)^2 of jumprelu, with L0 the mean over all rows; its gradient moves thresholds."""

@@ -38,45 +38,41 @@ def params(architecture: str) -> dict[str, P]:
 
 
 def make_mesh(
-    data: int, feature: int, batch_size: int, latents: int, devices: Sequence[jax.Device] | None = None
+    data: int | None,
+    feature: int | None,
+    batch_size: int,
+    latents: int,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """The mesh of a run, of all ``devices`` that JAX has or of those given; -1 takes all that are left.
+    """Return the mesh of a run, of all ``devices`` that JAX has or of those given.
 
-    Raises InputError where it does not fit the devices, the rows of a batch or the latents: sizes
-    that do not divide would be replicated in silence.
+    Raises InputError if the axes do not fit the devices, the rows of a batch or the latents: JAX would
+    replicate dimensions that do not divide without a word. None stands for all remaining devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
-    sizes = {"config.train.mesh_data": data, "config.train.mesh_feature": feature}
-    for name, size in sizes.items():
-        if size == 0:
-            raise InputError(f"{name} is 0; it must be -1 or at least 1")
-    if data == feature == -1:
-        raise InputError("config.train.mesh_data and mesh_feature are both -1; one of them must be given")
-    for name, size in sizes.items():
-        if -1 in sizes.values() and size != -1 and count % size:
-            raise InputError(f"{name} is {size}; it must divide {count} devices")
-    if data == -1:
-        data = count // feature
-    elif feature == -1:
-        feature = count // data
+    if data is None and feature is None:
+        raise InputError("config.mesh.data and config.mesh.feature are both None; set one of them")
+    for name, size, other in (("data", data, feature), ("feature", feature, data)):
+        if size is not None and size < 1:
+            raise InputError(f"config.mesh.{name} is {size}; it must be at least 1, or None")
+        if other is None and count % size:
+            raise InputError(f"config.mesh.{name} is {size}; it must divide the {count} devices")
+    data = count // feature if data is None else data
+    feature = count // data if feature is None else feature
     if data * feature > count:
-        raise InputError(
-            f"config.train.mesh_data x mesh_feature is {data} x {feature}; there are {count} devices"
-        )
+        raise InputError(f"config.mesh.data x config.mesh.feature is {data} x {feature}; there are {count} devices")
     if latents % feature:
         raise InputError(
-            f"config.train.mesh_feature is {feature}; it must divide the {latents} latents "
+            f"config.mesh.feature is {feature}; it must divide the {latents} latents "
             "(config.sae.latents, or width of the site x config.sae.expansion)"
         )
     if batch_size % (data * feature):
         raise InputError(
             f"config.train.batch_size is {batch_size}; it must be a multiple of the {data * feature} devices "
-            "(config.train.mesh_data x mesh_feature), each of which is given its part of the rows"
+            "(config.mesh.data x config.mesh.feature), each of which is given its part of the rows"
         )
-    return jax.make_mesh(
-        (data, feature), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * feature]
-    )
+    return jax.make_mesh((data, feature), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * feature])
 
 
 def like_params(optimiser: optax.GradientTransformation, specs: dict[str, P]) -> typing.Any:
@@ -102,14 +98,13 @@ def own_lanes(process_DF: np.ndarray, lanes: int, process: int) -> tuple[int, ..
     devices, borders = len(mine_A), np.flatnonzero(np.diff(mine_A, prepend=False, append=False))
     if not mine_A.any():
         raise InputError(
-            "config.train.mesh_data x mesh_feature is {} x {}, ".format(*process_DF.shape)
+            "config.mesh.data x config.mesh.feature is {} x {}, ".format(*process_DF.shape)
             + f"which leaves process {process} without a device"
         )
     parts = devices // math.gcd(devices, *borders.tolist())
     if lanes % parts:
         raise InputError(
-            f"config.train.lanes is {lanes}; it must be a multiple of {parts}, the parts of a batch that "
-            "processes read"
+            f"config.data.lanes is {lanes}; it must be a multiple of {parts}, the parts of a batch that processes read"
         )
     return tuple(lane for lane in range(lanes) if mine_A[lane * devices // lanes])
 

@@ -25,7 +25,7 @@ def candidates(
     """The ``slots`` largest of ReLU(W_enc x + b_enc) of every row, largest first.
 
     Returns values [B, K] >= 0, float32, and indices [B, K], int32. ``sae.encode_chunk`` latents at a time
-    are encoded, all at once if 0: then at most B x chunk pre-activations exist.
+    are encoded, all at once if None: then at most B x chunk pre-activations exist.
     """
     latents, chunk = len(b_enc_F), sae.encode_chunk
     slots = min(slots, latents)
@@ -45,7 +45,7 @@ def candidates(
         return (pre_BK, jnp.take_along_axis(indices_BC, at_BK, 1)), None
 
     first = latents  # are encoded at once, before the whole chunks
-    if 0 < chunk < latents:
+    if chunk and chunk < latents:
         first = latents % chunk or chunk
         while first < slots:
             first += chunk

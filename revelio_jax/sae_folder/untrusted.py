@@ -109,9 +109,7 @@ def _check(
     wanted: Shape,
     why: str,
 ) -> None:
-    fits = len(shape) == len(wanted) and all(
-        n > 0 if m is None else n == m for n, m in zip(shape, wanted, strict=True)
-    )
+    fits = len(shape) == len(wanted) and all(n > 0 if m is None else n == m for n, m in zip(shape, wanted, strict=True))
     if not fits or dtype not in dtypes:
         sizes = ", ".join("any" if n is None else str(n) for n in wanted)
         raise InputError(

@@ -47,9 +47,7 @@ class Where:
         in_denoiser = hook_points.is_denoiser_site(name)
         if isinstance(positions, str):
             if positions not in tokens.KEPT:
-                raise InputError(
-                    f"positions is {positions!r}; allowed: {', '.join(tokens.KEPT)}, or a bool mask [T]"
-                )
+                raise InputError(f"positions is {positions!r}; allowed: {', '.join(tokens.KEPT)}, or a bool mask [T]")
             if in_denoiser and positions != "all":
                 raise InputError(
                     f"positions is {positions!r}, but {name} does not see tokens; allowed there: all, or a "
@@ -58,9 +56,7 @@ class Where:
         else:
             positions = torch.as_tensor(positions)
             if positions.dtype != torch.bool or positions.ndim != 1:
-                raise InputError(
-                    f"positions is {positions.dtype} {list(positions.shape)}; a mask must be bool [T]"
-                )
+                raise InputError(f"positions is {positions.dtype} {list(positions.shape)}; a mask must be bool [T]")
         if not in_denoiser and (self.steps is not None or self.ramp != (1.0, 1.0)):
             raise InputError(f"steps and ramp are for sites of the denoiser; {name} runs before all steps")
         if self.steps is not None and not self.steps[0] >= self.steps[1]:

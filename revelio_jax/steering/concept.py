@@ -55,9 +55,7 @@ def hidden_states(
     return torch.cat([part.to(parts[0].device) for part in parts], dim=-1)
 
 
-def run_encoder(
-    pipe: typing.Any, component: str, prompts: list[str], tokens: int | None = None
-) -> typing.Any:
+def run_encoder(pipe: typing.Any, component: str, prompts: list[str], tokens: int | None = None) -> typing.Any:
     """What a text encoder returns for prompts that are made tokens as the pipeline does it."""
     encoder = getattr(pipe, component)
     tokenizer = tokenizer_of(pipe, component)

@@ -31,9 +31,7 @@ def find(
         return pathlib.Path(folder, inner)
     patterns = [str(inner / name) for name in FILES] + [f"*/{CONFIG}"] * (not subfolder)
     try:
-        snapshot = huggingface_hub.snapshot_download(
-            folder, revision=revision, allow_patterns=patterns, token=token
-        )
+        snapshot = huggingface_hub.snapshot_download(folder, revision=revision, allow_patterns=patterns, token=token)
     except Exception as error:  # network, proxy, login, cache: each has its own class
         raise InputError(
             f"{folder!r} is no folder here and does not come from the hub ({type(error).__name__}): "
@@ -61,9 +59,7 @@ def push(
             write_sae(sae, pathlib.Path(folder), repo_id, licence)
             api = huggingface_hub.HfApi(token=token)
             api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(
-                api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add the autoencoder")
-            )
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add the autoencoder"))
     except Exception as error:  # as above
         raise InputError(
             f"{repo_id!r} cannot be published ({type(error).__name__}: {one_line(error, 200)}); log in with "

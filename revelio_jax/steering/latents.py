@@ -133,16 +133,14 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"--ratio is {flags['ratio']!r}; it must be a number") from None
     labelled = read_labelled(config.steer.prompts)
     column, value = parse_concept(flags["concept"], labelled)
-    steerer = Steerer.from_pretrained(pathlib.Path(config.train.run, "export"))
+    steerer = Steerer.from_pretrained(pathlib.Path(config.run, "export"))
     pipe = load_pipeline(config.model)
     sides = split(labelled, column, value)
     sampling = None
     if hook_points.is_denoiser_site(steerer.site):
         sides, sampling = [few(side, flags["pictures"]) for side in sides], sampling_of(pipe, config.steer)
-    learned, rows = find_latents(
-        pipe, steerer.site, steerer.placed(pipe), *sides, ratio, flags["most"], sampling
-    )
-    folder = pathlib.Path(config.train.run, "steering")
+    learned, rows = find_latents(pipe, steerer.site, steerer.placed(pipe), *sides, ratio, flags["most"], sampling)
+    folder = pathlib.Path(config.run, "steering")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{file_name(value)}.safetensors"
     save_learned(file, value, learned)

@@ -99,9 +99,7 @@ def _weights(folder: pathlib.Path) -> str:
     if not (folder / CONFIG).is_file():
         points = hook_points(folder)
         many = f"; it holds one for each of {one_line(', '.join(points))}: give one as subfolder="
-        raise InputError(
-            f"{CONFIG} is missing" + (many if points else "; python -m revelio_jax.export makes it")
-        )
+        raise InputError(f"{CONFIG} is missing" + (many if points else "; python -m revelio_jax.export makes it"))
     for name in (WEIGHTS, SPARSIFY_WEIGHTS):
         if (folder / name).is_file():
             break
@@ -141,9 +139,7 @@ def _metadata(config: dict[str, typing.Any], site: str | None, ours: bool) -> di
 def _read_sae_lens(file: pathlib.Path, config: dict[str, typing.Any]) -> Sae:
     architecture = config.get("architecture")
     if architecture not in ARCHITECTURES:
-        raise InputError(
-            f"architecture is {one_line(repr(architecture))}; allowed: {', '.join(ARCHITECTURES)}"
-        )
+        raise InputError(f"architecture is {one_line(repr(architecture))}; allowed: {', '.join(ARCHITECTURES)}")
     metadata = config.get("metadata", {})
     version = str(metadata.get("sae_lens_version"))
     if not metadata.get("site") and not re.match(r"[6-9]\.|\d\d+\.", version):  # of before, codes differ

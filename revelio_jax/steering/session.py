@@ -290,9 +290,7 @@ class Session:
         finally:
             self._branch = branch
 
-    def _where(
-        self, part: "HookPointPart", ids_BT: torch.Tensor, mask_BT: torch.Tensor | None
-    ) -> torch.Tensor | None:
+    def _where(self, part: "HookPointPart", ids_BT: torch.Tensor, mask_BT: torch.Tensor | None) -> torch.Tensor | None:
         """The positions to steer, bool [B or 1, T, 1]; None for all."""
         positions = part.attachment.positions
         if isinstance(positions, torch.Tensor):

@@ -109,17 +109,13 @@ class Steerer:
         key = text, repr(sampling) if in_denoiser else tokens, learned is None
         if key not in kept or (learned and kept[key][0] is not learned):
             if in_denoiser:
-                made = encode_sampled(
-                    pipe, self.site, self._on, text, learned, sampling, self.reads_difference
-                )
+                made = encode_sampled(pipe, self.site, self._on, text, learned, sampling, self.reads_difference)
             else:
                 made = encode_concept(pipe, self.site, self._on, text, learned, tokens)
             kept[key] = learned, made
         return kept[key][1]
 
-    def vectors(
-        self, pipe: typing.Any, text: str, rule: str = "contrast", sampling: Sampling | None = None
-    ) -> Concept:
+    def vectors(self, pipe: typing.Any, text: str, rule: str = "contrast", sampling: Sampling | None = None) -> Concept:
         """The concept as vectors, which can be saved and need no SAE; of the rules that have such."""
         change = change_of(rule, self.placed(pipe), self.concept(pipe, text, sampling=sampling))
         if not isinstance(change, Add):
@@ -196,8 +192,7 @@ class Steerer:
             count = learned[key].difference.shape[-1] if key in learned else self.sae.n_latents
             if count != self.sae.n_latents:
                 raise InputError(
-                    f"learned of {key!r} is of another SAE, with {count} latents; this one has "
-                    f"{self.sae.n_latents}"
+                    f"learned of {key!r} is of another SAE, with {count} latents; this one has {self.sae.n_latents}"
                 )
 
         def make(
@@ -315,8 +310,7 @@ def _concepts(given: typing.Any) -> dict[Key, Strength]:
             key = int(key)
         elif not (isinstance(key, pathlib.Path | Concept) or (isinstance(key, str) and key.strip())):
             raise InputError(
-                f"a concept is {key!r}; it must be a text, the number of a latent, a file of save_concept "
-                "or a Concept"
+                f"a concept is {key!r}; it must be a text, the number of a latent, a file of save_concept or a Concept"
             )
         concepts[key] = strength
     return concepts

@@ -11,9 +11,7 @@ from revelio_jax.steering.sae import Sae
 
 
 @torch.inference_mode()
-def latents_for(
-    pipe: typing.Any, site: str, sae: Sae, text: str, top: int = 20
-) -> list[dict[str, typing.Any]]:
+def latents_for(pipe: typing.Any, site: str, sae: Sae, text: str, top: int = 20) -> list[dict[str, typing.Any]]:
     """The ``top`` latents that fire more on ``text`` than on the empty prompt, by how much more.
 
     Rows are {latent, value, empty, position, token}: the largest value over the prompt's positions, that

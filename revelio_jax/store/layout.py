@@ -25,9 +25,7 @@ CONTEXT = ts.Context()
 def kvstore_url(location: str) -> str:
     """A TensorStore URL for a folder or a URL. Raises InputError where it is neither."""
     if not location:
-        raise InputError(
-            "config.extract.store is empty; it names a folder or a URL such as gs://bucket/store/"
-        )
+        raise InputError("config.extract.store is empty; it names a folder or a URL such as gs://bucket/store/")
     scheme, colon, _ = location.partition("://")
     if colon and scheme not in SCHEMES:
         raise InputError(f"store {location!r}: unknown scheme {scheme}; known: {', '.join(SCHEMES)}")

@@ -79,9 +79,7 @@ class Store:
         """A site by name; the first where ``name`` is empty. Raises InputError."""
         name = name or self.site_names[0]
         if name not in self.manifest["sites"]:
-            raise InputError(
-                f"config.train.site is {name!r}; store {self.location} has {', '.join(self.site_names)}"
-            )
+            raise InputError(f"config.data.site is {name!r}; store {self.location} has {', '.join(self.site_names)}")
         facts = self.manifest["sites"][name]
         names = ("activations", *layout.INDEX_ARRAYS)
         arrays = {key: self._open(f"{name}/{key}") for key in names}
@@ -128,9 +126,7 @@ def open_store(location: str) -> Store:
     if manifest is None:
         if layout.read_json(kvstore, "plan.json") is None:
             raise InputError(f"store {location}: no store there; python -m extract.run makes it")
-        raise InputError(
-            f"store {location} is unfinished; run the same python -m extract.run again, it goes on"
-        )
+        raise InputError(f"store {location} is unfinished; run the same python -m extract.run again, it goes on")
     if manifest.get("format_version") != layout.FORMAT_VERSION:
         raise InputError(
             f"store {location} has format version {manifest.get('format_version')}; "

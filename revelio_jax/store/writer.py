@@ -197,9 +197,7 @@ class StoreWriter:
             return False
         kept = {key: value for key, value in plan.items() if key not in ("fingerprint", "notes")}
         if found := difference(kept, self.plan.decisive()):
-            raise InputError(
-                f"store {self.location} was made with {found}; choose another config.extract.store"
-            )
+            raise InputError(f"store {self.location} was made with {found}; choose another config.extract.store")
         return True
 
     @contextlib.contextmanager
@@ -261,9 +259,7 @@ class StoreWriter:
         return {key: future.result() for key, future in opening.items()}
 
 
-def manifest_of(
-    plan: dict[str, typing.Any], markers: Iterable[dict[str, typing.Any]]
-) -> dict[str, typing.Any]:
+def manifest_of(plan: dict[str, typing.Any], markers: Iterable[dict[str, typing.Any]]) -> dict[str, typing.Any]:
     """The manifest of a store from its plan.json and the markers of all shards, in order."""
     sites = {name: {"rows": 0, "dropped": 0, "skipped": [], "shard_valid_rows": []} for name in plan["sites"]}
     totals: dict[str, statistics.Statistics] = {}

@@ -18,17 +18,20 @@ from revelio_jax.config import Config, SaeConfig, TrainConfig
 from revelio_jax.errors import InputError
 from revelio_jax.training.step import State, abstract_state
 
-# Fields of config.train that decide which rows a step sees, or which rows are held out.
-ORDER_FIELDS = ("site", "seed", "batch_size", "held_out", "buffer_chunks", "lanes")
+# Fields that decide which rows a step sees, or which rows are held out.
+ORDER_FIELDS = {"train": ("seed", "batch_size"), "data": ("held_out", "buffer_chunks", "lanes")}
 
 
 def identity(config: Config, fingerprint: str, site: str) -> dict[str, typing.Any]:
     """What a checkpoint and the run that resumes it must agree on."""
-    train = {name: getattr(config.train, name) for name in ORDER_FIELDS}
+    train, data = (
+        {name: getattr(getattr(config, section), name) for name in names} for section, names in ORDER_FIELDS.items()
+    )
     facts = {
         "store fingerprint": fingerprint,
         "config.sae": dataclasses.asdict(config.sae),
-        "config.train": train | {"site": site},
+        "config.train": train,
+        "config.data": data | {"site": site},
     }
     return json.loads(json.dumps(facts))  # as it is read back
 
@@ -94,7 +97,7 @@ def check(run: pathlib.Path, step: int, facts: dict[str, typing.Any]) -> None:
                 field = f"{name}.{key}" if key else name
                 raise InputError(
                     f"{field} is {value!r}, but run {run} was trained with {saved!r}; "
-                    "set it back, or choose another config.train.run"
+                    "set it back, or choose another config.run"
                 )
 
 

@@ -40,16 +40,13 @@ def sample_ids(mixture: Mixture, order: Order, step: int) -> np.ndarray:
             groups = stream.groups_from(row)
             while row < end:
                 chunks, places = next(groups)
-                reads = [
-                    mixture.sites[site].arrays["sample"][start:stop].read() for site, start, stop in chunks
-                ]
+                reads = [mixture.sites[site].arrays["sample"][start:stop].read() for site, start, stop in chunks]
                 begun.append((chunks, places[: end - row], reads))
                 row += len(places)
     ids = []
     for chunks, places, reads in begun:
         of_chunks = [
-            (chunk.site << 32) + read.result().astype(np.int64)
-            for chunk, read in zip(chunks, reads, strict=True)
+            (chunk.site << 32) + read.result().astype(np.int64) for chunk, read in zip(chunks, reads, strict=True)
         ]
         ids.append(np.concatenate(of_chunks)[places])
     return np.concatenate(ids)

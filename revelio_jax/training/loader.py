@@ -131,9 +131,7 @@ def make_order(
 ) -> Order:
     """Choose held-out chunks of every store and deal the others to the lanes. Raises InputError."""
     if batch_size % lanes:
-        raise InputError(
-            f"config.train.lanes is {lanes}; it must divide config.train.batch_size {batch_size}"
-        )
+        raise InputError(f"config.data.lanes is {lanes}; it must divide config.train.batch_size {batch_size}")
     numbers, kept, dealt = itertools.count(), [], []  # dealt[source][lane]
     for source in mixture.sources:
         train = []
@@ -142,7 +140,7 @@ def make_order(
             count = max(1, round(held_out * len(site.chunks))) if held_out else 0
             if count >= len(site.chunks):
                 raise InputError(
-                    f"config.train.held_out is {held_out}, but site {site.name} of {store.location} has "
+                    f"config.data.held_out is {held_out}, but site {site.name} of {store.location} has "
                     f"{len(site.chunks)} chunks: none is left to train on; set it to 0, or extract with a "
                     "smaller config.extract.chunk_rows"
                 )
@@ -169,7 +167,7 @@ def _check_rows(source: MixtureSource, batch_size: int, dealt: Sequence[Sequence
     if wanted < 1:
         raise InputError(
             f"config.train.batch_size is {batch_size}, which gives {float(wanted):.2g} rows{where}; "
-            "at least 1 is needed: raise it or the weight, or use fewer config.train.lanes"
+            "at least 1 is needed: raise it or the weight, or use fewer config.data.lanes"
         )
     rows = min(length(chunks) for chunks in dealt)
     if rows < wanted:
@@ -179,9 +177,7 @@ def _check_rows(source: MixtureSource, batch_size: int, dealt: Sequence[Sequence
         )
 
 
-def batches(
-    mixture: Mixture, order: Order, step: int, lanes: Iterable[int] | None = None
-) -> Iterator[np.ndarray]:
+def batches(mixture: Mixture, order: Order, step: int, lanes: Iterable[int] | None = None) -> Iterator[np.ndarray]:
     """Endless batches [B l / L, d] from ``step`` on, the rows of the l given lanes, or of all.
 
     They have the stores' dtype, half as many bytes as float32 where that is a short one: the device
@@ -231,9 +227,7 @@ def rows_of(order: Order, step: int) -> np.ndarray:
             groups = stream.groups_from(row)
             while row < end:
                 chunks, places = next(groups)
-                numbers = [
-                    (np.full(stop - start, site), np.arange(start, stop)) for site, start, stop in chunks
-                ]
+                numbers = [(np.full(stop - start, site), np.arange(start, stop)) for site, start, stop in chunks]
                 parts.append(np.concatenate(numbers, 1)[:, places[: end - row]])
                 row += len(places)
         rows = np.concatenate(parts, 1)

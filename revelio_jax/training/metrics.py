@@ -47,6 +47,7 @@ class Log:
         path: pathlib.Path,
         start: int,
         train: TrainConfig,
+        every: int,
         sinks: Sequence[typing.Any] = (),
         bar: bool = True,
     ):
@@ -55,16 +56,14 @@ class Log:
             truncate(path, start)
         self._sinks = sinks
         self._file = (path if first else pathlib.Path(os.devnull)).open("a")
-        self._bar = tqdm(
-            total=train.steps, initial=start, unit="step", dynamic_ncols=True, disable=not (first and bar)
-        )
-        self._train = train
+        self._bar = tqdm(total=train.steps, initial=start, unit="step", dynamic_ncols=True, disable=not (first and bar))
+        self._train, self._every = train, every
         self._since, self._count, self._waited = time.perf_counter(), 0, 0.0
 
     def add(self, step: int, metrics: dict[str, jax.Array], waited_s: float) -> dict[str, float]:
         """Wait for a step, count it and return its metrics; ``waited_s`` is how long it waited for its rows.
 
-        Every ``log_every`` steps, and after the last, writes a line. Times in it are means since the line
+        Every ``every`` steps, and after the last, writes a line. Times in it are means since the line
         before; a step that :func:`is_logged` must bring all other FIELDS. Raises NotFinite where the loss or
         the gradient is not.
         """
@@ -74,7 +73,7 @@ class Log:
         self._count += 1
         self._waited += waited_s
         self._bar.update()
-        if not is_logged(step, self._train):
+        if not is_logged(step, self._every, self._train.steps):
             return metrics
         now = time.perf_counter()
         step_s = (now - self._since) / self._count
@@ -107,20 +106,16 @@ class Log:
             sink.close(failed=kind is not None)
 
 
-def is_logged(step: int, train: TrainConfig) -> bool:
+def is_logged(step: int, every: int, steps: int) -> bool:
     """Whether a step has a line of its own."""
-    return step % train.log_every == 0 or step == train.steps
+    return step % every == 0 or step == steps
 
 
 def truncate(path: pathlib.Path, step: int) -> None:
     """Keep the whole lines of steps up to ``step``."""
     if not path.exists():
         return
-    kept = [
-        line
-        for line in path.read_text().splitlines()
-        if line.endswith("}") and json.loads(line)["step"] <= step
-    ]
+    kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
     part = path.with_suffix(".part")
     part.write_text("".join(line + "\n" for line in kept))
     os.replace(part, path)

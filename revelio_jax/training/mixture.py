@@ -1,6 +1,6 @@
 """What a run is trained on: one store, or several mixed with weights.
 
-An entry of ``config.train.stores`` is a location, or a weight before it: ``2:stores/flux_a``,
+An entry of ``config.data.stores`` is a location, or a weight before it: ``2:stores/flux_a``,
 ``1/3:gs://bucket/flux_b``. Without one the weight is 1. A location may be a pattern of local folders,
 ``stores/flux_*``. The stores of one entry are read as if they were one, row for row; the entries are
 mixed so that each gives its weight's share of the rows of every batch, however many rows it has.
@@ -93,8 +93,7 @@ class Mixture:
         if len(self.stores) == 1:
             return self.stores[0].fingerprint
         return "; ".join(
-            f"{source.share} of {' '.join(store.fingerprint for store in source.stores)}"
-            for source in self.sources
+            f"{source.share} of {' '.join(store.fingerprint for store in source.stores)}" for source in self.sources
         )
 
 
@@ -110,7 +109,7 @@ def open_mixture(entries: Sequence[str], site: str = "") -> Mixture:
         stores, sites = tuple(open_store(folder) for folder in _folders(location)), []
         for store in stores:
             if store.kvstore.url in seen:
-                raise InputError(f"config.train.stores names {store.location} twice; once is allowed")
+                raise InputError(f"config.data.stores names {store.location} twice; once is allowed")
             seen.add(store.kvstore.url)
             first = first or (store, store.site(site))
             sites.append(_same(*first, store))
@@ -123,19 +122,19 @@ def _same(first: Store, first_site: SiteReader, store: Store) -> SiteReader:
     """The site of ``store`` that is the first store's too."""
     if first_site.name not in store.site_names:
         raise InputError(
-            f"config.train.stores: {store.location} has no site {first_site.name}, as {first.location} has; "
+            f"config.data.stores: {store.location} has no site {first_site.name}, as {first.location} has; "
             f"it has {', '.join(store.site_names)}"
         )
     site = store.site(first_site.name)
     if site.d != first_site.d:
         raise InputError(
-            f"config.train.stores: {site.name} of {store.location} has width {site.d}, "
+            f"config.data.stores: {site.name} of {store.location} has width {site.d}, "
             f"but {first_site.d} in {first.location}; all must have the same"
         )
     model, wanted = store.manifest.get("model"), first.manifest.get("model")
     if model != wanted:
         raise InputError(
-            f"config.train.stores: {store.location} is of the model {model}, "
+            f"config.data.stores: {store.location} is of the model {model}, "
             f"but {first.location} of {wanted}; all must be of the same"
         )
     return site
@@ -152,7 +151,7 @@ def _weight(entry: str) -> tuple[fractions.Fraction, str]:
         weight = fractions.Fraction(0)
     if weight <= 0:
         raise InputError(
-            f"config.train.stores has {entry!r}; before the colon must be a weight above 0, as 0.5 or 1/3 "
+            f"config.data.stores has {entry!r}; before the colon must be a weight above 0, as 0.5 or 1/3 "
             "(give one where a location has a colon of its own: 1:odd:name)"
         )
     return weight, location
@@ -164,5 +163,5 @@ def _folders(location: str) -> list[str]:
         return [location]
     folders = sorted(path for path in glob.glob(location) if pathlib.Path(path).is_dir())
     if not folders:
-        raise InputError(f"config.train.stores has the pattern {location!r}, which fits no folder")
+        raise InputError(f"config.data.stores has the pattern {location!r}, which fits no folder")
     return folders

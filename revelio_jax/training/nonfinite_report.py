@@ -48,9 +48,7 @@ def describe(run: pathlib.Path, mixture: Mixture, order: loader.Order, stop: Not
     sites_B, rows_B = loader.rows_of(order, stop.step - 1)  # step 1 takes the first batch, which is number 0
 
     def read(name):
-        values = [
-            mixture.sites[i].arrays[name][int(row)].read() for i, row in zip(sites_B, rows_B, strict=True)
-        ]
+        values = [mixture.sites[i].arrays[name][int(row)].read() for i, row in zip(sites_B, rows_B, strict=True)]
         return np.array([value.result() for value in values])
 
     largest_B = np.abs(read("activations").astype(np.float32)).max(1)
@@ -74,8 +72,7 @@ def summary(record: dict) -> str:
     """The record in one line."""
     columns = (record[name] for name in ("rows", "samples", "largest"))
     shown = [
-        f"row {row} (sample {sample}, |x| {float(largest):.4g})"
-        for row, sample, largest in zip(*columns, strict=True)
+        f"row {row} (sample {sample}, |x| {float(largest):.4g})" for row, sample, largest in zip(*columns, strict=True)
     ][:SHOWN]
     more = len(record["rows"]) - len(shown)
     return (

@@ -8,43 +8,43 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-from revelio_jax.config import TrainConfig
+from revelio_jax.config import MeshConfig
 from revelio_jax.errors import InputError
 
 STOPPED = 128 + signal.SIGTERM  # exit status 143: stopped by SIGTERM, saved, to be resumed
 
 
-def start(train: TrainConfig) -> None:
-    """Join the other processes of the run, where ``train.distributed``; before anything else of JAX.
+def start(mesh: MeshConfig) -> None:
+    """Join the other processes of the run, where ``mesh.distributed``; before anything else of JAX.
 
     Cloud TPU, SLURM, Open MPI and Kubernetes say who the others are. Elsewhere every process is told the
     coordinator's address, their number and its own. Raises InputError where they do not find together.
     """
-    if not train.distributed:
-        if train.coordinator or train.processes > 1 or train.process:  # or each would train alone
+    if not mesh.distributed:
+        if mesh.coordinator or mesh.processes > 1 or mesh.process:  # or each would train alone
             raise InputError(
-                "config.train.distributed is False; it must be True where config.train.coordinator, "
+                "config.mesh.distributed is False; it must be True where config.mesh.coordinator, "
                 "processes or process is given"
             )
         return
     told = {}
-    if train.coordinator:
+    if mesh.coordinator:
         told = {
-            "coordinator_address": train.coordinator,
-            "num_processes": train.processes,
-            "process_id": train.process,
+            "coordinator_address": mesh.coordinator,
+            "num_processes": mesh.processes,
+            "process_id": mesh.process,
         }
-        if not 0 <= train.process < train.processes:
+        if not 0 <= mesh.process < mesh.processes:
             raise InputError(
-                f"config.train.process is {train.process}; it must be from 0 to config.train.processes - 1, "
-                f"{train.processes - 1}"
+                f"config.mesh.process is {mesh.process}; it must be from 0 to config.mesh.processes - 1, "
+                f"{mesh.processes - 1}"
             )
     try:
         jax.distributed.initialize(**told)
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"config.train.distributed: {str(error).strip().splitlines()[0]}; where no cluster says who "
-            "takes part, give config.train.coordinator (host:port), processes and process"
+            f"config.mesh.distributed: {str(error).strip().splitlines()[0]}; where no cluster says who "
+            "takes part, give config.mesh.coordinator (host:port), processes and process"
         ) from error
 
 

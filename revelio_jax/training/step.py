@@ -24,7 +24,7 @@ class State:
     to ``dead_after_rows`` and a batch, the rows since a latent was above ``dead_threshold``.
     ``threshold`` is the moving average of the smallest value that batch_topk kept. ``mean_D`` and
     ``scale`` are the normalisation (x - mean) / scale, fixed for the run. ``ema`` is the moving average
-    of ``params``, None where config.train.ema is 0.
+    of ``params``, None if config.train.ema is None.
     """
 
     step: jax.Array
@@ -85,9 +85,7 @@ def initial_state(
     return make(params, np.asarray(mean_D, np.float32), np.float32(scale))
 
 
-def abstract_state(
-    latents: int, d: int, sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh
-) -> State:
+def abstract_state(latents: int, d: int, sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh) -> State:
     """Shapes, dtypes and shardings of a state, without its values."""
 
     def make():

@@ -11,26 +11,26 @@ import pathlib
 import secrets
 import time
 
-from revelio_jax.config import Config, TrainConfig
+from revelio_jax.config import Config, LoggingConfig
 from revelio_jax.errors import InputError, require
 from revelio_jax.training import processes
 
 
-def check(train: TrainConfig) -> None:
+def check(logging: LoggingConfig) -> None:
     """Raise InputError where what the run asks for is not installed, or wandb would refuse it."""
-    if train.tensorboard:
-        require("tensorboard", "tensorboard", "config.train.tensorboard")
-    if train.wandb:
-        require("wandb", "wandb", "config.train.wandb")
+    if logging.tensorboard:
+        require("tensorboard", "tensorboard", "config.logging.tensorboard")
+    if logging.wandb:
+        require("wandb", "wandb", "config.logging.wandb")
         import wandb
 
         try:
-            wandb.Settings(project=train.wandb)  # checks the name
+            wandb.Settings(project=logging.wandb)  # checks the name
             if wandb.setup().settings.mode not in ("offline", "disabled"):
                 wandb.login()
         except wandb.Error as error:
             raise InputError(
-                f"config.train.wandb is {train.wandb!r}: {error} (WANDB_MODE=offline needs no login)"
+                f"config.logging.wandb is {logging.wandb!r}: {error} (WANDB_MODE=offline needs no login)"
             ) from error
 
 
@@ -38,8 +38,8 @@ def sinks(run: pathlib.Path, start: int, config: Config) -> list["TensorBoard | 
     """What the run asks for, from step ``start`` on; in process 0 only."""
     if not processes.is_first():
         return []
-    asked = [TensorBoard(run, start)] if config.train.tensorboard else []
-    return [*asked, Wandb(run, config)] if config.train.wandb else asked
+    asked = [TensorBoard(run, start)] if config.logging.tensorboard else []
+    return [*asked, Wandb(run, config)] if config.logging.wandb else asked
 
 
 class TensorBoard:
@@ -59,11 +59,7 @@ class TensorBoard:
         self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, line: dict[str, float]) -> None:
-        values = [
-            self._Summary.Value(tag=name, simple_value=value)
-            for name, value in line.items()
-            if name != "step"
-        ]
+        values = [self._Summary.Value(tag=name, simple_value=value) for name, value in line.items() if name != "step"]
         self._write(line["step"], summary=self._Summary(value=values))
 
     def _write(self, step, **what):
@@ -86,7 +82,7 @@ class Wandb:
             part.write_text(secrets.token_hex(4))
             os.replace(part, kept)
         self._run = wandb.init(
-            project=config.train.wandb,
+            project=config.logging.wandb,
             id=kept.read_text(),
             name=run.absolute().name,
             dir=run,

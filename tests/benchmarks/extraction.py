@@ -54,9 +54,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=512)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--pipeline-prompts", type=int, default=8, help="prompts of pipeline, counted up to --prompts"
-    )
+    parser.add_argument("--pipeline-prompts", type=int, default=8, help="prompts of pipeline, counted up to --prompts")
     given = parser.parse_args()
     path = results.checked(given.json)
     rows = []

@@ -14,9 +14,7 @@ SIZE = 512  # pixels
 
 def stable_diffusion() -> StableDiffusionPipeline:
     """The pipeline, float32: 860 M parameters of U-Net, 85 M of CLIP without its words, 84 M of VAE."""
-    tokenizer = transformers.CLIPTokenizerFast.from_pretrained(
-        MINIATURE, subfolder="tokenizer", model_max_length=77
-    )
+    tokenizer = transformers.CLIPTokenizerFast.from_pretrained(MINIATURE, subfolder="tokenizer", model_max_length=77)
     text = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=768,

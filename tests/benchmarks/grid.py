@@ -36,15 +36,11 @@ RATES = "train.learning_rate=1e-3,4e-4"
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", required=True, help="file for the result")
     parser.add_argument("--forms", default="map,vmap")
     parser.add_argument("--ks", default="8,16,24,32", help="k of the members")
-    parser.add_argument(
-        "--sizes", default="128x4x2048x300,768x8x2048x20", help="width x expansion x batch x steps"
-    )
+    parser.add_argument("--sizes", default="128x4x2048x300,768x8x2048x20", help="width x expansion x batch x steps")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     results.checked(options.json)
@@ -60,7 +56,8 @@ def measure(d: int, expansion: int, batch: int, steps: int, forms: list[str], ks
         config = Config(
             extract=ExtractConfig(store=folder),
             sae=SaeConfig(expansion=expansion, k_aux=128, dead_after_rows=50_000),
-            train=TrainConfig(run=f"{folder}/run", batch_size=batch, steps=steps, warmup_steps=steps // 10),
+            run=f"{folder}/run",
+            train=TrainConfig(batch_size=batch, steps=steps, warmup_steps=steps // 10),
         )
         members, streams = grid.open_members(grid.configs(config, [f"sae.k={ks}", RATES]))
         mesh = sharding.make_mesh(1, 1, batch, members[0].latents, jax.devices()[:1])
@@ -79,8 +76,7 @@ def measure(d: int, expansion: int, batch: int, steps: int, forms: list[str], ks
             step = grid.make_train_step(groups[form], mesh, form)
             programs[form], compile_s[form] = compiled(step, begin(form), (x_BD,))
         singly = [
-            compiled(training.make_train_step(m.config.sae, m.config.train, mesh), alone(m), x_BD)
-            for m in members
+            compiled(training.make_train_step(m.config.sae, m.config.train, mesh), alone(m), x_BD) for m in members
         ]
 
         def run(program, state, wrap):
@@ -96,10 +92,7 @@ def measure(d: int, expansion: int, batch: int, steps: int, forms: list[str], ks
         for _ in range(rounds):
             for form in forms:
                 taken[form].append(run(programs[form], begin(form), lambda x_BD: (x_BD,)))
-            each = [
-                run(program, alone(m), lambda x_BD: x_BD)
-                for m, (program, _) in zip(members, singly, strict=True)
-            ]
+            each = [run(program, alone(m), lambda x_BD: x_BD) for m, (program, _) in zip(members, singly, strict=True)]
             taken["one"].append(sum(each))
     seconds = {name: statistics.median(times) for name, times in taken.items()}
     one_compile_s = sum(seconds for _, seconds in singly)

@@ -87,9 +87,7 @@ def dictionary_learning(d: int, n: int, k: int, batch: int, learning: Learning |
     if learning:
         steps, asked = learning.steps, {"lr": learning.learning_rate, "warmup_steps": learning.warm_up}
         asked["decay_start"] = learning.warm_up + 1  # it refuses the step before
-    trainer = TopKTrainer(
-        steps=steps, activation_dim=d, dict_size=n, k=k, layer=0, lm_name="", device="cpu", **asked
-    )
+    trainer = TopKTrainer(steps=steps, activation_dim=d, dict_size=n, k=k, layer=0, lm_name="", device="cpu", **asked)
     if learning:
         trainer.dead_feature_threshold = learning.dead_after_rows
 

@@ -36,7 +36,7 @@ import numpy as np
 import results
 from safetensors.numpy import save_file
 
-from revelio_jax.config import Config, ExtractConfig, InterpretConfig, TrainConfig
+from revelio_jax.config import Config, ExtractConfig, InterpretConfig
 from revelio_jax.errors import InputError, reported
 from revelio_jax.interpret.latents import command as interpret
 from revelio_jax.interpret.latents import layout, stream
@@ -106,7 +106,7 @@ def measured(folder: pathlib.Path, d: int, latents: int, k: int, rows: int, roun
     write_sae(folder / "run" / "export", d, latents, k)
     config = Config(
         extract=ExtractConfig(store=str(folder / "store")),
-        train=TrainConfig(run=str(folder / "run")),
+        run=str(folder / "run"),
         interpret=InterpretConfig(),
     )
     store, site, sae = interpret.opened(config)
@@ -163,9 +163,7 @@ def rate(run: Callable[[], None], rows: int) -> float:
     return rows / (time.perf_counter() - started)
 
 
-def collecting(
-    latents: int, strata: Strata, cells: Cells, parts: list[stream.CodeBatch], again: int = 4
-) -> float:
+def collecting(latents: int, strata: Strata, cells: Cells, parts: list[stream.CodeBatch], again: int = 4) -> float:
     """Rows a second of what the host does; parts come several times, as if they were of later samples."""
     count = sum(len(part.sample_N) for part in parts)
     later = int(parts[-1].sample_N[-1]) + 1

@@ -30,14 +30,12 @@ BATCH, BUFFER_CHUNKS, CHUNK_ROWS, SHARD_ROWS, SAMPLE_ROWS = 4096, 256, 256, 32_7
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", required=True, help="file for the result")
     parser.add_argument("--gb", type=float, default=2, help="size of the store in 10^9 bytes")
     parser.add_argument("--d", type=int, default=768, help="width of a row")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--lanes", type=int, default=1, help="config.train.lanes")
+    parser.add_argument("--lanes", type=int, default=1, help="config.data.lanes")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", help="where the store is made; a temporary folder where it is left out")
     options = parser.parse_args()

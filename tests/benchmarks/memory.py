@@ -38,11 +38,7 @@ def main() -> None:
         return
     results.checked(options.json)
     found = []
-    print(
-        "| d | n | k | batch | encode_chunk | state GiB | gradients | pre-activations | peak |\n"
-        + "|---" * 9
-        + "|"
-    )
+    print("| d | n | k | batch | encode_chunk | state GiB | gradients | pre-activations | peak |\n" + "|---" * 9 + "|")
     for size in options.sizes:
         done = subprocess.run([sys.executable, __file__, "--one", size], capture_output=True, text=True)
         if done.returncode:

@@ -118,7 +118,7 @@ def miniature(store: str) -> Task:
     mixture = open_mixture([f"1:{store}"])
     batch = BATCH["miniature"]
     order = loader.make_order(mixture, 0, batch, 256, held_out=0.2, lanes=1)
-    mean_D, scale = normalisation("centre_scale", mixture)
+    mean_D, scale = normalisation("center_scale", mixture)
 
     def batches():
         with contextlib.closing(loader.batches(mixture, order, 0)) as stored:
@@ -236,7 +236,7 @@ def main() -> None:
     given = parser.parse_args()
     path = results.checked(given.json)
     if given.steps and given.steps < 20:
-        raise InputError(f"--steps is {given.steps}; it must be 0 or at least 20")
+        raise InputError(f"--steps is {given.steps}; it must be None or at least 20")
     names = given.data.split(",")
     for name in names:
         if name not in STEPS:

@@ -23,7 +23,7 @@ import numpy as np
 import PIL.Image
 import results as rows
 
-from revelio_jax.config import Config, InterpretConfig, TrainConfig
+from revelio_jax.config import Config, InterpretConfig
 from revelio_jax.interpret import report
 from revelio_jax.interpret.latents import results
 from tests.helpers import browser, planted
@@ -55,7 +55,7 @@ def measured(folder: pathlib.Path, given: argparse.Namespace) -> dict:
     if maker.exitcode:
         raise SystemExit(maker.exitcode)
     found = results.load(results.folder_of(str(folder / "run")))
-    config = dataclasses.replace(Config(), train=TrainConfig(run=str(folder / "run")))
+    config = dataclasses.replace(Config(), run=str(folder / "run"))
     started, cpu = time.perf_counter(), time.process_time()
     written = report.write(config, found)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -71,16 +71,12 @@ def measured(folder: pathlib.Path, given: argparse.Namespace) -> dict:
         "mb": round(sum(file.stat().st_size for file in files) / 1e6, 1),
         "pictures_mb": round(sum(f.stat().st_size for f in files if f.suffix == ".webp") / 1e6, 1),
         "peak_gib": round(peak, 2),
-        "first_kb": browser.first_loads(
-            written, ("index.html", "latents.html", f"latent.html#{given.latents // 2}")
-        ),
+        "first_kb": browser.first_loads(written, ("index.html", "latents.html", f"latent.html#{given.latents // 2}")),
     }
 
 
 def _make(folder: pathlib.Path, given: argparse.Namespace) -> None:
-    size = planted.Size(
-        given.latents, given.samples, TOP.top, TOP.weaker, TOP.top, TOP.neighbours, 16, 77, pixels=256
-    )
+    size = planted.Size(given.latents, given.samples, TOP.top, TOP.weaker, TOP.top, TOP.neighbours, 16, 77, pixels=256)
     store = planted.make_store(folder / "store", given.kind, size, _prompts(), pictures=False)
     if given.kind == "image":
         _add_pictures(folder / "store", size)

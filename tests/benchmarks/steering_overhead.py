@@ -34,9 +34,7 @@ EXPANSION, K = 4, 32
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", required=True, help="file for the result")
     parser.add_argument("--families", default=",".join(SITES))
     parser.add_argument("--pairs", type=int, default=5)
@@ -51,9 +49,7 @@ def main() -> None:
     print("family      plain s   steered s   ratio")
     for family in families:
         rows.append(measure(family, options.pairs, options.steps, options.rule))
-        print(
-            "{family:<10} {plain_s:>8.3f}  {steered_s:>10.3f}  {ratio:>6.4f}".format(**rows[-1]), flush=True
-        )
+        print("{family:<10} {plain_s:>8.3f}  {steered_s:>10.3f}  {ratio:>6.4f}".format(**rows[-1]), flush=True)
         results.write(options.json, {"options": vars(options), "rows": rows})
 
 

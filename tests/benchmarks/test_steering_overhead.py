@@ -17,9 +17,7 @@ def run(tmp_path, *flags):
         tmp_path / "rows.json",
         *flags,
     ]
-    return subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    return subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
 
 
 def test_a_row_has_what_its_docstring_says(tmp_path):
@@ -35,7 +33,5 @@ def test_a_row_has_what_its_docstring_says(tmp_path):
 def test_an_unknown_family_is_named(tmp_path):
     done = run(tmp_path, "--families", "sd99")
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == (
-        "error: --families has 'sd99'; allowed: sd14, mini_sd, mini_flux"
-    )
+    assert done.stderr.strip().splitlines()[-1] == ("error: --families has 'sd99'; allowed: sd14, mini_sd, mini_flux")
     assert not list(tmp_path.iterdir())

@@ -135,9 +135,7 @@ def listed(tmp_path, capsys):
         (tmp_path / "model/scheduler/scheduler_config.json").write_text("{}")
         (tmp_path / "model/model_index.json").write_text(json.dumps(index))
         (tmp_path / "model/tokenizer_2").mkdir()
-        (tmp_path / "model/tokenizer_2/tokenizer_config.json").write_text(
-            json.dumps({"model_max_length": tokens})
-        )
+        (tmp_path / "model/tokenizer_2/tokenizer_config.json").write_text(json.dumps({"model_max_length": tokens}))
         config = tmp_path / "config.py"
         config.write_text(
             "from revelio_jax.config import default\n\ndef get_config():\n    c = default()\n"
@@ -148,9 +146,7 @@ def listed(tmp_path, capsys):
             run.main(["--config", str(config), "--list_sites", *flags])
         lines = capsys.readouterr().out.splitlines()[2:]
         assert not (tmp_path / "store").exists()
-        return {
-            line.split()[0]: [cell.strip() for cell in line.split("  ") if cell.strip()][1:] for line in lines
-        }
+        return {line.split()[0]: [cell.strip() for cell in line.split("  ") if cell.strip()][1:] for line in lines}
 
     return run_it
 

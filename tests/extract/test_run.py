@@ -57,9 +57,7 @@ def command(config, *flags):
 
 
 def tree(folder):
-    return {
-        str(p.relative_to(folder)): p.read_bytes() for p in pathlib.Path(folder).rglob("*") if p.is_file()
-    }
+    return {str(p.relative_to(folder)): p.read_bytes() for p in pathlib.Path(folder).rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize("positions", ["all", "no_padding", "content"])

@@ -78,9 +78,7 @@ def wait_for(location, markers):
 
 
 def tree(folder):
-    return {
-        str(p.relative_to(folder)): p.read_bytes() for p in pathlib.Path(folder).rglob("*") if p.is_file()
-    }
+    return {str(p.relative_to(folder)): p.read_bytes() for p in pathlib.Path(folder).rglob("*") if p.is_file()}
 
 
 def test_a_shard_is_made_while_the_one_before_is_written(tmp_path):

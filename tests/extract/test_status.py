@@ -186,9 +186,7 @@ def test_an_array_that_is_gone_is_not_made_anew_under_markers_that_say_it_is_the
     assert read_files(good) == whole
 
 
-def test_deleting_what_verify_says_and_extracting_again_repairs_the_store(
-    good, tmp_path, write_store, capsys
-):
+def test_deleting_what_verify_says_and_extracting_again_repairs_the_store(good, tmp_path, write_store, capsys):
     whole = write_store(tmp_path / "whole", ROWS, shard_samples=2)
     for number, array in ((0, "activations"), (2, "sample")):
         path = (
@@ -210,9 +208,7 @@ def test_deleting_what_verify_says_and_extracting_again_repairs_the_store(
 
 @pytest.mark.parametrize("array", ["activations", "sample"])
 @pytest.mark.parametrize("broken", [b"", b"no shard"])
-def test_a_last_shard_that_is_shorter_than_the_others_is_repaired_too(
-    array, broken, tmp_path, write_store, capsys
-):
+def test_a_last_shard_that_is_shorter_than_the_others_is_repaired_too(array, broken, tmp_path, write_store, capsys):
     """It ends in the middle of what TensorStore writes at once, which it would read before it writes."""
     store = pathlib.Path(write_store(tmp_path / "store", ROWS, shard_samples=4))
     before = read_files(store)
@@ -248,9 +244,7 @@ def test_the_command(good, tmp_path, capsys):
         "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
     )
     flags = [f"--config={config}", f"--config.extract.store={good}", "--verify"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *flags], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", program, *flags], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "1 False"
 
 

@@ -94,8 +94,7 @@ class _Pipe:
 def test_no_layer_after_the_last_wanted_is_run(clip):
     ran = []
     handles = [
-        layer.register_forward_hook(lambda *_, i=i: ran.append(i))
-        for i, layer in enumerate(_layers(clip.model))
+        layer.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(_layers(clip.model))
     ]
     wanted = [hook_points.resolve(_Pipe(clip), "clip.layer.1")]
     text_encoder.activations(clip, wanted, text_encoder.tokenise(clip, ["a"]), "float32")
@@ -123,9 +122,9 @@ def _by_hand(encoder, tokens, kept):
     """Kept rows of the last but one layer, from prompts that go through the encoder alone and uncut."""
     with torch.inference_mode():
         alone = [
-            encoder.model(torch.from_numpy(tokens.ids[i : i + 1]), output_hidden_states=True).hidden_states[
-                2
-            ][0, torch.from_numpy(kept[i])]
+            encoder.model(torch.from_numpy(tokens.ids[i : i + 1]), output_hidden_states=True).hidden_states[2][
+                0, torch.from_numpy(kept[i])
+            ]
             for i in range(len(kept))
         ]
     return torch.cat(alone).numpy()
@@ -155,9 +154,7 @@ def test_a_short_batch_of_clip_is_cut_and_one_of_t5_is_not(clip, t5):
         site = hook_points.resolve(_Pipe(encoder), name)
         seen = []
         handle = site.module.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))  # noqa: B023
-        other = hook_points.resolve(
-            _Pipe(encoder), name.replace("1", "2")
-        )  # so that the hook of the test is reached
+        other = hook_points.resolve(_Pipe(encoder), name.replace("1", "2"))  # so that the hook of the test is reached
         tokens = text_encoder.tokenise(encoder, ["cat", "a cat"])
         extract = ExtractConfig(positions="no_padding")
         text_encoder.rows(encoder, [other], tokens, range(2), extract, lambda count: None)

@@ -87,9 +87,7 @@ class Visit:
 
     def overflow(self) -> int:
         """Pixels by which the page is wider than its window."""
-        return self.page.evaluate(
-            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        )
+        return self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
 @pytest.fixture

@@ -24,9 +24,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 @pytest.fixture(scope="session")
 def bert() -> TextEncoder:
     """A BERT of few words, as a text encoder of its own."""
-    words = {
-        word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "red"])
-    }
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "red"])}
     config = transformers.BertConfig(
         vocab_size=len(words),
         hidden_size=WIDTH,
@@ -114,8 +112,6 @@ def read_rows():
 def called():
     """A list that gains every module that is called, in order."""
     modules = []
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(
-        lambda module, _: modules.append(module)
-    )
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, _: modules.append(module))
     yield modules
     handle.remove()

@@ -10,9 +10,7 @@ import transformers
 from extract.miniature import tokenizer
 from revelio_jax.pipelines.loading import TextEncoder
 
-CAPTIONS = [
-    f"a {style} emoji of {thing}" for style in ("flat", "glossy 3d") for thing in ("cat", "red apple")
-]
+CAPTIONS = [f"a {style} emoji of {thing}" for style in ("flat", "glossy 3d") for thing in ("cat", "red apple")]
 LAYERS, WIDTH = 3, 16
 CLASSES = {0: "tench", 1: "goldfish", 2: "hen, biddy"}
 

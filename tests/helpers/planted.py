@@ -73,9 +73,7 @@ def make_store(
     return store
 
 
-def make(
-    run: pathlib.Path, store: Store, kind: str, size: Size, stratum: str = "timestep", seed: int = 0
-) -> Results:
+def make(run: pathlib.Path, store: Store, kind: str, size: Size, stratum: str = "timestep", seed: int = 0) -> Results:
     """Results of a run on ``store``: latent 0 fires most, on "heart" alone; 1 is dead; 2 is purest of cat."""
     random = np.random.default_rng(seed)
     n, site = size.latents, store.site_names[0]

@@ -102,9 +102,7 @@ def run():
         given["generator"] = [torch.Generator().manual_seed(i) for i in range(count)]
         given["num_inference_steps"] = steps
         if family == "dit":
-            images = pipe(
-                class_labels=[1, 2], guidance_scale=4.0 if guided else 1.0, output_type="np", **given
-            )
+            images = pipe(class_labels=[1, 2], guidance_scale=4.0 if guided else 1.0, output_type="np", **given)
             return torch.from_numpy(images.images)
         if family == "flux":
             length = pipe.tokenizer_2.model_max_length

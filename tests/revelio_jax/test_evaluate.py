@@ -51,14 +51,14 @@ def test_quality_on_planted_rows(result):
 
 
 def test_what_is_written(trained, result):
-    path = pathlib.Path(trained.train.run) / "evaluation.json"
+    path = pathlib.Path(trained.run) / "evaluation.json"
     assert json.loads(path.read_text()) == result
     assert result["step"] == 600
     assert not path.with_suffix(".part").exists()
 
 
 def test_the_same_on_a_mesh(trained, with_train, result):
-    split = evaluate(with_train(trained, mesh_data=2, mesh_feature=4))
+    split = evaluate(with_train(trained, data=2, feature=4))
     assert split["fvu"] == pytest.approx(result["fvu"], rel=1e-4)
     assert split["density_histogram"] == result["density_histogram"]
 

@@ -141,8 +141,7 @@ def in_sae_lens(variant, planted, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     theirs = np.load(out)
     return {
-        name: (theirs[f"latents{index}"], theirs[f"reconstruction{index}"])
-        for index, name in enumerate(ARCHITECTURES)
+        name: (theirs[f"latents{index}"], theirs[f"reconstruction{index}"]) for index, name in enumerate(ARCHITECTURES)
     }
 
 
@@ -220,12 +219,12 @@ def test_a_second_export_replaces_the_first(trained, folder):
     assert export(trained) == folder
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["README.md", "cfg.json", "sae_weights.safetensors"]
-    assert not list(pathlib.Path(trained.train.run).glob("export.*"))
+    assert not list(pathlib.Path(trained.run).glob("export.*"))
     assert "FVU" in (folder / "README.md").read_text()
 
 
 def test_an_evaluation_of_another_step_is_left_out(trained, folder):
-    path = pathlib.Path(trained.train.run) / "evaluation.json"
+    path = pathlib.Path(trained.run) / "evaluation.json"
     before = path.read_text()
     path.write_text(json.dumps(json.loads(before) | {"step": 7}))
     cfg = json.loads((export(trained) / "cfg.json").read_text())
@@ -237,7 +236,7 @@ def test_without_normalisation_nothing_is_folded(base, with_train, tmp_path):
     from revelio_jax.train import train
 
     config: Config = with_train(base, run=str(tmp_path / "run"), steps=5)
-    config = dataclasses.replace(config, sae=dataclasses.replace(config.sae, normalise="none"))
+    config = dataclasses.replace(config, sae=dataclasses.replace(config.sae, normalize="none"))
     train(config)
     tensors = load_file(export(config) / "sae_weights.safetensors")
     _, _, state, _ = restored(config)

@@ -20,6 +20,7 @@ from revelio_jax.sae import sharding
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
 from revelio_jax.train import train
 from revelio_jax.training import checkpoints, metrics
+from tests.helpers.configs import changed
 
 SITES = ("clip.layer.1", "clip.layer.2", "clip.layer.3")
 STEPS = 30
@@ -33,9 +34,7 @@ def sites(planted, tmp_path_factory) -> str:
     location = str(tmp_path_factory.mktemp("sites") / "store")
     rows = dict(zip(SITES, (planted, planted[::-1] * 2 - 3, planted[:, :8]), strict=True))
     plans = tuple(SitePlan(name, x.shape[1], (len(x),)) for name, x in rows.items())
-    writer = StoreWriter(
-        location, StorePlan(plans, "float32", 32, 256, 256, {}), [{"id": i} for i in range(256)]
-    )
+    writer = StoreWriter(location, StorePlan(plans, "float32", 32, 256, 256, {}), [{"id": i} for i in range(256)])
     row = np.arange(len(planted), dtype=np.int32)
     index = {"sample": row // 16, "position": row % 16, "timestep": 0 * row}
     writer.write_shard(0, {name: {"activations": x, **index} for name, x in rows.items()})
@@ -46,7 +45,7 @@ def sites(planted, tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def config(base, sites, with_train):
     """Of a short run in which latents die; ``train.run`` is empty."""
-    config = with_train(base, steps=STEPS, checkpoint_every=10, log_every=5, decay_share=0.0, site=SITES[0])
+    config = with_train(base, steps=STEPS, checkpoint_every=10, every=5, decay_share=0.0, site=SITES[0])
     return dataclasses.replace(
         config,
         extract=dataclasses.replace(config.extract, store=sites),
@@ -56,7 +55,7 @@ def config(base, sites, with_train):
 
 def newest_state(config, data=1, feature=1):
     """The newest state of a run as numpy."""
-    run, d = pathlib.Path(config.train.run), 16
+    run, d = pathlib.Path(config.run), 16
     latents = config.sae.latents or d * config.sae.expansion
     mesh = sharding.make_mesh(data, feature, config.train.batch_size, latents)
     step = checkpoints.newest(run)
@@ -65,7 +64,7 @@ def newest_state(config, data=1, feature=1):
 
 
 def lines(config):
-    path = pathlib.Path(config.train.run) / "metrics.jsonl"
+    path = pathlib.Path(config.run) / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -83,7 +82,7 @@ def alone(tmp_path_factory):
 
     def run(member):
         folder = tmp_path_factory.mktemp("alone")
-        config = dataclasses.replace(member, train=dataclasses.replace(member.train, run=str(folder)))
+        config = changed(member, run=str(folder))
         train(config)
         return config
 
@@ -115,7 +114,7 @@ def assert_close(state, expected):
 
 def test_one_after_another_in_one_program_is_as_if_alone(trained_grid, alone):
     _, members = trained_grid
-    names = [pathlib.Path(member.train.run).name for member in members]
+    names = [pathlib.Path(member.run).name for member in members]
     assert names == [f"k={k},learning_rate={rate}" for k in (2, 3) for rate in (0.01, 0.003)]
     assert_as_if_alone(members, alone)
 
@@ -128,7 +127,7 @@ def test_side_by_side_is_as_if_alone(config, with_train, alone, tmp_path):
 
 def test_sites_sizes_and_seeds_are_as_if_alone(config, with_train, alone, tmp_path):
     config = with_train(config, run=str(tmp_path / "grid"))
-    given = [f"train.site={SITES[0]},{SITES[1]}", "sae.expansion=2,3", "train.seed=0,1"]
+    given = [f"data.site={SITES[0]},{SITES[1]}", "sae.expansion=2,3", "train.seed=0,1"]
     grid.train(config, given, "vmap")
     members = grid.configs(config, given)
     assert_as_if_alone([members[i] for i in (0, 3, 5, 6)], alone)  # each two values of each
@@ -136,7 +135,7 @@ def test_sites_sizes_and_seeds_are_as_if_alone(config, with_train, alone, tmp_pa
 
 def test_on_a_mesh(trained_grid, with_train, tmp_path):
     config, members = trained_grid
-    config = with_train(config, run=str(tmp_path / "grid"), mesh_data=2, mesh_feature=4)
+    config = with_train(config, run=str(tmp_path / "grid"), data=2, feature=4)
     grid.train(config, K_AND_RATE, "vmap")
     for member, expected in zip(grid.configs(config, K_AND_RATE), members, strict=True):
         assert_close(newest_state(member), newest_state(expected))
@@ -148,16 +147,13 @@ def test_goes_on_to_the_bit(trained_grid, with_train, tmp_path, ahead):
     config = with_train(config, run=str(tmp_path / "grid"), steps=20)
     grid.train(config, K_AND_RATE)
     if ahead:  # some members have a checkpoint that others have not
-        shutil.rmtree(pathlib.Path(grid.configs(config, K_AND_RATE)[1].train.run) / "checkpoints/20")
+        shutil.rmtree(pathlib.Path(grid.configs(config, K_AND_RATE)[1].run) / "checkpoints/20")
     config = with_train(config, steps=STEPS, resume=True)
     grid.train(config, K_AND_RATE)
     for member, expected in zip(grid.configs(config, K_AND_RATE), members, strict=True):
         states = newest_state(member), newest_state(expected)
         jax.tree.map(np.testing.assert_array_equal, *states)
-        logs = [
-            [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines(c)]
-            for c in (member, expected)
-        ]
+        logs = [[{k: v for k, v in line.items() if k not in TIMINGS} for line in lines(c)] for c in (member, expected)]
         assert logs[0] == logs[1]
 
 
@@ -166,7 +162,7 @@ def test_sigterm_saves_all(config, with_train, config_file, tmp_path):
     path = config_file(tmp_path / "config.py", config)
     command = [sys.executable, "-m", "revelio_jax.grid", "--config", path, "--grid", "sae.k=2,3"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    runs = [pathlib.Path(member.train.run) for member in grid.configs(config, ["sae.k=2,3"])]
+    runs = [pathlib.Path(member.run) for member in grid.configs(config, ["sae.k=2,3"])]
     while process.poll() is None and not checkpoints.newest(*runs):
         time.sleep(0.05)
     process.terminate()
@@ -179,7 +175,7 @@ def test_sigterm_saves_all(config, with_train, config_file, tmp_path):
 def test_every_command_takes_a_members_config(trained_grid):
     _, members = trained_grid
     for member in members[1:3]:
-        path = str(pathlib.Path(member.train.run) / "config.json")
+        path = str(pathlib.Path(member.run) / "config.json")
         config, _ = cli.parse(["a.command", "--config", path], "doc")
         assert config == member
         assert evaluate(config)["step"] == STEPS
@@ -212,10 +208,10 @@ def test_a_loss_that_is_not_finite_names_its_member(config, with_train, tmp_path
         (["train.steps=2,3"], "train.steps is no field of a grid"),
         (["sae.expansion=2", "sae.latents=0,32"], "--grid sae.expansion has no effect"),
         (
-            [f"train.site={SITES[0]},{SITES[2]}"],
+            [f"data.site={SITES[0]},{SITES[2]}"],
             "clip.layer.3 of .* has width 8, but clip.layer.1 of .* has 16",
         ),
-        (["train.site=clip.layer.9"], "config.train.site is 'clip.layer.9'; .* has clip.layer.1"),
+        (["data.site=clip.layer.9"], "config.data.site is 'clip.layer.9'; .* has clip.layer.1"),
     ],
     ids=str,
 )

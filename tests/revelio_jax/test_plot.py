@@ -22,9 +22,7 @@ def runs(tmp_path, trained):
     """Folders of two runs; only the first was evaluated."""
     evaluate(trained)
     for name in ("first", "second"):
-        shutil.copytree(
-            trained.train.run, tmp_path / "runs" / name, ignore=shutil.ignore_patterns("checkpoints")
-        )
+        shutil.copytree(trained.run, tmp_path / "runs" / name, ignore=shutil.ignore_patterns("checkpoints"))
     (tmp_path / "runs/second/evaluation.json").unlink()
     lines = (tmp_path / "runs/second/metrics.jsonl").read_text().splitlines()
     half = [json.dumps(json.loads(line) | {"loss": 1e-3, "dead_fraction": 0.0}) for line in lines[:6]]

@@ -30,7 +30,7 @@ def command(path, *arguments):
 
 def final_state(config, step=None, data=1, feature=1):
     """The state of a checkpoint as numpy."""
-    run, d = pathlib.Path(config.train.run), 16
+    run, d = pathlib.Path(config.run), 16
     latents = d * config.sae.expansion
     mesh = sharding.make_mesh(data, feature, config.train.batch_size, latents)
     step = step or checkpoints.newest(run)
@@ -38,7 +38,7 @@ def final_state(config, step=None, data=1, feature=1):
 
 
 def lines(config):
-    path = pathlib.Path(config.train.run) / "metrics.jsonl"
+    path = pathlib.Path(config.run) / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -49,7 +49,7 @@ def assert_same_bits(a, b):
 
 
 def test_a_run_learns_and_writes_what_it_should(trained):
-    run = pathlib.Path(trained.train.run)
+    run = pathlib.Path(trained.run)
     assert json.loads((run / "config.json").read_text()) == json.loads(trained.to_json())
     log = lines(trained)
     assert [line["step"] for line in log] == list(range(50, 601, 50))
@@ -95,9 +95,7 @@ def test_killed_and_resumed_equals_uninterrupted(trained, with_train, config_fil
     # Parameters, optimiser, dead counters, normalisation and step.
     assert_same_bits(final_state(resumed), final_state(trained))
     timings = {"rows_per_s", "step_s", "data_wait_s", "rss_gib"}
-    untimed = [
-        [{k: v for k, v in line.items() if k not in timings} for line in lines(c)] for c in (resumed, trained)
-    ]
+    untimed = [[{k: v for k, v in line.items() if k not in timings} for line in lines(c)] for c in (resumed, trained)]
     assert untimed[0] == untimed[1]
 
 
@@ -112,9 +110,9 @@ def test_restores_on_another_mesh(trained):
 
 
 def test_goes_on_on_another_mesh(trained, with_train, tmp_path):
-    shutil.copytree(trained.train.run, tmp_path / "run")
+    shutil.copytree(trained.run, tmp_path / "run")
     config = with_train(trained, run=str(tmp_path / "run"), steps=620, resume=True)
-    train(with_train(config, mesh_data=2, mesh_feature=4))
+    train(with_train(config, data=2, feature=4))
     assert lines(config)[-1]["step"] == 620
     assert lines(config)[-1]["fvu"] < 0.1
 
@@ -139,7 +137,7 @@ def test_a_mixture_on_lanes_goes_on_to_the_bit(base, with_train, two_stores, pla
     assert lines(parts)[-1]["coverage"] == lines(whole)[-1]["coverage"]
     other = with_train(whole, steps=61, resume=True, stores=(two_stores[0].removeprefix("3:"), two_stores[1]))
     assert_refused(other, "store fingerprint is '1/2 of .*; 1/2 of .*was trained with '3/4 of", tmp_path)
-    assert_refused(with_train(whole, steps=61, resume=True, lanes=2), r"train\.lanes is 2, but", tmp_path)
+    assert_refused(with_train(whole, steps=61, resume=True, lanes=2), r"data\.lanes is 2, but", tmp_path)
 
     state, few, many = final_state(whole), planted[:1024].astype(float), planted[1024:] + 1.0
     mean = 0.75 * few.mean(0) + 0.25 * many.mean(0)
@@ -155,10 +153,10 @@ def test_a_mixture_on_lanes_goes_on_to_the_bit(base, with_train, two_stores, pla
 
 
 def test_a_finished_run_has_nothing_left_to_do(trained, with_train, capsys):
-    before = (pathlib.Path(trained.train.run) / "metrics.jsonl").read_bytes()
+    before = (pathlib.Path(trained.run) / "metrics.jsonl").read_bytes()
     train(with_train(trained, resume=True))
     assert "nothing is left to do" in capsys.readouterr().out
-    assert (pathlib.Path(trained.train.run) / "metrics.jsonl").read_bytes() == before
+    assert (pathlib.Path(trained.run) / "metrics.jsonl").read_bytes() == before
 
 
 def test_resume_without_a_checkpoint_begins(base, with_train, tmp_path, capsys):
@@ -170,7 +168,7 @@ def test_resume_without_a_checkpoint_begins(base, with_train, tmp_path, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops(trained, with_train, tmp_path):
-    shutil.copytree(trained.train.run, tmp_path / "run")
+    shutil.copytree(trained.run, tmp_path / "run")
     worse = with_train(trained, run=str(tmp_path / "run"), steps=799, resume=True, learning_rate=1e30)
     with pytest.raises(SystemExit) as stopped:
         train(worse)
@@ -197,40 +195,40 @@ def assert_refused(config, match, tmp_path):
 @pytest.mark.parametrize(
     ("section", "fields", "match"),
     [
-        ("train", {"run": ""}, "config.train.run is empty"),
+        ("train", {"run": ""}, "config.run is empty"),
         ("extract", {"store": ""}, "config.extract.store is empty"),
         ("extract", {"store": "no/such/store"}, "no store there"),
         ("extract", {"store": "ftp://host/store"}, "unknown scheme ftp"),
-        ("train", {"site": "clip.layer.7"}, "config.train.site is 'clip.layer.7'; .* has clip.layer.1"),
+        ("data", {"site": "clip.layer.7"}, "config.data.site is 'clip.layer.7'; .* has clip.layer.1"),
         ("train", {"batch_size": 4096}, "config.train.batch_size is 4096, but"),
         ("train", {"batch_size": 63, "mesh_data": 8}, "config.train.batch_size is 63; .* multiple of the 8"),
         (
             "train",
             {"mesh_feature": 5, "mesh_data": 1},
-            "config.train.mesh_feature is 5; it must divide the 48",
+            "config.mesh.feature is 5; it must divide the 48",
         ),
-        ("train", {"mesh_feature": 3, "mesh_data": -1}, "config.train.mesh_feature is 3; it must divide 8"),
-        ("train", {"mesh_feature": 4, "mesh_data": 4}, "is 4 x 4; there are 8 devices"),
-        ("train", {"lanes": 3}, "config.train.lanes is 3; it must divide config.train.batch_size 64"),
+        ("mesh", {"feature": 3, "data": -1}, "config.mesh.feature is 3; it must divide 8"),
+        ("mesh", {"feature": 4, "data": 4}, "is 4 x 4; there are 8 devices"),
+        ("data", {"lanes": 3}, "config.data.lanes is 3; it must divide config.train.batch_size 64"),
         (
             "train",
             {"stores": ("nowhere_*",)},
-            "config.train.stores has the pattern 'nowhere_\\*', which fits",
+            "config.data.stores has the pattern 'nowhere_\\*', which fits",
         ),
-        ("train", {"mesh_data": 0}, "config.train.mesh_data is 0"),
+        ("mesh", {"data": 0}, "config.mesh.data is 0"),
         ("sae", {"k": 49}, "config.sae.k is 49; it must be at most 48"),
         ("sae", {"k_start": 49, "k_anneal_steps": 9}, "config.sae.k_start is 49; it must be at most 48"),
-        ("sae", {"encode_chunk": 2}, "config.sae.encode_chunk is 2; it must be 0 or at least 3"),
+        ("sae", {"encode_chunk": 2}, "config.sae.encode_chunk is 2; it must be None or at least 3"),
         (
             "sae",
             {"encode_chunk": 11, "architecture": "batch_topk"},
-            "config.sae.encode_chunk is 11; it must be 0 or at least 12",
+            "config.sae.encode_chunk is 11; it must be None or at least 12",
         ),
-        ("sae", {"encode_chunk": 11, "multi_topk": 0.125}, "is 11; it must be 0 or at least 12"),
+        ("sae", {"encode_chunk": 11, "multi_topk": 0.125}, "is 11; it must be None or at least 12"),
         (
             "sae",
             {"encode_chunk": 47, "architecture": "batch_topk", "multi_topk": 0.125},
-            "is 47; it must be 0 or at least 48",
+            "is 47; it must be None or at least 48",
         ),
     ],
 )

@@ -18,22 +18,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from revelio_jax import files
+from revelio_jax.cli import RunsParser
 from revelio_jax.errors import InputError, require
 from revelio_jax.interpret.granularity import plot
 from revelio_jax.interpret.granularity.plot import TITLES
 from revelio_jax.interpret.granularity.runs import FIELDS, FIGURES, WHOLE, RunPurity, read_runs, rows
 
 
-def panels_of(
-    runs: Sequence[RunPurity], labels: Sequence[str], measures: Sequence[str]
-) -> list[tuple[str, str]]:
+def panels_of(runs: Sequence[RunPurity], labels: Sequence[str], measures: Sequence[str]) -> list[tuple[str, str]]:
     """Labels, all that there are where none is named, by measures; the spread is of no label."""
     there = dict.fromkeys(label for run in runs for label in run.facts["labels"])
     for label in labels:
         if label not in there:
-            raise InputError(
-                f"--label is {label!r}; the runs were interpreted with {', '.join(there) or 'none'}"
-            )
+            raise InputError(f"--label is {label!r}; the runs were interpreted with {', '.join(there) or 'none'}")
     panels = [(label, measure) for label in labels or there for measure in measures if measure != "spread"]
     return panels + [("", "spread")] * ("spread" in measures)
 
@@ -54,10 +51,10 @@ def table(runs: Sequence[RunPurity], panels: Sequence[tuple[str, str]]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = files.Parser("revelio_jax.interpret.granularity", __doc__, "PNG")
+    parser = RunsParser("revelio_jax.interpret.granularity", __doc__, "PNG")
     parser.add_argument("--label", action="append", default=[], help="that is drawn; by default all")
     parser.add_argument("--measure", action="append", choices=TITLES, help="that is drawn; by default all")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse(argv)
     require("matplotlib", "plot", "revelio_jax.interpret.granularity")
     runs = read_runs(arguments.runs)
     panels = panels_of(runs, arguments.label, arguments.measure or tuple(TITLES))

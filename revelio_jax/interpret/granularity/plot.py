@@ -31,17 +31,12 @@ def draw(runs: Sequence[RunPurity], panels: Sequence[tuple[str, str]]) -> "Figur
     colours = matplotlib.color_sequences["petroff10"]
     places = list(dict.fromkeys(_place(run, runs) for run in runs))
     runs = sorted(runs, key=lambda run: (places.index(_place(run, runs)), list(DASHES).index(run.kind)))
-    looks = [
-        {"color": colours[places.index(_place(run, runs)) % 10], "marker": DASHES[run.kind][1]}
-        for run in runs
-    ]
+    looks = [{"color": colours[places.index(_place(run, runs)) % 10], "marker": DASHES[run.kind][1]} for run in runs]
     strata = _strata(runs)
     widths = [3, 1.7, 2.6] if strata else [1]
     height = 0.75 + 0.19 * max(len(runs), 5)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(9.6 if strata else 6, height * len(panels) + 0.6), dpi=125, layout="constrained"
-        )
+        figure = Figure(figsize=(9.6 if strata else 6, height * len(panels) + 0.6), dpi=125, layout="constrained")
         grid = figure.subplots(len(panels), len(widths), squeeze=False, width_ratios=widths)
         for axes, (label, measure) in zip(grid, panels, strict=True):
             whole, title = axes[min(1, len(axes) - 1)], TITLES[measure].format(label=label)
@@ -113,8 +108,7 @@ def _legend(runs, looks) -> list[typing.Any]:
 
     shown = [kind for kind in DASHES if kind in {run.kind for run in runs}]
     lines = [
-        Line2D([], [], color="0.25", linestyle=DASHES[kind][0], marker=DASHES[kind][1], markersize=4)
-        for kind in shown
+        Line2D([], [], color="0.25", linestyle=DASHES[kind][0], marker=DASHES[kind][1], markersize=4) for kind in shown
     ]
     for line, kind in zip(lines, shown, strict=True):
         line.set_label(kind or "SAE")

@@ -76,9 +76,7 @@ def _means(found: Results) -> dict[tuple[str, str, str], dict[str, float] | None
     for label in facts["labels"]:
         for measure in MEASURES:
             name, chance = f"{label}.{measure}", facts["purity"][label]
-            means[label, measure, WHOLE] = _figures(
-                _column(found.latents, name), (chance["chance"] or {}).get(measure)
-            )
+            means[label, measure, WHOLE] = _figures(_column(found.latents, name), (chance["chance"] or {}).get(measure))
             of_strata = _column(found.strata, name).reshape(shape)
             for i, stratum in enumerate(strata):
                 expected = (chance["chance_of_strata"][i] or {}).get(measure)

@@ -179,9 +179,7 @@ class Collection:
 
         of_strata, lists = maps, of_maps
         if self.strata.timesteps is None and samples is not maps:
-            stratum_of_sample = self._stratum(
-                part.sample_N[first_of_sample], part.timestep_N[first_of_sample]
-            )
+            stratum_of_sample = self._stratum(part.sample_N[first_of_sample], part.timestep_N[first_of_sample])
             of_strata, lists = samples, self._lists(samples, stratum_of_sample)
         self.samples_of += np.bincount(lists, minlength=self.samples_of.size).reshape(shape)
         if self.strata.names:
@@ -278,9 +276,7 @@ def _runs(entries: _Entries, group_of_N: np.ndarray) -> _Runs:
     return _Runs(start, length, np.take(entries.latent, start), np.take(group, start), peak)
 
 
-def _row_of_peak(
-    entries: _Entries, runs: _Runs, some: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _row_of_peak(entries: _Entries, runs: _Runs, some: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of some runs the row of the peak, the first of equals; all their entries, and the run of each."""
     length = runs.length[some]
     run = np.repeat(np.arange(len(some)), length)

@@ -38,7 +38,7 @@ from revelio_jax.store import SiteReader, Store
 
 FLAGS = {"again": (False, "also where results of the same store, SAE and fields are there")}
 # Fields of config.interpret that decide the results.
-FIELDS = ("top", "weaker", "neighbours", "coactivation_rows", "cells", "stratum", "labels", "drawn")
+FIELDS = ("top", "weaker", "neighbors", "coactivation_rows", "cells", "stratum", "labels", "random_samples")
 
 
 def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
@@ -48,7 +48,7 @@ def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
     """
     options = config.interpret
     store, site, latents = opened(config)
-    folder = results.folder_of(config.train.run, options.sae)
+    folder = results.folder_of(config.run, options.sae)
     facts = _identity(options, store, site, latents)
     if not again and (found := _found(folder, facts)):
         # Store and SAE may have moved since.
@@ -84,7 +84,7 @@ def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
         "purity": {label.name: _purity(label, store, site, strata, made, options.top) for label in labels},
         "top": options.top,
         "weaker": options.weaker,
-        "neighbours": options.neighbours,
+        "neighbors": options.neighbors,
         "histogram_log2_edges": collection.edges.tolist(),
     }
     return results.save(folder, facts, made.tables, made.arrays), True
@@ -92,11 +92,11 @@ def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
 
 def opened(config: Config) -> tuple[Store, SiteReader, Dictionary]:
     """The store, its site and the latents that config names. Raises InputError where they do not fit."""
-    run, sae = config.train.run, config.interpret.sae
+    run, sae = config.run, config.interpret.sae
     if not run:
-        raise InputError("config.train.run is empty; it names the folder of the run, as runs/mini_sd")
+        raise InputError("config.run is empty; it names the folder of the run, as runs/mini_sd")
     if pathlib.Path(run).exists() and not pathlib.Path(run).is_dir():
-        raise InputError(f"config.train.run is {run!r}, which is no folder")
+        raise InputError(f"config.run is {run!r}, which is no folder")
     if sae == NEURONS:
         store, site = stream.open_site(config)
         return store, site, dictionary.neurons(site)
@@ -112,9 +112,9 @@ def read(
     """Read all rows, encode them, and keep what is kept of them."""
     options = config.interpret
     scale = latents.gain * float(np.sqrt(site.variance.sum()))
-    drawn = _drawn(store, site, options.drawn)
+    drawn = _drawn(store, site, options.random_samples)
     collection = Collection(latents.latents, options.top, options.weaker, scale, cells, strata, drawn)
-    sampled = RowSample(options.coactivation_rows if options.neighbours else 0, site.rows)
+    sampled = RowSample(options.coactivation_rows if options.neighbors else 0, site.rows)
     with tqdm(total=site.rows, desc="interpret", unit="row", unit_scale=True, dynamic_ncols=True) as bar:
         for part in stream.whole_samples(encoded(config, site, latents)):
             collection.add(part)
@@ -145,9 +145,7 @@ def _drawn(store: Store, site: SiteReader, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(there, min(count, len(there)), replace=False))
 
 
-def _identity(
-    options: InterpretConfig, store: Store, site: SiteReader, latents: Dictionary
-) -> dict[str, typing.Any]:
+def _identity(options: InterpretConfig, store: Store, site: SiteReader, latents: Dictionary) -> dict[str, typing.Any]:
     """Facts that decide the results."""
     return {
         "site": site.name,
@@ -158,8 +156,7 @@ def _identity(
             "architecture": latents.architecture,
         },
         "fields": {
-            name: list(value) if isinstance(value := getattr(options, name), tuple) else value
-            for name in FIELDS
+            name: list(value) if isinstance(value := getattr(options, name), tuple) else value for name in FIELDS
         },
     }
 
@@ -189,7 +186,7 @@ def _of_store(config: Config, store: Store) -> dict[str, typing.Any]:
     if "images" in store.manifest.get("input", {}):
         images = config.extract.images
     return {
-        "name": pathlib.Path(config.train.run).absolute().name,
+        "name": pathlib.Path(config.run).absolute().name,
         "model": model.get("id", config.model.id),
         "family": model.get("family", config.model.family),
         "mode": extract.get("mode", "text"),
@@ -198,11 +195,11 @@ def _of_store(config: Config, store: Store) -> dict[str, typing.Any]:
 
 
 def _neighbours(options: InterpretConfig, latents: Dictionary, sampled: RowSample) -> dict[str, np.ndarray]:
-    shape = latents.latents, options.neighbours
+    shape = latents.latents, options.neighbors
     nearest = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)  # neurons are at right angles
     if latents.W_dec_FD is not None:
-        nearest = neighbors.nearest(latents.W_dec_FD, options.neighbours)
-    coactive = neighbors.coactive(sampled.codes(latents.latents), options.neighbours)
+        nearest = neighbors.nearest(latents.W_dec_FD, options.neighbors)
+    coactive = neighbors.coactive(sampled.codes(latents.latents), options.neighbors)
     names = "nearest", "nearest_cosine", "coactive", "coactive_score"
     return dict(zip(names, nearest + coactive, strict=True))
 
@@ -216,17 +213,14 @@ def _purity(
     of_strata = [expected] * len(strata.names)
     if strata.of_sample is not None:
         of_strata = [
-            purity.chance(label, samples[strata.of_sample[samples] == i], top)
-            for i in range(len(strata.names))
+            purity.chance(label, samples[strata.of_sample[samples] == i], top) for i in range(len(strata.names))
         ]
     columns = made.tables["latents"]
     return {
         "classes": len(label.classes),
         "samples": int((label.of_sample[samples] >= 0).sum()),
         "strongest": min(purity.STRONGEST, top),
-        "measured": {
-            name: purity.interval(columns[f"{label.name}.{name}"].to_numpy()) for name in purity.MEASURES
-        },
+        "measured": {name: purity.interval(columns[f"{label.name}.{name}"].to_numpy()) for name in purity.MEASURES},
         "chance": expected,
         "chance_of_strata": of_strata,
     }

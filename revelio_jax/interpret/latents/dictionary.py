@@ -87,9 +87,7 @@ def load(folder: str) -> Dictionary:
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"SAE folder {folder}: cfg.json is broken: {what}") from error
     if architecture not in ("topk", "jumprelu", "standard"):
-        raise InputError(
-            f"SAE folder {folder}: architecture is {architecture!r}; allowed: topk, jumprelu, standard"
-        )
+        raise InputError(f"SAE folder {folder}: architecture is {architecture!r}; allowed: topk, jumprelu, standard")
     if not all(type(n) is int and n > 0 for n in (d, latents, *((k,) if architecture == "topk" else ()))):
         raise InputError(f"SAE folder {folder}: d_in {d}, d_sae {latents}, k {k}; they must be counts")
     if k and k > latents:
@@ -149,8 +147,7 @@ def check(dictionary: Dictionary, store: Store, site: SiteReader) -> None:
     said, model = dictionary.metadata, store.manifest.get("model", {})
     if said.get("site") and said["site"] != site.name:
         raise InputError(
-            f"config.train.site is {site.name!r}, "
-            f"but the SAE {dictionary.folder} was trained on {said['site']!r}"
+            f"config.data.site is {site.name!r}, but the SAE {dictionary.folder} was trained on {said['site']!r}"
         )
     if len(dictionary.b_dec_D) != site.d:
         raise InputError(
@@ -168,13 +165,12 @@ def check(dictionary: Dictionary, store: Store, site: SiteReader) -> None:
             of_sae, of_store = (str(pathlib.PurePath(text)) for text in (of_sae, of_store))
         if of_sae and of_store and of_sae != of_store:
             raise InputError(
-                f"the SAE {dictionary.folder} is of the {name} {of_sae!r}, "
-                f"but store {store.location} of {of_store!r}"
+                f"the SAE {dictionary.folder} is of the {name} {of_sae!r}, but store {store.location} of {of_store!r}"
             )
 
 
 def make_encode(
-    dictionary: Dictionary, batch_size: int, encode_chunk: int = 0
+    dictionary: Dictionary, batch_size: int, encode_chunk: int | None = None
 ) -> Callable[[np.ndarray], Callable[[], Codes]]:
     """``encode(x_ND)`` sets the devices to work; what it returns waits for the code of the N rows.
 

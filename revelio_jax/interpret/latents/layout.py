@@ -105,9 +105,7 @@ def make_strata(column: str, table: pyarrow.Table, timesteps: list[int]) -> Stra
         return Strata("timestep", tuple(map(str, timesteps)), timesteps=np.asarray(timesteps, np.int32))
     kinds = {field.name: field.type for field in table.schema if not pyarrow.types.is_nested(field.type)}
     if column not in kinds:
-        raise InputError(
-            f"config.interpret.stratum is {column!r}; the samples have the columns {', '.join(kinds)}"
-        )
+        raise InputError(f"config.interpret.stratum is {column!r}; the samples have the columns {', '.join(kinds)}")
     label = as_label(column, table[column])
     if not 0 < len(label.classes) <= MOST_STRATA:
         raise InputError(

@@ -63,9 +63,7 @@ def read_labels(table: pyarrow.Table, wanted: tuple[str, ...]) -> list[Label]:
             columns[field.name] = table[field.name]
     for name in wanted:
         if name not in columns:
-            raise InputError(
-                f"config.interpret.labels has {name!r}; the samples have the columns {', '.join(columns)}"
-            )
+            raise InputError(f"config.interpret.labels has {name!r}; the samples have the columns {', '.join(columns)}")
     labels = [as_label(name, columns[name]) for name in wanted or columns if wanted or name not in NO_LABELS]
     return [label for label in labels if wanted or _is_label(label)]
 

@@ -50,15 +50,15 @@ class CodeBatch:
 
 
 def open_site(config: Config) -> tuple[Store, SiteReader]:
-    """The one store that config names, and config.train.site, or its first. Raises InputError."""
-    entries = config.train.stores or (f"1:{config.extract.store}",)
-    if not config.train.stores and not config.extract.store:
-        raise InputError("config.extract.store is empty; it, or config.train.stores, names what to interpret")
-    mixture = open_mixture(entries, config.train.site)
+    """The one store that config names, and config.data.site, or its first. Raises InputError."""
+    entries = config.data.stores or (f"1:{config.extract.store}",)
+    if not config.data.stores and not config.extract.store:
+        raise InputError("config.extract.store is empty; it, or config.data.stores, names what to interpret")
+    mixture = open_mixture(entries, config.data.site)
     if len(mixture.stores) > 1:
         raise InputError(
-            f"config.train.stores names {len(mixture.stores)} stores; interpretation reads one: give it as "
-            f"--config.train.stores={mixture.stores[0].location}"
+            f"config.data.stores names {len(mixture.stores)} stores; interpretation reads one: give it as "
+            f"--config.data.stores={mixture.stores[0].location}"
         )
     if not mixture.rows:
         raise InputError(f"site {mixture.name} of store {mixture.stores[0].location} has no rows")

@@ -128,8 +128,7 @@ def _samples(
         each = (Entries(*(array[:, i] for array in of_strata)) for i in range(len(names)))
         blocks = [(0, i, entries) for i, entries in enumerate(each)] + blocks
     value, sample, position, timestep = (
-        np.concatenate([getattr(entries, field) for _, _, entries in blocks], axis=1)
-        for field in Entries._fields
+        np.concatenate([getattr(entries, field) for _, _, entries in blocks], axis=1) for field in Entries._fields
     )
     there = sample >= 0
     width = [entries.sample.shape[1] for _, _, entries in blocks]
@@ -154,9 +153,7 @@ def _samples(
     }
 
 
-def _quantile(
-    collection: Collection, max_F: np.ndarray, latent_N: np.ndarray, value_N: np.ndarray
-) -> np.ndarray:
+def _quantile(collection: Collection, max_F: np.ndarray, latent_N: np.ndarray, value_N: np.ndarray) -> np.ndarray:
     """The share of the rows where a latent fires whose value is not larger, float32; exact to its bin.
 
     Within a bin values are taken to be spread evenly in log2, up to the latent's largest.

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from revelio_jax import files
+from revelio_jax.cli import RunsParser
 from revelio_jax.errors import InputError, require
 from revelio_jax.interpret.probes import diff_c, experiment, plot
 from revelio_jax.interpret.probes.experiment import PROBES, Row, Settings
@@ -32,7 +33,7 @@ KEY = (
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = files.Parser("revelio_jax.interpret.probes", __doc__, "JSON")
+    parser = RunsParser("revelio_jax.interpret.probes", __doc__, "JSON")
     add = parser.add_argument
     add("--label", action="append", default=[], help="label column, or several; by default all")
     add("--apart", default="", help="column whose values are not shared by training and test")
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     add("--rate", type=_positive, default=diff_c.RATE, help="of Diff-C, 1e-4 in the paper")
     add("--memory", type=_positive, default=8.0, help="GiB that the maps of Diff-C may take")
     add("--seed", type=_seed, default=0, help="of the split, and of Diff-C")
-    given = parser.parse_args(argv)
+    given = parser.parse(argv)
     require("matplotlib", "plot", "revelio_jax.interpret.probes")
     out = files.out_of(given.out, given.runs, "probes.json")
     settings = Settings(given.apart, given.seed, given.width, given.epochs, given.rate)
@@ -92,9 +93,7 @@ def _read(out: pathlib.Path) -> dict[tuple, Row]:
     try:
         return {key_of(row): row for row in json.loads(out.read_text())["rows"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{out} is there, but no result of probes; move it away or name another --out"
-        ) from error
+        raise InputError(f"{out} is there, but no result of probes; move it away or name another --out") from error
 
 
 def _write(out: pathlib.Path, rows: dict[tuple, Row]) -> None:

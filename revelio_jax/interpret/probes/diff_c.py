@@ -22,8 +22,7 @@ class DiffC(nnx.Module):
         self.norm = nnx.BatchNorm(channels, use_bias=False, use_scale=False, rngs=rngs)
         channels_of = [channels] + [width] * STRIDED
         self.convolutions = nnx.List(
-            nnx.Conv(before, width, (3, 3), strides=2 if i else 1, rngs=rngs)
-            for i, before in enumerate(channels_of)
+            nnx.Conv(before, width, (3, 3), strides=2 if i else 1, rngs=rngs) for i, before in enumerate(channels_of)
         )
         self.norms = nnx.List(nnx.BatchNorm(width, rngs=rngs) for _ in range(STRIDED + 1))
         self.dropout = nnx.Dropout(DROPOUT, rngs=rngs)

@@ -46,9 +46,7 @@ class Settings:
     def of(self, probe: str) -> Row:
         """Those that a probe depends on."""
         common = {"apart": self.apart, "seed": self.seed}
-        return common | (
-            {"width": self.width, "epochs": self.epochs, "rate": self.rate} if probe == "diff_c" else {}
-        )
+        return common | ({"width": self.width, "epochs": self.epochs, "rate": self.rate} if probe == "diff_c" else {})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,8 +103,7 @@ def open_task(run: str, wanted: tuple[str, ...], settings: Settings) -> Task:
         parts = split(classes, groups, settings.seed)
         if parts is None and wanted:
             raise InputError(
-                f"--label is {label.name!r}, of which fewer than two classes have {LEAST} {each}, "
-                "which a probe needs"
+                f"--label is {label.name!r}, of which fewer than two classes have {LEAST} {each}, which a probe needs"
             )
         kept = 0 if parts is None else len(np.unique(classes[parts.all]))
         if left_out := len(np.unique(classes[classes >= 0])) - kept:

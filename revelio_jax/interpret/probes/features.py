@@ -33,9 +33,7 @@ class Means:
         return self.z[rows].toarray() if of_latents else self.x[rows]
 
 
-def means(
-    site: SiteReader, latents: Dictionary, samples: int, timesteps: list[int], batch_size: int
-) -> Means:
+def means(site: SiteReader, latents: Dictionary, samples: int, timesteps: list[int], batch_size: int) -> Means:
     """Read all rows once. Memory is that of the means, latents counted where they fire anywhere."""
     cells = samples * len(timesteps)
     x = np.zeros((cells, site.d))
@@ -88,9 +86,7 @@ def maps(
     return found.reshape(len(samples), height, width, depth)
 
 
-def encoded(
-    site: SiteReader, latents: Dictionary | None, batch_size: int
-) -> Iterator[tuple[RowBatch, Codes | None]]:
+def encoded(site: SiteReader, latents: Dictionary | None, batch_size: int) -> Iterator[tuple[RowBatch, Codes | None]]:
     """All rows in order, with their codes where there are ``latents``."""
     encode = latents and dictionary.make_encode(latents, stream.most_rows(site, batch_size))
     with (

@@ -26,9 +26,7 @@ class Linear(typing.NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def fit(
-    x_ND: jax.Array, class_N: jax.Array, strengths: jax.Array, classes: int
-) -> tuple[jax.Array, jax.Array]:
+def fit(x_ND: jax.Array, class_N: jax.Array, strengths: jax.Array, classes: int) -> tuple[jax.Array, jax.Array]:
     """The minimum of mean cross-entropy + (s / 2) |W|^2 for each s: W [S, D, C] and b [S, C], float32."""
     solver = optax.lbfgs()
 
@@ -54,9 +52,7 @@ def fit(
         return jax.vmap(one)(strengths)
 
 
-def train(
-    x_ND: np.ndarray, class_N: np.ndarray, validation: tuple[np.ndarray, np.ndarray], classes: int
-) -> Linear:
+def train(x_ND: np.ndarray, class_N: np.ndarray, validation: tuple[np.ndarray, np.ndarray], classes: int) -> Linear:
     """The probe of N samples and those that ``validation`` has, at the strength that did best on the latter.
 
     Of strengths that do equally well the largest is taken.

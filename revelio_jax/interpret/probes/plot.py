@@ -39,9 +39,7 @@ def write(rows: Sequence[dict[str, typing.Any]], path: pathlib.Path) -> None:
             ax.set_xticks(range(len(timesteps)), [str(t) if t >= 0 else "" for t in timesteps])
             ax.set_xlabel("timestep" if timesteps[-1] >= 0 else "")
             ax.set_xlim(-0.5, len(timesteps) - 0.5)
-        shown = {
-            name: line for ax in grid.flat for line, name in zip(*ax.get_legend_handles_labels(), strict=True)
-        }
+        shown = {name: line for ax in grid.flat for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3)
         with files.replaced(path) as part:
             figure.savefig(part, format="png")
@@ -49,9 +47,7 @@ def write(rows: Sequence[dict[str, typing.Any]], path: pathlib.Path) -> None:
 
 def _draw(ax, rows, timesteps: list[int]) -> None:
     for i, ((probe, of), look) in enumerate(LOOKS.items()):
-        some = sorted(
-            (r for r in rows if (r["probe"], r["input"]) == (probe, of)), key=lambda r: r["timestep"]
-        )
+        some = sorted((r for r in rows if (r["probe"], r["input"]) == (probe, of)), key=lambda r: r["timestep"])
         if not some:
             continue
         # Side by side, so that intervals can be told apart.
@@ -59,8 +55,6 @@ def _draw(ax, rows, timesteps: list[int]) -> None:
         y = [row["accuracy"] for row in some]
         below = [a - row["low"] for a, row in zip(y, some, strict=True)]
         above = [row["high"] - a for a, row in zip(y, some, strict=True)]
-        ax.errorbar(
-            x, y, yerr=[below, above], label=f"{NAMES[probe]} on {of}", markersize=3, elinewidth=0.7, **look
-        )
+        ax.errorbar(x, y, yerr=[below, above], label=f"{NAMES[probe]} on {of}", markersize=3, elinewidth=0.7, **look)
     for row in rows[:1]:
         ax.axhline(row["majority"], color="0.4", linestyle=":", linewidth=0.9, label="most frequent class")

@@ -46,7 +46,7 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
     is written, where the store or its pictures are not those that the results were made of, or an autoencoder
     to compare with is gone; and where the report cannot be written.
     """
-    run = pathlib.Path(config.train.run)
+    run = pathlib.Path(config.run)
     folder = report_of(run, results)
     part, old = (folder.with_name(folder.name + suffix) for suffix in (".part", ".old"))
     store = store_of(results)

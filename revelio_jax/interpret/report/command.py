@@ -19,9 +19,9 @@ FLAGS = {"compare": ((), "run to compare with, or its folder neurons; may be giv
 
 def main(argv: Sequence[str]) -> None:
     config, flags = parse(["revelio_jax.interpret.report", *argv], __doc__, **FLAGS)
-    if not config.train.run:
-        raise InputError("config.train.run is empty; it names the folder of the run")
-    ours = results.load(results.folder_of(config.train.run, config.interpret.sae))
+    if not config.run:
+        raise InputError("config.run is empty; it names the folder of the run")
+    ours = results.load(results.folder_of(config.run, config.interpret.sae))
     compare = [results.load(_results(folder)) for folder in flags["compare"]]
     folder = write(config, ours, compare)
     print(f"report: {folder / 'index.html'}")

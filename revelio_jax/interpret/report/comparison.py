@@ -14,9 +14,7 @@ from revelio_jax.interpret.report.table import ROWS
 SCORES = np.linspace(0, 1, 21).round(2)
 
 
-def write(
-    report: pathlib.Path, index: int, ours: ReportData, other: ReportData, folder: pathlib.Path
-) -> dict:
+def write(report: pathlib.Path, index: int, ours: ReportData, other: ReportData, folder: pathlib.Path) -> dict:
     """Write what belongs to the other run number ``index``; returns what the pages say of it at once.
 
     ``data/compare/INDEX/rows/N.js`` has, for latents of a chunk of rows of ours, of each way to match
@@ -44,9 +42,7 @@ def write(
             {
                 "rows": rows,
                 "numbers": spoken_of,
-                "named": [
-                    [*other.named(latent), number(other.columns["frequency"][latent])] for latent in spoken_of
-                ],
+                "named": [[*other.named(latent), number(other.columns["frequency"][latent])] for latent in spoken_of],
             },
         )
     for number_, (_, _, score) in enumerate(ways):
@@ -60,8 +56,7 @@ def write(
             "numbers": [overview.numbers(ours.results), overview.numbers(other.results)],
             "density": [overview.density(ours.results), overview.density(other.results)],
             "purity": [
-                [overview.purities(ours.results, label), overview.purities(other.results, label)]
-                for label in shared
+                [overview.purities(ours.results, label), overview.purities(other.results, label)] for label in shared
             ],
             "ways": [[name, _scores(ours, score)] for name, _, score in ways],
         },

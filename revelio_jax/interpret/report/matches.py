@@ -25,9 +25,7 @@ def check(results: Results) -> None:
         if _folder(results):
             _decoder(results)
     except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{results.folder} is of {_folder(results)}, which cannot be read: {error}"
-        ) from error
+        raise InputError(f"{results.folder} is of {_folder(results)}, which cannot be read: {error}") from error
 
 
 def by_decoder(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
@@ -82,8 +80,7 @@ def by_samples(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
         stop = min(start + step, len(count_a))
         kept = range(firsts[start], firsts[stop])
         pairs = [
-            (latents_a[i] - start) * len(count_b) + latents_b[spans[0][i] : spans[1][i]].astype(np.int64)
-            for i in kept
+            (latents_a[i] - start) * len(count_b) + latents_b[spans[0][i] : spans[1][i]].astype(np.int64) for i in kept
         ]
         if not pairs:
             continue

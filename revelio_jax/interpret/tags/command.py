@@ -1,12 +1,12 @@
 """What latents mean, said by a vision-language model: a label, its granularity, and how well it predicts.
 
-    python -m revelio_jax.interpret.tags --config FILE --config.interpret.tag_model=HUB_ID_OR_FOLDER
+    python -m revelio_jax.interpret.tags --config FILE --config.tags.model=HUB_ID_OR_FOLDER
     python -m revelio_jax.interpret.tags --config FILE --latents 3,17 \\
-        --config.interpret.tag_endpoint=http://localhost:8000/v1 --config.interpret.tag_model=NAME
+        --config.tags.endpoint=http://localhost:8000/v1 --config.tags.model=NAME
 
 Needs what python -m revelio_jax.interpret wrote; nothing else needs tags. The model is one of transformers
 (image-text-to-text, with a chat template), or any that an OpenAI-compatible server has; a key is read from
-the environment variable that config.interpret.tag_key names. It is shown the strongest samples of a latent,
+the environment variable that config.tags.key names. It is shown the strongest samples of a latent,
 pictures with their heat map and a crop at the peak, or prompts with the words that fire marked, and asked
 for a label and, as multiple choice, of which kind it is:
 
@@ -49,9 +49,7 @@ from revelio_jax.interpret.wilson import Z, wilson
 
 DRAWN = "drawn"
 ENOUGH = 10  # latents whose mean score has an interval
-FLAGS = {
-    "latents": (DRAWN, "their numbers, as 3,17; drawn are config.interpret.tag_latents of those that fire")
-}
+FLAGS = {"latents": (DRAWN, "their numbers, as 3,17; drawn are config.tags.latents of those that fire")}
 SCHEMA = pyarrow.schema(
     {
         "latent": pyarrow.int32(),
@@ -98,21 +96,19 @@ def tag(config: Config, latents: Sequence[int] = ()) -> Tagged:
     answer; what was answered by then is written, as it is on Ctrl-C.
     """
     found = results.load(_folder(config))
-    wanted = _wanted(found, latents) or evidence.choose(found, config.interpret.tag_latents)
+    wanted = _wanted(found, latents) or evidence.choose(found, config.tags.latents)
     material = evidence.open_material(found, config.extract)
     stop = threading.Event()
     model = _model(config, stop)
-    kept = Answers(pathlib.Path(config.train.run, answers.NAME), model, stop)
+    kept = Answers(pathlib.Path(config.run, answers.NAME), model, stop)
 
     def one(latent: int) -> Tag:
-        options = config.interpret
-        return tag_latent(material, kept, model.name, latent, options.tag_pictures, options.tag_held_out)
+        options = config.tags
+        return tag_latent(material, kept, model.name, latent, options.images, options.held_out)
 
     tags, started = [], time.perf_counter()
     try:
-        for tagged in tqdm(
-            _each(one, wanted, model.parallel), "tags", len(wanted), unit="latent", dynamic_ncols=True
-        ):
+        for tagged in tqdm(_each(one, wanted, model.parallel), "tags", len(wanted), unit="latent", dynamic_ncols=True):
             tags.append(tagged)
     finally:
         stop.set()  # threads that are still asking ask no more
@@ -121,9 +117,7 @@ def tag(config: Config, latents: Sequence[int] = ()) -> Tagged:
     return Tagged(found, tuple(tags), kept, time.perf_counter() - started)
 
 
-def tag_latent(
-    material: LatentEvidence, kept: Answers, model: str, latent: int, pictures: int, held: int
-) -> Tag:
+def tag_latent(material: LatentEvidence, kept: Answers, model: str, latent: int, pictures: int, held: int) -> Tag:
     """Ask all questions about a latent."""
     kind, has_maps = material.kind, material.has_maps
     shown = material.shown(latent, pictures)
@@ -181,9 +175,9 @@ def _each(one: Callable[[int], Tag], latents: Sequence[int], parallel: int) -> I
 
 
 def _folder(config: Config) -> pathlib.Path:
-    if not config.train.run:
-        raise InputError("config.train.run is empty; it names the folder of the run, as runs/mini_sd")
-    return results.folder_of(config.train.run, config.interpret.sae)
+    if not config.run:
+        raise InputError("config.run is empty; it names the folder of the run, as runs/mini_sd")
+    return results.folder_of(config.run, config.interpret.sae)
 
 
 def _wanted(found: Results, latents: Sequence[int]) -> list[int]:
@@ -196,15 +190,15 @@ def _wanted(found: Results, latents: Sequence[int]) -> list[int]:
 
 
 def _model(config: Config, stop: threading.Event) -> VisionLanguageModel:
-    options = config.interpret
-    if not options.tag_model:
+    options = config.tags
+    if not options.model:
         raise InputError(
-            "config.interpret.tag_model is empty; it names an image-text-to-text model, by hub id or folder, "
-            "or with config.interpret.tag_endpoint as the endpoint calls it"
+            "config.tags.model is empty; it names an image-text-to-text model, by hub id or folder, "
+            "or with config.tags.endpoint as the endpoint calls it"
         )
-    if options.tag_endpoint:
+    if options.endpoint:
         return open_endpoint(options, stop)
-    require("transformers", "steer", "config.interpret.tag_model")
+    require("transformers", "steer", "config.tags.model")
     from revelio_jax.interpret.tags.local_model import (
         open_model,  # it imports torch, which an endpoint needs not
     )

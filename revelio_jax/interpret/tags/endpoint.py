@@ -15,7 +15,7 @@ import typing
 import urllib.error
 import urllib.request
 
-from revelio_jax.config import InterpretConfig
+from revelio_jax.config import TagsConfig
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.tags.answers import Stopped, VisionLanguageModel
 from revelio_jax.interpret.tags.questions import Question
@@ -41,34 +41,28 @@ class _Fails(Exception):
         self.again, self.wait = again, wait
 
 
-def open_endpoint(
-    options: InterpretConfig, stop: threading.Event, first_wait: float = FIRST_WAIT
-) -> VisionLanguageModel:
+def open_endpoint(options: TagsConfig, stop: threading.Event, first_wait: float = FIRST_WAIT) -> VisionLanguageModel:
     """The model that config names, behind its endpoint; nothing is sent yet. Raises InputError."""
     key = ""
-    if options.tag_key:
-        key = os.environ.get(options.tag_key, "").strip()
+    if options.key:
+        key = os.environ.get(options.key, "").strip()
         if not key:
             raise InputError(
-                "config.interpret.tag_key names an environment variable that is empty or not set; it holds "
+                "config.tags.key names an environment variable that is empty or not set; it holds "
                 "the endpoint's key, without one leave the field empty"
             )
         if not (key.isascii() and key.isprintable()):
-            raise InputError(
-                "the environment variable that config.interpret.tag_key names holds letters that no key has"
-            )
+            raise InputError("the environment variable that config.tags.key names holds letters that no key has")
     endpoint = Endpoint(options, key, stop, first_wait)
-    return VisionLanguageModel(
-        options.tag_model, f"endpoint {options.tag_model}", endpoint.ask, options.tag_parallel
-    )
+    return VisionLanguageModel(options.model, f"endpoint {options.model}", endpoint.ask, options.parallel)
 
 
 class Endpoint:
-    def __init__(self, options: InterpretConfig, key: str, stop: threading.Event, first_wait: float):
-        self._base = options.tag_endpoint.rstrip("/").removesuffix("/chat/completions")
+    def __init__(self, options: TagsConfig, key: str, stop: threading.Event, first_wait: float):
+        self._base = options.endpoint.rstrip("/").removesuffix("/chat/completions")
         self._options, self._key, self._stop, self._first_wait = options, key, stop, first_wait
         self._opener = urllib.request.build_opener(_Refuse)
-        self._parameters = {"max_tokens": options.tag_tokens, "temperature": 0}
+        self._parameters = {"max_tokens": options.max_tokens, "temperature": 0}
         self._answered = False
 
     def ask(self, question: Question) -> str:
@@ -80,7 +74,7 @@ class Endpoint:
                 if attempt == TRIES or not error.again:
                     times = f", {attempt} times" if attempt > 1 else ""
                     raise InputError(
-                        f"config.interpret.tag_endpoint {self._base}: {error}{times}; what was answered is "
+                        f"config.tags.endpoint {self._base}: {error}{times}; what was answered is "
                         "kept, the same command goes on"
                     ) from None
                 wait = min(max(self._first_wait * 2 ** (attempt - 1), error.wait), LONGEST_WAIT)
@@ -92,11 +86,9 @@ class Endpoint:
         raise AssertionError("unreachable")
 
     def _once(self, question: Question) -> str:
-        content = [
-            {"type": "image_url", "image_url": {"url": _data_uri(picture)}} for picture in question.pictures
-        ]
+        content = [{"type": "image_url", "image_url": {"url": _data_uri(picture)}} for picture in question.pictures]
         content.append({"type": "text", "text": question.text})
-        body = {"model": self._options.tag_model, "messages": [{"role": "user", "content": content}]}
+        body = {"model": self._options.model, "messages": [{"role": "user", "content": content}]}
         while True:
             parameters = dict(self._parameters)
             try:
@@ -110,7 +102,7 @@ class Endpoint:
             except (OSError, http.client.HTTPException) as error:
                 reason = getattr(error, "reason", error)
                 if isinstance(reason, TimeoutError):
-                    raise _Fails(f"no answer within {self._options.tag_timeout:g} s", True) from None
+                    raise _Fails(f"no answer within {self._options.timeout:g} s", True) from None
                 told = self._told(str(reason) or type(reason).__name__)
                 # What was never reached is more likely misspelt than busy.
                 never = isinstance(error, urllib.error.URLError) and not self._answered
@@ -126,7 +118,7 @@ class Endpoint:
         )
         if self._key:
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
-        with self._opener.open(request, timeout=self._options.tag_timeout) as response:
+        with self._opener.open(request, timeout=self._options.timeout) as response:
             return response.read()
 
     def _adapted(self, message: str, sent: dict[str, typing.Any]) -> bool:

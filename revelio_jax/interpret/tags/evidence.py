@@ -93,9 +93,7 @@ class LatentEvidence:
         if half < FEWEST:
             return []
         held = [
-            HeldOut(exhibit, fires)
-            for part, fires in zip(parts, (True, False), strict=True)
-            for exhibit in part[:half]
+            HeldOut(exhibit, fires) for part, fires in zip(parts, (True, False), strict=True) for exhibit in part[:half]
         ]
         return [held[i] for i in random.permutation(len(held))]
 

@@ -81,9 +81,7 @@ def about_label(kind: str, shown: Sequence[Exhibit], has_maps: bool) -> Question
 def about_granularity(kind: str, shown: Sequence[Exhibit], has_maps: bool, latent: int) -> Question:
     told = LEVELS[kind] | {NONE: NOTHING}
     options = "\n".join(f"{letter}. {told[name]}" for letter, name in lettered(kind, latent).items())
-    return Question(
-        "granularity", _shown(kind, shown, has_maps) + LEVEL.format(options=options), _pictures(shown)
-    )
+    return Question("granularity", _shown(kind, shown, has_maps) + LEVEL.format(options=options), _pictures(shown))
 
 
 def about_sample(kind: str, label: str, exhibit: Exhibit) -> Question:

@@ -150,9 +150,7 @@ def test_measured_pictures_are_spread_over_styles_and_categories():
 
 
 def test_the_judge_is_never_shown_a_fifth_of_the_objects():
-    pictures = [
-        data.Picture(str(i), style, "food", "", held_out=False) for i in range(50) for style in data.STYLES
-    ]
+    pictures = [data.Picture(str(i), style, "food", "", held_out=False) for i in range(50) for style in data.STYLES]
     unseen = judge.unseen_objects(pictures)
     assert len(unseen) == 10
     assert unseen == judge.unseen_objects(pictures[::-1])

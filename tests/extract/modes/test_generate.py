@@ -140,9 +140,7 @@ def test_rows_are_those_of_the_pipelines_own_run(
         torch.testing.assert_close(torch.from_numpy(values), kept.flatten(0, 2), rtol=1e-5, atol=1e-5)
 
 
-def test_only_the_timesteps_asked_for_are_kept_and_sampling_ends_after_them(
-    config, called, tmp_path, read_rows
-):
+def test_only_the_timesteps_asked_for_are_kept_and_sampling_ends_after_them(config, called, tmp_path, read_rows):
     run.extract(config("sd", sites=("unet.mid_block",), timesteps=(501, 751)))
     passes = [m for m in called if type(m).__name__ == "UNet2DConditionModel" and m.device.type == "cpu"]
     assert len(passes) == 2
@@ -317,9 +315,7 @@ DEFAULT_SITE = {"sd": "unet.mid_block", "flux": "flux.double.0.image", "dit": "d
 
 
 @pytest.mark.parametrize(("family", "fields", "message"), BAD)
-def test_bad_input_is_refused_before_anything_is_written(
-    config, family, fields, message, tmp_path, monkeypatch
-):
+def test_bad_input_is_refused_before_anything_is_written(config, family, fields, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seeds.csv").write_text("prompt,seed\ncat,x\n" if family == "sd" else "prompt\ncat\n")
     (tmp_path / "half.jsonl").write_text('{"prompt": "cat", "seed": 1.0}\n{"prompt": "cat", "seed": 1.5}\n')

@@ -125,9 +125,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("pool", ["none", "mean"])
-def test_rows_are_those_of_a_forward_pass_by_hand(
-    config, family, pool, request, pictures, tmp_path, read_rows
-):
+def test_rows_are_those_of_a_forward_pass_by_hand(config, family, pool, request, pictures, tmp_path, read_rows):
     forward, name, module, read = FAMILIES[family]
     run.extract(config(family, sites=(name,), pool=pool, guidance=3.5))
     pipe = request.getfixturevalue(family)
@@ -213,9 +211,7 @@ def test_difference_is_output_minus_input(config, name, tmp_path, read_rows, sd,
     ((before, after),) = seen
     after = after[0] if isinstance(after, tuple) else after
     expected = pixels(after - before).flatten(0, 1)
-    torch.testing.assert_close(
-        torch.from_numpy(read_rows(tmp_path / "store")[0]), expected, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(torch.from_numpy(read_rows(tmp_path / "store")[0]), expected, rtol=1e-4, atol=1e-5)
 
 
 BAD = [

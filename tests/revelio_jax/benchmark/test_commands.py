@@ -18,7 +18,7 @@ def refused(monkeypatch, capsys, tmp_path, sae_folder):
     run = tmp_path / "run"
 
     def command(main, *flags: str) -> str:
-        config = ["--config=configs/mini_sd.py", f"--config.train.run={run}"]
+        config = ["--config=configs/mini_sd.py", f"--config.run={run}"]
         with pytest.raises(SystemExit) as stop, reported():
             main([*config, *flags])
         assert stop.value.code == 2
@@ -55,9 +55,7 @@ def test_an_sae_folder_for_another_model(refused, sae_folder):
 
 def test_a_judge_or_prompts_that_are_missing(refused):
     assert "judge.safetensors" in refused(steering.main, "--concept=flat", "--config.steer.judge=nowhere")
-    assert "no/prompts.csv" in refused(
-        steering.main, "--concept=flat", "--config.steer.prompts=no/prompts.csv"
-    )
+    assert "no/prompts.csv" in refused(steering.main, "--concept=flat", "--config.steer.prompts=no/prompts.csv")
 
 
 @pytest.mark.parametrize("command", [latents, table])

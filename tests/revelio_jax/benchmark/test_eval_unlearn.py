@@ -107,6 +107,4 @@ def test_eval_unlearn_runs_it(settings, tmp_path, monkeypatch):
     assert get_technique("revelio_jax") is SteererTechnique
     assert report["metric_result"]["value"] == 2
     assert report["erase_concept"] == "glossy 3d"
-    np.testing.assert_array_equal(
-        pixels(shown), pixels(SteererTechnique(**settings).generate(PROMPTS, seed=3))
-    )
+    np.testing.assert_array_equal(pixels(shown), pixels(SteererTechnique(**settings).generate(PROMPTS, seed=3)))

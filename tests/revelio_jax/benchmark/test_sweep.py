@@ -61,9 +61,7 @@ def test_the_curve_has_every_figure_at_every_strength(tmp_path, wanted):
     note = figure.axes[1].get_title("right")
     assert (
         note
-        == {None: "", 0.9: "wanted: 90% removed; suggested: -1.5", 1.0: "wanted: 100% removed; none does it"}[
-            wanted
-        ]
+        == {None: "", 0.9: "wanted: 90% removed; suggested: -1.5", 1.0: "wanted: 100% removed; none does it"}[wanted]
     )
     figure.savefig(tmp_path / "curve.png")
 
@@ -76,7 +74,7 @@ def command(tmp_path, sae_folder):
     (sae_folder / "cfg.json").write_text(json.dumps(config))
 
     def run(*flags: str) -> subprocess.CompletedProcess:
-        settings = ["--config=configs/mini_sd.py", f"--config.train.run={tmp_path / 'run'}"]
+        settings = ["--config=configs/mini_sd.py", f"--config.run={tmp_path / 'run'}"]
         settings += ["--config.steer.steps=2", "--config.steer.rule=contrast", f"--sae={sae_folder}"]
         argv = [sys.executable, "-m", "revelio_jax.steering", "sweep", *settings, *flags]
         return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
@@ -128,7 +126,7 @@ def test_a_text_without_labels_is_drawn_and_not_judged(command, tmp_path):
 )
 def test_wrong_input_is_one_line(monkeypatch, capsys, tmp_path, flags, says):
     monkeypatch.chdir(ROOT)
-    config = ["--config=configs/mini_sd.py", f"--config.train.run={tmp_path / 'run'}"]
+    config = ["--config=configs/mini_sd.py", f"--config.run={tmp_path / 'run'}"]
     with pytest.raises(SystemExit) as stop, reported():
         sweep.main([*config, *flags])
     assert stop.value.code == 2

@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from revelio_jax.config import Config, ExtractConfig, ModelConfig, SteerConfig, TrainConfig
+from revelio_jax.config import Config, ExtractConfig, ModelConfig, SteerConfig
 from revelio_jax.explore import requests
 from revelio_jax.explore.backend import Backend, load
 from revelio_jax.explore.catalog import know
@@ -54,7 +54,7 @@ def write_run():
         return Config(
             model=ModelConfig(id=model, family=family, device="cpu"),
             extract=ExtractConfig(store=str(folder / "store")),
-            train=TrainConfig(run=str(folder)),
+            run=str(folder),
             steer=SteerConfig(rule="contrast", pooled=True, steps=3, guidance=2.5, height=32, width=32),
         )
 
@@ -66,9 +66,7 @@ def save_known():
     """A function that writes what interpreting would know of a run's latents."""
 
     def save(run: pathlib.Path) -> None:
-        words = [
-            "zebra, stripes" if i == 7 else "<|endoftext|>, tail" if i == 8 else "" for i in range(LATENTS)
-        ]
+        words = ["zebra, stripes" if i == 7 else "<|endoftext|>, tail" if i == 8 else "" for i in range(LATENTS)]
         numbers = pyarrow.array(range(LATENTS), pyarrow.int32())
         latents = pyarrow.table(
             {
@@ -121,7 +119,7 @@ class Explorer:
 
     @property
     def run(self) -> pathlib.Path:
-        return pathlib.Path(self.config.train.run)
+        return pathlib.Path(self.config.run)
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +134,7 @@ def explorer(tmp_path_factory, write_run, save_known):
         @functools.cache
         def get(site: str) -> Explorer:
             config = write_run(tmp_path_factory.mktemp("runs") / site, site)
-            run = pathlib.Path(config.train.run)
+            run = pathlib.Path(config.run)
             if site == "clip.layer.2":
                 save_known(run)
             live = load(config, "")

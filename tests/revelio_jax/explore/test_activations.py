@@ -49,9 +49,7 @@ def test_the_strongest_are_those_beyond_the_empty_prompt_and_not_on_padding(sae)
         assert row["position"] == codes_PF[:, latent].argmax()
         assert row["share"] == pytest.approx((codes_PF[:, latent] > 0).sum() / 6)
     assert [row["latent"] for row in found.strongest(2)] == expected[:2]
-    assert {row["latent"] for row in found.strongest(LATENTS, 5)} == set(
-        np.flatnonzero(sae.codes(x)[5].numpy())
-    )
+    assert {row["latent"] for row in found.strongest(LATENTS, 5)} == set(np.flatnonzero(sae.codes(x)[5].numpy()))
 
 
 @settings(deadline=None)

@@ -63,9 +63,7 @@ def test_the_stream_of_text_in_flux_s_denoiser_is_shown_by_its_tokens(explorer):
     latent = fired.strongest(1)[0]["latent"]
     assert views.timeline(fired, latent).count("<tr>") == 4
     steering = SteeringRequest(((latent, Clamp(50.0)),), "gated", positions=(0, 1))
-    assert (
-        explored.live.steered(sampling(explored), steering) != explored.live.plain(sampling(explored))
-    ).any()
+    assert (explored.live.steered(sampling(explored), steering) != explored.live.plain(sampling(explored))).any()
 
 
 def test_steering_is_as_by_hand_and_a_strength_of_0_changes_no_bit(explorer):
@@ -76,9 +74,7 @@ def test_steering_is_as_by_hand_and_a_strength_of_0_changes_no_bit(explorer):
     for concepts in (((latent, -1.5),), ((latent, Clamp(30.0)), ("glossy 3d", -1.0))):
         steered = live.steered(wanted, SteeringRequest(concepts, "contrast"))
         with live.steerer.attach(live.pipe, dict(concepts), rule="contrast"):
-            (by_hand,) = sample(
-                live.pipe, [PROMPT], [3], steps=3, guidance=2.5, height=32, width=32, batch_size=1
-            )
+            (by_hand,) = sample(live.pipe, [PROMPT], [3], steps=3, guidance=2.5, height=32, width=32, batch_size=1)
         np.testing.assert_array_equal(steered, by_hand)
         assert (steered != plain).any()
     np.testing.assert_array_equal(live.steered(wanted, SteeringRequest(((latent, 0.0),), "contrast")), plain)

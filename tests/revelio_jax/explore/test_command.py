@@ -83,7 +83,7 @@ def replaced(config, section: str, **values):
 def test_a_run_that_has_no_export(refused, config, tmp_path):
     other = replaced(config, "train", run=str(tmp_path / "other"))
     assert "python -m revelio_jax.export makes it" in refused(other)
-    assert "config.train.run is empty" in refused(replaced(config, "train", run=""))
+    assert "config.run is empty" in refused(replaced(config, "train", run=""))
     assert "cfg.json is missing" in refused(config, f"--sae={tmp_path}")
 
 
@@ -99,7 +99,7 @@ def test_a_model_that_cannot_be_sampled_or_is_another(refused, config):
     ("site", "said"), [("clip.layer.9", "unknown hook point"), ("unet.up_blocks.1", "its width is 128")]
 )
 def test_a_site_that_is_not_the_model_s(refused, config, site, said):
-    file = pathlib.Path(config.train.run, "export", "cfg.json")
+    file = pathlib.Path(config.run, "export", "cfg.json")
     cfg = json.loads(file.read_text())
     cfg["metadata"]["site"] = site
     file.write_text(json.dumps(cfg))
@@ -111,9 +111,7 @@ def test_a_port_or_an_address_that_cannot_be_had(refused, config):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"--port {port} cannot be listened on: Address already in use" in refused(
-            config, f"--port={port}"
-        )
+        assert f"--port {port} cannot be listened on: Address already in use" in refused(config, f"--port={port}")
     assert "between 0" in refused(config, "--port=70000")
     assert "cannot be listened on" in refused(config, "--host=no.such.host.invalid")
 
@@ -180,7 +178,7 @@ def test_it_asks_nobody_and_leaves_nothing(running, config, visit, explorer, tmp
     assert status == 200
     assert headers["content-security-policy"].startswith("default-src 'self'")
     assert "no report yet" in answer(f"{url}report/")[2]
-    report = pathlib.Path(config.train.run, "report")
+    report = pathlib.Path(config.run, "report")
     report.mkdir()
     for name in ("index.html", "latent.html"):  # made while the explorer runs
         (report / name).write_text("<!doctype html><body>what the latents mean</body>")

@@ -30,9 +30,7 @@ def test_what_fires_where(use):
     fired = used.live.fires(used.sampling(APPLE))
     rows = fired.strongest(40)
     shown = used.page.locator("#firing [data-latent]")
-    assert [int(shown.nth(i).get_attribute("data-latent")) for i in range(5)] == [
-        row["latent"] for row in rows[:5]
-    ]
+    assert [int(shown.nth(i).get_attribute("data-latent")) for i in range(5)] == [row["latent"] for row in rows[:5]]
     shown.first.click()
     used.page.locator("#tokens .heat").first.wait_for()
     values = fired.map(rows[0]["latent"])[0]
@@ -145,9 +143,7 @@ def test_pictures_over_strengths(use):
     for i, strength in enumerate((-2.0, 0.0, 2.0)):
         steering = SteeringRequest(((latent, strength),), "contrast")
         address = used.page.locator("#strip img").nth(i).get_attribute("src")
-        np.testing.assert_array_equal(
-            used.decoded(address), used.live.steered(used.sampling(APPLE), steering)
-        )
+        np.testing.assert_array_equal(used.decoded(address), used.live.steered(used.sampling(APPLE), steering))
     used.page.locator("#strip button").nth(2).click()  # takes its strength
     used.until_status(f"latent {latent} +2")
     assert used.page.locator("#strength-0 input[type=number]").input_value() == "2"

@@ -110,9 +110,7 @@ def png(value) -> bytes:
 @pytest.fixture
 def dataset():
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features(
-        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])}
-    )
+    features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])})
     pictures = [{"bytes": data, "path": None} for data in (png(0), b"no picture", png(255))]
     return datasets.Dataset.from_dict({"picture": pictures, "kind": [1, 0, 1]}, features=features)
 

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 from safetensors.numpy import save_file
 
-from revelio_jax.config import Config, ExtractConfig, InterpretConfig, SaeConfig, TrainConfig
+from revelio_jax.config import Config, DataConfig, ExtractConfig, InterpretConfig, SaeConfig
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter, open_store
 
 
@@ -145,7 +145,8 @@ def pictures(tmp_path_factory, write_samples, write_sae) -> Config:
     return Config(
         extract=ExtractConfig(store=store),
         sae=SaeConfig(k=4),
-        train=TrainConfig(run=str(folder / "run"), site="unet.mid_block"),
+        run=str(folder / "run"),
+        data=DataConfig(site="unet.mid_block"),
         interpret=InterpretConfig(batch_size=100),
     )
 
@@ -210,7 +211,8 @@ def texts(tmp_path_factory, write_samples, write_sae) -> Config:
     return Config(
         extract=ExtractConfig(store=store),
         sae=SaeConfig(k=3),
-        train=TrainConfig(run=str(folder / "run"), site="clip.layer.1"),
+        run=str(folder / "run"),
+        data=DataConfig(site="clip.layer.1"),
         interpret=InterpretConfig(batch_size=100),
     )
 

@@ -16,6 +16,7 @@ from revelio_jax.config import Config, ExtractConfig, ModelConfig
 from revelio_jax.errors import InputError
 from revelio_jax.planning import widths
 from tests.helpers import ROOT
+from tests.helpers.configs import changed
 
 MESHES = {"v5e:2x2": "2x2", "v5e:4x4": "4x4", "v5p:2x2x2": "2x4"}
 WIDTHS = {"flux_t5": 4096, "sdxl_clip": 2048}
@@ -116,9 +117,9 @@ def test_a_step_that_does_not_fit(config_file, tmp_path):
         ((), {"width": 3}, r"config.sae.k is 64; it must be at most 48, the latents"),
         (("model.id=a/b",), {}, r"the width of site 't5.block.22' of 'a/b' is not known.* --width N"),
         (
-            ("train.mesh_data=3",),
+            ("train.data=3",),
             {},
-            r"config.train.mesh_data x mesh_feature is 3 x -1; .* 16 chips of v5e:4x4",
+            r"config.mesh.data x mesh_feature is 3 x -1; .* 16 chips of v5e:4x4",
         ),
         (
             ("train.batch_size=9", "sae.expansion=13"),
@@ -137,18 +138,14 @@ def test_wrong_input(overrides, options, message):
 def test_wrong_input_on_the_command_line_is_one_line():
     report = run("configs/flux_t5.py", "--topology=v9:2x2")
     assert (report.returncode, report.stdout) == (2, "")
-    assert re.fullmatch(
-        r"error: --topology is 'v9:2x2'; allowed: v5e:1x1 2x2 .*; v5p:2x2x1 .*\n", report.stderr
-    )
+    assert re.fullmatch(r"error: --topology is 'v9:2x2'; allowed: v5e:1x1 2x2 .*; v5p:2x2x1 .*\n", report.stderr)
 
 
 @tpu
 def test_a_mesh_that_does_not_divide_the_batch():
     report = run("configs/flux_t5.py", "--topology=v5e:2x2", "--mesh=4x1", "--config.train.batch_size=6")
     assert (report.returncode, report.stdout) == (2, "")
-    assert re.fullmatch(
-        r"error: config.train.batch_size is 6; it must be a multiple of the 4 .*\n", report.stderr
-    )
+    assert re.fullmatch(r"error: config.train.batch_size is 6; it must be a multiple of the 4 .*\n", report.stderr)
 
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch):
@@ -176,10 +173,8 @@ def test_meshes_that_are_tried():
 
 
 def test_a_site_that_the_store_does_not_hold(base):
-    config = dataclasses.replace(base, train=dataclasses.replace(base.train, site="clip.layer.7"))
-    with pytest.raises(
-        InputError, match=r"config\.train\.site is 'clip\.layer\.7'; store .* has clip\.layer\.1"
-    ):
+    config = changed(base, site="clip.layer.7")
+    with pytest.raises(InputError, match=r"config\.data\.site is 'clip\.layer\.7'; store .* has clip\.layer\.1"):
         plan.describe_work(config, 0)
     away = Config(
         model=ModelConfig(id="extract/miniature/sd"),

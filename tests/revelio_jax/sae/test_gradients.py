@@ -139,9 +139,7 @@ def test_the_loss_compares_with_the_row_itself():
     params["b_enc_F"] -= 100  # nothing fires
     x = np.tile(params["b_dec_D"], (8, 1)) + np.eye(8, 6, dtype=np.float32) * 1e-3
     mesh = sharding.make_mesh(1, 1, 8, 32)
-    _, fired, metrics = jax.jit(lambda p: gradients(p, np.zeros(32, bool), x, 4, SaeConfig(k=4), mesh))(
-        params
-    )
+    _, fired, metrics = jax.jit(lambda p: gradients(p, np.zeros(32, bool), x, 4, SaeConfig(k=4), mesh))(params)
     assert metrics["fvu"] < 1.3  # the error is that to the mean; off by the bias it would be 10^6
     assert metrics["l0"] == 0
     assert not fired.any()  # slots were selected, with value 0

@@ -45,9 +45,7 @@ def test_the_fitted_encoder_reconstructs_best(architecture):
 
 
 def test_rows_without_length_leave_the_encoder():
-    params = initial_params(
-        SaeConfig(k=4), 0, 64, np.zeros(12), np.zeros((3, 12)), sharding.make_mesh(1, 1, 8, 64)
-    )
+    params = initial_params(SaeConfig(k=4), 0, 64, np.zeros(12), np.zeros((3, 12)), sharding.make_mesh(1, 1, 8, 64))
     np.testing.assert_array_equal(params["W_enc_FD"], params["W_dec_FD"])
 
 

@@ -45,9 +45,7 @@ def test_exactly_k_survive_over_devices_and_they_are_the_first(feature, distinct
         keep = survivors(values, k, "feature")
         return jax.numpy.zeros_like(x, bool).at[np.arange(rows)[:, None], indices].set(keep)
 
-    chosen = jax.jit(
-        jax.shard_map(local, mesh=mesh, in_specs=P(None, "feature"), out_specs=P(None, "feature"))
-    )(x)
+    chosen = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=P(None, "feature"), out_specs=P(None, "feature")))(x)
     expected = np.zeros((rows, latents), bool)
     np.put_along_axis(expected, np.asarray(jax.lax.top_k(x, k)[1]), True, 1)
     np.testing.assert_array_equal(chosen, expected)

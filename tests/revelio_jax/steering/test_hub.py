@@ -78,9 +78,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         kind, name, _ = self._parts(path.removeprefix("/api/models"))
         if kind == "preupload":
             files = json.loads(body)["files"]
-            return self._json(
-                {"files": [f | {"uploadMode": "regular", "shouldIgnore": False} for f in files]}
-            )
+            return self._json({"files": [f | {"uploadMode": "regular", "shouldIgnore": False} for f in files]})
         if kind == "commit":
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
@@ -152,11 +150,7 @@ def put(hub, name: str, folder: pathlib.Path, prefix: str = "") -> None:
 
 def fetched(hub) -> set[str]:
     """Files whose content was asked for."""
-    return {
-        line.rpartition(f"/{COMMIT}/")[2]
-        for line in hub.asked
-        if line.startswith("GET") and "/resolve/" in line
-    }
+    return {line.rpartition(f"/{COMMIT}/")[2] for line in hub.asked if line.startswith("GET") and "/resolve/" in line}
 
 
 def refused(*arguments, **options) -> str:

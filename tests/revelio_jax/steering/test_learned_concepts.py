@@ -64,9 +64,7 @@ def test_a_file_of_no_text_is_refused(tmp_path):
     max_examples=300, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
 @hypothesis.given(
-    edits=st.lists(
-        st.tuples(st.integers(0, 400), st.integers(0, 4), st.binary(max_size=4)), min_size=1, max_size=4
-    ),
+    edits=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 4), st.binary(max_size=4)), min_size=1, max_size=4),
     end=st.none() | st.integers(0, 400),
 )
 def test_only_input_errors_come_out_of_mutated_files(tmp_path, edits, end):

@@ -150,9 +150,7 @@ def test_labelled_prompts_teach_a_denoisers_concept(tiny, make_steerer):
         passes = []
         watch(pipe, site, prompts, lambda b, x: passes.append(x) if b == CONDITIONAL else None, SMALL)  # noqa: B023
         found.append(torch.cat(passes))
-    torch.testing.assert_close(
-        means.directions[site.name], (found[0].mean((0, 1)) - found[1].mean((0, 1)))[None]
-    )
+    torch.testing.assert_close(means.directions[site.name], (found[0].mean((0, 1)) - found[1].mean((0, 1)))[None])
     codes = [steerer.sae.codes(x).mean((0, 1)) for x in found]
     torch.testing.assert_close(learned.difference, (codes[0] - codes[1])[None])
     with steerer.attach(pipe, {"apple": -1.0}, learned={"apple": learned}):

@@ -95,9 +95,7 @@ def seen(pipe, site: str):
 
 @pytest.mark.parametrize(("guidance", "negative"), [(2.5, True), (2.5, False), (1.0, True)])
 @pytest.mark.parametrize("negative_prompt", [None, "red"])
-def test_the_prompt_gains_v_and_the_negative_prompt_loses_it(
-    pipe, steerer, guidance, negative, negative_prompt
-):
+def test_the_prompt_gains_v_and_the_negative_prompt_loses_it(pipe, steerer, guidance, negative, negative_prompt):
     strength = -0.7
 
     def encode(watched):
@@ -169,9 +167,7 @@ def test_a_concept_is_encoded_once(pipe, steerer):
 
 
 def test_half_precision_stays_and_the_sae_computes_in_float32(pipe, steerer):
-    half = pipe.components | {
-        "text_encoder": type(pipe.text_encoder)(pipe.text_encoder.config).to(torch.bfloat16)
-    }
+    half = pipe.components | {"text_encoder": type(pipe.text_encoder)(pipe.text_encoder.config).to(torch.bfloat16)}
     halved = type(pipe)(**half, requires_safety_checker=False)
     with steerer.attach(halved, {CONCEPT: -1.0}, rule="contrast"):
         embeddings, _ = halved.encode_prompt(PROMPTS, "cpu", 1, False)

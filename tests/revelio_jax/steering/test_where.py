@@ -14,9 +14,7 @@ CONCEPT = "red apple"
 def outputs(pipe, site: str, call) -> list[torch.Tensor]:
     """What comes out of a site, after steering, in every pass that ``call`` makes."""
     hooked, found = hook_points.resolve(pipe, site), []
-    handle = hooked.module.register_forward_hook(
-        lambda m, a, output: found.append(hooked.read(output).clone())
-    )
+    handle = hooked.module.register_forward_hook(lambda m, a, output: found.append(hooked.read(output).clone()))
     with torch.no_grad():
         call()
     handle.remove()

@@ -63,9 +63,7 @@ def write(location, rows, dtype="float32", bad=(), order=None, chunk_rows=4):
 
 def tree(folder):
     """Every file below a folder with its bytes."""
-    return {
-        str(p.relative_to(folder)): p.read_bytes() for p in pathlib.Path(folder).rglob("*") if p.is_file()
-    }
+    return {str(p.relative_to(folder)): p.read_bytes() for p in pathlib.Path(folder).rglob("*") if p.is_file()}
 
 
 @settings(max_examples=25)
@@ -151,9 +149,7 @@ def test_the_order_of_shards_and_a_broken_off_write_leave_no_trace(tmp_path):
     write(tmp_path / "b", rows, order=[2, 3, 0, 1])
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
     # A shard that was written, with other bytes, but has no marker; a lock of a killed writer.
-    writer = StoreWriter(
-        str(tmp_path / "c"), make_plan(rows), [{"id": i, "prompt": f"p{i}"} for i in range(4)]
-    )
+    writer = StoreWriter(str(tmp_path / "c"), make_plan(rows), [{"id": i, "prompt": f"p{i}"} for i in range(4)])
     writer.write_shard(1, make_shard(9, 7))
     (tmp_path / "c/shards/00001.json").unlink()
     (tmp_path / "c/a.layer.0/activations/c/1/0.__lock").write_bytes(b"half")
@@ -218,9 +214,7 @@ def test_another_plan_is_refused_with_the_difference_named(tmp_path):
 
 
 def test_other_versions_of_libraries_may_go_on(tmp_path):
-    StoreWriter(
-        str(tmp_path), make_plan([3], notes={"versions": {"torch": "1"}}), [{"id": 0, "prompt": "p0"}]
-    )
+    StoreWriter(str(tmp_path), make_plan([3], notes={"versions": {"torch": "1"}}), [{"id": 0, "prompt": "p0"}])
     write(tmp_path, [3])
     assert open_store(str(tmp_path)).manifest["notes"] == {"versions": {"torch": "1"}}
 

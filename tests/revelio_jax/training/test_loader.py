@@ -244,7 +244,8 @@ import time
 import jax, numpy as np
 address, process, location = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 jax.distributed.initialize(address, num_processes=2, process_id=process)
-from revelio_jax import data, sharding
+from revelio_jax.sae import sharding
+from revelio_jax.training import loader as data
 from revelio_jax.training.mixture import open_mixture
 mixture = open_mixture([location])
 order = data.make_order(mixture, 0, 48, 8, 0.1, 4)
@@ -281,9 +282,7 @@ def test_held_out_batches_and_first_rows(one):
     lengths = [len(batch) for batch in loader.held_out_rows(one, order, 50)]
     assert set(lengths[:-1]) == {50}
     assert sum(lengths) == loader.length(order.held_out)
-    np.testing.assert_array_equal(
-        loader.first_rows(one, order, 120)[:, 0], take(one, order, 0, 3).ravel()[:120]
-    )
+    np.testing.assert_array_equal(loader.first_rows(one, order, 120)[:, 0], take(one, order, 0, 3).ravel()[:120])
     assert len(loader.first_rows(one, order, 10**6)) == order.rows
 
 
@@ -324,7 +323,7 @@ def test_a_read_that_fails_is_raised(one):
 
 MEMORY = r"""
 import itertools, re, sys
-from revelio_jax import data
+from revelio_jax.training import loader as data
 from revelio_jax.training.mixture import open_mixture
 mixture = open_mixture([sys.argv[1]])
 order = data.make_order(mixture, 0, 256, 16, 0.05, int(sys.argv[2]))

@@ -59,9 +59,7 @@ def test_shares_and_statistics(folder, parts, entries, shares):
 
 
 def test_the_fingerprint_is_of_all_stores_and_weights(folder):
-    mixed = [
-        open_mixture([f"{w}:{folder}/a", f"{folder}/{b}"]) for w, b in ((1, "b_1"), (2, "b_1"), (2, "b_2"))
-    ]
+    mixed = [open_mixture([f"{w}:{folder}/a", f"{folder}/{b}"]) for w, b in ((1, "b_1"), (2, "b_1"), (2, "b_2"))]
     assert len({mixture.fingerprint for mixture in mixed}) == 3
     assert mixed[1].fingerprint == open_mixture([f"4:{folder}/a", f"2:{folder}/b_1"]).fingerprint
 
@@ -74,7 +72,7 @@ def test_names_with_colons_and_brackets(folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "two", "", "1/0"])
 def test_weights_that_are_not_above_0(folder, weight):
-    with pytest.raises(InputError, match=rf"config\.train\.stores has '{weight}:.*must be a weight above 0"):
+    with pytest.raises(InputError, match=rf"config\.data\.stores has '{weight}:.*must be a weight above 0"):
         open_mixture([f"{weight}:{folder}/a"])
 
 
@@ -93,7 +91,7 @@ def test_refuses(folder, tmp_path, write_store):
     refused(r"clip\.layer\.1 of .*wide has width 5, but 4 in .*/a", first, wide)
     refused(r"model is of the model \{'id': 'm'\}, but .*/a of None", first, model)
     refused("names .*b_1 twice", f"{folder}/b_*", f"{folder}/b_1")
-    refused("config.train.site is 'x'; store .* has clip.layer.1", first, site="x")
+    refused("config.data.site is 'x'; store .* has clip.layer.1", first, site="x")
 
 
 def test_refuses_a_store_without_the_site(folder, tmp_path, write_store, monkeypatch):

@@ -17,14 +17,14 @@ STEP, EVERY = 47, 20  # the step that takes the broken row; steps between checkp
 
 def order_of(config):
     mixture = open_mixture([config.extract.store])
-    return mixture.sites[0], make_order(config.train, mixture)
+    return mixture.sites[0], make_order(config, mixture)
 
 
 def stop(config):
     """What a run that must stop says and keeps."""
     with pytest.raises(SystemExit) as stopped:
         train(config)
-    run = pathlib.Path(config.train.run)
+    run = pathlib.Path(config.run)
 
     def no_constant(name):
         raise AssertionError(f"{name} is not JSON")
@@ -71,10 +71,10 @@ def broken(base, with_train, planted, write_store, tmp_path):
     ("value", "later", "largest"), [(1e30, False, 1e30), (1e30, True, 1e30), (np.nan, True, "nan")]
 )
 def test_a_broken_row_is_named(broken, value, later, largest):
-    config, row = broken(value, later, normalise="none", b_dec_init="zero")
+    config, row = broken(value, later, normalize="none", b_dec_init="zero")
     said, record = stop(config)
     assert record["step"] == STEP
-    assert record["checkpoint"] == f"{config.train.run}/checkpoints/40"
+    assert record["checkpoint"] == f"{config.run}/checkpoints/40"
     assert f"last good checkpoint: {record['checkpoint']};" in said
     assert record["rows"][0] == row
     assert record["largest"][0] == (largest if isinstance(largest, str) else pytest.approx(largest))

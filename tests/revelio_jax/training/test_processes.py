@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from revelio_jax.config import TrainConfig
+from revelio_jax.config import MeshConfig
 from revelio_jax.errors import InputError
 from revelio_jax.sae import sharding
 from revelio_jax.train import train
 from revelio_jax.training import checkpoints, processes
+from tests.helpers.configs import changed
 
 
 @pytest.fixture
@@ -30,8 +31,8 @@ def split(base, with_train):
             steps=50,
             decay_share=0.0,
             lanes=2,
-            mesh_data=data,
-            mesh_feature=feature,
+            data=data,
+            feature=feature,
             **fields,
         )
         # AuxK has something to do soon.
@@ -54,7 +55,7 @@ def start(config_file, tmp_path, unused_port):
             command = [sys.executable, "-m", "revelio_jax.train", "--config", path, *arguments]
             started.append(
                 subprocess.Popen(
-                    [*command, f"--config.train.process={process}"],
+                    [*command, f"--config.mesh.process={process}"],
                     env=os.environ | {"XLA_FLAGS": flags},
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -70,7 +71,7 @@ def start(config_file, tmp_path, unused_port):
 
 
 def final_params(config, mesh):
-    run = pathlib.Path(config.train.run)
+    run = pathlib.Path(config.run)
     arguments = (checkpoints.newest(run), 16 * config.sae.expansion, 16, config.sae, config.train, mesh)
     return jax.device_get(checkpoints.restore(run, *arguments).params)
 
@@ -92,7 +93,7 @@ def test_two_processes_train_to_the_parameters_of_one(split, start, tmp_path, me
 
 def test_sigterm_to_one_of_two_stops_both_after_the_same_step(split, start, tmp_path):
     config = split(tmp_path / "run", 1, 8, checkpoint_every=10**6)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=10**6, log_every=1))
+    config = changed(config, steps=10**6, every=1)
     both = start(config)
     log = tmp_path / "run/metrics.jsonl"
     while not (log.exists() and log.read_text().count("\n") > 3) and both[0].poll() is None:
@@ -107,10 +108,10 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(split, start, tmp_
 
 def test_refuses_to_train_alone_where_others_are_named():
     for fields in ({"coordinator": "localhost:1"}, {"processes": 2}, {"process": 1}):
-        with pytest.raises(InputError, match=r"config.train.distributed is False; it must be True"):
-            processes.start(TrainConfig(**fields))
+        with pytest.raises(InputError, match=r"config.mesh.distributed is False; it must be True"):
+            processes.start(MeshConfig(**fields))
 
 
 def test_refuses_a_process_that_is_none():
-    with pytest.raises(InputError, match=r"config.train.process is 2; it must be from 0 to .*, 1"):
-        processes.start(TrainConfig(distributed=True, coordinator="localhost:1", processes=2, process=2))
+    with pytest.raises(InputError, match=r"config.mesh.process is 2; it must be from 0 to .*, 1"):
+        processes.start(MeshConfig(distributed=True, coordinator="localhost:1", processes=2, process=2))

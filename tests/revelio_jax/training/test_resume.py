@@ -25,13 +25,11 @@ def command(path, *arguments):
 
 
 def start(path, *arguments):
-    return subprocess.Popen(
-        command(path, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command(path, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def final_state(config):
-    run = pathlib.Path(config.train.run)
+    run = pathlib.Path(config.run)
     arguments = (checkpoints.newest(run), 16 * config.sae.expansion, 16, config.sae, config.train)
     return jax.device_get(checkpoints.restore(run, *arguments, sharding.make_mesh(1, 1, 64, 48)))
 
@@ -78,7 +76,7 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(base, with_train, config
 
 
 def test_sigterm_saves_and_ends_with_its_status(base, with_train, config_file, tmp_path):
-    config = with_train(base, run=str(tmp_path / "run"), steps=10**6, checkpoint_every=10**6, log_every=1)
+    config = with_train(base, run=str(tmp_path / "run"), steps=10**6, checkpoint_every=10**6, every=1)
     process = start(config_file(tmp_path / "config.py", config))
     log = tmp_path / "run/metrics.jsonl"
     while not (log.exists() and log.read_text().count("\n") > 5) and process.poll() is None:
@@ -107,12 +105,12 @@ def test_the_newest_and_the_best_are_kept(base, with_train, tmp_path):
 
 
 def test_a_save_that_a_crash_cut_short_is_not_seen(trained, with_train, tmp_path):
-    shutil.copytree(trained.train.run, tmp_path / "run")
+    shutil.copytree(trained.run, tmp_path / "run")
     finished = tmp_path / "run/checkpoints/600"
     cut = finished.with_name("620" + ocp.utils.TMP_DIR_SUFFIX + "1")
     shutil.copytree(finished, cut)
     (cut / "_CHECKPOINT_METADATA").unlink()
-    assert checkpoints.newest(tmp_path / "run") == checkpoints.newest(pathlib.Path(trained.train.run)) == 600
+    assert checkpoints.newest(tmp_path / "run") == checkpoints.newest(pathlib.Path(trained.run)) == 600
     train(with_train(trained, run=str(tmp_path / "run"), steps=640, checkpoint_every=20, resume=True))
     assert checkpoints.newest(tmp_path / "run") == 640
     assert not cut.exists()

@@ -50,7 +50,7 @@ def test_tensorboard_shows_every_line_once(base, with_train, tmp_path):
 def test_tensorboard_needs_no_torch(tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     code = (
-        "import pathlib, sys; from revelio_jax import watch; "
+        "import pathlib, sys; from revelio_jax.training import trackers as watch; "
         "board = watch.TensorBoard(pathlib.Path(sys.argv[1]), 0); board.add({'step': 1, 'loss': 2.0}); "
         "board.close(failed=False); assert 'tensorboard' in sys.modules and 'torch' not in sys.modules"
     )
@@ -139,9 +139,7 @@ def assert_refused(config, match, tmp_path):
 
 
 @pytest.mark.parametrize(("package", "value"), [("tensorboard", True), ("wandb", "a project")])
-def test_a_missing_package_is_named_before_anything_is_written(
-    base, with_train, tmp_path, monkeypatch, package, value
-):
+def test_a_missing_package_is_named_before_anything_is_written(base, with_train, tmp_path, monkeypatch, package, value):
     monkeypatch.setitem(sys.modules, package, None)
     config = with_train(base, run=str(tmp_path / "run"), **{package: value})
     assert_refused(config, rf"config\.train\.{package} needs the package {package}; pip install", tmp_path)
@@ -149,7 +147,7 @@ def test_a_missing_package_is_named_before_anything_is_written(
 
 def test_a_project_that_wandb_does_not_take(base, with_train, tmp_path, wandb):
     config = with_train(base, run=str(tmp_path / "run"), wandb="a/b")
-    assert_refused(config, r"config\.train\.wandb is 'a/b': Invalid project name", tmp_path)
+    assert_refused(config, r"config\.logging\.wandb is 'a/b': Invalid project name", tmp_path)
 
 
 def test_no_login_to_wandb(base, with_train, config_file, tmp_path, wandb):
@@ -163,7 +161,7 @@ def test_no_login_to_wandb(base, with_train, config_file, tmp_path, wandb):
         text=True,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: config.train.wandb is 'p': No API key")
+    assert done.stderr.startswith("error: config.logging.wandb is 'p': No API key")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

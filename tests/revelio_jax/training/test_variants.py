@@ -22,7 +22,7 @@ TRAIN = TrainConfig(batch_size=ROWS, learning_rate=1e-2)
 
 
 def lines(config):
-    text = (pathlib.Path(config.train.run) / "metrics.jsonl").read_text()
+    text = (pathlib.Path(config.run) / "metrics.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -160,7 +160,7 @@ def test_annealed_k():
 def test_a_run_compiles_its_step_once(base, with_train, tmp_path, architecture, compiled):
     sae = dataclasses.replace(base.sae, architecture=architecture, k_aux=0)
     config = with_train(dataclasses.replace(base, sae=sae), run=str(tmp_path / "run"), steps=6, ema=0.9)
-    config = with_train(config, checkpoint_every=3, log_every=2)
+    config = with_train(config, checkpoint_every=3, every=2)
     train(config)
     assert compiled.count("jit(train_step)") == 1
     compiled.clear()

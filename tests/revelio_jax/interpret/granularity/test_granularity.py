@@ -23,7 +23,7 @@ def run(pictures, interpreted) -> str:
     neurons = interpreted(pictures, top=12)
     neurons = dataclasses.replace(neurons, interpret=dataclasses.replace(neurons.interpret, sae="neurons"))
     interpret.interpret(neurons)
-    return pictures.train.run
+    return pictures.run
 
 
 def test_numbers_are_those_of_the_results(run, tmp_path, capsys):

@@ -108,9 +108,7 @@ def test_everything_equals_loops(shape, batch_size, most_cells, told_apart):
         # Strata.
         for i in range(len(strata.names)):
             inside = (
-                timestep == int(strata.names[i])
-                if strata.timesteps is not None
-                else (strata.of_sample[sample] == i)
+                timestep == int(strata.names[i]) if strata.timesteps is not None else (strata.of_sample[sample] == i)
             )
             here = np.flatnonzero(inside & fires)
             assert got.rows_of[f, i] == len(here)

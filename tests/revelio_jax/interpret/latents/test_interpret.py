@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 
-from revelio_jax.config import Config, ExtractConfig, InterpretConfig, TrainConfig
+from revelio_jax.config import Config, DataConfig, ExtractConfig, InterpretConfig
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import command as interpret
 from revelio_jax.interpret.latents import results, tables
@@ -24,7 +24,7 @@ from tests.revelio_jax.interpret import conftest as planted
 @pytest.fixture
 def own(pictures, interpreted, tmp_path):
     """The config of ``pictures`` with a run of its own, where only the export is."""
-    shutil.copytree(pathlib.Path(pictures.train.run, "export"), tmp_path / "run" / "export")
+    shutil.copytree(pathlib.Path(pictures.run, "export"), tmp_path / "run" / "export")
     return interpreted(pictures, train={"run": str(tmp_path / "run")}, top=12)
 
 
@@ -132,7 +132,7 @@ def test_a_file_that_is_gone_is_named(own, name):
 
 
 def test_a_file_in_the_place_of_results_stays(own):
-    mine = results.folder_of(own.train.run)
+    mine = results.folder_of(own.run)
     mine.write_text("mine")
     with pytest.raises(InputError, match="latents is a file"):
         interpret.interpret(own)
@@ -168,7 +168,7 @@ def test_a_store_that_was_moved_is_not_read_again(own, interpreted, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(own, monkeypatch):
-    pathlib.Path(own.train.run, "latents.part").write_text("no folder")
+    pathlib.Path(own.run, "latents.part").write_text("no folder")
     monkeypatch.setattr(interpret, "read", None)
     with pytest.raises(InputError, match="latents cannot be written: File exists"):
         interpret.interpret(own)
@@ -206,7 +206,8 @@ def test_texts_in_several_languages(tmp_path, write_samples, write_sae, interpre
     write_sae(tmp_path / "run" / "export", np.eye(2), np.zeros(2), np.eye(2), np.zeros(2), k=2)
     config = Config(
         extract=ExtractConfig(store=store),
-        train=TrainConfig(run=str(tmp_path / "run"), site=site),
+        run=str(tmp_path / "run"),
+        data=DataConfig(site=site),
         interpret=InterpretConfig(stratum="language", top=12, batch_size=7),
     )
     found, _ = interpret.interpret(config)
@@ -237,7 +238,7 @@ def test_values_of_a_column_are_told_apart(own, interpreted):
 
 def command(config, *flags, start=("-m", "revelio_jax.interpret")) -> subprocess.CompletedProcess:
     """The command as a process, on a run's config.json."""
-    run = pathlib.Path(config.train.run)
+    run = pathlib.Path(config.run)
     (run / "config.json").write_text(config.to_json())
     arguments = [sys.executable, *start, f"--config={run / 'config.json'}", *flags]
     return subprocess.run(arguments, capture_output=True, text=True)
@@ -246,7 +247,7 @@ def command(config, *flags, start=("-m", "revelio_jax.interpret")) -> subprocess
 def test_the_command_writes_results_and_report(own):
     done = command(own)
     assert done.returncode == 0, done.stderr
-    run = pathlib.Path(own.train.run)
+    run = pathlib.Path(own.run)
     assert json.loads((run / "latents" / "summary.json").read_text())["latents"] == 6
     assert "kind, 3 classes" in done.stdout
     assert (run / "report" / "index.html").is_file()
@@ -261,8 +262,8 @@ def test_the_command_writes_results_and_report(own):
         ("--config.interpret.labels=('shade',)", "config.interpret.labels has 'shade'"),
         ("--config.interpret.stratum=shade", "config.interpret.stratum is 'shade'"),
         ("--config.interpret.sae=no/such", "SAE folder no/such has no cfg.json"),
-        ("--config.train.site=unet.up_blocks.1", "unet.up_blocks.1"),
-        ("--config.train.run=", "config.train.run is empty"),
+        ("--config.data.site=unet.up_blocks.1", "unet.up_blocks.1"),
+        ("--config.run=", "config.run is empty"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(own, flag, message):
@@ -270,12 +271,10 @@ def test_bad_input_is_one_line_and_writes_nothing(own, flag, message):
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
-    assert not pathlib.Path(own.train.run, "latents").exists()
+    assert not pathlib.Path(own.run, "latents").exists()
 
 
 def test_an_sae_of_another_width_is_refused(own, write_sae, tmp_path, interpreted):
     folder = write_sae(tmp_path / "wide", np.eye(5), np.zeros(5), np.eye(5), np.zeros(5), k=2)
     with pytest.raises(InputError, match=r"has width 5, but unet\.mid_block of store .* has 4"):
-        interpret.interpret(
-            dataclasses.replace(own, interpret=dataclasses.replace(own.interpret, sae=folder))
-        )
+        interpret.interpret(dataclasses.replace(own, interpret=dataclasses.replace(own.interpret, sae=folder)))

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from revelio_jax.config import Config, ExtractConfig, TrainConfig
+from revelio_jax.config import Config, DataConfig, ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import stream
 from revelio_jax.store import open_store
@@ -17,9 +17,7 @@ SITE = "unet.mid_block"
 def gaps(tmp_path_factory, write_samples):
     """20 samples of 1 to 5 rows, 4 a shard, float16, chunks of 4 rows; 2 and all of 8-11 have none."""
     random = np.random.default_rng(0)
-    sample = np.concatenate(
-        [np.full(random.integers(1, 6), i) for i in range(20) if i != 2 and i not in range(8, 12)]
-    )
+    sample = np.concatenate([np.full(random.integers(1, 6), i) for i in range(20) if i != 2 and i not in range(8, 12)])
     rows = random.normal(size=(len(sample), 3)).astype(np.float16)
     position = np.arange(len(sample)) % 7
     samples = [{"prompt": str(i)} for i in range(20)]
@@ -93,8 +91,6 @@ def test_only_one_store_is_interpreted(gaps, tmp_path):
     shutil.copytree(gaps[0], tmp_path / "other")
     with pytest.raises(InputError, match=r"config\.extract\.store is empty"):
         stream.open_site(Config())
-    both = Config(
-        extract=ExtractConfig(store=""), train=TrainConfig(stores=(f"1:{gaps[0]}", f"2:{tmp_path / 'other'}"))
-    )
+    both = Config(extract=ExtractConfig(store=""), data=DataConfig(stores=(f"1:{gaps[0]}", f"2:{tmp_path / 'other'}")))
     with pytest.raises(InputError, match="names 2 stores; interpretation reads one"):
         stream.open_site(both)

@@ -129,17 +129,11 @@ def test_features_are_those_of_plain_loops(probed):
         of_latents = features.maps(task.site, task.latents, 501, (4, 4), numbers, batch_size)
         for i, number in enumerate(numbers):
             here = (sample == number) & (timestep == 501)
-            np.testing.assert_allclose(
-                means.at(501, numbers, False)[i], x[here].mean(0), rtol=1e-5, atol=1e-6
-            )
-            np.testing.assert_allclose(
-                means.at(501, numbers, True)[i], dense[here].mean(0), rtol=1e-5, atol=1e-6
-            )
+            np.testing.assert_allclose(means.at(501, numbers, False)[i], x[here].mean(0), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(means.at(501, numbers, True)[i], dense[here].mean(0), rtol=1e-5, atol=1e-6)
             order = np.argsort(position[here])
             np.testing.assert_array_equal(maps[i].reshape(16, D), x[here][order])
-            np.testing.assert_allclose(
-                of_latents[i].reshape(16, 2 * D), dense[here][order], rtol=1e-5, atol=1e-6
-            )
+            np.testing.assert_allclose(of_latents[i].reshape(16, 2 * D), dense[here][order], rtol=1e-5, atol=1e-6)
     assert (means.rows[5] == 0).all()
 
 
@@ -157,9 +151,7 @@ def test_the_linear_probe_is_at_the_minimum():
             return each.mean() + 0.5 * strength * (W**2).sum()
 
         best = scipy.optimize.minimize(loss, np.zeros(18), tol=1e-10)
-        assert loss(np.concatenate([np.ravel(W[i]), b[i]]).astype(np.float64)) == pytest.approx(
-            best.fun, abs=1e-5
-        )
+        assert loss(np.concatenate([np.ravel(W[i]), b[i]]).astype(np.float64)) == pytest.approx(best.fun, abs=1e-5)
 
 
 def test_diff_c_has_the_papers_layers_and_is_the_same_for_a_seed():

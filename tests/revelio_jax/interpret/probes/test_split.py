@@ -28,9 +28,7 @@ def test_no_part_shares_a_sample_or_a_group_with_another(samples, seed):
             assert not set(group_N[one]) & set(group_N[other])
     assert parts.groups == len(set(group_N[parts.test]))
     again = split(class_N, group_N, seed)
-    assert all(
-        np.array_equal(a, b) for a, b in zip(all_of, (again.train, again.validation, again.test), strict=True)
-    )
+    assert all(np.array_equal(a, b) for a, b in zip(all_of, (again.train, again.validation, again.test), strict=True))
 
 
 @given(st.lists(st.integers(0, 40), min_size=2, max_size=5), st.integers(0, 5))

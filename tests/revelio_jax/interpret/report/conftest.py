@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from revelio_jax.config import Config, TrainConfig
+from revelio_jax.config import Config
 from revelio_jax.interpret import report
 from tests.helpers import planted
 
@@ -24,7 +24,7 @@ HOSTILE = [
 @pytest.fixture(scope="session")
 def config_of():
     """A function that returns the config of a run's folder."""
-    return lambda run, **fields: dataclasses.replace(Config(), train=TrainConfig(run=str(run)), **fields)
+    return lambda run, **fields: dataclasses.replace(Config(), run=str(run), **fields)
 
 
 @pytest.fixture(scope="session")

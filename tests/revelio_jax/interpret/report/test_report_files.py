@@ -233,8 +233,8 @@ def test_the_command(run, config_of, config_file, tmp_path, image_store):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--config.train.run=runs/none"], "runs/none/latents has no summary.json"),
-        (["--config.train.run="], "config.train.run is empty"),
+        (["--config.run=runs/none"], "runs/none/latents has no summary.json"),
+        (["--config.run="], "config.run is empty"),
         (["--compare=runs/none"], "runs/none/latents has no summary.json"),
         (["--config.interpret.thumbnail=3"], "config.interpret.thumbnail is 3; it must be at least 16"),
     ],

@@ -294,9 +294,7 @@ def test_pictures_have_maps_and_crops(at, visit, image_report):
 def test_compare(at, visit, image_report):
     page = visit(at(image_report) + "compare.html").page
     assert rows(page)
-    scores = page.eval_on_selector_all(
-        ".row .c-score .figure", "all => all.map(score => Number(score.textContent))"
-    )
+    scores = page.eval_on_selector_all(".row .c-score .figure", "all => all.map(score => Number(score.textContent))")
     assert scores == sorted(scores, reverse=True)
     page.get_by_role("columnheader", name="A", exact=True).get_by_role("button").click()
     until(page, "document.querySelector('.c-latent[aria-sort=ascending]')")

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from revelio_jax.config import InterpretConfig
+from revelio_jax.config import TagsConfig
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.tags import endpoint
 from revelio_jax.interpret.tags.answers import Stopped
@@ -20,7 +20,7 @@ def ask(server):
 
     def once(answer, stop=None, first_wait=0.001, **fields):
         server.answer = answer
-        options = InterpretConfig(**{"tag_endpoint": server.url, "tag_model": "m"} | fields)
+        options = TagsConfig(**{"endpoint": server.url, "model": "m"} | fields)
         return endpoint.open_endpoint(options, stop or threading.Event(), first_wait).ask(QUESTION)
 
     return once
@@ -44,7 +44,7 @@ def test_text_alone(ask, server):
 
 @pytest.mark.parametrize("ending", ["", "/", "/chat/completions"])
 def test_the_base_may_be_written_in_several_ways(ask, server, ending):
-    ask(lambda *_: "yes", tag_endpoint=server.url + ending)
+    ask(lambda *_: "yes", endpoint=server.url + ending)
     assert server.requests[0].path == "/v1/chat/completions"
 
 
@@ -81,7 +81,7 @@ def test_errors_that_stay_end_in_one_line(ask, server):
     with pytest.raises(InputError) as error:
         ask(lambda *_: (500, b'{"error": {"message": "out of\\nmemory"}}', {}))
     assert str(error.value) == (
-        f"config.interpret.tag_endpoint {server.url}: 500 Internal Server Error out of memory, "
+        f"config.tags.endpoint {server.url}: 500 Internal Server Error out of memory, "
         f"{endpoint.TRIES} times; what was answered is kept, the same command goes on"
     )
     assert len(server.requests) == endpoint.TRIES
@@ -127,7 +127,7 @@ def test_a_slow_server_is_given_up(ask, server):
         return "late"
 
     with pytest.raises(InputError, match=r"no answer within 0.05 s, 6 times"):
-        ask(slow, tag_timeout=0.05)
+        ask(slow, timeout=0.05)
     release.set()
     assert len(server.requests) == endpoint.TRIES
 
@@ -144,14 +144,14 @@ def test_parameters_that_newer_models_refuse_are_changed(ask, server):
         return "yes"
 
     assert ask(newer) == "yes"
-    assert server.requests[-1].body["max_completion_tokens"] == InterpretConfig().tag_tokens
+    assert server.requests[-1].body["max_completion_tokens"] == TagsConfig().max_tokens
     assert len(server.requests) == 3
 
 
 def test_no_redirect_is_followed(ask, server, monkeypatch):
     monkeypatch.setenv("A_KEY", "secret")
     with pytest.raises(InputError, match="307"):
-        ask(lambda *_: (307, b"", {"Location": f"{server.url}/elsewhere"}), tag_key="A_KEY")
+        ask(lambda *_: (307, b"", {"Location": f"{server.url}/elsewhere"}), key="A_KEY")
     assert len(server.requests) == 1
 
 
@@ -171,7 +171,7 @@ def test_stop_ends_waiting(ask, server):
 def test_keys_that_are_none(ask, server, monkeypatch, key):
     monkeypatch.setenv("A_KEY", key)
     with pytest.raises(InputError, match="letters that no key has") as error:
-        ask(lambda *_: "yes", tag_key="A_KEY")
+        ask(lambda *_: "yes", key="A_KEY")
     assert key not in str(error.value)
     assert not server.requests
 
@@ -179,14 +179,14 @@ def test_keys_that_are_none(ask, server, monkeypatch, key):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"tag_endpoint": "localhost:8000"}, "must be a URL"),
-        ({"tag_endpoint": "ftp://host/v1"}, "must be a URL"),
-        ({"tag_endpoint": "https://me:secret@host/v1"}, "is more than"),
-        ({"tag_endpoint": "https://host/v1?key=secret"}, "is more than"),
-        ({"tag_key": "sk-secret"}, "never the key"),
+        ({"endpoint": "localhost:8000"}, "must be a URL"),
+        ({"endpoint": "ftp://host/v1"}, "must be a URL"),
+        ({"endpoint": "https://me:secret@host/v1"}, "is more than"),
+        ({"endpoint": "https://host/v1?key=secret"}, "is more than"),
+        ({"key": "sk-secret"}, "never the key"),
     ],
 )
 def test_fields_that_are_none(fields, said):
     with pytest.raises(InputError, match=said) as error:
-        InterpretConfig(**fields)
+        TagsConfig(**fields)
     assert "secret" not in str(error.value)

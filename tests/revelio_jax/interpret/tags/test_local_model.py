@@ -11,7 +11,7 @@ import tokenizers
 import torch
 import transformers
 
-from revelio_jax.config import InterpretConfig
+from revelio_jax.config import TagsConfig
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.latents.command import interpret
@@ -75,8 +75,8 @@ def llava(tmp_path_factory) -> str:
     return str(folder)
 
 
-def options(model: str, **fields) -> InterpretConfig:
-    return InterpretConfig(tag_model=model, tag_tokens=6, **fields)
+def options(model: str, **fields) -> TagsConfig:
+    return TagsConfig(model=model, max_tokens=6, **fields)
 
 
 def test_its_answer_is_that_of_greedy_decoding(llava):
@@ -103,21 +103,20 @@ def test_it_sees_the_pictures(llava):
     model = local_model.open_model(options(llava), "cpu")
     random = np.random.default_rng(1)
     seen = {
-        model.ask(Question("label", "?", (as_png(random.integers(0, 256, (32, 32, 3), np.uint8)),)))
-        for _ in range(8)
+        model.ask(Question("label", "?", (as_png(random.integers(0, 256, (32, 32, 3), np.uint8)),))) for _ in range(8)
     }
     assert len(seen) > 1
     assert model.ask(Question("label", "?")) == model.ask(Question("label", "?"))  # a text alone
 
 
 def test_a_run_is_tagged_by_it(pictures, interpreted, llava, tmp_path):
-    shutil.copytree(pathlib.Path(pictures.train.run, "export"), tmp_path / "run" / "export")
-    fields = {"tag_model": llava, "tag_tokens": 6, "tag_pictures": 2, "tag_held_out": 8}
+    shutil.copytree(pathlib.Path(pictures.run, "export"), tmp_path / "run" / "export")
+    fields = {"model": llava, "max_tokens": 6, "images": 2, "held_out": 8}
     config = interpreted(pictures, train={"run": str(tmp_path / "run")}, model={"device": "cpu"}, **fields)
     interpret(config)
     made = command.tag(config, [PLANTED])
     assert made.answers.asked == len((tmp_path / "run" / answers.NAME).read_text().splitlines()) >= 2
-    [row] = results.load(results.folder_of(config.train.run)).tags().to_pylist()
+    [row] = results.load(results.folder_of(config.run)).tags().to_pylist()
     assert row["model"] == llava
     command.summary(made)
     assert command.tag(config, [PLANTED]).answers.asked == 0
@@ -134,7 +133,7 @@ def test_other_weights_in_the_same_folder_are_another_model(llava, tmp_path):
 
 
 def test_what_is_no_such_model_is_refused(llava, tmp_path):
-    with pytest.raises(InputError, match=r"config\.interpret\.tag_model is .*no image-text-to-text model"):
+    with pytest.raises(InputError, match=r"config\.tags\.model is .*no image-text-to-text model"):
         local_model.open_model(options(str(tmp_path / "nothing")), "cpu")
     folder = tmp_path / "silent"
     shutil.copytree(llava, folder)

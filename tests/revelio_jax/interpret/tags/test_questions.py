@@ -96,11 +96,6 @@ def test_every_level_has_a_letter(kind):
     for latent in range(10):
         letters = questions.lettered(kind, latent)
         assert sorted(letters.values()) == sorted([*questions.LEVELS[kind], questions.NONE])
-        question = questions.about_granularity(
-            kind, [Exhibit(0, b"" if kind == "image" else None, "x")], True, latent
-        )
+        question = questions.about_granularity(kind, [Exhibit(0, b"" if kind == "image" else None, "x")], True, latent)
         for letter, level in letters.items():
-            assert (
-                f"\n{letter}. {(questions.LEVELS[kind] | {'none': questions.NOTHING})[level]}\n"
-                in question.text
-            )
+            assert f"\n{letter}. {(questions.LEVELS[kind] | {'none': questions.NOTHING})[level]}\n" in question.text

@@ -60,7 +60,7 @@ def reads(request, _number) -> str:
 def seen(tmp_path_factory, pictures, interpreted):
     """The config of pictures that were interpreted, in a run of its own."""
     run = tmp_path_factory.mktemp("runs") / "seen"
-    shutil.copytree(pathlib.Path(pictures.train.run, "export"), run / "export")
+    shutil.copytree(pathlib.Path(pictures.run, "export"), run / "export")
     config = interpreted(pictures, train={"run": str(run)})
     interpret(config)
     return config
@@ -78,16 +78,16 @@ def asked(tmp_path, interpreted, server):
 
     def change(config, answer, **fields):
         run = tmp_path / "run"
-        shutil.copytree(config.train.run, run)
+        shutil.copytree(config.run, run)
         server.answer = answer
-        fields = {"tag_endpoint": server.url, "tag_model": "sees", "tag_parallel": 2} | fields
+        fields = {"endpoint": server.url, "model": "sees", "parallel": 2} | fields
         return interpreted(config, train={"run": str(run)}, **fields)
 
     return change
 
 
 def rows_of(config) -> dict[int, dict]:
-    table = results.load(results.folder_of(config.train.run)).tags()
+    table = results.load(results.folder_of(config.run)).tags()
     assert table.schema == command.SCHEMA
     return {row["latent"]: row for row in table.to_pylist()}
 
@@ -116,7 +116,7 @@ def test_a_label_that_predicts_scores_high_and_one_that_does_not_near_chance(see
 
 def test_requests_have_the_shape_of_the_protocol(seen, asked, server, monkeypatch):
     monkeypatch.setenv("A_KEY", "secret-words")
-    config = asked(seen, sees, tag_key="A_KEY", tag_tokens=77, tag_pictures=3)
+    config = asked(seen, sees, key="A_KEY", max_tokens=77, images=3)
     command.tag(config, [PLANTED])
     label = next(request for request in server.requests if "eight words" in request.text)
     assert label.path == "/v1/chat/completions"
@@ -135,20 +135,20 @@ def test_requests_have_the_shape_of_the_protocol(seen, asked, server, monkeypatc
 
 def test_the_key_is_nowhere_on_the_disk(seen, asked, server, monkeypatch, capsys):
     monkeypatch.setenv("A_KEY", "secret-words")
-    config = asked(seen, sees, tag_key="A_KEY")
+    config = asked(seen, sees, key="A_KEY")
     command.tag(config, [PLANTED])
     server.answer = lambda *_: (401, b'{"error": {"message": "wrong key: secret-words"}}', {})
     with pytest.raises(InputError) as error:
         command.tag(config, [UNSEEN])
     assert "wrong key: [key]" in str(error.value)
-    files = [path for path in pathlib.Path(config.train.run).rglob("*") if path.is_file()]
+    files = [path for path in pathlib.Path(config.run).rglob("*") if path.is_file()]
     assert files
     assert not any(b"secret-words" in path.read_bytes() for path in files)
     assert "secret-words" not in "".join(capsys.readouterr())
 
 
 def test_texts_are_tagged_by_their_words(read, asked):
-    config = asked(read, reads, tag_held_out=40)
+    config = asked(read, reads, held_out=40)
     command.tag(config)
     rows = rows_of(config)
     assert sorted(rows) == [HEART, AFTER_A]
@@ -158,7 +158,7 @@ def test_texts_are_tagged_by_their_words(read, asked):
 
 
 def test_processors_see_no_marks_in_texts(read, asked, server):
-    config = asked(read, reads, tag_pictures=20, tag_held_out=90)
+    config = asked(read, reads, images=20, held_out=90)
     command.tag(config, [HEART])
     asked_for = "".join(request.text for request in server.requests)
     assert "(image>" in asked_for
@@ -175,7 +175,7 @@ def test_nothing_is_asked_twice(seen, asked, server):
     assert rows_of(config) == first
     # Results made anew lose the tags, and the answers stay.
     interpret(config, again=True)
-    assert results.load(results.folder_of(config.train.run)).tags() is None
+    assert results.load(results.folder_of(config.run)).tags() is None
     command.tag(config)
     assert len(server.requests) == count
     assert rows_of(config) == first
@@ -185,7 +185,7 @@ def test_another_model_is_asked_anew(seen, asked, interpreted, server):
     config = asked(seen, sees)
     command.tag(config, [PLANTED])
     count = len(server.requests)
-    command.tag(interpreted(config, tag_model="other"), [PLANTED])
+    command.tag(interpreted(config, model="other"), [PLANTED])
     assert len(server.requests) == 2 * count
     assert rows_of(config)[PLANTED]["model"] == "other"
 
@@ -223,7 +223,7 @@ def test_verdicts_that_are_none_are_left_out(seen, asked):
 def test_a_torn_line_loses_nothing_else(seen, asked, server, torn):
     config = asked(seen, sees)
     command.tag(config, [PLANTED])
-    count, path = len(server.requests), pathlib.Path(config.train.run, answers.NAME)
+    count, path = len(server.requests), pathlib.Path(config.run, answers.NAME)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]) + torn)
     command.tag(config, [PLANTED])
@@ -253,7 +253,7 @@ def test_a_run_that_was_stopped_asks_only_what_is_missing(seen, asked, server, c
             go_on.wait(60)
         return sees(request, number)
 
-    config = asked(seen, stalls, tag_parallel=1)
+    config = asked(seen, stalls, parallel=1)
     running = subprocess.Popen(
         command_line(config, config_file, tmp_path),
         cwd=ROOT,
@@ -279,7 +279,7 @@ def test_a_run_that_was_stopped_asks_only_what_is_missing(seen, asked, server, c
 
 
 def test_latents_are_drawn_so_that_more_hold_fewer(seen):
-    found = results.load(results.folder_of(seen.train.run))
+    found = results.load(results.folder_of(seen.run))
     drawn = [evidence.choose(found, count) for count in (1, 2, 3, 0)]
     assert [len(one) for one in drawn] == [1, 2, 3, 3]
     assert set(drawn[0]) < set(drawn[1]) < set(drawn[2])
@@ -288,19 +288,19 @@ def test_latents_are_drawn_so_that_more_hold_fewer(seen):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tag_model": ""}, "config.interpret.tag_model is empty"),
-        ({"tag_key": "NOT_SET_ANYWHERE"}, "tag_key names an environment variable that is empty or not set"),
-        ({"tag_endpoint": "", "tag_model": "no/such/model/at/all"}, "config.interpret.tag_model is 'no/such"),
-        ({"tag_endpoint": "http://127.0.0.1:9/v1"}, "tag_endpoint http://127.0.0.1:9/v1: no connection"),
+        ({"model": ""}, "config.tags.model is empty"),
+        ({"key": "NOT_SET_ANYWHERE"}, "key names an environment variable that is empty or not set"),
+        ({"endpoint": "", "model": "no/such/model/at/all"}, "config.tags.model is 'no/such"),
+        ({"endpoint": "http://127.0.0.1:9/v1"}, "endpoint http://127.0.0.1:9/v1: no connection"),
     ],
 )
 def test_what_cannot_work_is_one_line_and_leaves_nothing(seen, asked, fields, message):
     config = asked(seen, sees, **fields)
-    before = sorted(pathlib.Path(config.train.run).rglob("*"))
+    before = sorted(pathlib.Path(config.run).rglob("*"))
     with pytest.raises(InputError, match=re.escape(message)) as error:
         command.tag(config)
     assert "\n" not in str(error.value)
-    assert sorted(pathlib.Path(config.train.run).rglob("*")) == before
+    assert sorted(pathlib.Path(config.run).rglob("*")) == before
 
 
 def test_the_command_says_what_is_wrong(seen, asked, config_file, tmp_path):
@@ -314,7 +314,7 @@ def test_the_command_says_what_is_wrong(seen, asked, config_file, tmp_path):
 
     for wrong in ("3,six", "", "3,,4"):  # an empty shell variable does not ask about all
         assert run(f"--latents={wrong}") == (2, f"error: --latents is {wrong!r}; it must be numbers, as 3,17")
-    code, said = run("--config.interpret.tag_key=sk-very-secret")
+    code, said = run("--config.tags.key=sk-very-secret")
     assert code == 2
     assert "secret" not in said
     assert "names the variable" in said
@@ -333,7 +333,7 @@ def test_without_pictures_there_is_nothing_to_show(seen, asked, interpreted, tmp
     manifest = json.loads((store / "manifest.json").read_text())
     manifest["extract"]["save_images"] = False
     (store / "manifest.json").write_text(json.dumps(manifest))
-    summary = pathlib.Path(config.train.run, "latents", "summary.json")
+    summary = pathlib.Path(config.run, "latents", "summary.json")
     facts = json.loads(summary.read_text())
     facts["store"]["location"] = str(store)
     summary.write_text(json.dumps(facts))
