@@ -105,9 +105,9 @@ def main(argv: Sequence[str]) -> None:
         worker = workers.find(config.extract, os.environ)
         good = status.report(config.extract.store, worker.count, verify=flags["verify"])
         raise SystemExit(0 if good else 1)
-    elif config.extract.store.startswith("memory:"):
+    elif (config.extract.store or "").startswith("memory:"):
         raise InputError(f"config.extract.store is {config.extract.store!r}, which would be lost at the end")
-    elif config.extract.store.startswith(("http:", "https:")):
+    elif (config.extract.store or "").startswith(("http:", "https:")):
         raise InputError(f"config.extract.store is {config.extract.store!r}, which can only be read")
     else:
         extract(config)

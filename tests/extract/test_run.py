@@ -296,7 +296,7 @@ BAD = [
     ({"extract__dtype": "int8"}, "config.extract.dtype is 'int8'; allowed: float32"),
     ({"extract__batch_size": "0"}, "config.extract.batch_size is 0; it must be at least 1"),
     ({"extract__worker": "2", "extract__workers": "2"}, "config.extract.worker is 2; it must be below"),
-    ({"extract__batchsize": "2"}, "config.extract.batchsize is no field; did you mean batch_size?"),
+    ({"extract__batchsize": "2"}, "unknown field config.extract.batchsize; did you mean batch_size?"),
     ({"model__id": ""}, "config.model.id is empty"),
     ({"model__id": "no/such/folder"}, "no such folder"),
     ({"model__id": "someone/no-such-model"}, "does not come from the hub"),

@@ -66,12 +66,9 @@ def test_an_environment_that_contradicts_itself_is_refused(environment, message)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"worker": 2}, "config.extract.worker is 2; config.extract.workers must then be given"),
+        ({"worker": 2}, "config.extract.worker is 2; set config.extract.workers too"),
         ({"worker": 4, "workers": 4}, "config.extract.worker is 4; it must be below"),
-        (
-            {"workers": 4},
-            "config.extract.workers is 4; config.extract.worker must then be given, from 0 to 3",
-        ),
+        ({"workers": 4}, "config.extract.workers is 4; set config.extract.worker too, from 0 to 3"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(fields, message):
