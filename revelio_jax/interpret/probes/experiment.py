@@ -80,7 +80,7 @@ def open_task(run: str, wanted: tuple[str, ...], settings: Settings) -> Task:
     if not pathlib.Path(run, "config.json").is_file():
         raise InputError(f"{run} has no config.json; give folders of runs, as runs/mini_sd")
     config, _ = parse(["revelio_jax.interpret.probes", f"--config={pathlib.Path(run, 'config.json')}"], "")
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, run=run))
+    config = dataclasses.replace(config, run=run)
     store, site, latents = interpret.opened(config)
     table = store.table()
     for flag, names in (("--label", wanted), ("--apart", (settings.apart,) if settings.apart else ())):

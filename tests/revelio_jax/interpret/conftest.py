@@ -65,10 +65,11 @@ def write_sae():
 
 @pytest.fixture(scope="session")
 def interpreted():
-    """A function that changes fields of config.interpret, and of other sections by ``section=dict``."""
+    """A function that changes fields of config.interpret, the run, and fields of other sections by ``section=dict``."""
 
     def change(config: Config, **fields) -> Config:
-        for section in ("train", "extract", "sae", "model"):
+        config = dataclasses.replace(config, run=fields.pop("run", config.run))
+        for section in ("extract", "sae", "model", "tags"):
             if section in fields:
                 part = dataclasses.replace(getattr(config, section), **fields.pop(section))
                 config = dataclasses.replace(config, **{section: part})

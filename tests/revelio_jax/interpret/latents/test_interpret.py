@@ -25,7 +25,7 @@ from tests.revelio_jax.interpret import conftest as planted
 def own(pictures, interpreted, tmp_path):
     """The config of ``pictures`` with a run of its own, where only the export is."""
     shutil.copytree(pathlib.Path(pictures.run, "export"), tmp_path / "run" / "export")
-    return interpreted(pictures, train={"run": str(tmp_path / "run")}, top=12)
+    return interpreted(pictures, run=str(tmp_path / "run"), top=12)
 
 
 # The process kills itself as it gives new results their name.

@@ -52,7 +52,7 @@ def probed(tmp_path_factory, write_samples, write_sae) -> str:
     )
     W = np.concatenate([np.eye(D), -np.eye(D)], axis=1)
     write_sae(folder / "run" / "export", W, np.zeros(2 * D), W.T, np.zeros(D), k=2 * D, site="unet.mid_block")
-    config = {"extract": {"store": store}, "train": {"run": "elsewhere", "site": "unet.mid_block"}}
+    config = {"run": "elsewhere", "extract": {"store": store}, "data": {"site": "unet.mid_block"}}
     (folder / "run" / "config.json").write_text(json.dumps(config))
     return str(folder / "run")
 
