@@ -181,8 +181,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = RunsParser("revelio_jax.plot", __doc__, "PNG").parse(argv)
     require("matplotlib", "plot", "revelio_jax.plot")
     runs = named([read_run(folder) for folder in arguments.runs], arguments.runs)
-    out = files.out_of(arguments.out, arguments.runs, "plot.png")
-    with files.replaced(out) as part:
+    out = files.output_file(arguments.out, arguments.runs, "plot.png")
+    with files.replacing(out) as part:
         draw(runs).savefig(part, format="png")
     print(out)
 

@@ -142,7 +142,7 @@ def test_a_missing_package_is_named(runs, monkeypatch):
         (["no/such/run"], "no/such/run: no such folder"),
         (["RUN", "--size=3"], "unrecognized arguments: --size=3"),
         (["RUN", "--out", "no/such/folder/plot.png"], "--out is no/such/folder/plot.png; it must be a file"),
-        (["RUN", "--out", "RUN"], "it must be a file in a folder that is there"),
+        (["RUN", "--out", "RUN"], "it must be a file in an existing folder"),
     ],
 )
 def test_a_wrong_command_ends_with_one_line_and_status_2(runs, arguments, message):

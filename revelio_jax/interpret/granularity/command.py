@@ -58,10 +58,10 @@ def main(argv: Sequence[str]) -> None:
     require("matplotlib", "plot", "revelio_jax.interpret.granularity")
     runs = read_runs(arguments.runs)
     panels = panels_of(runs, arguments.label, arguments.measure or tuple(TITLES))
-    out = files.out_of(arguments.out, arguments.runs, "granularity.png")
-    with files.replaced(out) as part:
+    out = files.output_file(arguments.out, arguments.runs, "granularity.png")
+    with files.replacing(out) as part:
         plot.draw(runs, panels).savefig(part, format="png")
-    with files.replaced(out.with_suffix(".csv")) as part, part.open("w", newline="") as file:
+    with files.replacing(out.with_suffix(".csv")) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, (*FIELDS, *FIGURES))
         writer.writeheader()
         writer.writerows(rows(runs))

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     add("--seed", type=_seed, default=0, help="of the split, and of Diff-C")
     given = parser.parse(argv)
     require("matplotlib", "plot", "revelio_jax.interpret.probes")
-    out = files.out_of(given.out, given.runs, "probes.json")
+    out = files.output_file(given.out, given.runs, "probes.json")
     settings = Settings(given.apart, given.seed, given.width, given.epochs, given.rate)
     tasks = [experiment.open_task(run, tuple(given.label), settings) for run in given.runs]
     rows = _read(out)
@@ -97,7 +97,7 @@ def _read(out: pathlib.Path) -> dict[tuple, Row]:
 
 
 def _write(out: pathlib.Path, rows: dict[tuple, Row]) -> None:
-    with files.replaced(out) as part:
+    with files.replacing(out) as part:
         part.write_text(json.dumps({"rows": list(rows.values())}, indent=1) + "\n")
 
 

@@ -41,7 +41,7 @@ def write(rows: Sequence[dict[str, typing.Any]], path: pathlib.Path) -> None:
             ax.set_xlim(-0.5, len(timesteps) - 0.5)
         shown = {name: line for ax in grid.flat for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3)
-        with files.replaced(path) as part:
+        with files.replacing(path) as part:
             figure.savefig(part, format="png")
 
 
