@@ -1,4 +1,4 @@
-"""The pictures that activations were taken of: those that extraction made, or those that it was given."""
+"""Images of the samples of a store: saved by extraction, or read from the image folder that was extracted."""
 
 import io
 import typing
@@ -12,26 +12,28 @@ from revelio_jax.errors import InputError
 from revelio_jax.inputs.images import read_images
 from revelio_jax.store import Store
 
-Pictures = Callable[[int], PIL.Image.Image | None]
-"""Number of a sample -> its picture as the model saw it, RGB; None where it does not decode."""
+ImageReader = Callable[[int], PIL.Image.Image | None]
+"""Map the number of a sample to its image as the model saw it, RGB; None if it cannot be decoded."""
 
 
-def open_pictures(store: Store, extract: ExtractConfig) -> Pictures | None:
-    """The pictures of a store, None where it has none: text, or pictures that were not kept.
+def open_images(store: Store, extract: ExtractConfig) -> ImageReader | None:
+    """Return a reader of the images of a store; None for texts and for generated images that were not saved.
 
-    Raises InputError where the pictures that it was made of are not those of config.extract.images.
+    Raises InputError if config.extract.images differs from the images that the store was extracted from.
     """
-    facts = store.manifest.get("extract", {})
-    if facts.get("save_images"):
-        return lambda number: _saved(store, number)
+    settings = store.manifest.get("extract", {})
+    if settings.get("save_images"):
+        return lambda number: _saved_image(store, number)
     if "images" not in store.manifest.get("input", {}):
         return None
+    if not extract.images:
+        raise InputError(f"config.extract.images is not set; store {store.location} was extracted from images")
     images = read_images(extract.images, extract.image_column, extract.label_column, extract.split)
     if images.fingerprint != store.manifest["input"]["images"]:
         raise InputError(
-            f"config.extract.images is {extract.images!r}; store {store.location} was made of other pictures"
+            f"config.extract.images is {extract.images!r}; store {store.location} was extracted from other images"
         )
-    height, width = facts["height"], facts["width"]
+    height, width = settings["height"], settings["width"]
 
     def read(number: int) -> PIL.Image.Image | None:
         pixels = images.load(number, height, width)
@@ -42,8 +44,8 @@ def open_pictures(store: Store, extract: ExtractConfig) -> Pictures | None:
     return read
 
 
-def _saved(store: Store, number: int) -> PIL.Image.Image | None:
-    got = store.kvstore.read(f"images/{number:08d}.png").result()
-    if got.state != "value":
+def _saved_image(store: Store, number: int) -> PIL.Image.Image | None:
+    result = store.kvstore.read(f"images/{number:08d}.png").result()
+    if result.state != "value":
         return None
-    return PIL.Image.open(io.BytesIO(typing.cast(bytes, got.value))).convert("RGB")
+    return PIL.Image.open(io.BytesIO(typing.cast(bytes, result.value))).convert("RGB")

@@ -84,7 +84,7 @@ def _many(params, x_BD, error_BD, deviation, dead_F, sae):
     """Products with the slots of each row, which costs about the same whatever the number of dead ones."""
     x_BD -= params["b_dec_D"]
     b_enc_F = jnp.where(dead_F, params["b_enc_F"], -jnp.inf)
-    code = Code(*sparse.candidates(x_BD, params["W_enc_FD"], b_enc_F, sae.k_aux, sae))
+    code = Code(*sparse.candidates(x_BD, params["W_enc_FD"], b_enc_F, sae.k_aux, sae.matmul_dtype, sae.encode_chunk))
     code = code.where(topk.survivors(code.values, sae.k_aux, "feature"))
     left_BD = error_BD - decode(code, params["W_dec_FD"], sae)
     grad_BD = -2 * sae.aux_alpha / deviation * left_BD

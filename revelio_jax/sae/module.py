@@ -100,7 +100,12 @@ class SparseAutoencoder(nnx.Module):
         return decode(code, self["W_dec_FD"], self.sae) + self["b_dec_D"]
 
     def _slots(self, x_BD: jax.Array, slots: int) -> Code:
-        return Code(*sparse.candidates(x_BD - self["b_dec_D"], self["W_enc_FD"], self["b_enc_F"], slots, self.sae))
+        x_BD = x_BD - self["b_dec_D"]
+        return Code(
+            *sparse.candidates(
+                x_BD, self["W_enc_FD"], self["b_enc_F"], slots, self.sae.matmul_dtype, self.sae.encode_chunk
+            )
+        )
 
     def l0_penalty(self, x_BD: jax.Array, k: jax.Array | int) -> jax.Array:
         """(L0 / k - 1)^2 of jumprelu, with L0 the mean over all rows; its gradient moves thresholds."""

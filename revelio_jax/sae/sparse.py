@@ -20,18 +20,24 @@ ENTRIES = 256  # that are added to a gradient at a time: their rows, 256 x D, st
 
 
 def candidates(
-    x_BD: jax.Array, W_enc_FD: jax.Array, b_enc_F: jax.Array, slots: int, sae: SaeConfig
+    x_BD: jax.Array,
+    W_enc_FD: jax.Array,
+    b_enc_F: jax.Array,
+    slots: int,
+    matmul_dtype: str,
+    encode_chunk: int | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The ``slots`` largest of ReLU(W_enc x + b_enc) of every row, largest first.
+    """Return the ``slots`` largest of ReLU(W_enc x + b_enc) of each row, largest first.
 
-    Returns values [B, K] >= 0, float32, and indices [B, K], int32. ``sae.encode_chunk`` latents at a time
-    are encoded, all at once if None: then at most B x chunk pre-activations exist.
+    Returns values [B, K] >= 0, float32, and indices [B, K], int32. ``encode_chunk`` latents are encoded at a time,
+    so that at most B x ``encode_chunk`` pre-activations exist; None encodes all latents at once. Inputs of the
+    product are rounded to ``matmul_dtype``.
     """
-    latents, chunk = len(b_enc_F), sae.encode_chunk
+    latents, chunk = len(b_enc_F), encode_chunk
     slots = min(slots, latents)
 
     def of(W_enc_CD, b_enc_C):
-        return topk.top_k(product(x_BD, W_enc_CD.T, sae.matmul_dtype), min(slots, len(b_enc_C)), b_enc_C)
+        return topk.top_k(product(x_BD, W_enc_CD.T, matmul_dtype), min(slots, len(b_enc_C)), b_enc_C)
 
     def merge(best, start):
         pre_BC, indices_BC = of(

@@ -27,7 +27,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError, safe_open
 
-from revelio_jax.config import SaeConfig
 from revelio_jax.errors import InputError
 from revelio_jax.sae import sparse, topk
 from revelio_jax.store import SiteReader, Store
@@ -234,8 +233,9 @@ def _encode(params, x_BD, *, k, slots, encode_chunk):
     # float32 as in steering, also where a device would rather multiply shorter numbers.
     with jax.default_matmul_precision("highest"):
         if k:
-            sae = SaeConfig(matmul_dtype="float32", encode_chunk=encode_chunk)
-            values_BK, indices_BK = sparse.candidates(x_BD, params["W_enc_FD"], params["b_enc_F"], slots, sae)
+            values_BK, indices_BK = sparse.candidates(
+                x_BD, params["W_enc_FD"], params["b_enc_F"], slots, "float32", encode_chunk
+            )
             return values_BK, indices_BK, (values_BK > 0).sum(1)
         if "W_enc_FD" in params:
             x_BD = sparse.product(x_BD, params["W_enc_FD"].T, "float32") + params["b_enc_F"]

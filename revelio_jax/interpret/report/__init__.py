@@ -28,7 +28,7 @@ from revelio_jax.interpret.report import (
     thumbnails,
 )
 from revelio_jax.interpret.report.material import ReportData, name_of, report_of
-from revelio_jax.interpret.sample_images import Pictures, open_pictures
+from revelio_jax.interpret.sample_images import ImageReader, open_images
 from revelio_jax.store import Store
 
 SITE = pathlib.Path(__file__).parent / "site"
@@ -52,7 +52,7 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
     store = store_of(results)
     for one in (results, *compare) if compare else ():
         matches.check(one)
-    pictures = open_pictures(store, config.extract) if results.facts["kind"] == "image" else None
+    pictures = open_images(store, config.extract) if results.facts["kind"] == "image" else None
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
     try:
@@ -74,7 +74,7 @@ def _fill(
     results: Results,
     compare: Sequence[Results],
     store: Store,
-    pictures: Pictures | None,
+    pictures: ImageReader | None,
 ) -> None:
     """Write data and thumbnails into ``part``, which will be ``folder``."""
     ours, others = ReportData(results, store), [ReportData(other, store) for other in compare]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import PIL.Image
 import tqdm
 
-from revelio_jax.interpret.sample_images import Pictures
+from revelio_jax.interpret.sample_images import ImageReader
 
 CRISP = 64  # pixels; what is no larger is kept without loss and shown with its pixels seen
 AHEAD = 64  # pictures in memory
@@ -23,7 +23,7 @@ def path_of(sample: int) -> str:
 def draw(
     report: pathlib.Path,
     samples: Iterable[int],
-    pictures: Pictures,
+    pictures: ImageReader,
     pixels: int,
     made_from: str,
     before: pathlib.Path,

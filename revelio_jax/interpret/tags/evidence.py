@@ -11,7 +11,7 @@ import pyarrow
 from revelio_jax.config import ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents.results import Results, store_of
-from revelio_jax.interpret.sample_images import Pictures, open_pictures
+from revelio_jax.interpret.sample_images import ImageReader, open_images
 from revelio_jax.interpret.tags import annotation
 
 SEED = 6
@@ -40,7 +40,7 @@ class LatentEvidence:
 
     found: Results
     samples: pyarrow.Table
-    pictures: Pictures | None
+    pictures: ImageReader | None
     fires: np.ndarray
     drawn: np.ndarray
     first: np.ndarray
@@ -139,7 +139,7 @@ def open_material(found: Results, extract: ExtractConfig) -> LatentEvidence:
     store = store_of(found)
     pictures = None
     if facts["kind"] == "image":
-        pictures = open_pictures(store, extract)
+        pictures = open_images(store, extract)
         if pictures is None:
             raise InputError(
                 f"store {store.location} has no pictures, which tags are made from; extract with "
