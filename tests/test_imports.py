@@ -30,14 +30,13 @@ NEUTRAL = (
     "revelio_jax.pipelines.hook_points",
     "revelio_jax.pipelines.tokens",
     "revelio_jax.presets",
-    "revelio_jax.sae_folder.card",
+    "revelio_jax.sae_folder",
     "revelio_jax.store",
 )
 TORCH_ONLY = (
     "revelio_jax.steering",
     "revelio_jax.pipelines",
     "revelio_jax.benchmark",
-    "revelio_jax.sae_folder.untrusted",
     "extract",
 )
 # A package or module imports only from its own layer or from those above it in this list. What stands in
@@ -131,7 +130,7 @@ def test_no_module_reaches_the_wrong_side(name):
 def test_the_adapter_needs_torch_and_safetensors_alone():
     packages = reached("revelio_jax.steering") - set(sys.stdlib_module_names)
     # huggingface_hub comes with diffusers, without which there is no pipeline to steer.
-    assert packages <= {"revelio_jax", "numpy", "torch", "safetensors", "diffusers", "huggingface_hub"}
+    assert packages <= {"revelio_jax", "ml_dtypes", "numpy", "torch", "safetensors", "diffusers", "huggingface_hub"}
 
 
 def test_the_walk_sees_what_it_should():

@@ -15,7 +15,7 @@ from revelio_jax.errors import InputError
 from revelio_jax.interpret import token_text
 from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.latents.results import Results
-from revelio_jax.steering.sae import WEIGHTS
+from revelio_jax.sae_folder.reader import WEIGHTS
 from revelio_jax.store import Store, open_store
 
 Row = dict[str, typing.Any]

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 
 from revelio_jax.errors import InputError
 from revelio_jax.sae_folder.card import HUB_ID, card, cfg_json
+from revelio_jax.sae_folder.reader import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS
 from revelio_jax.sae_folder.untrusted import one_line
-from revelio_jax.steering.sae import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS, Sae
+from revelio_jax.steering.sae import Sae
 
 FILES = (CONFIG, WEIGHTS, SPARSIFY_WEIGHTS, "README.md")
 

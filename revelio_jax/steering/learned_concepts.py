@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save
 
 from revelio_jax.errors import InputError
-from revelio_jax.sae_folder.untrusted import INTEGERS, Shape, read_header, read_tensors
+from revelio_jax.sae_folder.untrusted import INTEGERS, Shape, read_header
+from revelio_jax.steering.sae import read_torch_tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ def load_learned(file: pathlib.Path) -> tuple[str, Learned]:
     # No latent at all is what prompts that tell nothing apart teach.
     shapes: dict[str, Shape] = {"latents": (0,) if latents == [0] else (None,)}
     shapes |= {"difference": (None, None), "threshold": ()}
-    tensors = read_tensors(file, shapes, {"latents": INTEGERS})
+    tensors = read_torch_tensors(file, shapes, {"latents": INTEGERS})
     n = tensors["difference"].shape[1]
     if not ((tensors["latents"] >= 0) & (tensors["latents"] < n)).all():
         raise InputError(f"{file}: latents are none of the {n} that difference has")

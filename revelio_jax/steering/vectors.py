@@ -19,11 +19,12 @@ from safetensors.torch import save
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
-from revelio_jax.sae_folder.untrusted import one_line, read_header, read_tensors
+from revelio_jax.sae_folder.untrusted import one_line, read_header
 from revelio_jax.steering.attachment import Attachment, Where
 from revelio_jax.steering.concept import hidden_states
 from revelio_jax.steering.pooled import POOLED, Pooled, pooled_of
 from revelio_jax.steering.rules import Add
+from revelio_jax.steering.sae import read_torch_tensors
 from revelio_jax.steering.sampled_concepts import Sampling, sampled_mean
 from revelio_jax.steering.session import session
 
@@ -86,7 +87,7 @@ def load_concept(file: str | pathlib.Path) -> Concept:
         raise InputError(f"concept {file}: lacks or misstates {error}") from error
     if not names:
         raise InputError(f"concept {file}: has no vector")
-    tensors = read_tensors(path, dict.fromkeys(held, (None, None)))
+    tensors = read_torch_tensors(path, dict.fromkeys(held, (None, None)))
     pooled = [tensors[name][0] for name in POOLED_TENSORS if name in tensors]
     return Concept(
         directions={name: tensors[name] for name in names},

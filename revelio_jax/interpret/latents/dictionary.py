@@ -15,7 +15,6 @@ A latent fires where its value is above 0; what top-k selects with value 0 does 
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 import typing
 from collections.abc import Callable
@@ -25,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from safetensors import SafetensorError, safe_open
 
 from revelio_jax.errors import InputError
 from revelio_jax.sae import sparse, topk
+from revelio_jax.sae_folder import reader
 from revelio_jax.store import SiteReader, Store
 
 NEURONS = "neurons"
@@ -73,67 +72,22 @@ def neurons(site: SiteReader) -> Dictionary:
 
 
 def load(folder: str) -> Dictionary:
-    """Read a folder that ``python -m revelio_jax.export`` wrote. Raises InputError with what is wrong."""
-    path, weights = pathlib.Path(folder), pathlib.Path(folder, "sae_weights.safetensors")
-    for file in (path / "cfg.json", weights):
-        if not file.is_file():
-            raise InputError(f"SAE folder {folder} has no {file.name}; python -m revelio_jax.export makes it")
-    try:
-        cfg = json.loads((path / "cfg.json").read_text())
-        architecture, d, latents = cfg["architecture"], cfg["d_in"], cfg["d_sae"]
-        metadata, k = dict(cfg.get("metadata", {})), cfg["k"] if architecture == "topk" else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise InputError(f"SAE folder {folder}: cfg.json is broken: {what}") from error
-    if architecture not in ("topk", "jumprelu", "standard"):
-        raise InputError(f"SAE folder {folder}: architecture is {architecture!r}; allowed: topk, jumprelu, standard")
-    if not all(type(n) is int and n > 0 for n in (d, latents, *((k,) if architecture == "topk" else ()))):
-        raise InputError(f"SAE folder {folder}: d_in {d}, d_sae {latents}, k {k}; they must be counts")
-    if k and k > latents:
-        raise InputError(f"SAE folder {folder}: k is {k}; it must be at most d_sae, {latents}")
-    folded = {
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
-        "rescale_acts_by_decoder_norm": False,
-    }
-    for name, allowed in folded.items():
-        if cfg.get(name, allowed) != allowed:
-            raise InputError(f"SAE folder {folder}: {name} is {cfg[name]!r}; allowed: {allowed!r}")
-    shapes = {"W_enc": (d, latents), "b_enc": (latents,), "W_dec": (latents, d), "b_dec": (d,)}
-    if architecture == "jumprelu":
-        shapes["threshold"] = (latents,)
-    tensors = _read(weights, shapes)
+    """Read an SAE folder. Raise InputError, with the file and the field, if it is missing or malformed."""
+    content = reader.read_folder(folder, needs_site=False)
+    latents = len(content.b_enc_F)
+    threshold_F = content.threshold_F if content.threshold_F is not None else np.zeros(latents, np.float32)
     return Dictionary(
-        architecture,
-        k,
-        tensors["b_dec"],
-        tensors.get("threshold", np.zeros(latents, np.float32)),
-        tensors["W_enc"],
-        tensors["b_enc"],
-        tensors["W_dec"],
+        content.architecture,
+        content.k,
+        content.b_dec_D,
+        threshold_F,
+        content.W_enc_DF,
+        content.b_enc_F,
+        content.W_dec_FD,
         folder,
-        _sha256(weights),
-        metadata,
+        _sha256(content.weights),
+        content.metadata,
     )
-
-
-def _read(path: pathlib.Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    found = {}
-    try:
-        with safe_open(path, "np") as file:
-            held = set(file.keys())
-            for name, shape in shapes.items():
-                if name not in held:
-                    raise InputError(f"{path}: tensor {name} is missing")
-                if (stored := list(file.get_slice(name).get_shape())) != list(shape):
-                    raise InputError(f"{path}: {name} is {stored}; cfg.json asks for {list(shape)}")
-                found[name] = file.get_tensor(name).astype(np.float32, copy=False)
-    except (SafetensorError, OSError, TypeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    for name, tensor in found.items():
-        if not np.isfinite(tensor).all():
-            raise InputError(f"{path}: {name} has values that are not finite")
-    return found
 
 
 def _sha256(path: pathlib.Path) -> str:

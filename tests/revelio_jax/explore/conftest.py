@@ -22,8 +22,9 @@ from revelio_jax.explore import requests
 from revelio_jax.explore.backend import Backend, load
 from revelio_jax.explore.catalog import know
 from revelio_jax.interpret.latents import results
+from revelio_jax.sae_folder.reader import WEIGHTS
 from revelio_jax.steering.hub import write_sae
-from revelio_jax.steering.sae import WEIGHTS, Sae
+from revelio_jax.steering.sae import Sae
 from tests.helpers import ROOT
 
 LATENTS, K = 48, 6

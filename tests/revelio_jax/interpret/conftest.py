@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from revelio_jax.config import Config, DataConfig, ExtractConfig, InterpretConfig, SaeConfig
+from revelio_jax.sae_folder.card import SAE_LENS_VERSION
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter, open_store
 
 
@@ -55,7 +56,9 @@ def write_sae():
         if threshold is not None:
             tensors["threshold"] = threshold
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "cfg.json").write_text(json.dumps(cfg | {"metadata": metadata}))
+        (folder / "cfg.json").write_text(
+            json.dumps(cfg | {"metadata": {"sae_lens_version": SAE_LENS_VERSION} | metadata})
+        )
         tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
         save_file(tensors, folder / "sae_weights.safetensors")
         return str(folder)

@@ -186,7 +186,7 @@ def test_an_autoencoder_of_another_library_is_pushed_as_one_of_this(hub, name):
 
 def test_of_many_hook_points_one_is_fetched(hub):
     put(hub, "user/coders", SAES / "sparsify")
-    assert "layers.1, layers.2: give one as subfolder=" in refused("user/coders", site="clip.layer.2")
+    assert "choose one as subfolder=: layers.1, layers.2" in refused("user/coders", site="clip.layer.2")
     assert not [file for file in fetched(hub) if file.endswith(".safetensors")]
     Steerer.from_pretrained("user/coders", subfolder="layers.2", site="clip.layer.2")
     assert [f for f in fetched(hub) if f.endswith(".safetensors")] == ["layers.2/sae.safetensors"]

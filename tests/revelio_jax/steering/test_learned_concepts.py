@@ -37,7 +37,7 @@ TENSORS = {"latents": LEARNED.latents, "difference": LEARNED.difference, "thresh
     [
         ({"latents": torch.tensor([5])}, "none of the 5"),
         ({"latents": torch.tensor([-1])}, "none of the 5"),
-        ({"latents": torch.tensor([1.0])}, "latents is F32 [1]; expected is I64 or I32"),
+        ({"latents": torch.tensor([1.0])}, "latents is F32 [1]; allowed: I64 or I32"),
         ({"latents": torch.tensor([[1]])}, "latents is I64 [1, 1]"),
         ({"difference": torch.zeros(4)}, "difference is F32 [4]"),
         ({"difference": torch.zeros(4, 0)}, "difference is F32 [4, 0]"),

@@ -72,7 +72,7 @@ def test_folders_of_the_installed_libraries_too(tmp_path):
 
 def test_a_folder_that_does_not_say_where_it_belongs_asks_for_the_site():
     assert "site='clip.layer.9'" in refused(SAES / "sae_lens_topk")
-    with pytest.raises(InputError, match=r"layers\.1, layers\.2: give one as subfolder="):
+    with pytest.raises(InputError, match=r"choose one as subfolder=: layers\.1, layers\.2"):
         Steerer.from_pretrained(SAES / "sparsify", site="clip.layer.2")
     steerer = Steerer.from_pretrained(SAES / "sparsify", subfolder="layers.2", site="clip.layer.2")
     assert steerer.site == "clip.layer.2"
@@ -81,7 +81,7 @@ def test_a_folder_that_does_not_say_where_it_belongs_asks_for_the_site():
 
 
 def test_a_site_that_contradicts_the_folder_is_refused(sae_folder):
-    assert "it was trained on 'clip.layer.2'" in refused(sae_folder, "clip.layer.1")
+    assert "the SAE was trained on 'clip.layer.2'" in refused(sae_folder, "clip.layer.1")
     assert load_sae(sae_folder, "clip.layer.2").metadata["site"] == "clip.layer.2"
 
 
@@ -113,9 +113,9 @@ def _tensor(name, value):
         (_set("k", 8.0), "k is 8.0"),
         (_set("d_sae", "many"), "many"),
         (_set("d_sae", 10**12), "W_enc is F32 [128, 64]"),
-        (_set("d_in", True), "d_in: it is True"),
-        (_set("d_in", 128.0), "d_in: it is 128.0"),
-        (_set("d_in", -128), "d_in: it is -128"),
+        (_set("d_in", True), "d_in is True"),
+        (_set("d_in", 128.0), "d_in is 128.0"),
+        (_set("d_in", -128), "d_in is -128"),
         (_set("architecture", "gated"), "allowed: topk, jumprelu, standard"),
         (_set("architecture", ["topk"]), "allowed: topk, jumprelu, standard"),
         (_set("architecture", "jumprelu"), "threshold is missing"),
@@ -160,10 +160,10 @@ def test_a_folder_of_an_old_sae_lens_is_refused(tmp_path):
     config = json.loads((folder / "cfg.json").read_text())
     config["metadata"]["sae_lens_version"] = "5.9.1"
     (folder / "cfg.json").write_text(json.dumps(config))
-    assert "SAELens 6" in refused(folder, "clip.layer.2")
+    assert "SAELens 6 or later" in refused(folder, "clip.layer.2")
     # Then k and the activation were elsewhere: read as of today, this would be a dense one.
     (folder / "cfg.json").write_text(json.dumps({k: v for k, v in config.items() if k != "metadata"}))
-    assert "SAELens 6" in refused(folder, "clip.layer.2")
+    assert "SAELens 6 or later" in refused(folder, "clip.layer.2")
 
 
 @pytest.mark.parametrize("file", ["cfg.json", "sae_weights.safetensors"])
@@ -179,14 +179,14 @@ def test_a_file_that_is_missing_or_cut_short_is_named(sae_folder, file):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[" * 100_000, "is no JSON"),
-        ('{"k": ' * 5000 + "1" + "}" * 5000, "is no JSON"),
-        ("[1]", "no JSON object"),
-        ('{"k": NaN}', "NaN is no number"),
-        ('{"k": ' + "9" * 5000 + "}", "is no JSON"),
-        ('{"k": 1, "k": 2}', "stands twice"),
+        ("[" * 100_000, "is not valid JSON"),
+        ('{"k": ' * 5000 + "1" + "}" * 5000, "is not valid JSON"),
+        ("[1]", "is not a JSON object"),
+        ('{"k": NaN}', "NaN is not a JSON number"),
+        ('{"k": ' + "9" * 5000 + "}", "is not valid JSON"),
+        ('{"k": 1, "k": 2}', "an object repeats a name"),
         ('{"a": "' + "x" * (1 << 20) + '"}', "bytes of JSON"),
-        ("\ud800".encode("utf-16-le", "surrogatepass").decode("latin1"), "is no JSON"),
+        ("\ud800".encode("utf-16-le", "surrogatepass").decode("latin1"), "is not valid JSON"),
     ],
 )
 def test_json_that_is_no_json_or_too_much_is_refused(sae_folder, text, says):
@@ -223,7 +223,7 @@ def test_weights_larger_than_cfg_json_says_are_refused_before_memory_is_taken(sa
     whole = _weights({"W_enc": {"dtype": "F32", "shape": [128, n // 128], "data_offsets": [0, 4 * n]}})
     file.write_bytes(whole)
     os.truncate(file, len(whole) + 4 * n)
-    assert f"W_enc is F32 [128, {n // 128}]; cfg.json asks for" in refused(sae_folder)
+    assert f"W_enc is F32 [128, {n // 128}]; cfg.json requires" in refused(sae_folder)
 
 
 def test_nothing_but_json_and_safetensors_is_opened_and_no_file_is_named_by_another(sae_folder):

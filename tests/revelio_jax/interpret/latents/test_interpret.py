@@ -261,7 +261,7 @@ def test_the_command_writes_results_and_report(own):
         ("--config.interpret.top=0", "config.interpret.top is 0"),
         ("--config.interpret.labels=('shade',)", "config.interpret.labels has 'shade'"),
         ("--config.interpret.stratum=shade", "config.interpret.stratum is 'shade'"),
-        ("--config.interpret.sae=no/such", "SAE folder no/such has no cfg.json"),
+        ("--config.interpret.sae=no/such", "no/such/cfg.json is missing"),
         ("--config.data.site=unet.up_blocks.1", "unet.up_blocks.1"),
         ("--config.run=", "config.run is empty"),
     ],
