@@ -1,7 +1,7 @@
-"""Which rows of a denoiser's batch, or which of its passes, see the prompt.
+"""The branches of classifier-free guidance, and the branch that a pipeline names for a pass of its denoiser.
 
-Under guidance a denoiser runs for the prompt and for the negative prompt. Most pipelines put both in one
-batch; FLUX runs them one after the other and names each. Nothing here counts calls.
+With guidance a denoiser runs for the prompt and for the negative prompt. Most pipelines put both into one batch;
+FLUX runs one after the other and names each. Nothing here counts calls.
 """
 
 import contextlib
@@ -12,21 +12,17 @@ CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
 _TOLD = {"cond": CONDITIONAL, "uncond": UNCONDITIONAL}
 
 
-def branches(layout: str, rows: int, guided: bool) -> dict[str, slice]:
-    """The rows of a batch of ``rows`` that each branch has, for a family that joins them in one batch."""
-    if not guided:
-        return {CONDITIONAL: slice(0, rows)}
-    first, second = slice(0, rows // 2), slice(rows // 2, rows)
-    if layout == "dit":  # it puts the classes first
-        return {CONDITIONAL: first, UNCONDITIONAL: second}
-    return {UNCONDITIONAL: first, CONDITIONAL: second}
+def branches(layout: str, rows: int, guided: bool) -> dict[str, slice]:  # TODO: goes with its last caller
+    from revelio_jax.pipelines.families import BY_NAME
+
+    return BY_NAME[layout].branches(rows, guided)
 
 
 @contextlib.contextmanager
 def told(denoiser: typing.Any) -> Iterator[list[str | None]]:
-    """A list whose last is the branch that the pipeline says it runs; None where it says nothing.
+    """Yield a list whose last item is the branch that the pipeline names for the current pass, None if it names none.
 
-    In force during one call of a pipeline, since the denoiser may be another pipeline's too.
+    Use it during one call of a pipeline: another pipeline may share the denoiser.
     """
     branch: list[str | None] = [None]
     denoiser = getattr(denoiser, "_orig_mod", denoiser)  # of a compiled one

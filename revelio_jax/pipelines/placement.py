@@ -1,9 +1,8 @@
-"""Where the parts of a model run, and how: config.model.device, compile and offload.
+"""Place a pipeline's components on a device: config.model.device, compile and offload.
 
-Parts are loaded on the CPU, fingerprinted there, and then placed. ``compile`` compiles the forward of each
-repeated block by itself: the code of one serves all, and hooks, which sit on whole blocks, run outside of it
-and may end a pass. ``offload`` leaves weights on the CPU: ``model`` moves a part to the device while it runs,
-``sequential`` every layer.
+Components are loaded and fingerprinted on the CPU first. ``compile`` compiles the forward of each repeated block
+separately: all blocks share the code, and hooks, which sit on whole blocks, run outside of it and may end a pass.
+``offload`` keeps weights on the CPU: ``model`` moves one component at a time to the device, ``sequential`` one layer.
 """
 
 import typing
@@ -16,8 +15,8 @@ from revelio_jax.pipelines import hook_points
 
 
 def place(pipe: typing.Any, components: typing.Iterable[str], model: ModelConfig, device: torch.device) -> None:
-    """Make ready ``components`` of a pipeline, in the order in which they run."""
-    before = None  # what leaves the device when the next one comes
+    """Place ``components`` of a pipeline, given in the order in which they run."""
+    previous = None  # leaves the device when the next component arrives
     for component in components:
         part = getattr(pipe, component)
         if model.compile:
@@ -26,16 +25,16 @@ def place(pipe: typing.Any, components: typing.Iterable[str], model: ModelConfig
         if model.offload == "none":
             part.to(device)
         elif model.offload == "model":
-            _, before = accelerate.cpu_offload_with_hook(part, device, before)
+            _, previous = accelerate.cpu_offload_with_hook(part, device, previous)
         else:
             accelerate.cpu_offload(part, device, offload_buffers=len(part._parameters) > 0)
 
 
 def _blocks(pipe: typing.Any, component: str) -> list[torch.nn.Module]:
-    """What a model repeats: as diffusers says it, else its sites."""
+    """Return the blocks that a model repeats: those that diffusers names, otherwise its hook points."""
     part = getattr(pipe, component)
     names = getattr(part, "_repeated_blocks", None) or ()
-    found = [module for module in part.modules() if type(module).__name__ in names]
-    # A block of FLUX has two sites.
-    every = (hook_points.resolve(pipe, name) for name in hook_points.known_sites(pipe))
-    return found or list({site.module: None for site in every if site.component == component})
+    blocks = [module for module in part.modules() if type(module).__name__ in names]
+    # One block may have two hook points.
+    points = (hook_points.resolve(pipe, name) for name in hook_points.known_sites(pipe))
+    return blocks or list({point.module: None for point in points if point.component == component})

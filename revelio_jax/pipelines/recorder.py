@@ -1,8 +1,7 @@
-"""Activations of several sites of a denoiser, as its own forward passes leave them.
+"""Record the activations of several hook points of a denoiser during its own forward passes.
 
-Both modes that run a denoiser record with :func:`recorded`. Which timestep a pass is at is read from
-the denoiser's arguments, and which of its rows are the prompt's from the layout of the batch, so
-nothing here depends on how often, or in which order, a pipeline calls its denoiser.
+The timestep of a pass is read from the denoiser's arguments, and the rows of the conditional branch follow from the
+family. Nothing here depends on how often, or in which order, a pipeline calls its denoiser.
 """
 
 import contextlib
@@ -13,73 +12,74 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from revelio_jax.config import ExtractConfig
-from revelio_jax.pipelines import guidance, hook_points
-from revelio_jax.pipelines.hook_points import HookPoint
+from revelio_jax.pipelines import guidance
+from revelio_jax.pipelines.families import Family, family_of
+from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.loading import DTYPES
 
-# Activations [sample, position, d] by timestep and site.
-Found = dict[int, dict[str, torch.Tensor]]
+Recording = dict[int, dict[str, torch.Tensor]]
+"""Activations [sample, position, d] by timestep and hook point."""
 
 
 class RecordingComplete(Exception):
-    """Ends a forward pass, or a whole sampling loop: all that is wanted is there."""
+    """Ends a forward pass, or a whole sampling loop, once everything is recorded."""
 
 
 @contextlib.contextmanager
 def recorded(
     pipe: typing.Any,
-    wanted: list[HookPoint],
+    points: list[HookPoint],
     timesteps: Mapping[float, int | None],
     samples: int,
     extract: ExtractConfig,
     stop: bool,
-) -> Iterator[Found]:
-    """A mapping that fills while the pipeline's denoiser runs on ``samples`` samples in the block.
+) -> Iterator[Recording]:
+    """Yield a recording that fills while the pipeline's denoiser runs on ``samples`` samples in the block.
 
-    ``timesteps`` maps each value that the denoiser may be called with to the timestep that its
-    activations are kept under, None where they are not; the nearest counts, since a half-precision
-    timestep is rounded. A timestep that comes up twice is kept the first time. Only the conditional
-    branch is kept. With ``stop`` the block ends, without an error, when all that is wanted is there.
+    ``timesteps`` maps each value that the denoiser may get to the timestep to record it under, or to None to skip it.
+    The nearest value counts, since half precision rounds timesteps. The first pass at a timestep counts. Only the
+    conditional branch is recorded. With ``stop`` the block ends, without an error, once everything is recorded.
     """
-    layout = hook_points.family(pipe)
-    denoiser = getattr(pipe, hook_points.DENOISERS[layout])
+    family = family_of(pipe)
+    denoiser = getattr(pipe, family.denoiser)
     complete = {timestep for timestep in timesteps.values() if timestep is not None}
-    found: Found = {}
-    now: int | None = None
+    recording: Recording = {}
+    current: int | None = None
 
-    def before(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        nonlocal now
-        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments["timestep"]
-        value = float(torch.as_tensor(given).flatten()[0])
-        now = timesteps[min(timesteps, key=lambda known: abs(known - value))]
+    def read_timestep(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal current
+        timestep = inspect.signature(module.forward).bind(*args, **kwargs).arguments["timestep"]
+        value = float(torch.as_tensor(timestep).flatten()[0])
+        current = timesteps[min(timesteps, key=lambda known: abs(known - value))]
 
     with contextlib.ExitStack() as stack:
         branch = stack.enter_context(guidance.told(denoiser))
-        stack.callback(denoiser.register_forward_pre_hook(before, with_kwargs=True).remove)
-        for site in wanted:
+        stack.callback(denoiser.register_forward_pre_hook(read_timestep, with_kwargs=True).remove)
+        for point in points:
 
-            def after(_module, args, kwargs, output, site: HookPoint = site) -> None:
-                if now is None or branch[-1] == guidance.UNCONDITIONAL or site.name in found.get(now, {}):
+            def record(_module, args, kwargs, output, point: HookPoint = point) -> None:
+                is_conditional = branch[-1] != guidance.UNCONDITIONAL
+                if current is None or not is_conditional or point.name in recording.get(current, {}):
                     return
-                hidden = _conditional(site.read(output), samples, layout)
+                hidden = _conditional(point.read(output), samples, family)
                 if extract.value == "difference":
-                    hidden = hidden.float() - _conditional(site.read_input(args, kwargs), samples, layout).float()
+                    hidden = hidden.float() - _conditional(point.read_input(args, kwargs), samples, family).float()
                 if extract.pool == "mean":
                     hidden = hidden.float().mean(1, keepdim=True)
-                found.setdefault(now, {})[site.name] = hidden.to(DTYPES[extract.dtype]).cpu()
-                if stop and len(found) == len(complete) and all(len(f) == len(wanted) for f in found.values()):
+                recording.setdefault(current, {})[point.name] = hidden.to(DTYPES[extract.dtype]).cpu()
+                if stop and len(recording) == len(complete) and all(len(r) == len(points) for r in recording.values()):
                     raise RecordingComplete
 
-            handle = site.module.register_forward_hook(after, prepend=True, with_kwargs=True)
+            handle = point.module.register_forward_hook(record, prepend=True, with_kwargs=True)
             stack.callback(handle.remove)
         with contextlib.suppress(RecordingComplete):
-            yield found
+            yield recording
 
 
-def _conditional(hidden: torch.Tensor, samples: int, layout: str) -> torch.Tensor:
-    """The rows of a batch that see the prompt: all, or under guidance one half."""
+def _conditional(hidden: torch.Tensor, samples: int, family: Family) -> torch.Tensor:
+    """Return the rows of the conditional branch: all rows, or one half of them with guidance."""
     if len(hidden) == samples:
         return hidden
     if len(hidden) != 2 * samples:
         raise ValueError(f"{samples} samples, but the denoiser ran on a batch of {len(hidden)}")
-    return hidden[guidance.branches(layout, len(hidden), guided=True)[guidance.CONDITIONAL]]
+    return hidden[family.branches(len(hidden), guided=True)[guidance.CONDITIONAL]]

@@ -4,7 +4,7 @@ import typing
 
 import numpy as np
 
-# CLIP pads with its end marker, so only the first one ends the prompt.
+# CLIP pads with its end token, so only the first one ends the prompt.
 BOS, CONTENT, EOS, PADDING = range(4)
 KEPT = {
     "all": (BOS, CONTENT, EOS, PADDING),
@@ -14,23 +14,23 @@ KEPT = {
 
 
 def kinds(ids: np.ndarray, tokenizer: typing.Any, mask: np.ndarray | None = None) -> np.ndarray:
-    """BOS, CONTENT, EOS or PADDING of every token, int8 [sample, position], from ids of that shape.
+    """Return BOS, CONTENT, EOS or PADDING for every token, int8 [sample, position], from ids of that shape.
 
-    ``mask`` is what an encoder is told of its padding, where it is.
+    ``mask`` is the attention mask of the same shape, if the encoder gets one.
     """
     position = np.arange(ids.shape[1])
-    # BERT and its kin call the two ends by other names; they, and only they, have all four.
+    # BERT and its kin name the two ends differently; only they have all four tokens.
     start = _first(tokenizer.bos_token_id, tokenizer.cls_token_id)
     stop = _first(tokenizer.eos_token_id, tokenizer.sep_token_id)
     is_end = ids == stop
-    past = ids.shape[1] if mask is None else mask.sum(1)  # where a prompt that was cut has no end
-    end = np.where(is_end.any(1), is_end.argmax(1), past)[:, None]
-    found = np.where(position < end, CONTENT, np.where(position == end, EOS, PADDING)).astype(np.int8)
+    after_last = ids.shape[1] if mask is None else mask.sum(1)  # for truncated prompts, which have no end token
+    end = np.where(is_end.any(1), is_end.argmax(1), after_last)[:, None]
+    kind = np.where(position < end, CONTENT, np.where(position == end, EOS, PADDING)).astype(np.int8)
     if mask is not None:
-        found[mask == 0] = PADDING
-    if start is not None:  # T5 has none
-        found[:, 0] = np.where(ids[:, 0] == start, BOS, found[:, 0])
-    return found
+        kind[mask == 0] = PADDING
+    if start is not None:  # T5 has no start token
+        kind[:, 0] = np.where(ids[:, 0] == start, BOS, kind[:, 0])
+    return kind
 
 
 def _first(*values: int | None) -> int | None:
