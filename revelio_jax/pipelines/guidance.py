@@ -12,12 +12,6 @@ CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
 _TOLD = {"cond": CONDITIONAL, "uncond": UNCONDITIONAL}
 
 
-def branches(layout: str, rows: int, guided: bool) -> dict[str, slice]:  # TODO: goes with its last caller
-    from revelio_jax.pipelines.families import BY_NAME
-
-    return BY_NAME[layout].branches(rows, guided)
-
-
 @contextlib.contextmanager
 def told(denoiser: typing.Any) -> Iterator[list[str | None]]:
     """Yield a list whose last item is the branch that the pipeline names for the current pass, None if it names none.

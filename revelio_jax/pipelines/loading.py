@@ -269,3 +269,6 @@ def _tokenizer_class(source: PipelineSource, component: str) -> tuple[type, str]
     name = component.replace("text_encoder", "tokenizer")
     # The fast class reads what every version wrote; since transformers 5 there is only one.
     return getattr(transformers, source.index[name][1].removesuffix("Fast") + "Fast"), name
+
+
+site = hook_point  # transition

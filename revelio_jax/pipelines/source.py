@@ -95,7 +95,8 @@ def _fetch(model_id: str, revision: str | None, name: str) -> pathlib.Path:
         if not path.is_file():
             advice = "a diffusers pipeline has one; for a text encoder alone set config.model.family=text"
             raise InputError(
-                f"config.model.id is {model_id!r}, a folder without {name}" + (f"; {advice}" if name == "model_index.json" else "")
+                f"config.model.id is {model_id!r}, a folder without {name}"
+                + (f"; {advice}" if name == "model_index.json" else "")
             )
         return path
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model_id):

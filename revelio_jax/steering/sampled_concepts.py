@@ -14,6 +14,7 @@ import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import guidance, hook_points
+from revelio_jax.pipelines.families import BY_NAME
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering.concept import GATE, EncodedConcept, own_latents, presence
 from revelio_jax.steering.learned_concepts import Learned
@@ -55,7 +56,7 @@ def watch(
         if layout == "flux":
             see(told[-1] or CONDITIONAL, x_BTD)
             return
-        for branch, rows in guidance.branches(layout, len(x_BTD), guided=True).items():
+        for branch, rows in BY_NAME[layout].branches(len(x_BTD), guided=True).items():
             see(branch, x_BTD[rows])
 
     with contextlib.ExitStack() as stack:

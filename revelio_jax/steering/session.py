@@ -19,6 +19,7 @@ import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import guidance, hook_points, tokens
+from revelio_jax.pipelines.families import BY_NAME
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering.concept import execution_device, is_masked, tokenizer_of
 from revelio_jax.steering.pooled import POOLED
@@ -341,7 +342,7 @@ class Session:
             guided = self._call["guidance_scale"] > 1
         else:
             guided = self.pipe.do_classifier_free_guidance
-        return guidance.branches(self.layout, rows, guided)
+        return BY_NAME[self.layout].branches(rows, guided)
 
     def _rest(self) -> None:
         for point in self.points.values():

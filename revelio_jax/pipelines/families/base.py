@@ -197,9 +197,7 @@ class Family:
         """Return arguments of the pipeline's call that runs both branches to read activations of ``prompts``."""
         return {"prompt": prompts, "output_type": "latent"}
 
-    def unpacked_latents(
-        self, pipe: typing.Any, latents: "torch.Tensor", height: int, width: int
-    ) -> "torch.Tensor":
+    def unpacked_latents(self, pipe: typing.Any, latents: "torch.Tensor", height: int, width: int) -> "torch.Tensor":
         """Return final latents as [sample, channel, height, width]; the arguments' unit is pixels."""
         return latents
 

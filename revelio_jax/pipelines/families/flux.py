@@ -81,7 +81,9 @@ class Flux(Family):
         text, pooled = like.new_empty(1, tokens, config.joint_attention_dim), config.pooled_projection_dim
         return self._conditioning(pipe, text, like.new_empty(1, pooled), 1.0)
 
-    def _conditioning(self, pipe: typing.Any, text: "torch.Tensor", pooled: "torch.Tensor", guidance: float) -> Arguments:
+    def _conditioning(
+        self, pipe: typing.Any, text: "torch.Tensor", pooled: "torch.Tensor", guidance: float
+    ) -> Arguments:
         arguments = {"encoder_hidden_states": text, "pooled_projections": pooled}
         if pipe.transformer.config.guidance_embeds:
             arguments["guidance"] = text.new_zeros(1).float() + guidance  # float32, whatever the dtype of the text
@@ -140,7 +142,5 @@ class Flux(Family):
             "output_type": "latent",
         }
 
-    def unpacked_latents(
-        self, pipe: typing.Any, latents: "torch.Tensor", height: int, width: int
-    ) -> "torch.Tensor":
+    def unpacked_latents(self, pipe: typing.Any, latents: "torch.Tensor", height: int, width: int) -> "torch.Tensor":
         return pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)

@@ -291,5 +291,5 @@ def test_ranges_of_names():
 
 
 def test_what_is_no_pipeline_is_refused():
-    with pytest.raises(InputError, match="known layout"):
+    with pytest.raises(InputError, match="not a known pipeline; known families: sd, sdxl, flux, dit, text"):
         hook_points.family(types.SimpleNamespace(vae=None))

@@ -68,5 +68,5 @@ def test_a_plain_store_is_not_gone_on_with_compiled(activations, tmp_path):
 
 
 def test_what_does_not_go_together_is_refused():
-    with pytest.raises(InputError, match="allowed with compile: none, model"):
+    with pytest.raises(InputError, match="with compile, offload must be none or model"):
         dataclasses.replace(ModelConfig(), compile=True, offload="sequential")
