@@ -221,9 +221,9 @@ BAD = [
     ({"timesteps": (5, 5)}, "has 5 twice"),
     ({"sites": ("clip.layer.0",)}, "clip.layer.0 is no site of a denoiser, which config.extract.mode=noised"),
     ({"sites": ("unet.mid_blok",)}, "unknown hook point 'unet.mid_blok'"),
-    ({"sites": ("unet.up_blocks.0",), "value": "difference"}, "what goes into unet.up_blocks.0"),
+    ({"sites": ("unet.up_blocks.0",), "value": "difference"}, "input and output of unet.up_blocks.0"),
     ({"images": ""}, "config.extract.images is empty"),
-    ({"images": "nowhere"}, "no such folder"),
+    ({"images": "nowhere"}, "it must be an existing folder"),
     ({"images": "empty"}, "the folder holds no picture"),
     ({"images": "broken"}, "none of its 1 pictures can be decoded"),
 ]
