@@ -209,4 +209,6 @@ def test_bad_input_is_one_line(listed, capsys):
     with pytest.raises(SystemExit) as exit:
         listed("dit", extract__height=512)
     assert exit.value.code == 2
-    assert capsys.readouterr().err == "error: config.extract.height is 512; it must be 256, the only size of this model\n"
+    assert (
+        capsys.readouterr().err == "error: config.extract.height is 512; it must be 256, the only size of this model\n"
+    )
