@@ -9,11 +9,11 @@ import typing
 from collections.abc import Iterator
 
 CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
-_TOLD = {"cond": CONDITIONAL, "uncond": UNCONDITIONAL}
+BRANCH_OF_NAME = {"cond": CONDITIONAL, "uncond": UNCONDITIONAL}
 
 
 @contextlib.contextmanager
-def told(denoiser: typing.Any) -> Iterator[list[str | None]]:
+def named_branches(denoiser: typing.Any) -> Iterator[list[str | None]]:
     """Yield a list whose last item is the branch that the pipeline names for the current pass, None if it names none.
 
     Use it during one call of a pipeline: another pipeline may share the denoiser.
@@ -27,7 +27,7 @@ def told(denoiser: typing.Any) -> Iterator[list[str | None]]:
 
     @contextlib.contextmanager
     def cache_context(name: str, *args: typing.Any, **kwargs: typing.Any) -> Iterator[None]:
-        branch.append(_TOLD.get(name))
+        branch.append(BRANCH_OF_NAME.get(name))
         try:
             with original(name, *args, **kwargs):
                 yield
@@ -43,3 +43,6 @@ def told(denoiser: typing.Any) -> Iterator[list[str | None]]:
             del denoiser.cache_context  # the class's own method shows again
         else:
             denoiser.cache_context = before
+
+
+told = named_branches  # Transition

@@ -21,9 +21,9 @@ if typing.TYPE_CHECKING:
 class HookPoint:
     """One hook point of one pipeline.
 
-    ``module`` is hooked; ``component`` is the pipeline's attribute that it belongs to; ``d`` the
-    width of its activations. ``part`` is where they are in a tuple that the module returns,
-    ``is_map`` whether they come as [sample, d, height, width].
+    ``module`` is hooked; ``component`` is the pipeline's attribute that it belongs to; ``d`` is the width of its
+    activations. ``part`` is their index in a tuple that the module returns. ``is_map``: the module returns them as
+    [sample, d, height, width]. ``needs_tuple``: the module must return a tuple of text and image.
     """
 
     name: str
@@ -35,68 +35,70 @@ class HookPoint:
     needs_tuple: bool = False
 
     def read(self, output: typing.Any) -> "torch.Tensor":
-        """The activations [sample, position, d] in what ``module`` returned; a view, not a copy."""
+        """Return the activations [sample, position, d] in an output of ``module``: a view, not a copy."""
         hidden = self._hidden(output)
         return hidden.flatten(2).transpose(1, 2) if self.is_map else hidden
 
     def read_input(self, args: tuple, kwargs: dict[str, typing.Any]) -> "torch.Tensor":
-        """What ``module`` was called with of the stream that :meth:`read` takes: [sample, position, d]."""
+        """Return the input of ``module`` for the stream that :meth:`read` returns: [sample, position, d]."""
         name, place = self.argument
         hidden = kwargs[name] if name in kwargs else args[place]
         return hidden.flatten(2).transpose(1, 2) if self.is_map else hidden
 
     @functools.cached_property
     def argument(self) -> tuple[str, int]:
-        """The argument of ``module`` that brings the stream: its name, and its place if it is without."""
+        """The argument of ``module`` that holds the stream: its name, and its position if passed without a name."""
         name = "encoder_hidden_states" if self.needs_tuple and self.part == 0 else "hidden_states"
         forward = getattr(self.module, "_orig_mod", self.module).forward
         parameters = list(inspect.signature(forward).parameters)
         return name, parameters.index(name) if name in parameters else 0
 
     def replace(self, output: typing.Any, hidden: "torch.Tensor") -> typing.Any:
-        """``output`` with its activations exchanged for ``hidden`` [sample, position, d].
+        """Return ``output`` with its activations replaced by ``hidden`` [sample, position, d].
 
-        The result has the structure of ``output`` and its dtype; ``output`` is left as it is.
+        The result has the structure and the dtype of ``output``, which is not changed.
         """
-        before = self._hidden(output)
+        original = self._hidden(output)
         if self.is_map:
-            hidden = hidden.transpose(1, 2).reshape(before.shape)
-        hidden = hidden.to(before.dtype)
+            hidden = hidden.transpose(1, 2).reshape(original.shape)
+        hidden = hidden.to(original.dtype)
         if not isinstance(output, tuple):
             return hidden
         return (*output[: self.part], hidden, *output[self.part + 1 :])
 
     def grid(self, output: typing.Any) -> tuple[int, int] | None:
-        """Height and width of the positions of what ``module`` returned, where it is a map."""
+        """Return height and width, in positions, of an output of ``module`` if it is a map, otherwise None."""
         return tuple(self._hidden(output).shape[2:]) if self.is_map else None
 
     def _hidden(self, output: typing.Any) -> "torch.Tensor":
         if isinstance(output, tuple):
             return output[self.part]
         if self.needs_tuple:  # text and image in one tensor: diffusers before 0.35
-            raise InputError(f"site {self.name}: this diffusers joins text and image in one tensor; use 0.36 or newer")
+            raise InputError(
+                f"hook point {self.name}: this diffusers joins text and image in one tensor; use diffusers 0.36 or newer"
+            )
         return output
 
 
-def hook(site: HookPoint, function: Callable[["torch.Tensor"], "torch.Tensor | None"]) -> Callable[[], None]:
-    """Call ``function`` on the site's activations after every forward pass of its module.
+def hook(point: HookPoint, function: Callable[["torch.Tensor"], "torch.Tensor | None"]) -> Callable[[], None]:
+    """Call ``function`` on the activations of a hook point after every forward pass of its module.
 
-    What it returns, if anything, takes their place. Returns what removes the hook.
+    A tensor that it returns replaces them. Returns a function that removes the hook.
     """
 
     def change(_args, _kwargs, output):
-        hidden = function(site.read(output))
-        return None if hidden is None else site.replace(output, hidden)
+        hidden = function(point.read(output))
+        return None if hidden is None else point.replace(output, hidden)
 
-    return after(site.module, change)
+    return after(point.module, change)
 
 
 def after(module: "torch.nn.Module", function: Callable[[tuple, dict, typing.Any], typing.Any]):
-    """Call ``function`` on arguments and output of every forward pass; returns what removes it.
+    """Call ``function`` on the arguments and the output of every forward pass.
 
-    What it returns, unless None, takes the output's place. It runs before the hooks that are there
-    already: transformers captures hidden states by hooks that it never removes, and would miss a change
-    made after them.
+    A value that it returns, other than None, replaces the output. Returns a function that removes the hook. The hook
+    runs before existing ones: transformers captures hidden states with hooks that it never removes, and a change made
+    after them would be missed.
     """
     if getattr(module, "_compiled_call_impl", None) is None:
         handle = module.register_forward_hook(
@@ -118,7 +120,10 @@ def after(module: "torch.nn.Module", function: Callable[[tuple, dict, typing.Any
 
 
 def before(module: "torch.nn.Module", function: Callable[[tuple, dict], None]) -> Callable[[], None]:
-    """Call ``function`` on the arguments before every forward pass, in Python; returns what removes it."""
+    """Call ``function`` on the arguments before every forward pass, outside compiled code.
+
+    Returns a function that removes the hook.
+    """
     if getattr(module, "_compiled_call_impl", None) is None:
         handle = module.register_forward_pre_hook(
             lambda _module, args, kwargs: function(args, kwargs), prepend=True, with_kwargs=True
@@ -136,7 +141,7 @@ def before(module: "torch.nn.Module", function: Callable[[tuple, dict], None]) -
 
 
 def _around_compiled(module: "torch.nn.Module", wrap: Callable[[Callable], Callable]) -> Callable[[], None]:
-    """Go around a module that was compiled in place, whose own hooks are part of what was compiled."""
+    """Wrap a module that was compiled in place: hooks registered on it now would not run."""
     inner = module._compiled_call_impl
     outer = wrap(inner)
     current = [outer]
@@ -145,7 +150,7 @@ def _around_compiled(module: "torch.nn.Module", wrap: Callable[[Callable], Calla
         return current[0](*args, **kwargs)
 
     def remove() -> None:
-        current[0] = inner  # where another has gone around this one since, it stays, and does nothing
+        current[0] = inner  # a later wrapper may still call this one, which then does nothing
         if module._compiled_call_impl is call:
             module._compiled_call_impl = inner
 
@@ -154,10 +159,10 @@ def _around_compiled(module: "torch.nn.Module", wrap: Callable[[Callable], Calla
 
 
 @contextlib.contextmanager
-def captured(site: HookPoint) -> Iterator[list["torch.Tensor"]]:
-    """A list that gains the activations [sample, position, d] of every forward pass in the block."""
+def captured(point: HookPoint) -> Iterator[list["torch.Tensor"]]:
+    """Yield a list that collects the activations [sample, position, d] of every forward pass in the block."""
     outputs: list[torch.Tensor] = []
-    remove = hook(site, outputs.append)
+    remove = hook(point, outputs.append)
     try:
         yield outputs
     finally:

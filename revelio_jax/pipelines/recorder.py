@@ -53,7 +53,7 @@ def recorded(
         current = timesteps[min(timesteps, key=lambda known: abs(known - value))]
 
     with contextlib.ExitStack() as stack:
-        branch = stack.enter_context(guidance.told(denoiser))
+        branch = stack.enter_context(guidance.named_branches(denoiser))
         stack.callback(denoiser.register_forward_pre_hook(read_timestep, with_kwargs=True).remove)
         for point in points:
 

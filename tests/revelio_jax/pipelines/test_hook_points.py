@@ -102,7 +102,7 @@ def dit():
 
 
 def denoise(pipe):
-    """One forward pass of the denoiser, from fixed inputs: a tensor."""
+    """Run the denoiser once on fixed inputs and return a tensor."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         if hook_points.family(pipe) == "dit":
@@ -124,7 +124,7 @@ def denoise(pipe):
 
 
 def run(pipe, site):
-    """A forward pass of the component that holds the site."""
+    """Run the component that holds the hook point."""
     if site.component in ("unet", "transformer"):
         return denoise(pipe)
     with torch.no_grad():
@@ -164,14 +164,14 @@ EVERY = [(k, name) for k, names in NAMES.items() for name in names if (k, name[:
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_known_sites(kind, request):
+def test_every_hook_point_of_a_family_is_listed(kind, request):
     pipe = request.getfixturevalue(kind)
     assert hook_points.family(pipe) == kind
     assert hook_points.known_sites(pipe) == NAMES[kind]
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_a_site_reads_and_replaces_what_flows_through_it(kind, name, request):
+def test_a_hook_point_reads_and_replaces_activations(kind, name, request):
     pipe = request.getfixturevalue(kind)
     site = hook_points.resolve(pipe, name)
     with hook_points.captured(site) as got:
@@ -204,7 +204,7 @@ def test_positions_of_a_map_are_its_pixels_in_row_order():
     torch.testing.assert_close(site.replace(output, site.read(output)), output)
 
 
-def test_every_layout_of_an_output_is_kept():
+def test_replacing_keeps_the_structure_of_the_output():
     hidden, other, new = torch.zeros(2, 3, 4), torch.ones(1), torch.full((2, 3, 4), 7.0)
     layer = hook_points.HookPoint("clip.layer.0", "text_encoder", None, 4)
     assert layer.replace(hidden, new) is new
@@ -219,8 +219,8 @@ def test_every_layout_of_an_output_is_kept():
 
 
 @pytest.mark.parametrize(("kind", "name"), [each for each in EVERY if hook_points.is_denoiser_site(each[1])])
-def test_what_went_into_a_site_is_of_its_own_stream(kind, name, request):
-    """A block's input is what the block before it returned, for both streams of FLUX."""
+def test_the_input_of_a_hook_point_is_the_output_of_the_block_before(kind, name, request):
+    """This holds for both streams of FLUX."""
     pipe = request.getfixturevalue(kind)
     site = hook_points.resolve(pipe, name)
     seen = []
@@ -240,13 +240,13 @@ def test_what_went_into_a_site_is_of_its_own_stream(kind, name, request):
         torch.testing.assert_close(given, previous[0], rtol=0, atol=0)
 
 
-def test_text_and_image_in_one_tensor_are_refused():
+def test_one_tensor_of_text_and_image_is_refused():
     site = hook_points.HookPoint("flux.single.0.image", "transformer", None, 4, part=1, needs_tuple=True)
     with pytest.raises(InputError, match="one tensor"):
         site.read(torch.zeros(2, 3, 4))
 
 
-def test_the_layout_of_transformers_4_resolves_too():
+def test_hook_points_of_transformers_4_resolve():
     """CLIPTextModel.text_model.encoder.layers, whose layers return tuples."""
 
     class OldLayer(torch.nn.Module):
@@ -263,7 +263,7 @@ def test_the_layout_of_transformers_4_resolves_too():
     assert (got[0] == 1).all()
 
 
-def test_a_hook_comes_before_the_capture_that_transformers_installs(sdxl):
+def test_a_hook_runs_before_the_capture_hooks_of_transformers(sdxl):
     """Registered after it, a change would be missing from hidden_states, which SDXL reads."""
     ids = torch.tensor([[18, 3, 4, 5, 19, 19]])
     site = hook_points.resolve(sdxl, "clip_g.layer.1")
@@ -276,7 +276,7 @@ def test_a_hook_comes_before_the_capture_that_transformers_installs(sdxl):
 
 
 @pytest.mark.parametrize("name", ["clip.layer.2", "clip.layer.-1", "clip.layer.01", "t5.block.0", "clip", ""])
-def test_an_unknown_name_is_answered_with_those_there_are(sd, name):
+def test_an_unknown_name_is_refused_with_the_known_ones(sd, name):
     with pytest.raises(InputError) as error:
         hook_points.resolve(sd, name)
     assert repr(name) in str(error.value)
@@ -284,12 +284,12 @@ def test_an_unknown_name_is_answered_with_those_there_are(sd, name):
     assert "unet.up_blocks.0.attentions.0-1" in str(error.value)
 
 
-def test_ranges_of_names():
+def test_consecutive_numbers_are_abbreviated():
     names = ["flux.double.0.text", "flux.double.0.image", "flux.double.1.text", "flux.double.1.image"]
     assert hook_points.abbreviate(names) == "flux.double.0-1.text, flux.double.0-1.image"
     assert hook_points.abbreviate([]) == ""
 
 
-def test_what_is_no_pipeline_is_refused():
+def test_an_object_that_is_not_a_pipeline_is_refused():
     with pytest.raises(InputError, match="not a known pipeline; known families: sd, sdxl, flux, dit, text"):
         hook_points.family(types.SimpleNamespace(vae=None))

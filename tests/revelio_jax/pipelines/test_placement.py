@@ -19,7 +19,7 @@ SITES = {
 
 @pytest.fixture
 def activations(folder, pictures, prompts, tmp_path):
-    """A function that extracts with fields of model and returns the rows of every site."""
+    """A function that extracts with other fields of config.model and returns the rows of every hook point."""
 
     def make(family: str, mode: str, **fields) -> list[np.ndarray]:
         extract = ExtractConfig(
@@ -54,19 +54,19 @@ def test_offload_changes_no_bit(activations, family, mode, offload):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs g++, which is not there")
 @pytest.mark.parametrize(("family", "mode"), [("sd", "noised"), ("flux", "noised")])
-def test_compiled_blocks_give_the_same_to_rounding(activations, family, mode):
+def test_compiled_blocks_give_the_same_rows_up_to_rounding(activations, family, mode):
     plain, compiled = activations(family, mode), activations(family, mode, compile=True)
     for a, b in zip(plain, compiled, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_a_plain_store_is_not_gone_on_with_compiled(activations, tmp_path):
+def test_a_compiled_run_does_not_continue_a_store_made_without(activations, tmp_path):
     activations("sd", "text")
     shutil.move(tmp_path / "store", tmp_path / "store-True")
     with pytest.raises(InputError, match=r"model\.compile"):
         activations("sd", "text", compile=True)
 
 
-def test_what_does_not_go_together_is_refused():
+def test_compile_with_sequential_offload_is_refused():
     with pytest.raises(InputError, match="with compile, offload must be none or model"):
         dataclasses.replace(ModelConfig(), compile=True, offload="sequential")
