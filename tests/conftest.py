@@ -1,20 +1,22 @@
 """JAX on 8 devices of the host, and the small stores and runs that tests of the trainer share."""
 
+import importlib.metadata
 import os
-import tempfile
+import pathlib
 
-# Before anything imports JAX; subprocesses inherit it.
+# These variables must be set before JAX is imported. Subprocesses inherit them.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Many tests train the same small model: compile it once a session.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+# Many tests train the same small model. Parallel workers, subprocesses and later sessions share what is compiled.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    pathlib.Path(__file__).parents[1] / ".cache" / f"jax-{importlib.metadata.version('jax')}"
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 import dataclasses
 import functools
 import json
-import pathlib
 import socket
 
 import hypothesis
@@ -35,11 +37,18 @@ from revelio_jax.store import SitePlan, StorePlan, StoreWriter
 from tests.helpers.browser import chromium, visit  # noqa: F401 - here, so that a session has one browser
 from tests.helpers.configs import changed
 
-# A busy machine is no failure.
+# Deadlines would fail on a busy machine.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 SITE, D, DICTIONARY, ACTIVE, SAMPLES, TOKENS = "clip.layer.1", 16, 24, 3, 256, 16
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects tests by their markers
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if {"chromium", "visit"} & set(item.fixturenames):
+            item.add_marker("browser")
 
 
 @pytest.fixture(scope="session")

@@ -63,6 +63,7 @@ def test_planted_directions_are_found(benchmark):
     assert rows[0]["matched"] > 0.2 > (by_chance > 0.9).mean()
 
 
+@pytest.mark.peers
 @pytest.mark.skipif(not PEERS.exists(), reason="the peers are not installed: bash tests/benchmarks/peers.sh")
 @pytest.mark.parametrize("system", ["sae-lens", "eai-sparsify", "dictionary-learning"])
 def test_of_a_peer(benchmark, system):

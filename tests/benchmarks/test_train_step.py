@@ -45,6 +45,7 @@ def test_of_this_project(benchmark):
     ]
 
 
+@pytest.mark.peers
 @pytest.mark.skipif(not PEERS.exists(), reason="the peers are not installed: bash tests/benchmarks/peers.sh")
 @pytest.mark.parametrize("system", ["sae-lens", "eai-sparsify", "dictionary-learning"])
 def test_of_a_peer(benchmark, system):

@@ -145,6 +145,7 @@ def in_sae_lens(variant, planted, tmp_path_factory):
     }
 
 
+@pytest.mark.peers
 def test_sae_lens_reads_the_folder_and_gives_the_same(exported, expected, in_sae_lens):
     name, config, _ = exported
     assert_equals(*in_sae_lens[name], expected, config)

@@ -58,6 +58,7 @@ def test_folders_of_other_libraries_compute_what_those_compute(name):
     assert_computes_the_same(SAES / name)
 
 
+@pytest.mark.peers
 def test_folders_of_the_installed_libraries_too(tmp_path):
     if not PEERS.exists():
         pytest.skip("SAELens and sparsify are not installed: bash tests/benchmarks/peers.sh")

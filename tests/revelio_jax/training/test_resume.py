@@ -1,6 +1,7 @@
 """A run that is killed, again and again, ends as if it had not been; SIGTERM saves; what is kept."""
 
 import json
+import multiprocessing
 import pathlib
 import random
 import shutil
@@ -12,20 +13,28 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
+import revelio_jax.train as train_module
 from revelio_jax.sae import sharding
 from revelio_jax.train import train
 from revelio_jax.training import checkpoints, processes
 
-KILLS, STEPS, EVERY = 20, 2000, 20
+KILLS, STEPS, EVERY = 20, 1000, 20
 
 
-def command(path, *arguments):
-    return [sys.executable, "-m", "revelio_jax.train", "--config", path, *arguments]
+@pytest.fixture(scope="module")
+def start_fork():
+    """A function that runs the command in a new process, forked from one that has imported the trainer."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([train_module.__name__])
 
+    def start(*arguments):
+        process = context.Process(target=train_module.main, args=[arguments])
+        process.start()
+        return process
 
-def start(path, *arguments):
-    return subprocess.Popen(command(path, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start
 
 
 def final_state(config):
@@ -35,32 +44,32 @@ def final_state(config):
 
 
 def wait_for_step(run, step, process):
-    while checkpoints.newest(run) <= step and process.poll() is None:
+    while checkpoints.newest(run) <= step and process.is_alive():
         time.sleep(0.005)
 
 
-def test_killed_twenty_times_it_ends_with_the_same_bits(base, with_train, config_file, tmp_path):
+def test_killed_twenty_times_it_ends_with_the_same_bits(base, with_train, config_file, start_fork, tmp_path):
     whole = with_train(base, run=str(tmp_path / "whole"), steps=STEPS, checkpoint_every=EVERY, ema=0.99)
     parts = with_train(whole, run=str(tmp_path / "parts"))
     path, run = config_file(tmp_path / "config.py", parts), tmp_path / "parts"
     moments, killed_at = random.Random(0), []
     while len(killed_at) < KILLS:
         begun = checkpoints.newest(run)
-        process = start(path, "--config.train.resume=True")
+        process = start_fork("--config", path, "--config.train.resume=True")
         if len(killed_at) % 4 == 0:  # while it starts, restores or compiles
-            time.sleep(moments.uniform(0, 3))
+            time.sleep(moments.uniform(0, 1))
         else:  # at some step after a new checkpoint, or while that is being written
             wait_for_step(run, begun, process)
             time.sleep(moments.uniform(0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        _, err = process.communicate()
-        assert process.returncode == -signal.SIGKILL, err  # it was neither finished nor broken
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL  # it was neither finished nor broken
         killed_at.append(checkpoints.newest(run))
     assert killed_at == sorted(killed_at)
     assert 0 < killed_at[-1] < STEPS
-    process = start(path, "--config.train.resume=True")
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    process = start_fork("--config", path, "--config.train.resume=True")
+    process.join(timeout=300)
+    assert process.exitcode == 0
     train(whole)
     ours, theirs = final_state(parts), final_state(whole)
     assert ours.step == STEPS
@@ -77,7 +86,8 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(base, with_train, config
 
 def test_sigterm_saves_and_ends_with_its_status(base, with_train, config_file, tmp_path):
     config = with_train(base, run=str(tmp_path / "run"), steps=10**6, checkpoint_every=10**6, every=1)
-    process = start(config_file(tmp_path / "config.py", config))
+    command = [sys.executable, "-m", "revelio_jax.train", "--config", config_file(tmp_path / "config.py", config)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run/metrics.jsonl"
     while not (log.exists() and log.read_text().count("\n") > 5) and process.poll() is None:
         time.sleep(0.01)

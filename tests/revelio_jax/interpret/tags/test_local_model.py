@@ -112,7 +112,7 @@ def test_it_sees_the_pictures(llava):
 def test_a_run_is_tagged_by_it(pictures, interpreted, llava, tmp_path):
     shutil.copytree(pathlib.Path(pictures.run, "export"), tmp_path / "run" / "export")
     fields = {"model": llava, "max_tokens": 6, "images": 2, "held_out": 8}
-    config = interpreted(pictures, train={"run": str(tmp_path / "run")}, model={"device": "cpu"}, **fields)
+    config = interpreted(pictures, run=str(tmp_path / "run"), model={"device": "cpu"}, tags=fields)
     interpret(config)
     made = command.tag(config, [PLANTED])
     assert made.answers.asked == len((tmp_path / "run" / answers.NAME).read_text().splitlines()) >= 2

@@ -61,7 +61,7 @@ def seen(tmp_path_factory, pictures, interpreted):
     """The config of pictures that were interpreted, in a run of its own."""
     run = tmp_path_factory.mktemp("runs") / "seen"
     shutil.copytree(pathlib.Path(pictures.run, "export"), run / "export")
-    config = interpreted(pictures, train={"run": str(run)})
+    config = interpreted(pictures, run=str(run))
     interpret(config)
     return config
 
@@ -81,7 +81,7 @@ def asked(tmp_path, interpreted, server):
         shutil.copytree(config.run, run)
         server.answer = answer
         fields = {"endpoint": server.url, "model": "sees", "parallel": 2} | fields
-        return interpreted(config, train={"run": str(run)}, **fields)
+        return interpreted(config, run=str(run), tags=fields)
 
     return change
 
@@ -185,7 +185,7 @@ def test_another_model_is_asked_anew(seen, asked, interpreted, server):
     config = asked(seen, sees)
     command.tag(config, [PLANTED])
     count = len(server.requests)
-    command.tag(interpreted(config, model="other"), [PLANTED])
+    command.tag(interpreted(config, tags={"model": "other"}), [PLANTED])
     assert len(server.requests) == 2 * count
     assert rows_of(config)[PLANTED]["model"] == "other"
 
@@ -317,7 +317,7 @@ def test_the_command_says_what_is_wrong(seen, asked, config_file, tmp_path):
     code, said = run("--config.tags.key=sk-very-secret")
     assert code == 2
     assert "secret" not in said
-    assert "names the variable" in said
+    assert "is not the name of an environment variable" in said
 
 
 def test_latents_that_are_not_there_are_refused(seen, asked):
