@@ -26,7 +26,7 @@ fi
 say "ruff"
 ruff check .
 ruff format --check .
-if command -v pyright >/dev/null; then
+if command -v pyright >/dev/null && grep -q "^\[tool.pyright\]" pyproject.toml; then
     say "pyright"
     pyright
 fi
