@@ -56,7 +56,7 @@ def wanted_shapes(
             f"needs one of {', '.join(family.name for family in FAMILIES if family.denoiser)}"
         )
     pipe = skeleton(source)
-    latent = latent_shape(source, getattr(pipe, source.layout.denoiser), extract)
+    latent = latent_shape(source, source.layout.denoiser_of(pipe), extract)
     points = [loading.hook_point(pipe, name) for name in extract.sites]
     shapes_by_name = shapes(source, pipe, points, latent)
     for name, shape in shapes_by_name.items():
@@ -85,7 +85,7 @@ def shapes(
 
             hooks.callback(point.module.register_forward_hook(record, with_kwargs=True).remove)
         conditioning = family.empty_conditioning(pipe, latents, prompt_tokens(source))
-        getattr(pipe, family.denoiser)(**family.denoiser_arguments(latents, 0, conditioning))
+        family.denoiser_of(pipe)(**family.denoiser_arguments(latents, 0, conditioning))
     return {point.name: shapes_by_name[point.name] for point in points}
 
 

@@ -64,7 +64,8 @@ def abbreviate(names: list[str]) -> str:
     for name in names:
         numbers = re.findall(r"\.(\d+)", name)
         # The last number counts up; those before it are part of the group's name.
-        head, tail = re.match(r"(.*\.)?\d+(.*)", name).groups() if numbers else (name, "")
+        match = re.match(r"(.*\.)?\d+(.*)", name)
+        head, tail = match.groups() if match else (name, "")
         groups.setdefault(f"{head}#{tail}" if numbers else name, []).append(int(numbers[-1]) if numbers else 0)
     shown = []
     for pattern, numbers in groups.items():

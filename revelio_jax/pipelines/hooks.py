@@ -68,14 +68,17 @@ class HookPoint:
 
     def grid(self, output: typing.Any) -> tuple[int, int] | None:
         """Return height and width, in positions, of an output of ``module`` if it is a map, otherwise None."""
-        return tuple(self._hidden(output).shape[2:]) if self.is_map else None
+        if not self.is_map:
+            return None
+        height, width = self._hidden(output).shape[2:]
+        return height, width
 
     def _hidden(self, output: typing.Any) -> "torch.Tensor":
         if isinstance(output, tuple):
             return output[self.part]
         if self.needs_tuple:  # text and image in one tensor: diffusers before 0.35
             raise InputError(
-                f"hook point {self.name}: this diffusers joins text and image in one tensor; use diffusers 0.36 or newer"
+                f"hook point {self.name}: this diffusers joins text and image in one tensor; use 0.36 or newer"
             )
         return output
 
@@ -142,7 +145,7 @@ def before(module: "torch.nn.Module", function: Callable[[tuple, dict], None]) -
 
 def _around_compiled(module: "torch.nn.Module", wrap: Callable[[Callable], Callable]) -> Callable[[], None]:
     """Wrap a module that was compiled in place: hooks registered on it now would not run."""
-    inner = module._compiled_call_impl
+    inner: Callable = typing.cast(Callable, module._compiled_call_impl)
     outer = wrap(inner)
     current = [outer]
 

@@ -11,11 +11,13 @@ import warnings
 from collections.abc import Iterator
 
 import diffusers
+import diffusers.utils
 import huggingface_hub
 import numpy as np
 import tensorstore as ts
 import torch
 import transformers
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from revelio_jax.config import ModelConfig
 from revelio_jax.errors import InputError
@@ -64,8 +66,8 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()  # it would report every retry
-    diffusers.logging.set_verbosity_error()
-    diffusers.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
 
 
 def skeleton(source: PipelineSource) -> types.SimpleNamespace:
@@ -112,7 +114,7 @@ def load(source: PipelineSource, model: ModelConfig, vae_dtype: str) -> typing.A
         encoder = load_text_encoder(source, component, model.dtype)
         parts[component] = encoder.model
         parts[component.replace("text_encoder", "tokenizer")] = encoder.tokenizer
-    for component, dtype in ((source.layout.denoiser, model.dtype), ("vae", vae_dtype)):
+    for component, dtype in ((source.layout.denoiser or "", model.dtype), ("vae", vae_dtype)):
         with explained(source, component):
             cls = getattr(diffusers, source.index[component][1])
             part, info = cls.from_pretrained(
@@ -138,9 +140,7 @@ def load_pipeline(model: ModelConfig) -> typing.Any:
     place = device(model.device)
     source = find(model.id, model.revision, model.family)
     try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(
-            source.id, revision=source.revision, torch_dtype=DTYPES[model.dtype]
-        )
+        pipe = DiffusionPipeline.from_pretrained(source.id, revision=source.revision, torch_dtype=DTYPES[model.dtype])
     except LOAD_ERRORS as error:
         raise InputError(f"config.model.id is {source.id!r}; it cannot be loaded: {str(error)[:300]}") from error
     pipe.set_progress_bar_config(disable=True)

@@ -41,7 +41,7 @@ def recorded(
     conditional branch is recorded. With ``stop`` the block ends, without an error, once everything is recorded.
     """
     family = family_of(pipe)
-    denoiser = getattr(pipe, family.denoiser)
+    denoiser = family.denoiser_of(pipe)
     complete = {timestep for timestep in timesteps.values() if timestep is not None}
     recording: Recording = {}
     current: int | None = None

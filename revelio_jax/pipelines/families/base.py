@@ -70,6 +70,12 @@ class Family:
     position_text_encoder: str | None = None
     """First part of the name of the encoder whose tokens are the positions of the denoiser's text stream."""
 
+    def denoiser_of(self, pipe: typing.Any) -> typing.Any:
+        """Return the denoiser of a pipeline. Raise InputError if the family has none."""
+        if self.denoiser is None:
+            raise InputError(f"a pipeline of the family {self.name} has no denoiser")
+        return getattr(pipe, self.denoiser)
+
     # Hook points
 
     def hook_points(self, pipe: typing.Any) -> Iterator[HookPoint]:
@@ -82,14 +88,14 @@ class Family:
         if denoiser is not None:
             yield from self.denoiser_hook_points(denoiser)
 
-    def encoder_hook_points(self, prefix: str, component: str, encoder: "torch.nn.Module") -> Iterator[HookPoint]:
+    def encoder_hook_points(self, prefix: str, component: str, encoder: typing.Any) -> Iterator[HookPoint]:
         """Yield the layers of a CLIP text encoder: PREFIX.layer.N."""
         # text_model: CLIPTextModelWithProjection, and CLIPTextModel of transformers before 5.
         layers = getattr(encoder, "text_model", encoder).encoder.layers
         for i, module in enumerate(layers):
             yield HookPoint(f"{prefix}.layer.{i}", component, module, encoder.config.hidden_size)
 
-    def denoiser_hook_points(self, denoiser: "torch.nn.Module") -> Iterator[HookPoint]:
+    def denoiser_hook_points(self, denoiser: typing.Any) -> Iterator[HookPoint]:
         """Yield the hook points of the denoiser."""
         raise NotImplementedError
 
@@ -133,7 +139,7 @@ class Family:
         """Return the number of pixels that height and width must be a multiple of."""
         return vae_factor
 
-    def only_size(self, denoiser: "torch.nn.Module", vae_factor: int) -> int | None:
+    def only_size(self, denoiser: typing.Any, vae_factor: int) -> int | None:
         """Return the height and width in pixels of a model that has only one size, otherwise None."""
         return None
 
@@ -156,8 +162,8 @@ class Family:
 
         ``tokens`` is the length of the prompt if :meth:`prompt_tokens` has one.
         """
-        tokens = pipe.text_encoder.config.max_position_embeddings
-        return {"encoder_hidden_states": like.new_empty(1, tokens, pipe.unet.config.cross_attention_dim)}
+        positions = pipe.text_encoder.config.max_position_embeddings
+        return {"encoder_hidden_states": like.new_empty(1, positions, pipe.unet.config.cross_attention_dim)}
 
     def denoiser_arguments(self, latents: "torch.Tensor", timestep: int, conditioning: Arguments) -> Arguments:
         """Return the denoiser's arguments for noised latents [sample, channel, height, width].
@@ -169,7 +175,7 @@ class Family:
             "timestep": whole_numbers(latents, timestep),
         }
 
-    def image_grid(self, denoiser: "torch.nn.Module", latents: "torch.Tensor", call: Arguments) -> tuple[int, int]:
+    def image_grid(self, denoiser: typing.Any, latents: "torch.Tensor", call: Arguments) -> tuple[int, int]:
         """Return height and width, in positions, of the denoiser's image stream."""
         return latents.shape[-2], latents.shape[-1]
 

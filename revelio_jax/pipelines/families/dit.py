@@ -23,7 +23,7 @@ class DiT(Family):
     takes_prompts = False
     reading_guidance = 4.0
 
-    def denoiser_hook_points(self, denoiser: "torch.nn.Module") -> Iterator[HookPoint]:
+    def denoiser_hook_points(self, denoiser: typing.Any) -> Iterator[HookPoint]:
         d = denoiser.config.num_attention_heads * denoiser.config.attention_head_dim
         for i, module in enumerate(denoiser.transformer_blocks):
             yield HookPoint(f"dit.block.{i}", "transformer", module, d)
@@ -36,7 +36,7 @@ class DiT(Family):
     def is_guided(self, pipe: typing.Any, call: Arguments) -> bool:
         return call["guidance_scale"] > 1
 
-    def only_size(self, denoiser: "torch.nn.Module", vae_factor: int) -> int:
+    def only_size(self, denoiser: typing.Any, vae_factor: int) -> int:
         return denoiser.config.sample_size * vae_factor
 
     def conditioning(self, pipe: typing.Any, prompt: str, guidance: float, size: tuple[int, int]) -> Arguments:
@@ -54,7 +54,7 @@ class DiT(Family):
             "timestep": whole_numbers(latents, timestep),
         }
 
-    def image_grid(self, denoiser: "torch.nn.Module", latents: "torch.Tensor", call: Arguments) -> tuple[int, int]:
+    def image_grid(self, denoiser: typing.Any, latents: "torch.Tensor", call: Arguments) -> tuple[int, int]:
         patch = denoiser.config.patch_size
         return latents.shape[-2] // patch, latents.shape[-1] // patch
 

@@ -35,14 +35,14 @@ class Flux(Family):
     noised_fields = ("guidance",)
     position_text_encoder = "t5"
 
-    def encoder_hook_points(self, prefix: str, component: str, encoder: "torch.nn.Module") -> Iterator[HookPoint]:
+    def encoder_hook_points(self, prefix: str, component: str, encoder: typing.Any) -> Iterator[HookPoint]:
         if prefix != "t5":
             yield from super().encoder_hook_points(prefix, component, encoder)
             return
         for i, module in enumerate(encoder.encoder.block):
             yield HookPoint(f"t5.block.{i}", component, module, encoder.config.d_model)
 
-    def denoiser_hook_points(self, denoiser: "torch.nn.Module") -> Iterator[HookPoint]:
+    def denoiser_hook_points(self, denoiser: typing.Any) -> Iterator[HookPoint]:
         d = denoiser.config.num_attention_heads * denoiser.config.attention_head_dim
         blocks = {"double": denoiser.transformer_blocks, "single": denoiser.single_transformer_blocks}
         for kind, modules in blocks.items():
@@ -78,7 +78,10 @@ class Flux(Family):
 
     def empty_conditioning(self, pipe: typing.Any, like: "torch.Tensor", tokens: int | None) -> Arguments:
         config = pipe.transformer.config
-        text, pooled = like.new_empty(1, tokens, config.joint_attention_dim), config.pooled_projection_dim
+        text, pooled = (
+            like.new_empty(1, tokens or LONGEST_PROMPT, config.joint_attention_dim),
+            config.pooled_projection_dim,
+        )
         return self._conditioning(pipe, text, like.new_empty(1, pooled), 1.0)
 
     def _conditioning(
@@ -104,7 +107,7 @@ class Flux(Family):
             "txt_ids": latents.new_zeros(arguments["encoder_hidden_states"].shape[1], 3),
         }
 
-    def image_grid(self, denoiser: "torch.nn.Module", latents: "torch.Tensor", call: Arguments) -> tuple[int, int]:
+    def image_grid(self, denoiser: typing.Any, latents: "torch.Tensor", call: Arguments) -> tuple[int, int]:
         _, height, width = (int(last) + 1 for last in call["img_ids"].reshape(-1, 3).amax(0))
         return height, width
 

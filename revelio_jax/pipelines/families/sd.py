@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from revelio_jax.pipelines.families.base import Family
 from revelio_jax.pipelines.hooks import HookPoint
 
-if typing.TYPE_CHECKING:
-    import torch
-
 
 class StableDiffusion(Family):
     """Hook points: clip.layer.N, and U-Net blocks and attentions, whose positions are pixels in row order."""
@@ -21,7 +18,7 @@ class StableDiffusion(Family):
     denoiser = "unet"
     prefix = "unet"
 
-    def denoiser_hook_points(self, denoiser: "torch.nn.Module") -> Iterator[HookPoint]:
+    def denoiser_hook_points(self, denoiser: typing.Any) -> Iterator[HookPoint]:
         """Yield unet.mid_block, unet.up_blocks.I, and unet.BLOCK.attentions.J."""
         widths = denoiser.config.block_out_channels
         down = [(f"down_blocks.{i}", block, widths[i]) for i, block in enumerate(denoiser.down_blocks)]

@@ -8,9 +8,6 @@ from revelio_jax.errors import InputError
 from revelio_jax.pipelines.families.base import Family
 from revelio_jax.pipelines.hooks import HookPoint
 
-if typing.TYPE_CHECKING:
-    import torch
-
 # Where transformers keeps the layers of a model: BERT, DistilBERT, BART and CLIP, T5, current decoders, GPT-2.
 LAYERS = ("encoder.layer", "transformer.layer", "encoder.layers", "encoder.block", "layers", "h")
 
@@ -23,12 +20,12 @@ class TextEncoderAlone(Family):
     text_encoders: typing.ClassVar[dict[str, str]] = {"text": "encoder"}
     is_standalone = True
 
-    def encoder_hook_points(self, prefix: str, component: str, encoder: "torch.nn.Module") -> Iterator[HookPoint]:
+    def encoder_hook_points(self, prefix: str, component: str, encoder: typing.Any) -> Iterator[HookPoint]:
         for i, module in enumerate(_layers(encoder)):
             yield HookPoint(f"{prefix}.layer.{i}", component, module, encoder.config.hidden_size)
 
 
-def _layers(model: "torch.nn.Module") -> Iterable["torch.nn.Module"]:
+def _layers(model: typing.Any) -> Iterable[typing.Any]:
     for path in LAYERS:
         try:
             return operator.attrgetter(path)(model)
