@@ -1,26 +1,43 @@
 """The command line that every command shares: ``--config``, overrides of its fields, and own flags.
 
-``--config`` takes a file in ``configs/`` or the ``config.json`` of a run; ``--config.train.steps=1000`` overrides
-a field. Lists are written as ``a,b``; an empty value empties a field; ``1e4`` is a whole number; ``yes``, ``no``,
-``true`` and ``false`` are booleans.
+``--config`` takes the name of a shipped config, a config file, or the ``config.json`` of a run.
+``--config.train.steps=1000`` overrides a field. Lists are written as ``a,b``; an empty value empties a field;
+``1e4`` is a whole number; ``yes``, ``no``, ``true`` and ``false`` are booleans.
 """
 
 import argparse
 import ast
+import contextlib
+import contextvars
 import decimal
 import importlib.util
 import json
 import pathlib
+import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import ml_collections
 
+from revelio_jax import shipped
 from revelio_jax.config import SECTIONS, Config, resolve, schema
 from revelio_jax.errors import InputError
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+_program: contextvars.ContextVar[str | None] = contextvars.ContextVar("program", default=None)
+
+
+@contextlib.contextmanager
+def called_as(program: str) -> Iterator[None]:
+    """Set the name of the running command in help and messages; the default is ``python -m MODULE``."""
+    token = _program.set(program)
+    try:
+        yield
+    finally:
+        _program.reset(token)
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, doc: str):
         super().__init__(
-            f"python -m {command}",
+            _program.get() or f"python -m {command}",
             description=doc.strip(),
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=36, width=110),
             allow_abbrev=False,
@@ -64,18 +81,20 @@ def parse(argv: Sequence[str], doc: str, **flags: tuple[typing.Any, str]) -> tup
 
     ``argv`` is the command's module and its arguments. ``flags`` maps the name of each own flag to its default and
     its help; a flag has the type of its default, and one with a tuple may be given several times. Returns the
-    checked config and the values of the own flags. ``--help`` prints every flag and exits with status 0. Raises
+    checked config and the values of the own flags. ``--help`` prints every flag and exits with status 0. Raise
     InputError with the field or flag, its value and what is allowed.
     """
     parser = Parser(argv[0], doc)
-    parser.usage = f"python -m {argv[0]} --config FILE [--flag value ...] [--config.section.field=value ...]"
-    parser.add_argument("--config", metavar="FILE", help="an experiment in configs/, or the config.json of a run")
+    parser.usage = f"{parser.prog} --config NAME_OR_FILE [--flag value ...] [--config.section.field=value ...]"
+    parser.add_argument(
+        "--config", metavar="NAME_OR_FILE", help="a shipped config, a config file, or the config.json of a run"
+    )
     for name, (value, help) in flags.items():
         _add_flag(parser, name, value, help)
     _add_fields(parser)
     given = vars(parser.parse(argv[1:]))
     if not given["config"]:
-        raise InputError("--config is missing; for example --config configs/mini_sd.py")
+        raise InputError("--config is missing; for example --config mini_sd")
     values = load(given["config"])
     for name in schema.names():
         if f"config.{name}" in given:
@@ -90,14 +109,19 @@ def parse(argv: Sequence[str], doc: str, **flags: tuple[typing.Any, str]) -> tup
 
 
 def load(location: str) -> dict[str, typing.Any]:
-    """Read a config file, or the config.json of a run, as a nested dict that is not checked yet.
+    """Read a config as a nested dict of fields, not checked yet.
 
-    A Python file may be followed by a colon and an argument for its ``get_config``. Raises InputError.
+    ``location`` is the name of a shipped config, a Python file, or the config.json of a run. A name or a Python
+    file may be followed by a colon and an argument for its ``get_config``. Raise InputError if it cannot be read.
     """
     name, _, argument = location.partition(":")
-    path = pathlib.Path(location if location.endswith(".json") else name)
+    if re.fullmatch(r"[\w-]+", name):
+        path = shipped.config_file(name)
+    else:
+        path = pathlib.Path(location if location.endswith(".json") else name)
     if not path.is_file():
-        raise InputError(f"--config {location}: no such file")
+        advice = f"; the shipped config is --config {path.stem}" if path.stem in shipped.config_names() else ""
+        raise InputError(f"--config {location}: no such file{advice}")
     values = _read_json(path) if path.suffix == ".json" else _run_python(path, argument)
     return {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 

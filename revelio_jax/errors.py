@@ -1,21 +1,27 @@
-"""How a command says that its input is wrong: one line, exit status 2."""
+"""Errors in what the user passed: one line on stderr and exit status 2."""
 
 import contextlib
 import importlib.util
+import os
 import signal
 import sys
 from collections.abc import Iterator
 
 
 class InputError(ValueError):
-    """What a person gave cannot be used; the message names field, value and what is allowed."""
+    """A field, an argument or a file cannot be used; the message names it, its value and what is allowed."""
 
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """End the process with one line on stderr: with status 2 on an InputError, 130 on Ctrl-C."""
+    """Run a command. Turn errors that need no traceback into one line and an exit status.
+
+    Exit with status 2 on InputError, with 130 on Ctrl-C, and with 141 and no line if the reader of stdout is gone,
+    for example after ``| head``.
+    """
     try:
-        yield
+        with _flushed_stdout():
+            yield
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -24,7 +30,21 @@ def reported() -> Iterator[None]:
         raise SystemExit(128 + signal.SIGINT) from None
 
 
-def require(package: str, extra: str, what: str) -> None:
-    """Raise InputError where a package that ``what`` needs is not installed; ``extra`` brings it."""
+@contextlib.contextmanager
+def _flushed_stdout() -> Iterator[None]:
+    """Flush stdout after the block. Exit quietly if its reader is gone; other broken pipes are raised."""
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python flushes once more at exit, and would print a traceback there.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def require(package: str, extra: str, user: str) -> None:
+    """Raise InputError if a package is not installed. ``user`` needs it and ``extra`` installs it."""
     if importlib.util.find_spec(package) is None:
-        raise InputError(f"{what} needs the package {package}; pip install -e '.[{extra}]'")
+        raise InputError(f"{user} needs the package {package}; pip install 'revelio_jax[{extra}]'")

@@ -13,6 +13,7 @@ JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 # Packages and modules that need neither torch nor JAX.
 NEUTRAL = (
     "revelio_jax.cli",
+    "revelio_jax.commands",
     "revelio_jax.config",
     "revelio_jax.errors",
     "revelio_jax.files",
@@ -46,7 +47,7 @@ TORCH_ONLY = (
 LAYERS = (
     ("errors",),
     ("config", "presets"),
-    ("files",),
+    ("files", "shipped"),
     ("cli",),
     ("store",),
     ("inputs", "sae_folder"),
@@ -58,6 +59,8 @@ LAYERS = (
     ("interpret",),
     ("explore",),
     ("extract.miniature",),
+    ("commands",),
+    ("__main__",),
 )
 
 

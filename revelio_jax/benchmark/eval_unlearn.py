@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from revelio_jax import shipped
 from revelio_jax.errors import InputError
 from revelio_jax.steering.steerer import Steerer
 
@@ -52,7 +53,7 @@ class SteererTechnique:
         device = device or _device()
         half = use_fp16 and device.startswith("cuda")
         self.pipe = DiffusionPipeline.from_pretrained(
-            model_id, torch_dtype=torch.float16 if half else torch.float32
+            shipped.locate(model_id), torch_dtype=torch.float16 if half else torch.float32
         ).to(device)
         self.pipe.set_progress_bar_config(disable=True)
         if getattr(self.pipe, "safety_checker", None) is not None:  # or its black pictures would be counted

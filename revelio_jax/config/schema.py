@@ -99,11 +99,11 @@ def unknown(name: str) -> str:
     return f"unknown field config.{name}; {did_you_mean(key, keys)}"
 
 
-def did_you_mean(key: str, keys: Iterable[str]) -> str:
-    """Return the closest of ``keys``, or all of them, as advice."""
+def did_you_mean(key: str, keys: Iterable[str], plural: str = "fields") -> str:
+    """Return the closest of ``keys``, or all of them, as advice; ``plural`` is what they are."""
     keys = list(keys)
     close = difflib.get_close_matches(key, keys, 1)
-    return f"did you mean {close[0]}?" if close else f"fields: {', '.join(keys)}"
+    return f"did you mean {close[0]}?" if close else f"{plural}: {', '.join(keys)}"
 
 
 def _section(name: str, section: typing.Any) -> typing.Any:

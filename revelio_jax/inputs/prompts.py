@@ -11,6 +11,7 @@ import typing
 import pyarrow
 import pyarrow.parquet
 
+from revelio_jax import shipped
 from revelio_jax.errors import InputError
 from revelio_jax.store import parquet
 
@@ -28,7 +29,7 @@ def read_prompts(path: str, column: str = "prompt", shuffle: bool = False) -> li
     readers = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
     if not path:
         raise InputError(f"config.extract.prompts is empty; it names a file: {', '.join(readers)}")
-    file = pathlib.Path(path)
+    file = pathlib.Path(shipped.locate(path))
     if file.suffix not in readers:
         raise InputError(f"prompts {path}: unknown suffix {file.suffix!r}; known: {', '.join(readers)}")
     try:

@@ -8,6 +8,7 @@ import typing
 
 import huggingface_hub
 
+from revelio_jax import shipped
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines.families import BY_CLASS, BY_NAME, Family
 
@@ -39,6 +40,7 @@ def find(model_id: str | None, revision: str | None, family: str) -> PipelineSou
     """Read what a pipeline consists of. Raise InputError if it does not exist or is of another family."""
     if not model_id:
         raise InputError("config.model.id is not set; it must be a folder or a hub id")
+    model_id = shipped.locate(model_id)
     if BY_NAME[family].is_standalone:
         if pathlib.Path(model_id, "model_index.json").exists():
             raise InputError(

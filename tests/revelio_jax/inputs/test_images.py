@@ -97,7 +97,7 @@ def test_another_picture_under_a_name_is_another_fingerprint(tmp_path, pictures)
 
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="datasets is installed")
 def test_without_the_package_datasets_one_line_says_so(tmp_path):
-    with pytest.raises(InputError, match=r"needs the package datasets; pip install -e '.\[datasets\]'"):
+    with pytest.raises(InputError, match=r"needs the package datasets; pip install 'revelio_jax\[datasets\]'"):
         read("someone/pictures")
 
 

@@ -117,9 +117,9 @@ def test_a_step_that_does_not_fit(config_file, tmp_path):
         ((), {"width": 3}, r"config.sae.k is 64; it must be at most 48, the latents"),
         (("model.id=a/b",), {}, r"the width of site 't5.block.22' of 'a/b' is not known.* --width N"),
         (
-            ("train.data=3",),
+            ("mesh.data=3",),
             {},
-            r"config.mesh.data x mesh_feature is 3 x -1; .* 16 chips of v5e:4x4",
+            r"config.mesh.data x config.mesh.feature is 3 x None; .* 16 chips of v5e:4x4",
         ),
         (
             ("train.batch_size=9", "sae.expansion=13"),
