@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -32,16 +33,24 @@ def reported() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _flushed_stdout() -> Iterator[None]:
-    """Flush stdout after the block. Exit quietly if its reader is gone; other broken pipes are raised."""
+    """Flush stdout after the block. Exit quietly if its reader is gone; raise the errors of other pipes."""
     try:
-        yield
-    finally:
         try:
+            yield
+        finally:
             sys.stdout.flush()
-        except BrokenPipeError:
-            # Python flushes once more at exit, and would print a traceback there.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(128 + signal.SIGPIPE) from None
+    except BrokenPipeError:
+        if not _reader_of_stdout_is_gone():
+            raise
+        # Python flushes once more at exit, and would print a traceback there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _reader_of_stdout_is_gone() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def require(package: str, extra: str, user: str) -> None:

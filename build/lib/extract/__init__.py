@@ -1,0 +1,1 @@
+"""PyTorch side of the project: activations of diffusion pipelines, written to activation stores."""

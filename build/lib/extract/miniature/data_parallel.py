@@ -1,0 +1,42 @@
+"""Data-parallel training on the cores of one machine.
+
+One single-threaded process a core with averaged gradients trains these small networks about 1.5 x
+faster than one process with as many threads.
+"""
+
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+
+def run(function: Callable[..., None], workers: int, *args: object) -> None:
+    """Call ``function(rank, workers, *args)`` in ``workers`` processes and wait for all."""
+    with tempfile.TemporaryDirectory() as folder:
+        rendezvous = pathlib.Path(folder, "rendezvous").as_uri()
+        torch.multiprocessing.spawn(_enter, (function, workers, rendezvous, args), workers)
+
+
+def schedule(step: int, steps: int) -> float:
+    """The rate of a step as a share of the peak: a short rise, then from half way on a fall to 2 %."""
+    return min(1, (step + 1) / 100) * max(0.02, min(1, 2 * (1 - step / steps)))
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace every gradient by its mean over the workers (one all-reduce)."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def _enter(rank: int, function: Callable, workers: int, rendezvous: str, args: tuple) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=workers)
+    function(rank, workers, *args)
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,72 @@
+"""The miniatures' judge: a small convolutional network that names the style and category of an image.
+
+It ships with the miniature as ``judge.safetensors``; ``extract.miniature.judge`` trains it.
+"""
+
+import pathlib
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+WEIGHTS = "judge.safetensors"
+LABELS = {
+    "style": ("noto", "flat", "glossy 3d"),
+    "category": ("heart", "face", "animal", "food", "vehicle", "plant", "hand", "building"),
+}
+WIDTH = 44
+
+
+class JudgeNet(nn.Module):
+    """Logits of style [N, 3] and category [N, 8] for images [N, 3, 32, 32] in -1 .. 1."""
+
+    def __init__(self):
+        super().__init__()
+        widths = (WIDTH, 2 * WIDTH, 4 * WIDTH)
+        levels, before = [], 3
+        for i, width in enumerate(widths):
+            levels.append(nn.Sequential(*_convolution(before, width, 1 + (i > 0)), *_convolution(width, width, 1)))
+            before = width
+        self.levels = nn.ModuleList(levels)
+        features = 2 * sum(widths)  # mean and maximum of every level: textures and shapes
+        self.style = nn.Linear(features, len(LABELS["style"]))
+        self.category = nn.Linear(features, len(LABELS["category"]))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        pooled = []
+        for level in self.levels:
+            images = level(images)
+            pooled += [images.mean((2, 3)), images.amax((2, 3))]
+        return torch.cat(pooled, 1)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.features(images)
+        return self.style(features), self.category(features)
+
+    @torch.no_grad()
+    def label(self, pixels: np.ndarray) -> list[dict[str, str]]:
+        """Style and category of uint8 pictures [N, 32, 32, 3], each seen as it is and mirrored."""
+        views = [[a + b for a, b in zip(self(part), self(part.flip(3)), strict=True)]
+                 for part in _to_tensor(pixels).split(256)]  # fmt: skip
+        indices = [torch.cat(logits).argmax(1).tolist() for logits in zip(*views, strict=True)]
+        return [{key: LABELS[key][i] for key, i in zip(LABELS, row, strict=True)} for row in zip(*indices, strict=True)]
+
+
+def load(folder: pathlib.Path) -> JudgeNet:
+    judge = JudgeNet()
+    judge.load_state_dict(load_file(pathlib.Path(folder) / WEIGHTS), strict=True)
+    return judge.float().eval()
+
+
+def _convolution(before: int, after: int, stride: int) -> tuple[nn.Module, ...]:
+    return (
+        nn.Conv2d(before, after, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(),
+    )
+
+
+def _to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """Convert uint8 [N, H, W, 3] to float32 [N, 3, H, W] in -1 .. 1."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,32 @@
+"""A strip of pictures: a row a prompt, a column a strength, with both written beside them."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 112  # pixels on the strip, at least
+MARGIN, GAP = 34, 4
+
+
+def draw(pictures: list[list[np.ndarray]], prompts: list[str], strengths: list[float], title: str) -> Image.Image:
+    """``pictures[prompt][strength]`` are uint8 [height, width, 3]."""
+    height, width = pictures[0][0].shape[:2]
+    scale = max(1, round(CELL / width))
+    height, width = height * scale, width * scale
+    small, large = ImageFont.load_default(13), ImageFont.load_default(15)
+    label = max(round(small.getlength(prompt)) for prompt in prompts) + 2 * GAP + 8
+    size = (label + len(strengths) * (width + GAP), MARGIN + 18 + len(prompts) * (height + GAP))
+    size = (max(size[0], round(large.getlength(title)) + 16), size[1])
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((8, 8), title, "black", large)
+    for column, strength in enumerate(strengths):
+        x = label + column * (width + GAP)
+        name = "plain" if strength == 0 else f"{strength:+g}"
+        pen.text((x + width / 2, MARGIN), name, "black", small, anchor="ma")
+    for row, prompt in enumerate(prompts):
+        y = MARGIN + 18 + row * (height + GAP)
+        pen.text((8, y + height / 2), prompt, "black", small, anchor="lm")
+        for column, picture in enumerate(pictures[row]):
+            image = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(image, (label + column * (width + GAP), y))
+    return sheet

@@ -1,0 +1,233 @@
+"""The command line that every command shares: ``--config``, overrides of its fields, and own flags.
+
+``--config`` takes the name of a shipped config, a config file, or the ``config.json`` of a run.
+``--config.train.steps=1000`` overrides a field. Lists are written as ``a,b``; an empty value empties a field;
+``1e4`` is a whole number; ``yes``, ``no``, ``true`` and ``false`` are booleans.
+"""
+
+import argparse
+import ast
+import contextlib
+import contextvars
+import decimal
+import importlib.util
+import json
+import pathlib
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+
+import ml_collections
+
+from revelio_jax import shipped
+from revelio_jax.config import SECTIONS, Config, resolve, schema
+from revelio_jax.errors import InputError
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+_program: contextvars.ContextVar[str | None] = contextvars.ContextVar("program", default=None)
+
+
+@contextlib.contextmanager
+def called_as(program: str) -> Iterator[None]:
+    """Set the name of the running command in help and messages; the default is ``python -m MODULE``."""
+    token = _program.set(program)
+    try:
+        yield
+    finally:
+        _program.reset(token)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises InputError and takes values that begin with a minus sign."""
+
+    def __init__(self, command: str, doc: str):
+        super().__init__(
+            _program.get() or f"python -m {command}",
+            description=doc.strip(),
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=36, width=110),
+            allow_abbrev=False,
+        )
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse ``arguments``. Raise InputError for unknown flags and unexpected arguments."""
+        namespace, rest = self.parse_known_args(self._joined(arguments))
+        for argument in rest:
+            if argument.startswith("--config."):
+                raise InputError(schema.unknown(argument.removeprefix("--config.").partition("=")[0]))
+            if argument.startswith("-"):
+                raise InputError(f"unknown flag {argument.partition('=')[0]}; see {self.prog} --help")
+            raise InputError(f"unexpected argument {argument!r}; see {self.prog} --help")
+        return namespace
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+    def _joined(self, arguments: Sequence[str]) -> list[str]:
+        """Write ``--flag value`` as ``--flag=value``: argparse would take the value -1,0 for a flag."""
+        takes_value = {flag for action in self._actions if action.nargs is None for flag in action.option_strings}
+        joined: list[str] = []
+        rest = iter(arguments)
+        for argument in rest:
+            value = next(rest, None) if argument in takes_value else None
+            joined.append(argument if value is None else f"{argument}={value}")
+        return joined
+
+
+def parse(argv: Sequence[str], doc: str, **flags: tuple[typing.Any, str]) -> tuple[Config, dict[str, typing.Any]]:
+    """Read ``--config``, overrides of its fields and the command's own flags.
+
+    ``argv`` is the command's module and its arguments. ``flags`` maps the name of each own flag to its default and
+    its help; a flag has the type of its default, and one with a tuple may be given several times. Returns the
+    checked config and the values of the own flags. ``--help`` prints every flag and exits with status 0. Raise
+    InputError with the field or flag, its value and what is allowed.
+    """
+    parser = Parser(argv[0], doc)
+    parser.usage = f"{parser.prog} --config NAME_OR_FILE [--flag value ...] [--config.section.field=value ...]"
+    parser.add_argument(
+        "--config", metavar="NAME_OR_FILE", help="a shipped config, a config file, or the config.json of a run"
+    )
+    for name, (value, help) in flags.items():
+        _add_flag(parser, name, value, help)
+    _add_fields(parser)
+    given = vars(parser.parse(argv[1:]))
+    if not given["config"]:
+        raise InputError("--config is missing; for example --config mini_sd")
+    values = load(given["config"])
+    for name in schema.names():
+        if f"config.{name}" in given:
+            section, _, key = name.rpartition(".")
+            part = values.setdefault(section, {}) if section else values
+            part[key] = parse_value(f"config.{name}", given[f"config.{name}"], schema.declared(name)[0])
+    own = {
+        name: _flag_value(name, given[name], value) if given[name] is not None else value
+        for name, (value, _) in flags.items()
+    }
+    return resolve(values), own
+
+
+def load(location: str) -> dict[str, typing.Any]:
+    """Read a config as a nested dict of fields, not checked yet.
+
+    ``location`` is the name of a shipped config, a Python file, or the config.json of a run. A name or a Python
+    file may be followed by a colon and an argument for its ``get_config``. Raise InputError if it cannot be read.
+    """
+    name, _, argument = location.partition(":")
+    if re.fullmatch(r"[\w-]+", name):
+        path = shipped.config_file(name)
+    else:
+        path = pathlib.Path(location if location.endswith(".json") else name)
+    if not path.is_file():
+        advice = f"; the shipped config is --config {path.stem}" if path.stem in shipped.config_names() else ""
+        raise InputError(f"--config {location}: no such file{advice}")
+    values = _read_json(path) if path.suffix == ".json" else _run_python(path, argument)
+    return {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def parse_value(name: str, text: str, hint: typing.Any) -> typing.Any:
+    """Convert the text of a command-line value to the type of a field. Raise InputError with ``name``."""
+    kind = schema.base_type(hint)
+    if isinstance(hint, types.GenericAlias):
+        return tuple(_scalar(name, item, kind) for item in _items(name, text))
+    if schema.is_optional(hint) and text in ("", "None"):
+        return None
+    return _scalar(name, text, kind)
+
+
+def _scalar(name: str, text: typing.Any, kind: type) -> typing.Any:
+    if kind is str or not isinstance(text, str):
+        return text
+    try:
+        if kind is bool:
+            return {**dict.fromkeys(TRUE, True), **dict.fromkeys(FALSE, False)}[text.lower()]
+        if kind is float:
+            return float(text)
+        number = decimal.Decimal(text)
+        if number != int(number):
+            raise ValueError
+        return int(number)
+    except (KeyError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{name} is {text!r}; it must be {schema.TYPE_NAMES[kind]}") from error
+
+
+def _items(name: str, text: str) -> Sequence[typing.Any]:
+    """Split a list such as ``a,b``; also read Python's notation, ``('a', 'b')`` or ``[1, 2]``."""
+    text = text.strip()
+    if not text.startswith(("(", "[")):
+        return [item.strip() for item in text.split(",")] if text else []
+    try:
+        items = ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise InputError(f"{name} is {text!r}; it must be a list such as a,b") from error
+    return items if isinstance(items, tuple | list) else [items]
+
+
+def _add_flag(parser: Parser, name: str, value: typing.Any, help: str) -> None:
+    text = f"{help} (default: {value!r})".replace("%", "%%")
+    if isinstance(value, bool):
+        parser.add_argument(f"--{name}", nargs="?", const="true", metavar="BOOL", help=text)
+    else:
+        action = "append" if isinstance(value, tuple) else "store"
+        parser.add_argument(f"--{name}", action=action, metavar="VALUE", help=text)
+
+
+def _flag_value(name: str, given: typing.Any, value: typing.Any) -> typing.Any:
+    return tuple(given) if isinstance(value, tuple) else _scalar(f"--{name}", given, type(value))
+
+
+def _add_fields(parser: Parser) -> None:
+    groups = {"": parser.add_argument_group("the run")}
+    groups |= {name: parser.add_argument_group((cls.__doc__ or "").strip()) for name, cls in SECTIONS.items()}
+    for name in schema.names():
+        hint, metadata = schema.declared(name)
+        section, _, key = name.rpartition(".")
+        default = getattr(SECTIONS[section] if section else Config, key)
+        allowed = f"; one of {', '.join(metadata['choices'])}" if metadata["choices"] else ""
+        default = ",".join(map(str, default)) or "empty" if isinstance(default, tuple) else default
+        is_flag = {"nargs": "?", "const": "true"} if hint is bool else {}
+        groups[section].add_argument(
+            f"--config.{name}",
+            dest=f"config.{name}",
+            default=argparse.SUPPRESS,
+            metavar="A,B" if isinstance(hint, types.GenericAlias) else "VALUE",
+            help=f"{metadata['help']}{allowed} (default: {default})".replace("%", "%%"),
+            **is_flag,
+        )
+
+
+def _read_json(path: pathlib.Path) -> Mapping[str, typing.Any]:
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"--config {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path} is not the config.json of a run: it must be a JSON object")
+    return values
+
+
+def _run_python(path: pathlib.Path, argument: str) -> Mapping[str, typing.Any]:
+    """Call the file's ``get_config``. A config file is a program: it may raise anything."""
+    try:
+        spec = importlib.util.spec_from_file_location(f"revelio_config_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config(argument) if argument else module.get_config()
+    except Exception as error:
+        last = (str(error).strip().splitlines() or [""])[-1]
+        raise InputError(f"--config {path}: {type(error).__name__}: {last}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise InputError(
+            f"--config {path}: get_config() must return the ConfigDict created by revelio_jax.config.default()"
+        )
+    return config.to_dict()
+
+
+class RunsParser(Parser):
+    """The parser of a command that takes folders of runs instead of a config; it has ``runs`` and ``--out``."""
+
+    def __init__(self, command: str, doc: str, writes: str):
+        super().__init__(command, doc)
+        self.add_argument("runs", nargs="+", help="folders of runs")
+        self.add_argument("--out", help=f"{writes} file to write", type=pathlib.Path)

@@ -1,0 +1,58 @@
+"""The console script ``revelio``: every command under one name. A command's module is imported when it runs."""
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+from revelio_jax import cli
+from revelio_jax.config import did_you_mean
+from revelio_jax.errors import InputError, reported
+
+# Command -> its module, whose main(arguments) runs it, and its help.
+COMMANDS = {
+    "extract": ("extract.run", "run a pipeline and write an activation store"),
+    "train": ("revelio_jax.train", "train an SAE on one hook point of a store"),
+    "grid": ("revelio_jax.grid", "train all SAEs of a grid in one program"),
+    "evaluate": ("revelio_jax.evaluate", "measure FVU, L0 and dead latents on held-out rows"),
+    "export": ("revelio_jax.export", "write the SAE folder"),
+    "learn": ("revelio_jax.steering.latents", "find the latents of a concept from labeled prompts"),
+    "steer": ("revelio_jax.benchmark.steer", "draw and measure images over strengths"),
+    "sweep": ("revelio_jax.benchmark.sweep", "draw a curve over strengths and suggest one"),
+    "benchmark": ("revelio_jax.benchmark.table", "compare steering rules and baselines"),
+    "interpret": ("revelio_jax.interpret.latents.command", "record what each latent fires on, and write the report"),
+    "report": ("revelio_jax.interpret.report.command", "write the report again, or compare runs"),
+    "tags": ("revelio_jax.interpret.tags.command", "label latents with a vision-language model"),
+    "probes": ("revelio_jax.interpret.probes.command", "train probes on activations and on latents"),
+    "granularity": ("revelio_jax.interpret.granularity.command", "draw label purity by hook point and timestep"),
+    "plot": ("revelio_jax.plot", "draw loss, FVU and firing densities of runs"),
+    "plan": ("revelio_jax.plan", "compile the train step for a TPU you do not have"),
+    "explore": ("revelio_jax.explore.command", "serve a page with a live pipeline"),
+}
+GRAMMAR = """\
+--config takes the name of a shipped config, a config file, or the config.json
+of a run. --config.train.steps=1000 overrides a field; a list is a,b; an empty
+value unsets a field. COMMAND --help describes the command and all its flags."""
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "revelio") -> None:
+    """Run a command. ``program`` is how the user called this one, for messages. End with status 2 on wrong input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with reported():
+        command = arguments[0] if arguments else "--help"
+        if command in ("--help", "-h", "help"):
+            print(overview(program))
+        elif command == "--version":
+            print(f"revelio_jax {importlib.metadata.version('revelio_jax')}")
+        elif command not in COMMANDS:
+            raise InputError(f"unknown command {command!r}; {did_you_mean(command, COMMANDS, 'commands')}")
+        else:
+            with cli.called_as(f"{program} {command}"):
+                importlib.import_module(COMMANDS[command][0]).main(arguments[1:])
+
+
+def overview(program: str) -> str:
+    """Return the help of ``revelio --help``: one line per command, at most 80 columns and 24 lines."""
+    lines = [f"usage: {program} COMMAND --config NAME_OR_FILE [--flag value ...]", ""]
+    lines += [f"  {name:<12} {help}" for name, (_, help) in COMMANDS.items()]
+    return "\n".join([*lines, "", *GRAMMAR.splitlines()])

@@ -1,0 +1,121 @@
+"""Sections of the configuration for what follows training: steering, interpretation and tags."""
+
+import dataclasses
+import math
+import re
+import urllib.parse
+
+from revelio_jax.config.fields import field
+from revelio_jax.errors import InputError
+
+RULES = ("auto", "paper", "contrast", "gated", "swap")
+
+
+@dataclasses.dataclass(frozen=True)
+class SteerConfig:
+    """Sampling with and without steering, and how the effect is measured."""
+
+    rule: str = field(
+        "auto",
+        "how a concept changes activations; auto: swap for concepts learned from labeled prompts, otherwise contrast",
+        choices=RULES,
+    )
+    negative_branch: bool = field(True, "also steer the unconditional branch, in the opposite direction")
+    pooled: bool = field(False, "SDXL, FLUX: also steer CLIP's pooled vector")
+    positions: str = field(
+        "all",
+        "text encoders: tokens to steer; no_padding excludes padding; content also excludes BOS and EOS",
+        choices=("all", "no_padding", "content"),
+    )
+    timesteps: tuple[float, ...] = field(
+        (), "denoiser: first and last timestep to steer, for example 1000,600; empty: all"
+    )
+    ramp: tuple[float, ...] = field(
+        (1.0, 1.0), "denoiser: factors on the strength at the first and at the last steered timestep"
+    )
+    mask: str | None = field(
+        None, "denoiser: image whose white parts are steered and black parts are not; None: everywhere"
+    )
+    steps: int = field(50, "sampling steps", low=1)
+    guidance: float = field(7.5, "guidance scale", low=0.0)
+    height: int = field(512, "pixels, a multiple of 8", low=8, multiple=8)
+    width: int = field(512, "pixels, a multiple of 8", low=8, multiple=8)
+    batch_size: int = field(4, "images sampled together", low=1)
+    prompts: str | None = field(None, "labeled prompts for learning concepts and for measuring steering")
+    judge: str | None = field(None, "folder of the judge that labels images; None: no measurement")
+
+    def __post_init__(self):
+        """Raise InputError if fields contradict each other."""
+        if self.timesteps and not (len(self.timesteps) == 2 and self.timesteps[0] >= self.timesteps[1] >= 0):
+            raise InputError(
+                f"config.steer.timesteps is {self.timesteps}; it must be two decreasing timesteps, for example 1000,600"
+            )
+        if len(self.ramp) != 2 or not all(math.isfinite(factor) for factor in self.ramp):
+            raise InputError(f"config.steer.ramp is {self.ramp}; it must be two numbers, for example 1.0,0.5")
+
+
+@dataclasses.dataclass(frozen=True)
+class InterpretConfig:
+    """What is recorded about each latent."""
+
+    sae: str | None = field(
+        None,
+        "SAE folder; None: the run's export; neurons: treat each coordinate of the activations as a latent",
+    )
+    top: int = field(20, "top samples recorded per latent", low=1)
+    weaker: int = field(10, "samples recorded per latent from lower quantiles", low=0)
+    neighbors: int = field(
+        10, "neighbors recorded per latent: by firing on the same rows, and by decoder similarity", low=0
+    )
+    coactivation_rows: int = field(262_144, "rows used to count which latents fire together", low=0)
+    cells: int = field(256, "cells in the map of a sample; larger maps are reduced by maxima", low=1)
+    batch_size: int = field(4096, "rows encoded together", low=1)
+    stratum: str | None = field(
+        None, "sample column, such as language, whose values are reported separately; None: the timestep"
+    )
+    labels: tuple[str, ...] = field((), "label columns to measure purity on; empty: every column whose values repeat")
+    random_samples: int = field(256, "random samples whose active latents are recorded", low=0)
+    thumbnail: int = field(128, "pixels of the longer side of images in the report", low=16)
+
+
+@dataclasses.dataclass(frozen=True)
+class TagsConfig:
+    """The vision-language model that labels latents; only the command tags needs it."""
+
+    model: str | None = field(
+        None,
+        "hub id or folder of a transformers image-text-to-text model, or the model's name at the endpoint",
+    )
+    endpoint: str | None = field(
+        None,
+        "base URL of an OpenAI-compatible server, for example http://localhost:8000/v1; None: run the model here",
+    )
+    key: str | None = field(
+        None,
+        "NAME of the environment variable that holds the endpoint's key, never the key; None: send no key",
+    )
+    latents: int | None = field(100, "latents to label, drawn at random from those that fire; None: all", low=1)
+    images: int = field(8, "top samples shown per latent", low=1)
+    held_out: int = field(20, "samples not shown, half of them firing, on which a label is tested; 0: no scores", low=0)
+    max_tokens: int = field(256, "largest number of tokens in an answer; thinking models need more", low=1)
+    parallel: int = field(4, "simultaneous requests to the endpoint", low=1, high=256)
+    timeout: float = field(120.0, "seconds until a request is abandoned and repeated", low=0.01)
+
+    def __post_init__(self):
+        """Raise InputError for a malformed name or URL; never print a key given by mistake."""
+        if self.key and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.key):
+            raise InputError(
+                "config.tags.key is not the name of an environment variable (letters, digits, underscores); "
+                "set it to the name of the variable that holds the key, for example OPENAI_API_KEY, never the key"
+            )
+        if self.endpoint:
+            url = urllib.parse.urlsplit(self.endpoint)
+            if url.username or url.password or url.query:
+                raise InputError(
+                    "config.tags.endpoint must have only scheme, host, port and path; put a key into an "
+                    "environment variable and name it in config.tags.key"
+                )
+            if url.scheme not in ("http", "https") or not url.hostname:
+                raise InputError(
+                    f"config.tags.endpoint is {self.endpoint!r}; it must be a URL, for example http://localhost:8000/v1"
+                )

@@ -1,0 +1,21 @@
+"""How a field of the configuration is declared: its default, its help text and the values it allows."""
+
+import dataclasses
+import typing
+
+
+def field(
+    default: typing.Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    multiple: int = 1,
+) -> typing.Any:
+    """Return a dataclass field whose metadata :func:`revelio_jax.config.resolve` checks values against.
+
+    ``low`` and ``high`` are inclusive. ``multiple`` restricts a whole number to its multiples.
+    """
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "multiple": multiple}
+    return dataclasses.field(default=default, metadata=metadata)

@@ -1,0 +1,32 @@
+"""Old names of fields and values, so that an old config is refused with the new name."""
+
+# "section.field" -> "section.field", or "run" for the one field outside of sections.
+FIELDS = {
+    "train.run": "run",
+    "train.stores": "data.stores",
+    "train.site": "data.site",
+    "train.held_out": "data.held_out",
+    "train.buffer_chunks": "data.buffer_chunks",
+    "train.lanes": "data.lanes",
+    "train.mesh_data": "mesh.data",
+    "train.mesh_feature": "mesh.feature",
+    "train.distributed": "mesh.distributed",
+    "train.coordinator": "mesh.coordinator",
+    "train.processes": "mesh.processes",
+    "train.process": "mesh.process",
+    "train.log_every": "logging.every",
+    "train.tensorboard": "logging.tensorboard",
+    "train.wandb": "logging.wandb",
+    "sae.normalise": "sae.normalize",
+    "interpret.neighbours": "interpret.neighbors",
+    "interpret.drawn": "interpret.random_samples",
+    "interpret.tag_model": "tags.model",
+    "interpret.tag_endpoint": "tags.endpoint",
+    "interpret.tag_key": "tags.key",
+    "interpret.tag_latents": "tags.latents",
+    "interpret.tag_pictures": "tags.images",
+    "interpret.tag_held_out": "tags.held_out",
+    "interpret.tag_tokens": "tags.max_tokens",
+    "interpret.tag_parallel": "tags.parallel",
+    "interpret.tag_timeout": "tags.timeout",
+}

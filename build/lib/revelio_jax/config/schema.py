@@ -1,0 +1,156 @@
+"""Check a configuration and freeze it."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+
+import ml_collections
+
+from revelio_jax.config import renamed
+from revelio_jax.config.analysis import InterpretConfig, SteerConfig, TagsConfig
+from revelio_jax.config.extraction import ExtractConfig, ModelConfig
+from revelio_jax.config.fields import field
+from revelio_jax.config.training import DataConfig, LoggingConfig, MeshConfig, SaeConfig, TrainConfig
+from revelio_jax.errors import InputError
+
+TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
+PLURALS = {str: "texts", int: "whole numbers", float: "numbers"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The configuration that every command reads, checked and frozen."""
+
+    run: str | None = field(None, "folder of the run: config, checkpoints, metrics, export, report")
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    extract: ExtractConfig = dataclasses.field(default_factory=ExtractConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    sae: SaeConfig = dataclasses.field(default_factory=SaeConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+    steer: SteerConfig = dataclasses.field(default_factory=SteerConfig)
+    interpret: InterpretConfig = dataclasses.field(default_factory=InterpretConfig)
+    tags: TagsConfig = dataclasses.field(default_factory=TagsConfig)
+
+    def to_json(self) -> str:
+        """Return the configuration as JSON text, which ``--config`` reads back."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+SECTIONS: dict[str, type] = {
+    each.name: each.default_factory
+    for each in dataclasses.fields(Config)
+    if each.default_factory is not dataclasses.MISSING
+}
+
+
+def default() -> ml_collections.ConfigDict:
+    """Return every field with its default, for a config file to change."""
+    return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+
+
+def resolve(config: Mapping[str, typing.Any] | ml_collections.ConfigDict) -> Config:
+    """Check every field of a ConfigDict (or nested dict) and freeze it.
+
+    Missing fields get their defaults. Raises InputError with the field, its value and the allowed values.
+    """
+    if isinstance(config, ml_collections.ConfigDict):
+        config = config.to_dict()
+    values = {}
+    for name, value in config.items():
+        if name in SECTIONS:
+            values[name] = _section(name, value)
+        elif name == "run":
+            values[name] = _checked("config.run", value, *declared("run"))
+        else:
+            raise InputError(unknown(name))
+    return Config(**values)
+
+
+def names() -> list[str]:
+    """Return the dotted name of every field, for example train.steps."""
+    sections = ((name, section) for name, section in SECTIONS.items())
+    return [
+        "run",
+        *(f"{name}.{each.name}" for name, section in sections for each in dataclasses.fields(section)),
+    ]
+
+
+def declared(name: str) -> tuple[typing.Any, Mapping[str, typing.Any]]:
+    """Return the type hint and the metadata of a field by its dotted name."""
+    section, _, key = name.rpartition(".")
+    owner = SECTIONS[section] if section else Config
+    metadata = next(each.metadata for each in dataclasses.fields(owner) if each.name == key)
+    return typing.get_type_hints(owner)[key], metadata
+
+
+def unknown(name: str) -> str:
+    """Return the message for a field or section that does not exist, by its dotted name."""
+    if name in renamed.FIELDS:
+        return f"config.{name} is now called config.{renamed.FIELDS[name]}"
+    section, _, key = name.partition(".")
+    if not key or section not in SECTIONS:
+        return f"unknown config.{section}; config has: {', '.join(['run', *SECTIONS])}"
+    keys = [each.name for each in dataclasses.fields(SECTIONS[section])]
+    return f"unknown field config.{name}; {did_you_mean(key, keys)}"
+
+
+def did_you_mean(key: str, keys: Iterable[str], plural: str = "fields") -> str:
+    """Return the closest of ``keys``, or all of them, as advice; ``plural`` is what they are."""
+    keys = list(keys)
+    close = difflib.get_close_matches(key, keys, 1)
+    return f"did you mean {close[0]}?" if close else f"{plural}: {', '.join(keys)}"
+
+
+def _section(name: str, section: typing.Any) -> typing.Any:
+    if not isinstance(section, Mapping):
+        raise InputError(f"config.{name} is {section!r}; it must be a section with fields")
+    known = {each.name for each in dataclasses.fields(SECTIONS[name])}
+    for key in section:
+        if key not in known:
+            raise InputError(unknown(f"{name}.{key}"))
+    return SECTIONS[name](
+        **{key: _checked(f"config.{name}.{key}", value, *declared(f"{name}.{key}")) for key, value in section.items()}
+    )
+
+
+def is_optional(hint: typing.Any) -> bool:
+    """Return whether None is allowed."""
+    return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+
+
+def base_type(hint: typing.Any) -> typing.Any:
+    """Return the type of a field's value without None; of a tuple, the type of its items."""
+    if is_optional(hint):
+        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return typing.get_args(hint)[0] if isinstance(hint, types.GenericAlias) else hint
+
+
+def _checked(name: str, value: typing.Any, hint: typing.Any, metadata: Mapping[str, typing.Any]) -> typing.Any:
+    kind = base_type(hint)
+    if is_optional(hint) and (value is None or value == ""):
+        return None
+    if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
+        items = value if isinstance(value, list | tuple) else (value,)
+        items = tuple(float(item) if kind is float and type(item) is int else item for item in items)
+        if not all(type(item) is kind for item in items):
+            raise InputError(f"{name} is {value!r}; it must be a tuple of {PLURALS[kind]}")
+        return items
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise InputError(f"{name} is {value!r}; it must be {TYPE_NAMES[kind]}{' or None' if is_optional(hint) else ''}")
+    choices, low, high = metadata["choices"], metadata["low"], metadata["high"]
+    if choices and value not in choices:
+        raise InputError(f"{name} is {value!r}; allowed: {', '.join(choices)}")
+    if low is not None and not value >= low:  # also refuses NaN
+        raise InputError(f"{name} is {value}; it must be at least {low}")
+    if high is not None and value > high:
+        raise InputError(f"{name} is {value}; it must be at most {high}")
+    if metadata["multiple"] > 1 and value % metadata["multiple"]:
+        raise InputError(f"{name} is {value}; it must be a multiple of {metadata['multiple']}")
+    return value

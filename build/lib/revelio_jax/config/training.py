@@ -1,0 +1,172 @@
+"""Sections of the configuration for training: data, autoencoder, optimization, mesh and logging."""
+
+import dataclasses
+import itertools
+
+from revelio_jax.config.fields import field
+from revelio_jax.errors import InputError
+
+# Fields that only some architectures use.
+ARCHITECTURES_OF = {
+    "prefixes": ("topk", "batch_topk"),
+    "multi_topk": ("topk", "batch_topk"),
+    "encode_chunk": ("topk", "batch_topk"),
+    "k_start": ("topk", "batch_topk", "jumprelu"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The rows to train on, and their order."""
+
+    stores: tuple[str, ...] = field(
+        (),
+        "stores to train on, as LOCATION or WEIGHT:LOCATION; a location may be a pattern such as stores/flux_*, "
+        "whose stores are read as one; empty: config.extract.store",
+    )
+    site: str | None = field(None, "site of the stores to train on; None: the first one")
+    held_out: float = field(0.05, "share of the chunks held out for evaluation", low=0.0, high=0.5)
+    buffer_chunks: int = field(256, "chunks shuffled together in memory, over all processes", low=1)
+    lanes: int = field(
+        1, "parts of a batch that read separate chunks; must be a multiple of the number of processes", low=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SaeConfig:
+    """The sparse autoencoder."""
+
+    architecture: str = field(
+        "topk",
+        "topk: k latents per row; batch_topk: k per row on average over a batch; jumprelu: one learned "
+        "threshold per latent, k per row on average by a penalty; dense: every latent, for an undercomplete "
+        "baseline",
+        choices=("topk", "batch_topk", "jumprelu", "dense"),
+    )
+    k: int = field(32, "latents that may fire on a row", low=1)
+    k_start: int | None = field(None, "k at the first step, annealed to k over k_anneal_steps; None: k", low=1)
+    k_anneal_steps: int = field(0, "steps from k_start to k", low=0)
+    expansion: int = field(4, "expansion factor: dictionary size divided by the width of the activation", low=1)
+    latents: int | None = field(None, "dictionary size; None: width x expansion", low=1)
+    prefixes: tuple[float, ...] = field(
+        (), "Matryoshka: shares of the latents, increasing to 1; each prefix reconstructs the row by itself"
+    )
+    multi_topk: float = field(0.0, "weight of the error with 4 k latents (MultiTopK), often 0.125", low=0.0)
+    k_aux: int = field(256, "dead latents that reconstruct the error in the auxiliary loss (AuxK)", low=0)
+    aux_alpha: float = field(1 / 32, "weight of the auxiliary loss", low=0.0)
+    dead_after_rows: int = field(10_000_000, "a latent is dead after this many rows without firing", low=1)
+    dead_threshold: float = field(1e-3, "a latent fires if its value is above this threshold", low=0.0)
+    l0_coefficient: float = field(0.1, "jumprelu: weight of (L0 / k - 1)^2", low=0.0)
+    jump_threshold: float = field(0.1, "jumprelu: initial threshold", low=1e-9)
+    jump_bandwidth: float = field(
+        0.1, "jumprelu: width of the window around a threshold that passes gradients", low=1e-9
+    )
+    normalize: str = field(
+        "center_scale",
+        "center_scale: center and scale rows by the store's statistics before the autoencoder; none: use rows "
+        "as they are",
+        choices=("center_scale", "none"),
+    )
+    init: str = field(
+        "fitted",
+        "initial encoder. unit: the decoder's unit-norm rows; fitted: these rows times the factor that "
+        "reconstructs the first rows best; kaiming_uniform: drawn, and the decoder takes its normalized rows",
+        choices=("fitted", "unit", "kaiming_uniform"),
+    )
+    b_dec_init: str = field(
+        "geometric_median",
+        "initial decoder bias, computed from the first b_dec_init_rows rows",
+        choices=("geometric_median", "mean", "zero"),
+    )
+    b_dec_init_rows: int = field(32_768, "rows for the initial decoder bias", low=1)
+    encode_chunk: int | None = field(
+        None, "latents encoded at a time, which bounds memory for large dictionaries; None: all", low=1
+    )
+    products: str = field(
+        "auto",
+        "products with codes. sparse: read and write only the rows of latents that fire; dense: multiply whole "
+        "matrices; auto: sparse on a CPU, dense on accelerators",
+        choices=("auto", "sparse", "dense"),
+    )
+    matmul_dtype: str = field(
+        "float32", "dtype of matrix product inputs; sums are float32", choices=("float32", "bfloat16")
+    )
+
+    def __post_init__(self):
+        """Raise InputError if fields contradict each other."""
+        for name, architectures in ARCHITECTURES_OF.items():
+            value = getattr(self, name)
+            if value and self.architecture not in architectures:
+                raise InputError(
+                    f"config.sae.{name} is {value}; it needs config.sae.architecture "
+                    f"{' or '.join(architectures)}, not {self.architecture}"
+                )
+        shares = self.prefixes
+        increasing = all(low < high for low, high in itertools.pairwise((0.0, *shares)))  # False for NaN
+        if shares and not (increasing and shares[-1] == 1.0):
+            raise InputError(
+                f"config.sae.prefixes is {shares}; it must increase, from above 0, and end at 1.0, for example 0.25,1.0"
+            )
+        if self.k_start and not self.k_anneal_steps:
+            raise InputError(f"config.sae.k_start is {self.k_start}; config.sae.k_anneal_steps must then be at least 1")
+        if self.k_anneal_steps and not self.k_start:
+            raise InputError(f"config.sae.k_anneal_steps is {self.k_anneal_steps}; config.sae.k_start must then be set")
+        if self.k_start and self.k_start < self.k:
+            raise InputError(
+                f"config.sae.k_start is {self.k_start}; it must be at least config.sae.k, {self.k}, or None"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Optimization and checkpoints."""
+
+    steps: int = field(10_000, "optimizer steps", low=1)
+    batch_size: int = field(4096, "rows per step", low=1)
+    learning_rate: float = field(4e-4, "peak learning rate of Adam", low=0.0)
+    warmup_steps: int = field(0, "steps of linear warm-up", low=0)
+    decay: str = field(
+        "linear", "shape of the decay of the learning rate to 0 at the end", choices=("linear", "cosine")
+    )
+    decay_share: float = field(0.0, "last share of the steps in which the learning rate decays", low=0.0, high=1.0)
+    adam_eps: float = field(6.25e-10, "epsilon of Adam", low=0.0)
+    clip_norm: float | None = field(
+        1e-3,
+        "scale gradients with a larger norm down to this norm; None: never. The default applies to nearly every "
+        "step, so that the large gradients of the first steps do not dominate Adam's second moments",
+        low=1e-30,
+    )
+    ema: float | None = field(
+        None,
+        "decay of a moving average of the parameters, which is then evaluated and exported; None: no average",
+        low=0.0,
+        high=0.999999,  # at 1 it would never move
+    )
+    seed: int = field(0, "seed of the initial parameters and of the order of rows", low=0)
+    checkpoint_every: int = field(1000, "steps between checkpoints", low=1)
+    keep: int = field(3, "newest checkpoints to keep, in addition to the one with the lowest FVU", low=1)
+    use: str = field("newest", "checkpoint to evaluate and export", choices=("newest", "best"))
+    resume: bool = field(False, "continue the run from its newest checkpoint")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices and processes."""
+
+    data: int | None = field(1, "devices along the data axis; None: all remaining devices", low=1)
+    feature: int | None = field(None, "devices along the latents' axis; None: all remaining devices", low=1)
+    distributed: bool = field(
+        False, "multi-process run; peers are detected on a cluster, otherwise set the next three fields"
+    )
+    coordinator: str | None = field(None, "host:port of the first process, the same in every process")
+    processes: int = field(1, "number of processes", low=1)
+    process: int = field(0, "number of this process, from 0", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """Metrics during training."""
+
+    every: int = field(50, "steps between lines of metrics.jsonl", low=1)
+    tensorboard: bool = field(False, "also write metrics for TensorBoard, to runs/<name>/tensorboard")
+    wandb: str | None = field(None, "also send metrics to this wandb project; None: no")

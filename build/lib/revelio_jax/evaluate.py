@@ -1,0 +1,151 @@
+"""Measure the newest checkpoint of a run on rows that training never saw.
+
+    python -m revelio_jax.evaluate --config configs/mini_sd.py
+
+Writes evaluation.json into the folder config.run.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import typing
+from collections.abc import Iterable, Sequence
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from revelio_jax.cli import parse
+from revelio_jax.config import Config, SaeConfig
+from revelio_jax.errors import InputError, reported
+from revelio_jax.sae import SparseAutoencoder, sharding
+from revelio_jax.train import dictionary_size, make_order, open_run
+from revelio_jax.training import checkpoints, loader
+from revelio_jax.training.mixture import Mixture
+from revelio_jax.training.step import State
+
+DENSITY_EDGES = np.linspace(-8, 0, 33)  # log10 of the share of rows that a latent fires on
+
+
+def evaluate(config: Config) -> dict[str, typing.Any]:
+    """Evaluate the run's newest checkpoint, write evaluation.json and return what is in it."""
+    options = config.train
+    run, mixture, state, mesh = trained(config)
+    order = make_order(config, mixture)
+    if not order.held_out:
+        raise InputError("config.data.held_out is 0; no rows were kept for evaluation")
+    total = loader.length(order.held_out)
+    rows = loader.held_out_rows(mixture, order, options.batch_size)
+    bar = tqdm(rows, total=-(-total // options.batch_size), unit="batch", dynamic_ncols=True)
+    result = {
+        "step": int(state.step),
+        "site": mixture.name,
+        **measure(state, bar, config.sae, options.batch_size, mesh),
+        "dead_fraction_train": float((state.rows_since_fired_F >= config.sae.dead_after_rows).mean()),
+    }
+    path = run / "evaluation.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(part, path)
+    return result
+
+
+def trained(config: Config) -> tuple[pathlib.Path, Mixture, State, jax.sharding.Mesh]:
+    """Folder, stores, newest state and mesh of a run. Raises InputError where none fits the config."""
+    run, mixture = open_run(config)
+    step = getattr(checkpoints, config.train.use)(run)
+    if not step:
+        raise InputError(f"config.run is {str(run)!r}, which has no checkpoint; run python -m revelio_jax.train")
+    checkpoints.check(run, step, checkpoints.identity(config, mixture.fingerprint, mixture.name))
+    latents = dictionary_size(config, mixture.d)
+    options = config.train
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.feature, options.batch_size, latents)
+    state = checkpoints.restore(run, step, latents, mixture.d, config.sae, options, mesh)
+    return run, mixture, state, mesh
+
+
+def make_reconstruct(sae: SaeConfig, mesh: jax.sharding.Mesh) -> typing.Callable:
+    """``reconstruct(state, x_BD, valid_B) -> (x_hat_BD, fired_F, active)``, compiled.
+
+    x_BD are rows as stored, x_hat_BD is normalised. Over the rows where ``valid_B``: on how many each
+    latent is above ``dead_threshold``, int32, and how many values are positive in all.
+    """
+
+    def local(params, threshold, x_BD, valid_B):
+        model = SparseAutoencoder(params, sae)
+        code = model.infer(x_BD, threshold)
+        x_hat_BD = model.decode(code)
+        code = code.where(valid_B[:, None])
+        fired_F = jax.lax.psum(code.count(len(params["b_enc_F"]), sae.dead_threshold), "data")
+        return x_hat_BD, fired_F, jax.lax.psum((code.values > 0).sum(), sharding.AXES)
+
+    @jax.jit
+    def reconstruct(state, x_BD, valid_B):
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(
+                sharding.params(sae.architecture),
+                sharding.REPLICATED,
+                sharding.BATCH,
+                sharding.ROWS,
+            ),
+            out_specs=(sharding.BATCH, sharding.LATENTS, sharding.REPLICATED),
+        )(state.best_params, state.threshold, (x_BD - state.mean_D) / state.scale, valid_B)
+
+    return reconstruct
+
+
+def measure(
+    state: State, batches: Iterable[np.ndarray], sae: SaeConfig, batch_size: int, mesh: jax.sharding.Mesh
+) -> dict[str, typing.Any]:
+    """Quality over all rows of ``batches``, in the rows' own units, streamed in float64.
+
+    FVU = E / (Q - |S|^2 / N) with E the sum of squared errors, S the sum of rows, Q their sum of
+    squares, taken about the training mean (which changes nothing but rounding). ``dead_fraction`` is
+    the share of latents that are above ``dead_threshold`` on none of the rows.
+    """
+    reconstruct = make_reconstruct(sae, mesh)
+    mean_D, scale = np.asarray(state.mean_D, np.float64), float(state.scale)
+    rows, active, error, squares, cosine = 0, 0, 0.0, 0.0, 0.0
+    sum_D, fired_F = np.zeros(len(mean_D)), np.zeros(len(state.rows_since_fired_F), np.int64)
+    for x_ND in batches:
+        count = len(x_ND)
+        x_BD = np.pad(x_ND, ((0, batch_size - count), (0, 0)))  # one shape, one compilation
+        x_hat_BD, fired, positive = reconstruct(state, x_BD, np.arange(batch_size) < count)
+        x_ND = x_ND.astype(np.float64)
+        x_hat_ND = mean_D + scale * np.asarray(x_hat_BD[:count], np.float64)
+        rows += count
+        active += int(positive)
+        fired_F += np.asarray(fired)
+        error += np.square(x_ND - x_hat_ND).sum()
+        norms_N = np.linalg.norm(x_ND, axis=1) * np.linalg.norm(x_hat_ND, axis=1)
+        cosine += ((x_ND * x_hat_ND).sum(1) / np.maximum(norms_N, 1e-30)).sum()
+        sum_D += (x_ND - mean_D).sum(0)
+        squares += np.square(x_ND - mean_D).sum()
+    fvu = float(error / max(squares - sum_D @ sum_D / rows, 1e-300))
+    histogram, _ = np.histogram(np.log10(fired_F[fired_F > 0] / rows), DENSITY_EDGES)
+    return {
+        "rows": rows,
+        "fvu": fvu,
+        "explained_variance": 1 - fvu,
+        "cosine": float(cosine / rows),
+        "l0": active / rows,
+        "dead_fraction": float((fired_F == 0).mean()),
+        "density_histogram": {"log10_edges": DENSITY_EDGES.tolist(), "latents": histogram.tolist()},
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    config, _ = parse(["revelio_jax.evaluate", *argv], __doc__)
+    result = evaluate(config)
+    print(
+        "step {step}, {rows:,} held-out rows: FVU {fvu:.5f}, cosine {cosine:.5f}, L0 {l0:.1f}, "
+        "dead {dead_fraction:.1%} on these rows, {dead_fraction_train:.1%} in training".format(**result)
+    )
+
+
+if __name__ == "__main__":
+    with reported():
+        main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""The explorer: a pipeline and its latents in a page, live. torch only, never JAX."""

@@ -1,0 +1,82 @@
+"""The Python that makes what the page shows."""
+
+import base64
+import json
+
+from revelio_jax.explore.backend import Backend
+from revelio_jax.explore.requests import SamplingRequest, SteeringRequest
+from revelio_jax.steering.attachment import Clamp, Strength
+
+
+def snippet(live: Backend, sampling: SamplingRequest, steering: SteeringRequest | None = None) -> str:
+    """A program that makes the steered picture, bit for bit; the plain one where nothing is steered."""
+    masked = steering is not None and steering.mask is not None
+    learned = steering is not None and any(key in live.learned for key, _ in steering.concepts)
+    clamped = steering is not None and any(isinstance(value, Clamp) for _, value in steering.concepts)
+    lines = ["import base64", "import io", ""] if masked else []
+    lines += ["import numpy as np"] if masked else []
+    lines += ["import torch", "from diffusers import DiffusionPipeline"]
+    lines += ["from PIL import Image"] if masked else []
+    if steering:
+        lines += ["", f"from revelio_jax.steering import {'Clamp, ' if clamped else ''}Steerer"]
+    if learned:
+        lines += ["from revelio_jax.steering.learned_concepts import saved_concepts"]
+    lines += ["", f"pipe = {_pipeline(live)}"]
+    call = [
+        f"    {_quoted(sampling.prompt)},",
+        f"    height={sampling.height},",
+        f"    width={sampling.width},",
+        f"    num_inference_steps={sampling.steps},",
+        *(f"    {name}={_quoted(value)}," for name, value in live.call(sampling).items()),
+        f"    generator=torch.Generator().manual_seed({sampling.seed}),",
+    ]
+    if not steering:
+        return "\n".join([*lines, "image = pipe(", *call, ").images[0]", 'image.save("plain.png")', ""])
+    lines += [f"steerer = Steerer.from_pretrained({_quoted(live.sae)})"]
+    if masked:
+        lines += _wrapped("mask = ", base64.b64encode(steering.mask).decode())
+        lines += ["mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(mask))), np.float32) / 255"]
+    if isinstance(steering.positions, tuple):
+        lines += [f"positions = torch.zeros({live.positions}, dtype=torch.bool)"]
+        lines += [f"positions[{list(steering.positions)}] = True"]
+    lines += ["", "with steerer.attach(", "    pipe,", "    {"]
+    lines += [f"        {_quoted(key)}: {_strength(value)}," for key, value in steering.concepts]
+    lines += ["    },"]
+    if any(isinstance(key, str) for key, _ in steering.concepts):
+        lines += [f"    rule={_quoted(steering.rule)},"]
+    if isinstance(steering.positions, tuple):
+        lines += ["    positions=positions,"]
+    elif steering.positions != "all":
+        lines += [f"    positions={_quoted(steering.positions)},"]
+    lines += [f"    steps={steering.steps!r},"] if steering.steps else []
+    lines += [f"    ramp={steering.ramp!r},"] if steering.ramp != (1.0, 1.0) else []
+    lines += ["    mask=torch.from_numpy(mask),"] if masked else []
+    lines += [f"    pooled={steering.pooled},"] if steering.pooled is not None else []
+    if steering.negative_branch is not None:
+        lines += [f"    negative_branch={steering.negative_branch},"]
+    lines += [f"    learned=saved_concepts({_quoted(live.config.run)}),"] if learned else []
+    lines += ["):", "    image = pipe(", *(f"    {line}" for line in call), "    ).images[0]"]
+    return "\n".join([*lines, 'image.save("steered.png")', ""])
+
+
+def _pipeline(live: Backend) -> str:
+    model = live.config.model
+    revision = f", revision={_quoted(model.revision)}" if model.revision else ""
+    to = "" if live.pipe.device.type == "cpu" else f".to({_quoted(live.pipe.device.type)})"
+    given = f"{_quoted(model.id)}{revision}, torch_dtype=torch.{model.dtype}"
+    return f"DiffusionPipeline.from_pretrained({given}){to}"
+
+
+def _quoted(value: str | float) -> str:
+    """A value as Python; a text in the quotes that its formatters use."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def _strength(value: Strength) -> str:
+    return f"Clamp({value.value!r})" if isinstance(value, Clamp) else repr(value)
+
+
+def _wrapped(start: str, text: str) -> list[str]:
+    """A long string over lines, in brackets."""
+    parts = [text[i : i + 88] for i in range(0, len(text), 88)]
+    return [f"{start}(", *(f"    {_quoted(part)}" for part in parts), ")"]

@@ -1,0 +1,112 @@
+"""Atomic writes of files and folders, and the output file of commands that take run folders.
+
+A reader sees the old content or the new content, never a part of the new. Every failed write raises InputError
+with the path and the system's reason.
+"""
+
+import contextlib
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Sequence
+
+from revelio_jax.errors import InputError
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write a UTF-8 text file in one step. Raise InputError if it cannot be written."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+    """Write a file in one step. Raise InputError if it cannot be written."""
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield a temporary path beside ``path``; the file written there replaces ``path`` after the block.
+
+    If the block raises, ``path`` keeps its old content. Raise InputError if it cannot be written.
+    """
+    part = _beside(path, ".part")
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from error
+        raise
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield an empty folder beside ``folder``, which replaces ``folder`` and all its content after the block.
+
+    If the block raises, ``folder`` keeps its old content. Raise InputError if it cannot be written.
+    """
+    part, old = _beside(folder, ".part"), _beside(folder, ".old")
+    try:
+        prepare_folder(folder)
+        yield part
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(part, folder)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise unwritable(folder, error) from error
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def prepare_folder(folder: pathlib.Path) -> None:
+    """Create the empty folder that :func:`replacing_folder` yields, to fail before long work instead of after it.
+
+    If an earlier process was killed while it replaced ``folder``, put the old content back. Raise InputError if
+    ``folder`` cannot be written.
+    """
+    part, old = _beside(folder, ".part"), _beside(folder, ".old")
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; it must be a folder or not exist")
+    try:
+        if old.is_dir() and not folder.exists():
+            os.rename(old, folder)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def unwritable(path: pathlib.Path, error: OSError) -> InputError:
+    """Return the InputError for a file or folder that the system refuses to write."""
+    return InputError(f"{path} cannot be written: {error.strerror or error}")
+
+
+def output_file(out: pathlib.Path | None, runs: Sequence[str], name: str) -> pathlib.Path:
+    """Return the file that a command writes: ``out`` if set, otherwise ``name`` in the run folder.
+
+    With several runs, the default is ``name`` in the parent folder of the first run. Raise InputError, before any
+    work is done, if the file cannot be written or its suffix is not that of ``name``.
+    """
+    first, suffix = pathlib.Path(runs[0]), pathlib.Path(name).suffix
+    path = out or (first if len(runs) == 1 else first.absolute().parent) / name
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"--out is {path}; it must be a file in an existing folder")
+    if path.suffix != suffix:
+        raise InputError(f"--out is {path}; it must end in {suffix}")
+    part = _beside(path, ".part")
+    try:
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise InputError(f"--out is {path}, which cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def _beside(path: pathlib.Path, suffix: str) -> pathlib.Path:
+    return path.with_name(path.name + suffix)

@@ -1,0 +1,166 @@
+"""Labelled pictures from a folder or a dataset, as a model takes them.
+
+A picture that cannot be decoded keeps its place: its row is there, and :meth:`Images.load` gives None.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import io
+import pathlib
+import re
+import typing
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import pyarrow
+
+from revelio_jax.errors import InputError, require
+from revelio_jax.inputs.prompts import check_columns
+
+Row = dict[str, typing.Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """``samples`` has a row a picture: ``id``, and of a folder ``image`` (its path there), ``label``.
+
+    ``fingerprint`` is of names, labels and, in a folder, sizes of files.
+    """
+
+    samples: list[Row]
+    fingerprint: str
+    read: Callable[[int], typing.Any]
+    """number -> a file's path, or its bytes"""
+
+    def load(self, number: int, height: int, width: int) -> np.ndarray | None:
+        """A picture as float32 [3, height, width] from -1 to 1; None if it does not decode."""
+        return _decoded(self.read(number), height, width)
+
+    def batches(self, batches: Iterable[Iterable[int]], height: int, width: int) -> Iterator[list[np.ndarray | None]]:
+        """The pictures of each batch of numbers, as of :meth:`load`; the next are decoded meanwhile."""
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            ahead: collections.deque[list[concurrent.futures.Future]] = collections.deque()
+            for batch in batches:
+                ahead.append([threads.submit(self.load, number, height, width) for number in batch])
+                if len(ahead) > 1:
+                    yield [picture.result() for picture in ahead.popleft()]
+            for batch in ahead:
+                yield [picture.result() for picture in batch]
+
+
+def read_images(location: str, image_column: str, label_column: str, split: str) -> Images:
+    """Find the pictures of config.extract.images without decoding one. Raises InputError."""
+    if not location:
+        raise InputError("config.extract.images is empty; mode noised takes pictures from a folder or a dataset")
+    path = pathlib.Path(location)
+    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    if path.is_dir() and not saved:
+        return _folder(path)
+    is_file = path.suffix == ".parquet" and path.is_file()
+    is_name = path.suffix != ".parquet" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", location)
+    if not (saved or is_file or is_name):
+        raise InputError(
+            f"config.extract.images {location!r}: no such folder or .parquet file, no hub name (owner/name)"
+        )
+    return _dataset(location, saved, image_column, label_column, split)
+
+
+def _folder(folder: pathlib.Path) -> Images:
+    # Of some formats, as PDF, Pillow writes pictures but opens none.
+    formats = PIL.Image.registered_extensions().items()
+    suffixes = {suffix for suffix, format in formats if format in PIL.Image.OPEN}
+    paths = sorted(
+        path
+        for entry in folder.glob("*")
+        for path in (entry.rglob("*") if entry.is_dir() else [entry])  # a label may be a link to a folder
+        if path.suffix.lower() in suffixes
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not paths:
+        raise InputError(f"config.extract.images {str(folder)!r}: the folder holds no picture")
+    samples = []
+    for number, path in enumerate(paths):
+        within = path.relative_to(folder)
+        label = within.parts[0] if len(within.parts) > 1 else None
+        samples.append({"id": number, "image": within.as_posix(), "label": label})
+    if all(sample["label"] is None for sample in samples):
+        samples = [{key: sample[key] for key in ("id", "image")} for sample in samples]
+    check_columns(f"config.extract.images {str(folder)!r}", samples)  # names need not be UTF-8
+    sizes = [(sample["image"], path.stat().st_size) for sample, path in zip(samples, paths, strict=True)]
+    return Images(samples, hashlib.sha256(repr(sizes).encode()).hexdigest(), paths.__getitem__)
+
+
+def _dataset(location: str, saved: bool, image_column: str, label_column: str, split: str) -> Images:
+    require("datasets", "datasets", f"config.extract.images {location!r}")
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it reports is in the error below
+    where = f"config.extract.images {location!r}"
+    try:
+        if saved:
+            data = datasets.load_from_disk(location)
+        elif location.endswith(".parquet"):
+            data = datasets.load_dataset("parquet", data_files=location, split="train")
+        else:
+            data = datasets.load_dataset(location, split=split)
+    except Exception as error:  # network, login, a broken file, a missing split: each has its own class
+        raise InputError(f"{where}: {type(error).__name__}: {str(error)[:200]}") from error
+    if isinstance(data, dict):  # a saved folder of several splits
+        if split not in data:
+            raise InputError(f"config.extract.split is {split!r}; {location} has {', '.join(data)}")
+        data = data[split]
+    columns = ", ".join(data.column_names)
+    if image_column not in data.column_names:
+        raise InputError(f"config.extract.image_column is {image_column!r}; {location} has {columns}")
+    if label_column and label_column not in data.column_names:
+        raise InputError(f"config.extract.label_column is {label_column!r}; {location} has {columns}; empty is none")
+    if not len(data):
+        raise InputError(f"{where}: the dataset holds no picture")
+    try:  # left undecoded: a broken picture would otherwise end the whole run
+        pictures = data.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    except (pyarrow.ArrowException, ValueError, TypeError) as error:
+        raise InputError(
+            f"config.extract.image_column is {image_column!r}, which holds no pictures but "
+            f"{data.features[image_column]}"
+        ) from error
+    labels: list[typing.Any] = [None] * len(data)
+    if label_column:
+        kind = data.features[label_column]
+        labels = list(data[label_column])
+        if isinstance(kind, datasets.ClassLabel):
+            labels = [kind.int2str(label) if label is not None and label >= 0 else None for label in labels]
+    samples = [{"id": number} for number in range(len(data))]
+    if label_column:
+        samples = [sample | {"label": label} for sample, label in zip(samples, labels, strict=True)]
+        check_columns(where, samples)
+
+    def read(number: int) -> typing.Any:
+        picture = pictures[number][image_column] or {}
+        return picture.get("bytes") or picture.get("path")
+
+    return Images(samples, hashlib.sha256(repr((location, split, labels)).encode()).hexdigest(), read)
+
+
+def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """A picture of 16 bits of grey in 8, which Pillow's own conversion would cut off."""
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.float32)
+    return PIL.Image.fromarray((values.clip(0, 65_535) / 257).round().astype(np.uint8))
+
+
+def _decoded(source: typing.Any, height: int, width: int) -> np.ndarray | None:
+    """Scaled to cover height x width and cut at its centre; transparency is dropped."""
+    try:
+        with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            image = _eight_bits(PIL.ImageOps.exif_transpose(file)).convert("RGB")
+        image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.BICUBIC)
+    except Exception:  # decoders of broken files raise whatever they like
+        return None
+    return np.asarray(image, np.float32).transpose(2, 0, 1) / 127.5 - 1

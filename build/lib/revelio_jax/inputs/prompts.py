@@ -1,0 +1,150 @@
+"""Prompts from a file, with the label columns beside them."""
+
+import codecs
+import csv
+import io
+import json
+import pathlib
+import random
+import typing
+
+import pyarrow
+import pyarrow.parquet
+
+from revelio_jax import shipped
+from revelio_jax.errors import InputError
+from revelio_jax.store import parquet
+
+Row = dict[str, typing.Any]
+
+
+def read_prompts(path: str, column: str = "prompt", shuffle: bool = False) -> list[Row]:
+    """A dict a prompt: ``id`` (its number), ``prompt``, and every other column as a label.
+
+    .txt has a prompt a line, blank lines skipped. In .csv, .jsonl and .parquet ``column`` is the
+    prompt, which may be empty: the unconditional prompt. A column that is itself called id becomes
+    file_id. ``shuffle`` gives them a random order, always the same. Raises InputError on whatever cannot be
+    read in full.
+    """
+    readers = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+    if not path:
+        raise InputError(f"config.extract.prompts is empty; it names a file: {', '.join(readers)}")
+    file = pathlib.Path(shipped.locate(path))
+    if file.suffix not in readers:
+        raise InputError(f"prompts {path}: unknown suffix {file.suffix!r}; known: {', '.join(readers)}")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"prompts {path}: {error.strerror}") from error
+    rows = readers[file.suffix](path, data, column)
+    if not rows:
+        raise InputError(f"prompts {path}: the file holds no prompt")
+    rows = _tidy(path, rows, column)
+    if shuffle:
+        random.Random(0).shuffle(rows)
+        rows = [row | {"id": i} for i, row in enumerate(rows)]
+    return rows
+
+
+def check_columns(where: str, samples: list[Row]) -> None:
+    """Raise InputError where a column of samples, which all have the same, cannot be kept in a store."""
+    for name in samples[0]:
+        try:
+            table = pyarrow.table({name: [sample[name] for sample in samples]})
+            pyarrow.parquet.ParquetWriter(pyarrow.MockOutputStream(), table.schema).close()
+        except (pyarrow.ArrowException, OverflowError, UnicodeError) as error:
+            raise InputError(f"{where}: column {name!r} cannot be kept in a store: {error}") from error
+
+
+def _txt(path: str, data: bytes, column: str) -> list[Row]:
+    return [{column: line} for line in _lines(path, data) if line.strip()]
+
+
+def _csv(path: str, data: bytes, column: str) -> list[Row]:
+    reader = csv.reader(io.StringIO(_text(path, data), newline=""), strict=True)
+    rows: list[Row] = []
+    try:
+        header = next(reader, None)
+        if header is None:
+            return []
+        if len(set(header)) < len(header):
+            raise InputError(f"prompts {path}: a column's name occurs twice in {', '.join(header)}")
+        _require(path, column, header)
+        for fields in reader:
+            if not fields:  # a blank line; an empty prompt is written ""
+                continue
+            if len(fields) != len(header):
+                raise InputError(
+                    f"prompts {path}: line {reader.line_num} has {len(fields)} fields, the header {len(header)}"
+                )
+            rows.append(dict(zip(header, fields, strict=True)))
+    except csv.Error as error:
+        raise InputError(f"prompts {path}: line {reader.line_num}: {error}") from error
+    return rows
+
+
+def _jsonl(path: str, data: bytes, column: str) -> list[Row]:
+    rows = []
+    for number, line in enumerate(_lines(path, data), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"prompts {path}: line {number} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"prompts {path}: line {number} is no JSON object: {line[:40]}")
+        _require(path, column, row, f"line {number}: ")
+        rows.append(row)
+    return rows
+
+
+def _parquet(path: str, data: bytes, column: str) -> list[Row]:
+    try:
+        table = parquet.read_table(data)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"prompts {path}: no parquet file: {error}") from error
+    _require(path, column, table.column_names)
+    try:
+        return table.to_pylist()
+    except (pyarrow.ArrowException, ValueError) as error:  # nanoseconds, which Python's times lack
+        raise InputError(f"prompts {path}: {error}") from error
+
+
+def _require(path: str, column: str, columns: typing.Iterable[str], where: str = "") -> None:
+    if column not in columns:
+        raise InputError(
+            f"prompts {path}: {where}no column {column!r} (config.extract.prompt_column); "
+            f"there are {', '.join(map(repr, columns)) or 'none'}"
+        )
+
+
+def _tidy(path: str, rows: list[Row], column: str) -> list[Row]:
+    """Rows that all have the same columns, in the form of the store's samples."""
+    names = {"id": "file_id", column: "prompt"}
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != column))
+    labels = {key: names.get(key, key) for key in columns}
+    if "prompt" in labels.values() or len(set(labels.values())) < len(labels):
+        raise InputError(f"prompts {path}: two columns would be called 'prompt' or 'file_id'; rename one")
+    tidy = []
+    for i, row in enumerate(rows):
+        if not isinstance(row[column], str):
+            raise InputError(f"prompts {path}: prompt {i} is {row[column]!r}; it must be text")
+        tidy.append({"id": i, "prompt": row[column]} | {labels[key]: row.get(key) for key in columns})
+    check_columns(f"prompts {path}", tidy)
+    return tidy
+
+
+def _lines(path: str, data: bytes) -> list[str]:
+    return [line.removesuffix("\r") for line in _text(path, data).split("\n")]
+
+
+def _text(path: str, data: bytes) -> str:
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        start = error.start + len(data) - len(data.removeprefix(codecs.BOM_UTF8))
+        line = data[:start].count(b"\n") + 1
+        raise InputError(
+            f"prompts {path}: not UTF-8: byte {data[start]:#04x} at offset {start}, line {line}"
+        ) from error

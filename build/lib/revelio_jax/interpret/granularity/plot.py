@@ -1,0 +1,149 @@
+"""The picture of granularity: of every label and measure a map, means over all strata, and curves."""
+
+import typing
+from collections.abc import Sequence
+
+import numpy as np
+
+from revelio_jax.interpret.granularity.runs import FIGURES, WHOLE, RunPurity
+from revelio_jax.plot import STYLE
+
+if typing.TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLES = {
+    "purity": "{label}: share of the most frequent class",
+    "entropy": "{label}: entropy of classes, bits",
+    "sigma": "{label}: standard deviation of class numbers",
+    "spread": "share of the positions on which a latent fires",
+}
+DASHES = {"": ("-", "o"), "neurons": ("--", "s"), "dense": ("-.", "^")}
+SHOWN = 10  # timesteps whose numbers fit into a map
+FEW = 4  # curves that have their intervals without covering one another
+
+
+def draw(runs: Sequence[RunPurity], panels: Sequence[tuple[str, str]]) -> "Figure":
+    """A row of panels for each label and measure that ``panels`` names; a colour is a site, a dash a kind."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    colours = matplotlib.color_sequences["petroff10"]
+    places = list(dict.fromkeys(_place(run, runs) for run in runs))
+    runs = sorted(runs, key=lambda run: (places.index(_place(run, runs)), list(DASHES).index(run.kind)))
+    looks = [{"color": colours[places.index(_place(run, runs)) % 10], "marker": DASHES[run.kind][1]} for run in runs]
+    strata = _strata(runs)
+    widths = [3, 1.7, 2.6] if strata else [1]
+    height = 0.75 + 0.19 * max(len(runs), 5)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6 if strata else 6, height * len(panels) + 0.6), dpi=125, layout="constrained")
+        grid = figure.subplots(len(panels), len(widths), squeeze=False, width_ratios=widths)
+        for axes, (label, measure) in zip(grid, panels, strict=True):
+            whole, title = axes[min(1, len(axes) - 1)], TITLES[measure].format(label=label)
+            _draw_whole(whole, runs, looks, (label, measure))
+            if strata:
+                _draw_map(axes[0], runs, (label, measure), strata)
+                _draw_curves(axes[2], runs, looks, (label, measure), strata)
+            else:
+                whole.set_yticks(range(len(runs)), [called(run, runs) for run in runs])
+            axes[0].set_title(title)
+        if strata:
+            column = _column_name(runs)
+            whose = "" if len(runs) <= FEW else " of SAEs"
+            titles = f"all {column}s", f"by {column}, with 95 % intervals{whose}"
+            for ax, text in zip(grid[0][1:], titles, strict=True):
+                ax.set_title(text)
+            for ax in grid[-1][::2]:
+                ax.set_xlabel(column)
+            figure.legend(handles=_legend(runs, looks), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _draw_map(ax: "Axes", runs, of, strata) -> None:
+    values = np.array([[_of(run, of, stratum)["mean"] for stratum in strata] for run in runs])
+    image = ax.imshow(values, aspect="auto", cmap="viridis")
+    ax.set_yticks(range(len(runs)), [called(run, runs) for run in runs])
+    ax.set_xticks(range(len(strata)), strata)
+    ax.grid(False)
+    if len(strata) > SHOWN:
+        ax.figure.colorbar(image, ax=ax)
+        return
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2 if np.isfinite(values).any() else 0
+    for (y, x), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            colour = "black" if value > middle else "white"
+            ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+
+
+def _draw_curves(ax: "Axes", runs, looks, of, strata) -> None:
+    """Where there are many curves, only SAEs have their intervals; those of all are in the CSV."""
+    x = np.arange(len(strata))
+    kinds = {run.kind for run in runs} if len(runs) <= FEW else {""}
+    for run, look in zip(runs, looks, strict=True):
+        figures = [_of(run, of, stratum) for stratum in strata]
+        mean, low, high, chance = ([f[name] for f in figures] for name in ("mean", "low", "high", "chance"))
+        width = 0.8 if run.kind else 1.6
+        ax.plot(x, mean, markersize=3, linestyle=DASHES[run.kind][0], linewidth=width, **look)
+        if run.kind in kinds:
+            ax.fill_between(x, low, high, color=look["color"], alpha=0.25, linewidth=0)
+        ax.plot(x, chance, color="0.5", linestyle=":", linewidth=0.8)
+    ax.set_xticks(x, strata)
+    ax.margins(y=0.08)
+
+
+def _draw_whole(ax: "Axes", runs, looks, of) -> None:
+    for y, (run, look) in enumerate(zip(runs, looks, strict=True)):
+        figures = _of(run, of, WHOLE)
+        mean, chance = figures["mean"], figures["chance"]
+        error = [[mean - figures["low"]], [figures["high"] - mean]]
+        ax.errorbar([mean], [y], xerr=error, linestyle="", markersize=4, capsize=2, **look)
+        ax.plot([chance, chance], [y - 0.5, y + 0.5], color="0.5", linestyle=":")
+    ax.set_yticks(range(len(runs)), [""] * len(runs))
+    ax.set_ylim(len(runs) - 0.5, -0.5)
+
+
+def _legend(runs, looks) -> list[typing.Any]:
+    """Kinds, with how they are drawn, and chance; colours are told by the names beside the maps' rows."""
+    from matplotlib.lines import Line2D
+
+    shown = [kind for kind in DASHES if kind in {run.kind for run in runs}]
+    lines = [
+        Line2D([], [], color="0.25", linestyle=DASHES[kind][0], marker=DASHES[kind][1], markersize=4) for kind in shown
+    ]
+    for line, kind in zip(lines, shown, strict=True):
+        line.set_label(kind or "SAE")
+    return [*lines, Line2D([], [], color="0.5", linestyle=":", label="by chance")]
+
+
+def _place(run: RunPurity, runs: Sequence[RunPurity]) -> str:
+    """What has one colour: a site, or, where SAEs share one, the run."""
+    site = run.facts["site"]
+    alone = sum((other.facts["site"], other.kind) == (site, run.kind) for other in runs) == 1
+    return site if alone else run.name
+
+
+def _of(run: RunPurity, of: tuple[str, str], stratum: str) -> dict[str, float]:
+    return run.means.get((*of, stratum)) or dict.fromkeys(FIGURES, np.nan)
+
+
+def called(run: RunPurity, runs: Sequence[RunPurity]) -> str:
+    """The site, where it tells the runs of a kind apart; else the name with it."""
+    site = run.facts["site"]
+    alone = sum((other.facts["site"], other.kind) == (site, run.kind) for other in runs) == 1
+    if alone:
+        return f"{site}, {run.kind}" if run.kind else site
+    return f"{run.name}: {site}"
+
+
+def _strata(runs: Sequence[RunPurity]) -> list[str]:
+    """All strata, in order of their numbers where they are such."""
+    found = list(dict.fromkeys(stratum for run in runs for stratum in run.strata))
+    return sorted(found, key=float) if all(_is_number(stratum) for stratum in found) else sorted(found)
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+def _column_name(runs: Sequence[RunPurity]) -> str:
+    return next(run.facts["stratum"]["column"] for run in runs if run.strata)

@@ -1,0 +1,98 @@
+"""What probes read: activations and latents of a store, as means of samples or as maps, by timestep."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.sparse
+from tqdm import tqdm
+
+from revelio_jax.interpret.latents import dictionary, stream
+from revelio_jax.interpret.latents.dictionary import Codes, Dictionary
+from revelio_jax.interpret.latents.stream import RowBatch
+from revelio_jax.store import SiteReader
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Means:
+    """Means over the positions of S samples at T timesteps.
+
+    ``x`` float32 [S T, D] of the activations, ``z`` [S T, F] of the latents, sparse; row s T + t is sample
+    s at ``timesteps[t]``. ``rows`` int64 [S, T] is of how many positions; 0 where a sample has none.
+    """
+
+    timesteps: list[int]
+    x: np.ndarray
+    z: scipy.sparse.csr_array
+    rows: np.ndarray
+
+    def at(self, timestep: int, samples: np.ndarray, of_latents: bool) -> np.ndarray:
+        """float32 [len(samples), D or F]."""
+        rows = samples * len(self.timesteps) + self.timesteps.index(timestep)
+        return self.z[rows].toarray() if of_latents else self.x[rows]
+
+
+def means(site: SiteReader, latents: Dictionary, samples: int, timesteps: list[int], batch_size: int) -> Means:
+    """Read all rows once. Memory is that of the means, latents counted where they fire anywhere."""
+    cells = samples * len(timesteps)
+    x = np.zeros((cells, site.d))
+    rows = np.zeros(cells, np.int64)
+    parts = []
+    for batch, codes in encoded(site, latents, batch_size):
+        cell = batch.sample_N.astype(np.int64) * len(timesteps)
+        cell += np.searchsorted(timesteps, batch.timestep_N)
+        starts = np.flatnonzero(np.diff(cell, prepend=-1))
+        here = cell[starts]
+        # Rows of a cell stand one after another, and a cell that goes on in the next batch is added up.
+        np.add.at(x, here, np.add.reduceat(batch.x_ND.astype(np.float64), starts))
+        np.add.at(rows, here, np.diff(starts, append=len(cell)))
+        values, indices = codes
+        row = np.repeat(cell, values.shape[1])
+        fires = values.reshape(-1) > 0
+        part = scipy.sparse.coo_array(
+            (values.reshape(-1)[fires], (row[fires], indices.reshape(-1)[fires])), (cells, latents.latents)
+        )
+        parts.append(part.tocsr())
+        if len(parts) > 32:
+            parts = [sum(parts[1:], parts[0])]
+    each = np.maximum(rows, 1)
+    z = scipy.sparse.csr_array(sum(parts[1:], parts[0]).multiply(1 / each[:, None]), dtype=np.float32)
+    return Means(timesteps, (x / each[:, None]).astype(np.float32), z, rows.reshape(samples, len(timesteps)))
+
+
+def maps(
+    site: SiteReader,
+    latents: Dictionary | None,
+    timestep: int,
+    grid: tuple[int, int],
+    samples: np.ndarray,
+    batch_size: int,
+) -> np.ndarray:
+    """float32 [len(samples), height, width, D or F] of a timestep, 0 where a sample has no row."""
+    height, width = grid
+    place = {int(number): i for i, number in enumerate(samples)}
+    depth = latents.latents if latents else site.d
+    found = np.zeros((len(samples), height * width, depth), np.float32)
+    for batch, codes in encoded(site, latents, batch_size):
+        wanted = np.flatnonzero((batch.timestep_N == timestep) & np.isin(batch.sample_N, samples))
+        at = np.array([place[int(number)] for number in batch.sample_N[wanted]], np.int64)
+        if codes is None:
+            found[at, batch.position_N[wanted]] = batch.x_ND[wanted]
+            continue
+        values, indices = (array[wanted] for array in codes)
+        # A slot that does not fire may name any latent, so it adds 0 and sets nothing.
+        np.add.at(found, (at[:, None], batch.position_N[wanted][:, None], indices), values)
+    return found.reshape(len(samples), height, width, depth)
+
+
+def encoded(site: SiteReader, latents: Dictionary | None, batch_size: int) -> Iterator[tuple[RowBatch, Codes | None]]:
+    """All rows in order, with their codes where there are ``latents``."""
+    encode = latents and dictionary.make_encode(latents, stream.most_rows(site, batch_size))
+    with (
+        contextlib.closing(stream.batches(site, batch_size)) as batches,
+        tqdm(total=site.rows, desc=site.name, unit="row", unit_scale=True, leave=False) as bar,
+    ):
+        for batch in batches:
+            yield batch, encode(batch.x_ND)() if encode else None
+            bar.update(len(batch.sample_N))

@@ -1,0 +1,85 @@
+"""The linear probe: multinomial logistic regression on features that have mean 0 and variance 1. JAX.
+
+How strongly weights are pulled to 0 is chosen on samples of their own; all strengths are fitted at once.
+"""
+
+import functools
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+STRENGTHS = np.float32([1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0])  # of (strength / 2) |W|^2 beside the mean loss
+STEPS, SMALL = 300, 1e-4  # of L-BFGS at most, and the gradient's norm at which it is there
+
+
+class Linear(typing.NamedTuple):
+    """Logits are ((x - mean) / deviation) W + b."""
+
+    mean_D: np.ndarray
+    deviation_D: np.ndarray
+    W_DC: np.ndarray
+    b_C: np.ndarray
+    strength: float
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def fit(x_ND: jax.Array, class_N: jax.Array, strengths: jax.Array, classes: int) -> tuple[jax.Array, jax.Array]:
+    """The minimum of mean cross-entropy + (s / 2) |W|^2 for each s: W [S, D, C] and b [S, C], float32."""
+    solver = optax.lbfgs()
+
+    def one(strength):
+        def loss(params):
+            W, b = params
+            each = optax.softmax_cross_entropy_with_integer_labels(x_ND @ W + b, class_N)
+            return each.mean() + 0.5 * strength * jnp.square(W).sum()
+
+        value_and_grad = optax.value_and_grad_from_state(loss)
+
+        def step(carry):
+            params, state, count, _ = carry
+            value, gradient = value_and_grad(params, state=state)
+            updates, state = solver.update(gradient, state, params, value=value, grad=gradient, value_fn=loss)
+            return optax.apply_updates(params, updates), state, count + 1, optax.tree.norm(gradient)
+
+        start = jnp.zeros((x_ND.shape[1], classes)), jnp.zeros(classes)
+        carry = start, solver.init(start), 0, jnp.float32(jnp.inf)
+        return jax.lax.while_loop(lambda c: (c[2] < STEPS) & (c[3] > SMALL), step, carry)[0]
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(one)(strengths)
+
+
+def train(x_ND: np.ndarray, class_N: np.ndarray, validation: tuple[np.ndarray, np.ndarray], classes: int) -> Linear:
+    """The probe of N samples and those that ``validation`` has, at the strength that did best on the latter.
+
+    Of strengths that do equally well the largest is taken.
+    """
+    at_VD, wanted_V = validation
+    mean_D, deviation_D = _moments(x_ND)
+    W, b = fit((x_ND - mean_D) / deviation_D, class_N, STRENGTHS, classes)
+    logits = jnp.einsum("vd,sdc->svc", (at_VD - mean_D) / deviation_D, W) + b[:, None]
+    right_S = np.asarray((logits.argmax(-1) == wanted_V).mean(1))
+    best = len(STRENGTHS) - 1 - int(right_S[::-1].argmax())
+    both, of_both = np.concatenate([x_ND, at_VD]), np.concatenate([class_N, wanted_V])
+    mean_D, deviation_D = _moments(both)
+    W, b = fit((both - mean_D) / deviation_D, of_both, STRENGTHS[best : best + 1], classes)
+    return Linear(mean_D, deviation_D, np.asarray(W[0]), np.asarray(b[0]), float(STRENGTHS[best]))
+
+
+@jax.jit
+def logits(probe: Linear, x_ND: jax.Array) -> jax.Array:
+    """[N, C]."""
+    return ((x_ND - probe.mean_D) / probe.deviation_D) @ probe.W_DC + probe.b_C
+
+
+def parameters(probe: Linear) -> int:
+    return probe.W_DC.size + probe.b_C.size
+
+
+def _moments(x_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means and standard deviations, 1 where a feature never changes."""
+    deviation_D = x_ND.std(0, dtype=np.float64)
+    return x_ND.mean(0), np.where(deviation_D > 1e-8, deviation_D, 1).astype(np.float32)

@@ -1,0 +1,60 @@
+"""The picture of what probes found: accuracy over timesteps, a panel for every label and SAE."""
+
+import pathlib
+import typing
+from collections.abc import Sequence
+
+from revelio_jax import files
+from revelio_jax.plot import STYLE
+
+LOOKS = {  # colour by what is read, line by what reads
+    ("linear", "activations"): {"color": "#3f90da", "linestyle": "-", "marker": "o"},
+    ("linear", "latents"): {"color": "#bd1f01", "linestyle": "-", "marker": "o"},
+    ("diff_c", "activations"): {"color": "#3f90da", "linestyle": "--", "marker": "s"},
+    ("diff_c", "latents"): {"color": "#bd1f01", "linestyle": "--", "marker": "s"},
+}
+NAMES = {"linear": "linear", "diff_c": "Diff-C"}
+
+
+def write(rows: Sequence[dict[str, typing.Any]], path: pathlib.Path) -> None:
+    """Draw ``rows`` of :mod:`revelio_jax.interpret.probes` as one PNG, whole or not at all."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    saes = {row["sae"]: row for row in rows}
+    sites = [row["site"] for row in saes.values()]
+    timesteps = sorted({row["timestep"] for row in rows})
+    with matplotlib.rc_context(STYLE):
+        size = (0.6 + 2.6 * max(len(saes), 2), 0.8 + 2.2 * len(labels))
+        figure = Figure(figsize=size, dpi=150, layout="constrained")
+        grid = figure.subplots(len(labels), len(saes), squeeze=False, sharey="row", sharex=True)
+        for across, label in zip(grid, labels, strict=True):
+            for ax, (sae, one) in zip(across, saes.items(), strict=True):
+                _draw(ax, [row for row in rows if row["label"] == label and row["sae"] == sae], timesteps)
+                name = one["site"] if sites.count(one["site"]) == 1 else one["run"]
+                ax.set_title(f"{label}, {name}")
+            across[0].set_ylabel("accuracy")
+        for ax in grid[-1]:
+            ax.set_xticks(range(len(timesteps)), [str(t) if t >= 0 else "" for t in timesteps])
+            ax.set_xlabel("timestep" if timesteps[-1] >= 0 else "")
+            ax.set_xlim(-0.5, len(timesteps) - 0.5)
+        shown = {name: line for ax in grid.flat for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3)
+        with files.replacing(path) as part:
+            figure.savefig(part, format="png")
+
+
+def _draw(ax, rows, timesteps: list[int]) -> None:
+    for i, ((probe, of), look) in enumerate(LOOKS.items()):
+        some = sorted((r for r in rows if (r["probe"], r["input"]) == (probe, of)), key=lambda r: r["timestep"])
+        if not some:
+            continue
+        # Side by side, so that intervals can be told apart.
+        x = [timesteps.index(row["timestep"]) + 0.06 * (i - 1.5) for row in some]
+        y = [row["accuracy"] for row in some]
+        below = [a - row["low"] for a, row in zip(y, some, strict=True)]
+        above = [row["high"] - a for a, row in zip(y, some, strict=True)]
+        ax.errorbar(x, y, yerr=[below, above], label=f"{NAMES[probe]} on {of}", markersize=3, elinewidth=0.7, **look)
+    for row in rows[:1]:
+        ax.axhline(row["majority"], color="0.4", linestyle=":", linewidth=0.9, label="most frequent class")

@@ -1,0 +1,85 @@
+"""The data of the page that sets another SAE beside this one."""
+
+import os
+import pathlib
+import typing
+
+import numpy as np
+
+from revelio_jax.interpret.report import matches, overview, scripts
+from revelio_jax.interpret.report.material import ReportData, name_of, report_of
+from revelio_jax.interpret.report.scripts import number
+from revelio_jax.interpret.report.table import ROWS
+
+SCORES = np.linspace(0, 1, 21).round(2)
+
+
+def write(report: pathlib.Path, index: int, ours: ReportData, other: ReportData, folder: pathlib.Path) -> dict:
+    """Write what belongs to the other run number ``index``; returns what the pages say of it at once.
+
+    ``data/compare/INDEX/rows/N.js`` has, for latents of a chunk of rows of ours, of each way to match
+    [latent of the other, score] or null, and ``named`` of those; ``columns/N.js`` has the scores of a way,
+    packed float32 [F]; ``facts.js`` the histograms. ``folder`` is where our report will be.
+    """
+    ways = [
+        (name, *found)
+        for name, found in (
+            ("decoder", matches.by_decoder(ours.results, other.results)),
+            ("samples", matches.by_samples(ours.results, other.results)),
+        )
+        if found
+    ]
+    if ours.facts["site"] != other.facts["site"]:
+        ways.reverse()  # of two hook points, directions are of two spaces: samples say more
+    base = f"compare/{index}"
+    for number_, start in enumerate(range(0, ours.latents, ROWS)):
+        latents = range(start, min(start + ROWS, ours.latents))
+        rows = [[_match(match, score, latent) for _, match, score in ways] for latent in latents]
+        spoken_of = sorted({found[0] for row in rows for found in row if found})
+        scripts.write(
+            report,
+            f"{base}/rows/{number_}",
+            {
+                "rows": rows,
+                "numbers": spoken_of,
+                "named": [[*other.named(latent), number(other.columns["frequency"][latent])] for latent in spoken_of],
+            },
+        )
+    for number_, (_, _, score) in enumerate(ways):
+        scripts.write(report, f"{base}/columns/{number_}", scripts.packed(score.astype(np.float32)))
+    facts = other.facts
+    shared = [label for label in ours.labels if label in other.labels]
+    scripts.write(
+        report,
+        f"{base}/facts",
+        {
+            "numbers": [overview.numbers(ours.results), overview.numbers(other.results)],
+            "density": [overview.density(ours.results), overview.density(other.results)],
+            "purity": [
+                [overview.purities(ours.results, label), overview.purities(other.results, label)] for label in shared
+            ],
+            "ways": [[name, _scores(ours, score)] for name, _, score in ways],
+        },
+    )
+    theirs = report_of(other.results.folder.parent, other.results)
+    return {
+        **{name: facts[name] for name in ("site", "latents", "d", "k", "rows", "samples", "model")},
+        "name": name_of(other.results),
+        "ways": [name for name, _, _ in ways],
+        # From a page of this report to the other's, where it has one.
+        "report": pathlib.PurePath(os.path.relpath(theirs, folder)).as_posix()
+        if (theirs / "index.html").is_file()
+        else "",
+    }
+
+
+def _match(match: np.ndarray, score: np.ndarray, latent: int) -> list[typing.Any] | None:
+    return [int(match[latent]), number(score[latent], 3)] if match[latent] >= 0 else None
+
+
+def _scores(ours: ReportData, score: np.ndarray) -> dict[str, typing.Any]:
+    """How many of our latents that fire have which score."""
+    of_firing = score[ours.fires]
+    counts, _ = np.histogram(of_firing.clip(0, 1), SCORES)
+    median = number(np.median(of_firing)) if len(of_firing) else None
+    return {"edges": SCORES.tolist(), "counts": counts.tolist(), "median": median}

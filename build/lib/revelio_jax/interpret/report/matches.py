@@ -1,0 +1,113 @@
+"""For each latent of one SAE the latent of another that fires and is most like it.
+
+By decoder: the largest cosine of decoder rows, which says something where both are of one hook point and
+so of one space. By samples: the largest Jaccard index of the strongest samples, where both were read from
+one store.
+"""
+
+import pathlib
+
+import numpy as np
+import pyarrow.compute
+import tqdm
+from safetensors import SafetensorError, safe_open
+
+from revelio_jax.errors import InputError
+from revelio_jax.interpret.latents.results import Results
+
+BLOCK = 2048  # latents of each side whose decoders are compared at a time
+PAIRS = 2**22  # pairs of latents whose samples are compared at a time
+
+
+def check(results: Results) -> None:
+    """Raise InputError where a decoder is named that cannot be read."""
+    try:
+        if _folder(results):
+            _decoder(results)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{results.folder} is of {_folder(results)}, which cannot be read: {error}") from error
+
+
+def by_decoder(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of each latent of a the nearest of b that fires, int32 [F], and its cosine, float32 [F].
+
+    None where widths differ, either has no decoder, or no latent of b fires.
+    """
+    if a.facts["d"] != b.facts["d"] or not (_folder(a) and _folder(b)):
+        return None
+    # Two SAEs of one seed share the directions that neither has learned.
+    dead_F = b.latents["rows"].to_numpy() == 0
+    if dead_F.all():
+        return None
+    nearest = np.zeros(a.facts["latents"], np.int32)
+    cosine = np.full(a.facts["latents"], -np.inf, np.float32)
+    with _decoder(a) as file_a, _decoder(b) as file_b:
+        rows_a, rows_b = file_a.get_slice("W_dec"), file_b.get_slice("W_dec")
+        for start in tqdm.trange(0, len(nearest), BLOCK, desc="decoders", unit="block", dynamic_ncols=True):
+            block = slice(start, start + BLOCK)
+            ours = _unit(rows_a[start : min(start + BLOCK, len(nearest))])
+            for other in range(0, b.facts["latents"], BLOCK):
+                theirs = slice(other, min(other + BLOCK, b.facts["latents"]))
+                product = ours @ _unit(rows_b[theirs]).T
+                product[:, dead_F[theirs]] = -np.inf
+                best = product.argmax(1)
+                score = product[np.arange(len(best)), best]
+                better = score > cosine[block]
+                nearest[block][better] = best[better] + other
+                cosine[block][better] = score[better]
+    return nearest, cosine
+
+
+def by_samples(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
+    """As :func:`by_decoder`, by the Jaccard index of the strongest samples; -1 and 0 where none is shared.
+
+    None where the two were read from different stores.
+    """
+    if a.facts["store"]["fingerprint"] != b.facts["store"]["fingerprint"]:
+        return None
+    (latents_a, samples_a), (latents_b, samples_b) = _top(a), _top(b)
+    count_a = np.bincount(latents_a, minlength=a.facts["latents"])
+    count_b = np.bincount(latents_b, minlength=b.facts["latents"])
+    # b's latents in order of their samples: those of sample s are a span.
+    order = np.argsort(samples_b, kind="stable")
+    latents_b, samples_b = latents_b[order], samples_b[order]
+    spans = np.searchsorted(samples_b, samples_a), np.searchsorted(samples_b, samples_a, "right")
+    match = np.full(len(count_a), -1, np.int32)
+    score = np.zeros(len(count_a), np.float32)
+    step = max(1, PAIRS // max(1, len(count_b)))
+    firsts = np.searchsorted(latents_a, np.arange(len(count_a) + 1))
+    for start in tqdm.trange(0, len(count_a), step, desc="samples", unit="block", dynamic_ncols=True):
+        stop = min(start + step, len(count_a))
+        kept = range(firsts[start], firsts[stop])
+        pairs = [
+            (latents_a[i] - start) * len(count_b) + latents_b[spans[0][i] : spans[1][i]].astype(np.int64) for i in kept
+        ]
+        if not pairs:
+            continue
+        shared = np.bincount(np.concatenate(pairs), minlength=(stop - start) * len(count_b))
+        shared = shared.reshape(stop - start, len(count_b))
+        jaccard = shared / np.maximum(count_a[start:stop, None] + count_b - shared, 1)
+        best = jaccard.argmax(1)
+        best_score = jaccard[np.arange(len(best)), best]
+        score[start:stop] = best_score
+        match[start:stop] = np.where(best_score > 0, best, -1)
+    return match, score
+
+
+def _folder(results: Results) -> str:
+    return results.facts["sae"]["folder"]
+
+
+def _decoder(results: Results):
+    return safe_open(pathlib.Path(_folder(results), "sae_weights.safetensors"), "np")
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _top(results: Results) -> tuple[np.ndarray, np.ndarray]:
+    """Latents and samples of the pairs of a latent and one of its strongest samples, sorted by latent."""
+    table = results.samples.filter(pyarrow.compute.equal(results.samples["kind"], "top"))
+    return table["latent"].to_numpy(), table["sample"].to_numpy()

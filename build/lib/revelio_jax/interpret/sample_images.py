@@ -1,0 +1,51 @@
+"""Images of the samples of a store: saved by extraction, or read from the image folder that was extracted."""
+
+import io
+import typing
+from collections.abc import Callable
+
+import numpy as np
+import PIL.Image
+
+from revelio_jax.config import ExtractConfig
+from revelio_jax.errors import InputError
+from revelio_jax.inputs.images import read_images
+from revelio_jax.store import Store
+
+ImageReader = Callable[[int], PIL.Image.Image | None]
+"""Map the number of a sample to its image as the model saw it, RGB; None if it cannot be decoded."""
+
+
+def open_images(store: Store, extract: ExtractConfig) -> ImageReader | None:
+    """Return a reader of the images of a store; None for texts and for generated images that were not saved.
+
+    Raises InputError if config.extract.images differs from the images that the store was extracted from.
+    """
+    settings = store.manifest.get("extract", {})
+    if settings.get("save_images"):
+        return lambda number: _saved_image(store, number)
+    if "images" not in store.manifest.get("input", {}):
+        return None
+    if not extract.images:
+        raise InputError(f"config.extract.images is not set; store {store.location} was extracted from images")
+    images = read_images(extract.images, extract.image_column, extract.label_column, extract.split)
+    if images.fingerprint != store.manifest["input"]["images"]:
+        raise InputError(
+            f"config.extract.images is {extract.images!r}; store {store.location} was extracted from other images"
+        )
+    height, width = settings["height"], settings["width"]
+
+    def read(number: int) -> PIL.Image.Image | None:
+        pixels = images.load(number, height, width)
+        if pixels is None:
+            return None
+        return PIL.Image.fromarray(np.round((pixels.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8))
+
+    return read
+
+
+def _saved_image(store: Store, number: int) -> PIL.Image.Image | None:
+    result = store.kvstore.read(f"images/{number:08d}.png").result()
+    if result.state != "value":
+        return None
+    return PIL.Image.open(io.BytesIO(typing.cast(bytes, result.value))).convert("RGB")

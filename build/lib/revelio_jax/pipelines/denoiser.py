@@ -1,0 +1,176 @@
+"""The shapes and the schedule of a denoiser, from its components' configs alone.
+
+A forward pass on the meta device gives the shapes; no weights are read.
+"""
+
+import contextlib
+import dataclasses
+import typing
+
+import diffusers
+import torch
+
+from revelio_jax.config import Config, ExtractConfig, ModelConfig
+from revelio_jax.errors import InputError
+from revelio_jax.pipelines import loading
+from revelio_jax.pipelines.families import BY_NAME, FAMILIES, family_of
+from revelio_jax.pipelines.families.base import LONGEST_PROMPT
+from revelio_jax.pipelines.hooks import HookPoint
+from revelio_jax.pipelines.source import PipelineSource, component_config, tokenizer_config
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationShape:
+    """The activations of a hook point for one sample at one timestep: [positions, d].
+
+    ``same_input``: the module's input has the same shape, so that there is a difference to extract.
+    """
+
+    positions: int
+    d: int
+    same_input: bool
+
+
+def skeleton(source: PipelineSource) -> typing.Any:
+    """Return the pipeline's text encoders and denoiser on the meta device; no weights are read or made."""
+    pipe = loading.skeleton(source)
+    if component := source.layout.denoiser:
+        with loading.explained(source, component):
+            cls = getattr(diffusers, source.index[component][1])
+            with torch.device("meta"):
+                model = cls.from_config(component_config(source, component))
+        setattr(pipe, component, model.eval().to("meta"))  # tables that numpy made are not on meta yet
+    return pipe
+
+
+def wanted_shapes(
+    source: PipelineSource, extract: ExtractConfig
+) -> tuple[dict[str, ActivationShape], tuple[int, int, int]]:
+    """Return the shapes of config.extract.sites, and of the latents: [channels, height, width].
+
+    Raises InputError if a hook point is unknown, or has no difference although config.extract.value asks for it.
+    """
+    if source.layout.denoiser is None:
+        raise InputError(
+            f"config.model.family is {source.family!r}, which has no denoiser; config.extract.mode={extract.mode} "
+            f"needs one of {', '.join(family.name for family in FAMILIES if family.denoiser)}"
+        )
+    pipe = skeleton(source)
+    latent = latent_shape(source, getattr(pipe, source.layout.denoiser), extract)
+    points = [loading.hook_point(pipe, name) for name in extract.sites]
+    shapes_by_name = shapes(source, pipe, points, latent)
+    for name, shape in shapes_by_name.items():
+        if extract.value == "difference" and not shape.same_input:
+            raise InputError(
+                f"config.extract.value is 'difference'; input and output of {name} differ in shape; allowed: output"
+            )
+    return shapes_by_name, latent
+
+
+@torch.inference_mode()
+def shapes(
+    source: PipelineSource, pipe: typing.Any, points: list[HookPoint], latent: tuple[int, int, int]
+) -> dict[str, ActivationShape]:
+    """Return the shapes of hook points of a denoiser, found by a forward pass on the meta device."""
+    family = source.layout
+    latents = torch.empty(1, *latent, device="meta")
+    shapes_by_name: dict[str, ActivationShape] = {}
+    with contextlib.ExitStack() as hooks:
+        for point in points:
+
+            def record(_module, args, kwargs, output, point: HookPoint = point) -> None:
+                hidden = point.read(output)
+                same = point.read_input(args, kwargs).shape == hidden.shape
+                shapes_by_name[point.name] = ActivationShape(hidden.shape[1], hidden.shape[2], same)
+
+            hooks.callback(point.module.register_forward_hook(record, with_kwargs=True).remove)
+        conditioning = family.empty_conditioning(pipe, latents, prompt_tokens(source))
+        getattr(pipe, family.denoiser)(**family.denoiser_arguments(latents, 0, conditioning))
+    return {point.name: shapes_by_name[point.name] for point in points}
+
+
+def latent_shape(
+    source: PipelineSource, denoiser: torch.nn.Module, size: typing.Any, section: str = "extract"
+) -> tuple[int, int, int]:
+    """Return the shape of latents, [channels, height, width], for the height and width of a config section.
+
+    ``size`` is that section, with ``height`` and ``width`` in pixels. Raises InputError if they do not fit the model.
+    """
+    vae = component_config(source, "vae")
+    factor = 2 ** (len(vae.get("block_out_channels", (0,))) - 1)
+    multiple, only = source.layout.size_multiple(factor), source.layout.only_size(denoiser, factor)
+    for field in ("height", "width"):
+        pixels = getattr(size, field)
+        if pixels % multiple:
+            raise InputError(
+                f"config.{section}.{field} is {pixels}; it must be a multiple of {multiple} for this model"
+            )
+        if only and pixels != only:
+            raise InputError(f"config.{section}.{field} is {pixels}; it must be {only}, the only size of this model")
+    return vae.get("latent_channels", 4), size.height // factor, size.width // factor
+
+
+def prompt_tokens(source: PipelineSource) -> int | None:
+    """Return the tokens of the denoiser's text, padding included, if the pipeline pads to a fixed number."""
+    if source.layout.position_text_encoder is None:
+        return None
+    component = source.layout.text_encoders[source.layout.position_text_encoder]
+    config = tokenizer_config(source, component.replace("text_encoder", "tokenizer"))
+    return min(LONGEST_PROMPT, int(config.get("model_max_length", LONGEST_PROMPT)))
+
+
+def schedule(source: PipelineSource, config: Config, latent: tuple[int, int, int]) -> dict[float, int]:
+    """Return the timesteps that the pipeline denoises at, in order, keyed by the value that the denoiser gets.
+
+    Timesteps are rounded to whole numbers; of several with the same key or value the first one counts.
+    """
+    scheduler = loading.scheduler(source)
+    with loading.explained(source, "scheduler"):
+        source.layout.set_timesteps(scheduler, config.extract.steps, latent)
+    timesteps: dict[float, int] = {}
+    for timestep in scheduler.timesteps:
+        value = timestep
+        if source.layout.timestep_scale != 1:  # the pipeline scales it in the denoiser's dtype
+            value = timestep.to(loading.DTYPES[config.model.dtype]) / source.layout.timestep_scale
+        if round(float(timestep)) not in timesteps.values():
+            timesteps.setdefault(float(value), round(float(timestep)))
+    return timesteps
+
+
+def described(
+    source: PipelineSource, model: ModelConfig, device: torch.device, pipe: typing.Any
+) -> dict[str, typing.Any]:
+    """Return what a store records about a pipeline; the fingerprint covers every component with weights."""
+    parts = [loading.Component(name, getattr(pipe, name)) for name in loading.components(source)]
+    return loading.described(model, source, device, parts) | {"scheduler": component_config(source, "scheduler")}
+
+
+# Transition: the names below go with their last caller.
+Tensors, T5_TOKENS = dict[str, torch.Tensor], LONGEST_PROMPT
+quiet, load, scheduler = loading.quiet, loading.load, loading.scheduler
+
+
+def components(family: str) -> list[str]:
+    return [*BY_NAME[family].text_encoders.values(), BY_NAME[family].denoiser or "", "vae"]
+
+
+def encoded(pipe: typing.Any, extract: ExtractConfig) -> dict[str, torch.Tensor]:
+    with torch.inference_mode():
+        size = (extract.height, extract.width)
+        return family_of(pipe).conditioning(pipe, extract.prompt, extract.guidance, size)
+
+
+def arguments(family: str, latents: torch.Tensor, timestep: int, conditioning: dict) -> dict[str, torch.Tensor]:
+    return BY_NAME[family].denoiser_arguments(latents, timestep, conditioning)
+
+
+def prompt_length(pipe: typing.Any) -> int | None:
+    return family_of(pipe).prompt_tokens(pipe)
+
+
+def t5_tokens(source: PipelineSource) -> int | None:
+    return prompt_tokens(source)
+
+
+def class_number(pipe: typing.Any, name: str) -> int:
+    return family_of(pipe).class_number(pipe, name)

@@ -1,0 +1,146 @@
+"""FLUX.1: a T5 whose tokens the transformer sees, a CLIP that gives only a pooled vector, and a transformer.
+
+Branches of guidance are passes of their own, which the pipeline names through ``cache_context``.
+"""
+
+import typing
+from collections.abc import Iterator
+
+import numpy as np
+
+from revelio_jax.pipelines.families.base import LONGEST_PROMPT, Arguments, Family, PooledVector, repeated
+from revelio_jax.pipelines.guidance import CONDITIONAL
+from revelio_jax.pipelines.hooks import HookPoint
+
+if typing.TYPE_CHECKING:
+    import torch
+
+
+class Flux(Family):
+    """Hook points: clip.layer.N, t5.block.N, flux.double.N.image, .text, flux.single.N.image, .text."""
+
+    name = "flux"
+    pipelines = ("FluxPipeline",)
+    components = ("transformer", "text_encoder", "text_encoder_2")
+    text_encoders: typing.ClassVar[dict[str, str]] = {"clip": "text_encoder", "t5": "text_encoder_2"}
+    denoiser = "transformer"
+    prefix = "flux"
+    pooled = PooledVector("text_encoder", 1, 1, is_all=True)
+    names_passes = True
+    encodes_branches_apart = True
+    is_flow = True
+    timestep_scale = 1000
+    guidance_argument = "true_cfg_scale"
+    reading_guidance = 3.0
+    noised_fields = ("guidance",)
+    position_text_encoder = "t5"
+
+    def encoder_hook_points(self, prefix: str, component: str, encoder: "torch.nn.Module") -> Iterator[HookPoint]:
+        if prefix != "t5":
+            yield from super().encoder_hook_points(prefix, component, encoder)
+            return
+        for i, module in enumerate(encoder.encoder.block):
+            yield HookPoint(f"t5.block.{i}", component, module, encoder.config.d_model)
+
+    def denoiser_hook_points(self, denoiser: "torch.nn.Module") -> Iterator[HookPoint]:
+        d = denoiser.config.num_attention_heads * denoiser.config.attention_head_dim
+        blocks = {"double": denoiser.transformer_blocks, "single": denoiser.single_transformer_blocks}
+        for kind, modules in blocks.items():
+            for i, module in enumerate(modules):
+                for part, stream in enumerate(("text", "image")):
+                    name = f"flux.{kind}.{i}.{stream}"
+                    yield HookPoint(name, "transformer", module, d, part=part, needs_tuple=True)
+
+    def pass_branches(self, pipe: typing.Any, call: Arguments, named: str | None, rows: int) -> dict[str, slice]:
+        return {named or CONDITIONAL: slice(0, rows)}
+
+    def prompt_tokens(self, pipe: typing.Any) -> int:
+        # Attention sees T5's padding: as much of it as in training and in extraction.
+        return min(LONGEST_PROMPT, pipe.tokenizer_2.model_max_length)
+
+    def negative_prompt_call(self, call: Arguments) -> Arguments | None:
+        if call.get("true_cfg_scale", 1.0) <= 1 or call.get("negative_prompt") is None:
+            return None
+        passed_on = {name: call[name] for name in ("num_images_per_prompt", "max_sequence_length") if name in call}
+        return passed_on | {
+            "prompt": call["negative_prompt"],
+            "prompt_2": call.get("negative_prompt_2"),
+            "lora_scale": (call.get("joint_attention_kwargs") or {}).get("scale"),
+        }
+
+    def size_multiple(self, vae_factor: int) -> int:
+        return 2 * vae_factor
+
+    def conditioning(self, pipe: typing.Any, prompt: str, guidance: float, size: tuple[int, int]) -> Arguments:
+        length, device = self.prompt_tokens(pipe), pipe._execution_device
+        text, pooled, _ = pipe.encode_prompt(prompt, None, device, max_sequence_length=length)
+        return self._conditioning(pipe, text, pooled, guidance)
+
+    def empty_conditioning(self, pipe: typing.Any, like: "torch.Tensor", tokens: int | None) -> Arguments:
+        config = pipe.transformer.config
+        text, pooled = like.new_empty(1, tokens, config.joint_attention_dim), config.pooled_projection_dim
+        return self._conditioning(pipe, text, like.new_empty(1, pooled), 1.0)
+
+    def _conditioning(
+        self, pipe: typing.Any, text: "torch.Tensor", pooled: "torch.Tensor", guidance: float
+    ) -> Arguments:
+        arguments = {"encoder_hidden_states": text, "pooled_projections": pooled}
+        if pipe.transformer.config.guidance_embeds:
+            arguments["guidance"] = text.new_zeros(1).float() + guidance  # float32, whatever the dtype of the text
+        return arguments
+
+    def denoiser_arguments(self, latents: "torch.Tensor", timestep: int, conditioning: Arguments) -> Arguments:
+        count, channels, height, width = latents.shape
+        # 2 x 2 latents are one position, as FluxPipeline._pack_latents has it.
+        packed = latents.view(count, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+        image_ids = latents.new_zeros(height // 2, width // 2, 3)
+        image_ids[..., 1] += latents.new_tensor(range(height // 2))[:, None]
+        image_ids[..., 2] += latents.new_tensor(range(width // 2))[None, :]
+        arguments = repeated(conditioning, count)
+        return arguments | {
+            "hidden_states": packed.reshape(count, -1, 4 * channels),
+            "timestep": latents.new_full((count,), timestep / self.timestep_scale),
+            "img_ids": image_ids.reshape(-1, 3),
+            "txt_ids": latents.new_zeros(arguments["encoder_hidden_states"].shape[1], 3),
+        }
+
+    def image_grid(self, denoiser: "torch.nn.Module", latents: "torch.Tensor", call: Arguments) -> tuple[int, int]:
+        _, height, width = (int(last) + 1 for last in call["img_ids"].reshape(-1, 3).amax(0))
+        return height, width
+
+    def set_timesteps(self, scheduler: typing.Any, steps: int, latent: tuple[int, int, int]) -> None:
+        config = scheduler.config
+        # The shift grows linearly with the number of positions, as diffusers' calculate_shift has it.
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        base, largest = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        slope = (largest - base) / (high - low)
+        shift = (latent[1] * latent[2] // 4) * slope + (base - slope * low)
+        if config.get("use_flow_sigmas"):
+            scheduler.set_timesteps(num_inference_steps=steps, mu=shift)
+        else:
+            scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)
+
+    def call_arguments(self, pipe: typing.Any, prompts: list[str], guidance: float) -> Arguments:
+        arguments = {"prompt": prompts, "max_sequence_length": self.prompt_tokens(pipe)}
+        if pipe.transformer.config.guidance_embeds:
+            return arguments | {"guidance_scale": guidance}
+        return arguments | {"true_cfg_scale": guidance, "negative_prompt": [""] * len(prompts)}
+
+    def guided_call_arguments(
+        self, pipe: typing.Any, prompts: list[str], guidance: float, true_cfg: float, negative_prompt: str
+    ) -> Arguments:
+        arguments = {"prompt": prompts, "guidance_scale": guidance, "max_sequence_length": self.prompt_tokens(pipe)}
+        if true_cfg > 1:
+            return arguments | {"true_cfg_scale": true_cfg, "negative_prompt": [negative_prompt] * len(prompts)}
+        return arguments | ({"negative_prompt": [negative_prompt] * len(prompts)} if negative_prompt else {})
+
+    def reading_arguments(self, pipe: typing.Any, prompts: list[str]) -> Arguments:
+        return {
+            "prompt": prompts,
+            "negative_prompt": [""] * len(prompts),
+            "max_sequence_length": self.prompt_tokens(pipe),
+            "output_type": "latent",
+        }
+
+    def unpacked_latents(self, pipe: typing.Any, latents: "torch.Tensor", height: int, width: int) -> "torch.Tensor":
+        return pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)

@@ -1,0 +1,48 @@
+"""The branches of classifier-free guidance, and the branch that a pipeline names for a pass of its denoiser.
+
+With guidance a denoiser runs for the prompt and for the negative prompt. Most pipelines put both into one batch;
+FLUX runs one after the other and names each. Nothing here counts calls.
+"""
+
+import contextlib
+import typing
+from collections.abc import Iterator
+
+CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
+BRANCH_OF_NAME = {"cond": CONDITIONAL, "uncond": UNCONDITIONAL}
+
+
+@contextlib.contextmanager
+def named_branches(denoiser: typing.Any) -> Iterator[list[str | None]]:
+    """Yield a list whose last item is the branch that the pipeline names for the current pass, None if it names none.
+
+    Use it during one call of a pipeline: another pipeline may share the denoiser.
+    """
+    branch: list[str | None] = [None]
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # of a compiled one
+    original = getattr(denoiser, "cache_context", None)
+    if original is None:
+        yield branch
+        return
+
+    @contextlib.contextmanager
+    def cache_context(name: str, *args: typing.Any, **kwargs: typing.Any) -> Iterator[None]:
+        branch.append(BRANCH_OF_NAME.get(name))
+        try:
+            with original(name, *args, **kwargs):
+                yield
+        finally:
+            branch.pop()
+
+    before = vars(denoiser).get("cache_context")
+    denoiser.cache_context = cache_context
+    try:
+        yield branch
+    finally:
+        if before is None:
+            del denoiser.cache_context  # the class's own method shows again
+        else:
+            denoiser.cache_context = before
+
+
+told = named_branches  # Transition

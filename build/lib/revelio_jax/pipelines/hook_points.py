@@ -1,0 +1,73 @@
+"""Hook points of diffusers pipelines by name.
+
+Layers count from 0; a hook point is the residual stream AFTER that layer.
+
+    sd      clip.layer.N                        unet.mid_block, unet.up_blocks.I,
+    sdxl    clip_l.layer.N, clip_g.layer.N      unet.mid_block.attentions.J, unet.up_blocks.I.attentions.J,
+                                                unet.down_blocks.I.attentions.J
+    flux    clip.layer.N, t5.block.N            flux.double.N.image, flux.double.N.text,
+                                                flux.single.N.image, flux.single.N.text
+    dit                                         dit.block.N
+    text    text.layer.N, of a text encoder without a pipeline
+
+Each family lists its own in :mod:`revelio_jax.pipelines.families`.
+"""
+
+import re
+import typing
+
+from revelio_jax.errors import InputError
+from revelio_jax.pipelines.families import FAMILIES, family_of, prefixes
+from revelio_jax.pipelines.hooks import HookPoint, after, before, captured, hook
+
+__all__ = ["HookPoint", "abbreviate", "after", "before", "captured", "hook", "is_denoiser_site", "known_sites"]
+
+# TODO: callers are being moved to the family objects; these three names and family() go with the last one.
+TEXT_ENCODERS = {each.name: each.text_encoders for each in FAMILIES}
+DENOISERS = {each.name: each.denoiser for each in FAMILIES if each.denoiser}
+DENOISER_PREFIXES = prefixes()
+
+
+def family(pipe: typing.Any) -> str:
+    """Return the name of a pipeline's family."""
+    return family_of(pipe).name
+
+
+def is_denoiser_site(name: str) -> bool:
+    """Return whether a name has the form of a denoiser's hook point."""
+    return name.partition(".")[0] in prefixes()
+
+
+def known_sites(pipe: typing.Any) -> list[str]:
+    """Return the names of every hook point of the components that the pipeline holds."""
+    return [hook_point.name for hook_point in family_of(pipe).hook_points(pipe)]
+
+
+def resolve(pipe: typing.Any, name: str) -> HookPoint:
+    """Return the hook point with that name. Raise InputError with the names that exist if it is unknown."""
+    for hook_point in family_of(pipe).hook_points(pipe):
+        if hook_point.name == name:
+            return hook_point
+    raise InputError(
+        f"unknown hook point {name!r}; this {family_of(pipe).name} pipeline has {abbreviate(known_sites(pipe))}"
+    )
+
+
+def resolve_joined(pipe: typing.Any, name: str) -> tuple[HookPoint, ...]:
+    """Return the hook points of a name such as clip_l.layer.10+clip_g.layer.28; their widths add up."""
+    return tuple(resolve(pipe, part) for part in name.split("+"))
+
+
+def abbreviate(names: list[str]) -> str:
+    """Return names in one line, with consecutive numbers as a range: clip.layer.0-11, unet.mid_block."""
+    groups: dict[str, list[int]] = {}
+    for name in names:
+        numbers = re.findall(r"\.(\d+)", name)
+        # The last number counts up; those before it are part of the group's name.
+        head, tail = re.match(r"(.*\.)?\d+(.*)", name).groups() if numbers else (name, "")
+        groups.setdefault(f"{head}#{tail}" if numbers else name, []).append(int(numbers[-1]) if numbers else 0)
+    shown = []
+    for pattern, numbers in groups.items():
+        first, last = numbers[0], numbers[-1]
+        shown.append(pattern.replace("#", f"{first}" if first == last else f"{first}-{last}"))
+    return ", ".join(shown)

@@ -1,0 +1,88 @@
+"""Record the activations of several hook points of a denoiser during its own forward passes.
+
+The timestep of a pass is read from the denoiser's arguments, and the rows of the conditional branch follow from the
+family. Nothing here depends on how often, or in which order, a pipeline calls its denoiser.
+"""
+
+import contextlib
+import inspect
+import typing
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from revelio_jax.config import ExtractConfig
+from revelio_jax.pipelines import guidance
+from revelio_jax.pipelines.families import Family, family_of
+from revelio_jax.pipelines.hooks import HookPoint
+from revelio_jax.pipelines.loading import DTYPES
+
+Recording = dict[int, dict[str, torch.Tensor]]
+"""Activations [sample, position, d] by timestep and hook point."""
+
+
+class RecordingComplete(Exception):
+    """Ends a forward pass, or a whole sampling loop, once everything is recorded."""
+
+
+@contextlib.contextmanager
+def recorded(
+    pipe: typing.Any,
+    points: list[HookPoint],
+    timesteps: Mapping[float, int | None],
+    samples: int,
+    extract: ExtractConfig,
+    stop: bool,
+) -> Iterator[Recording]:
+    """Yield a recording that fills while the pipeline's denoiser runs on ``samples`` samples in the block.
+
+    ``timesteps`` maps each value that the denoiser may get to the timestep to record it under, or to None to skip it.
+    The nearest value counts, since half precision rounds timesteps. The first pass at a timestep counts. Only the
+    conditional branch is recorded. With ``stop`` the block ends, without an error, once everything is recorded.
+    """
+    family = family_of(pipe)
+    denoiser = getattr(pipe, family.denoiser)
+    complete = {timestep for timestep in timesteps.values() if timestep is not None}
+    recording: Recording = {}
+    current: int | None = None
+
+    def read_timestep(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal current
+        timestep = inspect.signature(module.forward).bind(*args, **kwargs).arguments["timestep"]
+        value = float(torch.as_tensor(timestep).flatten()[0])
+        current = timesteps[min(timesteps, key=lambda known: abs(known - value))]
+
+    with contextlib.ExitStack() as stack:
+        branch = stack.enter_context(guidance.named_branches(denoiser))
+        stack.callback(denoiser.register_forward_pre_hook(read_timestep, with_kwargs=True).remove)
+        for point in points:
+
+            def record(_module, args, kwargs, output, point: HookPoint = point) -> None:
+                is_conditional = branch[-1] != guidance.UNCONDITIONAL
+                if current is None or not is_conditional or point.name in recording.get(current, {}):
+                    return
+                hidden = _conditional(point.read(output), samples, family)
+                if extract.value == "difference":
+                    hidden = hidden.float() - _conditional(point.read_input(args, kwargs), samples, family).float()
+                if extract.pool == "mean":
+                    hidden = hidden.float().mean(1, keepdim=True)
+                recording.setdefault(current, {})[point.name] = hidden.to(DTYPES[extract.dtype]).cpu()
+                if stop and len(recording) == len(complete) and all(len(r) == len(points) for r in recording.values()):
+                    raise RecordingComplete
+
+            handle = point.module.register_forward_hook(record, prepend=True, with_kwargs=True)
+            stack.callback(handle.remove)
+        with contextlib.suppress(RecordingComplete):
+            yield recording
+
+
+def _conditional(hidden: torch.Tensor, samples: int, family: Family) -> torch.Tensor:
+    """Return the rows of the conditional branch: all rows, or one half of them with guidance."""
+    if len(hidden) == samples:
+        return hidden
+    if len(hidden) != 2 * samples:
+        raise ValueError(f"{samples} samples, but the denoiser ran on a batch of {len(hidden)}")
+    return hidden[family.branches(len(hidden), guided=True)[guidance.CONDITIONAL]]
+
+
+Found = Recording  # transition

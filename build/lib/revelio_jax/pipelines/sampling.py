@@ -1,0 +1,67 @@
+"""Sample images from a pipeline, each from its own seed whatever the batch size."""
+
+import typing
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import tqdm
+
+from revelio_jax.config import SteerConfig
+from revelio_jax.pipelines.families import family_of
+
+
+@torch.inference_mode()
+def sample(
+    pipe: typing.Any,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    steps: int,
+    guidance: float,
+    height: int,
+    width: int,
+    batch_size: int,
+    progress: tqdm.tqdm | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> np.ndarray:
+    """Return images [prompts, height, width, 3], uint8. ``seeds`` has one seed per prompt.
+
+    ``guidance`` is the scale of classifier-free guidance, or of embedded guidance in a distilled FLUX.
+    ``on_step`` is called after every step; an exception that it raises ends the sampling.
+    """
+    callback = {"callback_on_step_end": lambda *_: on_step() or {}} if on_step else {}
+    images = []
+    for start in range(0, len(prompts), batch_size):
+        batch = slice(start, start + batch_size)
+        batch_images = pipe(
+            **family_of(pipe).call_arguments(pipe, prompts[batch], guidance),
+            num_inference_steps=steps,
+            height=height,
+            width=width,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[batch]],
+            output_type="np",
+            **callback,
+        ).images
+        images.append((batch_images * 255).round().astype(np.uint8))
+        if progress is not None:
+            progress.update(len(batch_images))
+    return np.concatenate(images)
+
+
+def call_settings(pipe: typing.Any, settings: SteerConfig) -> dict[str, typing.Any]:
+    """Return the arguments of the pipeline's call that ``config.steer`` sets, without those that hold prompts."""
+    family = family_of(pipe)
+    arguments = {"num_inference_steps": settings.steps, **family.call_arguments(pipe, [], settings.guidance)}
+    for name in ("prompt", "negative_prompt", "class_labels"):
+        arguments.pop(name, None)
+    size = {"height": settings.height, "width": settings.width} if family.takes_prompts else {}
+    return arguments | size
+
+
+sampling_of = call_settings  # TODO: callers use the old name
+
+
+def arguments(pipe: typing.Any, guidance: float, n: int) -> dict[str, typing.Any]:  # transition
+    call = family_of(pipe).call_arguments(pipe, [""] * n, guidance)
+    return {name: value for name, value in call.items() if name != "prompt"}

@@ -1,0 +1,118 @@
+"""A pipeline that is not loaded: its folder or hub id, and its small JSON files."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import typing
+
+import huggingface_hub
+
+from revelio_jax import shipped
+from revelio_jax.errors import InputError
+from revelio_jax.pipelines.families import BY_CLASS, BY_NAME, Family
+
+TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+# What saving writes into a config.json that does not change the model.
+SAVED_NOTES = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "architectures", "_diffusers_version")
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineSource:
+    """A pipeline that is not loaded: where it is, the name of its family, and its model_index.json."""
+
+    id: str
+    revision: str | None
+    family: str
+    index: dict[str, typing.Any]
+
+    @property
+    def layout(self) -> Family:
+        """The object of the pipeline's family."""
+        return BY_NAME[self.family]
+
+    def folder(self, component: str) -> str:
+        """Return the folder of a component's files inside the model's folder."""
+        return "" if self.layout.is_standalone else component
+
+
+def find(model_id: str | None, revision: str | None, family: str) -> PipelineSource:
+    """Read what a pipeline consists of. Raise InputError if it does not exist or is of another family."""
+    if not model_id:
+        raise InputError("config.model.id is not set; it must be a folder or a hub id")
+    model_id = shipped.locate(model_id)
+    if BY_NAME[family].is_standalone:
+        if pathlib.Path(model_id, "model_index.json").exists():
+            raise InputError(
+                f"config.model.family is {family!r}, but {model_id!r} is a pipeline: "
+                f"set config.model.family to one of {', '.join(found.name for found in BY_CLASS.values())}"
+            )
+        return PipelineSource(model_id, revision, family, {"encoder": ["transformers", "AutoModel"]})
+    path = _fetch(model_id, revision, "model_index.json")
+    try:
+        index = json.loads(path.read_text())
+        name = index["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"config.model.id is {model_id!r}; its model_index.json is malformed: {error}") from error
+    found = BY_CLASS.get(name)
+    if found is None:
+        raise InputError(f"config.model.id is {model_id!r}, a {name}; known pipelines: {', '.join(BY_CLASS)}")
+    if found.name != family:
+        raise InputError(
+            f"config.model.family is {family!r}, but {model_id!r} is a {name}: set config.model.family={found.name}"
+        )
+    for component in found.text_encoders.values():
+        encoder = index.get(component, [None, None])[1]
+        if encoder not in TEXT_ENCODERS:
+            raise InputError(
+                f"config.model.id is {model_id!r}; its {component} is {encoder}; known: {', '.join(TEXT_ENCODERS)}"
+            )
+    return PipelineSource(model_id, revision, family, index)
+
+
+def component_config(source: PipelineSource, component: str) -> dict[str, typing.Any]:
+    """Return a component's config without the notes that saving adds."""
+    name = "scheduler_config.json" if component == "scheduler" else "config.json"
+    config = _read(source, str(pathlib.PurePosixPath(source.folder(component), name)))
+    return {key: value for key, value in config.items() if key not in SAVED_NOTES}
+
+
+def tokenizer_config(source: PipelineSource, component: str) -> dict[str, typing.Any]:
+    """Return a tokenizer's config."""
+    return _read(source, f"{component}/tokenizer_config.json")
+
+
+def _read(source: PipelineSource, name: str) -> dict[str, typing.Any]:
+    path = _fetch(source.id, source.revision, name)
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"config.model.id is {source.id!r}; its {name} is malformed: {error}") from error
+
+
+def _fetch(model_id: str, revision: str | None, name: str) -> pathlib.Path:
+    """Return the path of a file in a folder or of a hub model. Raise InputError if it cannot be had."""
+    if pathlib.Path(model_id).is_dir():
+        path = pathlib.Path(model_id, name)
+        if not path.is_file():
+            advice = "a diffusers pipeline has one; for a text encoder alone set config.model.family=text"
+            raise InputError(
+                f"config.model.id is {model_id!r}, a folder without {name}"
+                + (f"; {advice}" if name == "model_index.json" else "")
+            )
+        return path
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model_id):
+        raise InputError(f"config.model.id is {model_id!r}; it must be an existing folder or a hub id (owner/name)")
+    try:
+        return pathlib.Path(huggingface_hub.hf_hub_download(model_id, name, revision=revision))
+    except Exception as error:  # network, proxy, login, cache: each has its own class
+        if isinstance(error, huggingface_hub.errors.GatedRepoError):
+            advice = "accept its license on the hub and log in with `hf auth login`"
+        elif isinstance(error, huggingface_hub.errors.RepositoryNotFoundError):
+            advice = "check the name, log in with `hf auth login` if it is private, or give a folder"
+        else:
+            advice = "check the network, or give the folder of a downloaded copy"
+        raise InputError(
+            f"config.model.id is {model_id!r}; there is no such folder, and the hub does not provide {name} "
+            f"({type(error).__name__}): {advice}"
+        ) from error

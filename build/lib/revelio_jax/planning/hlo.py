@@ -1,0 +1,185 @@
+"""What the text of a program that XLA compiled for TPU says: its collectives, and cycles that XLA estimates.
+
+``cost_analysis()`` has no use here: it counts -1 seconds for every gather and scatter, and takes the
+dearest branch of a conditional. The text (``Compiled.as_text()``) holds XLA's estimate of nearly every
+instruction; this file adds them up, loops by their trips, and one branch of every conditional.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+# Collectives, and the share of their bytes that every chip of a group of g sends, by a ring.
+COLLECTIVES: dict[str, Callable[[int], float]] = {
+    "all-reduce": lambda g: 2 * (g - 1) / g,
+    "all-gather": lambda g: (g - 1) / g,
+    "reduce-scatter": lambda g: g - 1,  # of the result, which is a g-th of what is reduced
+    "all-to-all": lambda g: (g - 1) / g,
+    "ragged-all-to-all": lambda g: (g - 1) / g,
+    "collective-broadcast": lambda g: (g - 1) / g,
+    "collective-permute": lambda g: 1,
+}
+# Instructions without an estimate that move much: timed by the bytes that they read and write.
+MOVES = ("gather", "scatter", "sort")
+
+HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(([^)]*)\)")
+ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([^\]]*)\]")
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+CALLED = re.compile(r"\b(calls|to_apply|body|condition|branch_computations|true_computation|false_computation)=")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One kind of collective over groups of ``chips``; ``bytes`` is its result on one chip."""
+
+    kind: str
+    bytes: int
+    chips: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each chip sends."""
+        return self.bytes * COLLECTIVES[self.kind](self.chips)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one run costs a chip: cycles, bytes of moves without an estimate, and collectives, counted."""
+
+    cycles: int = 0
+    moved: int = 0
+    collectives: Counter[Collective] = dataclasses.field(default_factory=Counter)
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a chip sends in all collectives."""
+        return sum(times * collective.sent for collective, times in self.collectives.items())
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.cycles + other.cycles,
+            self.moved + other.moved,
+            Counter(self.collectives) + other.collectives,
+        )
+
+    def __mul__(self, times: int) -> "Cost":
+        collectives = Counter({key: times * count for key, count in self.collectives.items()})
+        return Cost(times * self.cycles, times * self.moved, collectives)
+
+
+def cost(text: str, devices: int, branch: Callable = min) -> Cost:
+    """The cost of a program on ``devices``.
+
+    ``branch`` is ``min`` or ``max``: of every conditional the branch with the fewest or the most cycles.
+    A loop whose number of trips cannot be read counts once.
+    """
+    entry, bodies = _computations(text)
+
+    @functools.cache
+    def of(name: str) -> Cost:
+        sizes: dict[str, int] = {}
+        total = Cost()
+        for line in bodies.get(name, ()):
+            match = INSTRUCTION.match(line)
+            if not match:
+                continue
+            result, kind, opcode, operands = match.groups()
+            sizes[result] = array_bytes(kind)
+            called = _called(line)
+            cycles = CYCLES.search(line)
+            if cycles:
+                total += Cost(cycles=int(cycles[1]))
+            elif opcode in MOVES:
+                total += Cost(moved=2 * (_last(sizes, operands) if opcode == "scatter" else sizes[result]))
+            name_of_kind = opcode.removesuffix("-start")
+            if name_of_kind in COLLECTIVES:
+                size = _started_bytes(kind) if opcode.endswith("-start") else sizes[result]
+                total += Cost(collectives=Counter({Collective(name_of_kind, size, _group(line, devices)): 1}))
+            elif opcode == "while":
+                total += of(called["body"][0]) * _trips(bodies.get(called["condition"][0], ()))
+            elif opcode == "conditional":
+                branches = [of(b) for key, names in called.items() if key != "to_apply" for b in names]
+                total += branch(branches, key=lambda cost: cost.cycles)
+            elif "calls" in called or opcode == "call":
+                inner = sum((of(n) for names in called.values() for n in names), Cost())
+                # Cycles of a fusion stand at the fusion, not inside.
+                total += dataclasses.replace(inner, moved=0) if cycles else inner
+        return total
+
+    return of(entry)
+
+
+def array_bytes(kind: str) -> int:
+    """Bytes of an HLO type, as f32[8,128]{1,0:T(8,128)} or a tuple (bf16[4], s32[]).
+
+    Padding of layouts is not counted; tokens and opaque values have no bytes.
+    """
+    return sum(_sizes(kind))
+
+
+def _sizes(kind: str) -> list[int]:
+    sizes = []
+    for name, bits, dims in ARRAY.findall(kind):
+        count = math.prod(int(dim.strip().removeprefix("<=")) for dim in dims.split(",") if dim.strip())
+        sizes.append(-(-count * (8 if name == "pred" else int(bits)) // 8))
+    return sizes
+
+
+def _started_bytes(kind: str) -> int:
+    """Bytes of the result in the type of an asynchronous start: (operands, results, context)."""
+    sizes = [size for size in _sizes(kind) if size > 4]  # the context is scalars
+    if not kind.startswith("("):
+        return sum(sizes)
+    half = len(sizes) // 2
+    return max(sum(sizes[:half]), sum(sizes[half:])) if len(sizes) % 2 == 0 else sum(sizes)
+
+
+def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
+    """The entry's name, and the lines of every computation by its name."""
+    entry, bodies, lines = "", {}, []
+    for line in text.splitlines():
+        header = HEADER.match(line)
+        if header:
+            lines = bodies[header[2]] = []
+            entry = header[2] if header[1] else entry
+        else:
+            lines.append(re.sub(r"/\*.*?\*/", "", line))  # /*index=5*/ within long tuples
+    return entry, bodies
+
+
+def _called(line: str) -> dict[str, list[str]]:
+    """Computations that an instruction names, by attribute."""
+    called = {}
+    for match in CALLED.finditer(line):
+        names = re.match(r"\{([^}]*)\}|%?([\w.\-]+)", line[match.end() :])
+        if names:
+            found = (names[1] or names[2]).split(",")
+            called[match[1]] = [name.strip().removeprefix("%") for name in found]
+    return called
+
+
+def _trips(condition: Iterable[str]) -> int:
+    """Trips of a loop that counts from 0 to the one constant that its condition compares with."""
+    bounds = [int(n) for line in condition for n in re.findall(r"\[\]\S* constant\((\d+)\)", line)]
+    return bounds[0] if len(bounds) == 1 else 1
+
+
+def _group(line: str, devices: int) -> int:
+    """Chips in a group of a collective; all where it names none."""
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return match[1].count(",") + 1
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
+        return int(match[2])
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'(\w+)'", match[2]))
+    return devices
+
+
+def _last(sizes: dict[str, int], operands: str) -> int:
+    """Bytes of the last operand; a scatter's is what it adds."""
+    return sizes.get(operands.rpartition(",")[2].strip().rpartition(" ")[2].removeprefix("%"), 0)

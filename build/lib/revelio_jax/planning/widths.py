@@ -1,0 +1,36 @@
+"""The width of a site before there is a store: from a pipeline's folder, or what is known of hub models."""
+
+import json
+import pathlib
+
+from revelio_jax import shipped
+from revelio_jax.pipelines.hook_points import TEXT_ENCODERS
+
+# Widths of text encoders, by hub id and first part of the site's name; from the models' config.json.
+HUB = {
+    "CompVis/stable-diffusion-v1-4": {"clip": 768},
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": {"clip": 768},
+    "stabilityai/stable-diffusion-xl-base-1.0": {"clip_l": 768, "clip_g": 1280},
+    "stabilityai/sdxl-turbo": {"clip_l": 768, "clip_g": 1280},
+    "black-forest-labs/FLUX.1-dev": {"clip": 768, "t5": 4096},
+    "black-forest-labs/FLUX.1-schnell": {"clip": 768, "t5": 4096},
+}
+
+
+def known_width(model_id: str, family: str, site: str) -> int | None:
+    """Width of a text encoder's site, None where it is not known.
+
+    A site that joins others, as ``clip_l.layer.10+clip_g.layer.28``, is as wide as they are together.
+    """
+    parts = [_encoder_width(model_id, family, part.partition(".")[0]) for part in site.split("+")]
+    return None if None in parts else sum(parts)
+
+
+def _encoder_width(model_id: str, family: str, encoder: str) -> int | None:
+    if encoder not in TEXT_ENCODERS[family]:
+        return None
+    path = pathlib.Path(shipped.locate(model_id)) / TEXT_ENCODERS[family][encoder] / "config.json"
+    if model_id and path.is_file():
+        config = json.loads(path.read_text())
+        return config.get("d_model", config.get("hidden_size"))  # T5, CLIP
+    return HUB.get(model_id, {}).get(encoder)

@@ -1,0 +1,192 @@
+"""Draw how runs went: loss, FVU and dead latents over the steps, and how often latents fire.
+
+    python -m revelio_jax.plot runs/a runs/b --out plot.png
+
+Reads metrics.jsonl and, where there is one, evaluation.json of each run. Writes one PNG: --out, else
+plot.png in the run's folder, or beside the first of several.
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import sys
+import typing
+from collections.abc import Sequence
+
+import numpy as np
+
+from revelio_jax import files
+from revelio_jax.cli import RunsParser
+from revelio_jax.errors import InputError, reported, require
+
+if typing.TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CURVES = {
+    "loss": "Loss",
+    "fvu": "FVU of the batch",
+    "dead_fraction": "Dead latents",
+}  # fields of metrics.jsonl
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelcolor": "0.25",
+    "axes.edgecolor": "0.5",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "xtick.color": "0.25",
+    "ytick.color": "0.25",
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCurves:
+    """What is drawn of a run.
+
+    ``curves`` has arrays [lines] of the steps and of every field of CURVES. ``edges`` [bins + 1] are log10
+    of the share of held-out rows that a latent fires on, ``latents`` [bins] the share of all latents in
+    each bin and ``never`` the share that fires on none; they are None where the run was not evaluated.
+    """
+
+    name: str
+    curves: dict[str, np.ndarray]
+    edges: np.ndarray | None = None
+    latents: np.ndarray | None = None
+    never: float | None = None
+
+
+def read_run(folder: str) -> RunCurves:
+    """A run from its folder. Raises InputError where it is none, has no lines, or has a broken one."""
+    run = pathlib.Path(folder)
+    if not run.is_dir():
+        raise InputError(f"{folder}: no such folder; give folders of runs, as runs/mini_sd")
+    return RunCurves(run.absolute().name, _read_curves(run / "metrics.jsonl"), **_read_density(run / "evaluation.json"))
+
+
+def draw(runs: Sequence[RunCurves]) -> "Figure":
+    """A figure with the curves and the histogram of every run, one colour a run."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    colours = matplotlib.color_sequences["petroff10"]  # told apart by the colour-blind too
+    looks = [
+        {"color": colours[i % 10], "linestyle": ("-", "--", ":")[i // 10 % 3], "label": run.name}
+        for i, run in enumerate(runs)
+    ]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 5), dpi=200, layout="constrained")
+        axes = figure.subplots(2, 2).flat
+        for ax, (field, title) in zip(axes, CURVES.items(), strict=False):
+            _draw_curves(ax, field, title, runs, looks)
+        _draw_density(axes[3], runs, looks)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(runs), 4))
+    return figure
+
+
+def _draw_curves(ax: "Axes", field: str, title: str, runs: Sequence[RunCurves], looks: list[dict]) -> None:
+    from matplotlib.ticker import LogLocator
+
+    for run, look in zip(runs, looks, strict=True):
+        ax.plot(run.curves["step"], run.curves[field], **look)
+    ax.set_title(title)
+    ax.set_xlabel("step")
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.locator_params(axis="x", nbins=5)
+    values = np.concatenate([run.curves[field] for run in runs])
+    if field == "dead_fraction":
+        ax.set_ylim(0, max(0.01, 1.05 * np.nanmax(values)))
+        ax.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")
+    elif values.min() > 0 and values.max() > 5 * values.min():
+        ax.set_yscale("log", subs=())
+        wide = values.max() > 1000 * values.min()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+
+
+def _draw_density(ax: "Axes", runs: Sequence[RunCurves], looks: list[dict]) -> None:
+    ax.set_title("How often latents fire")
+    evaluated = [(run, look) for run, look in zip(runs, looks, strict=True) if run.latents is not None]
+    missing = [run.name for run in runs if run.latents is None]
+    if missing:
+        note = missing[0] + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+        ax.set_title(f"not evaluated: {note}", loc="right", fontsize=7, color="0.4")
+    if not evaluated:
+        ax.set_axis_off()
+        return
+    lowest = min(run.edges[:-1][run.latents > 0].min(initial=-1) for run, _ in evaluated)
+    for run, look in evaluated:
+        for shares, edges in ((run.latents, run.edges), ([run.never], [lowest - 1, lowest - 0.75])):
+            ax.stairs(shares, edges, fill=True, alpha=0.24 / len(evaluated), color=look["color"])
+            ax.stairs(shares, edges, linewidth=1.2, **look)
+    ax.set_xlim(lowest - 1.2, 0.1)
+    ax.set_xlabel("share of held-out rows that a latent fires on")
+    ticks = np.arange(np.ceil(lowest), 1)
+    ax.set_xticks([lowest - 0.875, *ticks], ["never", *(f"$10^{{{tick:.0f}}}$" for tick in ticks)])
+    ax.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")
+    ax.set_ylabel("latents")
+
+
+def _read_curves(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        text = path.read_text()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    whole = text[: text.rfind("\n") + 1]  # a run that was killed may have cut its last line short
+    lines = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            fields = json.loads(line)
+            lines.append([float(fields[name]) for name in ("step", *CURVES)])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}, line {number} is broken: {type(error).__name__}: {error}") from error
+    if not lines:
+        raise InputError(f"{path} has no lines: the run has not come far enough to be drawn")
+    return dict(zip(("step", *CURVES), np.transpose(lines), strict=True))
+
+
+def _read_density(path: pathlib.Path) -> dict[str, typing.Any]:
+    if not path.exists():
+        return {}
+    try:
+        evaluation = json.loads(path.read_text())
+        histogram, never = evaluation["density_histogram"], float(evaluation["dead_fraction"])
+        edges, latents = (np.asarray(histogram[name], float) for name in ("log10_edges", "latents"))
+        shares = latents * (1 - never) / max(latents.sum(), 1)
+        if len(edges) != len(shares) + 1:
+            raise ValueError(f"{len(edges)} edges of {len(shares)} bins")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is broken: {type(error).__name__}: {error}") from error
+    return {"edges": edges, "latents": shares, "never": never}
+
+
+def named(runs: Sequence[RunCurves], folders: Sequence[str]) -> list[RunCurves]:
+    """Runs whose folders have the same name are called by their paths."""
+    count = collections.Counter(run.name for run in runs)
+    return [
+        dataclasses.replace(run, name=folder) if count[run.name] > 1 else run
+        for run, folder in zip(runs, folders, strict=True)
+    ]
+
+
+def main(argv: Sequence[str]) -> None:
+    arguments = RunsParser("revelio_jax.plot", __doc__, "PNG").parse(argv)
+    require("matplotlib", "plot", "revelio_jax.plot")
+    runs = named([read_run(folder) for folder in arguments.runs], arguments.runs)
+    out = files.output_file(arguments.out, arguments.runs, "plot.png")
+    with files.replacing(out) as part:
+        draw(runs).savefig(part, format="png")
+    print(out)
+
+
+if __name__ == "__main__":
+    with reported():
+        main(sys.argv[1:])

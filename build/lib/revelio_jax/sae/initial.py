@@ -1,0 +1,105 @@
+"""Initial parameters: unit-norm decoder rows, the encoder parallel to them, a centre as bias."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from revelio_jax.config import SaeConfig
+from revelio_jax.sae import sharding
+from revelio_jax.sae.module import SparseAutoencoder
+
+FIT_ROWS = 512  # for one number; few, since each brings a row of pre-activations
+
+
+def initial_params(
+    sae: SaeConfig, seed: int, latents: int, b_dec_D: np.ndarray, x_ND: np.ndarray, mesh: jax.sharding.Mesh
+):
+    """float32 parameters on their devices; the same on every mesh, but for rounding of :func:`fit`.
+
+    Decoder rows are uniform on the unit sphere. The encoder is tied to them at the start only: a copy,
+    not a view, since both are trained (and donated) on their own; with ``sae.init`` fitted, which looks at
+    the normalised rows ``x_ND``, it is scaled. With kaiming_uniform the encoder is uniform in
+    +- sqrt(6 / d) and the decoder holds its rows scaled to norm 1. jumprelu has a threshold a latent,
+    kept as its logarithm.
+    """
+
+    def make(b_dec_D):
+        shape, key = (latents, len(b_dec_D)), jax.random.key(seed)
+        if sae.init == "kaiming_uniform":
+            bound = (6 / shape[1]) ** 0.5
+            W_enc_FD = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+            W_dec_FD = unit_rows(W_enc_FD)
+        else:
+            W_enc_FD = W_dec_FD = unit_rows(jax.random.normal(key, shape))
+        params = {
+            "W_enc_FD": jnp.copy(W_enc_FD),
+            "b_enc_F": jnp.zeros(latents),
+            "W_dec_FD": W_dec_FD,
+            "b_dec_D": b_dec_D,
+        }
+        if sae.architecture == "jumprelu":
+            params["log_threshold_F"] = jnp.full(latents, np.log(sae.jump_threshold), jnp.float32)
+        return params
+
+    shardings = sharding.named(mesh, sharding.params(sae.architecture))
+    params = jax.jit(make, out_shardings=shardings)(np.asarray(b_dec_D, np.float32))
+    if sae.init == "fitted":
+        params["W_enc_FD"] *= fit(params, x_ND[:FIT_ROWS], sae, mesh)
+    return params
+
+
+def fit(params: dict[str, jax.Array], x_ND: np.ndarray, sae: SaeConfig, mesh: jax.sharding.Mesh) -> jax.Array:
+    """<x - b, y> / |y|^2 over all rows, with y their reconstructions without the bias b: float32, a scalar.
+
+    The factor of the encoder with which the initial reconstructions have the least squared error. Random
+    directions overlap, so that k unit ones overshoot, and a run begins by unlearning that. Of all
+    architectures but dense the k largest latents of a row count.
+    """
+    if sae.architecture != "dense":  # a jumprelu is to end with k latents a row too
+        sae = dataclasses.replace(sae, architecture="topk", multi_topk=0.0)
+
+    def local(params, x_ND):
+        model = SparseAutoencoder(params, sae)
+        y_ND = model.decode(model.infer(x_ND, threshold=0)) - params["b_dec_D"]
+        squares = jnp.sum(y_ND * y_ND)
+        return jnp.where(squares > 0, jnp.sum((x_ND - params["b_dec_D"]) * y_ND) / squares, 1)
+
+    specs = sharding.params(sae.architecture)
+    factor = jax.shard_map(local, mesh=mesh, in_specs=(specs, sharding.REPLICATED), out_specs=sharding.REPLICATED)
+    return jax.jit(factor)({name: params[name] for name in specs}, np.asarray(x_ND, np.float32))
+
+
+def bias(rule: str, x_ND: np.ndarray) -> np.ndarray:
+    """Initial decoder bias [D] from rows of training data; ``rule`` is config.sae.b_dec_init."""
+    if rule == "zero":
+        return np.zeros(x_ND.shape[1])
+    return x_ND.mean(0, dtype=np.float64) if rule == "mean" else geometric_median(x_ND)
+
+
+def unit_rows(W_FD: jax.Array) -> jax.Array:
+    """Every row of W_FD scaled to norm 1. A row of zeros stays."""
+    norm_F1 = jnp.linalg.norm(W_FD, axis=1, keepdims=True)
+    return W_FD / jnp.where(norm_F1 > 0, norm_F1, 1)
+
+
+def geometric_median(x_ND: np.ndarray, tolerance: float = 1e-5, max_steps: int = 100) -> np.ndarray:
+    """The point [D] with the smallest sum of distances to rows, float64 (Weiszfeld 1937).
+
+    Starts at the mean and stops when a step is shorter than ``tolerance`` times the mean distance. A
+    row that the point falls on would divide by 0: distances are floored.
+    """
+    point_D = x_ND.mean(0, dtype=np.float64)
+    for _ in range(max_steps):
+        distance_N = np.linalg.norm(x_ND - point_D.astype(x_ND.dtype), axis=1)
+        spread = distance_N.mean(dtype=np.float64)
+        if spread == 0:
+            break
+        weight_N = 1 / np.maximum(distance_N, 1e-6 * spread)
+        next_D = (weight_N @ x_ND) / weight_N.sum(dtype=np.float64)
+        step = np.linalg.norm(next_D - point_D)
+        point_D = next_D
+        if step <= tolerance * spread:
+            break
+    return point_D

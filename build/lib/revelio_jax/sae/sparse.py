@@ -1,0 +1,157 @@
+"""Products with codes of k latents a row.
+
+A row's code is K slots: values [B, K] and the indices [B, K] of their latents on this device. Functions
+here run inside ``jax.shard_map`` over the axes of :mod:`revelio_jax.sae.sharding`: rows are split over
+``data``, latents over ``feature``.
+
+Three products touch the matrices, in two forms (config.sae.products). The sparse ones cost what grows
+with k, not with the latents: they win on a CPU. The dense ones multiply whole matrices, nearly all of it
+by zeros: on a TPU, by XLA's own estimates (see :mod:`revelio_jax.plan`), they win wherever the latents
+are split, since rows that are read here and there keep its matrix units idle.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from revelio_jax.config import SaeConfig
+from revelio_jax.sae import topk
+
+ENTRIES = 256  # that are added to a gradient at a time: their rows, 256 x D, stay in the cache
+
+
+def candidates(
+    x_BD: jax.Array,
+    W_enc_FD: jax.Array,
+    b_enc_F: jax.Array,
+    slots: int,
+    matmul_dtype: str,
+    encode_chunk: int | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the ``slots`` largest of ReLU(W_enc x + b_enc) of each row, largest first.
+
+    Returns values [B, K] >= 0, float32, and indices [B, K], int32. ``encode_chunk`` latents are encoded at a time,
+    so that at most B x ``encode_chunk`` pre-activations exist; None encodes all latents at once. Inputs of the
+    product are rounded to ``matmul_dtype``.
+    """
+    latents, chunk = len(b_enc_F), encode_chunk
+    slots = min(slots, latents)
+
+    def of(W_enc_CD, b_enc_C):
+        return topk.top_k(product(x_BD, W_enc_CD.T, matmul_dtype), min(slots, len(b_enc_C)), b_enc_C)
+
+    def merge(best, start):
+        pre_BC, indices_BC = of(
+            jax.lax.dynamic_slice_in_dim(W_enc_FD, start, chunk),
+            jax.lax.dynamic_slice_in_dim(b_enc_F, start, chunk),
+        )
+        # The best so far come first: among equals they have the lower index.
+        pre_BC = jnp.concatenate([best[0], pre_BC], 1)
+        indices_BC = jnp.concatenate([best[1], indices_BC + start], 1)
+        pre_BK, at_BK = jax.lax.top_k(pre_BC, slots)
+        return (pre_BK, jnp.take_along_axis(indices_BC, at_BK, 1)), None
+
+    first = latents  # are encoded at once, before the whole chunks
+    if chunk and chunk < latents:
+        first = latents % chunk or chunk
+        while first < slots:
+            first += chunk
+    pre_BK, indices_BK = of(W_enc_FD[:first], b_enc_F[:first])
+    if first < latents:
+        starts = jnp.arange(first, latents, chunk)
+        (pre_BK, indices_BK), _ = jax.lax.scan(merge, (pre_BK, indices_BK), starts)
+    return jax.nn.relu(pre_BK), indices_BK  # after the selection: it moves no positive value in or out
+
+
+def product(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
+    """a @ b of inputs rounded to ``dtype``, summed in float32."""
+    return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def all_rows(*arrays: jax.Array) -> list[jax.Array]:
+    """Rows of all devices along ``data``, which then hold the same."""
+    if jax.lax.axis_size("data") == 1:  # where XLA would copy them; see step.py for how rows are typed
+        return list(arrays)
+    return [jax.lax.all_gather(array, "data", tiled=True, to="invarying") for array in arrays]
+
+
+def weighted_rows(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: SaeConfig) -> jax.Array:
+    """Sum over k of values_BK times rows indices_BK of W_FD: [B, D]."""
+
+    def sparse(values_BK, indices_BK, W_FD):
+        def slot(sum_BD, value_and_index):
+            values_B, indices_B = value_and_index
+            return sum_BD + values_B[:, None] * W_FD[indices_B], None
+
+        values_KB, indices_KB = values_BK.T, indices_BK.T
+        first_BD = values_KB[0, :, None] * W_FD[indices_KB[0]]
+        return jax.lax.scan(slot, first_BD, (values_KB[1:], indices_KB[1:]), unroll=4)[0]
+
+    def dense(values_BK, indices_BK, W_FD):
+        return product(_matrix(values_BK, indices_BK, len(W_FD)), W_FD, sae.matmul_dtype)
+
+    return _either(sae, sparse, dense, values_BK, indices_BK, W_FD)
+
+
+def dots(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: SaeConfig) -> jax.Array:
+    """Dot products of rows_BD with rows indices_BK of W_FD: [B, K]."""
+
+    def sparse(rows_BD, indices_BK, W_FD):
+        return jax.lax.map(lambda indices_B: (rows_BD * W_FD[indices_B]).sum(-1), indices_BK.T).T
+
+    def dense(rows_BD, indices_BK, W_FD):
+        return jnp.take_along_axis(product(rows_BD, W_FD.T, sae.matmul_dtype), indices_BK, 1)
+
+    return _either(sae, sparse, dense, rows_BD, indices_BK, W_FD)
+
+
+def add_outer(
+    start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array, sae: SaeConfig
+) -> jax.Array:
+    """start_FD, to whose rows indices_BK values_BK times rows_BD are added."""
+
+    def dense(start_FD, values_BK, indices_BK, rows_BD):
+        z_BF = _matrix(values_BK, indices_BK, len(start_FD))
+        return start_FD + product(z_BF.T, rows_BD, sae.matmul_dtype)
+
+    return _either(sae, _scatter, dense, start_FD, values_BK, indices_BK, rows_BD)
+
+
+def _either(sae, sparse, dense, *arrays):
+    """The form of a product that config.sae.products asks for; auto goes by what it is compiled for."""
+    if sae.products == "auto":
+        return jax.lax.platform_dependent(*arrays, cpu=sparse, default=dense)
+    return (sparse if sae.products == "sparse" else dense)(*arrays)
+
+
+def _matrix(values_BK, indices_BK, latents):
+    """Codes as a matrix [B, F]."""
+    rows_B1 = jnp.arange(len(values_BK))[:, None]
+    return jnp.zeros_like(values_BK, shape=(len(values_BK), latents)).at[rows_B1, indices_BK].add(values_BK)
+
+
+def _scatter(start_FD, values_BK, indices_BK, rows_BD):
+    """Entries are added in order of their latent: the matrix, which no cache holds, is then gone through
+    once from top to bottom, while the smaller ``rows_BD`` is read here and there.
+    """
+    latents, slots = len(start_FD), values_BK.shape[1]
+    entries = indices_BK.size
+    most = 2**32 // (latents + 1)  # may be sorted together, so that a key fits 32 bits
+    block = -(-entries // -(-entries // most))
+    padding = -entries % block
+    indices_E = jnp.pad(indices_BK.reshape(-1), (0, padding), constant_values=latents)
+    keys_NE = indices_E.reshape(-1, block).astype(jnp.uint32) * block + jnp.arange(block, dtype=jnp.uint32)
+    keys_NE = jnp.sort(keys_NE, 1)  # of latent and entry in one number, which sorts far faster than pairs
+    first_N1 = block * jnp.arange(len(keys_NE), dtype=jnp.int32)[:, None]
+    at_NE = (keys_NE % block).astype(jnp.int32) + first_N1
+
+    def some(sum_FD, entry):
+        indices_C, at_C = entry
+        values_C = values_BK.reshape(-1)[at_C]
+        return sum_FD.at[indices_C].add(values_C[:, None] * rows_BD[at_C // slots], mode="drop"), None
+
+    def chunks(flat, fill):
+        flat = jnp.pad(flat.reshape(-1), (0, -flat.size % ENTRIES), constant_values=fill)
+        return flat.reshape(-1, ENTRIES)
+
+    indices_NE = (keys_NE // block).astype(jnp.int32)
+    return jax.lax.scan(some, start_FD, (chunks(indices_NE, latents), chunks(at_NE, 0)))[0]

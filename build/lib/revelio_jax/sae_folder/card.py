@@ -1,0 +1,123 @@
+"""cfg.json and the model card of an SAE folder: what the trainer writes and what steering publishes.
+
+The trainer never imports torch and steering never JAX, so what both need is here and imports neither.
+"""
+
+import json
+import re
+import typing
+
+FORMAT_VERSION = 1
+# The release whose layout this is; SAELens takes a folder without it for an old one.
+SAE_LENS_VERSION = "6.54.12"
+CODES = {
+    "topk": "TopK(ReLU((x - b_dec) @ W_enc + b_enc))",
+    "jumprelu": "JumpReLU((x - b_dec) @ W_enc + b_enc, threshold)",
+    "standard": "ReLU((x - b_dec) @ W_enc + b_enc)",
+}
+ACTIVE = {
+    "topk": "at most {k} active on a row",
+    "jumprelu": "about {k} active on a row",
+    "standard": "any of them active on a row",
+}
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+"""owner/name"""
+
+
+def cfg_json(
+    architecture: str, d: int, latents: int, k: int | None, metadata: dict[str, typing.Any]
+) -> dict[str, typing.Any]:
+    """cfg.json as SAELens lays it out; ``metadata`` holds what steering and a reader need."""
+    of_topk = {"k": k, "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}
+    return {
+        "architecture": architecture,
+        "d_in": d,
+        "d_sae": latents,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        **of_topk,
+        "metadata": {
+            **metadata,
+            "sae_lens_version": SAE_LENS_VERSION,
+            "sae_lens_training_version": None,
+            "format_version": FORMAT_VERSION,
+        },
+    }
+
+
+def card(cfg: dict[str, typing.Any], name: str = "FOLDER", licence: str = "unknown") -> str:
+    """README.md of the folder; ``name`` is what it is loaded by, ``licence`` as the hub spells it.
+
+    Reads cfg.json alone, which may be another library's: what that does not say is left out.
+    """
+    metadata, architecture = cfg["metadata"], cfg["architecture"]
+    model = metadata.get("model_id") or ""
+    k = metadata.get("k") or cfg.get("k")
+    active = "those above a threshold active on a row" if architecture == "jumprelu" and not k else ""
+    facts = {
+        "Hook point": f"`{metadata['site']}`",
+        "Latents": f"{cfg['d_sae']:,} of width {cfg['d_in']}, {active or ACTIVE[architecture].format(k=k)}",
+        "Positions of the prompt": metadata.get("positions"),
+        "Training": _training(metadata),
+        "Quality": _quality(metadata.get("evaluation")),
+    }
+    rows = "\n".join(f"| {fact} | {text} |" for fact, text in facts.items() if text)
+    kind = "Dense autoencoder" if architecture == "standard" else "k-sparse autoencoder"
+    return f"""---
+{_front(model, licence)}
+---
+# {kind} of {model or "a pipeline"}, {metadata["site"]}
+
+It turns concepts up and down in pictures while a diffusers pipeline samples, with revelio_jax:
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+from revelio_jax.steering import Steerer
+
+pipe = DiffusionPipeline.from_pretrained({json.dumps(model or "MODEL")}, torch_dtype=torch.float16).to("cuda")
+steerer = Steerer.from_pretrained({json.dumps(name)})
+with steerer.attach(pipe, {{"a concept": -1.0}}):  # below 0 removes, above 0 adds
+    pipe("a prompt").images[0].save("picture.png")
+```
+
+| | |
+|---|---|
+{rows}
+
+    z = {CODES[architecture]}        x_hat = z @ W_dec + b_dec
+
+Normalisation is folded into the tensors: x is the residual stream as the pipeline has it. SAELens reads the
+folder too: `sae_lens.SAE.load_from_disk(FOLDER)`.
+"""
+
+
+def _training(metadata: dict[str, typing.Any]) -> str | None:
+    try:
+        return "by revelio_jax, {steps:,} steps on {rows:,} rows, {count:,} different ones".format(
+            **metadata["training"], count=metadata["activations"]["count"]
+        )
+    except (KeyError, TypeError, ValueError):  # another library's, which says it otherwise or not at all
+        return None
+
+
+def _quality(measured: typing.Any) -> str:
+    try:
+        return (
+            "on {rows:,} held-out rows: FVU {fvu:.5f}, cosine {cosine:.5f}, L0 {l0:.1f}, "
+            "{dead_fraction:.1%} of the latents never fire"
+        ).format(**measured)
+    except (KeyError, TypeError, ValueError):
+        return "not evaluated; `python -m revelio_jax.evaluate` measures it"
+
+
+def _front(model: str, licence: str) -> str:
+    """The card's header, in YAML, of which JSON is a part."""
+    fields = {"library_name": "saelens", "license": licence}
+    if HUB_ID.fullmatch(model):  # a folder is nothing that the hub knows
+        fields["base_model"] = model
+    fields["tags"] = ["sparse-autoencoder", "diffusion", "concept-steering", "revelio_jax"]
+    return "\n".join(f"{name}: {json.dumps(value)}" for name, value in fields.items())

@@ -1,0 +1,134 @@
+"""Read untrusted JSON and safetensors files; anything malformed raises InputError.
+
+No other format is opened, and no file name is taken from inside a file. Dtypes and shapes in a header are checked
+before any tensor takes memory.
+"""
+
+import contextlib
+import json
+import pathlib
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+
+import ml_dtypes  # noqa: F401, registers bfloat16 with numpy, which safetensors then uses
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from revelio_jax.errors import InputError
+
+FLOATS = ("F64", "F32", "F16", "BF16")  # names of dtypes in a safetensors header
+INTEGERS = ("I64", "I32")
+LARGEST_JSON = 1 << 20  # bytes of a JSON file or of a header
+Shape = tuple[int | None, ...]
+"""Sizes of a tensor's axes; None allows any size but 0."""
+
+
+def read_json(path: pathlib.Path) -> dict[str, typing.Any]:
+    """Return the object in a JSON file.
+
+    Raise InputError if the file is missing or too large, is not JSON, is not an object, or repeats a name.
+    """
+    try:
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise InputError(f"{path} has {size:,} bytes of JSON; it must have at most {LARGEST_JSON:,}")
+        content = json.loads(path.read_bytes(), object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return content
+
+
+def read_header(path: pathlib.Path) -> tuple[dict[str, str], dict[str, tuple[str, list[int]]]]:
+    """Return the metadata of a safetensors file, and dtype and shape of each tensor by name."""
+    with _readable(path):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > LARGEST_JSON:
+            raise InputError(f"{path} cannot be read: its header claims {size:,} bytes")
+        with safe_open(path, "np") as file:  # the torch mode reserves memory for the whole file
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+            return file.metadata() or {}, tensors
+
+
+def read_tensors(
+    path: pathlib.Path,
+    shapes: Mapping[str, Shape],
+    dtypes: Mapping[str, Iterable[str]] | None = None,
+    required_by: str = "allowed:",
+) -> dict[str, np.ndarray]:
+    """Return the tensors of a safetensors file that ``shapes`` names.
+
+    Tensors of floating point are converted to float32 and must be finite. ``dtypes`` holds the allowed dtypes by
+    name; the default is FLOATS. ``required_by`` introduces the allowed dtypes and shape in
+    messages. Raise InputError if a tensor is missing or has another shape or dtype.
+    """
+    _, header = read_header(path)
+    for name, shape in shapes.items():
+        if name not in header:
+            raise InputError(f"{path}: tensor {name} is missing")
+        _check(path, name, *header[name], tuple((dtypes or {}).get(name, FLOATS)), shape, required_by)
+    with _readable(path), safe_open(path, "np") as file:
+        tensors = {name: file.get_tensor(name) for name in shapes}
+    for name in tensors:
+        if header[name][0] in FLOATS:
+            with np.errstate(over="ignore"):  # an overflow becomes infinite, which is refused below
+                tensors[name] = tensors[name].astype(np.float32, copy=False)
+            if not np.isfinite(tensors[name]).all():
+                raise InputError(f"{path}: {one_line(name)} has values that are not finite in float32")
+    return tensors
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
+    """Turn the errors of safetensors and of the system into an InputError of one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+
+
+def inside(folder: pathlib.Path, path: pathlib.Path) -> bool:
+    """Return whether a file lies in ``folder`` after links are followed; blobs of the hub's cache count as inside."""
+    homes = [folder.resolve()]
+    homes += [home.parent / "blobs" for home in homes[0].parents if home.name == "snapshots"]
+    return any(path.resolve().is_relative_to(home) for home in homes)
+
+
+def one_line(value: object, most: int = 120) -> str:
+    """Return untrusted text as one printable line of at most ``most`` characters."""
+    text = "".join(c if c.isprintable() else " " for c in " ".join(str(value).split()))
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _check(
+    path: pathlib.Path,
+    name: str,
+    dtype: str,
+    shape: list[int],
+    dtypes: tuple[str, ...],
+    wanted: Shape,
+    required_by: str,
+) -> None:
+    fits = len(shape) == len(wanted) and all(n > 0 if m is None else n == m for n, m in zip(shape, wanted, strict=True))
+    if not fits or dtype not in dtypes:
+        sizes = ", ".join("any" if n is None else str(n) for n in wanted)
+        raise InputError(
+            f"{path}: {one_line(name)} is {dtype} {one_line(shape)}; {required_by} {' or '.join(dtypes)} [{sizes}]"
+        )
+
+
+def _unique_names(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("an object repeats a name")
+    return content
+
+
+def _refuse_constant(name: str) -> typing.NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

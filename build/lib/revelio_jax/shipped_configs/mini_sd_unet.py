@@ -1,0 +1,55 @@
+"""Which visual information lives where in the miniature Stable Diffusion's U-Net: Revelio in small.
+
+    python -m extract.run          --config configs/mini_sd_unet.py
+    python -m revelio_jax.train    --config configs/mini_sd_unet.py
+    python -m revelio_jax.evaluate --config configs/mini_sd_unet.py
+    python -m revelio_jax.export   --config configs/mini_sd_unet.py
+
+and for the other sites --config.data.site=unet.mid_block --config.run=runs/mini_sd_unet/mid_block.
+
+A picture of every object in every style is sampled, 1,482 of them, and kept; each position of each block
+at five timesteps is a row. Hardware: 2 CPU cores. Store: 1,482 x 5 timesteps x (16 x 128 + 64 x 128 +
+64 x 64) float32, 425 MB.
+"""
+
+from revelio_jax.config import default
+
+
+def get_config():
+    c = default()
+    c.model.id = "extract/miniature/sd"
+    c.model.family = "sd"
+
+    c.extract.mode = "generate"
+    c.extract.prompts = "extract/miniature/sd/objects.csv"
+    c.extract.shuffle = True  # the file is sorted by category
+    c.extract.sites = ("unet.mid_block", "unet.up_blocks.0", "unet.up_blocks.1")
+    c.extract.timesteps = (932, 732, 532, 332, 132)
+    c.extract.steps = 15
+    c.extract.guidance = 2.5
+    c.extract.height = c.extract.width = 32
+    c.extract.save_images = True
+    c.extract.batch_size = 64
+    c.extract.store = "stores/mini_sd_unet"
+
+    c.sae.k = 16
+    c.sae.expansion = 8
+    c.sae.k_aux = 128
+    c.sae.dead_after_rows = 100_000
+
+    c.data.site = "unet.up_blocks.0"
+    c.run = "runs/mini_sd_unet/up_blocks.0"
+    c.train.batch_size = 2048
+    c.train.steps = 3000
+    c.train.learning_rate = 1e-3
+    c.train.warmup_steps = 200
+    c.train.decay_share = 0.3
+    c.data.held_out = 0.1
+
+    c.steer.steps = 15
+    c.steer.guidance = 2.5
+    c.steer.height = c.steer.width = 32
+    c.steer.batch_size = 64
+    c.steer.prompts = "extract/miniature/sd/prompts.csv"
+    c.steer.judge = "extract/miniature/sd"
+    return c

@@ -1,0 +1,93 @@
+"""The exported SAE folder in torch, as steering uses it."""
+
+import dataclasses
+import pathlib
+import typing
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from revelio_jax.sae_folder.reader import read_folder
+from revelio_jax.sae_folder.untrusted import Shape, read_tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Sae:
+    """A k-sparse autoencoder in float32: W_enc_DF, b_enc_F, W_dec_FD, b_dec_D and its facts.
+
+    ``k`` latents fire at most (topk), or those above ``threshold_F`` (jumprelu), or, where both are
+    None, all that are positive (standard). ``metadata`` says which model and sites it belongs to.
+    B batch, T tokens, D width, F latents.
+    """
+
+    W_enc_DF: torch.Tensor
+    b_enc_F: torch.Tensor
+    W_dec_FD: torch.Tensor
+    b_dec_D: torch.Tensor
+    k: int | None
+    metadata: dict[str, typing.Any]
+    threshold_F: torch.Tensor | None = None
+
+    @property
+    def d(self) -> int:
+        return self.W_dec_FD.shape[1]
+
+    @property
+    def n_latents(self) -> int:
+        return self.W_dec_FD.shape[0]
+
+    @property
+    def architecture(self) -> str:
+        """As SAELens calls it: topk, jumprelu or standard."""
+        return "topk" if self.k is not None else "standard" if self.threshold_F is None else "jumprelu"
+
+    def to(self, device: torch.device) -> "Sae":
+        tensors = {name: t for name, t in vars(self).items() if isinstance(t, torch.Tensor)}
+        return dataclasses.replace(self, **{name: t.to(device) for name, t in tensors.items()})
+
+    def pre_codes(self, x: torch.Tensor) -> torch.Tensor:
+        """Latents [..., F] of activations [..., D] before selection: ReLU(W_enc (x - b_dec) + b_enc)."""
+        return torch.relu((x.float() - self.b_dec_D) @ self.W_enc_DF + self.b_enc_F)
+
+    def codes(self, x: torch.Tensor) -> torch.Tensor:
+        """Latents [..., F]; with top-k, at most k of them are not zero."""
+        z = self.pre_codes(x)
+        if self.threshold_F is not None:
+            return z * (z > self.threshold_F)
+        if self.k is None:
+            return z
+        values, indices = z.topk(self.k, dim=-1)
+        return torch.zeros_like(z).scatter(-1, indices, values)
+
+    def directions(self, z: torch.Tensor) -> torch.Tensor:
+        """W_dec z without the bias: a change of activations [..., D] for a change of latents."""
+        return z @ self.W_dec_FD
+
+    def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
+        return self.directions(self.codes(x)) + self.b_dec_D
+
+
+def load_sae(folder: str | pathlib.Path, site: str | None = None) -> Sae:
+    """Read an SAE folder of this project, SAELens or sparsify.
+
+    ``site`` is the hook point to steer, for folders whose metadata name none. Raise InputError, with the file and
+    the field, if the folder is missing or malformed.
+    """
+    content = read_folder(folder, site)
+    threshold_F = content.threshold_F
+    return Sae(
+        torch.from_numpy(content.W_enc_DF),
+        torch.from_numpy(content.b_enc_F),
+        torch.from_numpy(content.W_dec_FD),
+        torch.from_numpy(content.b_dec_D),
+        content.k,
+        content.metadata,
+        None if threshold_F is None else torch.from_numpy(threshold_F),
+    )
+
+
+def read_torch_tensors(
+    path: pathlib.Path, shapes: Mapping[str, Shape], dtypes: Mapping[str, Iterable[str]] | None = None
+) -> dict[str, torch.Tensor]:
+    """Return tensors of an untrusted safetensors file; see :func:`revelio_jax.sae_folder.untrusted.read_tensors`."""
+    return {name: torch.from_numpy(array) for name, array in read_tensors(path, shapes, dtypes).items()}

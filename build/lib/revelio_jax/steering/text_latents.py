@@ -1,0 +1,55 @@
+"""Which latents a text uses, read off its own prompt, or off the pictures that are sampled of it."""
+
+import typing
+
+import torch
+
+from revelio_jax.errors import InputError
+from revelio_jax.pipelines import hook_points
+from revelio_jax.steering.concept import EncodedConcept, hidden_states
+from revelio_jax.steering.sae import Sae
+
+
+@torch.inference_mode()
+def latents_for(pipe: typing.Any, site: str, sae: Sae, text: str, top: int = 20) -> list[dict[str, typing.Any]]:
+    """The ``top`` latents that fire more on ``text`` than on the empty prompt, by how much more.
+
+    Rows are {latent, value, empty, position, token}: the largest value over the prompt's positions, that
+    over the empty prompt's, and the position and token where the prompt's is.
+    """
+    codes_TF, empty_TF = sae.codes(hidden_states(pipe, site, [text, ""]))
+    (values_F, positions_F), empty_F = codes_TF.max(0), empty_TF.amax(0)
+    tokens = _tokens(pipe, site, text, len(codes_TF))
+    return [
+        row | {"position": int(positions_F[i]), "token": tokens[int(positions_F[i])]}
+        for row in _beyond(values_F, empty_F, top)
+        for i in (row["latent"],)
+    ]
+
+
+def sampled_latents(concept: EncodedConcept, top: int = 20) -> list[dict[str, typing.Any]]:
+    """The same of a concept at a site of the denoiser, by means over all that was sampled.
+
+    No position or token is theirs: -1 and "".
+    """
+    rows = _beyond(concept.codes.mean(0), concept.empty.mean(0), top)
+    return [row | {"position": -1, "token": ""} for row in rows]
+
+
+def _beyond(values_F: torch.Tensor, empty_F: torch.Tensor, top: int) -> list[dict[str, typing.Any]]:
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise InputError(f"top is {top!r}; it must be a count of latents")
+    more_F = values_F - empty_F
+    order = more_F.argsort(descending=True, stable=True)[:top]
+    return [
+        {"latent": i, "value": float(values_F[i]), "empty": float(empty_F[i])}
+        for i in order[more_F[order] > 0].tolist()
+    ]
+
+
+def _tokens(pipe: typing.Any, site: str, text: str, positions: int) -> list[str]:
+    """The prompt's tokens as the tokenizer spells them, one for each position."""
+    component = hook_points.resolve(pipe, site.partition("+")[0]).component  # joined encoders share positions
+    tokenizer = getattr(pipe, component.replace("text_encoder", "tokenizer"))
+    ids = tokenizer(text, padding="max_length", max_length=positions, truncation=True).input_ids
+    return tokenizer.convert_ids_to_tokens(ids)

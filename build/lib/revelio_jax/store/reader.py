@@ -1,0 +1,135 @@
+"""Reading a finished store."""
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow
+import tensorstore as ts
+
+from revelio_jax.errors import InputError
+from revelio_jax.store import layout, parquet
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteReader:
+    """One site of a finished store.
+
+    ``chunks`` are the (start, stop) array rows of every inner chunk that holds valid rows, in
+    order: read whole chunks, since that is what the disk reads. ``mean`` and ``variance`` [d] are
+    float64, over all valid rows.
+    """
+
+    name: str
+    d: int
+    dtype: str
+    rows: int
+    dropped: int
+    chunks: tuple[tuple[int, int], ...]
+    mean: np.ndarray
+    variance: np.ndarray
+    arrays: dict[str, ts.TensorStore]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Activations [stop - start, d] as float32."""
+        rows = np.empty((stop - start, self.d), np.float32)
+        self.read_into(start, rows)
+        return rows
+
+    def read_into(self, start: int, rows: np.ndarray) -> None:
+        """Fill contiguous rows [N, d], float32 or of the stored dtype, from array row ``start`` on."""
+        ts.array(rows).write(self.arrays["activations"][start : start + len(rows)]).result()
+
+    def read_index(self, name: str, start: int, stop: int) -> np.ndarray:
+        """int32 [stop - start] of ``sample``, ``position`` or ``timestep``."""
+        return self.arrays[name][start:stop].read().result()
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    location: str
+    manifest: dict[str, typing.Any]
+    kvstore: ts.KvStore
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the data: model, input, positions, config."""
+        return self.manifest["fingerprint"]
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        return tuple(self.manifest["sites"])
+
+    @functools.cached_property
+    def samples(self) -> list[dict[str, typing.Any]]:
+        """A dict a sample, in order of id."""
+        return self.table().to_pylist()
+
+    def table(self, columns: Sequence[str] | None = None) -> pyarrow.Table:
+        """The samples as a table, in order of id; only ``columns`` of it where they are given."""
+        table = self.kvstore.read("samples.parquet").result().value
+        try:
+            return parquet.read_table(table, columns=columns)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"store {self.location}: samples.parquet cannot be read: {error}") from error
+
+    def site(self, name: str = "") -> SiteReader:
+        """A site by name; the first where ``name`` is empty. Raises InputError."""
+        name = name or self.site_names[0]
+        if name not in self.manifest["sites"]:
+            raise InputError(f"config.data.site is {name!r}; store {self.location} has {', '.join(self.site_names)}")
+        facts = self.manifest["sites"][name]
+        names = ("activations", *layout.INDEX_ARRAYS)
+        arrays = {key: self._open(f"{name}/{key}") for key in names}
+        stored = arrays["activations"].dtype.name
+        if stored != self.manifest["dtype"] or stored not in layout.DTYPES:
+            raise InputError(
+                f"store {self.location}: {name}/activations is {stored}, "
+                f"the manifest says {self.manifest['dtype']}; allowed: {', '.join(layout.DTYPES)}"
+            )
+        if arrays["activations"].shape[1] != facts["d"]:
+            raise InputError(
+                f"store {self.location}: {name}/activations has width "
+                f"{arrays['activations'].shape[1]}, the manifest says {facts['d']}"
+            )
+        chunk, shard_rows = self.manifest["chunk_rows"], facts["shard_rows"]
+        chunks = tuple(
+            (shard * shard_rows + start, shard * shard_rows + min(start + chunk, valid))
+            for shard, valid in enumerate(facts["shard_valid_rows"])
+            for start in range(0, valid, chunk)
+        )
+        return SiteReader(
+            name=name,
+            d=facts["d"],
+            dtype=stored,
+            rows=facts["rows"],
+            dropped=facts["dropped"],
+            chunks=chunks,
+            mean=np.asarray(facts["mean"]),
+            variance=np.asarray(facts["variance"]),
+            arrays=arrays,
+        )
+
+    def _open(self, key: str) -> ts.TensorStore:
+        try:
+            return layout.open_array(self.kvstore, key)
+        except ValueError as error:
+            raise InputError(f"store {self.location}: {key} cannot be opened: {error}") from error
+
+
+def open_store(location: str) -> Store:
+    """Open a finished store. Raises InputError where there is none or it is unfinished."""
+    kvstore = layout.open_kvstore(location)
+    manifest = layout.read_json(kvstore, "manifest.json")
+    if manifest is None:
+        if layout.read_json(kvstore, "plan.json") is None:
+            raise InputError(f"store {location}: no store there; python -m extract.run makes it")
+        raise InputError(f"store {location} is unfinished; run the same python -m extract.run again, it goes on")
+    if manifest.get("format_version") != layout.FORMAT_VERSION:
+        raise InputError(
+            f"store {location} has format version {manifest.get('format_version')}; "
+            f"this version reads {layout.FORMAT_VERSION}"
+        )
+    return Store(location, manifest, kvstore)

@@ -1,0 +1,58 @@
+"""Mean and variance of rows, gathered shard by shard so that the order cannot change the result."""
+
+import base64
+import dataclasses
+import typing
+
+import numpy as np
+
+BLOCK_ROWS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Count of rows, mean [d] and centred sum of squares [d] of every column, in float64."""
+
+    count: int
+    mean: np.ndarray
+    m2: np.ndarray
+
+    @property
+    def variance(self) -> np.ndarray:
+        return self.m2 / max(self.count, 1)
+
+    def to_json(self) -> dict[str, typing.Any]:
+        return {"count": self.count, "mean": _encode(self.mean), "m2": _encode(self.m2)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, typing.Any]) -> "Statistics":
+        return cls(value["count"], _decode(value["mean"]), _decode(value["m2"]))
+
+
+def of_rows(rows: np.ndarray) -> Statistics:
+    """Statistics of rows [N, d], a block at a time: a float64 copy of a whole shard is large."""
+    total = Statistics(0, np.zeros(rows.shape[1]), np.zeros(rows.shape[1]))
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = rows[start : start + BLOCK_ROWS].astype(np.float64)
+        mean = block.mean(0)
+        block -= mean
+        total = combine(total, Statistics(len(block), mean, np.einsum("nd,nd->d", block, block)))
+    return total
+
+
+def combine(a: Statistics, b: Statistics) -> Statistics:
+    """Statistics of the rows of both (Chan et al. 1983)."""
+    count = a.count + b.count
+    if count == 0:
+        return a
+    delta = b.mean - a.mean
+    mean = a.mean + delta * (b.count / count)
+    return Statistics(count, mean, a.m2 + b.m2 + np.square(delta) * (a.count * b.count / count))
+
+
+def _encode(values: np.ndarray) -> str:
+    return base64.b64encode(values.astype("<f8").tobytes()).decode()
+
+
+def _decode(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<f8")

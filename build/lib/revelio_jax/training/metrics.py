@@ -1,0 +1,127 @@
+"""What a run tells about itself: metrics.jsonl, the progress bar, and the stop on a non-finite loss.
+
+TensorBoard and wandb, in watch.py, are given the same lines.
+"""
+
+import json
+import math
+import os
+import pathlib
+import resource
+import sys
+import time
+import typing
+from collections.abc import Sequence
+
+import jax
+from tqdm import tqdm
+
+from revelio_jax.config import TrainConfig
+from revelio_jax.training import processes
+
+FIELDS = (
+    "step", "loss", "fvu", "l0", "dead_fraction", "aux_loss", "lr", "grad_norm",
+    "coverage", "entropy", "rows_per_s", "step_s", "data_wait_s", "rss_gib",
+)  # fmt: skip
+
+
+class NotFinite(ArithmeticError):
+    """The loss or the gradient of a step is not finite."""
+
+    def __init__(self, step: int, loss: float, grad_norm: float):
+        super().__init__(f"step {step}: loss is {loss}, gradient norm is {grad_norm}")
+        self.step, self.loss, self.grad_norm = step, loss, grad_norm
+
+
+class Log:
+    """metrics.jsonl of a run from step ``start`` on, and a bar on stderr; a context manager.
+
+    Of several processes only the first writes.
+    Lines that another attempt wrote beyond ``start`` are removed, and so is a line that was cut short.
+    ``sinks`` have ``add(line)``, which is called with every line, and ``close(failed)``.
+    Without ``bar`` nothing is shown.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        start: int,
+        train: TrainConfig,
+        every: int,
+        sinks: Sequence[typing.Any] = (),
+        bar: bool = True,
+    ):
+        first = processes.is_first()
+        if first:
+            truncate(path, start)
+        self._sinks = sinks
+        self._file = (path if first else pathlib.Path(os.devnull)).open("a")
+        self._bar = tqdm(total=train.steps, initial=start, unit="step", dynamic_ncols=True, disable=not (first and bar))
+        self._train, self._every = train, every
+        self._since, self._count, self._waited = time.perf_counter(), 0, 0.0
+
+    def add(self, step: int, metrics: dict[str, jax.Array], waited_s: float) -> dict[str, float]:
+        """Wait for a step, count it and return its metrics; ``waited_s`` is how long it waited for its rows.
+
+        Every ``every`` steps, and after the last, writes a line. Times in it are means since the line
+        before; a step that :func:`is_logged` must bring all other FIELDS. Raises NotFinite where the loss or
+        the gradient is not.
+        """
+        metrics = {name: float(value) for name, value in metrics.items()}
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            raise NotFinite(step, metrics["loss"], metrics["grad_norm"])
+        self._count += 1
+        self._waited += waited_s
+        self._bar.update()
+        if not is_logged(step, self._every, self._train.steps):
+            return metrics
+        now = time.perf_counter()
+        step_s = (now - self._since) / self._count
+        line = metrics | {
+            "step": step,
+            "rows_per_s": self._train.batch_size / step_s,
+            "step_s": step_s,
+            "data_wait_s": self._waited / self._count,
+            "rss_gib": peak_rss_gib(),
+        }
+        self._since, self._count, self._waited = now, 0, 0.0
+        line = {name: line[name] for name in FIELDS}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for sink in self._sinks:
+            sink.add(line)
+        self._bar.set_postfix_str(
+            f"loss {line['loss']:.4f}, FVU {line['fvu']:.4f}, L0 {line['l0']:.1f}, "
+            f"dead {line['dead_fraction']:.1%}, {line['rows_per_s']:,.0f} rows/s"
+        )
+        return metrics
+
+    def __enter__(self) -> typing.Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        self._bar.close()
+        self._file.close()
+        for sink in self._sinks:
+            sink.close(failed=kind is not None)
+
+
+def is_logged(step: int, every: int, steps: int) -> bool:
+    """Whether a step has a line of its own."""
+    return step % every == 0 or step == steps
+
+
+def truncate(path: pathlib.Path, step: int) -> None:
+    """Keep the whole lines of steps up to ``step``."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+    part = path.with_suffix(".part")
+    part.write_text("".join(line + "\n" for line in kept))
+    os.replace(part, path)
+
+
+def peak_rss_gib() -> float:
+    """The most memory this process has held, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # bytes there, KiB elsewhere

@@ -1,0 +1,218 @@
+"""One step of training, as a function of the state and a batch."""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from revelio_jax.config import SaeConfig, TrainConfig
+from revelio_jax.sae import initial, sharding
+from revelio_jax.sae.gradients import gradients as of_batch
+
+THRESHOLD_DECAY = 0.99  # of the moving average that batch_topk infers with
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """All that a run needs to go on, one pytree.
+
+    ``step`` counts finished steps, and is the position in the data. ``rows_since_fired_F`` counts, up
+    to ``dead_after_rows`` and a batch, the rows since a latent was above ``dead_threshold``.
+    ``threshold`` is the moving average of the smallest value that batch_topk kept. ``mean_D`` and
+    ``scale`` are the normalisation (x - mean) / scale, fixed for the run. ``ema`` is the moving average
+    of ``params``, None if config.train.ema is None.
+    """
+
+    step: jax.Array
+    params: dict[str, jax.Array]
+    opt_state: typing.Any
+    ema: dict[str, jax.Array] | None
+    rows_since_fired_F: jax.Array
+    threshold: jax.Array
+    mean_D: jax.Array
+    scale: jax.Array
+
+    @property
+    def best_params(self) -> dict[str, jax.Array]:
+        """What is evaluated and exported: the moving average where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+def schedule(train: TrainConfig) -> optax.Schedule:
+    """Linear warm-up, constant, and a decay to 0 over the last ``decay_share`` of the steps."""
+    decay_steps = round(train.decay_share * train.steps)
+
+    def rate(step):
+        up = jnp.minimum(1.0, (step + 1) / max(train.warmup_steps, 1))
+        down = jnp.minimum(1.0, (train.steps - step) / max(decay_steps, 1)) if decay_steps else 1.0
+        if train.decay == "cosine":
+            down = 0.5 - 0.5 * jnp.cos(jnp.pi * down)
+        return train.learning_rate * up * down
+
+    return rate
+
+
+def annealed_k(sae: SaeConfig, k: jax.Array | int, step: jax.Array) -> jax.Array | int:
+    """k of a step, falling from ``k_start`` to ``k``. A traced number: nothing is compiled anew."""
+    if not (sae.k_start and sae.k_anneal_steps):
+        return k
+    done = jnp.minimum(1.0, step / sae.k_anneal_steps)
+    return jnp.round(sae.k_start + (k - sae.k_start) * done).astype(jnp.int32)
+
+
+def make_optimiser(train: TrainConfig) -> optax.GradientTransformation:
+    return optax.adam(schedule(train), eps=train.adam_eps)
+
+
+def initial_state(
+    params: dict[str, jax.Array],
+    mean_D: np.ndarray,
+    scale: float,
+    sae: SaeConfig,
+    train: TrainConfig,
+    mesh: jax.sharding.Mesh,
+) -> State:
+    """The state before the first step, on its devices. ``params`` are consumed."""
+    make = jax.jit(
+        lambda params, mean_D, scale: _state(params, mean_D, scale, train),
+        out_shardings=state_shardings(sae, train, mesh),
+        donate_argnums=0,
+    )
+    return make(params, np.asarray(mean_D, np.float32), np.float32(scale))
+
+
+def abstract_state(latents: int, d: int, sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh) -> State:
+    """Shapes, dtypes and shardings of a state, without its values."""
+
+    def make():
+        matrix_FD, of_F, of_D = jnp.zeros((latents, d)), jnp.zeros(latents), jnp.zeros(d)
+        params = {"W_enc_FD": matrix_FD, "b_enc_F": of_F, "W_dec_FD": matrix_FD, "b_dec_D": of_D}
+        params |= {"log_threshold_F": of_F} if sae.architecture == "jumprelu" else {}
+        return _state(params, of_D, jnp.zeros(()), train)
+
+    return jax.tree.map(
+        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
+        jax.eval_shape(make),
+        state_shardings(sae, train, mesh),
+    )
+
+
+def state_shardings(sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh) -> State:
+    """NamedShardings in the form of a state."""
+    params = sharding.params(sae.architecture)
+    specs = State(
+        step=sharding.REPLICATED,
+        params=params,
+        opt_state=sharding.like_params(make_optimiser(train), params),
+        ema=params if train.ema else None,
+        rows_since_fired_F=sharding.LATENTS,
+        threshold=sharding.REPLICATED,
+        mean_D=sharding.REPLICATED,
+        scale=sharding.REPLICATED,
+    )
+    return sharding.named(mesh, specs)
+
+
+def gradients(
+    params: dict[str, jax.Array],
+    dead_F: jax.Array,
+    x_BD: jax.Array,
+    k: jax.Array | int,
+    sae: SaeConfig,
+    mesh: jax.sharding.Mesh,
+) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
+    """Gradients of the loss on normalised rows x_BD, on how many rows each latent fired [F], and metrics."""
+
+    def local(params, dead_F, k, x_BD):
+        return of_batch(params, x_BD, k, dead_F, sae)
+
+    specs = sharding.params(sae.architecture)
+    # Rows on one device along ``data`` are the rows of all: then nothing has to be gathered.
+    rows = sharding.BATCH if mesh.shape["data"] > 1 else sharding.REPLICATED
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(specs, sharding.LATENTS, sharding.REPLICATED, rows),
+        out_specs=(specs, sharding.LATENTS, sharding.REPLICATED),
+    )(params, dead_F, jnp.asarray(k, jnp.int32), x_BD)
+
+
+def remove_parallel(grad_FD: jax.Array, W_FD: jax.Array) -> jax.Array:
+    """The part of each row's gradient that is orthogonal to the (unit) row, along which norms stay."""
+    return grad_FD - (grad_FD * W_FD).sum(1, keepdims=True) * W_FD
+
+
+def update(
+    state: State,
+    x_BD: jax.Array,
+    k: jax.Array | int,
+    sae: SaeConfig,
+    train: TrainConfig,
+    mesh: jax.sharding.Mesh,
+) -> tuple[State, dict[str, jax.Array]]:
+    """The state after one more step, and metrics. x_BD are rows as stored; ``k`` is what k anneals to.
+
+    ``k``, up to sae.k, and train.learning_rate may be traced.
+    """
+    dead_F = state.rows_since_fired_F >= sae.dead_after_rows
+    x_BD = (x_BD - state.mean_D) / state.scale
+    k = annealed_k(sae, k, state.step)
+    grads, fired_F, metrics = gradients(state.params, dead_F, x_BD, k, sae, mesh)
+    grads["W_dec_FD"] = remove_parallel(grads["W_dec_FD"], state.params["W_dec_FD"])
+    grad_norm = jnp.sqrt(sum(jnp.square(grad).sum(-1).sum() for grad in jax.tree.leaves(grads)))
+    # Gradients of 0 keep the moments finite where the run will stop. And every update waits for all of them:
+    # XLA would else copy both matrices first, since it may overwrite one while another gradient reads it.
+    clipped = jnp.minimum(1, train.clip_norm / grad_norm) if train.clip_norm else 1.0
+    grads = jax.tree.map(lambda grad: jnp.where(jnp.isfinite(grad_norm), clipped * grad, 0), grads)
+    updates, opt_state = make_optimiser(train).update(grads, state.opt_state)
+    params = optax.apply_updates(state.params, updates)
+    params["W_dec_FD"] = initial.unit_rows(params["W_dec_FD"])
+    # Saturates, since int32 would overflow in a long run.
+    since_F = jnp.minimum(state.rows_since_fired_F, sae.dead_after_rows) + len(x_BD)
+    smallest = metrics.pop("smallest")
+    average = jnp.where(state.threshold > 0, state.threshold, smallest)
+    average += (1 - THRESHOLD_DECAY) * (smallest - average)
+    metrics |= {
+        "dead_fraction": dead_F.mean(),
+        "lr": jnp.asarray(schedule(train)(state.step)),
+        "grad_norm": grad_norm,
+    }
+    state = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        ema=state.ema and optax.incremental_update(params, state.ema, 1 - train.ema),
+        rows_since_fired_F=jnp.where(fired_F > 0, 0, since_F),
+        threshold=jnp.where(jnp.isfinite(smallest), average, state.threshold),
+    )
+    return state, metrics
+
+
+def make_train_step(sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh) -> typing.Callable:
+    """``train_step(state, x_BD) -> (state, metrics)``, compiled; the state passed in is consumed.
+
+    x_BD are rows as stored; metrics are scalars on the device.
+    """
+
+    def train_step(state: State, x_BD: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        return update(state, x_BD, sae.k, sae, train, mesh)
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings(sae, train, mesh), None))
+
+
+def _state(params, mean_D, scale, train):
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=make_optimiser(train).init(params),
+        ema=jax.tree.map(jnp.copy, params) if train.ema else None,
+        rows_since_fired_F=jnp.zeros(params["b_enc_F"].shape, jnp.int32),
+        threshold=jnp.zeros(()),
+        mean_D=mean_D,
+        scale=scale,
+    )
