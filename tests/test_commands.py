@@ -31,6 +31,7 @@ def test_without_arguments_the_overview_is_printed(capsys):
     assert capsys.readouterr().out.startswith("usage: revelio COMMAND")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", commands.COMMANDS)
 def test_every_command_has_a_main_that_prints_its_help_under_the_name_it_was_called(name, capsys):
     with pytest.raises(SystemExit) as exit:
@@ -39,6 +40,7 @@ def test_every_command_has_a_main_that_prints_its_help_under_the_name_it_was_cal
     assert capsys.readouterr().out.startswith(f"usage: revelio {name} ")
 
 
+@pytest.mark.slow
 def test_python_m_prints_the_module_as_the_name(capsys):
     for name, (module, _) in commands.COMMANDS.items():
         with pytest.raises(SystemExit):

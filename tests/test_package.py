@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -54,8 +55,13 @@ def test_pyproject_lists_every_package():
 def installed(tmp_path_factory):
     """The wheel, unpacked, and an empty working directory; returns a function that runs Python there."""
     folder = tmp_path_factory.mktemp("wheel")
+    project = folder / "project"  # setuptools writes its build folder beside pyproject.toml
+    for name in ("configs", "extract", "revelio_jax"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, project)
     pip = [sys.executable, "-m", "pip", "-q"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(ROOT)]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(project)]
     done = subprocess.run(build, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"the wheel cannot be built here: {done.stderr.strip().splitlines()[-1]}")

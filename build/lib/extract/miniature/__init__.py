@@ -1,1 +1,0 @@
-"""The small pipelines that ship with the project: their data, training, weights and judge."""

@@ -1,1 +1,0 @@
-"""The explorer: a pipeline and its latents in a page, live. torch only, never JAX."""

@@ -1,1 +1,0 @@
-"""What every latent of an SAE means: what it fires on, where, how strongly, and beside which others."""
