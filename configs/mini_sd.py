@@ -1,16 +1,9 @@
-"""The whole way on the miniature Stable Diffusion that ships with the project.
+"""The miniature Stable Diffusion that ships with the project: layer 2 of its CLIP text encoder.
 
-    bash launch/quickstart.sh
+    revelio extract|train|evaluate|export|steer --config mini_sd        # or bash launch/quickstart.sh
 
-or, one after the other:
-
-    python -m extract.run         --config configs/mini_sd.py
-    python -m revelio_jax.train   --config configs/mini_sd.py
-    python -m revelio_jax.evaluate --config configs/mini_sd.py
-    python -m revelio_jax.export  --config configs/mini_sd.py
-    python -m revelio_jax.steering --config configs/mini_sd.py --concept "glossy 3d" --strength -2.5,0
-
-Hardware: 2 CPU cores. Store: 10,962 captions x 24 tokens x 128 float32, 135 MB.
+Hardware: 2 CPU cores. Store: 10,962 captions x 24 tokens x 128 float32: 135 MB.
+Result: --concept "glossy 3d" --strength -2.5,0 removes the glossy style from images.
 """
 
 from revelio_jax.config import default
@@ -19,18 +12,17 @@ from revelio_jax.config import default
 def get_config():
     c = default()
     c.model.id = "extract/miniature/sd"
-    c.model.family = "sd"
 
     c.extract.prompts = "extract/miniature/sd/prompts.csv"
     c.extract.sites = ("clip.layer.2",)
-    c.extract.height = c.extract.width = 32  # of the modes generate and noised
+    c.extract.height = c.extract.width = 32
     c.extract.batch_size = 256
     c.extract.store = "stores/mini_sd"
 
     c.sae.k = 20
     c.sae.expansion = 4
     c.sae.k_aux = 128
-    c.sae.dead_after_rows = 50_000  # a run of 6M rows: the default of 10M would never call a latent dead
+    c.sae.dead_after_rows = 50_000  # a run has 6M rows; with the default of 10M, no latent would count as dead
 
     c.run = "runs/mini_sd"
     c.train.batch_size = 2048
@@ -38,9 +30,9 @@ def get_config():
     c.train.learning_rate = 1e-3
     c.train.warmup_steps = 200  # without it, Adam's first steps push biases so low that latents die
     c.train.decay_share = 0.3
-    c.data.held_out = 0.2  # 52,000 rows: a latent of a rare word needs many to be seen firing
+    c.data.held_out = 0.2  # 52,000 rows, so that latents of rare words fire on some
 
-    c.interpret.labels = ("style", "category", "name")  # held_out tells of the pipeline's training
+    c.interpret.labels = ("style", "category", "name")  # not held_out, which concerns the pipeline's training
 
     c.steer.steps = 15
     c.steer.guidance = 2.5

@@ -1,15 +1,12 @@
-"""Which visual information lives where in the miniature Stable Diffusion's U-Net: Revelio in small.
+"""Revelio in small: which block of the miniature Stable Diffusion's U-Net holds which visual information.
 
-    python -m extract.run          --config configs/mini_sd_unet.py
-    python -m revelio_jax.train    --config configs/mini_sd_unet.py
-    python -m revelio_jax.evaluate --config configs/mini_sd_unet.py
-    python -m revelio_jax.export   --config configs/mini_sd_unet.py
+    revelio extract|train|evaluate|export|interpret --config mini_sd_unet
 
-and for the other sites --config.data.site=unet.mid_block --config.run=runs/mini_sd_unet/mid_block.
-
-A picture of every object in every style is sampled, 1,482 of them, and kept; each position of each block
-at five timesteps is a row. Hardware: 2 CPU cores. Store: 1,482 x 5 timesteps x (16 x 128 + 64 x 128 +
-64 x 64) float32, 425 MB.
+Extraction generates and saves an image of every object in every style. Each position of each block at five
+timesteps is a row.
+Another hook point: --config.data.site=unet.mid_block --config.run=runs/mini_sd_unet/mid_block.
+Hardware: 2 CPU cores.
+Store: 1,482 images x 5 timesteps x (16 x 128 + 64 x 128 + 64 x 64) float32: 425 MB.
 """
 
 from revelio_jax.config import default
@@ -18,7 +15,6 @@ from revelio_jax.config import default
 def get_config():
     c = default()
     c.model.id = "extract/miniature/sd"
-    c.model.family = "sd"
 
     c.extract.mode = "generate"
     c.extract.prompts = "extract/miniature/sd/objects.csv"

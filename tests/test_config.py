@@ -309,7 +309,7 @@ def test_every_experiment_resolves_and_says_how_it_is_run(path):
     assert config.model.id
     assert config.extract.sites
     text = path.read_text()
-    assert f"--config configs/{path.name}" in text
+    assert len(re.findall(rf"^    revelio extract\|.* --config {path.stem}\b", text, re.MULTILINE)) == 1
     assert "Hardware:" in text
     assert "Store:" in text
 
