@@ -1,6 +1,6 @@
-"""Labelled pictures from a folder or a dataset, as a model takes them.
+"""Read labeled images from a folder or a dataset.
 
-A picture that cannot be decoded keeps its place: its row is there, and :meth:`Images.load` gives None.
+An image that cannot be decoded keeps its row, and :meth:`Images.load` returns None for it.
 """
 
 import collections
@@ -26,36 +26,37 @@ Row = dict[str, typing.Any]
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """``samples`` has a row a picture: ``id``, and of a folder ``image`` (its path there), ``label``.
+    """Labeled images that are not decoded yet.
 
-    ``fingerprint`` is of names, labels and, in a folder, sizes of files.
+    ``samples`` has a row per image: ``id``, ``label`` and, for a folder, ``image``, its path in the folder.
+    ``fingerprint`` is a hash of names and labels and, for a folder, of file sizes.
     """
 
     samples: list[Row]
     fingerprint: str
     read: Callable[[int], typing.Any]
-    """number -> a file's path, or its bytes"""
+    """Image number -> path or bytes of its file."""
 
     def load(self, number: int, height: int, width: int) -> np.ndarray | None:
-        """A picture as float32 [3, height, width] from -1 to 1; None if it does not decode."""
+        """Return an image as float32 [3, height, width] in [-1, 1], or None if it cannot be decoded."""
         return _decoded(self.read(number), height, width)
 
     def batches(self, batches: Iterable[Iterable[int]], height: int, width: int) -> Iterator[list[np.ndarray | None]]:
-        """The pictures of each batch of numbers, as of :meth:`load`; the next are decoded meanwhile."""
+        """Yield the images of each batch of numbers, as :meth:`load` returns them. Threads decode the next batch."""
         with concurrent.futures.ThreadPoolExecutor() as threads:
             ahead: collections.deque[list[concurrent.futures.Future]] = collections.deque()
             for batch in batches:
                 ahead.append([threads.submit(self.load, number, height, width) for number in batch])
                 if len(ahead) > 1:
-                    yield [picture.result() for picture in ahead.popleft()]
+                    yield [image.result() for image in ahead.popleft()]
             for batch in ahead:
-                yield [picture.result() for picture in batch]
+                yield [image.result() for image in batch]
 
 
 def read_images(location: str, image_column: str, label_column: str, split: str) -> Images:
-    """Find the pictures of config.extract.images without decoding one. Raises InputError."""
+    """Find the images of config.extract.images without decoding them. Raise InputError if there are none."""
     if not location:
-        raise InputError("config.extract.images is empty; mode noised takes pictures from a folder or a dataset")
+        raise InputError("config.extract.images is empty; mode noised needs a folder of images or a dataset")
     path = pathlib.Path(location)
     saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
     if path.is_dir() and not saved:
@@ -64,13 +65,13 @@ def read_images(location: str, image_column: str, label_column: str, split: str)
     is_name = path.suffix != ".parquet" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", location)
     if not (saved or is_file or is_name):
         raise InputError(
-            f"config.extract.images {location!r}: no such folder or .parquet file, no hub name (owner/name)"
+            f"config.extract.images is {location!r}; it must be a folder, a .parquet file or a hub name (owner/name)"
         )
     return _dataset(location, saved, image_column, label_column, split)
 
 
 def _folder(folder: pathlib.Path) -> Images:
-    # Of some formats, as PDF, Pillow writes pictures but opens none.
+    # Pillow writes some formats, for example PDF, that it cannot open.
     formats = PIL.Image.registered_extensions().items()
     suffixes = {suffix for suffix, format in formats if format in PIL.Image.OPEN}
     paths = sorted(
@@ -82,7 +83,7 @@ def _folder(folder: pathlib.Path) -> Images:
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not paths:
-        raise InputError(f"config.extract.images {str(folder)!r}: the folder holds no picture")
+        raise InputError(f"config.extract.images {str(folder)!r}: the folder has no images")
     samples = []
     for number, path in enumerate(paths):
         within = path.relative_to(folder)
@@ -90,7 +91,7 @@ def _folder(folder: pathlib.Path) -> Images:
         samples.append({"id": number, "image": within.as_posix(), "label": label})
     if all(sample["label"] is None for sample in samples):
         samples = [{key: sample[key] for key in ("id", "image")} for sample in samples]
-    check_columns(f"config.extract.images {str(folder)!r}", samples)  # names need not be UTF-8
+    check_columns(f"config.extract.images {str(folder)!r}", samples)  # file names may not be UTF-8
     sizes = [(sample["image"], path.stat().st_size) for sample, path in zip(samples, paths, strict=True)]
     return Images(samples, hashlib.sha256(repr(sizes).encode()).hexdigest(), paths.__getitem__)
 
@@ -100,7 +101,7 @@ def _dataset(location: str, saved: bool, image_column: str, label_column: str, s
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it reports is in the error below
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the error below has its message
     where = f"config.extract.images {location!r}"
     try:
         if saved:
@@ -119,14 +120,16 @@ def _dataset(location: str, saved: bool, image_column: str, label_column: str, s
     if image_column not in data.column_names:
         raise InputError(f"config.extract.image_column is {image_column!r}; {location} has {columns}")
     if label_column and label_column not in data.column_names:
-        raise InputError(f"config.extract.label_column is {label_column!r}; {location} has {columns}; empty is none")
+        raise InputError(
+            f"config.extract.label_column is {label_column!r}; {location} has {columns}; an empty value means no labels"
+        )
     if not len(data):
-        raise InputError(f"{where}: the dataset holds no picture")
-    try:  # left undecoded: a broken picture would otherwise end the whole run
-        pictures = data.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+        raise InputError(f"{where}: the dataset has no images")
+    try:  # not decoded here, because a broken image would end the whole run
+        images = data.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
     except (pyarrow.ArrowException, ValueError, TypeError) as error:
         raise InputError(
-            f"config.extract.image_column is {image_column!r}, which holds no pictures but "
+            f"config.extract.image_column is {image_column!r}, which must hold images, not "
             f"{data.features[image_column]}"
         ) from error
     labels: list[typing.Any] = [None] * len(data)
@@ -141,14 +144,14 @@ def _dataset(location: str, saved: bool, image_column: str, label_column: str, s
         check_columns(where, samples)
 
     def read(number: int) -> typing.Any:
-        picture = pictures[number][image_column] or {}
-        return picture.get("bytes") or picture.get("path")
+        image = images[number][image_column] or {}
+        return image.get("bytes") or image.get("path")
 
     return Images(samples, hashlib.sha256(repr((location, split, labels)).encode()).hexdigest(), read)
 
 
 def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A picture of 16 bits of grey in 8, which Pillow's own conversion would cut off."""
+    """Scale a 16-bit gray image to 8 bits; Pillow's own conversion would clip it."""
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.float32)
@@ -156,11 +159,11 @@ def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _decoded(source: typing.Any, height: int, width: int) -> np.ndarray | None:
-    """Scaled to cover height x width and cut at its centre; transparency is dropped."""
+    """Return an image scaled to cover height x width and cropped at its center; transparency is dropped."""
     try:
         with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             image = _eight_bits(PIL.ImageOps.exif_transpose(file)).convert("RGB")
         image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.BICUBIC)
-    except Exception:  # decoders of broken files raise whatever they like
+    except Exception:  # decoders raise many kinds of errors for broken files
         return None
     return np.asarray(image, np.float32).transpose(2, 0, 1) / 127.5 - 1

@@ -1,4 +1,4 @@
-"""Prompts from a file, with the label columns beside them."""
+"""Read prompts and their label columns from a file."""
 
 import codecs
 import csv
@@ -19,16 +19,15 @@ Row = dict[str, typing.Any]
 
 
 def read_prompts(path: str, column: str = "prompt", shuffle: bool = False) -> list[Row]:
-    """A dict a prompt: ``id`` (its number), ``prompt``, and every other column as a label.
+    """Return a dict per prompt: ``id`` (its number), ``prompt``, and every other column as a label.
 
-    .txt has a prompt a line, blank lines skipped. In .csv, .jsonl and .parquet ``column`` is the
-    prompt, which may be empty: the unconditional prompt. A column that is itself called id becomes
-    file_id. ``shuffle`` gives them a random order, always the same. Raises InputError on whatever cannot be
-    read in full.
+    A .txt file has one prompt per line; blank lines are skipped. In .csv, .jsonl and .parquet files ``column`` holds
+    the prompt, which may be empty (the unconditional prompt). A column called id becomes file_id. ``shuffle`` puts
+    the prompts into a random order, always the same. Raise InputError if the file cannot be read completely.
     """
     readers = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
     if not path:
-        raise InputError(f"config.extract.prompts is empty; it names a file: {', '.join(readers)}")
+        raise InputError(f"config.extract.prompts is empty; it must be a file: {', '.join(readers)}")
     file = pathlib.Path(shipped.locate(path))
     if file.suffix not in readers:
         raise InputError(f"prompts {path}: unknown suffix {file.suffix!r}; known: {', '.join(readers)}")
@@ -38,7 +37,7 @@ def read_prompts(path: str, column: str = "prompt", shuffle: bool = False) -> li
         raise InputError(f"prompts {path}: {error.strerror}") from error
     rows = readers[file.suffix](path, data, column)
     if not rows:
-        raise InputError(f"prompts {path}: the file holds no prompt")
+        raise InputError(f"prompts {path}: the file has no prompts")
     rows = _tidy(path, rows, column)
     if shuffle:
         random.Random(0).shuffle(rows)
@@ -47,13 +46,13 @@ def read_prompts(path: str, column: str = "prompt", shuffle: bool = False) -> li
 
 
 def check_columns(where: str, samples: list[Row]) -> None:
-    """Raise InputError where a column of samples, which all have the same, cannot be kept in a store."""
+    """Raise InputError if a column cannot be written to a store. All samples have the same columns."""
     for name in samples[0]:
         try:
             table = pyarrow.table({name: [sample[name] for sample in samples]})
             pyarrow.parquet.ParquetWriter(pyarrow.MockOutputStream(), table.schema).close()
         except (pyarrow.ArrowException, OverflowError, UnicodeError) as error:
-            raise InputError(f"{where}: column {name!r} cannot be kept in a store: {error}") from error
+            raise InputError(f"{where}: column {name!r} cannot be written to a store: {error}") from error
 
 
 def _txt(path: str, data: bytes, column: str) -> list[Row]:
@@ -68,10 +67,10 @@ def _csv(path: str, data: bytes, column: str) -> list[Row]:
         if header is None:
             return []
         if len(set(header)) < len(header):
-            raise InputError(f"prompts {path}: a column's name occurs twice in {', '.join(header)}")
+            raise InputError(f"prompts {path}: a column name is repeated in {', '.join(header)}")
         _require(path, column, header)
         for fields in reader:
-            if not fields:  # a blank line; an empty prompt is written ""
+            if not fields:  # a blank line; an empty prompt is written as ""
                 continue
             if len(fields) != len(header):
                 raise InputError(
@@ -91,9 +90,9 @@ def _jsonl(path: str, data: bytes, column: str) -> list[Row]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"prompts {path}: line {number} is no JSON: {error}") from error
+            raise InputError(f"prompts {path}: line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise InputError(f"prompts {path}: line {number} is no JSON object: {line[:40]}")
+            raise InputError(f"prompts {path}: line {number} is not a JSON object: {line[:40]}")
         _require(path, column, row, f"line {number}: ")
         rows.append(row)
     return rows
@@ -103,24 +102,24 @@ def _parquet(path: str, data: bytes, column: str) -> list[Row]:
     try:
         table = parquet.read_table(data)
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"prompts {path}: no parquet file: {error}") from error
+        raise InputError(f"prompts {path}: not a parquet file: {error}") from error
     _require(path, column, table.column_names)
     try:
         return table.to_pylist()
-    except (pyarrow.ArrowException, ValueError) as error:  # nanoseconds, which Python's times lack
+    except (pyarrow.ArrowException, ValueError) as error:  # Python's times have no nanoseconds
         raise InputError(f"prompts {path}: {error}") from error
 
 
 def _require(path: str, column: str, columns: typing.Iterable[str], where: str = "") -> None:
     if column not in columns:
         raise InputError(
-            f"prompts {path}: {where}no column {column!r} (config.extract.prompt_column); "
-            f"there are {', '.join(map(repr, columns)) or 'none'}"
+            f"prompts {path}: {where}column {column!r} (config.extract.prompt_column) is missing; "
+            f"columns: {', '.join(map(repr, columns)) or 'none'}"
         )
 
 
 def _tidy(path: str, rows: list[Row], column: str) -> list[Row]:
-    """Rows that all have the same columns, in the form of the store's samples."""
+    """Return rows that all have the same columns, in the form of the store's samples."""
     names = {"id": "file_id", column: "prompt"}
     columns = list(dict.fromkeys(key for row in rows for key in row if key != column))
     labels = {key: names.get(key, key) for key in columns}

@@ -1,16 +1,15 @@
-"""The activation store: what extraction writes and training reads. numpy and TensorStore only.
+"""The activation store, which extraction writes and training reads. Only numpy and TensorStore are needed.
 
-    STORE/manifest.json        written last: a store without it is unfinished
-    STORE/plan.json            what the store will hold; a second run must agree with it
-    STORE/samples.parquet      a row a sample: id, prompt, labels
-    STORE/shards/00000.json    one a finished shard: rows and statistics of every site
-    STORE/.locks/              who is writing it; gone when it is finished
+    STORE/manifest.json        written last; a store without it is unfinished
+    STORE/plan.json            the plan of the store; a second run must have the same plan
+    STORE/samples.parquet      one row per sample: id, prompt, labels
+    STORE/shards/00000.json    one per finished shard: rows and statistics of every site
+    STORE/.locks/              locks of the workers; removed when the store is finished
     STORE/<site>/activations   zarr3 [rows, d], sharded
     STORE/<site>/{sample,position,timestep}   zarr3 [rows], int32
 
-Shard i holds the samples [i S, (i + 1) S) and the array rows from i R on, valid rows first; R is the
-``shard_rows`` of the site. Rows that were dropped as non-finite leave a gap at the end of their
-shard, with sample -1.
+Shard i holds the samples [i S, (i + 1) S) and the array rows from i R on, valid rows first. R is the
+``shard_rows`` of the site. Non-finite rows are dropped, which leaves a gap at the end of the shard with sample -1.
 """
 
 from revelio_jax.store.locks import Worker

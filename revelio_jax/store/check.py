@@ -1,4 +1,4 @@
-"""How far a store is, and whether all that it holds is as it was written."""
+"""Report the progress of a store, and verify its content against checksums and statistics."""
 
 import dataclasses
 import typing
@@ -12,13 +12,13 @@ from revelio_jax.errors import InputError
 from revelio_jax.store import layout, parquet, statistics
 from revelio_jax.store.writer import difference, manifest_of
 
-# Statistics of the same rows may differ in their last bits on another machine, which sums in another order.
+# Machines sum in different orders, so statistics of the same rows may differ in their last bits.
 TOLERANCE = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
 class StoreState:
-    """A store as it lies there: its plan, the shards that have a marker, the manifest once there is one."""
+    """The state of a store: its plan, the shards with a marker, and the manifest if it is finished."""
 
     location: str
     kvstore: ts.KvStore
@@ -36,11 +36,11 @@ class StoreState:
 
 
 def find(location: str) -> StoreState:
-    """A store, finished or not. Raises InputError where there is none."""
+    """Return the state of a store, finished or not. Raise InputError if there is no store at ``location``."""
     kvstore = layout.open_kvstore(location)
     plan = layout.read_json(kvstore, "plan.json")
     if plan is None:
-        raise InputError(f"store {location}: no store there; python -m extract.run makes it")
+        raise InputError(f"store {location}: it does not exist; revelio extract writes it")
     if plan.get("format_version") != layout.FORMAT_VERSION:
         raise InputError(
             f"store {location} has format version {plan.get('format_version')}; "
@@ -49,19 +49,18 @@ def find(location: str) -> StoreState:
     try:
         manifest = layout.read_json(kvstore, "manifest.json")
     except InputError as error:
-        advice = "where it is broken, delete it and extract again: it is made anew"
+        advice = "delete this file and run the same extract command again"
         raise InputError(f"{error}; {advice}") from error
     shards = range(-(-plan["samples"] // plan["shard_samples"]))
     return StoreState(location, kvstore, plan, frozenset(layout.done_shards(kvstore)) & set(shards), manifest)
 
 
 def faults(store: StoreState) -> Iterator[tuple[int | str, str]]:
-    """Read everything; yields (shard, "") for each good shard and (shard or file, what is wrong) for others.
+    """Read the whole store. Yield (shard, "") for each good shard, and (shard or file, fault) for each fault.
 
-    Reading checks the checksum of every chunk. Rows are also compared with the statistics in the shard's
-    marker, so that a file that is gone, which reads as the fill value, is seen too. What has a fault is
-    written again by a run that does not find it: of a shard the marker, of the whole store a file; and no
-    manifest. A shard of one site is in memory at a time, not more.
+    Reading verifies the checksum of every chunk. Rows are also compared with the statistics in the shard's marker,
+    because a missing file reads as the fill value. To repair a fault, delete the marker of the shard or the file,
+    and the manifest; the next run writes them again. At most one shard of one site is in memory.
     """
     arrays, markers = {}, {}
     for name in store.plan["sites"] if store.done else ():
@@ -70,7 +69,7 @@ def faults(store: StoreState) -> Iterator[tuple[int | str, str]]:
                 arrays[name, key] = layout.open_array(store.kvstore, f"{name}/{key}")
             except ValueError as error:
                 yield f"{name}/{key}/zarr.json", f"the array cannot be opened: {_short(error)}"
-                # What it held is to be made anew too, so no marker may say that it is there.
+                # The array must be written again, so every shard in it is faulty.
                 for shard in sorted(store.done):
                     yield shard, f"{name}/{key} cannot be opened"
                 return
@@ -86,17 +85,17 @@ def faults(store: StoreState) -> Iterator[tuple[int | str, str]]:
                     for key in layout.INDEX_ARRAYS:
                         filled[name, key].add(shard)
         except (KeyError, TypeError):
-            yield shard, "its marker lacks fields"
+            yield shard, "fields are missing from its marker"
         except ValueError as error:
             yield shard, _short(error)
         else:
             markers[shard] = marker
             yield shard, ""
-    # An index may be -1 in all rows, as the timestep of text is, and takes no file then; but in every shard.
+    # An index that is -1 in all rows, such as the timestep of text, has no file; it must be so in every shard.
     for (name, key), shards in unset.items():
         if shards != filled[name, key]:
             for shard in sorted(shards):
-                yield shard, f"{name}/{key} is gone"
+                yield shard, f"{name}/{key} is missing"
     yield from _of_the_whole(store, markers)
 
 
@@ -107,14 +106,17 @@ def _check(
     name: str,
     marker: dict[str, typing.Any],
 ) -> list[str]:
-    """Raise ValueError where a site's shard is not as its marker says; returns indices that are all unset."""
+    """Compare a shard of a site with its marker. Return the index arrays that are unset in all rows.
+
+    Raise ValueError if they differ.
+    """
     planned = store.plan["sites"][name]
     wanted = statistics.Statistics.from_json(marker)
     expected, rows = planned["expected_rows"][shard], wanted.count + marker["dropped"]
     if rows > expected or (rows < expected and not marker.get("skipped")):
         raise ValueError(
             f"{name}: the marker has {wanted.count} rows and {marker['dropped']} dropped, "
-            f"planned were {planned['expected_rows'][shard]}"
+            f"the plan has {planned['expected_rows'][shard]}"
         )
     start = shard * planned["shard_rows"]
     stop = min(start + planned["shard_rows"], arrays[name, "sample"].shape[0])
@@ -128,30 +130,30 @@ def _check(
     sample, samples = values["sample"], store.samples(shard)
     valid = sample[: wanted.count]
     if (sample[wanted.count :] != -1).any() or ((valid < samples.start) | (valid >= samples.stop)).any():
-        raise ValueError(f"{name}/sample: not the samples of {wanted.count} rows of this shard")
+        raise ValueError(f"{name}/sample: these are not the samples of the {wanted.count} rows of this shard")
     got = statistics.of_rows(values["activations"][: wanted.count])
     scale = np.sqrt(wanted.variance + np.square(wanted.mean))
     if not (
         (np.abs(got.mean - wanted.mean) <= TOLERANCE * scale).all()
         and (np.abs(got.variance - wanted.variance) <= TOLERANCE * np.square(scale)).all()
     ):
-        raise ValueError(f"{name}/activations: not the rows that the marker's statistics are of")
+        raise ValueError(f"{name}/activations: the rows do not match the statistics in the marker")
     return [key for key in layout.INDEX_ARRAYS if wanted.count and (values[key][: wanted.count] == -1).all()]
 
 
 def _of_the_whole(store: StoreState, markers: dict[int, dict[str, typing.Any]]) -> Iterator[tuple[str, str]]:
-    """What is wrong with samples.parquet and the manifest."""
+    """Yield the faults of samples.parquet and of the manifest."""
     table = store.kvstore.read("samples.parquet").result()
     try:
         ids = parquet.read_table(table.value, page_checksum_verification=True)["id"].to_pylist()
         if ids != list(range(store.plan["samples"])):
-            yield "samples.parquet", f"not the ids of {store.plan['samples']} samples"
+            yield "samples.parquet", f"its ids are not those of {store.plan['samples']} samples"
     except (pyarrow.ArrowException, OSError, KeyError) as error:
         yield "samples.parquet", f"cannot be read: {_short(error)}"
     if store.manifest is None:
         return
     if store.done != frozenset(range(store.shards)):
-        yield "manifest.json", f"is there, but only {len(store.done)} of {store.shards} shards are"
+        yield "manifest.json", f"exists, but only {len(store.done)} of {store.shards} shards do"
     elif len(markers) == store.shards:
         wanted = manifest_of(store.plan, (markers[shard] for shard in sorted(markers)))
         if found := difference(store.manifest, wanted, other="the markers have"):

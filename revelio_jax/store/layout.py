@@ -1,4 +1,4 @@
-"""Where things lie in a store, and the TensorStore specs that writer and reader share."""
+"""The layout of a store, and the TensorStore specs that writer and reader share."""
 
 import json
 import pathlib
@@ -15,17 +15,17 @@ DTYPES = ("bfloat16", "float16", "float32")
 INDEX_ARRAYS = ("sample", "position", "timestep")
 SCHEMES = ("file", "gs", "s3", "memory", "http", "https")
 
-# What TensorStore calls the generation of a key that is not there.
+# TensorStore's generation of a missing key.
 MISSING = b"\x02"
 
-# One context for the process: what is written to memory:// is there for the next that opens it.
+# One context for the process, so that a store in memory:// can be opened again.
 CONTEXT = ts.Context()
 
 
 def kvstore_url(location: str) -> str:
-    """A TensorStore URL for a folder or a URL. Raises InputError where it is neither."""
+    """Return the TensorStore URL of a folder or URL. Raise InputError for an empty location or unknown scheme."""
     if not location:
-        raise InputError("config.extract.store is empty; it names a folder or a URL such as gs://bucket/store/")
+        raise InputError("config.extract.store is empty; it must be a folder or a URL, for example gs://bucket/store/")
     scheme, colon, _ = location.partition("://")
     if colon and scheme not in SCHEMES:
         raise InputError(f"store {location!r}: unknown scheme {scheme}; known: {', '.join(SCHEMES)}")
@@ -35,13 +35,13 @@ def kvstore_url(location: str) -> str:
 
 
 def local_folder(location: str) -> pathlib.Path | None:
-    """The folder of a store on this machine's file systems, None for any other."""
+    """Return the folder of a store on a local file system, otherwise None."""
     scheme, _, path = kvstore_url(location).partition("://")
     return pathlib.Path(urllib.parse.unquote(path)) if scheme == "file" else None
 
 
 def open_kvstore(location: str) -> ts.KvStore:
-    """Open a location for reading and writing. Raises InputError where it cannot be."""
+    """Open a location for reading and writing. Raise InputError if it cannot be opened."""
     url = kvstore_url(location)
     try:
         return ts.KvStore.open(url, context=CONTEXT).result()
@@ -50,11 +50,11 @@ def open_kvstore(location: str) -> ts.KvStore:
 
 
 def read_json(kvstore: ts.KvStore, key: str) -> dict[str, typing.Any] | None:
-    """The JSON object under ``key``, or None where there is none. Raises InputError."""
+    """Return the JSON object under ``key``, or None if it is missing. Raise InputError if it cannot be read."""
     try:
         got = kvstore.read(key).result()
         return json.loads(got.value) if got.state == "value" else None
-    except (ValueError, OSError) as error:  # no JSON; or a file where a folder should be
+    except (ValueError, OSError) as error:  # malformed JSON, or a file in place of a folder
         raise InputError(f"{kvstore.url}{key} cannot be read: {error}") from error
 
 
@@ -67,7 +67,7 @@ def write_json(kvstore: ts.KvStore, key: str, value: typing.Any) -> None:
 
 
 def write_new(kvstore: ts.KvStore, key: str, data: bytes) -> None:
-    """Write a key that nobody has written: of several that do so at once the first one wins."""
+    """Write a key if it is missing; of several simultaneous writers, the first one wins."""
     kvstore.write(key, data, if_equal=MISSING).result()
 
 
@@ -76,13 +76,13 @@ def shard_key(index: int) -> str:
 
 
 def done_shards(kvstore: ts.KvStore) -> set[int]:
-    """Numbers of the shards that have a marker."""
+    """Return the numbers of the shards that have a marker."""
     keys = kvstore.list(ts.KvStore.KeyRange("shards/", "shards0")).result()
     return {int(found[1]) for key in keys if (found := re.fullmatch(rb"shards/(\d+)\.json", key))}
 
 
 def open_array(kvstore: ts.KvStore, key: str) -> ts.TensorStore:
-    """Open an array for reading. TensorStore raises ValueError for a missing and for a broken one."""
+    """Open an array for reading. TensorStore raises ValueError if it is missing or broken."""
     spec = {"driver": "zarr3", "kvstore": (kvstore / f"{key}/").spec().to_json()}
     return ts.open(spec, read=True, context=CONTEXT).result()
 
@@ -90,7 +90,7 @@ def open_array(kvstore: ts.KvStore, key: str) -> ts.TensorStore:
 def array_spec(
     kvstore: ts.KvStore, key: str, dtype: str, shape: list[int], shard_rows: int, chunk_rows: int
 ) -> dict[str, typing.Any]:
-    """A zarr3 array whose outer chunk is the shard and whose inner chunk is the unit of reading."""
+    """Return the spec of a zarr3 array: the outer chunk is the shard, the inner chunk the unit of reading."""
     tail = shape[1:]
     return {
         "driver": "zarr3",

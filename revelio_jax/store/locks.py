@@ -35,13 +35,13 @@ class Worker:
         return shard % self.count == self.number
 
     def overlaps(self, other: "Worker") -> bool:
-        """Whether a shard, in a store that is large enough, would belong to both."""
+        """Return whether some shard of a large enough store belongs to both workers."""
         return (self.number - other.number) % math.gcd(self.count, other.count) == 0
 
 
 @contextlib.contextmanager
 def alone(folder: pathlib.Path | None) -> Iterator[None]:
-    """Wait until no other process is beginning or finishing the store."""
+    """Wait until no other process starts or finishes the store."""
     with contextlib.ExitStack() as stack:
         if folder is not None:
             file = stack.enter_context(_opened(folder / FOLDER / "turn"))
@@ -52,7 +52,7 @@ def alone(folder: pathlib.Path | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: pathlib.Path | None, location: str, worker: Worker) -> Iterator[None]:
-    """Keep others off the worker's shards. Raises InputError where another run writes some of them."""
+    """Lock the worker's shards. Raise InputError if another run writes some of them."""
     with contextlib.ExitStack() as stack:
         if folder is not None:
             with alone(folder):
@@ -67,7 +67,7 @@ def held(folder: pathlib.Path | None, location: str, worker: Worker) -> Iterator
 
 
 def remove(folder: pathlib.Path | None) -> None:
-    """Take the locks away, so that a finished store does not tell how many wrote it."""
+    """Remove the locks, so that a finished store does not depend on the number of workers."""
     if folder is not None:
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
@@ -83,7 +83,7 @@ def _lock(file: typing.IO, location: str, worker: Worker) -> None:
 
 
 def _opened(path: pathlib.Path) -> typing.IO:
-    """Open a lock for writing; whoever finishes the store may take its folder away meanwhile."""
+    """Open a lock for writing. Another worker may finish the store and remove the folder meanwhile."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Tables that come as bytes, read so that the process can end at once."""
+"""Read parquet tables from bytes, without threads that would delay the end of the process."""
 
 import typing
 

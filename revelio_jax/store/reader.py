@@ -1,4 +1,4 @@
-"""Reading a finished store."""
+"""Read a finished store."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ class SiteReader:
     arrays: dict[str, ts.TensorStore]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Activations [stop - start, d] as float32."""
+        """Return activations [stop - start, d] as float32."""
         rows = np.empty((stop - start, self.d), np.float32)
         self.read_into(start, rows)
         return rows
@@ -43,7 +43,7 @@ class SiteReader:
         ts.array(rows).write(self.arrays["activations"][start : start + len(rows)]).result()
 
     def read_index(self, name: str, start: int, stop: int) -> np.ndarray:
-        """int32 [stop - start] of ``sample``, ``position`` or ``timestep``."""
+        """Return int32 [stop - start] of ``sample``, ``position`` or ``timestep``."""
         return self.arrays[name][start:stop].read().result()
 
 
@@ -55,7 +55,7 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the data: model, input, positions, config."""
+        """Return a hash of the model, input, positions and config."""
         return self.manifest["fingerprint"]
 
     @property
@@ -64,11 +64,11 @@ class Store:
 
     @functools.cached_property
     def samples(self) -> list[dict[str, typing.Any]]:
-        """A dict a sample, in order of id."""
+        """Return one dict per sample, in order of id."""
         return self.table().to_pylist()
 
     def table(self, columns: Sequence[str] | None = None) -> pyarrow.Table:
-        """The samples as a table, in order of id; only ``columns`` of it where they are given."""
+        """Return the samples as a table in order of id; ``columns`` selects some columns."""
         table = self.kvstore.read("samples.parquet").result().value
         try:
             return parquet.read_table(table, columns=columns)
@@ -76,7 +76,7 @@ class Store:
             raise InputError(f"store {self.location}: samples.parquet cannot be read: {error}") from error
 
     def site(self, name: str = "") -> SiteReader:
-        """A site by name; the first where ``name`` is empty. Raises InputError."""
+        """Return a site by name; an empty name means the first. Raise InputError if it is unknown or malformed."""
         name = name or self.site_names[0]
         if name not in self.manifest["sites"]:
             raise InputError(f"config.data.site is {name!r}; store {self.location} has {', '.join(self.site_names)}")
@@ -120,13 +120,13 @@ class Store:
 
 
 def open_store(location: str) -> Store:
-    """Open a finished store. Raises InputError where there is none or it is unfinished."""
+    """Open a finished store. Raise InputError if it does not exist or is unfinished."""
     kvstore = layout.open_kvstore(location)
     manifest = layout.read_json(kvstore, "manifest.json")
     if manifest is None:
         if layout.read_json(kvstore, "plan.json") is None:
-            raise InputError(f"store {location}: no store there; python -m extract.run makes it")
-        raise InputError(f"store {location} is unfinished; run the same python -m extract.run again, it goes on")
+            raise InputError(f"store {location}: it does not exist; revelio extract writes it")
+        raise InputError(f"store {location} is unfinished; run the same extract command again to continue")
     if manifest.get("format_version") != layout.FORMAT_VERSION:
         raise InputError(
             f"store {location} has format version {manifest.get('format_version')}; "

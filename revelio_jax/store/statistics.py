@@ -1,4 +1,4 @@
-"""Mean and variance of rows, gathered shard by shard so that the order cannot change the result."""
+"""Mean and variance of rows, combined shard by shard in a fixed order so that the result is reproducible."""
 
 import base64
 import dataclasses
@@ -11,7 +11,7 @@ BLOCK_ROWS = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Count of rows, mean [d] and centred sum of squares [d] of every column, in float64."""
+    """Count of rows, mean [d] and centered sum of squares [d] of every column, in float64."""
 
     count: int
     mean: np.ndarray
@@ -30,7 +30,7 @@ class Statistics:
 
 
 def of_rows(rows: np.ndarray) -> Statistics:
-    """Statistics of rows [N, d], a block at a time: a float64 copy of a whole shard is large."""
+    """Return statistics of rows [N, d], computed in blocks because a float64 copy of a shard is large."""
     total = Statistics(0, np.zeros(rows.shape[1]), np.zeros(rows.shape[1]))
     for start in range(0, len(rows), BLOCK_ROWS):
         block = rows[start : start + BLOCK_ROWS].astype(np.float64)
@@ -41,7 +41,7 @@ def of_rows(rows: np.ndarray) -> Statistics:
 
 
 def combine(a: Statistics, b: Statistics) -> Statistics:
-    """Statistics of the rows of both (Chan et al. 1983)."""
+    """Combine the statistics of two sets of rows (Chan et al. 1983)."""
     count = a.count + b.count
     if count == 0:
         return a

@@ -1,4 +1,4 @@
-"""Writing a store: whole shards, a marker after each, the manifest last.
+"""Write a store: whole shards, a marker after each, the manifest last.
 
 Every shard is a pure function of its samples and every key is written whole, so a run may be
 killed at any moment: the next writes what has no marker again, and the finished store equals that
@@ -28,7 +28,7 @@ from revelio_jax.store.locks import Worker
 
 @dataclasses.dataclass(frozen=True)
 class SitePlan:
-    """One site: its width and how many rows each shard will hold before any is dropped."""
+    """A site: its width, and the rows of each shard before any is dropped."""
 
     name: str
     d: int
@@ -56,11 +56,11 @@ class StorePlan:
         return -(-self.samples // self.shard_samples)
 
     def shard_rows(self, site: SitePlan) -> int:
-        """Rows that the array sets aside for a shard: the fullest shard, in whole chunks."""
+        """Return the array rows reserved per shard: the rows of the fullest shard, rounded up to whole chunks."""
         return -(-max(max(site.rows), 1) // self.chunk_rows) * self.chunk_rows
 
     def decisive(self) -> dict[str, typing.Any]:
-        """What two runs must share to write one store; what says most comes first."""
+        """Return the plan as JSON, which two runs must share to write one store; the most telling fields come first."""
         sites = {
             site.name: {"d": site.d, "shard_rows": self.shard_rows(site), "expected_rows": list(site.rows)}
             for site in self.sites
@@ -86,10 +86,10 @@ class StorePlan:
 
 
 class StoreWriter:
-    """Writes the shards that are missing, then the manifest."""
+    """Writer of the missing shards and of the manifest."""
 
     def __init__(self, location: str, plan: StorePlan, samples: list[dict[str, typing.Any]] | pyarrow.Table):
-        """Begin or resume the store. Raises InputError where it holds another run's data.
+        """Start or resume the store. Raise InputError if it holds the data of another run.
 
         Several workers may do so at once: the first one's plan is everybody's.
         """
@@ -98,7 +98,7 @@ class StoreWriter:
         self.finished = layout.read_json(self._kvstore, "manifest.json") is not None
         # Asked twice: what lies there may be what another worker began between.
         if not self._planned() and (self.finished or self._holds_anything()) and not self._planned():
-            raise InputError(f"store {location}: the folder is not empty and holds no store")
+            raise InputError(f"store {location}: the folder is not empty and is not a store")
         if self.finished:
             locks.remove(self._folder)  # a run that was killed at its very end left them
             return
@@ -116,14 +116,14 @@ class StoreWriter:
 
     @contextlib.contextmanager
     def claimed(self, worker: Worker) -> Iterator[None]:
-        """Keep other runs off the worker's shards. Raises InputError where one writes some of them."""
+        """Lock the worker's shards. Raise InputError if another run writes some of them."""
         with contextlib.ExitStack() as stack:
             with self._writing():
                 stack.enter_context(locks.held(self._folder, self.location, worker))
             yield
 
     def missing(self) -> list[int]:
-        """Shards that have no marker yet, in order."""
+        """Return the shards without a marker, in order."""
         if self.finished:
             return []
         done = layout.done_shards(self._kvstore)
@@ -191,7 +191,7 @@ class StoreWriter:
         return manifest
 
     def _planned(self) -> bool:
-        """Whether there is a plan. Raises InputError where it is not this run's."""
+        """Return whether the store has a plan. Raise InputError if the plan differs from this run's."""
         plan = layout.read_json(self._kvstore, "plan.json")
         if plan is None:
             return False
@@ -202,7 +202,7 @@ class StoreWriter:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Say in one line why the store cannot be written: a full disk, no permission."""
+        """Turn a failed write, for example on a full disk, into an InputError of one line."""
         try:
             yield
         except InputError:
@@ -212,7 +212,7 @@ class StoreWriter:
             reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or error
             raise InputError(
                 f"store {self.location} cannot be written: {reason}; "
-                "what is there stays, and the same command goes on from it"
+                "finished shards stay, and the same command continues from them"
             ) from error
 
     def _holds_anything(self) -> bool:
@@ -225,7 +225,7 @@ class StoreWriter:
             raise InputError(f"store {self.location}: {error}") from error
 
     def _write(self, index: int, site: SitePlan, name: str, valid: np.ndarray) -> ts.Future:
-        """Write a shard of one array whole: a part of it would be merged with what a killed run left."""
+        """Write a whole shard of one array; a partial write would be merged with the rows of a killed run."""
         array = self._arrays[site.name, name]
         shard_rows = self.plan.shard_rows(site)
         start, stop = index * shard_rows, min((index + 1) * shard_rows, array.shape[0])
@@ -251,8 +251,8 @@ class StoreWriter:
                 key = f"{site.name}/{name}"
                 if begun and layout.read_json(self._kvstore, f"{key}/zarr.json") is None:
                     raise InputError(
-                        f"store {self.location}: {key} is gone, but shards are marked as done; "
-                        "python -m extract.run --verify says what to delete"
+                        f"store {self.location}: {key} is missing, but shards are marked as finished; "
+                        "revelio extract --verify prints what to delete"
                     )
                 spec = layout.array_spec(self._kvstore, key, dtype, shape, shard_rows, self.plan.chunk_rows)
                 opening[site.name, name] = ts.open(spec, open=True, create=True, context=layout.CONTEXT)
@@ -260,7 +260,7 @@ class StoreWriter:
 
 
 def manifest_of(plan: dict[str, typing.Any], markers: Iterable[dict[str, typing.Any]]) -> dict[str, typing.Any]:
-    """The manifest of a store from its plan.json and the markers of all shards, in order."""
+    """Return the manifest of a store from its plan.json and the markers of all shards, in order."""
     sites = {name: {"rows": 0, "dropped": 0, "skipped": [], "shard_valid_rows": []} for name in plan["sites"]}
     totals: dict[str, statistics.Statistics] = {}
     for marker in markers:
@@ -280,7 +280,7 @@ def manifest_of(plan: dict[str, typing.Any], markers: Iterable[dict[str, typing.
 
 
 def difference(before: typing.Any, now: typing.Any, path: str = "", other: str = "this run has") -> str:
-    """The first leaf in which two plans differ, as 'path x, this run has y'; '' where none."""
+    """Return the first leaf in which two plans differ, as 'path x, this run has y', or '' if they agree."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*now, *before]):
             found = difference(before.get(key), now.get(key), f"{path}.{key}" if path else key, other)

@@ -289,7 +289,7 @@ BAD = [
     ({"extract__seed": 2**63}, "config.extract.seed is 9223372036854775808; it must be at most"),
     ({"extract__prompts": ""}, "config.extract.prompts is empty; it names a file: .txt, .csv"),
     ({"extract__prompts": "none.txt"}, "none.txt: No such file"),
-    ({"extract__prompts": "empty.txt"}, "empty.txt: the file holds no prompt"),
+    ({"extract__prompts": "empty.txt"}, "empty.txt: the file has no prompts"),
     ({"extract__prompts": "latin.txt"}, "latin.txt: not UTF-8"),
     ({"extract__prompts": "p.yaml"}, "unknown suffix '.yaml'"),
     ({"extract__prompt_column": "caption"}, "no column 'caption'"),
@@ -346,7 +346,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
 def test_a_folder_that_holds_something_else_is_left_alone(config, tmp_path, capsys):
     (tmp_path / "store").mkdir()
     (tmp_path / "store/thesis.tex").write_text("mine")
-    assert "not empty and holds no store" in refused(capsys, config)
+    assert "not empty and is not a store" in refused(capsys, config)
     assert tree(tmp_path / "store") == {"thesis.tex": b"mine"}
 
 

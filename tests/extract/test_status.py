@@ -107,10 +107,10 @@ def test_a_file_that_is_gone_or_another_shards_is_found(good, array, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"count": 31}, "shard 1: clip.layer.1: the marker has 31 rows and 0 dropped, planned were 32"),
-        ({"count": 31, "dropped": 1}, "shard 1: clip.layer.1/sample: not the samples of 31 rows"),
+        ({"count": 31}, "shard 1: clip.layer.1: the marker has 31 rows and 0 dropped, the plan has 32"),
+        ({"count": 31, "dropped": 1}, "shard 1: clip.layer.1/sample: these are not the samples of the 31 rows"),
         ({"mean": "x"}, "shard 1: "),
-        ({"mean": None}, "shard 1: its marker lacks fields"),
+        ({"mean": None}, "shard 1: fields are missing from its marker"),
     ],
 )
 def test_a_marker_that_is_wrong_is_found(good, change, message, capsys):
@@ -143,7 +143,7 @@ def test_a_manifest_that_does_not_agree_is_found(good, capsys):
         f"delete manifest.json in {good} and extract again: it is made anew",
     ]
     (good / "shards/00001.json").unlink()
-    assert verified(good, capsys)[1][0] == "manifest.json: is there, but only 2 of 3 shards are"
+    assert verified(good, capsys)[1][0] == "manifest.json: exists, but only 2 of 3 shards do"
 
 
 def test_samples_and_arrays_that_cannot_be_read_are_found(good, capsys):
@@ -160,7 +160,7 @@ def test_samples_and_arrays_that_cannot_be_read_are_found(good, capsys):
 
 def test_a_manifest_that_is_broken_is_to_be_deleted(good):
     (good / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match="where it is broken, delete it and extract again"):
+    with pytest.raises(InputError, match="delete this file and run the same extract command"):
         status.report(str(good), 1, verify=True)
 
 
@@ -176,7 +176,7 @@ def test_an_array_that_is_gone_is_not_made_anew_under_markers_that_say_it_is_the
     before, whole = array.read_text(), read_files(good)
     array.unlink()
     (good / "manifest.json").unlink()
-    with pytest.raises(InputError, match=rf"{SITE}/position is gone, but shards are marked as done; .*ver"):
+    with pytest.raises(InputError, match=rf"{SITE}/position is missing, but shards are marked as finished; .*ver"):
         write_store(good, ROWS, shard_samples=2)
     _, said = verified(good, capsys)
     for name in said[-1].removeprefix("delete ").partition(" in ")[0].split(", "):
@@ -237,7 +237,7 @@ def test_the_command(good, tmp_path, capsys):
     assert status(good, "--verify") == 1
     capsys.readouterr()
     assert status(tmp_path / "none", "--status") == status(tmp_path / "none", "--verify") == 2
-    assert "no store there" in capsys.readouterr().err
+    assert "it does not exist" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     program = (
         "import sys; from extract import run\ntry: run.main(sys.argv[1:])\n"
@@ -249,7 +249,7 @@ def test_the_command(good, tmp_path, capsys):
 
 
 def test_a_place_without_a_store_or_of_another_version_is_refused(good, tmp_path):
-    with pytest.raises(InputError, match="no store there"):
+    with pytest.raises(InputError, match="it does not exist"):
         status.report(str(tmp_path / "none"), 1, verify=False)
     plan = json.loads((good / "plan.json").read_text())
     (good / "plan.json").write_text(json.dumps(plan | {"format_version": 2}))

@@ -197,7 +197,7 @@ def assert_refused(config, match, tmp_path):
     [
         ("train", {"run": ""}, "config.run is empty"),
         ("extract", {"store": ""}, "config.extract.store is empty"),
-        ("extract", {"store": "no/such/store"}, "no store there"),
+        ("extract", {"store": "no/such/store"}, "it does not exist"),
         ("extract", {"store": "ftp://host/store"}, "unknown scheme ftp"),
         ("data", {"site": "clip.layer.7"}, "config.data.site is 'clip.layer.7'; .* has clip.layer.1"),
         ("train", {"batch_size": 4096}, "config.train.batch_size is 4096, but"),
@@ -312,7 +312,7 @@ def test_a_wrong_command_ends_with_one_line_and_status_2(base, with_train, confi
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     wrong = {
         "--config.sae.kk=3": "config.sae.kk is no field",
-        "--config.extract.store=nowhere": "no store there",
+        "--config.extract.store=nowhere": "it does not exist",
     }
     for argument, message in wrong.items():
         done = subprocess.run(command(path, argument), capture_output=True, text=True, env=environment)

@@ -224,7 +224,7 @@ BAD = [
     ({"sites": ("unet.up_blocks.0",), "value": "difference"}, "input and output of unet.up_blocks.0"),
     ({"images": ""}, "config.extract.images is empty"),
     ({"images": "nowhere"}, "it must be an existing folder"),
-    ({"images": "empty"}, "the folder holds no picture"),
+    ({"images": "empty"}, "the folder has no images"),
     ({"images": "broken"}, "none of its 1 pictures can be decoded"),
 ]
 

@@ -73,7 +73,7 @@ def test_labels_may_be_links_to_folders(tmp_path, pictures):
 
 def test_what_pillow_only_writes_is_no_picture(tmp_path, pictures):
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.pdf")
-    with pytest.raises(InputError, match="the folder holds no picture"):
+    with pytest.raises(InputError, match="the folder has no images"):
         read(tmp_path)
 
 
@@ -84,7 +84,7 @@ def test_a_name_that_is_no_text_is_refused(tmp_path, pictures):
             file.write((pictures / "dog/b.png").read_bytes())
     except OSError:
         pytest.skip("this file system has no such names")
-    with pytest.raises(InputError, match=r"column 'image' cannot be kept in a store: .* surrogates"):
+    with pytest.raises(InputError, match=r"column 'image' cannot be written to a store: .* surrogates"):
         read(tmp_path)
 
 
@@ -142,7 +142,7 @@ def test_datasets(dataset, kind, tmp_path):
         read(path, split="test")
     with pytest.raises(InputError, match=r"config.extract.label_column is 'label'"):
         read(path, "picture", split="test")
-    with pytest.raises(InputError, match=r"config.extract.image_column is 'kind', which holds no pictures"):
+    with pytest.raises(InputError, match=r"config.extract.image_column is 'kind', which must hold images"):
         read(path, "kind", "", split="test")
     if kind == "splits":
         with pytest.raises(InputError, match=r"config.extract.split is 'train'; .* has test"):

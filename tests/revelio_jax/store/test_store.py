@@ -131,7 +131,7 @@ def test_a_store_in_memory():
     store = write("memory://one/", [3, 2])
     assert open_store("memory://one").site().rows == 5
     assert store.fingerprint == open_store("memory://one/").fingerprint
-    with pytest.raises(InputError, match="no store there"):
+    with pytest.raises(InputError, match="it does not exist"):
         open_store("memory://two/")
 
 
@@ -158,7 +158,7 @@ def test_the_order_of_shards_and_a_broken_off_write_leave_no_trace(tmp_path):
 
 
 def test_the_root_of_a_file_system_is_no_place_for_a_store():
-    with pytest.raises(InputError, match="not empty and holds no store"):
+    with pytest.raises(InputError, match="not empty and is not a store"):
         StoreWriter("/", make_plan([3]), [{"id": 0, "prompt": ""}])
     assert not pathlib.Path("/plan.json").exists()
 
@@ -239,7 +239,7 @@ def test_a_shard_that_is_not_as_planned_and_a_manifest_too_early_are_errors(tmp_
 
 def test_places_that_hold_no_store_are_refused(tmp_path):
     (tmp_path / "other.txt").write_text("mine")
-    with pytest.raises(InputError, match="not empty and holds no store"):
+    with pytest.raises(InputError, match="not empty and is not a store"):
         StoreWriter(str(tmp_path), make_plan([3]), [])
     assert tree(tmp_path) == {"other.txt": b"mine"}
     with pytest.raises(InputError, match="store"):
@@ -251,7 +251,7 @@ def test_places_that_hold_no_store_are_refused(tmp_path):
 
 
 def test_readers_refuse_what_is_no_finished_store(tmp_path):
-    with pytest.raises(InputError, match="no store there"):
+    with pytest.raises(InputError, match="it does not exist"):
         open_store(str(tmp_path / "none"))
     StoreWriter(str(tmp_path / "half"), make_plan([3]), [])
     with pytest.raises(InputError, match="unfinished"):

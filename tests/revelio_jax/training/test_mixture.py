@@ -86,7 +86,7 @@ def test_refuses(folder, tmp_path, write_store):
     half = write_store(tmp_path / "half", np.eye(32, 4, dtype=np.float32), finish=False)
     first = f"{folder}/a"
     refused(r"has the pattern '.*/c_\*', which fits no folder", first, f"2:{folder}/c_*")
-    refused("no store there", first, f"{folder}/c")
+    refused("it does not exist", first, f"{folder}/c")
     refused("unfinished", first, half)
     refused(r"clip\.layer\.1 of .*wide has width 5, but 4 in .*/a", first, wide)
     refused(r"model is of the model \{'id': 'm'\}, but .*/a of None", first, model)
