@@ -1,6 +1,6 @@
-"""A real browser for pages, as fixtures: headless Chromium, which may reach nothing but the pages' server.
+"""Fixtures with a real browser: headless Chromium that can reach only the server of the page.
 
-The root conftest.py has them: ``chromium``, one a session, and ``visit``.
+tests/conftest.py imports the fixtures ``chromium`` (one per session) and ``visit``.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ PHONE, DESKTOP = (360, 740), (1280, 900)
 
 
 def executable() -> str | None:
-    """Chromium of this machine, None where there is none."""
+    """Return the path of an installed Chromium or Chrome, None if there is none."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return next((path for path in map(shutil.which, names) if path), None)
 
@@ -56,7 +56,7 @@ def chromium() -> Iterator["Browser"]:
 
 
 class Visit:
-    """A page and what it did: errors it wrote, requests it made, those of them that would leave."""
+    """A page with its errors, its requests, and the requests to other hosts (``left``), which are blocked."""
 
     def __init__(self, page: "Page", allowed: tuple[str, ...]):
         self.page, self.errors, self.requests, self.left = page, [], [], []
@@ -77,24 +77,24 @@ class Visit:
         page.route("**/*", through)
 
     def _failed(self, request) -> None:
-        if request.failure != "net::ERR_ABORTED":  # what was under way when the page was left
+        if request.failure != "net::ERR_ABORTED":  # cut off by leaving the page
             self.errors.append(f"{request.failure}: {request.url}")
 
     def loaded(self) -> int:
-        """Bytes of all that came, once nothing more comes."""
+        """Return the bytes of all responses, once the network is idle."""
         self.page.wait_for_load_state("networkidle")
         return sum(len(response.body()) for response in self._responses)
 
     def overflow(self) -> int:
-        """Pixels by which the page is wider than its window."""
+        """Return the pixels by which the page is wider than its window."""
         return self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
 @pytest.fixture
 def visit(chromium) -> Iterator[Callable[..., Visit]]:
-    """``visit(url, size=DESKTOP, dark=False, **context)`` opens a page, which may neither err nor leave.
+    """``visit(url, size=DESKTOP, dark=False, **context)`` opens a page.
 
-    Only what begins with file:, data: or the page's own host may be asked for.
+    The test fails if the page logs an error or requests anything but data:, blob: and its own host (or file:).
     """
     contexts, visits = [], []
 
@@ -119,7 +119,7 @@ def visit(chromium) -> Iterator[Callable[..., Visit]]:
 
 
 def until(page: "Page", expression: str, seconds: float = 20) -> None:
-    """Wait until a JavaScript expression is true; pages that allow no eval refuse Playwright's own way."""
+    """Wait until a JavaScript expression is true. Playwright's own wait needs eval, which the pages forbid."""
     end = time.monotonic() + seconds
     while not _is(page, expression):
         assert time.monotonic() < end, f"never came true: {expression}"
@@ -134,7 +134,7 @@ def _is(page: "Page", expression: str) -> bool:
     except Error as error:
         if "navigation" not in str(error):
             raise
-        return False  # the page is being left for another
+        return False  # another page is loading
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -143,12 +143,12 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    request_queue_size = 128  # a page asks for many files at once
+    request_queue_size = 128  # a page loads many files at once
 
 
 @contextlib.contextmanager
 def served(folder: pathlib.Path) -> Iterator[str]:
-    """The URL of a folder on a web server of this machine, with a slash at its end."""
+    """Serve a folder on this machine; yield its URL, which ends with a slash."""
     handler = functools.partial(_Quiet, directory=str(folder))
     with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -161,7 +161,7 @@ def served(folder: pathlib.Path) -> Iterator[str]:
 
 
 def first_loads(folder: pathlib.Path, pages: Sequence[str]) -> dict[str, int]:
-    """KB of all that each page of a folder loads before anybody does anything."""
+    """Return the kilobytes that each page of a folder loads at first."""
     loads = {}
     with served(folder) as url, launched() as browser:
         for name in pages:

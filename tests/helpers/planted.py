@@ -1,6 +1,6 @@
-"""Stores and results of interpreting, of any size and without a model, to test report and explorer on.
+"""Stores and interpretation results of any size, made without a model, for tests of the report and the explorer.
 
-Numbers are drawn at random, but for what :func:`make` says of latents 0, 1 and 2.
+Values are random except for latents 0, 1 and 2; see :func:`make`.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ D = 4
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much is kept of each latent; ``grid`` is the side of an image's map, ``positions`` of a text."""
+    """Numbers of latents and samples; ``grid`` is the side of an image's map, ``positions`` the length of a text."""
 
     latents: int = 150
     samples: int = 120
@@ -40,9 +40,9 @@ class Size:
 def make_store(
     folder: pathlib.Path, kind: str, size: Size, prompts: list[str] | None = None, pictures: bool = True
 ) -> Store:
-    """A store of ``size.samples`` samples of a class each, whose prompts are ``prompts`` over and over.
+    """Write a store of ``size.samples`` samples that repeat ``prompts``, each with a class.
 
-    Tokens are the prompt's words, CLIP's way. Of images every picture is a colour with a white corner.
+    Tokens are the words of the prompt in CLIP's format. Each image is one color with a white corner.
     """
     prompts = prompts or [f"a {cls} beside a {word}" for word in WORDS for cls in CLASSES]
     samples = []
@@ -74,7 +74,7 @@ def make_store(
 
 
 def make(run: pathlib.Path, store: Store, kind: str, size: Size, stratum: str = "timestep", seed: int = 0) -> Results:
-    """Results of a run on ``store``: latent 0 fires most, on "heart" alone; 1 is dead; 2 is purest of cat."""
+    """Write results on ``store``: latent 0 fires most, only on "heart"; 1 is dead; 2 is purest, on cats."""
     random = np.random.default_rng(seed)
     n, site = size.latents, store.site_names[0]
     positions = size.positions if kind == "text" else size.grid**2
@@ -194,7 +194,7 @@ def make(run: pathlib.Path, store: Store, kind: str, size: Size, stratum: str = 
 
 
 def _samples(random, size, alive, maximum, positions, strata, kind) -> dict:
-    """Of each latent that fires its strata, then top, then weaker."""
+    """Return the columns of the recorded samples: for each firing latent its strata, then top, then weaker."""
     firing = np.flatnonzero(alive)
     blocks = [("stratum", name, size.of_stratum, 1.0) for name in strata]
     blocks += [("top", None, size.top, 1.0), ("weaker", None, size.weaker, 0.4)]
@@ -230,7 +230,7 @@ def _samples(random, size, alive, maximum, positions, strata, kind) -> dict:
 
 
 def _profiles(random, n: int, top: int, cells: int) -> np.ndarray:
-    """A bump a sample, as maps of latents mostly are: silent on most cells."""
+    """Return profiles with three firing cells per sample; the other cells are silent, as in most real maps."""
     profile = np.zeros((n, top, cells), np.uint8)
     flat = profile.reshape(-1, cells)
     at = random.integers(0, cells, len(flat))
@@ -241,8 +241,8 @@ def _profiles(random, n: int, top: int, cells: int) -> np.ndarray:
 
 def _png(number: int, pixels: int) -> bytes:
     hue = np.array([37 * number % 256, 91 * number % 256, 150], np.uint8)
-    picture = np.broadcast_to(hue, (pixels, pixels, 3)).copy()
-    picture[: pixels // 4, : pixels // 4] = 255
+    image = np.broadcast_to(hue, (pixels, pixels, 3)).copy()
+    image[: pixels // 4, : pixels // 4] = 255
     buffer = io.BytesIO()
-    PIL.Image.fromarray(picture).save(buffer, "PNG")
+    PIL.Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()

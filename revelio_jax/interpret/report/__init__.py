@@ -1,21 +1,20 @@
-"""The report: a static site of what every latent means, in runs/<name>/report/.
+"""The report: a static site in runs/<name>/report/ that shows what each latent means.
 
-It opens from disk and from any web server. ``site/`` has the pages; beside them, ``data/`` holds what they
-show as scripts (see :mod:`.scripts`), each read when it is first needed, and ``thumbnails/`` the pictures.
+It works from disk and from any web server. ``site/`` has the pages. The written report has two more folders: ``data/``
+with the contents as scripts (see :mod:`.scripts`), which a page loads when it needs them, and ``thumbnails/``.
 """
 
 import dataclasses
 import datetime
 import importlib.metadata
-import os
 import pathlib
 import shutil
 from collections.abc import Sequence
 
 import numpy as np
 
+from revelio_jax import files
 from revelio_jax.config import Config
-from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents.results import Results, store_of
 from revelio_jax.interpret.report import (
     comparison,
@@ -27,43 +26,34 @@ from revelio_jax.interpret.report import (
     texts,
     thumbnails,
 )
-from revelio_jax.interpret.report.material import ReportData, name_of, report_of
+from revelio_jax.interpret.report.report_data import ReportData, name_of, report_of
 from revelio_jax.interpret.sample_images import ImageReader, open_images
 from revelio_jax.store import Store
 
 SITE = pathlib.Path(__file__).parent / "site"
-# Of the results' facts, those that every page may need.
-SHOWN = (
+# The facts of the results that pages use.
+FACTS = (
     "site", "model", "family", "mode", "timesteps", "store", "sae", "d", "latents", "k", "rows",
     "samples", "kind", "positions", "grid", "cells", "stratum", "labels", "top", "histogram_log2_edges",
 )  # fmt: skip
 
 
 def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> pathlib.Path:
-    """Write the report of a run, whole or not at all; returns its folder. What was there is replaced.
+    """Write the report of a run in one step, replacing an old one; return its folder.
 
-    ``compare`` are results of other runs, which are set beside this one. Raises InputError, before anything
-    is written, where the store or its pictures are not those that the results were made of, or an autoencoder
-    to compare with is gone; and where the report cannot be written.
+    ``compare`` are results of other runs for the page that compares SAEs. Raise InputError before anything is written
+    if the store or its images differ from those that the results were computed from, or if the decoder of a compared
+    SAE cannot be read; raise it too if the report cannot be written.
     """
     run = pathlib.Path(config.run)
     folder = report_of(run, results)
-    part, old = (folder.with_name(folder.name + suffix) for suffix in (".part", ".old"))
     store = store_of(results)
     for one in (results, *compare) if compare else ():
         matches.check(one)
-    pictures = open_images(store, config.extract) if results.facts["kind"] == "image" else None
-    for left in (part, old):
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        shutil.copytree(SITE, part)
-        _fill(part, folder, config, results, compare, store, pictures)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(part, folder)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error}") from error
-    shutil.rmtree(old, ignore_errors=True)
+    images = open_images(store, config.extract) if results.facts["kind"] == "image" else None
+    with files.replacing_folder(folder) as part:
+        shutil.copytree(SITE, part, dirs_exist_ok=True)
+        _fill(part, folder, config, results, compare, store, images)
     return folder
 
 
@@ -74,25 +64,25 @@ def _fill(
     results: Results,
     compare: Sequence[Results],
     store: Store,
-    pictures: ImageReader | None,
+    images: ImageReader | None,
 ) -> None:
-    """Write data and thumbnails into ``part``, which will be ``folder``."""
+    """Write data and thumbnails into ``part``, which then replaces ``folder``."""
     ours, others = ReportData(results, store), [ReportData(other, store) for other in compare]
     size = None
-    if pictures:
+    if images:
         same = [other for other in others if _fingerprint(other.results) == store.fingerprint]
-        wanted = set(ours.kept.tolist()).union(*(m for other in same for m in other.best.values()))
-        drawn, size = thumbnails.draw(
-            part, sorted(wanted), pictures, config.interpret.thumbnail, store.fingerprint, folder
+        samples = set(ours.shown_samples.tolist()).union(*(m for other in same for m in other.best.values()))
+        with_image, size = thumbnails.write(
+            part, sorted(samples), images, config.interpret.thumbnail, store.fingerprint, folder
         )
-        ours = dataclasses.replace(ours, drawn=drawn)
-        others = [dataclasses.replace(o, drawn=drawn) if o in same else o for o in others]
+        ours = dataclasses.replace(ours, with_image=with_image)
+        others = [dataclasses.replace(o, with_image=with_image) if o in same else o for o in others]
 
-    facts = {name: results.facts[name] for name in SHOWN} | {
+    facts = {name: results.facts[name] for name in FACTS} | {
         "name": name_of(results),
         "made": datetime.date.today().isoformat(),
         "version": importlib.metadata.version("revelio_jax"),
-        "picture": size,
+        "image": size,
         "firing": scripts.packed(np.packbits(ours.fires, bitorder="little")),
         "tagged": bool(ours.tags),
         "columns": table.columns(ours),

@@ -1,9 +1,9 @@
-"""Write the report of a run again, from the results of python -m revelio_jax.interpret alone.
+"""Write the report of a run again, from the results of python -m revelio_jax.interpret.
 
     python -m revelio_jax.interpret.report --config configs/mini_sd.py --compare runs/mini_sd_k10
 
-For when tags have come, pictures shall be of another size, or another SAE be set beside this one. Pictures
-that fit are taken over from the report that is there.
+Use it to add tags, to change the size of the thumbnails, or to compare with another SAE. Thumbnails of the old report
+are reused if their size is the same.
 """
 
 import pathlib
@@ -14,13 +14,13 @@ from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.report import write
 
-FLAGS = {"compare": ((), "run to compare with, or its folder neurons; may be given several times")}
+FLAGS = {"compare": ((), "folder of a run to compare with, or of its neurons; repeat the flag for several")}
 
 
 def main(argv: Sequence[str]) -> None:
     config, flags = parse(["revelio_jax.interpret.report", *argv], __doc__, **FLAGS)
     if not config.run:
-        raise InputError("config.run is empty; it names the folder of the run")
+        raise InputError("config.run is not set; set it to the folder of the run, for example runs/mini_sd")
     ours = results.load(results.folder_of(config.run, config.interpret.sae))
     compare = [results.load(_results(folder)) for folder in flags["compare"]]
     folder = write(config, ours, compare)
@@ -28,6 +28,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _results(folder: str) -> pathlib.Path:
-    """The folder of a run's results; one such, as runs/mini_sd/neurons, may be given itself."""
+    """Return the results folder of a run; a results folder, for example runs/mini_sd/neurons, is returned as is."""
     path = pathlib.Path(folder)
     return path if (path / "summary.json").is_file() else results.folder_of(folder)

@@ -1,4 +1,4 @@
-"""The data of the page that sets another SAE beside this one."""
+"""The data of the page that compares this SAE with others."""
 
 import os
 import pathlib
@@ -7,7 +7,7 @@ import typing
 import numpy as np
 
 from revelio_jax.interpret.report import matches, overview, scripts
-from revelio_jax.interpret.report.material import ReportData, name_of, report_of
+from revelio_jax.interpret.report.report_data import ReportData, name_of, report_of
 from revelio_jax.interpret.report.scripts import number
 from revelio_jax.interpret.report.table import ROWS
 
@@ -15,34 +15,36 @@ SCORES = np.linspace(0, 1, 21).round(2)
 
 
 def write(report: pathlib.Path, index: int, ours: ReportData, other: ReportData, folder: pathlib.Path) -> dict:
-    """Write what belongs to the other run number ``index``; returns what the pages say of it at once.
+    """Write the comparison with the other run number ``index``; return the facts of it that all pages use.
 
-    ``data/compare/INDEX/rows/N.js`` has, for latents of a chunk of rows of ours, of each way to match
-    [latent of the other, score] or null, and ``named`` of those; ``columns/N.js`` has the scores of a way,
-    packed float32 [F]; ``facts.js`` the histograms. ``folder`` is where our report will be.
+    ``data/compare/INDEX/rows/N.js`` has one chunk of our latents: for each latent and way to match,
+    [latent of the other, score] or null, and the names of the matched latents. ``columns/N.js`` has the scores of one
+    way, packed float32 [F]. ``facts.js`` has the histograms. ``folder`` is where our report will be.
     """
     ways = [
-        (name, *found)
-        for name, found in (
+        (name, *match)
+        for name, match in (
             ("decoder", matches.by_decoder(ours.results, other.results)),
             ("samples", matches.by_samples(ours.results, other.results)),
         )
-        if found
+        if match
     ]
     if ours.facts["site"] != other.facts["site"]:
-        ways.reverse()  # of two hook points, directions are of two spaces: samples say more
+        ways.reverse()  # decoder rows of different hook points are in different spaces: prefer samples
     base = f"compare/{index}"
     for number_, start in enumerate(range(0, ours.latents, ROWS)):
         latents = range(start, min(start + ROWS, ours.latents))
         rows = [[_match(match, score, latent) for _, match, score in ways] for latent in latents]
-        spoken_of = sorted({found[0] for row in rows for found in row if found})
+        matched = sorted({match[0] for row in rows for match in row if match})
         scripts.write(
             report,
             f"{base}/rows/{number_}",
             {
                 "rows": rows,
-                "numbers": spoken_of,
-                "named": [[*other.named(latent), number(other.columns["frequency"][latent])] for latent in spoken_of],
+                "numbers": matched,
+                "named": [
+                    [*other.name_of_latent(latent), number(other.columns["frequency"][latent])] for latent in matched
+                ],
             },
         )
     for number_, (_, _, score) in enumerate(ways):
@@ -66,7 +68,7 @@ def write(report: pathlib.Path, index: int, ours: ReportData, other: ReportData,
         **{name: facts[name] for name in ("site", "latents", "d", "k", "rows", "samples", "model")},
         "name": name_of(other.results),
         "ways": [name for name, _, _ in ways],
-        # From a page of this report to the other's, where it has one.
+        # Relative path to the other report, "" if there is none.
         "report": pathlib.PurePath(os.path.relpath(theirs, folder)).as_posix()
         if (theirs / "index.html").is_file()
         else "",
@@ -78,7 +80,7 @@ def _match(match: np.ndarray, score: np.ndarray, latent: int) -> list[typing.Any
 
 
 def _scores(ours: ReportData, score: np.ndarray) -> dict[str, typing.Any]:
-    """How many of our latents that fire have which score."""
+    """Return the histogram and the median of the scores of our latents that fire."""
     of_firing = score[ours.fires]
     counts, _ = np.histogram(of_firing.clip(0, 1), SCORES)
     median = number(np.median(of_firing)) if len(of_firing) else None

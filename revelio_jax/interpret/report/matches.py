@@ -1,8 +1,7 @@
-"""For each latent of one SAE the latent of another that fires and is most like it.
+"""Match each latent of one SAE with the most similar firing latent of another.
 
-By decoder: the largest cosine of decoder rows, which says something where both are of one hook point and
-so of one space. By samples: the largest Jaccard index of the strongest samples, where both were read from
-one store.
+By decoder: the largest cosine of decoder rows; meaningful if both SAEs are of one hook point, so of one space.
+By samples: the largest Jaccard index of the top samples; defined if both were read from one store.
 """
 
 import pathlib
@@ -15,27 +14,27 @@ from safetensors import SafetensorError, safe_open
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents.results import Results
 
-BLOCK = 2048  # latents of each side whose decoders are compared at a time
-PAIRS = 2**22  # pairs of latents whose samples are compared at a time
+BLOCK = 2048  # latents of each SAE in one product of decoders
+PAIRS = 2**22  # pairs of latents in one comparison of samples
 
 
 def check(results: Results) -> None:
-    """Raise InputError where a decoder is named that cannot be read."""
+    """Raise InputError if the results are of an SAE whose decoder cannot be read."""
     try:
         if _folder(results):
             _decoder(results)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{results.folder} is of {_folder(results)}, which cannot be read: {error}") from error
+        raise InputError(f"{results.folder}: its SAE folder {_folder(results)} cannot be read: {error}") from error
 
 
 def by_decoder(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
-    """Of each latent of a the nearest of b that fires, int32 [F], and its cosine, float32 [F].
+    """Return for each latent of ``a`` the nearest firing latent of ``b``, int32 [F], and their cosine, float32 [F].
 
-    None where widths differ, either has no decoder, or no latent of b fires.
+    Return None if the widths differ, either has no decoder, or no latent of ``b`` fires.
     """
     if a.facts["d"] != b.facts["d"] or not (_folder(a) and _folder(b)):
         return None
-    # Two SAEs of one seed share the directions that neither has learned.
+    # Dead latents of two SAEs of one seed can share their initial directions.
     dead_F = b.latents["rows"].to_numpy() == 0
     if dead_F.all():
         return None
@@ -59,16 +58,16 @@ def by_decoder(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def by_samples(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
-    """As :func:`by_decoder`, by the Jaccard index of the strongest samples; -1 and 0 where none is shared.
+    """Return matches as :func:`by_decoder` does, by the Jaccard index of the top samples.
 
-    None where the two were read from different stores.
+    A latent that shares no sample has match -1 and score 0. Return None if the stores differ.
     """
     if a.facts["store"]["fingerprint"] != b.facts["store"]["fingerprint"]:
         return None
     (latents_a, samples_a), (latents_b, samples_b) = _top(a), _top(b)
     count_a = np.bincount(latents_a, minlength=a.facts["latents"])
     count_b = np.bincount(latents_b, minlength=b.facts["latents"])
-    # b's latents in order of their samples: those of sample s are a span.
+    # Sort b by sample, so that the latents of one sample are a slice.
     order = np.argsort(samples_b, kind="stable")
     latents_b, samples_b = latents_b[order], samples_b[order]
     spans = np.searchsorted(samples_b, samples_a), np.searchsorted(samples_b, samples_a, "right")
@@ -78,9 +77,9 @@ def by_samples(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
     firsts = np.searchsorted(latents_a, np.arange(len(count_a) + 1))
     for start in tqdm.trange(0, len(count_a), step, desc="samples", unit="block", dynamic_ncols=True):
         stop = min(start + step, len(count_a))
-        kept = range(firsts[start], firsts[stop])
+        rows = range(firsts[start], firsts[stop])
         pairs = [
-            (latents_a[i] - start) * len(count_b) + latents_b[spans[0][i] : spans[1][i]].astype(np.int64) for i in kept
+            (latents_a[i] - start) * len(count_b) + latents_b[spans[0][i] : spans[1][i]].astype(np.int64) for i in rows
         ]
         if not pairs:
             continue
@@ -108,6 +107,6 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _top(results: Results) -> tuple[np.ndarray, np.ndarray]:
-    """Latents and samples of the pairs of a latent and one of its strongest samples, sorted by latent."""
+    """Return the columns latent and sample of all top samples, sorted by latent."""
     table = results.samples.filter(pyarrow.compute.equal(results.samples["kind"], "top"))
     return table["latent"].to_numpy(), table["sample"].to_numpy()

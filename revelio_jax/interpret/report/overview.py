@@ -1,4 +1,4 @@
-"""What the first page says of all latents together."""
+"""The data of the first page: totals over all latents."""
 
 import typing
 
@@ -6,30 +6,30 @@ import numpy as np
 import pyarrow.compute
 
 from revelio_jax.interpret.latents.results import Results
-from revelio_jax.interpret.report.material import MEASURES, ReportData, name_of
+from revelio_jax.interpret.report.report_data import MEASURES, ReportData, name_of
 from revelio_jax.interpret.report.scripts import number
 
 DENSITY_EDGES = np.linspace(-8, 0, 33)  # log10 of the share of rows that a latent fires on
 PURITY_EDGES = np.linspace(0, 1, 21).round(2)
-LISTED = 8  # latents that are named on it
+LISTED = 8  # latents in each list of the first page
 
 
-def write(material: ReportData, others: tuple[Results, ...]) -> dict[str, typing.Any]:
-    """Headline numbers, histograms, purity by site and stratum, and a few latents worth opening."""
-    results = material.results
+def write(data: ReportData, others: tuple[Results, ...]) -> dict[str, typing.Any]:
+    """Return headline numbers, histograms, purity by hook point and stratum, and lists of latents to start with."""
+    results = data.results
     return {
-        "numbers": numbers(results) | {"tagged": len(material.tags)},
+        "numbers": numbers(results) | {"tagged": len(data.tags)},
         "density": density(results),
-        "purity": [_purity(label, [results, *others]) for label in material.labels],
-        "scatter": [_scatter(material, label) for label in material.labels],
-        "listed": _listed(material),
+        "purity": [_purity(label, [results, *others]) for label in data.labels],
+        "scatter": [_scatter(data, label) for label in data.labels],
+        "listed": _listed(data),
     }
 
 
 def numbers(results: Results) -> dict[str, typing.Any]:
-    """Of a run: latents, those that fire, how many fire on a row, how often half of them do, and purity.
+    """Return the headline numbers of a run: latents, firing latents, L0, their median frequency, and purity.
 
-    ``purity`` is [label, mean, its interval's ends, latents, by chance]; what nobody could measure is None.
+    ``purity`` has [label, mean, low and high end of its interval, latents, chance] per label; None is not measured.
     """
     frequency = results.latents["frequency"].to_numpy()
     firing = frequency[results.latents["rows"].to_numpy() > 0]
@@ -49,7 +49,7 @@ def _mean(of_label: dict[str, typing.Any]) -> list[float | int | None]:
 
 
 def density(results: Results) -> dict[str, typing.Any]:
-    """How many latents fire on which share of the rows: log10 edges and counts."""
+    """Return the histogram of firing latents by log10 of the share of rows on which they fire."""
     frequency = results.latents["frequency"].to_numpy()
     counts, _ = np.histogram(
         np.log10(frequency[frequency > 0]).clip(DENSITY_EDGES[0], DENSITY_EDGES[-1]), DENSITY_EDGES
@@ -58,15 +58,16 @@ def density(results: Results) -> dict[str, typing.Any]:
 
 
 def purities(results: Results, label: str) -> dict[str, typing.Any]:
-    """How many latents have which purity of a label."""
+    """Return the histogram of latents by purity of a label."""
     counts, _ = np.histogram(_known(results.latents, f"{label}.purity"), PURITY_EDGES)
     return {"label": label, "edges": PURITY_EDGES.tolist(), "counts": counts.tolist()}
 
 
 def _purity(label: str, runs: list[Results]) -> dict[str, typing.Any]:
-    """A row a run, a column a stratum of the first and one for all: mean of each measure, and of how many.
+    """Return the table of purity: one row per run, one column per stratum of the first run and one for all.
 
-    ``chance`` is what samples drawn at random would have of the first, as a row.
+    A cell has the mean over latents of each measure, and the number of latents. ``chance`` is a row with the values
+    of random samples of the first run.
     """
     facts, column = runs[0].facts, runs[0].facts["stratum"]["column"]
     alike = [run for run in runs if run.facts["stratum"]["column"] == column]
@@ -103,9 +104,9 @@ def _cell(table: typing.Any, label: str, stratum: str | None = None) -> list[flo
     return [*(number(values.mean()) if len(values) else None for values in measured), len(measured[0])]
 
 
-def _scatter(material: ReportData, label: str) -> dict[str, typing.Any]:
-    """Latents by frequency and purity, as [frequency's bin, purity's bin, latents] where there are any."""
-    purity, frequency = material.columns[f"{label}.purity"].round(4), material.columns["frequency"]
+def _scatter(data: ReportData, label: str) -> dict[str, typing.Any]:
+    """Return the non-empty bins of latents by frequency and purity: [frequency bin, purity bin, latents]."""
+    purity, frequency = data.columns[f"{label}.purity"].round(4), data.columns["frequency"]
     known = np.isfinite(purity) & (frequency > 0)
     counts, _, _ = np.histogram2d(
         np.log10(frequency[known]).clip(DENSITY_EDGES[0], DENSITY_EDGES[-1]),
@@ -121,25 +122,25 @@ def _scatter(material: ReportData, label: str) -> dict[str, typing.Any]:
     }
 
 
-def _listed(material: ReportData) -> list[dict[str, typing.Any]]:
-    """The most frequent latents; and the purest of each label, of those the most frequent."""
+def _listed(data: ReportData) -> list[dict[str, typing.Any]]:
+    """Return the most frequent latents, and for each label the purest; ties by frequency."""
     lists = []
-    frequency = np.where(material.fires, material.columns["frequency"], -1.0)
+    frequency = np.where(data.fires, data.columns["frequency"], -1.0)
     rows = [
-        [int(latent), material.named(int(latent)), number(frequency[latent]), None]
+        [int(latent), data.name_of_latent(int(latent)), number(frequency[latent]), None]
         for latent in np.argsort(-frequency, kind="stable")[:LISTED]
         if frequency[latent] > 0
     ]
     lists.append({"by": "frequency", "label": "", "latents": rows})
-    for label in material.labels:
-        purity = material.columns[f"{label}.purity"]
+    for label in data.labels:
+        purity = data.columns[f"{label}.purity"]
         best = np.lexsort((-frequency, -np.nan_to_num(purity, nan=-1.0)))[:LISTED]
         rows = [
             [
                 int(latent),
-                material.named(int(latent)),
+                data.name_of_latent(int(latent)),
                 number(purity[latent]),
-                material.majority[label][latent],
+                data.majority[label][latent],
             ]
             for latent in best
             if np.isfinite(purity[latent])
@@ -149,5 +150,5 @@ def _listed(material: ReportData) -> list[dict[str, typing.Any]]:
 
 
 def _known(table: typing.Any, name: str) -> np.ndarray:
-    """The values of a column that are there, rounded, so that a share such as 0.7 lies on its edge."""
+    """Return the non-null values of a column, rounded so that a share such as 0.7 falls on the bin edge."""
     return table[name].drop_null().to_numpy().astype(np.float64).round(4)

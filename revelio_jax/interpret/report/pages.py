@@ -1,4 +1,4 @@
-"""The data of the pages of single latents, in chunks of a few dozen."""
+"""The data of the pages of single latents, in chunks of up to 64 latents."""
 
 import collections
 import pathlib
@@ -8,57 +8,57 @@ import numpy as np
 import tqdm
 
 from revelio_jax.interpret.report import scripts
-from revelio_jax.interpret.report.material import MEASURES, ReportData
+from revelio_jax.interpret.report.report_data import MEASURES, ReportData
 from revelio_jax.interpret.report.scripts import number
 
-BYTES = 100_000  # of a chunk, about
-MOST = 64  # latents in it
-TRIED = 64  # latents whose size is measured first
+BYTES = 100_000  # target size of a chunk
+MAX_LATENTS = 64  # in a chunk
+MEASURED = 64  # latents whose pages are written first to measure their size
 
 
-def write(report: pathlib.Path, material: ReportData) -> int:
-    """Write ``data/latents/N.js``; returns how many latents each has.
+def write(report: pathlib.Path, data: ReportData) -> int:
+    """Write ``data/latents/N.js``; return the number of latents in each.
 
-    A latent is a dict, see :func:`_page`; ``named`` in a chunk says of every latent that its pages speak of
-    what :meth:`Material.named` does, in order of ``numbers``.
+    A page is the dict of :meth:`_Reader._page`. ``named`` in a chunk has the names of all latents that its pages
+    mention (see :meth:`ReportData.name_of_latent`), in the order of ``numbers``.
     """
-    reader = _Reader(material)
-    firing = np.flatnonzero(material.fires)
-    tried = firing[:: max(1, len(firing) // TRIED)]
-    sizes = [len(scripts.dumps(reader.chunk(latent, latent + 1)).encode()) for latent in tried.tolist()]
-    each = int(np.clip(BYTES / max(1.0, float(np.mean(sizes or [1]))), 1, MOST))
-    starts = range(0, material.latents, each)
+    reader = _Reader(data)
+    firing = np.flatnonzero(data.fires)
+    measured = firing[:: max(1, len(firing) // MEASURED)]
+    sizes = [len(scripts.dumps(reader.chunk(latent, latent + 1)).encode()) for latent in measured.tolist()]
+    each = int(np.clip(BYTES / max(1.0, float(np.mean(sizes or [1]))), 1, MAX_LATENTS))
+    starts = range(0, data.latents, each)
     for index, start in enumerate(tqdm.tqdm(starts, desc="pages", unit="chunk", dynamic_ncols=True)):
-        scripts.write(report, f"latents/{index}", reader.chunk(start, min(start + each, material.latents)))
+        scripts.write(report, f"latents/{index}", reader.chunk(start, min(start + each, data.latents)))
     return each
 
 
 class _Reader:
-    """Columns of the results as arrays, once, so that a chunk is slices of them."""
+    """Columns of the results as arrays, converted once: a chunk is made of slices of them."""
 
-    def __init__(self, material: ReportData):
-        self.material = material
-        samples = material.results.samples
+    def __init__(self, data: ReportData):
+        self.data = data
+        samples = data.results.samples
         self.kind, self.kinds = _coded(samples["kind"])
         self.stratum, self.strata = _coded(samples["stratum"])
         self.samples = {name: samples[name].to_numpy() for name in ("sample", "position", "timestep")}
         self.samples["value"] = scripts.rounded(samples["value"].to_numpy())
         self.samples["quantile"] = scripts.rounded(samples["quantile"].to_numpy(), 3)
-        strata = material.results.strata.sort_by([("latent", "ascending")])
-        self.offsets = np.searchsorted(strata["latent"].to_numpy(), np.arange(material.latents + 1))
+        strata = data.results.strata.sort_by([("latent", "ascending")])
+        self.offsets = np.searchsorted(strata["latent"].to_numpy(), np.arange(data.latents + 1))
         self.by_stratum = strata
-        self.has_profile = bool(np.prod(material.facts["cells"]) > 1)
+        self.has_profile = bool(np.prod(data.facts["cells"]) > 1)
 
     def chunk(self, start: int, stop: int) -> dict[str, typing.Any]:
-        material = self.material
-        part = material.results.part
+        data = self.data
+        part = data.results.part
         histogram = part("histogram", start, stop)
         profile = part("profile", start, stop) if self.has_profile else None
         near = {
             name: (part(name, start, stop), part(score, start, stop))
             for name, score in (("coactive", "coactive_score"), ("nearest", "nearest_cosine"))
         }
-        pages, spoken_of = [], set()
+        pages, mentioned = [], set()
         for latent in range(start, stop):
             page = self._page(latent)
             page["histogram"] = histogram[latent - start].tolist()
@@ -72,28 +72,28 @@ class _Reader:
                     )
                     if other >= 0
                 ]
-                spoken_of.update(other for other, _ in page[name])
+                mentioned.update(other for other, _ in page[name])
             pages.append(page)
-        numbers = sorted(spoken_of)
+        numbers = sorted(mentioned)
         return {
             "start": start,
             "pages": pages,
             "numbers": numbers,
-            "named": [material.named(other) for other in numbers],
+            "named": [data.name_of_latent(other) for other in numbers],
         }
 
     def _page(self, latent: int) -> dict[str, typing.Any]:
-        """What one page shows.
+        """Return the contents of the page of a latent.
 
-        ``labels`` is [purity, entropy, sigma, majority] a label; ``top``, ``weaker`` and each of ``strata``
-        have samples as [sample, position, timestep, value, quantile]; ``profile`` is packed uint8
-        [top, cells]; ``coactive`` and ``nearest`` are [latent, score].
+        ``labels`` has [purity, entropy, sigma, majority] per label. ``top``, ``weaker`` and ``kept`` of each of
+        ``strata`` have samples as [sample, position, timestep, value, quantile]. ``profile`` is packed uint8
+        [top, cells]. ``coactive`` and ``nearest`` have [latent, score].
         """
-        material = self.material
-        columns = material.columns
+        data = self.data
+        columns = data.columns
         kept: dict[str, list] = {"top": [], "weaker": []}
         of_stratum = collections.defaultdict(list)
-        span = slice(*material.offsets[latent : latent + 2])
+        span = slice(*data.offsets[latent : latent + 2])
         rows = zip(*(column[span].tolist() for column in self.samples.values()), strict=True)
         numbers = zip(self.kind[span].tolist(), self.stratum[span].tolist(), rows, strict=True)
         for kind, stratum, row in numbers:
@@ -108,25 +108,25 @@ class _Reader:
             "mean": number(columns["mean"][latent]),
             "max": number(columns["max"][latent]),
             "spread": number(columns["spread"][latent]),
-            "words": material.words[latent],
-            "tag": material.tags.get(latent),
+            "words": data.words[latent],
+            "tag": data.tags.get(latent),
             "labels": [
                 [
                     *(number(columns[f"{label}.{measure}"][latent]) for measure in MEASURES),
-                    material.majority[label][latent],
+                    data.majority[label][latent],
                 ]
-                for label in material.labels
+                for label in data.labels
             ],
             **kept,
             "strata": self._strata(latent, of_stratum),
         }
 
     def _strata(self, latent: int, samples: dict[str, list]) -> list[dict[str, typing.Any]]:
-        """In the order of the facts; only those in which the latent fires."""
+        """Return the strata in which the latent fires, in the order of the facts."""
         start, stop = self.offsets[latent : latent + 2]
         rows = self.by_stratum.slice(start, stop - start).to_pylist()
         rows = [row for row in rows if row["rows"]]
-        order = {str(value): i for i, value in enumerate(self.material.facts["stratum"]["values"])}
+        order = {str(value): i for i, value in enumerate(self.data.facts["stratum"]["values"])}
         rows.sort(key=lambda row: order.get(row["stratum"], len(order)))
         return [
             {
@@ -137,7 +137,7 @@ class _Reader:
                 "max": number(row["max"]),
                 "labels": [
                     [*(number(row[f"{label}.{measure}"]) for measure in MEASURES), row[f"{label}.majority"]]
-                    for label in self.material.labels
+                    for label in self.data.labels
                 ],
                 "kept": samples.get(row["stratum"], []),
             }
@@ -146,7 +146,7 @@ class _Reader:
 
 
 def _coded(column) -> tuple[np.ndarray, list]:
-    """A column of strings as numbers and what they stand for; None is the last."""
+    """Return a column of strings as indices into a list of its values; the last value is None."""
     coded = column.combine_chunks().dictionary_encode()
     values = coded.dictionary.to_pylist()
     return coded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False), [*values, None]

@@ -1,4 +1,4 @@
-"""Prompts and labels of the samples that appear, in small files that all latents share."""
+"""Prompts and labels of the samples that the report shows, in small files that all latents share."""
 
 import pathlib
 import typing
@@ -8,40 +8,40 @@ import tqdm
 
 from revelio_jax.interpret import token_text
 from revelio_jax.interpret.report import scripts
-from revelio_jax.interpret.report.material import ReportData
+from revelio_jax.interpret.report.report_data import ReportData
 
-BYTES = 4096  # of a file, about: a page reads as many files as it shows samples
-PROMPT = 2000  # letters of a prompt that are shown where no token stands for them
+BYTES = 4096  # target size of a file; small because a page reads up to one file per sample
+PROMPT = 2000  # characters of a prompt that are shown if it has no tokens
 
 
-def write(report: pathlib.Path, material: ReportData) -> int:
-    """Write ``data/samples/N.js``, each with the samples of a span of numbers; returns how wide a span is.
+def write(report: pathlib.Path, data: ReportData) -> int:
+    """Write ``data/samples/N.js``, each with the samples of a span of numbers; return the width of a span.
 
-    A sample is [prompt, labels, has a picture], its prompt a text or [pieces, special, unread]: a piece a
-    token, the numbers of the special ones, and what of the prompt has no token.
+    A sample is [prompt, labels, has a thumbnail]. Its prompt is a text or [pieces, special, unread]: one piece per
+    token, the indices of special tokens, and the rest of the prompt beyond the last token.
     """
-    ids = material.kept.tolist()
-    few = _rows(material, ids[:: max(1, len(ids) // 256)])
+    ids = data.shown_samples.tolist()
+    few = _rows(data, ids[:: max(1, len(ids) // 256)])
     mean = sum(len(scripts.dumps(row).encode()) for row in few.values()) / max(1, len(few))
-    # Where few of a store's samples appear, a span holds fewer than it is wide.
+    # If the report shows few of the store's samples, a span has fewer samples than numbers: widen it.
     share = len(ids) / max(1, ids[-1] + 1) if ids else 1
     span = max(1, round(BYTES / max(1, mean) / max(share, 1e-9)))
     groups: dict[int, list[int]] = {}
     for sample in ids:
         groups.setdefault(sample // span, []).append(sample)
     for number, group in tqdm.tqdm(groups.items(), desc="prompts", unit="file", dynamic_ncols=True):
-        scripts.write(report, f"samples/{number}", _rows(material, group))
+        scripts.write(report, f"samples/{number}", _rows(data, group))
     return span
 
 
-def _rows(material: ReportData, ids: Sequence[int]) -> dict[int, list[typing.Any]]:
-    tokens, labels = material.facts.get("tokens"), material.labels
-    rows = material.samples.take(ids).to_pylist()
+def _rows(data: ReportData, ids: Sequence[int]) -> dict[int, list[typing.Any]]:
+    tokens, labels = data.facts.get("tokens"), data.labels
+    rows = data.samples.take(ids).to_pylist()
     return {
         sample: [
             _prompt(row, tokens),
             [str(row.get(label) if row.get(label) is not None else "") for label in labels],
-            sample in material.drawn,
+            sample in data.with_image,
         ]
         for sample, row in zip(ids, rows, strict=True)
     }

@@ -1,4 +1,4 @@
-"""The report's pictures: one small file a sample, which all latents share."""
+"""Thumbnails: one small image file per sample, which all latents share."""
 
 import concurrent.futures
 import json
@@ -12,32 +12,32 @@ import tqdm
 
 from revelio_jax.interpret.sample_images import ImageReader
 
-CRISP = 64  # pixels; what is no larger is kept without loss and shown with its pixels seen
-AHEAD = 64  # pictures in memory
+CRISP = 64  # pixels; images up to this size are stored lossless and shown with sharp pixels
+AHEAD = 64  # images in memory
 
 
 def path_of(sample: int) -> str:
     return f"thumbnails/{sample // 1000:04d}/{sample}.webp"
 
 
-def draw(
+def write(
     report: pathlib.Path,
     samples: Iterable[int],
-    pictures: ImageReader,
+    images: ImageReader,
     pixels: int,
-    made_from: str,
-    before: pathlib.Path,
+    fingerprint: str,
+    old_report: pathlib.Path,
 ) -> tuple[frozenset[int], tuple[int, int] | None]:
-    """Draw the pictures of ``samples`` into a report's folder, none larger than ``pixels``.
+    """Write thumbnails of ``samples``, each side at most ``pixels``, into the folder of a report.
 
-    Those of the report ``before``, if it was made from the same, are taken over. Returns the samples that
-    have one (a picture that does not decode has none), and width and height of the first.
+    Reuse the files of ``old_report`` if its store (``fingerprint``) and size are the same. Return the samples that
+    have a thumbnail, which are those whose image decodes, and the width and height of the first.
     """
     samples = list(samples)
-    made = {"from": made_from, "pixels": pixels}
+    source = {"from": fingerprint, "pixels": pixels}
     (report / "thumbnails").mkdir(parents=True)
-    (report / "thumbnails" / "made.json").write_text(json.dumps(made) + "\n")
-    old = before if _read(before / "thumbnails" / "made.json") == made else None
+    (report / "thumbnails" / "made.json").write_text(json.dumps(source) + "\n")
+    old = old_report if _read(old_report / "thumbnails" / "made.json") == source else None
     for part in sorted({sample // 1000 for sample in samples}):
         (report / "thumbnails" / f"{part:04d}").mkdir()
 
@@ -45,20 +45,20 @@ def draw(
         path = report / path_of(sample)
         if old and (old / path_of(sample)).is_file():
             _link(old / path_of(sample), path)
-            with PIL.Image.open(path) as picture:
-                return picture.size
-        picture = pictures(sample)
-        if picture is None:
+            with PIL.Image.open(path) as image:
+                return image.size
+        image = images(sample)
+        if image is None:
             return None
-        crisp = max(picture.size) <= CRISP
-        picture.thumbnail((pixels, pixels), PIL.Image.Resampling.LANCZOS)
-        picture.save(path, "WEBP", lossless=crisp, quality=80, method=4)
-        return picture.size
+        crisp = max(image.size) <= CRISP
+        image.thumbnail((pixels, pixels), PIL.Image.Resampling.LANCZOS)
+        image.save(path, "WEBP", lossless=crisp, quality=80, method=4)
+        return image.size
 
     sizes: dict[int, tuple[int, int]] = {}
     with (
         concurrent.futures.ThreadPoolExecutor() as threads,
-        tqdm.tqdm(total=len(samples), desc="pictures", unit="picture", dynamic_ncols=True) as progress,
+        tqdm.tqdm(total=len(samples), desc="images", unit="image", dynamic_ncols=True) as progress,
     ):
         for start in range(0, len(samples), AHEAD):
             part = samples[start : start + AHEAD]
@@ -72,7 +72,7 @@ def draw(
 def _link(old: pathlib.Path, new: pathlib.Path) -> None:
     try:
         os.link(old, new)
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no hard links
         shutil.copyfile(old, new)
 
 

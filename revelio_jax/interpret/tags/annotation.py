@@ -1,4 +1,4 @@
-"""What a latent fires on, marked: a picture with its heat map and a crop at the peak, a text with stars."""
+"""Mark where a latent fires: an image with heat map and crop at the peak, or a text with **stars**."""
 
 import io
 import itertools
@@ -9,22 +9,20 @@ import PIL.Image
 
 from revelio_jax.interpret import token_text
 
-SMALLEST, LARGEST = 224, 512  # pixels of the larger side of a picture that is shown
+SMALLEST, LARGEST = 224, 512  # pixels: limits of the longer side of an image
 GAP = 8  # pixels between the parts of a panel
-CROP = 1 / 4  # of a side, at least; and two positions
-NEARBY = 40  # tokens on either side of the strongest
-FIRES = 64  # of 255, the peak: what is weaker is not marked
-LONGEST = 4000  # letters of a text
+CROP = 1 / 4  # a crop has at least this share of each side, and at least two positions
+NEARBY = 40  # tokens shown on either side of the peak
+FIRES = 64  # weaker positions are not marked; the peak has 255
+LONGEST = 4000  # characters of a text
 
 
-def panel(
-    picture: PIL.Image.Image, heat_HW: np.ndarray | None = None, peak: tuple[int, int] = (0, 0)
-) -> PIL.Image.Image:
-    """A picture; with its map, 0 .. 1 [row, column], three: plain, under the map, and cropped at the peak.
+def panel(image: PIL.Image.Image, heat_HW: np.ndarray | None = None, peak: tuple[int, int] = (0, 0)) -> PIL.Image.Image:
+    """Return the resized image, or with a map three images side by side: plain, with the map, cropped at the peak.
 
-    ``peak`` is the row and column of the largest value in the map.
+    ``heat_HW`` has values in 0 .. 1 by position; ``peak`` is row and column of its largest value.
     """
-    plain = _sized(picture)
+    plain = _sized(image)
     if heat_HW is None:
         return plain
     parts = [plain, overlaid(plain, heat_HW), cropped(plain, heat_HW.shape, peak)]
@@ -36,45 +34,46 @@ def panel(
     return whole
 
 
-def overlaid(picture: PIL.Image.Image, heat_HW: np.ndarray) -> PIL.Image.Image:
-    """The picture in grey, with what fires in red, and most in yellow."""
-    as_picture = PIL.Image.fromarray(np.round(heat_HW * 255).astype(np.uint8))
-    heat = np.asarray(as_picture.resize(picture.size, PIL.Image.Resampling.BILINEAR), np.float32) / 255
-    grey = np.asarray(picture.convert("L"), np.float32)[..., None].repeat(3, 2) * 0.6
-    colour = np.stack([np.full_like(heat, 255), 255 * np.clip(2 * heat - 1, 0, 1), np.zeros_like(heat)], 2)
+def overlaid(image: PIL.Image.Image, heat_HW: np.ndarray) -> PIL.Image.Image:
+    """Return the image in gray with the map over it, from red to yellow at the peak."""
+    heat_image = PIL.Image.fromarray(np.round(heat_HW * 255).astype(np.uint8))
+    heat = np.asarray(heat_image.resize(image.size, PIL.Image.Resampling.BILINEAR), np.float32) / 255
+    gray = np.asarray(image.convert("L"), np.float32)[..., None].repeat(3, 2) * 0.6
+    color = np.stack([np.full_like(heat, 255), 255 * np.clip(2 * heat - 1, 0, 1), np.zeros_like(heat)], 2)
     weight = 0.8 * np.clip(2 * heat, 0, 1)[..., None]
-    return PIL.Image.fromarray(np.round(grey * (1 - weight) + colour * weight).astype(np.uint8))
+    return PIL.Image.fromarray(np.round(gray * (1 - weight) + color * weight).astype(np.uint8))
 
 
-def cropped(picture: PIL.Image.Image, grid: tuple[int, ...], peak: tuple[int, int]) -> PIL.Image.Image:
-    """The surroundings of the peak, as large as the picture."""
+def cropped(image: PIL.Image.Image, grid: tuple[int, ...], peak: tuple[int, int]) -> PIL.Image.Image:
+    """Return the part of the image around the peak, enlarged to the size of the image."""
     sides, starts = [], []
-    for length, places, place in zip((picture.height, picture.width), grid, peak, strict=True):
+    for length, places, place in zip((image.height, image.width), grid, peak, strict=True):
         side = min(length, max(round(length * CROP), round(2 * length / places)))
         middle = (place + 0.5) * length / places
         sides.append(side)
         starts.append(min(max(round(middle - side / 2), 0), length - side))
     (height, width), (top, left) = sides, starts
-    crop = picture.crop((left, top, left + width, top + height))
-    return crop.resize(picture.size, PIL.Image.Resampling.BICUBIC)
+    crop = image.crop((left, top, left + width, top + height))
+    return crop.resize(image.size, PIL.Image.Resampling.BICUBIC)
 
 
-def png(picture: PIL.Image.Image) -> bytes:
+def png(image: PIL.Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def plain_text(tokens: Sequence[str]) -> str:
-    """What the encoder read of a prompt."""
+    """Return the part of a prompt that the text encoder reads."""
     shown = [piece for piece in token_text.pieces(tokens) if not token_text.special(piece)]
     return cut("".join(shown))
 
 
 def text(tokens: Sequence[str], shade_P: np.ndarray, peak: int) -> str:
-    """The prompt near position ``peak``, with **stars** around the tokens that fire; 255 is the peak.
+    """Return the prompt near position ``peak`` with **stars** around the tokens on which the latent fires.
 
-    Starts, ends and padding are there only where they fire.
+    ``shade_P`` is uint8 [positions] with 255 at the peak. Start, end and padding tokens are shown only if it fires on
+    them.
     """
     first, last = max(0, peak - NEARBY), min(len(tokens), peak + NEARBY + 1)
     pieces = []
@@ -95,22 +94,22 @@ def text(tokens: Sequence[str], shade_P: np.ndarray, peak: int) -> str:
 
 
 def _starred(text: str) -> str:
-    """Stars around a text, with its spaces outside of them."""
+    """Return the text with stars around it and its outer spaces outside of the stars."""
     inside = text.strip()
     return text.replace(inside, f"**{inside}**", 1) if inside else text
 
 
 def cut(text: str) -> str:
-    """One line, not too long."""
+    """Return the text on one line of at most LONGEST characters."""
     text = " ".join(text.split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
-def _sized(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """RGB, neither too small to be seen nor larger than it helps."""
-    picture, side = picture.convert("RGB"), max(picture.size)
+def _sized(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return the image as RGB, its longer side within SMALLEST and LARGEST."""
+    image, side = image.convert("RGB"), max(image.size)
     wanted = min(max(side, SMALLEST), LARGEST)
     if wanted == side:
-        return picture
-    size = [max(1, round(length * wanted / side)) for length in picture.size]
-    return picture.resize((size[0], size[1]), PIL.Image.Resampling.BICUBIC)
+        return image
+    size = [max(1, round(length * wanted / side)) for length in image.size]
+    return image.resize((size[0], size[1]), PIL.Image.Resampling.BICUBIC)

@@ -1,7 +1,7 @@
-"""Every answer that a model gave, kept at once, so that nothing is asked twice.
+"""A cache of the model's answers on disk, so that no question is sent twice.
 
-runs/<name>/tags_cache.jsonl has a line an answer: key, model, latent, kind, answer. It stands beside the
-results, which interpreting anew replaces; where that finds the same samples, the answers still hold.
+runs/<name>/tags_cache.jsonl has one line per answer: key, model, latent, kind, answer. It is outside of the results
+folder, which a new interpretation replaces. Cached answers stay valid as long as the questions are the same.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ from revelio_jax.interpret.tags.questions import VERSION, Question
 NAME = "tags_cache.jsonl"
 
 
-class Stopped(Exception):
-    """The run is ending: what is still to be asked is not asked."""
+class RunStopped(Exception):
+    """The run is stopping, so the question was not sent."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionLanguageModel:
-    """Who is asked.
+    """A model that answers questions.
 
-    ``name`` is what tags bear; ``identity`` tells models apart whose answers may differ; ``ask`` gives the
-    answer to a question, and may be called by ``parallel`` threads at a time.
+    ``name``: written into the tags. ``identity``: part of the cache key; models with different answers have
+    different identities. ``ask``: returns the answer to a question; ``parallel`` threads may call it at once.
     """
 
     name: str
@@ -37,27 +37,27 @@ class VisionLanguageModel:
     parallel: int = 1
 
 
-class Answers:
-    """The answers of a model, from the file or else from itself. Threads may share it.
+class AnswerCache:
+    """The answers of a model: read from the cache if they are there, else requested and appended. Thread-safe.
 
-    ``asked`` and ``found`` count answers of the one and of the other.
+    ``requested`` counts answers of the model, ``reused`` counts answers of the cache.
     """
 
     def __init__(self, path: pathlib.Path, model: VisionLanguageModel, stop: threading.Event):
-        self.asked = self.found = 0
+        self.requested = self.reused = 0
         self._path, self._model, self._stop = path, model, stop
         self._lock = threading.Lock()
-        self._known = _read(path)
+        self._answers = _read(path)
 
     def ask(self, question: Question, latent: int) -> str:
-        """Raises InputError where the model cannot be asked, Stopped after stop."""
+        """Return the answer. Raise InputError if the model fails, RunStopped if the run is stopping."""
         key = _key(self._model.identity, question)
         with self._lock:
-            if key in self._known:
-                self.found += 1
-                return self._known[key]
+            if key in self._answers:
+                self.reused += 1
+                return self._answers[key]
         if self._stop.is_set():
-            raise Stopped
+            raise RunStopped
         answer = self._model.ask(question)
         line = {
             "key": key,
@@ -68,29 +68,29 @@ class Answers:
         }
         with self._lock:
             self._append(line)
-            self._known[key] = answer
-            self.asked += 1
+            self._answers[key] = answer
+            self.requested += 1
         return answer
 
     def _append(self, line: dict[str, typing.Any]) -> None:
         try:
             with open(self._path, "ab+") as file:
                 if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                    file.write(b"\n")  # after a line that was torn
+                    file.write(b"\n")  # the last line was cut off by a crash
                 file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:
             raise InputError(f"{self._path} cannot be written: {error}") from error
 
 
 def _key(identity: str, question: Question) -> str:
-    pictures = [hashlib.sha256(picture).hexdigest() for picture in question.pictures]
-    whole = json.dumps([VERSION, identity, question.kind, question.text, pictures])
+    images = [hashlib.sha256(image).hexdigest() for image in question.images]
+    whole = json.dumps([VERSION, identity, question.kind, question.text, images])
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
 def _read(path: pathlib.Path) -> dict[str, str]:
-    """Key -> answer; a line that is none, such as a torn last one, is passed over."""
-    known: dict[str, str] = {}
+    """Return key -> answer. Skip malformed lines: the last one can be cut off by a crash."""
+    answers: dict[str, str] = {}
     try:
         lines = path.read_bytes().splitlines() if path.exists() else []
     except OSError as error:
@@ -99,7 +99,7 @@ def _read(path: pathlib.Path) -> dict[str, str]:
         try:
             row = json.loads(line)
             if isinstance(row["key"], str) and isinstance(row["answer"], str):
-                known[row["key"]] = row["answer"]
+                answers[row["key"]] = row["answer"]
         except (ValueError, KeyError, TypeError):
             continue
-    return known
+    return answers

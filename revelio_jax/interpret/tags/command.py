@@ -1,31 +1,29 @@
-"""What latents mean, said by a vision-language model: a label, its granularity, and how well it predicts.
+"""Tag latents with a vision-language model: a label, its granularity, and a score of how well it predicts.
 
     python -m revelio_jax.interpret.tags --config FILE --config.tags.model=HUB_ID_OR_FOLDER
     python -m revelio_jax.interpret.tags --config FILE --latents 3,17 \\
         --config.tags.endpoint=http://localhost:8000/v1 --config.tags.model=NAME
 
-Needs what python -m revelio_jax.interpret wrote; nothing else needs tags. The model is one of transformers
-(image-text-to-text, with a chat template), or any that an OpenAI-compatible server has; a key is read from
-the environment variable that config.tags.key names. It is shown the strongest samples of a latent,
-pictures with their heat map and a crop at the peak, or prompts with the words that fire marked, and asked
-for a label and, as multiple choice, of which kind it is:
+Run python -m revelio_jax.interpret first; tags are optional for all other commands. The model is an
+image-text-to-text model of transformers with a chat template, or any model of an OpenAI-compatible server. The key of
+a server is read from the environment variable named by config.tags.key. The model sees the top samples of a latent:
+images with a heat map and a crop at the peak, or prompts with marks around the words on which it fires. It answers
+with a label and, as multiple choice, a granularity:
 
-    image   class, part, shape, texture, colour, style, layout, none
+    image   class, part, shape, texture, color, style, layout, none
     text    word, phrase, topic, syntax, style, none
 
-Then it is asked of samples that it was not shown, one by one and unmarked, whether the label applies. The
-score is its balanced accuracy, the mean of the share of firing samples that it says yes of and of silent ones
-that it says no of: 0.5 is chance.
+Then it decides for held-out samples, one by one and unmarked, whether the label applies. The score is the balanced
+accuracy of these answers: the mean of the accuracies on firing and on silent samples. Chance is 0.5.
 
-Writes tags.parquet beside the results: a row a latent; rows of latents not asked about stay. Every answer is
-kept in runs/<name>/tags_cache.jsonl, so a run that was stopped goes on with the same command, and one that is
-repeated asks nothing twice. What cannot be understood is null, and counted.
+Writes tags.parquet beside the results, one row per latent; rows of latents that are not part of this run stay. Every
+answer is saved in runs/<name>/tags_cache.jsonl. Rerun the command to continue a stopped run; no question is sent
+twice. Answers that cannot be read are null, and their number is printed.
 """
 
 import dataclasses
 import math
 import multiprocessing.pool
-import os
 import pathlib
 import threading
 import time
@@ -39,17 +37,18 @@ from tqdm import tqdm
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError, require
+from revelio_jax.files import replacing
 from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.latents.results import Results
 from revelio_jax.interpret.tags import answers, evidence, questions
-from revelio_jax.interpret.tags.answers import Answers, VisionLanguageModel
+from revelio_jax.interpret.tags.answers import AnswerCache, VisionLanguageModel
 from revelio_jax.interpret.tags.endpoint import open_endpoint
 from revelio_jax.interpret.tags.evidence import LatentEvidence
 from revelio_jax.interpret.wilson import Z, wilson
 
-DRAWN = "drawn"
-ENOUGH = 10  # latents whose mean score has an interval
-FLAGS = {"latents": (DRAWN, "their numbers, as 3,17; drawn are config.tags.latents of those that fire")}
+RANDOM = "random"
+ENOUGH = 10  # latents from which on the mean score has an interval
+FLAGS = {"latents": (RANDOM, "numbers of latents, for example 3,17; random: config.tags.latents random ones that fire")}
 SCHEMA = pyarrow.schema(
     {
         "latent": pyarrow.int32(),
@@ -66,7 +65,7 @@ SCHEMA = pyarrow.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Tag:
-    """A row of tags.parquet, and how many answers on held-out samples said neither yes nor no."""
+    """A row of tags.parquet, and the number of held-out answers that are neither yes nor no (``unclear``)."""
 
     latent: int
     label: str | None
@@ -80,70 +79,73 @@ class Tag:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Tagged:
-    """The tags of a run; ``asked`` and ``found`` count answers of the model and of the file."""
+class TaggingRun:
+    """The new tags of a run and the cache with the answers behind them."""
 
-    found: Results
+    results: Results
     tags: tuple[Tag, ...]
-    answers: Answers
+    answers: AnswerCache
     seconds: float
 
 
-def tag(config: Config, latents: Sequence[int] = ()) -> Tagged:
-    """Ask about ``latents``, or about those that config draws, and write tags.parquet.
+def tag(config: Config, latents: Sequence[int] = ()) -> TaggingRun:
+    """Tag ``latents``, or config.tags.latents random ones, and write tags.parquet.
 
-    Raises InputError before anything is asked where something does not fit, and where the model does not
-    answer; what was answered by then is written, as it is on Ctrl-C.
+    Raise InputError before the first question if an input does not fit, or later if the model fails. The tags of
+    finished latents are written then too, and on Ctrl-C.
     """
-    found = results.load(_folder(config))
-    wanted = _wanted(found, latents) or evidence.choose(found, config.tags.latents)
-    material = evidence.open_material(found, config.extract)
+    run_results = results.load(_folder(config))
+    latents = _checked(run_results, latents) or evidence.random_latents(run_results, config.tags.latents)
+    material = evidence.open_evidence(run_results, config.extract)
     stop = threading.Event()
     model = _model(config, stop)
-    kept = Answers(pathlib.Path(config.run, answers.NAME), model, stop)
+    cache = AnswerCache(pathlib.Path(config.run, answers.NAME), model, stop)
 
     def one(latent: int) -> Tag:
         options = config.tags
-        return tag_latent(material, kept, model.name, latent, options.images, options.held_out)
+        return tag_latent(material, cache, model.name, latent, options.images, options.held_out)
 
     tags, started = [], time.perf_counter()
     try:
-        for tagged in tqdm(_each(one, wanted, model.parallel), "tags", len(wanted), unit="latent", dynamic_ncols=True):
-            tags.append(tagged)
+        finished = _each(one, latents, model.parallel)
+        for finished_tag in tqdm(finished, "tags", len(latents), unit="latent", dynamic_ncols=True):
+            tags.append(finished_tag)
     finally:
-        stop.set()  # threads that are still asking ask no more
+        stop.set()  # other threads send no further questions
         if tags:
-            write(found, tags)
-    return Tagged(found, tuple(tags), kept, time.perf_counter() - started)
+            write(run_results, tags)
+    return TaggingRun(run_results, tuple(tags), cache, time.perf_counter() - started)
 
 
-def tag_latent(material: LatentEvidence, kept: Answers, model: str, latent: int, pictures: int, held: int) -> Tag:
-    """Ask all questions about a latent."""
+def tag_latent(
+    material: LatentEvidence, cache: AnswerCache, model: str, latent: int, images: int, held_out: int
+) -> Tag:
+    """Ask all questions about a latent: show ``images`` top samples, then score on ``held_out`` others."""
     kind, has_maps = material.kind, material.has_maps
-    shown = material.shown(latent, pictures)
+    shown = material.top_samples(latent, images)
     label = granularity = None
     if shown:
-        label = questions.read_label(kept.ask(questions.about_label(kind, shown, has_maps), latent))
-        question = questions.about_granularity(kind, shown, has_maps, latent)
-        granularity = questions.read_granularity(kept.ask(question, latent), kind, latent)
-    said: list[tuple[bool, bool | None]] = []
+        label = questions.read_label(cache.ask(questions.label_question(kind, shown, has_maps), latent))
+        question = questions.granularity_question(kind, shown, has_maps, latent)
+        granularity = questions.read_granularity(cache.ask(question, latent), kind, latent)
+    verdicts: list[tuple[bool, bool | None]] = []
     if label:
-        for exhibit, fires in material.held_out(latent, shown, held):
-            answer = kept.ask(questions.about_sample(kind, label, exhibit), latent)
-            said.append((fires, questions.read_applies(answer)))
-    clear = [(fires, yes) for fires, yes in said if yes is not None]
-    return Tag(latent, label, granularity, *score(clear), len(clear), model, len(said) - len(clear))
+        for sample, fires in material.held_out(latent, shown, held_out):
+            answer = cache.ask(questions.applies_question(kind, label, sample), latent)
+            verdicts.append((fires, questions.read_applies(answer)))
+    clear = [(fires, applies) for fires, applies in verdicts if applies is not None]
+    return Tag(latent, label, granularity, *score(clear), len(clear), model, len(verdicts) - len(clear))
 
 
-def score(said: Sequence[tuple[bool, bool]]) -> tuple[float | None, float | None, float | None]:
-    """Balanced accuracy of (fires, said to apply), with a 95 % interval; None with too few of a kind.
+def score(verdicts: Sequence[tuple[bool, bool]]) -> tuple[float | None, float | None, float | None]:
+    """Return the balanced accuracy of pairs (fires, applies) and its 95 % interval; None with too few of a kind.
 
-    Of each of the two shares Wilson's interval, joined as Newcombe joins two (1998, "Interval estimation for
-    the difference between independent proportions", method 10); their mean is half of a sum.
+    The interval joins the Wilson intervals of the two accuracies as in Newcombe 1998, "Interval estimation for the
+    difference between independent proportions", method 10, applied to half of a sum.
     """
     shares = []
     for kind in (True, False):
-        right = [yes == fires for fires, yes in said if fires == kind]
+        right = [applies == fires for fires, applies in verdicts if fires == kind]
         if len(right) < evidence.FEWEST:
             return None, None, None
         shares.append((sum(right) / len(right), *wilson(sum(right) / len(right), len(right))))
@@ -153,20 +155,18 @@ def score(said: Sequence[tuple[bool, bool]]) -> tuple[float | None, float | None
     return mean, max(0.0, mean - below), min(1.0, mean + above)
 
 
-def write(found: Results, tags: Sequence[Tag]) -> None:
-    """Write tags.parquet, whole or not at all; rows of other latents stay."""
-    before = found.tags()
-    rows = {row["latent"]: row for row in before.to_pylist()} if before else {}
+def write(run_results: Results, tags: Sequence[Tag]) -> None:
+    """Write tags.parquet in one step; rows of other latents stay."""
+    old_tags = run_results.tags()
+    rows = {row["latent"]: row for row in old_tags.to_pylist()} if old_tags else {}
     rows |= {tag.latent: dataclasses.asdict(tag) for tag in tags}
     columns = {name: [rows[latent].get(name) for latent in sorted(rows)] for name in SCHEMA.names}
-    path = found.folder / "tags.parquet"
-    part = path.with_name(path.name + ".part")
-    pyarrow.parquet.write_table(pyarrow.table(columns, SCHEMA), part)
-    os.replace(part, path)
+    with replacing(run_results.folder / "tags.parquet") as part:
+        pyarrow.parquet.write_table(pyarrow.table(columns, SCHEMA), part)
 
 
 def _each(one: Callable[[int], Tag], latents: Sequence[int], parallel: int) -> Iterator[Tag]:
-    """The tags of all latents, as they are ready."""
+    """Yield the tags of all latents in the order in which they are finished."""
     if parallel == 1:
         yield from map(one, latents)
         return
@@ -176,16 +176,18 @@ def _each(one: Callable[[int], Tag], latents: Sequence[int], parallel: int) -> I
 
 def _folder(config: Config) -> pathlib.Path:
     if not config.run:
-        raise InputError("config.run is empty; it names the folder of the run, as runs/mini_sd")
+        raise InputError("config.run is not set; set it to the folder of the run, for example runs/mini_sd")
     return results.folder_of(config.run, config.interpret.sae)
 
 
-def _wanted(found: Results, latents: Sequence[int]) -> list[int]:
-    """Latents that were named, checked."""
-    count = found.facts["latents"]
+def _checked(run_results: Results, latents: Sequence[int]) -> list[int]:
+    """Return the latents sorted and without repeats. Raise InputError if one is out of range."""
+    count = run_results.facts["latents"]
     for latent in latents:
         if not 0 <= latent < count:
-            raise InputError(f"--latents names {latent}; {found.folder} has 0 to {count - 1}")
+            raise InputError(
+                f"--latents: latent {latent} is out of range; {run_results.folder} has latents 0-{count - 1}"
+            )
     return sorted(set(latents))
 
 
@@ -193,35 +195,33 @@ def _model(config: Config, stop: threading.Event) -> VisionLanguageModel:
     options = config.tags
     if not options.model:
         raise InputError(
-            "config.tags.model is empty; it names an image-text-to-text model, by hub id or folder, "
-            "or with config.tags.endpoint as the endpoint calls it"
+            "config.tags.model is not set; set it to the hub id or folder of an image-text-to-text model, or to the "
+            "name of a model at config.tags.endpoint"
         )
     if options.endpoint:
         return open_endpoint(options, stop)
     require("transformers", "steer", "config.tags.model")
-    from revelio_jax.interpret.tags.local_model import (
-        open_model,  # it imports torch, which an endpoint needs not
-    )
+    from revelio_jax.interpret.tags.local_model import open_model  # imports torch, which an endpoint does not need
 
     return open_model(options, config.model.device)
 
 
-def numbers(said: str) -> list[int]:
-    """What --latents names. Raises InputError."""
-    if said == DRAWN:
+def parse_latents(text: str) -> list[int]:
+    """Return the latents of the flag --latents, [] for random ones. Raise InputError if it is malformed."""
+    if text == RANDOM:
         return []
     try:
-        return [int(number) for number in said.split(",")]
+        return [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise InputError(f"--latents is {said!r}; it must be numbers, as 3,17") from error
+        raise InputError(f"--latents is {text!r}; it must be numbers separated by commas, for example 3,17") from error
 
 
-def summary(made: Tagged) -> str:
-    """The tags in a few lines."""
-    tags, facts = made.tags, made.found.facts
+def summary(run: TaggingRun) -> str:
+    """Return the summary that the command prints."""
+    tags, facts = run.tags, run.results.facts
     lines = [
-        f"{facts['name']}, {facts['site']}: {len(tags):,} latents, {made.answers.asked:,} answers in "
-        f"{made.seconds:.1f} s, {made.answers.found:,} kept ones",
+        f"{facts['name']}, {facts['site']}: {len(tags):,} latents, {run.answers.requested:,} new answers "
+        f"in {run.seconds:.1f} s, {run.answers.reused:,} answers reused",
     ]
     kinds = Counter(tag.granularity for tag in tags if tag.granularity)
     total = sum(kinds.values())
@@ -230,11 +230,11 @@ def summary(made: Tagged) -> str:
         lines.append(f"granularity: {shares}")
     scores = [tag.score for tag in tags if tag.score is not None]
     if scores:
-        lines.append(f"score {_mean(scores)} over {len(scores):,} latents, by chance 0.50")
+        lines.append(f"mean score {_mean(scores)} of {len(scores):,} latents, chance is 0.50")
     missing = {
         "latents without a label": sum(tag.label is None for tag in tags),
-        "without a granularity": sum(tag.granularity is None for tag in tags),
-        "labels without a score, for want of samples or of clear answers": sum(
+        "latents without a granularity": sum(tag.granularity is None for tag in tags),
+        "labels without a score (too few samples or clear answers)": sum(
             tag.label is not None and tag.score is None for tag in tags
         ),
         "answers neither yes nor no": sum(tag.unclear for tag in tags),
@@ -244,7 +244,7 @@ def summary(made: Tagged) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
-    """Mean, and its 95 % interval over latents where they are enough for a normal one."""
+    """Return the mean and, for at least ENOUGH values, its 95 % normal interval."""
     mean = sum(values) / len(values)
     if len(values) < ENOUGH:
         return f"{mean:.2f}"
@@ -255,6 +255,6 @@ def _mean(values: Sequence[float]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     config, flags = parse(["revelio_jax.interpret.tags", *argv], __doc__, **FLAGS)
-    made = tag(config, numbers(flags["latents"]))
-    print(summary(made))
-    print(f"tags: {made.found.folder / 'tags.parquet'}")
+    run = tag(config, parse_latents(flags["latents"]))
+    print(summary(run))
+    print(f"tags: {run.results.folder / 'tags.parquet'}")

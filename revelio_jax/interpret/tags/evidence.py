@@ -1,4 +1,4 @@
-"""What a model is shown of a latent, and what is held out to try its label on."""
+"""The samples that a model sees of a latent, and the held-out samples on which its label is scored."""
 
 import dataclasses
 import itertools
@@ -15,159 +15,162 @@ from revelio_jax.interpret.sample_images import ImageReader, open_images
 from revelio_jax.interpret.tags import annotation
 
 SEED = 6
-FEWEST = 4  # held out samples on either side, below which a score says nothing
+FEWEST = 4  # held-out samples that fire, and that are silent; with fewer there is no score
 
 
-class Exhibit(typing.NamedTuple):
-    """A sample as it is shown: a PNG, or a text where there are no pictures."""
+class ShownSample(typing.NamedTuple):
+    """A sample as the model sees it: an image as a PNG file, or a text and no image."""
 
     sample: int
-    picture: bytes | None
+    image: bytes | None
     text: str
 
 
-class HeldOut(typing.NamedTuple):
-    exhibit: Exhibit
+class HeldOutSample(typing.NamedTuple):
+    shown: ShownSample
     fires: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LatentEvidence:
-    """Results, the samples of their store, and its pictures.
+    """The results of a run with the samples and images of its store.
 
-    ``samples`` has a prompt and, of texts, the tokens; ``pictures`` is None of texts.
+    ``samples``: the prompts and tokens of texts. ``images``: a reader of the images, None for texts.
+    ``random_samples`` [R]: numbers of samples drawn at random; ``fires`` [F, R]: whether a latent fires on each.
+    ``offsets`` [F + 1]: where the recorded samples of each latent begin in the table of the results.
     """
 
-    found: Results
+    results: Results
     samples: pyarrow.Table
-    pictures: ImageReader | None
+    images: ImageReader | None
     fires: np.ndarray
-    drawn: np.ndarray
-    first: np.ndarray
+    random_samples: np.ndarray
+    offsets: np.ndarray
 
     @property
     def kind(self) -> str:
         """ "image" or "text"."""
-        return self.found.facts["kind"]
+        return self.results.facts["kind"]
 
     @property
     def has_maps(self) -> bool:
-        return bool(self.found.facts["grid"])
+        return bool(self.results.facts["grid"])
 
-    def kept(self, latent: int) -> list[dict[str, typing.Any]]:
-        """The samples kept of a latent: rows of the results' table."""
-        start, stop = self.first[latent : latent + 2]
-        return self.found.samples.slice(start, stop - start).to_pylist()
+    def recorded(self, latent: int) -> list[dict[str, typing.Any]]:
+        """Return the recorded samples of a latent: rows of the results' table."""
+        start, stop = self.offsets[latent : latent + 2]
+        return self.results.samples.slice(start, stop - start).to_pylist()
 
-    def shown(self, latent: int, count: int) -> list[Exhibit]:
-        """The strongest samples, at most ``count``, with what fires marked; a broken picture is left out."""
-        top = [row for row in self.kept(latent) if row["kind"] == "top"]
-        profiles = self.found.part("profile", latent, latent + 1)[0]
-        exhibits = (self._marked(row, profiles[row["rank"]]) for row in top)
-        return _first(exhibits, count)
+    def top_samples(self, latent: int, count: int) -> list[ShownSample]:
+        """Return at most ``count`` top samples with marks where the latent fires; skip images that do not decode."""
+        top = [row for row in self.recorded(latent) if row["kind"] == "top"]
+        profiles = self.results.part("profile", latent, latent + 1)[0]
+        samples = (self._marked(row, profiles[row["rank"]]) for row in top)
+        return _first(samples, count)
 
-    def held_out(self, latent: int, shown: Sequence[Exhibit], count: int) -> list[HeldOut]:
-        """``count`` samples that were not shown, as they are, half of them firing, in random order.
+    def held_out(self, latent: int, shown: Sequence[ShownSample], count: int) -> list[HeldOutSample]:
+        """Return ``count`` unmarked samples that are not in ``shown``, in random order; the latent fires on half.
 
-        Those that fire are, as far as they go, a fair draw: of the samples that were drawn at random, those
-        on which it fires. Of a rare latent come those kept of lower quantiles, then of the strongest that
-        were not shown, the weakest first. Fewer, and always the same number of both kinds, where there are
-        no more; none where there are less than FEWEST of a kind.
+        Firing samples are taken from the random samples first. If these are too few, as for a rare latent, recorded
+        samples of lower quantiles follow, then the other top samples, weakest first. With too few samples of one kind
+        both halves shrink; with fewer than FEWEST of one kind there are none.
         """
         random = np.random.default_rng([SEED, latent])
-        kept = self.kept(latent)
-        seen = {exhibit.sample for exhibit in shown}
-        known = {row["sample"] for row in kept} | seen
-        order = random.permutation(len(self.drawn))
-        fires = [int(self.drawn[i]) for i in order if self.fires[latent, i]]
-        silent = [int(self.drawn[i]) for i in order if not self.fires[latent, i]]
-        weaker = [row["sample"] for row in kept if row["kind"] == "weaker"]
-        top = [row["sample"] for row in kept if row["kind"] == "top"]
+        recorded = self.recorded(latent)
+        seen = {sample.sample for sample in shown}
+        firing = {row["sample"] for row in recorded} | seen
+        order = random.permutation(len(self.random_samples))
+        fires = [int(self.random_samples[i]) for i in order if self.fires[latent, i]]
+        silent = [int(self.random_samples[i]) for i in order if not self.fires[latent, i]]
+        weaker = [row["sample"] for row in recorded if row["kind"] == "weaker"]
+        top = [row["sample"] for row in recorded if row["kind"] == "top"]
         fires = [number for number in dict.fromkeys(fires + weaker + top[::-1]) if number not in seen]
-        silent = [number for number in silent if number not in known]
+        silent = [number for number in silent if number not in firing]
         half = min(count // 2, len(fires), len(silent))
         if half < FEWEST:
             return []
         parts = [_first((self._plain(number) for number in numbers), half) for numbers in (fires, silent)]
-        half = min(map(len, parts))  # without broken pictures
+        half = min(map(len, parts))  # fewer if an image does not decode
         if half < FEWEST:
             return []
         held = [
-            HeldOut(exhibit, fires) for part, fires in zip(parts, (True, False), strict=True) for exhibit in part[:half]
+            HeldOutSample(sample, fires)
+            for part, fires in zip(parts, (True, False), strict=True)
+            for sample in part[:half]
         ]
         return [held[i] for i in random.permutation(len(held))]
 
-    def _marked(self, row: dict[str, typing.Any], profile_C: np.ndarray) -> Exhibit | None:
+    def _marked(self, row: dict[str, typing.Any], profile_C: np.ndarray) -> ShownSample | None:
         number = row["sample"]
-        if self.pictures is None:
-            return Exhibit(number, None, self._marked_text(number, profile_C, row["position"]))
-        picture = self.pictures(number)
-        if picture is None:
+        if self.images is None:
+            return ShownSample(number, None, self._marked_text(number, profile_C, row["position"]))
+        image = self.images(number)
+        if image is None:
             return None
         if not self.has_maps:
-            return Exhibit(number, annotation.png(annotation.panel(picture)), "")
-        heat_HW = unfolded(profile_C, self.found.facts["cells"], self.found.facts["grid"]) / 255
+            return ShownSample(number, annotation.png(annotation.panel(image)), "")
+        heat_HW = unfolded(profile_C, self.results.facts["cells"], self.results.facts["grid"]) / 255
         peak = divmod(row["position"], heat_HW.shape[1])
-        return Exhibit(number, annotation.png(annotation.panel(picture, heat_HW, peak)), "")
+        return ShownSample(number, annotation.png(annotation.panel(image, heat_HW, peak)), "")
 
-    def _plain(self, number: int) -> Exhibit | None:
-        if self.pictures is None:
+    def _plain(self, number: int) -> ShownSample | None:
+        if self.images is None:
             tokens = self._tokens(number)
-            return Exhibit(number, None, annotation.plain_text(tokens) if tokens else self._prompt(number))
-        picture = self.pictures(number)
-        return picture and Exhibit(number, annotation.png(annotation.panel(picture)), "")
+            return ShownSample(number, None, annotation.plain_text(tokens) if tokens else self._prompt(number))
+        image = self.images(number)
+        return image and ShownSample(number, annotation.png(annotation.panel(image)), "")
 
     def _marked_text(self, number: int, profile_C: np.ndarray, position: int) -> str:
         tokens = self._tokens(number)
         if not tokens:
             return self._prompt(number)
-        positions = self.found.facts["positions"]
-        shade_P = unfolded(profile_C, self.found.facts["cells"], (1, positions))[0]
+        positions = self.results.facts["positions"]
+        shade_P = unfolded(profile_C, self.results.facts["cells"], (1, positions))[0]
         return annotation.cut(annotation.text(tokens, shade_P, position))
 
     def _tokens(self, number: int) -> list[str] | None:
-        column = self.found.facts["tokens"]
+        column = self.results.facts["tokens"]
         return self.samples[column][number].as_py() if column else None
 
     def _prompt(self, number: int) -> str:
         return annotation.cut(str(self.samples["prompt"][number].as_py() or ""))
 
 
-def open_material(found: Results, extract: ExtractConfig) -> LatentEvidence:
-    """Open what results were made of. Raises InputError where pictures are needed and not there."""
-    facts = found.facts
-    store = store_of(found)
-    pictures = None
+def open_evidence(results: Results, extract: ExtractConfig) -> LatentEvidence:
+    """Open the store that the results were read from. Raise InputError if it has no images or prompts."""
+    facts = results.facts
+    store = store_of(results)
+    images = None
     if facts["kind"] == "image":
-        pictures = open_images(store, extract)
-        if pictures is None:
+        images = open_images(store, extract)
+        if images is None:
             raise InputError(
-                f"store {store.location} has no pictures, which tags are made from; extract with "
+                f"store {store.location} has no images, which tags need; extract it again with "
                 "config.extract.save_images=True"
             )
     samples = store.table()
-    columns = [facts["tokens"] or "prompt", "prompt"] if pictures is None else []
+    columns = [facts["tokens"] or "prompt", "prompt"] if images is None else []
     if missing := set(columns) - set(samples.column_names):
-        raise InputError(f"store {store.location} has no column {missing.pop()!r}, which tags are made from")
-    first = np.searchsorted(found.samples["latent"].to_numpy(), np.arange(facts["latents"] + 1))
+        raise InputError(f"store {store.location} has no column {missing.pop()!r}; tags need it")
+    offsets = np.searchsorted(results.samples["latent"].to_numpy(), np.arange(facts["latents"] + 1))
     samples = samples.select(sorted(set(columns)))
-    return LatentEvidence(found, samples, pictures, found.array("fires"), found.array("drawn"), first)
+    return LatentEvidence(results, samples, images, results.array("fires"), results.array("drawn"), offsets)
 
 
 def unfolded(profile_C: np.ndarray, cells: Sequence[int], grid: Sequence[int]) -> np.ndarray:
-    """A map [height, width] of the positions from its cells, each a square of them; see layout.make_cells."""
+    """Return a map [height, width] of the positions from one of cells, the inverse of layout.make_cells."""
     side = next(n for n in range(1, max(grid) + 1) if [-(-length // n) for length in grid] == list(cells))
     folded = profile_C.reshape(tuple(cells))
     return folded.repeat(side, 0).repeat(side, 1)[: grid[0], : grid[1]]
 
 
-def choose(found: Results, count: int) -> list[int]:
-    """``count`` latents at random of those that fire, 0 is all; a larger count holds those of a smaller."""
-    firing = np.flatnonzero(found.latents["rows"].to_numpy() > 0)
-    drawn = np.random.default_rng(SEED).permutation(firing)
-    return sorted(drawn[: count or len(drawn)].tolist())
+def random_latents(results: Results, count: int | None) -> list[int]:
+    """Return ``count`` random latents that fire, all if None; a larger count includes the latents of a smaller one."""
+    firing = np.flatnonzero(results.latents["rows"].to_numpy() > 0)
+    order = np.random.default_rng(SEED).permutation(firing)
+    return sorted(order[: count or len(order)].tolist())
 
 
-def _first(exhibits: Iterable[Exhibit | None], count: int) -> list[Exhibit]:
-    """The first ``count`` that are there; no more are made."""
-    return list(itertools.islice((exhibit for exhibit in exhibits if exhibit is not None), count))
+def _first(samples: Iterable[ShownSample | None], count: int) -> list[ShownSample]:
+    """Return the first ``count`` samples that are not None, without reading more."""
+    return list(itertools.islice((sample for sample in samples if sample is not None), count))

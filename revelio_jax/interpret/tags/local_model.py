@@ -1,4 +1,4 @@
-"""An image-text-to-text model of transformers, from a folder or the hub, that answers greedily. torch."""
+"""An image-text-to-text model of transformers, loaded from a folder or the hub, that decodes greedily (torch)."""
 
 import functools
 import hashlib
@@ -19,15 +19,15 @@ from revelio_jax.pipelines.loading import LOAD_ERRORS, device
 
 
 def open_model(options: TagsConfig, on: str) -> VisionLanguageModel:
-    """The model that config names, in its checkpoint's dtype on device ``on``; no code of the hub is run.
+    """Open the model config.tags.model on device ``on``, in the dtype of its checkpoint, without remote code.
 
-    Its weights are loaded with the first question, which may never come where answers are kept. Raises
-    InputError where it is no such model, or has no chat template.
+    The weights are loaded at the first question, so a run with a full answer cache never loads them. Raise InputError
+    if it is not an image-text-to-text model or has no chat template.
     """
     name, place = options.model, device(on)
     processor = _loaded(transformers.AutoProcessor, name)
     if not getattr(processor, "chat_template", None):
-        raise InputError(f"config.tags.model is {name!r}, whose processor has no chat template")
+        raise InputError(f"config.tags.model is {name!r}; its processor has no chat template")
 
     @functools.cache
     def model() -> typing.Any:
@@ -44,16 +44,16 @@ def _loaded(cls: typing.Any, name: str, **options) -> typing.Any:
         return cls.from_pretrained(name, **options)
     except (*LOAD_ERRORS, SafetensorError) as error:
         raise InputError(
-            f"config.tags.model is {name!r}, which is no image-text-to-text model that transformers "
-            f"can load here: {_first_line(error)}"
+            f"config.tags.model is {name!r}; it must be an image-text-to-text model that transformers can load: "
+            f"{_first_line(error)}"
         ) from error
 
 
 @torch.inference_mode()
-def answer(model: typing.Any, processor: typing.Any, question: Question, most_tokens: int) -> str:
-    """What a model says to a question, greedily. Raises InputError where it fails, as for want of memory."""
+def answer(model: typing.Any, processor: typing.Any, question: Question, max_tokens: int) -> str:
+    """Return the model's greedily decoded answer. Raise InputError if it fails, for example out of memory."""
     content: list[dict[str, typing.Any]] = [
-        {"type": "image", "image": PIL.Image.open(io.BytesIO(picture)).convert("RGB")} for picture in question.pictures
+        {"type": "image", "image": PIL.Image.open(io.BytesIO(image)).convert("RGB")} for image in question.images
     ]
     content.append({"type": "text", "text": question.text})
     try:
@@ -64,13 +64,13 @@ def answer(model: typing.Any, processor: typing.Any, question: Question, most_to
             return_dict=True,
             return_tensors="pt",
         ).to(model.device, model.dtype)
-        made = model.generate(**inputs, max_new_tokens=most_tokens, do_sample=False)
+        output = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
     except (*LOAD_ERRORS, IndexError) as error:
         raise InputError(
-            f"config.tags.model fails to answer a question with {len(question.pictures)} pictures; "
-            f"fewer are config.tags.images: {_first_line(error)}"
+            f"config.tags.model fails on a question with {len(question.images)} images; if they are too many, lower "
+            f"config.tags.images: {_first_line(error)}"
         ) from error
-    return processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def _first_line(error: Exception) -> str:
@@ -78,10 +78,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _fingerprint(name: str) -> str:
-    """Of a folder the files with their sizes and times, since its name may stand for other weights soon."""
+    """Return a hash of a local folder's file names, sizes and times, because its weights can be replaced."""
     folder = pathlib.Path(name)
     if not folder.is_dir():
         return ""
     files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-    told = " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    listing = " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
+    return hashlib.sha256(listing.encode()).hexdigest()[:16]

@@ -1,9 +1,9 @@
-// Two SAEs side by side: all latents, then each with the one of the other that is most like it.
+// Two SAEs side by side: totals, then each latent with its best match in the other SAE.
 "use strict";
 
 const WAYS = {
   decoder: ["decoder cosine", "the cosine of decoder directions"],
-  samples: ["shared samples", "the Jaccard index of the strongest samples"],
+  samples: ["shared samples", "the Jaccard index of the top samples"],
 };
 
 (async () => {
@@ -12,8 +12,8 @@ const WAYS = {
   document.title = `${facts.name} compared`;
   const main = document.querySelector("main");
   if (!facts.compare.length) {
-    main.append(el("h1", {}, "Compare"), el("p.empty", {}, "This report was written without another run to compare with. ",
-      el("code", {}, "python -m revelio_jax.interpret.report --config FILE --compare runs/OTHER"), " sets one beside it."));
+    main.append(el("h1", {}, "Compare"), el("p.empty", {}, "This report has no other run to compare with. To add one, run ",
+      el("code", {}, "python -m revelio_jax.interpret.report --config FILE --compare runs/OTHER"), "."));
     return;
   }
   onKey(["j", "k", "ArrowDown", "ArrowUp"], "next or previous row", (event) => table?.key(event));
@@ -50,11 +50,11 @@ const WAYS = {
         data.ways.map(([name, { edges, counts, median }]) => el("section.panel", {}, histogram({
           edges, series: [{ counts, look: "a" }], unit: "latents of A",
           tick: (edge, exactly) => (exactly || Math.round(edge * 100) % 20 === 0 ? fixed(edge) : null),
-          caption: [el("h2", {}, `Best match by ${WAYS[name][0]}`), el("p.note", {}, `Latents of A by ${WAYS[name][1]} with the latent of B that fires and is most like it; median ${fixed(median)}.`,
-            name === "decoder" && facts.site !== other.site ? " The hook points are two: directions tell something only where these are of one residual stream." : "")],
+          caption: [el("h2", {}, `Best match by ${WAYS[name][0]}`), el("p.note", {}, `Latents of A by ${WAYS[name][1]} with their best match among the firing latents of B. Median: ${fixed(median)}.`,
+            name === "decoder" && facts.site !== other.site ? " The hook points differ: decoder directions are comparable only within one residual stream." : "")],
         })))),
       list ? list.node : el("section.panel", {}, el("h2", {}, "Matches"),
-        empty("Their widths differ, or one has no decoder, and they were read from different stores: latents cannot be matched.")));
+        empty("These latents cannot be matched: the two runs read different stores, and their decoders have different widths or one has none.")));
     table = list?.start();
   };
   addEventListener("hashchange", draw);
@@ -62,7 +62,7 @@ const WAYS = {
 })();
 
 function key() {
-  return el("p.note.key", {}, el("span.mark.a", {}, "A"), " and ", el("span.mark.b", {}, "B"), " over one another, as shares of the latents of each that are counted.");
+  return el("p.note.key", {}, el("span.mark.a", {}, "A"), " and ", el("span.mark.b", {}, "B"), " overlaid; bars are shares of the counted latents of each.");
 }
 
 function sides(facts, other, { numbers: [ours, theirs] }) {
@@ -73,13 +73,13 @@ function sides(facts, other, { numbers: [ours, theirs] }) {
     ["Model", facts.model, other.model],
     ["Latents", count(ours.latents), count(theirs.latents)],
     ["Width", count(facts.d), count(other.d)],
-    ["k", facts.k ?? "any", other.k ?? "any"],
+    ["k", facts.k ?? "none", other.k ?? "none"],
     ["L0", value(ours.l0), value(theirs.l0)],
     ["Dead", dead(ours), dead(theirs)],
     ["Median frequency", percent(ours.frequency), percent(theirs.frequency)],
     ...ours.purity.map((one) => [`Purity: ${one[0]}`, mean(one), mean(theirs.purity.find(([name]) => name === one[0]))]),
-    ["Rows read", count(facts.rows), count(other.rows)],
-    ["Samples read", count(facts.samples), count(other.samples)],
+    ["Rows", count(facts.rows), count(other.rows)],
+    ["Samples", count(facts.samples), count(other.samples)],
   ];
   return el("section.panel", { "aria-labelledby": "sides" },
     el("h2.hidden", { id: "sides" }, "Side by side"),
@@ -100,13 +100,13 @@ function matchList(facts, other, index, way, state, change) {
     sortable ? el("button", { type: "button", on: { click: () => change({ sort: (name === id ? !down : id !== "latent") ? `-${id}` : id }) } },
       text, el("span.arrow", { "aria-hidden": "true" }, name === id ? (down ? "↓" : "↑") : "")) : text);
   box.append(el("div", { role: "rowgroup", class: "sticky" }, el("div.head", { role: "row", "aria-rowindex": 1 },
-    head("latent", "A", true), head("words", facts.kind === "image" ? "strongest pictures" : "strongest on"), head("frequency", "frequency", true),
+    head("latent", "A", true), head("words", facts.kind === "image" ? "top images" : "top tokens"), head("frequency", "frequency", true),
     head("score", WAYS[way][0], true), head("other", "B"), head("words", ""), head("otherfrequency", "frequency"))));
   const node = el("section", { "aria-labelledby": "matches" },
     el("div.heading", {}, el("h2", { id: "matches" }, "Each latent of A and its match in B"),
       chooser("Match by", other.ways.map((key) => [key, WAYS[key][0]]), (key) => change({ by: key }), way),
       el("label.choose.narrow", {}, el("span", {}, "Sort by"), el("select", { id: "sort", on: { change: (event) => change({ sort: event.target.value }) } },
-        [["-score", "most alike"], ["score", "least alike"], ["latent", "number"], ["-frequency", "frequency"]].map(([key, text]) => el("option", { value: key, selected: key === sort }, text))))),
+        [["-score", "most similar"], ["score", "least similar"], ["latent", "number"], ["-frequency", "frequency"]].map(([key, text]) => el("option", { value: key, selected: key === sort }, text))))),
     box);
 
   function start() {
@@ -131,17 +131,17 @@ function matchRow(facts, other, index, column, latent) {
   const link = el("a", { href: latentAddress(latent), tabindex: -1 }, latent);
   node.append(el("span.c-latent", { role: "cell" }, link));
   Promise.all([load(`rows/${chunk}`), load(`compare/${index}/rows/${chunk}`)]).then(([ours, theirs]) => {
-    const [words, tag, pictures, values] = ours[latent % facts.chunk.rows];
+    const [words, tag, images, values] = ours[latent % facts.chunk.rows];
     const match = theirs.rows[latent % facts.chunk.rows][column];
-    const [theirWords, theirTag, theirPictures, theirFrequency] = match ? theirs.named[theirs.numbers.indexOf(match[0])] : ["", "", [], null];
+    const [theirWords, theirTag, theirImages, theirFrequency] = match ? theirs.named[theirs.numbers.indexOf(match[0])] : ["", "", [], null];
     const address = match && other.report ? `${other.report}/${latentAddress(match[0])}` : null;
-    const named = (words, tag, pictures) => [miniatures(facts, pictures), tag ? el("span.tag", {}, tag) : null, el("span.words", { dir: "auto" }, words)];
+    const named = (words, tag, images) => [miniatures(facts, images), tag ? el("span.tag", {}, tag) : null, el("span.words", { dir: "auto" }, words)];
     node.append(
-      el("span.c-words", { role: "cell", title: words }, named(words, tag, pictures)),
+      el("span.c-words", { role: "cell", title: words }, named(words, tag, images)),
       el("span.number.c-frequency", { role: "cell" }, percent(values[0])),
-      el("span.c-score", { role: "cell" }, match ? [bar(match[1]), el("span.figure", {}, fixed(match[1]))] : el("span.muted", {}, "none")),
+      el("span.c-score", { role: "cell" }, match ? [bar(match[1]), el("span.figure", {}, fixed(match[1]))] : el("span.muted", {}, "no match")),
       el("span.c-other", { role: "cell" }, match ? (address ? el("a", { href: address, tabindex: -1 }, match[0]) : match[0]) : ""),
-      el("span.c-words", { role: "cell", title: theirWords }, named(theirWords, theirTag, theirPictures)),
+      el("span.c-words", { role: "cell", title: theirWords }, named(theirWords, theirTag, theirImages)),
       el("span.number.c-otherfrequency", { role: "cell" }, match ? percent(theirFrequency) : ""));
   }).catch(fail);
   return node;

@@ -1,13 +1,13 @@
 // Histograms and maps of numbers.
 "use strict";
 
-// Bars over edges. series: [{counts, name, look}], drawn over one another, as shares of each where asked for;
-// tick(edge) is its text or null; address(low, high, i, first, last) is where a bar leads.
+// Draws overlaid histograms. series: [{counts, name, look}], as shares of each series if shares is set.
+// tick(edge) returns the label of an edge or null; address(low, high, i, first, last) the link of a bar.
 function histogram({ edges, series, tick, caption, unit, shares, address }) {
   const used = edges.slice(0, -1).map((_, i) => series.some(({ counts }) => counts[i] > 0));
   const first = Math.max(0, used.indexOf(true) - 1);
   const last = Math.min(used.length - 1, used.lastIndexOf(true) + 1);
-  if (!used.includes(true)) return el("figure.chart", {}, el("figcaption", {}, caption), empty("Nothing to count."));
+  if (!used.includes(true)) return el("figure.chart", {}, el("figcaption", {}, caption), empty("No values."));
   const whole = series.map(({ counts }) => (shares ? Math.max(1, sum(counts)) : 1));
   const most = Math.max(...series.flatMap(({ counts }, number) => counts.map((n) => n / whole[number])));
   const place = (edge) => (100 * (edge - edges[first])) / (edges[last + 1] - edges[first]);
@@ -31,19 +31,19 @@ function histogram({ edges, series, tick, caption, unit, shares, address }) {
   return el("figure.chart", {}, el("figcaption", {}, caption), plot, axis(edges.slice(first, last + 2), place, tick));
 }
 
-// Texts under a plot, as many as have room.
+// Tick labels under a plot, as many as fit.
 function axis(edges, place, tick) {
   let ticks = edges.map((edge) => [edge, tick(edge)]).filter(([, text]) => text !== null);
   if (ticks.length < 3) ticks = edges.map((edge) => [edge, tick(edge, true)]);
   const longest = Math.max(...ticks.map(([, text]) => text.length));
-  const step = Math.ceil(ticks.length / Math.min(6, Math.floor(32 / (longest + 2)))); // 32 letters fit under the narrowest
+  const step = Math.ceil(ticks.length / Math.min(6, Math.floor(32 / (longest + 2)))); // 32 characters fit under the narrowest plot
   return el("div.axis", { "aria-hidden": "true" },
     ticks.filter((_, i) => i % step === 0).map(([edge, text]) => el("span", { css: { "--left": place(edge) } }, text)));
 }
 
-// How many latents lie in each cell of frequency and purity; a cell leads to the table of its latents.
+// A map of the number of latents by frequency and purity; a cell links to the table of its latents.
 function densityMap({ x, y, bins, xTick, yTick, says, address, caption, labels }) {
-  if (!bins.length) return el("figure.chart", {}, el("figcaption", {}, caption), empty("No latent has both."));
+  if (!bins.length) return el("figure.chart", {}, el("figcaption", {}, caption), empty("No latent has both values."));
   const [first, last] = [Math.min(...bins.map(([i]) => i)), Math.max(...bins.map(([i]) => i))];
   const most = Math.max(...bins.map(([, , n]) => n));
   const place = (edge) => (100 * (edge - x[first])) / (x[last + 1] - x[first]);
@@ -64,7 +64,7 @@ function densityMap({ x, y, bins, xTick, yTick, says, address, caption, labels }
   return el("figure.chart", {}, el("figcaption", {}, caption), plot, axis(x.slice(first, last + 2), place, xTick));
 }
 
-// Few are seen beside many: a logarithm, from 0.15 to 1.
+// Logarithmic, from 0.15 to 1, so that small counts stay visible.
 function heat(n, most) {
   return most <= 1 ? 1 : 0.15 + (0.85 * Math.log(n)) / Math.log(most);
 }
@@ -73,7 +73,7 @@ function sum(numbers) {
   return numbers.reduce((a, b) => a + b, 0);
 }
 
-// 10^edge, where it is a power of ten; exactly, always.
+// The label of 10^edge: null unless it is a power of ten or exactly is set.
 function powerTick(edge, exactly = false) {
   if (exactly) return percent(10 ** edge);
   return Number.isInteger(edge) ? percent(10 ** edge) : null;

@@ -1,7 +1,7 @@
-// Elements and the numbers in them. Text goes in as text: prompts are written by strangers.
+// Elements and formatted numbers. Prompts are untrusted: they are inserted as text, never as HTML.
 "use strict";
 
-// el("a.button", {href, on: {click}, css: {"--x": 1}}, ...children); children are nodes, texts or lists.
+// el("a.button", {href, on: {click}, css: {"--x": 1}}, ...children); children are nodes, strings or arrays.
 function el(name, attributes = {}, ...children) {
   const [tag, ...classes] = name.split(".");
   const node = document.createElement(tag);
@@ -27,12 +27,12 @@ function count(n) {
   return n === null || n === undefined ? NONE : counts.format(n);
 }
 
-// A value of a latent; always three digits, so that columns are straight.
+// A value of a latent, always with three digits so that columns align.
 function value(x) {
   return x === null || x === undefined || Number.isNaN(x) ? NONE : shorten(x, exactly3);
 }
 
-// The same where room is short.
+// A value with at most three digits, for narrow places.
 function short(x) {
   return shorten(x, digits3);
 }
@@ -41,14 +41,14 @@ function shorten(x, format) {
   return x !== 0 && Math.abs(x) < 1e-3 ? x.toExponential(1) : format.format(x);
 }
 
-// A share between 0 and 1 in percent.
+// A share from 0 to 1 as percent.
 function percent(share) {
   if (share === null || share === undefined || Number.isNaN(share)) return NONE;
   const x = 100 * share;
   return x !== 0 && x < 1e-3 ? `${x.toExponential(0)} %` : `${digits2.format(x)} %`;
 }
 
-// A purity, an entropy: always two places, so that columns are straight.
+// A purity or entropy, always with two decimals so that columns align.
 function fixed(x) {
   return x === null || x === undefined || Number.isNaN(x) ? NONE : x.toFixed(2);
 }
@@ -61,29 +61,29 @@ function className(name) {
   return name === "" ? "(none)" : name;
 }
 
-// Signs that are not seen but turn or break what stands around them, made to be seen.
+// Replaces invisible characters that reverse or break the text around them with their code.
 function visible(text) {
   return text.replace(/[\u0000-\u001f\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069]/g,
-    (sign) => `[${sign.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}]`);
+    (character) => `[${character.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}]`);
 }
 
-// How a latent is named: its tag where it has one, else its words.
+// The title of a latent: its tag if it has one, else its words.
 function title(named) {
   const [words, tag] = named ?? ["", ""];
   return tag || words;
 }
 
-function picturePath(sample) {
+function thumbnailPath(sample) {
   return `thumbnails/${String(Math.floor(sample / 1000)).padStart(4, "0")}/${sample}.webp`;
 }
 
-// A picture of a sample; small ones are shown with their pixels seen.
-function picture(facts, sample, alt = "") {
-  const [width, height] = facts.picture;
+// The thumbnail of a sample; small images are shown with sharp pixels.
+function thumbnail(facts, sample, alt = "") {
+  const [width, height] = facts.image;
   const crisp = Math.max(width, height) <= 64 ? ".crisp" : "";
-  return el(`img.picture${crisp}`, { src: picturePath(sample), alt, width, height, loading: "lazy", decoding: "async" });
+  return el(`img.thumbnail${crisp}`, { src: thumbnailPath(sample), alt, width, height, loading: "lazy", decoding: "async" });
 }
 
 function miniatures(facts, samples) {
-  return el("span.miniatures", {}, (samples ?? []).map((sample) => picture(facts, sample)));
+  return el("span.miniatures", {}, (samples ?? []).map((sample) => thumbnail(facts, sample)));
 }

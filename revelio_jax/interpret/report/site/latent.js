@@ -2,32 +2,32 @@
 "use strict";
 
 let pageFacts;
-// Promise of the next and previous in the table that it was opened from: who presses a key while a page is being
-// drawn means the neighbours of that page.
-let neighbours;
+// Promise of the links to the next and previous latent of the table. A key pressed while a page is drawn waits for the
+// links of that page.
+let steps;
 
 (async () => {
   const [, table] = readAddress();
   pageFacts = await startPage("latent", table);
   if (!pageFacts) return;
-  onKey(["j", "ArrowRight"], "next latent of the table", async () => (await neighbours).next?.click());
-  onKey(["k", "ArrowLeft"], "previous latent of the table", async () => (await neighbours).previous?.click());
+  onKey(["j", "ArrowRight"], "next latent", async () => (await steps).next?.click());
+  onKey(["k", "ArrowLeft"], "previous latent", async () => (await steps).previous?.click());
   onKey(["b", "Backspace"], "back to the table", () => document.querySelector(".back")?.click());
   if (pageFacts.kind === "image") {
-    onKey(["h"], "heatmaps on or off", () => {
+    onKey(["h"], "show or hide heatmaps", () => {
       const slider = document.querySelector("#opacity");
       if (!slider) return;
       slider.value = Number(slider.value) ? 0 : 0.8;
       slider.dispatchEvent(new Event("input"));
     });
-  } else onKey(["c"], "whole prompts or contexts", () => document.querySelector("input[name=view]:not(:checked)")?.click());
+  } else onKey(["c"], "switch between whole prompts and contexts", () => document.querySelector("input[name=view]:not(:checked)")?.click());
   listenToTokens(document.querySelector("main"));
-  const turnPage = () => { neighbours = draw(); };
+  const turnPage = () => { steps = draw(); };
   addEventListener("hashchange", turnPage);
   turnPage();
 })();
 
-// Number of the latent, and the state of the table that it was opened from.
+// The number of the latent, and the state of the table from which it was opened.
 function readAddress() {
   const [number, ...table] = location.hash.replace(/^#/, "").split("&");
   return [Number(number || 0), table.join("&")];
@@ -35,7 +35,7 @@ function readAddress() {
 
 let turn = 0;
 
-// Draws the latent of the address; its neighbours.
+// Draws the latent in the address; returns the links to the previous and next one.
 async function draw() {
   const mine = ++turn;
   const facts = pageFacts;
@@ -43,7 +43,7 @@ async function draw() {
   const main = document.querySelector("main");
   hideTip();
   if (!Number.isInteger(latent) || latent < 0 || latent >= facts.latents) {
-    main.replaceChildren(empty(`There is no latent ${location.hash.slice(1)}: they are numbered from 0 to ${count(facts.latents - 1)}.`));
+    main.replaceChildren(empty(`There is no latent ${location.hash.slice(1)}. Latents are numbered from 0 to ${count(facts.latents - 1)}.`));
     return {};
   }
   document.title = `Latent ${latent} of ${facts.name}`;
@@ -72,11 +72,11 @@ async function draw() {
             topSection(facts, page, top, profiles),
             weakerSection(facts, page, weaker),
             strataSection(facts, page, strata)),
-          el("aside", { "aria-label": "Values and neighbours" },
+          el("aside", { "aria-label": "Values and similar latents" },
             valuesSection(facts, page),
-            nearSection(facts, "Fire together", "Jaccard index: rows on which both fire, of those on which either does", page.coactive, named, table, "No other latent fires on the same rows."),
-            nearSection(facts, "Nearest by decoder", "cosine of their decoder directions", page.nearest, named, table, "There is no decoder to compare by.")))]
-      : [empty(`This latent is dead: it fires on none of the ${count(facts.rows)} rows that were read.`)]));
+            nearSection(facts, "Fires with", "Jaccard index: share of the rows on which both fire among rows on which either fires.", page.coactive, named, table, "No other latent fires on the same rows."),
+            nearSection(facts, "Similar decoder directions", "Cosine of the decoder directions.", page.nearest, named, table, "Neurons have no decoder.")))]
+      : [empty(`This latent is dead: it fires on none of the ${count(facts.rows)} rows.`)]));
   scrollTo(0, 0);
   return walk(facts, latent, table, mine);
 }
@@ -93,13 +93,13 @@ function heading(facts, latent, page, table) {
     el("h1", {}, "Latent ", latent,
       label ? el("span.tag", { dir: "auto" }, label) : null,
       granularity ? el("span.chip", {}, el("span.of", {}, "granularity"), " ", granularity) : null),
-    label ? el("p.note", {}, `Named by ${model}${scored}.`) : null,
-    page.words ? el("p.words", { dir: "auto" }, el("span.of", {}, "Strongest on "), page.words) : null,
+    label ? el("p.note", {}, `Tag by ${model}${scored}.`) : null,
+    page.words ? el("p.words", { dir: "auto" }, el("span.of", {}, "Top tokens "), page.words) : null,
     page.rows ? el("dl.tiles", { "aria-label": "Statistics" },
-      stat("Fires on", percent(page.frequency), `of the rows: ${count(page.rows)}`),
-      stat(facts.kind === "image" ? "Pictures" : "Prompts", count(page.samples), `of ${count(facts.samples)} (${percent(page.samples / facts.samples)})`),
-      stat("Mean value", value(page.mean), `where it fires; largest ${value(page.max)}`),
-      facts.positions > 1 ? stat("Spread", percent(page.spread), "of a sample's positions, where it fires") : null,
+      stat("Frequency", percent(page.frequency), `fires on ${count(page.rows)} rows`),
+      stat(facts.kind === "image" ? "Images" : "Prompts", count(page.samples), `of ${count(facts.samples)} (${percent(page.samples / facts.samples)})`),
+      stat("Mean value", value(page.mean), `where it fires; maximum ${value(page.max)}`),
+      facts.positions > 1 ? stat("Spread", percent(page.spread), "of a sample's positions, if it fires on the sample") : null,
       ...facts.labels.map((name, i) => {
         const [purity, entropy, sigma, majority] = page.labels[i];
         return purity === null ? stat(`Purity: ${name}`, NONE, "fires on too few samples")
@@ -107,7 +107,7 @@ function heading(facts, latent, page, table) {
       })) : null);
 }
 
-// Before and after it in the table that it was opened from, once that is known.
+// Sets the links to the previous and next latent of the table from which this one was opened.
 async function walk(facts, latent, table, mine) {
   const order = await ordered(facts, readState(table), () => mine !== turn);
   if (mine !== turn) return {};
@@ -132,15 +132,15 @@ function section(id, name, says, ...children) {
 
 function topSection(facts, page, samples, profiles) {
   if (facts.kind === "image") {
-    const list = pictureList(facts, samples, profiles);
+    const list = imageList(facts, samples, profiles);
     const kept = page.profile ? readOpacity() : 0;
     list.style.setProperty("--opacity", kept);
     const slider = el("label.slider", {}, el("span", {}, "Heatmap"), el("input", {
-      type: "range", id: "opacity", min: 0, max: 1, step: 0.05, value: kept, title: "h: on or off",
+      type: "range", id: "opacity", min: 0, max: 1, step: 0.05, value: kept, title: "Show or hide: h",
       on: { input: (event) => { list.style.setProperty("--opacity", event.target.value); opacity = event.target.value; } },
     }));
-    const made = section("top", "Strongest pictures",
-      page.profile ? "Each map is scaled to its own peak, which the box marks; beside it the part around the peak." : "Their activations have no map: a row is a whole picture.", list);
+    const made = section("top", "Top images",
+      page.profile ? "Each heatmap is scaled to its own peak, marked by a box. The part around the peak is shown enlarged beside it." : "There are no heatmaps: each image has a single row.", list);
     if (page.profile) made.querySelector(".heading").append(slider);
     return made;
   }
@@ -148,12 +148,12 @@ function topSection(facts, page, samples, profiles) {
   const show = () => shown.replaceChildren(promptList(facts, page, samples, profiles, view === "contexts"));
   const choice = (key, name) => el("label", {}, el("input", { type: "radio", name: "view", value: key, checked: view === key, on: { change: () => { view = key; show(); } } }), name);
   show();
-  const made = section("top", "Strongest prompts", null, legend(page), shown);
+  const made = section("top", "Top prompts", null, legend(page), shown);
   made.querySelector(".heading").append(el("fieldset.choice", { "aria-label": "View" }, choice("prompts", "Whole prompts"), choice("contexts", "Contexts")));
   return made;
 }
 
-let view = "prompts"; // kept from latent to latent
+let view = "prompts"; // kept when another latent is opened
 let opacity = 0.8;
 
 function readOpacity() {
@@ -162,13 +162,13 @@ function readOpacity() {
 
 function legend(page) {
   return el("p.legend", {}, "0 ", el("span.scale", { "aria-hidden": "true" }), ` ${value(page.max)} `, el("span.token.peak", { css: { "--share": 0.5 } }, "peak"),
-    " Hover over a token, or focus it, for its value.");
+    " Hover over or focus a token to see its value.");
 }
 
 function weakerSection(facts, page, samples) {
   if (!samples.length) return null;
-  const says = "Drawn from lower quantiles of its values: what it fires on when it is not at its strongest.";
-  return section("weaker", "Weaker", says, facts.kind === "image" ? pictureStrip(facts, samples, true)
+  const says = "Samples from lower quantiles of its values.";
+  return section("weaker", "Weaker samples", says, facts.kind === "image" ? imageStrip(facts, samples, true)
     : promptList(facts, page, samples, samples.map(() => null), false));
 }
 
@@ -178,22 +178,22 @@ function strataSection(facts, page, samples) {
   const name = (stratum) => (column === "timestep" ? `t = ${stratum}` : className(stratum));
   const silent = facts.stratum.values.filter((stratum) => !page.strata.some((one) => one.stratum === String(stratum)));
   const largest = Math.max(...page.strata.map(({ max }) => max));
-  return section("strata", `By ${column}`, silent.length ? `Silent at ${silent.map((stratum) => name(String(stratum))).join(", ")}.` : null,
+  return section("strata", `By ${column}`, silent.length ? `Does not fire at ${silent.map((stratum) => name(String(stratum))).join(", ")}.` : null,
     el("div.strata", {}, page.strata.map((one, i) =>
       el("section", {},
         el("div.stratum", {},
           el("h3", { dir: "auto" }, name(one.stratum)),
-          el("span.bars", { title: `largest value ${value(one.max)}` }, bar(one.max / largest)),
-          el("span.note", {}, `${plural(one.samples, facts.kind === "image" ? "picture" : "prompt")}, mean ${value(one.mean)}, largest ${value(one.max)}`),
+          el("span.bars", { title: `maximum ${value(one.max)}` }, bar(one.max / largest)),
+          el("span.note", {}, `${plural(one.samples, facts.kind === "image" ? "image" : "prompt")}, mean ${value(one.mean)}, maximum ${value(one.max)}`),
           el("span.labels", {}, facts.labels.map((label, j) => {
             const [purity, , , majority] = one.labels[j];
             return purity === null ? null : chip(label, majority, el("span.figure", {}, ` ${fixed(purity)}`));
           }))),
-        withMore(facts, samples[i], one.kept, (shown) => (facts.kind === "image" ? pictureStrip(facts, shown, false)
+        withMore(facts, samples[i], one.kept, (shown) => (facts.kind === "image" ? imageStrip(facts, shown, false)
           : promptList(facts, page, shown, shown.map(() => null), false)))))));
 }
 
-// A list of the first samples, and of all where they are asked for.
+// A list of the first samples, with a button that shows all.
 function withMore(facts, samples, kept, list) {
   const box = el("div", {}, list(samples));
   const left = kept.length - samples.length;
@@ -208,7 +208,7 @@ function valuesSection(facts, page) {
   return el("section.panel", {}, histogram({
     edges, series: [{ counts: page.histogram }], unit: "rows",
     tick: (edge, exactly) => (exactly || Math.abs(edge - Math.round(edge)) < 0.02 ? short(2 ** edge) : null),
-    caption: [el("h2", {}, "Values"), el("p.note", {}, "Rows by its value there, on a logarithmic scale.")],
+    caption: [el("h2", {}, "Values"), el("p.note", {}, "Rows by the value of the latent; logarithmic scale.")],
   }));
 }
 
@@ -216,9 +216,9 @@ function nearSection(facts, name, says, near, named, table, none) {
   return el("section.panel", {},
     el("h2", {}, name), el("p.note", {}, says),
     near.length ? el("ol.named", {}, near.map(([other, score]) => {
-      const [, , pictures] = named.get(other);
+      const [, , images] = named.get(other);
       return el("li", {}, el("a", { href: latentAddress(other, table) },
-        el("span.number", {}, other), miniatures(facts, pictures),
+        el("span.number", {}, other), miniatures(facts, images),
         el("span.title", { dir: "auto" }, title(named.get(other))), el("span.figure", {}, fixed(score))));
     })) : empty(none));
 }

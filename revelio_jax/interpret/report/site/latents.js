@@ -21,7 +21,7 @@ const SEARCH_WAITS = 150; // ms
   const ranges = el("div.ranges");
   const box = el("div.rows", {
     role: "table", tabindex: 0, "aria-label": "Latents", "aria-colcount": names.length + 1,
-    css: { "--labels": facts.labels.length, "--words": facts.picture ? (facts.tagged ? "17rem" : "9rem") : "12rem" },
+    css: { "--labels": facts.labels.length, "--words": facts.image ? (facts.tagged ? "17rem" : "9rem") : "12rem" },
   });
   const head = el("div.head", { role: "row", "aria-rowindex": 1 });
   box.append(el("div", { role: "rowgroup", class: "sticky" }, head));
@@ -76,7 +76,7 @@ const SEARCH_WAITS = 150; // ms
     }
   }
 
-  const none = el("p.empty", { hidden: true }, "No latent is like that. ",
+  const none = el("p.empty", { hidden: true }, "No latents match. ",
     el("button", { type: "button", on: { click: () => { search.value = ""; change({ q: "", ranges: new Map(), dead: "hide" }); } } }, "Show all"));
   box.append(none);
 
@@ -87,13 +87,13 @@ const SEARCH_WAITS = 150; // ms
       return el("span", { role: "columnheader", class: `c-${name.endsWith(".purity") ? "purity" : name}`, "aria-sort": now ? (state.down ? "descending" : "ascending") : null },
         el("button", {
           type: "button", title: help,
-          // What is large is asked for first; numbers of latents are not.
+          // The first click sorts largest first, except for numbers of latents.
           on: { click: () => change(now ? { down: !state.down } : { sort: name, down: name !== "latent" }) },
         }, short ?? title, el("span.arrow", { "aria-hidden": "true" }, now ? (state.down ? "↓" : "↑") : "")));
     };
     head.replaceChildren(
       header("latent"),
-      el("span.c-words", { role: "columnheader" }, facts.kind === "image" ? "Strongest pictures" : "Strongest on"),
+      el("span.c-words", { role: "columnheader" }, facts.kind === "image" ? "Top images" : "Top tokens"),
       ...facts.columns.map(header));
   }
 
@@ -140,7 +140,7 @@ const SEARCH_WAITS = 150; // ms
   update();
 })();
 
-// A row, filled when its chunk has come.
+// A row, filled when its chunk is loaded.
 function row(facts, latent, state) {
   const node = el("div.row");
   const tableState = () => writeState(state());
@@ -151,7 +151,7 @@ function row(facts, latent, state) {
   link.addEventListener("focus", () => (link.href = latentAddress(latent, tableState())));
   link.addEventListener("pointerdown", () => (link.href = latentAddress(latent, tableState())));
   const fill = (chunk) => {
-    const [words, tag, pictures, values, classes] = chunk[latent % size];
+    const [words, tag, images, values, classes] = chunk[latent % size];
     const cells = facts.columns.map((name, i) => {
       if (name.endsWith(".purity")) {
         const nth = facts.columns.slice(0, i).filter((other) => other.endsWith(".purity")).length;
@@ -164,11 +164,11 @@ function row(facts, latent, state) {
     });
     node.append(
       el("span.c-words", { role: "cell", title: [tag, words].filter(Boolean).join(": ") },
-        miniatures(facts, pictures), tag ? el("span.tag", {}, tag) : null,
+        miniatures(facts, images), tag ? el("span.tag", {}, tag) : null,
         el("span.words", { dir: "auto" }, words || (values[0] === 0 ? "dead" : ""))),
       ...cells);
   };
-  node.append(el("span.c-latent", { role: "cell" }, link)); // which stays, as it may have the focus
+  node.append(el("span.c-latent", { role: "cell" }, link)); // added before the chunk is loaded: it may have the focus
   if (arrived.has(key)) fill(arrived.get(key));
   else load(key).then(fill).catch(fail);
   node.addEventListener("click", (event) => event.target.closest("a") || getSelection().toString() || (location.href = latentAddress(latent, tableState())));

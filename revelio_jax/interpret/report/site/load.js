@@ -1,16 +1,16 @@
-// Data come as scripts that call put: from disk, a browser allows nothing else.
+// Data are scripts that call put: on pages opened from disk, browsers refuse fetch.
 "use strict";
 
 const arrived = new Map(); // key -> value
 const awaited = new Map(); // key -> promise
-const arrivals = new Map(); // key -> what ends its promise
+const arrivals = new Map(); // key -> function that resolves its promise
 
 function put(key, value) {
   arrived.set(key, value);
   arrivals.get(key)?.(value);
 }
 
-// What data/KEY.js holds.
+// The value in data/KEY.js.
 function load(key) {
   if (!awaited.has(key)) {
     awaited.set(
@@ -20,7 +20,7 @@ function load(key) {
         const script = document.createElement("script");
         script.src = `data/${key}.js`;
         script.onload = () => script.remove();
-        script.onerror = () => reject(new Error(`data/${key}.js is missing: the report is not whole`));
+        script.onerror = () => reject(new Error(`data/${key}.js is missing: the report is incomplete`));
         document.head.append(script);
       }),
     );
@@ -28,7 +28,7 @@ function load(key) {
   return awaited.get(key);
 }
 
-// The bytes of what scripts.packed made, as an ArrayBuffer.
+// The bytes packed by scripts.packed, as an ArrayBuffer.
 async function unpack(text) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -37,13 +37,13 @@ async function unpack(text) {
 
 const columnCache = new Map();
 
-// A packed column of numbers, NaN where there is none.
+// A packed column of numbers; NaN is no value.
 async function loadColumn(key) {
   if (!columnCache.has(key)) columnCache.set(key, new Float32Array(await unpack(await load(key))));
   return columnCache.get(key);
 }
 
-// Which latents fire: a function of a latent's number.
+// A function that returns whether a latent fires on any row.
 async function loadFiring(facts) {
   const bits = new Uint8Array(await unpack(facts.firing));
   return (latent) => ((bits[latent >> 3] >> (latent & 7)) & 1) === 1;

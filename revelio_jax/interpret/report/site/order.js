@@ -1,9 +1,9 @@
-// Which latents a table holds, and in which order.
+// The latents in a table, filtered and sorted.
 "use strict";
 
-// Numbers of the latents that a state asks for. Columns and index are read when a state first needs them.
-// tell(latents, share) hears of them while a search goes on, and may return true to end it.
-async function ordered(facts, state, tell = () => false) {
+// The numbers of the latents that match a state, sorted. Columns and search index are loaded when first needed.
+// report(latents, share) is called during a search; it returns true to stop the search.
+async function ordered(facts, state, report = () => false) {
   const fires = await loadFiring(facts);
   let latents = Array.from({ length: facts.latents }, (_, latent) => latent);
   if (state.dead !== "show") latents = latents.filter((latent) => fires(latent) === (state.dead === "hide"));
@@ -16,7 +16,7 @@ async function ordered(facts, state, tell = () => false) {
   if (!state.q.trim()) return sort(latents);
 
   const terms = state.q.toLowerCase().split(/\s+/).filter(Boolean);
-  const found = [];
+  const matches = [];
   const size = facts.chunk.search;
   let next = 0;
   for (let piece = 0; piece * size < facts.latents; piece++) {
@@ -24,12 +24,12 @@ async function ordered(facts, state, tell = () => false) {
     for (; next < latents.length && latents[next] < (piece + 1) * size; next++) {
       const line = lines[latents[next] - piece * size];
       if (terms.every((term) => line.includes(term) || String(latents[next]) === term.replace(/^#/, ""))) {
-        found.push(latents[next]);
+        matches.push(latents[next]);
       }
     }
-    if (tell(sort(found.slice()), Math.min(1, ((piece + 1) * size) / facts.latents))) break;
+    if (report(sort(matches.slice()), Math.min(1, ((piece + 1) * size) / facts.latents))) break;
   }
-  return sort(found);
+  return sort(matches);
 }
 
 const lineCache = new Map();
@@ -47,7 +47,7 @@ async function columnOf(facts, name) {
   return index < 0 ? null : loadColumn(`columns/${index}`);
 }
 
-// Latents without a value come last either way.
+// Latents without a value come last in both directions.
 function sorted(latents, column, down) {
   if (!column) return down ? latents.reverse() : latents;
   const sign = down ? -1 : 1;
@@ -58,20 +58,20 @@ function sorted(latents, column, down) {
   });
 }
 
-// What a column is called, what it says, and how its numbers are shown; shares are typed as they are shown, in percent.
+// Title, help and number format of a column. Filters of shares are typed in percent, as they are shown.
 function describeColumn(name) {
   const known = {
-    latent: ["Latent", "its number in the SAE"],
+    latent: ["Latent", "number of the latent in the SAE"],
     frequency: ["Frequency", "share of the rows on which it fires", percent],
-    mean: ["Mean", "of its values where it fires"],
-    max: ["Max", "its largest value"],
-    spread: ["Spread", "share of a sample's positions on which it fires, where it does", percent],
-    samples: ["Samples", "on how many it fires", count],
+    mean: ["Mean", "mean of its values where it fires"],
+    max: ["Max", "maximum of its values"],
+    spread: ["Spread", "share of a sample's positions on which it fires, if it fires on the sample", percent],
+    samples: ["Samples", "number of samples on which it fires", count],
   };
   if (known[name]) {
     const [title, help, show = value] = known[name];
     return { title, help, show, unit: show === percent ? 0.01 : 1 };
   }
   const label = name.replace(/\.purity$/, "");
-  return { title: `Purity: ${label}`, short: label, help: `share of the most frequent ${label} among its strongest samples`, show: fixed, unit: 1 };
+  return { title: `Purity: ${label}`, short: label, help: `share of the most frequent ${label} among its top samples`, show: fixed, unit: 1 };
 }

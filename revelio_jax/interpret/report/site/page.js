@@ -1,11 +1,11 @@
-// What every page has: a header with the search, the theme, the keys and what they do.
+// The parts of every page: a header with search and theme, and keyboard shortcuts with their help.
 "use strict";
 
-const keyHandlers = []; // {keys, says, act(event)}
+const keyHandlers = []; // {keys, description, act(event)}
 
-// On a page, a key does something; the help says what. Keys are left alone where text is written.
-function onKey(keys, says, act) {
-  keyHandlers.push({ keys, says, act });
+// Registers a keyboard shortcut and its line in the help. Shortcuts are off while text is typed.
+function onKey(keys, description, act) {
+  keyHandlers.push({ keys, description, act });
 }
 
 async function startPage(here, table = "") {
@@ -32,13 +32,13 @@ async function startPage(here, table = "") {
       facts.compare.length ? link("Compare", "compare.html", here === "compare") : null),
     form,
     el("div.tools", {}, themeButton(),
-      el("button.icon", { type: "button", title: "Keys (?)", "aria-label": "Keyboard shortcuts", on: { click: help } }, "?")),
+      el("button.icon", { type: "button", title: "Keyboard shortcuts (?)", "aria-label": "Keyboard shortcuts", on: { click: help } }, "?")),
   );
   document.querySelector("footer").append(
-    `${facts.site} of ${facts.model}`, el("span.dot"), `made ${facts.made} by revelio_jax ${facts.version}`);
+    `${facts.site} of ${facts.model}`, el("span.dot"), `written ${facts.made} by revelio_jax ${facts.version}`);
   onKey(["/"], "search", () => (search.focus(), search.select()));
-  onKey(["?"], "this help", help);
-  onKey(["t"], "light, dark, or as the system has it", () => document.querySelector("#theme").click());
+  onKey(["?"], "show this help", help);
+  onKey(["t"], "switch between light, dark and system theme", () => document.querySelector("#theme").click());
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
     if (document.querySelector("dialog[open]")) return;
@@ -75,9 +75,9 @@ function themeButton() {
 function help() {
   const NAMES = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
   const dialog = el("dialog.help", { "aria-labelledby": "help-title" },
-    el("h2", { id: "help-title" }, "Keys"),
-    el("dl", {}, keyHandlers.map(({ keys, says }) => [
-      el("dt", {}, keys.map((key) => el("kbd", {}, NAMES[key] ?? key))), el("dd", {}, says)])),
+    el("h2", { id: "help-title" }, "Keyboard shortcuts"),
+    el("dl", {}, keyHandlers.map(({ keys, description }) => [
+      el("dt", {}, keys.map((key) => el("kbd", {}, NAMES[key] ?? key))), el("dd", {}, description)])),
     el("form", { method: "dialog" }, el("button", { autofocus: true }, "Close")));
   dialog.addEventListener("close", () => dialog.remove());
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
@@ -91,12 +91,12 @@ function fail(error) {
   return null;
 }
 
-// A sentence where there is nothing to show.
+// A sentence in place of missing content.
 function empty(text) {
   return el("p.empty", {}, text);
 }
 
-// A label beside what it names.
+// A value with its label in front.
 function chip(label, name, extra = "") {
   return el("span.chip", { title: `${label}: ${className(name)}` }, el("span.of", {}, label), " ", className(name), extra);
 }
@@ -106,7 +106,7 @@ function bar(share) {
   return el("span.bar", { "aria-hidden": "true", css: { "--share": Math.max(0, Math.min(1, share ?? 0)) } });
 }
 
-// A select with its name; nothing where there is no choice.
+// A labeled select; null if there is only one option.
 function chooser(name, options, act, chosen = options[0]?.[0]) {
   if (options.length < 2) return null;
   return el("label.choose", {}, el("span", {}, name),

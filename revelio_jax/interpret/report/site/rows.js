@@ -1,10 +1,10 @@
-// A list of any length of which only the rows that are seen exist.
+// A list of any length; only the visible rows exist as elements.
 "use strict";
 
-const TALLEST = 8e6; // pixels that browsers can scroll without losing some
-const BEYOND = 6; // rows that exist above and below what is seen
+const TALLEST = 8e6; // pixels; taller elements do not scroll precisely
+const BEYOND = 6; // rows that exist above and below the visible part
 
-// box scrolls; make(index) gives the element of a row. Returns {show(n), go(index), active}.
+// box scrolls; make(index) returns the element of a row. Returns {show(n), go(index), active}.
 function virtualRows(box, rowHeight, make) {
   const space = el("div.space", { role: "rowgroup" });
   box.append(space);
@@ -16,7 +16,7 @@ function virtualRows(box, rowHeight, make) {
   const rowsHeight = () => total * height;
   const head = () => space.offsetTop;
   const seen = () => Math.max(1, box.clientHeight - head());
-  // Where all rows are taller than a browser can scroll, the bar is shared out among them.
+  // If the rows together are taller than TALLEST, each scrolled pixel moves by more than one.
   const factor = () => {
     const range = Math.min(rowsHeight(), TALLEST) - seen();
     return range > 0 ? Math.max(1, (rowsHeight() - seen()) / range) : 1;
@@ -106,7 +106,7 @@ function virtualRows(box, rowHeight, make) {
     PageDown: () => active + page(), PageUp: () => active - page(),
     Home: () => 0, End: () => total - 1,
   };
-  // Whether a key moved the row that is active.
+  // Moves the active row if the key is one of steps; returns whether it is.
   function key(event) {
     const step = steps[event.key];
     if (!step || event.ctrlKey || event.metaKey || event.altKey) return false;

@@ -1,16 +1,16 @@
-// The samples of a latent: what was kept of each, and what its store knows of it.
+// The samples of a latent with their prompts and labels from the store.
 "use strict";
 
 // Rows [sample, position, timestep, value, quantile] as objects with their prompt and labels.
 async function readSamples(facts, rows) {
   const span = facts.chunk.samples;
   return Promise.all(rows.map(async ([number, position, timestep, strength, quantile]) => {
-    const [prompt, labels, drawn] = (await load(`samples/${Math.floor(number / span)}`))[number];
-    return { number, position, timestep, strength, quantile, prompt, labels, drawn };
+    const [prompt, labels, hasImage] = (await load(`samples/${Math.floor(number / span)}`))[number];
+    return { number, position, timestep, strength, quantile, prompt, labels, hasImage };
   }));
 }
 
-// Of each top sample its map: bytes [cells], 255 at its peak; null where the sites have no positions.
+// The map of each top sample: bytes [cells], 255 at its peak; null if samples have a single position.
 async function readProfiles(facts, page) {
   if (!page.profile) return page.top.map(() => null);
   const bytes = new Uint8Array(await unpack(page.profile));
@@ -22,7 +22,7 @@ function caption(facts, sample) {
   return el("span.labels", {}, facts.labels.map((label, i) => (sample.labels[i] === "" ? null : chip(label, sample.labels[i]))));
 }
 
-// Near the pointer, or what is focused, what it says; one for the page.
+// The tooltip near the hovered or focused token; one for the page.
 const tip = el("div.tip", { role: "tooltip", id: "tip", hidden: true });
 
 function showTip(target, text) {

@@ -1,12 +1,12 @@
-// What the table shows, as the address has it: a link to a table is a link to what is seen.
+// The state of the table, kept in the address so that a link shows the same table.
 "use strict";
 
-// {q, sort, down, dead, ranges: Map column -> [low, high], at}; dead is hide, show or only, and at the latent
-// that a reader comes back from, which is not part of what is shared.
+// {q, sort, down, dead, ranges: Map column -> [low, high], at}. dead is hide, show or only. at is the latent from
+// which the reader comes back; it is not written into links.
 function readState(hash) {
-  const given = new URLSearchParams(hash.replace(/^#/, ""));
+  const params = new URLSearchParams(hash.replace(/^#/, ""));
   const state = { q: "", sort: "latent", down: false, dead: "hide", ranges: new Map(), at: null };
-  for (const [key, text] of given) {
+  for (const [key, text] of params) {
     if (key === "q") state.q = text;
     else if (key === "sort") [state.sort, state.down] = [text.replace(/^-/, ""), text.startsWith("-")];
     else if (key === "dead") state.dead = ["show", "only"].includes(text) ? text : "hide";
@@ -31,12 +31,12 @@ function writeState(state) {
   return written.toString();
 }
 
-// latent.html#17&q=heart: a latent, and the table that it was opened from.
+// latent.html#17&q=heart: a latent and the table from which it was opened.
 function latentAddress(latent, table = "") {
   return `latent.html#${latent}${table ? `&${table}` : ""}`;
 }
 
-// The table; at is the latent whose row shall be seen.
+// The address of a table; at is the latent to scroll to.
 function tableAddress(table = "", at = null) {
   const state = [table, at === null ? "" : `at=${at}`].filter(Boolean).join("&");
   return `latents.html${state ? `#${state}` : ""}`;

@@ -1,4 +1,4 @@
-// Light or dark as it was chosen, before anything is drawn; as the system has it where nothing was.
+// Applies the chosen theme, or the system theme, before the page is drawn.
 "use strict";
 
 const THEMES = ["system", "light", "dark"];
@@ -8,7 +8,7 @@ function chosenTheme() {
     const theme = localStorage.getItem("revelio_jax.theme");
     return THEMES.includes(theme) ? theme : "system";
   } catch {
-    return "system"; // some browsers keep nothing for pages from disk
+    return "system"; // some browsers have no storage for pages from disk
   }
 }
 
@@ -17,7 +17,7 @@ function chooseTheme(theme) {
   try {
     localStorage.setItem("revelio_jax.theme", theme);
   } catch {
-    // then it holds for this page
+    // the choice then holds for this page only
   }
 }
 

@@ -1,10 +1,10 @@
-// Prompts with every token shaded by how strongly a latent fires on it.
+// Prompts with each token shaded by the value of the latent on it.
 "use strict";
 
 const CONTEXT = 10; // tokens on either side of the peak
 
-// The tokens of a sample: {text, special, position, share}, share of the latent's largest value, null where
-// nobody knows. Tokens of padding are shown where it fires on one.
+// The tokens of a sample: {text, special, position, share}. share is the value as a share of the latent's maximum, null
+// if it was not recorded. Padding is shown up to the last position on which the latent fires.
 function tokensOf(facts, page, sample, profile) {
   if (typeof sample.prompt === "string") return null;
   const [pieces, special] = sample.prompt;
@@ -26,13 +26,13 @@ function tokensOf(facts, page, sample, profile) {
   return tokens;
 }
 
-// One token, with its space outside of the shade.
+// One token; its outer spaces are not shaded.
 function tokenNode(page, sample, { text, special, padding, position, share }) {
   const peak = position === sample.position;
   const [, before, inner, after] = text.match(/^(\s*)([\s\S]*?)(\s*)$/);
   const shown = special ? inner.replace(/^<\|?\/?|\|?>$|^\[|\]$/g, "").replace("startoftext", "start").replace("endoftext", "end").replace(/^s$/, "end") : visible(inner);
   const where = `${padding ? "padding, " : ""}position ${position}`;
-  const says = share === null ? where : share > 0 ? `${value(share * page.max)}${peak ? ", its peak" : ""}, ${where}` : `silent, ${where}`;
+  const says = share === null ? where : share > 0 ? `${value(share * page.max)}${peak ? " (peak)" : ""}, ${where}` : `does not fire, ${where}`;
   const node = el(`span.token${special ? ".special" : ""}${padding ? ".padding" : ""}${peak ? ".peak" : ""}${share === null ? ".unknown" : ""}`, {
     tabindex: peak ? 0 : -1, "data-says": says, "aria-label": peak ? `${shown || "space"}, ${says}` : null,
     css: share ? { "--share": Math.max(0.04, share).toFixed(3) } : {},
@@ -47,10 +47,10 @@ function promptNode(facts, page, sample, profile) {
   if (!tokens) return el("p.prompt", { dir: "auto" }, sample.prompt || `sample ${sample.number}`);
   return el("p.prompt", { dir: "auto" },
     tokens.map((token) => tokenNode(page, sample, token)),
-    sample.prompt[2] ? el("span.unread", { title: "The encoder takes no more tokens than these" }, " ", sample.prompt[2]) : null);
+    sample.prompt[2] ? el("span.unread", { title: "Beyond the token limit of the text encoder" }, " ", sample.prompt[2]) : null);
 }
 
-// The peak in the middle, what comes before and after it on either side.
+// The peak in the middle with the tokens before and after it.
 function contextNode(facts, page, sample, profile) {
   const tokens = tokensOf(facts, page, sample, profile);
   if (!tokens) return promptNode(facts, page, sample, profile);
@@ -73,20 +73,20 @@ function promptList(facts, page, samples, profiles, inContext) {
 
 function strengthSays({ strength, quantile, number, timestep }) {
   const where = timestep >= 0 ? `, timestep ${timestep}` : "";
-  return `${value(strength)} on sample ${number}${where}; at least as strong as ${percent(quantile)} of the rows where it fires`;
+  return `${value(strength)} on sample ${number}${where}; at least as large as on ${percent(quantile)} of the rows on which it fires`;
 }
 
-// Values of tokens are told by pointer, by touch, and by the arrow keys from the peak on.
+// Shows values of tokens on hover, on touch, and with the arrow keys from the focused peak.
 function listenToTokens(box) {
-  const tell = (event) => {
+  const showValue = (event) => {
     const token = event.target.closest?.("[data-says]");
     if (token) showTip(token, token.dataset.says);
     else hideTip();
   };
-  box.addEventListener("pointerover", tell);
+  box.addEventListener("pointerover", showValue);
   box.addEventListener("pointerleave", hideTip);
-  box.addEventListener("click", tell);
-  box.addEventListener("focusin", tell);
+  box.addEventListener("click", showValue);
+  box.addEventListener("focusin", showValue);
   box.addEventListener("focusout", hideTip);
   box.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];

@@ -1,4 +1,4 @@
-"""Reports on synthetic results, of texts that strangers may write and of pictures."""
+"""Reports on planted results: of images, and of texts that include hostile prompts."""
 
 import dataclasses
 
@@ -40,18 +40,18 @@ def image_store(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def text_report(tmp_path_factory, text_store, config_of):
-    """Of texts in two languages, some of them hostile."""
+    """The report of texts in two languages, some of them hostile."""
     run = tmp_path_factory.mktemp("runs") / "texts"
-    found = planted.make(run, text_store, "text", planted.Size(), stratum="language")
-    return report.write(config_of(run), found)
+    results = planted.make(run, text_store, "text", planted.Size(), stratum="language")
+    return report.write(config_of(run), results)
 
 
 @pytest.fixture(scope="session")
 def image_report(tmp_path_factory, image_store, config_of):
-    """Of pictures at two timesteps, beside another run with fewer latents."""
+    """The report of images at two timesteps, compared with another run with fewer latents."""
     runs = tmp_path_factory.mktemp("runs")
     small = planted.Size(latents=90)
     other = planted.make(runs / "other", image_store, "image", small, seed=1)
-    found = planted.make(runs / "pictures", image_store, "image", planted.Size())
+    results = planted.make(runs / "images", image_store, "image", planted.Size())
     report.write(config_of(runs / "other"), other)
-    return report.write(config_of(runs / "pictures"), found, [other])
+    return report.write(config_of(runs / "images"), results, [other])

@@ -1,4 +1,4 @@
-"""Best matches of two SAEs, against plain computation."""
+"""Best matches of two SAEs, compared with a direct computation."""
 
 import types
 
@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.report import matches
 
-# Other work on the machine is no failure.
+# Slow data generation is not a failure on a busy machine.
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -26,7 +26,7 @@ def with_decoder(folder, rows, dead=()):
 
 
 def with_samples(samples, store="one"):
-    """Of each latent its strongest samples."""
+    """Return results whose latents have these top samples."""
     pairs = [(latent, sample) for latent, of in enumerate(samples) for sample in of]
     table = pyarrow.table(
         {
@@ -39,11 +39,11 @@ def with_samples(samples, store="one"):
     return types.SimpleNamespace(facts=facts, samples=table)
 
 
-def test_by_decoder_in_blocks(tmp_path, monkeypatch):
+def test_by_decoder_in_blocks_equals_all_cosines(tmp_path, monkeypatch):
     monkeypatch.setattr(matches, "BLOCK", 7)
     random = np.random.default_rng(0)
     a, b = random.normal(size=(20, 6)), random.normal(size=(33, 6))
-    b[31] = 5 * a[4]  # lengths say nothing
+    b[31] = 5 * a[4]  # norms do not matter
     nearest, cosine = matches.by_decoder(with_decoder(tmp_path / "a", a), with_decoder(tmp_path / "b", b))
     every = (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
     np.testing.assert_array_equal(nearest, every.argmax(1))
@@ -51,7 +51,7 @@ def test_by_decoder_in_blocks(tmp_path, monkeypatch):
     assert nearest[4] == 31
 
 
-def test_latents_that_never_fire_are_no_match(tmp_path, monkeypatch):
+def test_dead_latents_are_not_matched(tmp_path, monkeypatch):
     monkeypatch.setattr(matches, "BLOCK", 2)
     rows = np.eye(5) + 0.1
     a, b = with_decoder(tmp_path / "a", rows), with_decoder(tmp_path / "b", rows, dead=(0, 3))
@@ -62,15 +62,15 @@ def test_latents_that_never_fire_are_no_match(tmp_path, monkeypatch):
     assert matches.by_decoder(a, with_decoder(tmp_path / "none", rows, dead=range(5))) is None
 
 
-def test_by_decoder_where_there_is_nothing_to_compare(tmp_path):
+def test_different_widths_and_neurons_have_no_decoder_matches(tmp_path):
     a = with_decoder(tmp_path / "a", np.ones((3, 4)))
     assert matches.by_decoder(a, with_decoder(tmp_path / "b", np.ones((3, 5)))) is None
-    # Results of neurons name no folder.
+    # Results of neurons have no SAE folder.
     neurons = types.SimpleNamespace(facts=a.facts | {"sae": {"folder": ""}}, folder=tmp_path)
     assert matches.by_decoder(a, neurons) is None
 
 
-def test_a_decoder_that_is_gone(tmp_path):
+def test_a_missing_decoder_is_refused(tmp_path):
     a = with_decoder(tmp_path / "a", np.ones((3, 4)))
     (tmp_path / "a" / "sae_weights.safetensors").unlink()
     with pytest.raises(InputError, match="cannot be read"):
@@ -82,7 +82,7 @@ LISTS = st.lists(st.frozensets(st.integers(0, 12), max_size=5), min_size=1, max_
 
 @UNTIMED
 @given(LISTS, LISTS, st.integers(1, 40))
-def test_by_samples(a, b, room):
+def test_by_samples_equals_all_jaccard_indices(a, b, room):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matches, "PAIRS", room)
         match, score = matches.by_samples(with_samples(a), with_samples(b))
@@ -92,5 +92,5 @@ def test_by_samples(a, b, room):
         assert match[latent] == (np.argmax(every) if max(every) else -1)
 
 
-def test_samples_of_two_stores_are_not_the_same():
+def test_different_stores_have_no_sample_matches():
     assert matches.by_samples(with_samples([{1}], "one"), with_samples([{1}], "two")) is None

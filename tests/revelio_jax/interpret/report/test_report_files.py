@@ -1,4 +1,4 @@
-"""Writing a report: whole or not at all, from results alone, small files that latents share."""
+"""The files of a report: written in one step, from results alone, small and shared by latents."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from tests.helpers import ROOT, planted
 
 
 def data(folder, key):
-    """What ``data/KEY.js`` of a report says."""
+    """Return the value in ``data/KEY.js`` of a report."""
     text = (folder / "data" / f"{key}.js").read_text()
     start = f"put({json.dumps(key)},"
     assert text.startswith(start)
@@ -35,11 +35,11 @@ def page(folder, latent):
 
 @pytest.fixture
 def run(tmp_path, image_store):
-    """Results on pictures that a test may change."""
+    """Results on images that a test may change."""
     return planted.make(tmp_path / "run", image_store, "image", planted.Size())
 
 
-def test_a_page_says_what_the_results_say(image_report):
+def test_a_page_has_the_values_of_the_results(image_report):
     found = results.load(image_report.parent / "latents")
     row = found.latents.slice(2, 1).to_pylist()[0]
     shown = page(image_report, 2)
@@ -72,7 +72,7 @@ def test_the_overview_counts_all_latents(image_report):
     assert overview["numbers"]["firing"] == sum(overview["density"]["counts"]) == found.facts["latents"] - 1
     assert sum(n for _, _, n in overview["scatter"][0]["bins"]) == found.facts["latents"] - 1
     purity = overview["purity"][0]
-    assert [one["name"] for one in purity["runs"]] == ["pictures", "other"]
+    assert [one["name"] for one in purity["runs"]] == ["images", "other"]
     of_25 = found.strata.filter(pyarrow.compute.equal(found.strata["stratum"], "25"))
     expected = of_25[f"{planted.LABEL}.purity"].drop_null().to_numpy().mean()
     assert purity["runs"][0]["cells"][0][0] == pytest.approx(expected, rel=1e-3)
@@ -81,7 +81,7 @@ def test_the_overview_counts_all_latents(image_report):
     assert purest["latents"][0][0] == 2
 
 
-def test_a_run_of_other_strata_has_no_cells_for_ours(tmp_path, text_store, config_of):
+def test_a_run_without_strata_has_empty_cells(tmp_path, text_store, config_of):
     ours = planted.make(tmp_path / "a", text_store, "text", planted.Size(), stratum="language")
     other = planted.make(tmp_path / "b", text_store, "text", planted.Size(), stratum="")
     purity = data(report.write(config_of(tmp_path / "a"), ours, [other]), "overview")["purity"][0]
@@ -90,7 +90,7 @@ def test_a_run_of_other_strata_has_no_cells_for_ours(tmp_path, text_store, confi
     assert purity["runs"][1]["cells"][2][0] is not None
 
 
-def test_chunks_of_pages_are_small_where_much_is_kept(tmp_path, image_store, config_of):
+def test_chunks_stay_small_with_many_samples(tmp_path, image_store, config_of):
     size = planted.Size(latents=96, top=20, weaker=10, of_stratum=20, neighbours=10, grid=16)
     found = planted.make(tmp_path / "run", image_store, "image", size)
     folder = report.write(config_of(tmp_path / "run"), found)
@@ -100,7 +100,7 @@ def test_chunks_of_pages_are_small_where_much_is_kept(tmp_path, image_store, con
     assert max(path.stat().st_size for path in (folder / "data/samples").iterdir()) < 3 * 4096
 
 
-def test_one_picture_a_sample_and_only_of_those_that_appear(tmp_path, image_store, config_of):
+def test_only_shown_samples_have_a_thumbnail(tmp_path, image_store, config_of):
     size = planted.Size(latents=4, top=2, weaker=0, of_stratum=1)
     found = planted.make(tmp_path / "run", image_store, "image", size)
     folder = report.write(config_of(tmp_path / "run"), found)
@@ -109,7 +109,7 @@ def test_one_picture_a_sample_and_only_of_those_that_appear(tmp_path, image_stor
     assert len(drawn) < size.samples
 
 
-def test_small_pictures_keep_every_pixel(image_report, image_store):
+def test_small_images_are_stored_lossless(image_report, image_store):
     drawn = next(image_report.glob("thumbnails/*/*.webp"))
     original = image_store.kvstore.read(f"images/{int(drawn.stem):08d}.png").result().value
     (image_report.parent / "original.png").write_bytes(original)
@@ -117,7 +117,7 @@ def test_small_pictures_keep_every_pixel(image_report, image_store):
         np.testing.assert_array_equal(np.asarray(small.convert("RGB")), np.asarray(png))
 
 
-def test_large_pictures_are_made_small_and_taken_over(tmp_path, config_of):
+def test_thumbnails_are_resized_and_reused(tmp_path, config_of):
     size = planted.Size(latents=20, samples=30, pixels=160)
     store = planted.make_store(tmp_path / "store", "image", size)
     found = planted.make(tmp_path / "run", store, "image", size)
@@ -129,13 +129,13 @@ def test_large_pictures_are_made_small_and_taken_over(tmp_path, config_of):
     before = {path.name: path.stat().st_ino for path in folder.glob("thumbnails/*/*.webp")}
     report.write(config, found)
     after = {path.name: path.stat().st_ino for path in folder.glob("thumbnails/*/*.webp")}
-    assert after == before  # the very files
+    assert after == before  # the same files
     report.write(dataclasses.replace(config, interpret=InterpretConfig(thumbnail=48)), found)
     with PIL.Image.open(path) as picture:
         assert picture.size == (48, 48)
 
 
-def test_a_picture_that_is_gone_is_said_to_be(tmp_path, config_of):
+def test_a_missing_image_has_no_thumbnail(tmp_path, config_of):
     size = planted.Size(latents=20, samples=30)
     store = planted.make_store(tmp_path / "store", "image", size)
     found = planted.make(tmp_path / "run", store, "image", size)
@@ -147,15 +147,15 @@ def test_a_picture_that_is_gone_is_said_to_be(tmp_path, config_of):
     assert not (folder / thumbnails.path_of(gone)).exists()
 
 
-def test_without_pictures_there_are_none(tmp_path, config_of):
+def test_a_store_without_images_has_no_thumbnails(tmp_path, config_of):
     store = planted.make_store(tmp_path / "store", "image", planted.Size(), pictures=False)
     found = planted.make(tmp_path / "run", store, "image", planted.Size())
     folder = report.write(config_of(tmp_path / "run"), found)
-    assert data(folder, "facts")["picture"] is None
+    assert data(folder, "facts")["image"] is None
     assert not (folder / "thumbnails").exists()
 
 
-def test_tags_that_came_are_in_the_next_report(run, config_of):
+def test_new_tags_are_in_the_next_report(run, config_of):
     config = config_of(run.folder.parent)
     folder = report.write(config, run)
     assert page(folder, 2)["tag"] is None
@@ -170,7 +170,7 @@ def test_tags_that_came_are_in_the_next_report(run, config_of):
     assert data(folder, "overview")["numbers"]["tagged"] == 1
 
 
-def test_what_was_there_stays_when_writing_fails(run, config_of, monkeypatch):
+def test_the_old_report_stays_when_writing_fails(run, config_of, monkeypatch):
     config = config_of(run.folder.parent)
     folder = report.write(config, run)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
@@ -183,18 +183,18 @@ def test_what_was_there_stays_when_writing_fails(run, config_of, monkeypatch):
         report.write(config, run)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
     monkeypatch.undo()
-    report.write(config, run)  # what was left of the other is no hindrance
+    report.write(config, run)  # the failed attempt left nothing behind
     assert sorted(path.name for path in run.folder.parent.iterdir()) == ["export", "latents", "report"]
 
 
-def test_another_store_is_refused_before_anything_is_written(run, config_of):
+def test_a_different_store_is_refused_before_writing(run, config_of):
     run.facts["store"]["fingerprint"] = "another"
     with pytest.raises(InputError, match="another one than"):
         report.write(config_of(run.folder.parent), run)
     assert not (run.folder.parent / "report").exists()
 
 
-def test_neurons_have_a_report_of_their_own(tmp_path, text_store, config_of):
+def test_neurons_have_their_own_report(tmp_path, text_store, config_of):
     found = planted.make(tmp_path / "run", text_store, "text", planted.Size())
     (tmp_path / "run/latents").rename(tmp_path / "run/neurons")
     facts = found.facts | {"sae": {"folder": "", "sha256": "neurons", "architecture": "neurons"}}
@@ -204,7 +204,7 @@ def test_neurons_have_a_report_of_their_own(tmp_path, text_store, config_of):
     assert data(folder, "facts")["name"] == "run, neurons"
 
 
-def test_every_file_of_the_site_is_named_by_a_page():
+def test_every_file_of_the_site_is_used_by_a_page():
     site = report.SITE
     html = "".join(path.read_text() for path in site.glob("*.html"))
     for path in site.iterdir():
@@ -221,7 +221,7 @@ def command(*arguments):
     )
 
 
-def test_the_command(run, config_of, config_file, tmp_path, image_store):
+def test_the_command_writes_a_comparison(run, config_of, config_file, tmp_path, image_store):
     planted.make(tmp_path / "other", image_store, "image", planted.Size(latents=30))
     config = config_file(tmp_path / "config.py", config_of(run.folder.parent))
     done = command("--config", config, "--compare", tmp_path / "other")
@@ -234,7 +234,7 @@ def test_the_command(run, config_of, config_file, tmp_path, image_store):
     ("flags", "says"),
     [
         (["--config.run=runs/none"], "runs/none/latents has no summary.json"),
-        (["--config.run="], "config.run is empty"),
+        (["--config.run="], "config.run is not set"),
         (["--compare=runs/none"], "runs/none/latents has no summary.json"),
         (["--config.interpret.thumbnail=3"], "config.interpret.thumbnail is 3; it must be at least 16"),
     ],
@@ -248,7 +248,7 @@ def test_wrong_input_is_one_line(run, config_of, config_file, tmp_path, flags, s
     assert not (run.folder.parent / "report").exists()
 
 
-def test_scripts_hold_one_call_each(text_report):
+def test_each_script_has_one_call(text_report):
     for path in (text_report / "data").rglob("*.js"):
         key = path.relative_to(text_report / "data").with_suffix("").as_posix()
         text = path.read_text()

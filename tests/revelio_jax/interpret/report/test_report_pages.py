@@ -1,4 +1,4 @@
-"""The report in a real browser, from disk and from a web server; nothing may err and nothing may leave."""
+"""The report in a real browser, from disk and from a web server, without errors and without outside requests."""
 
 import itertools
 import re
@@ -15,9 +15,9 @@ PAGES = ("index.html", "latents.html", "latent.html#2", "compare.html")
 
 @pytest.fixture(params=["disk", "server"])
 def at(request):
-    """A function that gives the address of a report's folder.
+    """A function that returns the address of a report's folder.
 
-    Tests name it before ``visit``, so that pages are closed before their server.
+    Tests request it before ``visit``, so that pages are closed before their server.
     """
     if request.param == "disk":
         yield lambda folder: f"{folder.as_uri()}/"
@@ -38,7 +38,7 @@ def from_disk(folder, page):
 
 
 def rows(page):
-    """Numbers of the latents whose rows are there, from above."""
+    """Return the latents of the rows that exist, from top to bottom."""
     until(page, "document.querySelector('.row') && !document.querySelector('[aria-busy]')")
     until(page, "[...document.querySelectorAll('.row')].every(row => row.querySelector('.c-words'))")
     tops = "rows => rows.map(row => [row.getBoundingClientRect().top, Number(row.querySelector('a').text)])"
@@ -49,25 +49,25 @@ def heading(page, latent):
     until(page, f"document.querySelector('h1')?.textContent.startsWith('Latent {latent}')")
 
 
-def test_from_table_to_latent_to_neighbour_and_back(at, visit, text_report):
+def test_links_lead_from_table_to_latent_to_similar_latent_and_back(at, visit, text_report):
     page = visit(at(text_report) + "index.html").page
     page.get_by_role("link", name="Browse the latents").click()
     assert rows(page)[:3] == [0, 2, 3]  # 1 is dead
     page.get_by_role("link", name="2", exact=True).click()
     heading(page, 2)
     assert page.locator("#top").is_visible()
-    neighbour = page.locator("aside .named a").first
-    number = neighbour.locator(".number").inner_text()
-    neighbour.click()
+    similar = page.locator("aside .named a").first
+    number = similar.locator(".number").inner_text()
+    similar.click()
     heading(page, number)
     page.locator(".back").click()
-    assert int(number) in rows(page)  # where one was
+    assert int(number) in rows(page)  # the table scrolled back
 
 
-def test_search_sort_and_the_address_keep_the_state(at, visit, text_report):
+def test_the_address_keeps_search_and_sort(at, visit, text_report):
     visited = visit(at(text_report) + "latents.html")
     page = visited.page
-    assert len(rows(page)) < 60  # of 149, only what is seen
+    assert len(rows(page)) < 60  # of 149, only the visible ones
     page.get_by_role("searchbox").fill("heart")
     until(page, "/^1 of/.test(document.querySelector('.status').textContent)")
     assert rows(page) == [0]
@@ -90,7 +90,7 @@ def test_search_sort_and_the_address_keep_the_state(at, visit, text_report):
     again = visit(page.url).page
     assert rows(again)[0] == 2
     assert again.locator("#sort").input_value() == "animal.purity"
-    assert not [url for url in visited.requests if "/columns/1" in url]  # nobody sorted by it
+    assert not [url for url in visited.requests if "/columns/1" in url]  # no sort by it
 
 
 def test_dead_latents_and_ranges(visit, text_report):
@@ -112,7 +112,7 @@ def test_dead_latents_and_ranges(visit, text_report):
     until(page, "/^149 of/.test(document.querySelector('.status').textContent)")
 
 
-def test_a_dead_latent_says_so(visit, text_report):
+def test_a_dead_latent_is_reported(visit, text_report):
     page = visit(from_disk(text_report, "latent.html#1")).page
     heading(page, 1)
     assert "This latent is dead" in page.inner_text("main")
@@ -121,7 +121,7 @@ def test_a_dead_latent_says_so(visit, text_report):
     until(page, "/There is no latent 999/.test(document.querySelector('main').textContent)")
 
 
-def test_keys_on_the_table(visit, text_report):
+def test_keyboard_shortcuts_of_the_table(visit, text_report):
     page = visit(from_disk(text_report, "latents.html")).page
     rows(page)
     page.keyboard.press("/")
@@ -137,7 +137,7 @@ def test_keys_on_the_table(visit, text_report):
     heading(page, found[1])
     assert "q=apple" in page.url
     until(page, "document.querySelector('.walk .place').textContent.startsWith('2 of')")
-    page.keyboard.press("j")  # through what was searched, not through all
+    page.keyboard.press("j")  # within the search results
     heading(page, found[2])
     page.keyboard.press("k")
     heading(page, found[1])
@@ -147,7 +147,7 @@ def test_keys_on_the_table(visit, text_report):
     assert page.locator(".row.active a").inner_text() == str(found[1])
 
 
-def test_a_key_waits_for_the_neighbours_of_the_page_that_is_seen(visit, text_report):
+def test_a_key_waits_for_the_links_of_the_visible_page(visit, text_report):
     page = visit(from_disk(text_report, "latent.html#2")).page
     until(page, "document.querySelector('.walk .place')?.textContent.startsWith('2 of')")  # 1 is dead
     page.evaluate("""() => {
@@ -158,7 +158,7 @@ def test_a_key_waits_for_the_neighbours_of_the_page_that_is_seen(visit, text_rep
         };
     }""")
     for key, latent in (("j", 3), ("j", 4), ("k", 3), ("k", 2)):
-        page.keyboard.press(key)  # as soon as the page before it is seen
+        page.keyboard.press(key)  # as soon as the previous page is visible
         heading(page, latent)
 
 
@@ -172,18 +172,18 @@ def test_the_last_row_can_be_reached(visit, text_report):
     assert page.evaluate("document.activeElement.textContent") == "149"
 
 
-def test_help_names_the_keys(visit, image_report):
+def test_help_lists_the_shortcuts(visit, image_report):
     page = visit(from_disk(image_report, "latent.html#2")).page
     heading(page, 2)
     page.keyboard.press("?")
-    assert "heatmaps on or off" in page.get_by_role("dialog").inner_text()
+    assert "show or hide heatmaps" in page.get_by_role("dialog").inner_text()
     page.keyboard.press("Escape")
     until(page, "!document.querySelector('dialog')")
     page.keyboard.press("h")
     assert page.locator("#opacity").input_value() == "0"
 
 
-def test_theme_is_chosen_and_kept(visit, image_report):
+def test_the_chosen_theme_is_kept(visit, image_report):
     page = visit(from_disk(image_report, "index.html"), dark=True).page
     luminance = (
         "getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).slice(0, 3)"
@@ -192,7 +192,7 @@ def test_theme_is_chosen_and_kept(visit, image_report):
     until(page, "document.querySelector('#theme')")
     assert page.evaluate(luminance) < 0.2
     page.locator("#theme").click()
-    assert page.evaluate(luminance) > 0.8  # light, whatever the system has
+    assert page.evaluate(luminance) > 0.8  # light, although the system is dark
     page.reload()
     until(page, "document.querySelector('#theme')")
     assert page.evaluate(luminance) > 0.8
@@ -200,14 +200,14 @@ def test_theme_is_chosen_and_kept(visit, image_report):
 
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("kind", ["text", "image"])
-def test_pages_are_no_wider_than_a_phone(visit, text_report, image_report, kind, name):
+def test_pages_fit_a_phone(visit, text_report, image_report, kind, name):
     visited = visit(from_disk({"text": text_report, "image": image_report}[kind], name), PHONE)
     until(visited.page, "document.querySelector('main > *:not(noscript)')")
     visited.page.wait_for_load_state("networkidle")
     assert visited.overflow() == 0
 
 
-def test_what_strangers_wrote_is_text(visit, text_report, text_store):
+def test_hostile_prompts_are_shown_as_text(visit, text_report, text_store):
     found = set()
     size = planted.Size()
     prompts = [row["prompt"] for row in text_store.samples]
@@ -231,17 +231,17 @@ def test_what_strangers_wrote_is_text(visit, text_report, text_store):
     assert len(prompts) == size.samples
 
 
-def test_every_token_says_its_value(visit, text_report):
+def test_every_token_shows_its_value(visit, text_report):
     page = visit(from_disk(text_report, "latent.html#2")).page
     heading(page, 2)
     peak = page.locator("section[aria-labelledby=top] li .token.peak").first
     peak.hover()
-    assert re.fullmatch(r"[\d.]+, its peak, (padding, )?position \d+", page.locator("#tip").inner_text())
+    assert re.fullmatch(r"[\d.]+ \(peak\), (padding, )?position \d+", page.locator("#tip").inner_text())
     peak.focus()
     page.keyboard.press("ArrowLeft")
     assert page.locator("#tip").inner_text() != ""
     assert page.evaluate("document.activeElement.classList.contains('token')")
-    heading(page, 2)  # the arrow moved along the prompt, not to another latent
+    heading(page, 2)  # the arrow key moved within the prompt
     shades = page.eval_on_selector_all(
         "section[aria-labelledby=top] li:first-child .token",
         "all => all.map(t => getComputedStyle(t).backgroundColor)",
@@ -258,7 +258,7 @@ def test_samples_are_grouped_by_language(visit, text_report):
     assert page.locator(".stratum h3").all_inner_texts() == ["ar", "en"]
 
 
-def test_pictures_have_maps_and_crops(at, visit, image_report):
+def test_images_have_heatmaps_and_crops(at, visit, image_report):
     page = visit(at(image_report) + "latent.html#2").page
     heading(page, 2)
     size = planted.Size()
@@ -275,7 +275,7 @@ def test_pictures_have_maps_and_crops(at, visit, image_report):
     canvas = cards.first.locator("canvas")
     assert (canvas.get_attribute("width"), canvas.get_attribute("height")) == ("4", "4")
     assert canvas.evaluate(painted) == 3  # synthetic maps have three cells
-    # The box that marks the peak lies on the cell that is brightest.
+    # The box marks the brightest cell.
     peak = (
         "card => ['.peakbox', '.frame'].map(name => card.querySelector(name).getBoundingClientRect())"
         ".map(({ x, y, width, height }) => [x + width / 2, y + height / 2, width])"
@@ -291,7 +291,7 @@ def test_pictures_have_maps_and_crops(at, visit, image_report):
     assert page.locator(".strip .peakbox").count() == size.weaker + 2 * size.of_stratum
 
 
-def test_compare(at, visit, image_report):
+def test_compare_sorts_and_matches_latents(at, visit, image_report):
     page = visit(at(image_report) + "compare.html").page
     assert rows(page)
     scores = page.eval_on_selector_all(".row .c-score .figure", "all => all.map(score => Number(score.textContent))")
@@ -308,13 +308,13 @@ def test_compare(at, visit, image_report):
     heading(page, 0)
 
 
-def test_without_another_run_compare_says_how(visit, text_report):
+def test_compare_without_another_run_shows_the_command(visit, text_report):
     page = visit(from_disk(text_report, "compare.html")).page
     assert "--compare" in page.inner_text("main")
     assert page.get_by_role("link", name="Compare").count() == 0
 
 
-def test_without_labels_and_pictures(visit, tmp_path, config_of):
+def test_reports_without_labels_and_images(visit, tmp_path, config_of):
     store = planted.make_store(tmp_path / "store", "image", planted.Size(), pictures=False)
     found = planted.make(tmp_path / "run", store, "image", planted.Size())
     found.facts["labels"] = []
@@ -323,22 +323,22 @@ def test_without_labels_and_pictures(visit, tmp_path, config_of):
     until(page, "/no labels/.test(document.querySelector('main').textContent)")
     page.goto(from_disk(folder, "latent.html#2"))
     heading(page, 2)
-    assert page.get_by_text("no picture kept").count() > 0
-    assert page.locator(".card canvas").count() == planted.Size().top  # maps are shown all the same
+    assert page.get_by_text("image not saved").count() > 0
+    assert page.locator(".card canvas").count() == planted.Size().top  # heatmaps are still shown
 
 
-def test_what_is_missing_is_said(visit, tmp_path, text_store, config_of):
+def test_a_missing_file_is_reported(visit, tmp_path, text_store, config_of):
     found = planted.make(tmp_path / "run", text_store, "text", planted.Size())
     folder = report.write(config_of(tmp_path / "run"), found)
     (folder / "data/latents/0.js").unlink()
     visited = visit(from_disk(folder, "latent.html#2"))
     until(visited.page, "/is missing/.test(document.querySelector('[role=alert]')?.textContent)")
-    assert len(visited.errors) == 2  # the browser's own, of the file
+    assert len(visited.errors) == 2  # the browser's own messages about the file
     visited.errors.clear()
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_landmarks_headings_and_names(visit, image_report, name):
+def test_pages_have_landmarks_headings_and_names(visit, image_report, name):
     page = visit(from_disk(image_report, name)).page
     page.wait_for_load_state("networkidle")
     until(page, "document.querySelector('h1')")

@@ -1,4 +1,4 @@
-"""With 65,536 latents no page loads a megabyte before anybody scrolls, searches or sorts."""
+"""With 65,536 latents, each page first loads less than a megabyte."""
 
 import pytest
 
@@ -14,7 +14,7 @@ LIMIT = 1_000_000
 def large(tmp_path_factory, image_store, config_of):
     """The address of such a report.
 
-    Few samples are kept of each latent, so that it is written in seconds; rows and columns are as ever.
+    Each latent has few samples, so that the report is written in seconds; the table has all rows and columns.
     """
     folder = tmp_path_factory.mktemp("large")
     size = planted.Size(LATENTS, top=3, weaker=0, of_stratum=0, neighbours=2)
@@ -23,14 +23,14 @@ def large(tmp_path_factory, image_store, config_of):
         yield url
 
 
-def test_what_is_loaded_first(visit, large):
+def test_pages_first_load_less_than_a_megabyte(visit, large):
     for name in ("index.html", "latents.html", f"latent.html#{LATENTS - 1}"):
         visited = visit(large + name)
         visited.page.wait_for_selector("main h1")
-        assert 50_000 < visited.loaded() < LIMIT  # style and scripts alone are more than the former
+        assert 50_000 < visited.loaded() < LIMIT  # style and scripts alone are more than 50 kB
 
 
-def test_the_table_is_quick_to_its_end(visit, large):
+def test_the_table_loads_only_visible_rows(visit, large):
     visited = visit(large + "latents.html")
     page = visited.page
     page.wait_for_selector(".row .c-words")
@@ -38,7 +38,7 @@ def test_the_table_is_quick_to_its_end(visit, large):
     page.locator("#sort").select_option("frequency")
     until(page, "document.querySelector('.row a')?.textContent === '0'")
     page.wait_for_selector(".row .c-words")
-    assert visited.loaded() - before < LIMIT  # one column, and the rows that are seen
+    assert visited.loaded() - before < LIMIT  # one column and the visible rows
     page.locator("#sort").select_option("latent")
     until(page, "!location.hash.includes('frequency')")
     page.locator(".rows").focus()

@@ -1,4 +1,4 @@
-"""Data as scripts: what goes in comes out, whoever wrote it."""
+"""Data as scripts: values survive the round trip, whatever they contain."""
 
 import json
 import zlib
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from revelio_jax.interpret.report import scripts
 
-# Other work on the machine is no failure.
+# Slow data generation is not a failure on a busy machine.
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 TEXTS = st.recursive(st.text() | st.none() | st.integers(), lambda inner: st.lists(inner, max_size=4))
@@ -19,20 +19,20 @@ TEXTS = st.recursive(st.text() | st.none() | st.integers(), lambda inner: st.lis
 
 @UNTIMED
 @given(TEXTS)
-def test_values_come_back_and_cannot_end_a_script(value):
+def test_values_round_trip_and_cannot_end_a_script(value):
     written = scripts.dumps(value)
     assert json.loads(written) == value
     assert not set(written) & {"<", "\u2028", "\u2029", "\n"}
 
 
-def test_no_number_is_refused():
+def test_nan_is_refused():
     with pytest.raises(ValueError, match="JSON"):
         scripts.dumps(float("nan"))
 
 
 @UNTIMED
 @given(st.binary())
-def test_packed_bytes_come_back(data):
+def test_packed_bytes_round_trip(data):
     assert zlib.decompress(b64decode(scripts.packed(data))) == data
 
 
@@ -47,13 +47,13 @@ def test_packed_numbers_are_little_endian():
     st.lists(st.floats(-(2**20), 2**20, width=32).filter(lambda x: x == 0 or abs(x) > 1e-6)),
     st.integers(2, 6),
 )
-def test_many_numbers_at_once_are_the_same(values, digits):
+def test_rounded_equals_number(values, digits):
     rounded = scripts.rounded(np.array(values, np.float32), digits)
     assert rounded.tolist() == [scripts.number(value, digits) for value in values]
 
 
 @pytest.mark.parametrize(
-    ("given", "number"),
+    ("value", "number"),
     [
         (0.123456, 0.1235),
         (1.0, 1),
@@ -64,7 +64,7 @@ def test_many_numbers_at_once_are_the_same(values, digits):
         (-np.inf, None),
     ],
 )
-def test_numbers_are_short(given, number):
-    shortened = scripts.number(given)
+def test_numbers_are_rounded_to_significant_digits(value, number):
+    shortened = scripts.number(value)
     assert shortened == number
     assert type(shortened) is type(number)

@@ -1,4 +1,4 @@
-"""Where pictures and texts are marked."""
+"""The marks on images and texts."""
 
 import numpy as np
 import PIL.Image
@@ -24,7 +24,7 @@ def parts_of(panel):
 
 
 @pytest.mark.parametrize("place", [(0, 0), (0, 3), (2, 1), (3, 3)])
-def test_heat_and_crop_are_where_it_fires(place):
+def test_heat_map_and_crop_are_at_the_peak(place):
     pixels = np.full((64, 64, 3), 100, np.uint8)
     row, column = place
     pixels[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] = 0, 0, 250
@@ -40,11 +40,11 @@ def test_heat_and_crop_are_where_it_fires(place):
     silent = np.ones((4, 4), bool)
     silent[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = False
     elsewhere = hot[silent.repeat(56, 0).repeat(56, 1)]
-    assert (elsewhere == elsewhere[0]).all()  # grey
+    assert (elsewhere == elsewhere[0]).all()  # gray
     assert (crop[..., 2] > 200).mean() > 3.5 * blue.mean()  # half of each side, of which it fills a half
 
 
-def test_pictures_are_neither_tiny_nor_huge():
+def test_images_are_resized_within_limits():
     for size, shown in [((32, 32), (224, 224)), ((32, 16), (224, 112)), ((2000, 1000), (512, 256))]:
         assert annotation.panel(PIL.Image.new("L", size)).size == shown
     panel = annotation.panel(PIL.Image.new("RGB", (64, 32)), np.ones((2, 4), np.float32), (1, 3))
@@ -64,7 +64,7 @@ def test_pictures_are_neither_tiny_nor_huge():
         (T5, (0, 0, 0, 255, 0), 3, "a red app**le**"),
     ],
 )
-def test_texts(tokens, shade, peak, text):
+def test_stars_mark_the_firing_tokens(tokens, shade, peak, text):
     assert annotation.text(tokens, shades(*shade), peak) == text
 
 
@@ -78,7 +78,7 @@ def test_long_texts_are_shown_around_the_peak():
     assert text.endswith(" w190 …")
 
 
-def test_a_text_held_out_is_what_the_encoder_read():
+def test_a_held_out_text_is_the_part_that_the_encoder_reads():
     assert annotation.plain_text(CLIP) == annotation.plain_text(T5) == "a red apple"
     assert len(annotation.plain_text([f"{'x' * 50}</w>"] * 500)) < 4010
 
@@ -89,7 +89,7 @@ class FakeStore:
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 60))
-def test_maps_unfold_as_they_were_folded(height, width, most):
+def test_unfolded_inverts_make_cells_for_maps(height, width, most):
     cells = make_cells("unet.mid_block", FakeStore(height, width), height * width, most)
     if cells.grid is None:
         return
@@ -98,7 +98,7 @@ def test_maps_unfold_as_they_were_folded(height, width, most):
 
 
 @given(st.integers(1, 200), st.integers(1, 60))
-def test_stretches_unfold_as_they_were_folded(positions, most):
+def test_unfolded_inverts_make_cells_for_texts(positions, most):
     cells = make_cells("clip.layer.1", FakeStore(0, 0), positions, most)
     profile = np.arange(cells.shape[1])
     assert (unfolded(profile, cells.shape, (1, positions))[0] == cells.of_position).all()

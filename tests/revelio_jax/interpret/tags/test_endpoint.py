@@ -1,4 +1,4 @@
-"""The endpoint: what it is sent, and what becomes of answers that are none."""
+"""Requests to the endpoint, and how failures and malformed answers are handled."""
 
 import json
 import threading
@@ -8,7 +8,7 @@ import pytest
 from revelio_jax.config import TagsConfig
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.tags import endpoint
-from revelio_jax.interpret.tags.answers import Stopped
+from revelio_jax.interpret.tags.answers import RunStopped
 from revelio_jax.interpret.tags.questions import Question
 
 QUESTION = Question("applies", "Is it so?")
@@ -31,11 +31,11 @@ def replied(content):
 
 
 def failing(status, times, message=b"{}", **headers):
-    """An answer that is an error a few times, and then yes."""
+    """Return a function that answers with an error a few times, then with "yes"."""
     return lambda _, number: (status, message, headers) if number < times else "yes"
 
 
-def test_text_alone(ask, server):
+def test_a_question_without_images_is_one_text_part(ask, server):
     assert ask(lambda *_: "  so it is ") == "  so it is "
     [request] = server.requests
     assert request.body["messages"][0]["content"] == [{"type": "text", "text": "Is it so?"}]
@@ -43,7 +43,7 @@ def test_text_alone(ask, server):
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/chat/completions"])
-def test_the_base_may_be_written_in_several_ways(ask, server, ending):
+def test_the_endpoint_url_may_end_in_chat_completions(ask, server, ending):
     ask(lambda *_: "yes", endpoint=server.url + ending)
     assert server.requests[0].path == "/v1/chat/completions"
 
@@ -51,25 +51,25 @@ def test_the_base_may_be_written_in_several_ways(ask, server, ending):
 @pytest.mark.parametrize(
     ("content", "text"), [(None, ""), ("", ""), ([{"type": "text", "text": "a"}, {"text": "b"}], "ab")]
 )
-def test_contents_of_other_forms(ask, content, text):
+def test_content_may_be_missing_or_a_list_of_parts(ask, content, text):
     assert ask(lambda *_: replied(content)) == text
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 529])
-def test_errors_that_pass_are_waited_for(ask, server, status):
+def test_transient_errors_are_retried(ask, server, status):
     assert ask(failing(status, 2)) == "yes"
     assert len(server.requests) == 3
     assert server.requests[0].body == server.requests[2].body
 
 
-def test_as_long_as_the_server_asks(ask, server, monkeypatch):
+def test_retry_after_seconds_are_waited_for(ask, server, monkeypatch):
     stop, waited = threading.Event(), []
     monkeypatch.setattr(stop, "wait", waited.append)  # returns None: not stopped
     ask(lambda _, n: (429, b"", {"Retry-After": ["7", "1000", "soon"][n]}) if n < 3 else "yes", stop, 1.0)
     assert waited == [7, endpoint.LONGEST_WAIT, 4]
 
 
-def test_a_date_to_wait_for(ask, monkeypatch):
+def test_retry_after_may_be_a_date(ask, monkeypatch):
     stop, waited = threading.Event(), []
     monkeypatch.setattr(stop, "wait", waited.append)
     monkeypatch.setattr(endpoint.time, "time", lambda: 784_111_777.0 - 20)
@@ -77,12 +77,12 @@ def test_a_date_to_wait_for(ask, monkeypatch):
     assert waited == [20]
 
 
-def test_errors_that_stay_end_in_one_line(ask, server):
+def test_a_permanent_server_error_is_one_line_after_all_tries(ask, server):
     with pytest.raises(InputError) as error:
         ask(lambda *_: (500, b'{"error": {"message": "out of\\nmemory"}}', {}))
     assert str(error.value) == (
-        f"config.tags.endpoint {server.url}: 500 Internal Server Error out of memory, "
-        f"{endpoint.TRIES} times; what was answered is kept, the same command goes on"
+        f"config.tags.endpoint {server.url}: 500 Internal Server Error out of memory "
+        f"({endpoint.TRIES} tries); answers so far are saved, rerun the command to continue"
     )
     assert len(server.requests) == endpoint.TRIES
 
@@ -97,7 +97,7 @@ def test_errors_that_stay_end_in_one_line(ask, server):
         (413, b"\xff" * 5000, "413 Request Entity Too Large"),
     ],
 )
-def test_what_is_wrong_for_good_is_asked_once(ask, server, status, message, said):
+def test_client_errors_are_not_retried(ask, server, status, message, said):
     with pytest.raises(InputError, match=said) as error:
         ask(lambda *_: (status, message, {}))
     assert len(server.requests) == 1
@@ -108,31 +108,31 @@ def test_what_is_wrong_for_good_is_asked_once(ask, server, status, message, said
     "body",
     [b"", b"<html>busy</html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": null}]}', b"3"],
 )
-def test_answers_that_are_none_are_asked_for_again(ask, server, body):
+def test_malformed_answers_are_retried(ask, server, body):
     assert ask(failing(200, 2, body)) == "yes"
-    with pytest.raises(InputError, match=r"an answer that is none: .*6 times"):
+    with pytest.raises(InputError, match=r"malformed answer: .*\(6 tries\)"):
         ask(lambda *_: (200, body, {}))
 
 
-def test_a_torn_answer_is_asked_for_again(ask):
+def test_a_truncated_answer_is_retried(ask):
     whole = replied("yes")
     assert ask(lambda _, n: (200, whole[1][:20], {"Content-Length": "500"}) if n == 0 else whole) == "yes"
 
 
-def test_a_slow_server_is_given_up(ask, server):
+def test_a_slow_server_times_out(ask, server):
     release = threading.Event()
 
     def slow(*_):
         release.wait(30)
         return "late"
 
-    with pytest.raises(InputError, match=r"no answer within 0.05 s, 6 times"):
+    with pytest.raises(InputError, match=r"no answer within 0.05 s \(6 tries\)"):
         ask(slow, timeout=0.05)
     release.set()
     assert len(server.requests) == endpoint.TRIES
 
 
-def test_parameters_that_newer_models_refuse_are_changed(ask, server):
+def test_refused_parameters_are_replaced(ask, server):
     def newer(request, _):
         for name in ("max_tokens", "temperature"):
             if name in request.body:
@@ -148,29 +148,29 @@ def test_parameters_that_newer_models_refuse_are_changed(ask, server):
     assert len(server.requests) == 3
 
 
-def test_no_redirect_is_followed(ask, server, monkeypatch):
+def test_redirects_are_not_followed(ask, server, monkeypatch):
     monkeypatch.setenv("A_KEY", "secret")
     with pytest.raises(InputError, match="307"):
         ask(lambda *_: (307, b"", {"Location": f"{server.url}/elsewhere"}), key="A_KEY")
     assert len(server.requests) == 1
 
 
-def test_stop_ends_waiting(ask, server):
+def test_stopping_the_run_ends_the_wait(ask, server):
     stop = threading.Event()
 
     def refuses(*_):
         stop.set()
         return 503, b"", {}
 
-    with pytest.raises(Stopped):
+    with pytest.raises(RunStopped):
         ask(refuses, stop, first_wait=100.0)
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
-def test_keys_that_are_none(ask, server, monkeypatch, key):
+def test_malformed_keys_are_refused_and_not_shown(ask, server, monkeypatch, key):
     monkeypatch.setenv("A_KEY", key)
-    with pytest.raises(InputError, match="letters that no key has") as error:
+    with pytest.raises(InputError, match="only printable ASCII characters") as error:
         ask(lambda *_: "yes", key="A_KEY")
     assert key not in str(error.value)
     assert not server.requests
@@ -186,7 +186,7 @@ def test_keys_that_are_none(ask, server, monkeypatch, key):
         ({"key": "sk-secret"}, "never the key"),
     ],
 )
-def test_fields_that_are_none(fields, said):
+def test_malformed_fields_are_refused(fields, said):
     with pytest.raises(InputError, match=said) as error:
         TagsConfig(**fields)
     assert "secret" not in str(error.value)

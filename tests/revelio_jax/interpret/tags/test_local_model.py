@@ -1,4 +1,4 @@
-"""A real image-text-to-text model of transformers, tiny and of random weights."""
+"""Tags by a real image-text-to-text model of transformers, tiny and with random weights."""
 
 import json
 import pathlib
@@ -28,7 +28,7 @@ TEMPLATE = (
 
 
 def build_tokenizer():
-    """Bytes are its tokens."""
+    """Return a tokenizer with one token per byte."""
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *letters])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
@@ -79,7 +79,7 @@ def options(model: str, **fields) -> TagsConfig:
     return TagsConfig(model=model, max_tokens=6, **fields)
 
 
-def test_its_answer_is_that_of_greedy_decoding(llava):
+def test_the_answer_equals_plain_greedy_decoding(llava):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), np.uint8)
     question = Question("label", "What is it?", tuple(as_png(one) for one in pixels))
     said = local_model.open_model(options(llava), "cpu").ask(question)
@@ -99,7 +99,7 @@ def test_its_answer_is_that_of_greedy_decoding(llava):
     assert said == processor.decode(made, skip_special_tokens=True)
 
 
-def test_it_sees_the_pictures(llava):
+def test_the_answer_depends_on_the_images(llava):
     model = local_model.open_model(options(llava), "cpu")
     random = np.random.default_rng(1)
     seen = {
@@ -109,20 +109,20 @@ def test_it_sees_the_pictures(llava):
     assert model.ask(Question("label", "?")) == model.ask(Question("label", "?"))  # a text alone
 
 
-def test_a_run_is_tagged_by_it(pictures, interpreted, llava, tmp_path):
+def test_a_run_is_tagged_with_cached_answers(pictures, interpreted, llava, tmp_path):
     shutil.copytree(pathlib.Path(pictures.run, "export"), tmp_path / "run" / "export")
     fields = {"model": llava, "max_tokens": 6, "images": 2, "held_out": 8}
     config = interpreted(pictures, run=str(tmp_path / "run"), model={"device": "cpu"}, tags=fields)
     interpret(config)
     made = command.tag(config, [PLANTED])
-    assert made.answers.asked == len((tmp_path / "run" / answers.NAME).read_text().splitlines()) >= 2
+    assert made.answers.requested == len((tmp_path / "run" / answers.NAME).read_text().splitlines()) >= 2
     [row] = results.load(results.folder_of(config.run)).tags().to_pylist()
     assert row["model"] == llava
     command.summary(made)
-    assert command.tag(config, [PLANTED]).answers.asked == 0
+    assert command.tag(config, [PLANTED]).answers.requested == 0
 
 
-def test_other_weights_in_the_same_folder_are_another_model(llava, tmp_path):
+def test_new_weights_in_the_same_folder_change_the_identity(llava, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(llava, folder)
     before = local_model.open_model(options(str(folder)), "cpu").identity
@@ -132,18 +132,18 @@ def test_other_weights_in_the_same_folder_are_another_model(llava, tmp_path):
     assert local_model.open_model(options(str(folder)), "cpu").identity != before
 
 
-def test_what_is_no_such_model_is_refused(llava, tmp_path):
-    with pytest.raises(InputError, match=r"config\.tags\.model is .*no image-text-to-text model"):
+def test_folders_without_a_usable_model_are_refused(llava, tmp_path):
+    with pytest.raises(InputError, match=r"config\.tags\.model is .*must be an image-text-to-text model"):
         local_model.open_model(options(str(tmp_path / "nothing")), "cpu")
     folder = tmp_path / "silent"
     shutil.copytree(llava, folder)
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(InputError, match="whose processor has no chat template"):
+    with pytest.raises(InputError, match="its processor has no chat template"):
         local_model.open_model(options(str(folder)), "cpu")
     folder = tmp_path / "broken"
     shutil.copytree(llava, folder)
     (folder / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(InputError, match=r"no image-text-to-text model"):
+    with pytest.raises(InputError, match=r"must be an image-text-to-text model"):
         local_model.open_model(options(str(folder)), "cpu").ask(Question("label", "?"))
 
 
@@ -152,11 +152,11 @@ def test_a_model_of_another_class_is_refused(llava, tmp_path):
     shutil.copytree(llava, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config["text_config"] | {"model_type": "llama"}))
-    with pytest.raises(InputError, match="no image-text-to-text model"):
+    with pytest.raises(InputError, match="must be an image-text-to-text model"):
         local_model.open_model(options(str(folder)), "cpu").ask(Question("label", "?"))
 
 
-def test_a_question_that_it_cannot_take_is_one_line(llava):
-    with pytest.raises(InputError, match="a question with 0 pictures") as error:
+def test_a_failing_question_is_one_line(llava):
+    with pytest.raises(InputError, match="a question with 0 images") as error:
         local_model.open_model(options(llava), "cpu").ask(Question("label", "an <image> that is not there"))
     assert "\n" not in str(error.value)

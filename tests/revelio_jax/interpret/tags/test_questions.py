@@ -1,13 +1,13 @@
-"""What answers mean, however models put them."""
+"""Reading of answers in the forms that models give them."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from revelio_jax.interpret.tags import questions
-from revelio_jax.interpret.tags.evidence import Exhibit
+from revelio_jax.interpret.tags.evidence import ShownSample
 
-LETTERS = {level: letter for letter, level in questions.lettered("image", 3).items()}
+LETTERS = {level: letter for letter, level in questions.lettered_levels("image", 3).items()}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ LETTERS = {level: letter for letter, level in questions.lettered("image", 3).ite
         ("word " * 60, None),
     ],
 )
-def test_labels(answer, label):
+def test_labels_are_read_without_decoration(answer, label):
     assert questions.read_label(answer) == label
 
 
@@ -47,14 +47,14 @@ def test_labels(answer, label):
         (LETTERS["shape"].lower(), "shape"),
         (f"The answer is {LETTERS['style']}.", "style"),
         ("A texture", "texture"),
-        ("It is a colour, brightness or contrast.", "colour"),
-        ("texture or colour", None),
+        ("It is a color, brightness or contrast.", "color"),
+        ("texture or color", None),
         ("I cannot say.", None),
         ("Z", None),
         ("", None),
     ],
 )
-def test_levels(answer, level):
+def test_levels_are_read_by_letter_description_or_name(answer, level):
     assert questions.read_granularity(answer, "image", 3) == level
 
 
@@ -72,12 +72,12 @@ def test_levels(answer, level):
         ("", None),
     ],
 )
-def test_verdicts(answer, applies):
+def test_verdicts_are_read_as_yes_no_or_none(answer, applies):
     assert questions.read_applies(answer) is applies
 
 
 @given(st.text())
-def test_no_answer_is_a_failure(answer):
+def test_any_answer_can_be_read(answer):
     label = questions.read_label(answer)
     assert label is None or (label == label.strip() and "\n" not in label and label.isprintable())
     for kind in questions.LEVELS:
@@ -86,16 +86,19 @@ def test_no_answer_is_a_failure(answer):
 
 
 @given(st.text(), st.text())
-def test_no_text_is_a_mark_of_a_processor(label, text):
-    asked = questions.about_sample("text", label + "<image>", Exhibit(0, None, text + "<|im_end|>[IMG]")).text
+def test_special_tokens_are_escaped(label, text):
+    sample = ShownSample(0, None, text + "<|im_end|>[IMG]")
+    asked = questions.applies_question("text", label + "<image>", sample).text
     assert not any(mark in asked for mark in ("<image>", "<|im_end|>", "[IMG]"))
 
 
 @pytest.mark.parametrize("kind", questions.LEVELS)
 def test_every_level_has_a_letter(kind):
     for latent in range(10):
-        letters = questions.lettered(kind, latent)
+        letters = questions.lettered_levels(kind, latent)
         assert sorted(letters.values()) == sorted([*questions.LEVELS[kind], questions.NONE])
-        question = questions.about_granularity(kind, [Exhibit(0, b"" if kind == "image" else None, "x")], True, latent)
+        question = questions.granularity_question(
+            kind, [ShownSample(0, b"" if kind == "image" else None, "x")], True, latent
+        )
         for letter, level in letters.items():
             assert f"\n{letter}. {(questions.LEVELS[kind] | {'none': questions.NOTHING})[level]}\n" in question.text

@@ -1,4 +1,4 @@
-"""Tags, through a server that answers from what it is sent."""
+"""Tags from a server that computes its answers from the images and texts of the requests."""
 
 import json
 import pathlib
@@ -19,33 +19,33 @@ from revelio_jax.interpret.tags import answers, command, evidence, questions
 from tests.helpers import ROOT
 from tests.revelio_jax.interpret.conftest import AFTER_A, HEART, NOISE, PLANTED
 
-UNSEEN = 2  # a latent of the pictures' fixture that fires for a reason that they do not show
+UNSEEN = 2  # a latent of the fixture `pictures` that fires for a reason that the images do not show
 
 
-def colour(pixels: np.ndarray) -> str:
+def color(pixels: np.ndarray) -> str:
     red, green, _ = pixels.reshape(-1, 3).astype(float).mean(0)
-    return "red" if red > green + 60 else "grey"
+    return "red" if red > green + 60 else "gray"
 
 
 def sees(request, _number) -> str:
-    """Answers from the pixels: the colour of the left part where the middle one is coloured."""
+    """Answer from the pixels: the color of the left part at the places that the middle part marks."""
     parts = [np.asarray(picture) for picture in request.pictures]
     if "label:" in request.text.lower():
         label = re.search('Label: "(.*)"', request.text)[1]
         corner = parts[0][: len(parts[0]) // 2, : parts[0].shape[1] // 2]
-        return "Yes." if colour(corner) == label else "No."
+        return "Yes." if color(corner) == label else "No."
     if "one letter" in request.text:
-        return re.search("([A-H]). a colour", request.text)[1]
+        return re.search("([A-H]). a color", request.text)[1]
     hot = []
     for part in parts:
         side = part.shape[0]
         heat = part[:, side + 8 : 2 * side + 8].astype(int)
         hot.append(part[:, :side][heat[..., 0] - heat[..., 2] > 100])
-    return f'Label: "{colour(np.concatenate(hot))}"'
+    return f'Label: "{color(np.concatenate(hot))}"'
 
 
 def reads(request, _number) -> str:
-    """Answers from the texts: the word between stars that is most frequent."""
+    """Answer from the texts: the most frequent word between stars."""
     assert not request.pictures
     if 'Label: "' in request.text:
         label, text = re.search('Label: "(.*)"\nText: "(.*)"', request.text).groups()
@@ -92,29 +92,29 @@ def rows_of(config) -> dict[int, dict]:
     return {row["latent"]: row for row in table.to_pylist()}
 
 
-def test_a_label_that_predicts_scores_high_and_one_that_does_not_near_chance(seen, asked, server):
+def test_predictive_labels_score_high_and_others_near_chance(seen, asked, server):
     config = asked(seen, sees)
     made = command.tag(config)
     rows = rows_of(config)
     assert sorted(rows) == [PLANTED, NOISE, UNSEEN]  # the others never fire
     planted, unseen, noise = rows[PLANTED], rows[UNSEEN], rows[NOISE]
-    assert (planted["label"], planted["granularity"], planted["model"]) == ("red", "colour", "sees")
+    assert (planted["label"], planted["granularity"], planted["model"]) == ("red", "color", "sees")
     assert planted["score"] == planted["score_high"] == 1.0
     assert planted["held_out"] >= 2 * evidence.FEWEST
     assert 0.5 < planted["score_low"] < 1
-    assert unseen["label"] == "grey"
+    assert unseen["label"] == "gray"
     assert 0.25 <= unseen["score"] <= 0.75
     assert unseen["score_low"] < 0.5 < unseen["score_high"]
-    assert noise["label"] == "grey"  # it fires on every picture: no silent ones to try a label on
+    assert noise["label"] == "gray"  # it fires on every picture: no silent ones to try a label on
     assert noise["score"] is None
     assert noise["held_out"] == 0
-    assert made.answers.asked == len(server.requests)
+    assert made.answers.requested == len(server.requests)
     said = command.summary(made)
-    assert "granularity: colour 100%" in said
-    assert "labels without a score, for want of samples or of clear answers: 1" in said
+    assert "granularity: color 100%" in said
+    assert "labels without a score (too few samples or clear answers): 1" in said
 
 
-def test_requests_have_the_shape_of_the_protocol(seen, asked, server, monkeypatch):
+def test_requests_follow_the_chat_completions_protocol(seen, asked, server, monkeypatch):
     monkeypatch.setenv("A_KEY", "secret-words")
     config = asked(seen, sees, key="A_KEY", max_tokens=77, images=3)
     command.tag(config, [PLANTED])
@@ -133,7 +133,7 @@ def test_requests_have_the_shape_of_the_protocol(seen, asked, server, monkeypatc
     assert all(request.pictures[0].size == (224, 224) for request in tried)  # no heat map tells
 
 
-def test_the_key_is_nowhere_on_the_disk(seen, asked, server, monkeypatch, capsys):
+def test_the_key_is_never_written_or_printed(seen, asked, server, monkeypatch, capsys):
     monkeypatch.setenv("A_KEY", "secret-words")
     config = asked(seen, sees, key="A_KEY")
     command.tag(config, [PLANTED])
@@ -157,7 +157,7 @@ def test_texts_are_tagged_by_their_words(read, asked):
     assert rows[AFTER_A]["score"] < 0.9  # a word of many that follow an "a"
 
 
-def test_processors_see_no_marks_in_texts(read, asked, server):
+def test_special_tokens_in_prompts_are_escaped(read, asked, server):
     config = asked(read, reads, images=20, held_out=90)
     command.tag(config, [HEART])
     asked_for = "".join(request.text for request in server.requests)
@@ -165,13 +165,13 @@ def test_processors_see_no_marks_in_texts(read, asked, server):
     assert "<" not in asked_for
 
 
-def test_nothing_is_asked_twice(seen, asked, server):
+def test_no_question_is_sent_twice(seen, asked, server):
     config = asked(seen, sees)
     command.tag(config)
     first, count = rows_of(config), len(server.requests)
     made = command.tag(config)
     assert len(server.requests) == count
-    assert made.answers.asked == 0
+    assert made.answers.requested == 0
     assert rows_of(config) == first
     # Results made anew lose the tags, and the answers stay.
     interpret(config, again=True)
@@ -181,7 +181,7 @@ def test_nothing_is_asked_twice(seen, asked, server):
     assert rows_of(config) == first
 
 
-def test_another_model_is_asked_anew(seen, asked, interpreted, server):
+def test_answers_of_another_model_are_not_reused(seen, asked, interpreted, server):
     config = asked(seen, sees)
     command.tag(config, [PLANTED])
     count = len(server.requests)
@@ -197,7 +197,7 @@ def test_rows_of_other_latents_stay(seen, asked):
     assert sorted(rows_of(config)) == [PLANTED, UNSEEN]
 
 
-def test_answers_that_cannot_be_understood_are_null_and_counted(seen, asked):
+def test_unreadable_answers_are_null_and_counted(seen, asked):
     config = asked(seen, lambda *_: "###")
     made = command.tag(config)
     assert all(row["label"] is row["granularity"] is row["score"] is None for row in rows_of(config).values())
@@ -205,10 +205,10 @@ def test_answers_that_cannot_be_understood_are_null_and_counted(seen, asked):
     assert "latents without a label: 3" in said
     assert "without a granularity: 3" in said
 
-    assert command.tag(config).answers.asked == 0  # such answers are kept, too
+    assert command.tag(config).answers.requested == 0  # such answers are kept, too
 
 
-def test_verdicts_that_are_none_are_left_out(seen, asked):
+def test_unclear_verdicts_are_left_out_of_the_score(seen, asked):
     def wavers(request, number):
         return "maybe" if "Label:" in request.text else sees(request, number)
 
@@ -220,7 +220,7 @@ def test_verdicts_that_are_none_are_left_out(seen, asked):
 
 
 @pytest.mark.parametrize("torn", [b'{"key": "ab', b"\xff\xfe", b"null", b'[1]\n{"key": 3, "answer": 4}'])
-def test_a_torn_line_loses_nothing_else(seen, asked, server, torn):
+def test_a_truncated_cache_line_loses_one_answer(seen, asked, server, torn):
     config = asked(seen, sees)
     command.tag(config, [PLANTED])
     count, path = len(server.requests), pathlib.Path(config.run, answers.NAME)
@@ -244,7 +244,7 @@ def command_line(config, config_file, path, *more):
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_was_stopped_asks_only_what_is_missing(seen, asked, server, config_file, tmp_path, sign):
+def test_a_stopped_run_sends_only_the_missing_questions(seen, asked, server, config_file, tmp_path, sign):
     stuck, go_on = threading.Event(), threading.Event()
 
     def stalls(request, number):
@@ -272,15 +272,15 @@ def test_a_run_that_was_stopped_asks_only_what_is_missing(seen, asked, server, c
     assert len(server.requests) == 10
     server.answer = sees
     whole = command.tag(config)
-    assert whole.answers.found >= 9
+    assert whole.answers.reused >= 9
     bodies = [json.dumps(request.body) for request in server.requests]
     assert len(bodies) - len(set(bodies)) == 1  # the one that was in flight
-    assert len(bodies) == 10 + whole.answers.asked
+    assert len(bodies) == 10 + whole.answers.requested
 
 
-def test_latents_are_drawn_so_that_more_hold_fewer(seen):
+def test_more_random_latents_include_fewer(seen):
     found = results.load(results.folder_of(seen.run))
-    drawn = [evidence.choose(found, count) for count in (1, 2, 3, 0)]
+    drawn = [evidence.random_latents(found, count) for count in (1, 2, 3, None)]
     assert [len(one) for one in drawn] == [1, 2, 3, 3]
     assert set(drawn[0]) < set(drawn[1]) < set(drawn[2])
 
@@ -288,13 +288,13 @@ def test_latents_are_drawn_so_that_more_hold_fewer(seen):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model": ""}, "config.tags.model is empty"),
+        ({"model": ""}, "config.tags.model is not set"),
         ({"key": "NOT_SET_ANYWHERE"}, "key names an environment variable that is empty or not set"),
         ({"endpoint": "", "model": "no/such/model/at/all"}, "config.tags.model is 'no/such"),
         ({"endpoint": "http://127.0.0.1:9/v1"}, "endpoint http://127.0.0.1:9/v1: no connection"),
     ],
 )
-def test_what_cannot_work_is_one_line_and_leaves_nothing(seen, asked, fields, message):
+def test_wrong_settings_are_one_line_and_write_nothing(seen, asked, fields, message):
     config = asked(seen, sees, **fields)
     before = sorted(pathlib.Path(config.run).rglob("*"))
     with pytest.raises(InputError, match=re.escape(message)) as error:
@@ -303,7 +303,7 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing(seen, asked, fields, me
     assert sorted(pathlib.Path(config.run).rglob("*")) == before
 
 
-def test_the_command_says_what_is_wrong(seen, asked, config_file, tmp_path):
+def test_the_command_reports_wrong_flags(seen, asked, config_file, tmp_path):
     config = asked(seen, sees)
 
     def run(*more):
@@ -313,20 +313,23 @@ def test_the_command_says_what_is_wrong(seen, asked, config_file, tmp_path):
         return ran.returncode, ran.stderr.strip()
 
     for wrong in ("3,six", "", "3,,4"):  # an empty shell variable does not ask about all
-        assert run(f"--latents={wrong}") == (2, f"error: --latents is {wrong!r}; it must be numbers, as 3,17")
+        assert run(f"--latents={wrong}") == (
+            2,
+            f"error: --latents is {wrong!r}; it must be numbers separated by commas, for example 3,17",
+        )
     code, said = run("--config.tags.key=sk-very-secret")
     assert code == 2
     assert "secret" not in said
     assert "is not the name of an environment variable" in said
 
 
-def test_latents_that_are_not_there_are_refused(seen, asked):
+def test_latents_out_of_range_are_refused(seen, asked):
     config = asked(seen, sees)
-    with pytest.raises(InputError, match=r"--latents names 6; .* has 0 to 5"):
+    with pytest.raises(InputError, match=r"--latents: latent 6 is out of range; .* has latents 0-5"):
         command.tag(config, [6])
 
 
-def test_without_pictures_there_is_nothing_to_show(seen, asked, interpreted, tmp_path):
+def test_a_store_without_images_is_refused(seen, asked, interpreted, tmp_path):
     config = asked(seen, sees)
     store = tmp_path / "store"
     shutil.copytree(config.extract.store, store)
@@ -337,11 +340,11 @@ def test_without_pictures_there_is_nothing_to_show(seen, asked, interpreted, tmp
     facts = json.loads(summary.read_text())
     facts["store"]["location"] = str(store)
     summary.write_text(json.dumps(facts))
-    with pytest.raises(InputError, match="no pictures, which tags are made from"):
+    with pytest.raises(InputError, match="no images"):
         command.tag(config)
 
 
-def test_scores_are_balanced():
+def test_the_score_is_balanced_accuracy():
     fires, silent = [(True, True)] * 9 + [(True, False)], [(False, True)] * 2 + [(False, False)] * 2
     mean, low, high = command.score(fires + silent)
     assert mean == pytest.approx((0.9 + 0.5) / 2)
@@ -351,6 +354,6 @@ def test_scores_are_balanced():
 
 
 def test_the_order_of_the_choices_differs_by_latent():
-    orders = {tuple(questions.lettered("image", latent).values()) for latent in range(20)}
+    orders = {tuple(questions.lettered_levels("image", latent).values()) for latent in range(20)}
     assert len(orders) > 10
     assert all(order[-1] == questions.NONE for order in orders)

@@ -1,7 +1,7 @@
-// Pictures with a map of where a latent fires laid over them, and the part around its peak.
+// Images with a heatmap of where a latent fires, and the part around its peak.
 "use strict";
 
-// Inferno: it rises evenly in lightness, so that it reads without colour too.
+// The color map inferno: its lightness rises evenly, so it is readable without color.
 const INFERNO = [[0, 0, 4], [40, 11, 84], [101, 21, 110], [159, 42, 99], [212, 72, 66], [245, 125, 21], [250, 193, 39], [252, 255, 164]];
 
 function inferno(share) {
@@ -10,7 +10,7 @@ function inferno(share) {
   return low.map((from, i) => from + (high[i] - from) * (at - Math.floor(at)));
 }
 
-// A canvas with a pixel a cell; where the latent is silent the picture is seen.
+// A canvas with one pixel per cell, transparent where the latent is silent.
 function mapNode(facts, profile) {
   const [height, width] = facts.cells;
   const canvas = el("canvas.map", { width, height, role: "img", "aria-label": "Where it fires" });
@@ -23,7 +23,7 @@ function mapNode(facts, profile) {
   return canvas;
 }
 
-// Where a position lies, as shares of width and height, and how large a cell is; null where there is no map.
+// The center of a position and the size of a cell as shares of width and height; null if there is no map.
 function peakOf(facts, position) {
   if (!facts.grid || position < 0) return null;
   const [height, width] = facts.grid;
@@ -36,31 +36,31 @@ function peakNode(peak) {
   } });
 }
 
-// Picture, map and peak over one another; the picture is missing where it did not decode or none is kept.
+// Image, heatmap and peak overlaid, or a note if the image was not saved or does not decode.
 function framed(facts, sample, profile, alt) {
   const peak = peakOf(facts, sample.position);
-  return el("span.frame", { css: { "--aspect": facts.picture ? facts.picture[0] / facts.picture[1] : facts.grid ? facts.grid[1] / facts.grid[0] : 1 } },
-    facts.picture && sample.drawn ? picture(facts, sample.number, alt) : el("span.nopicture", {}, facts.picture ? "not decoded" : "no picture kept"),
+  return el("span.frame", { css: { "--aspect": facts.image ? facts.image[0] / facts.image[1] : facts.grid ? facts.grid[1] / facts.grid[0] : 1 } },
+    facts.image && sample.hasImage ? thumbnail(facts, sample.number, alt) : el("span.noimage", {}, facts.image ? "not readable" : "image not saved"),
     profile ? mapNode(facts, profile) : null,
     peak ? peakNode(peak) : null);
 }
 
-// Three cells around the peak, at least a quarter of the picture and at most half.
+// Three cells around the peak, at least a quarter and at most half of each side of the image.
 function cropNode(facts, sample) {
   const peak = peakOf(facts, sample.position);
-  if (!peak || !facts.picture || !sample.drawn) return null;
+  if (!peak || !facts.image || !sample.hasImage) return null;
   const size = Math.max(0.25, Math.min(0.5, 3 * Math.max(peak.width, peak.height)));
-  const from = (centre) => Math.max(0, Math.min(1 - size, centre - size / 2));
-  const image = picture(facts, sample.number, "The part around the peak");
-  return el("span.frame.crop", { css: { "--aspect": facts.picture[0] / facts.picture[1], "--zoom": 1 / size, "--x": from(peak.x), "--y": from(peak.y) } }, image);
+  const from = (center) => Math.max(0, Math.min(1 - size, center - size / 2));
+  const image = thumbnail(facts, sample.number, "The part around the peak");
+  return el("span.frame.crop", { css: { "--aspect": facts.image[0] / facts.image[1], "--zoom": 1 / size, "--x": from(peak.x), "--y": from(peak.y) } }, image);
 }
 
 function textOf({ prompt }) {
   return typeof prompt === "string" ? prompt : prompt[0].filter((_, i) => !prompt[1].includes(i)).join("").trim();
 }
 
-// The strongest: map and crop side by side, and what the store says below.
-function pictureList(facts, samples, profiles) {
+// Cards of the top samples: heatmap and crop side by side, labels and prompt below.
+function imageList(facts, samples, profiles) {
   return el("ol.cards", {}, samples.map((sample, i) => {
     const text = textOf(sample);
     const labels = facts.labels.map((label, j) => `${label} ${sample.labels[j]}`).join(", ");
@@ -73,8 +73,8 @@ function pictureList(facts, samples, profiles) {
   }));
 }
 
-// Weaker ones, and those of a timestep: small, the peak marked.
-function pictureStrip(facts, samples, showQuantile) {
+// Small images with the peak marked, for weaker samples and strata.
+function imageStrip(facts, samples, showQuantile) {
   return el("ol.strip", {}, samples.map((sample) => {
     const text = textOf(sample);
     const labels = sample.labels.filter(Boolean).join(", ");

@@ -1,4 +1,4 @@
-"""What every part of the report is made from: results, opened, with the columns that pages need at hand."""
+"""The input of the report: the results of a run and their store, with the columns that pages need."""
 
 import dataclasses
 import functools
@@ -14,31 +14,31 @@ from revelio_jax.interpret.report.scripts import number
 from revelio_jax.store import Store
 
 MEASURES = ("purity", "entropy", "sigma")
-MINIATURES = 3  # pictures beside a latent where it is named
+MINIATURES = 3  # thumbnails beside the name of a latent
 
 
 def report_of(run: pathlib.Path, results: Results) -> pathlib.Path:
-    """Where the report of results of a run is: report, and of its neurons neurons_report."""
+    """Return the report's folder: report, or neurons_report for the results of neurons."""
     name = results.folder.name
     return run / ("report" if name == "latents" else f"{name}_report")
 
 
 def name_of(results: Results) -> str:
-    """The name of a run; of its neurons said so."""
+    """Return the name of the run, with ", neurons" for the results of neurons."""
     neurons = results.facts["sae"]["architecture"] == "neurons"
     return f"{results.facts['name']}, neurons" if neurons else results.facts["name"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReportData:
-    """Results of F latents and the store they were read from.
+    """The results of F latents and the store they were read from.
 
-    ``drawn`` are the numbers of the samples that have a picture in the report.
+    ``with_image``: numbers of the samples that have a thumbnail in the report.
     """
 
     results: Results
     store: Store
-    drawn: frozenset[int] = frozenset()
+    with_image: frozenset[int] = frozenset()
 
     @property
     def facts(self) -> dict[str, typing.Any]:
@@ -54,12 +54,12 @@ class ReportData:
 
     @functools.cached_property
     def samples(self) -> pyarrow.Table:
-        """The store's samples, in order of their numbers."""
+        """Samples of the store, in order."""
         return self.store.table()
 
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
-        """The number columns of the latents, float64 [F], NaN where there is none."""
+        """Numeric columns of the latents, float64 [F]; null is NaN."""
         table = self.results.latents
         names = [field.name for field in table.schema if not pyarrow.types.is_string(field.type)]
         return {name: table[name].cast(pyarrow.float64()).to_numpy(zero_copy_only=False) for name in names}
@@ -79,7 +79,7 @@ class ReportData:
 
     @functools.cached_property
     def tags(self) -> dict[int, list[typing.Any]]:
-        """latent -> [label, granularity, score, its interval's ends, model], of what was named."""
+        """Map the tagged latents to [label, granularity, score, low and high end of its interval, model]."""
         table = self.results.tags()
         rows = table.to_pylist() if table is not None else []
         scores = ("score", "score_low", "score_high")
@@ -96,17 +96,17 @@ class ReportData:
 
     @functools.cached_property
     def offsets(self) -> np.ndarray:
-        """Where the kept samples of each latent begin in their table, int64 [F + 1]."""
+        """Offsets of each latent in the table of recorded samples, int64 [F + 1]."""
         return np.searchsorted(self.results.samples["latent"].to_numpy(), np.arange(self.latents + 1))
 
     @functools.cached_property
-    def kept(self) -> np.ndarray:
-        """Numbers of all samples that appear, in order."""
+    def shown_samples(self) -> np.ndarray:
+        """Numbers of all samples that the report shows, ascending."""
         return np.sort(pyarrow.compute.unique(self.results.samples["sample"]).to_numpy())
 
     @functools.cached_property
     def best(self) -> dict[int, list[int]]:
-        """latent -> its strongest samples, a few."""
+        """Map each firing latent to its MINIATURES top samples."""
         table = self.results.samples.select(["latent", "sample", "kind", "rank"])
         few = table.filter(
             (pyarrow.compute.field("kind") == "top") & (pyarrow.compute.field("rank") < MINIATURES)
@@ -116,7 +116,7 @@ class ReportData:
             best.setdefault(latent, []).append(sample)
         return best
 
-    def named(self, latent: int) -> list[typing.Any]:
-        """How a latent is named where another page speaks of it: [words, tag, pictures]."""
-        pictures = [sample for sample in self.best.get(latent, ()) if sample in self.drawn]
-        return [self.words[latent], self.tags.get(latent, [""])[0], pictures]
+    def name_of_latent(self, latent: int) -> list[typing.Any]:
+        """Return how other pages name a latent: [words, tag, samples with a thumbnail]."""
+        images = [sample for sample in self.best.get(latent, ()) if sample in self.with_image]
+        return [self.words[latent], self.tags.get(latent, [""])[0], images]
