@@ -2,22 +2,22 @@
 # Run all five steps on the small pipeline that ships with the project: extract activations, train a k-sparse
 # autoencoder, evaluate it, export it, and remove a concept from images. Rerun safely: finished steps are skipped.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-config=configs/mini_sd.py
+config=mini_sd
 started=$SECONDS
 
 say "1/5 extract: activations of the text encoder -> stores/mini_sd"
-python -m extract.run --config $config
+revelio extract --config $config
 say "2/5 train: a k-sparse autoencoder in JAX -> runs/mini_sd"
 resume=()
 if [ -d runs/mini_sd/checkpoints ]; then resume=(--config.train.resume=True); fi
-python -m revelio_jax.train --config $config "${resume[@]}"
+revelio train --config $config "${resume[@]}"
 say "3/5 evaluate: on held-out rows"
-evaluated=$(python -m revelio_jax.evaluate --config $config | tee /dev/stderr | tail -n 1)
+evaluated=$(revelio evaluate --config $config | tee /dev/stderr | tail -n 1)
 say "4/5 export -> runs/mini_sd/export"
-python -m revelio_jax.export --config $config
+revelio export --config $config
 say "5/5 steer: remove the style 'glossy 3d' from images"
-python -m revelio_jax.steering.latents --config $config --concept "style=glossy 3d" | tail -n 1
-python -m revelio_jax.steering --config $config --concept "glossy 3d" --strength -2.5,-1.5,-0.5,0
+revelio learn --config $config --concept "style=glossy 3d" | tail -n 1
+revelio steer --config $config --concept "glossy 3d" --strength -2.5,-1.5,-0.5,0
 
 say "done in $((SECONDS - started)) s"
 echo "autoencoder: $evaluated"
