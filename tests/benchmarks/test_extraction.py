@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 COMMAND = [sys.executable, "tests/benchmarks/extraction.py"]
 
 
+@pytest.mark.slow
 def test_rows(tmp_path):
     out = tmp_path / "rows.json"
     small = ["--prompts", "16", "--pictures", "4", "--batch", "4", "--rounds", "1", "--pipeline-prompts", "1"]

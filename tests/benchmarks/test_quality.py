@@ -50,6 +50,7 @@ def check(done, rows, systems, steps):
         assert 0 <= row["matched"] <= 1
 
 
+@pytest.mark.slow
 def test_planted_directions_are_found(benchmark):
     done, rows = benchmark("--data=planted", "--systems=revelio_jax", "--rates=1e-2", "--steps=400")
     check(done, rows, ["revelio_jax"], 400)

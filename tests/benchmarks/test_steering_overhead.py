@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -20,6 +22,7 @@ def run(tmp_path, *flags):
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_row_has_what_its_docstring_says(tmp_path):
     done = run(tmp_path, "--families", "mini_sd,mini_flux", "--pairs", "2", "--steps", "1")
     assert done.returncode == 0, done.stderr

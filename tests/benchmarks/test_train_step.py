@@ -36,6 +36,7 @@ def check(done, rows):
         assert row["ratio"] == pytest.approx(row["step_s"] / row["floor_s"])
 
 
+@pytest.mark.slow
 def test_of_this_project(benchmark):
     done, rows = benchmark("--systems=revelio_jax", "--sizes=16x100x3x64", "--dead=0,0.2")
     check(done, rows)
