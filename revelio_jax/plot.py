@@ -1,9 +1,9 @@
-"""Draw how runs went: loss, FVU and dead latents over the steps, and how often latents fire.
+"""Draw the curves of runs: loss, FVU and dead latents over the steps, and how often latents fire.
 
-    python -m revelio_jax.plot runs/a runs/b --out plot.png
+    revelio plot runs/a runs/b --out plot.png
 
-Reads metrics.jsonl and, where there is one, evaluation.json of each run. Writes one PNG: --out, else
-plot.png in the run's folder, or beside the first of several.
+Reads metrics.jsonl and, if it exists, evaluation.json of each run. Writes one PNG. The default of --out is plot.png
+in the run folder; for several runs, in the parent folder of the first.
 """
 
 import collections
@@ -50,7 +50,7 @@ STYLE = {
 
 @dataclasses.dataclass(frozen=True)
 class RunCurves:
-    """What is drawn of a run.
+    """The curves and the firing density of a run.
 
     ``curves`` has arrays [lines] of the steps and of every field of CURVES. ``edges`` [bins + 1] are log10
     of the share of held-out rows that a latent fires on, ``latents`` [bins] the share of all latents in
@@ -65,21 +65,21 @@ class RunCurves:
 
 
 def read_run(folder: str) -> RunCurves:
-    """A run from its folder. Raises InputError where it is none, has no lines, or has a broken one."""
+    """Read a run from its folder. Raise InputError if the folder or its metrics are missing or malformed."""
     run = pathlib.Path(folder)
     if not run.is_dir():
-        raise InputError(f"{folder}: no such folder; give folders of runs, as runs/mini_sd")
+        raise InputError(f"{folder}: no such folder; pass run folders, for example runs/mini_sd")
     return RunCurves(run.absolute().name, _read_curves(run / "metrics.jsonl"), **_read_density(run / "evaluation.json"))
 
 
 def draw(runs: Sequence[RunCurves]) -> "Figure":
-    """A figure with the curves and the histogram of every run, one colour a run."""
+    """Return a figure with the curves and the histogram of every run, one color per run."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    colours = matplotlib.color_sequences["petroff10"]  # told apart by the colour-blind too
+    colors = matplotlib.color_sequences["petroff10"]  # distinguishable with color blindness
     looks = [
-        {"color": colours[i % 10], "linestyle": ("-", "--", ":")[i // 10 % 3], "label": run.name}
+        {"color": colors[i % 10], "linestyle": ("-", "--", ":")[i // 10 % 3], "label": run.name}
         for i, run in enumerate(runs)
     ]
     with matplotlib.rc_context(STYLE):
@@ -140,7 +140,7 @@ def _read_curves(path: pathlib.Path) -> dict[str, np.ndarray]:
         text = path.read_text()
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    whole = text[: text.rfind("\n") + 1]  # a run that was killed may have cut its last line short
+    whole = text[: text.rfind("\n") + 1]  # a killed run may leave a partial last line
     lines = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:
@@ -149,7 +149,7 @@ def _read_curves(path: pathlib.Path) -> dict[str, np.ndarray]:
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path}, line {number} is broken: {type(error).__name__}: {error}") from error
     if not lines:
-        raise InputError(f"{path} has no lines: the run has not come far enough to be drawn")
+        raise InputError(f"{path} has no lines; the run has not logged a step yet")
     return dict(zip(("step", *CURVES), np.transpose(lines), strict=True))
 
 
@@ -169,7 +169,7 @@ def _read_density(path: pathlib.Path) -> dict[str, typing.Any]:
 
 
 def named(runs: Sequence[RunCurves], folders: Sequence[str]) -> list[RunCurves]:
-    """Runs whose folders have the same name are called by their paths."""
+    """Return the runs, with the path as the name if several folders have the same name."""
     count = collections.Counter(run.name for run in runs)
     return [
         dataclasses.replace(run, name=folder) if count[run.name] > 1 else run

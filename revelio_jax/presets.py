@@ -1,13 +1,12 @@
-"""The autoencoders and the training of the two papers, as functions that a file in ``configs/`` calls.
+"""The SAEs and training settings of the two papers, as functions that a config calls.
 
     c = default()
     presets.steerers(c)
-    c.sae.k = 64  # what an experiment changes comes after
+    c.sae.k = 64  # changes of an experiment come after the preset
 
-Each sets all fields of ``c.sae`` and ``c.train`` that its paper gives. ``normalise`` stays at the project's
-default, since neither paper says that rows are normalised: training then does not depend on the scale of a
-site, and an export, into which it is folded, takes rows as they are. So does ``clip_norm``: neither speaks
-of it.
+Each sets the fields of ``c.sae`` and ``c.train`` that its paper states. ``normalize`` and ``clip_norm`` keep the
+project's defaults, because neither paper mentions them. With normalization, training does not depend on the scale of
+a hook point, and the export folds it in, so that an SAE takes rows unchanged.
 """
 
 import ml_collections
@@ -16,12 +15,12 @@ import ml_collections
 def steerers(c: ml_collections.ConfigDict) -> None:
     """Concept Steerers (arXiv 2501.19066) on Stable Diffusion 1.4, unsafe concepts.
 
-    Other models there differ in ``k`` and ``expansion`` alone.
+    The paper's other models differ only in ``k`` and ``expansion``.
     """
     c.sae.architecture = "topk"
     c.sae.k = 32
     c.sae.expansion = 4
-    c.sae.k_aux = 256  # the text's figure; 32 is that of a released checkpoint
+    c.sae.k_aux = 256  # stated in the paper; a released checkpoint has 32
     c.sae.aux_alpha = 1 / 32
     c.sae.dead_after_rows = 10_000_000
     c.sae.dead_threshold = 1e-3
@@ -30,7 +29,7 @@ def steerers(c: ml_collections.ConfigDict) -> None:
     c.sae.b_dec_init_rows = 32_768
 
     c.train.batch_size = 4096
-    c.train.steps = 97_656  # 400M rows, the text's figure; 10,000 is the text's other one
+    c.train.steps = 97_656  # 400M rows, stated in the paper, which also states 10,000 steps
     c.train.learning_rate = 4e-4
     c.train.warmup_steps = 0
     c.train.decay_share = 0.0
@@ -38,12 +37,12 @@ def steerers(c: ml_collections.ConfigDict) -> None:
 
 
 def revelio(c: ml_collections.ConfigDict) -> None:
-    """Revelio (arXiv 2411.16725) on pooled sites of a denoiser.
+    """Revelio (arXiv 2411.16725) on pooled activations of a denoiser.
 
-    Its top-k has no ReLU. With 81,920 latents the 32 largest of a row are positive, so the ReLU that
-    follows the selection here changes nothing. It has no auxiliary loss. Its released code draws the
-    decoder on its own and takes the encoder's fan from the latents, so that it begins sqrt(64) times
-    smaller; here the decoder begins as the encoder's directions.
+    The paper's top-k has no ReLU. The 32 largest of 81,920 latents are positive, so the ReLU after the selection here
+    changes nothing. The paper has no auxiliary loss. Its released code initializes the decoder independently and
+    takes the encoder's fan from the latents, so the initial encoder is sqrt(64) times smaller. Here the decoder
+    starts as the transposed encoder.
     """
     c.sae.architecture = "topk"
     c.sae.k = 32

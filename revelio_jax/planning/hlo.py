@@ -130,7 +130,7 @@ def _sizes(kind: str) -> list[int]:
 
 
 def _started_bytes(kind: str) -> int:
-    """Bytes of the result in the type of an asynchronous start: (operands, results, context)."""
+    """Return the bytes of the results in the type of an asynchronous start: (operands, results, context)."""
     sizes = [size for size in _sizes(kind) if size > 4]  # the context is scalars
     if not kind.startswith("("):
         return sum(sizes)
@@ -139,7 +139,7 @@ def _started_bytes(kind: str) -> int:
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
-    """The entry's name, and the lines of every computation by its name."""
+    """Return the name of the entry, and the lines of every computation by name."""
     entry, bodies, lines = "", {}, []
     for line in text.splitlines():
         header = HEADER.match(line)
@@ -152,7 +152,7 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def _called(line: str) -> dict[str, list[str]]:
-    """Computations that an instruction names, by attribute."""
+    """Return the computations that an instruction calls, by attribute."""
     called = {}
     for match in CALLED.finditer(line):
         names = re.match(r"\{([^}]*)\}|%?([\w.\-]+)", line[match.end() :])
@@ -163,13 +163,13 @@ def _called(line: str) -> dict[str, list[str]]:
 
 
 def _trips(condition: Iterable[str]) -> int:
-    """Trips of a loop that counts from 0 to the one constant that its condition compares with."""
+    """Return the trips of a loop that counts from 0 to the only constant in its condition."""
     bounds = [int(n) for line in condition for n in re.findall(r"\[\]\S* constant\((\d+)\)", line)]
     return bounds[0] if len(bounds) == 1 else 1
 
 
 def _group(line: str, devices: int) -> int:
-    """Chips in a group of a collective; all where it names none."""
+    """Return the number of chips in a group of a collective; all chips if it names no group."""
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return match[1].count(",") + 1
     if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
@@ -181,5 +181,5 @@ def _group(line: str, devices: int) -> int:
 
 
 def _last(sizes: dict[str, int], operands: str) -> int:
-    """Bytes of the last operand; a scatter's is what it adds."""
+    """Return the bytes of the last operand, which holds the updates of a scatter."""
     return sizes.get(operands.rpartition(",")[2].strip().rpartition(" ")[2].removeprefix("%"), 0)

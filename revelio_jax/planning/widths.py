@@ -1,4 +1,4 @@
-"""The width of a site before there is a store: from a pipeline's folder, or what is known of hub models."""
+"""The width of a hook point without a store: from a pipeline's folder, or from a table of hub models."""
 
 import json
 import pathlib
@@ -6,7 +6,7 @@ import pathlib
 from revelio_jax import shipped
 from revelio_jax.pipelines.hook_points import TEXT_ENCODERS
 
-# Widths of text encoders, by hub id and first part of the site's name; from the models' config.json.
+# Widths of text encoders, by hub id and first part of the hook point's name; from the models' config.json.
 HUB = {
     "CompVis/stable-diffusion-v1-4": {"clip": 768},
     "stable-diffusion-v1-5/stable-diffusion-v1-5": {"clip": 768},
@@ -18,9 +18,9 @@ HUB = {
 
 
 def known_width(model_id: str, family: str, site: str) -> int | None:
-    """Width of a text encoder's site, None where it is not known.
+    """Return the width of a text encoder's hook point, or None if it is unknown.
 
-    A site that joins others, as ``clip_l.layer.10+clip_g.layer.28``, is as wide as they are together.
+    The width of joined hook points, for example ``clip_l.layer.10+clip_g.layer.28``, is the sum of their widths.
     """
     parts = [_encoder_width(model_id, family, part.partition(".")[0]) for part in site.split("+")]
     return None if None in parts else sum(parts)

@@ -1,6 +1,6 @@
-"""cfg.json and the model card of an SAE folder: what the trainer writes and what steering publishes.
+"""cfg.json and the model card of an SAE folder, which the trainer writes and steering publishes.
 
-The trainer never imports torch and steering never JAX, so what both need is here and imports neither.
+The trainer never imports torch and steering never imports JAX, so this module imports neither.
 """
 
 import json
@@ -8,7 +8,7 @@ import re
 import typing
 
 FORMAT_VERSION = 1
-# The release whose layout this is; SAELens takes a folder without it for an old one.
+# The SAELens release with this layout; SAELens treats a folder without a version as an old one.
 SAE_LENS_VERSION = "6.54.12"
 CODES = {
     "topk": "TopK(ReLU((x - b_dec) @ W_enc + b_enc))",
@@ -27,7 +27,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 def cfg_json(
     architecture: str, d: int, latents: int, k: int | None, metadata: dict[str, typing.Any]
 ) -> dict[str, typing.Any]:
-    """cfg.json as SAELens lays it out; ``metadata`` holds what steering and a reader need."""
+    """Return cfg.json in the layout of SAELens; ``metadata`` holds the fields that steering needs."""
     of_topk = {"k": k, "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}
     return {
         "architecture": architecture,
@@ -115,7 +115,7 @@ def _quality(measured: typing.Any) -> str:
 
 
 def _front(model: str, licence: str) -> str:
-    """The card's header, in YAML, of which JSON is a part."""
+    """Return the card's YAML header, written as JSON values."""
     fields = {"library_name": "saelens", "license": licence}
     if HUB_ID.fullmatch(model):  # a folder is nothing that the hub knows
         fields["base_model"] = model
