@@ -23,10 +23,11 @@ from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.sampling import sample, sampling_of
 from revelio_jax.pipelines.whole import load_pipeline
-from revelio_jax.steering.labels import Labelled, find_concept, parse_concept, read_labelled, spread
-from revelio_jax.steering.learned_concepts import Learned, saved_concepts
+from revelio_jax.steering import Attachment, Steerer
+from revelio_jax.steering.compatibility import same_model
+from revelio_jax.steering.labels import LabeledPrompt, find_concept, parse_concept, read_labeled, spread
+from revelio_jax.steering.learned_concepts import LearnedConcept, saved_concepts
 from revelio_jax.steering.rules import chosen
-from revelio_jax.steering.steerer import Attachment, Steerer, same_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Experiment:
     config: Config
     text: str
     label: tuple[str, str] | None
-    labelled: list[Labelled]
+    labelled: list[LabeledPrompt]
     judge: Judge | None
     steerer: Steerer
     pipe: typing.Any
-    learned: dict[str, Learned]
+    learned: dict[str, LearnedConcept]
 
     @property
     def folder(self) -> pathlib.Path:
@@ -145,7 +146,7 @@ def prepare(
     """
     if not concept:
         raise InputError('--concept is missing; it is a text, as --concept "glossy 3d"')
-    labelled = read_labelled(config.steer.prompts) if config.steer.prompts else []
+    labelled = read_labeled(config.steer.prompts) if config.steer.prompts else []
     label = parse_concept(concept, labelled) if "=" in concept else find_concept(concept, labelled)
     drawn = list(prompts) or _prompts_with(label, labelled)
     judge = load_judge(config.steer.judge) if label and config.steer.judge and judged else None
@@ -160,7 +161,7 @@ def prepare(
     return Experiment(config, text, label, labelled, judge, steerer, pipe, learned), drawn
 
 
-def _prompts_with(label: tuple[str, str] | None, labelled: list[Labelled], n: int = 5) -> list[str]:
+def _prompts_with(label: tuple[str, str] | None, labelled: list[LabeledPrompt], n: int = 5) -> list[str]:
     if label is None:
         raise InputError("--prompt is missing; it may be left out for a concept that labels prompts")
     column, value = label

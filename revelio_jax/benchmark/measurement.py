@@ -15,7 +15,7 @@ import tqdm
 from revelio_jax.config import SteerConfig
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines.sampling import sample
-from revelio_jax.steering.labels import Labelled, spread
+from revelio_jax.steering.labels import LabeledPrompt, spread
 
 FIGURES = {
     "concept": "concept in the picture",
@@ -42,8 +42,8 @@ class Bench:
     column: str
     value: str
     other: str
-    with_concept: list[Labelled]
-    without: list[Labelled]
+    with_concept: list[LabeledPrompt]
+    without: list[LabeledPrompt]
     adding: bool = False
 
     @property
@@ -56,7 +56,7 @@ class Bench:
         return dataclasses.replace(self, **halves)
 
 
-def make_bench(labelled: list[Labelled], column: str, value: str, n: int) -> Bench:
+def make_bench(labelled: list[LabeledPrompt], column: str, value: str, n: int) -> Bench:
     """``n`` prompts with a concept and ``n`` without, spread evenly over the other label."""
     other = _other(column)
     rows = [row for row in labelled if all(row.values())]  # such as say all that they show
@@ -66,7 +66,7 @@ def make_bench(labelled: list[Labelled], column: str, value: str, n: int) -> Ben
     return Bench(column, value, other, has, lacks)
 
 
-def make_adding_bench(labelled: list[Labelled], column: str, value: str, n: int) -> Bench:
+def make_adding_bench(labelled: list[LabeledPrompt], column: str, value: str, n: int) -> Bench:
     """``n`` prompts that say all but the concept's label; none where there are no such."""
     rows = [row for row in labelled if [key for key, label in row.items() if not label] == [column]]
     other = _other(column)

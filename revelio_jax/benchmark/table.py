@@ -35,7 +35,7 @@ from revelio_jax.errors import InputError, reported
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.sampling import sampling_of
 from revelio_jax.pipelines.whole import load_pipeline
-from revelio_jax.steering.labels import Labelled, parse_concept, read_labelled
+from revelio_jax.steering.labels import LabeledPrompt, parse_concept, read_labeled
 from revelio_jax.steering.latents import few, find_latents, split
 from revelio_jax.steering.pooled import pooled_of
 from revelio_jax.steering.rules import ON_BOTH_BRANCHES, RULES, Change, change_of
@@ -56,7 +56,7 @@ RATIO, MOST, PICTURES = 4.0, 24, 64  # how the latents of gated and swap are fou
 
 def main(argv: Sequence[str]) -> None:
     config, flags = parse(["revelio_jax.benchmark.table", *argv], __doc__, **FLAGS)
-    labelled = read_labelled(config.steer.prompts)
+    labelled = read_labeled(config.steer.prompts)
     if not flags["concept"]:
         raise InputError("--concept is missing; give a label column and value, such as style=flat")
     concepts = [parse_concept(concept, labelled) for concept in flags["concept"]]
@@ -100,7 +100,7 @@ def compare(
     pipe: typing.Any,
     judge: typing.Any,
     bench: Bench,
-    labelled: list[Labelled],
+    labelled: list[LabeledPrompt],
     strengths: list[float],
     seeds: list[int],
 ) -> dict[str, typing.Any]:

@@ -23,8 +23,7 @@ from revelio_jax.pipelines.sampling import arguments, sample
 from revelio_jax.pipelines.whole import load_pipeline
 from revelio_jax.steering import Attachment, Steerer
 from revelio_jax.steering.concept import hidden_states, is_masked, tokenizer_of
-from revelio_jax.steering.learned_concepts import Learned, saved_concepts
-from revelio_jax.steering.pooled import POOLED
+from revelio_jax.steering.learned_concepts import LearnedConcept, saved_concepts
 
 FAMILIES = ("sd", "sdxl", "flux")
 KEPT_BYTES = 512 * 2**20  # of pictures
@@ -61,7 +60,7 @@ class Backend:
         pipe: typing.Any,
         sae: str,
         steerer: Steerer,
-        learned: dict[str, Learned],
+        learned: dict[str, LearnedConcept],
     ):
         self.config, self.source, self.sae = config, source, sae
         self.pipe, self.steerer, self.learned = pipe, steerer, learned
@@ -82,9 +81,10 @@ class Backend:
     @property
     def takes_pooled(self) -> bool:
         """Whether a pooled vector stands beside the site, which may be steered or left."""
-        component = POOLED.get(self.family, ("",))[0]
-        at_it = any(site.component == component for site in self.hooked)
-        return bool(component) and not self.in_denoiser and not (self.family == "flux" and at_it)
+        vector = family_of(self.pipe).pooled
+        if vector is None or self.in_denoiser:
+            return False
+        return not (vector.is_all and any(point.component == vector.component for point in self.hooked))
 
     @property
     def positions(self) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from revelio_jax.cli import parse
 from revelio_jax.errors import require
-from revelio_jax.steering.labels import read_labelled
+from revelio_jax.steering.labels import read_labeled
 
 FLAGS = {
     "host": ("127.0.0.1", "address to listen on; 0.0.0.0 is every one of this machine"),
@@ -59,5 +59,5 @@ def _examples(prompts: str) -> list[str]:
     """A few prompts of the labelled ones, from all over the file."""
     if not prompts:
         return []
-    texts = list(dict.fromkeys(row["prompt"] for row in read_labelled(prompts) if all(row.values())))
+    texts = list(dict.fromkeys(row["prompt"] for row in read_labeled(prompts) if all(row.values())))
     return texts[:: max(1, len(texts) // EXAMPLES)][:EXAMPLES]

@@ -10,7 +10,7 @@ import gradio as gr
 from revelio_jax.config import RULES
 from revelio_jax.explore import requests, views
 from revelio_jax.explore.backend import Backend
-from revelio_jax.steering.attachment import Clamp, Strength
+from revelio_jax.steering.strengths import Clamp, Strength
 
 MOST = 6  # concepts and latents that are steered together
 REACH = 5.0  # of a slider, either way

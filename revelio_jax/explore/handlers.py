@@ -20,8 +20,7 @@ from revelio_jax.explore.fields import MOST, SET, Fields, Key, Update, hint
 from revelio_jax.explore.requests import SamplingRequest, SteeringRequest
 from revelio_jax.explore.snippet import snippet
 from revelio_jax.interpret.token_text import word
-from revelio_jax.steering.attachment import Clamp, Strength
-from revelio_jax.steering.strengths import parse_strengths
+from revelio_jax.steering.strengths import Clamp, Strength, parse_strengths
 
 LISTED = 40  # latents of a list
 STRIP = 15  # pictures of a strip

@@ -10,7 +10,7 @@ import PIL.Image
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import tokens
-from revelio_jax.steering.attachment import Strength
+from revelio_jax.steering.strengths import Strength
 
 MOST_STEPS, MOST_TEXT = 1000, 10_000
 MOST_PAINTED, MOST_SIDE = 8_000_000, 4096  # bytes and pixels of what is painted

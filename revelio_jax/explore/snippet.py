@@ -5,7 +5,7 @@ import json
 
 from revelio_jax.explore.backend import Backend
 from revelio_jax.explore.requests import SamplingRequest, SteeringRequest
-from revelio_jax.steering.attachment import Clamp, Strength
+from revelio_jax.steering.strengths import Clamp, Strength
 
 
 def snippet(live: Backend, sampling: SamplingRequest, steering: SteeringRequest | None = None) -> str:

@@ -13,7 +13,7 @@ from revelio_jax.explore.activations import ActiveLatents
 from revelio_jax.explore.catalog import Catalog, marks
 from revelio_jax.interpret import token_text
 from revelio_jax.pipelines.tokens import CONTENT, PADDING
-from revelio_jax.steering.attachment import Clamp, Strength
+from revelio_jax.steering.strengths import Clamp, Strength
 
 SMALL = 256  # pixels of the larger side up to which a picture is enlarged crisply
 HEAT = (245, 138, 30)  # of a heatmap over a picture; style.css has the same of tokens

@@ -1,7 +1,19 @@
-"""Steering: an exported SAE as a control on a diffusers pipeline. torch only, never JAX."""
+"""Steering: an exported SAE as a control on a diffusers pipeline. Uses torch only, never JAX."""
 
-from revelio_jax.steering.attachment import Attachment, Clamp
+from revelio_jax.steering.attachment import Attachment
 from revelio_jax.steering.steerer import Steerer
+from revelio_jax.steering.strengths import Clamp, Strength
 from revelio_jax.steering.vectors import Concept, attach_vectors, load_concept, save_concept
+from revelio_jax.steering.where import Where
 
-__all__ = ["Attachment", "Clamp", "Concept", "Steerer", "attach_vectors", "load_concept", "save_concept"]
+__all__ = [
+    "Attachment",
+    "Clamp",
+    "Concept",
+    "Steerer",
+    "Strength",
+    "Where",
+    "attach_vectors",
+    "load_concept",
+    "save_concept",
+]

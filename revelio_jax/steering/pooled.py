@@ -1,6 +1,6 @@
-"""The vector that a CLIP encoder pools a prompt to, which SDXL and FLUX take beside the tokens.
+"""The vector that a CLIP encoder pools a prompt to, which SDXL and FLUX use in addition to the tokens.
 
-A concept that is removed from the tokens leaks through it.
+A concept that is removed from the tokens can leak through it.
 """
 
 import dataclasses
@@ -8,23 +8,23 @@ import typing
 
 import torch
 
-from revelio_jax.pipelines import hook_points
+from revelio_jax.errors import InputError
+from revelio_jax.pipelines.families import family_of
 from revelio_jax.steering.concept import run_encoder
-
-# The component that a family's pooled vector comes from, and where it is in what encode_prompt returns:
-# that of the prompt, and that of the negative prompt. FLUX is asked for each by itself.
-POOLED = {"sdxl": ("text_encoder_2", 2, 3), "flux": ("text_encoder", 1, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pooled:
-    """What a concept is in the pooled vector: its prompt's minus the empty prompt's, [D], and the latter."""
+    """A concept in the pooled vector: its prompt's minus the empty prompt's [D], and the empty prompt's [D]."""
 
     direction_D: torch.Tensor
     empty_D: torch.Tensor
 
     def change(self, pooled_BD: torch.Tensor, weight: float) -> torch.Tensor:
-        """weight x the direction; where that removes, only as much of it as a prompt has, at most all."""
+        """Return weight x the direction, for pooled vectors [B, D] in float32.
+
+        A negative weight removes at most the share of the direction that each prompt has.
+        """
         direction_D, empty_D = (v.to(pooled_BD.device) for v in (self.direction_D, self.empty_D))
         if weight >= 0:
             return weight * direction_D
@@ -34,9 +34,12 @@ class Pooled:
 
 @torch.no_grad()
 def pooled_of(pipe: typing.Any, text: str) -> Pooled:
-    """A concept in the pooled vector of ``pipe``, float32."""
+    """Return a text in the pooled vector of ``pipe``, float32. Raises InputError if the pipeline has none."""
+    vector = family_of(pipe).pooled
+    if vector is None:
+        raise InputError(f"a {type(pipe).__name__} has no pooled vector")
     with torch.compiler.set_stance("force_eager"):
-        got = run_encoder(pipe, POOLED[hook_points.family(pipe)][0], [text, ""])
-    text_embeds = getattr(got, "text_embeds", None)  # of an encoder with a projection
-    of_text, of_empty = (got.pooler_output if text_embeds is None else text_embeds).float()
-    return Pooled(of_text - of_empty, of_empty)
+        output = run_encoder(pipe, vector.component, [text, ""])
+    text_embeds = getattr(output, "text_embeds", None)  # only encoders with a projection have it
+    text_D, empty_D = (output.pooler_output if text_embeds is None else text_embeds).float()
+    return Pooled(text_D - empty_D, empty_D)

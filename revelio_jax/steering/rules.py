@@ -1,6 +1,6 @@
-"""How a concept changes activations. Each rule gives a function of the activations and a weight.
+"""Rules: how a concept changes activations. A rule makes a function of the activations and a weight.
 
-A negative weight removes the concept, a positive one adds it.
+A negative weight removes the concept, a positive weight adds it. B prompts, T tokens, D width, K latents.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ from revelio_jax.steering.concept import EncodedConcept, presence
 from revelio_jax.steering.sae import Sae
 
 Weight = float | torch.Tensor
-"""A strength, or one for each row of the batch: [B, 1, 1]."""
+"""A factor on the change, or one for each row of the batch: [B, 1, 1]."""
 Change = typing.Callable[[torch.Tensor, Weight], torch.Tensor]
-"""Activations [B, T, D] in float32 and a weight to the change [B, T, D] or [T, D]."""
+"""Maps activations [B, T, D] in float32 and a weight to what is added to them: [B, T, D] or [T, D]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Add:
-    """weight * v [T, D], or [1, D] for every position alike; whatever the activations are."""
+    """Adds weight * v, whatever the activations are; v is [T, D], or [1, D] for all positions."""
 
     v_TD: torch.Tensor
 
@@ -28,13 +28,13 @@ class Add:
         return weight * self.v_TD
 
     def split(self, widths: list[int]) -> list["Add"]:
-        """One for each of the sites that are joined in D."""
+        """Return one change for each hook point, given the widths of hook points that are joined in D."""
         return [Add(v_TD.contiguous()) for v_TD in self.v_TD.split(widths, dim=-1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Latents [K] times 1 + weight: at -1 they are out. Where they do not fire nothing changes."""
+    """Multiplies latents [K] by 1 + weight; -1 removes them. Nothing changes at positions where they do not fire."""
 
     sae: Sae
     latents: torch.Tensor
@@ -45,7 +45,7 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True)
 class Set:
-    """A latent set to a value, in every position; a weight between 0 and 1 goes part of the way."""
+    """Sets a latent to a value at every position; a weight between 0 and 1 interpolates."""
 
     sae: Sae
     latent: int
@@ -58,7 +58,10 @@ class Set:
 
 @dataclasses.dataclass(frozen=True)
 class Swap:
-    """weight * v [T, D] in prompts that hold the concept where the weight is below 0, else in the others."""
+    """Adds weight * v [T, D], for a negative weight in prompts with the concept, for a positive one in the others.
+
+    A prompt has the concept if its latents [K] sum to more than ``threshold`` at some position.
+    """
 
     sae: Sae
     latents: torch.Tensor
@@ -66,64 +69,67 @@ class Swap:
     v_TD: torch.Tensor
 
     def __call__(self, x_BTD: torch.Tensor, weight: Weight) -> torch.Tensor:
-        holds_B11 = (presence(self.sae.codes(x_BTD), self.latents) > self.threshold)[:, None, None]
+        has_concept_B11 = (presence(self.sae.codes(x_BTD), self.latents) > self.threshold)[:, None, None]
         weight = torch.as_tensor(weight, device=x_BTD.device)
-        return weight * torch.where(weight < 0, holds_B11, ~holds_B11) * self.v_TD
+        return weight * torch.where(weight < 0, has_concept_B11, ~has_concept_B11) * self.v_TD
 
 
 def paper(sae: Sae, concept: EncodedConcept) -> Change:
-    """Concept Steerers: W_dec ReLU(W_enc (h_c - b) + b_enc), without top-k, at every position."""
+    """Add W_dec ReLU(W_enc (h_c - b_dec) + b_enc), without top-k, as Concept Steerers (arXiv 2501.19066) do.
+
+    h_c are the activations of the concept's own prompt, position by position.
+    """
     return Add(sae.directions(concept.codes))
 
 
 def contrast(sae: Sae, concept: EncodedConcept) -> Change:
-    """The concept's code minus the empty prompt's, where positive: what the concept itself adds."""
+    """Add W_dec ReLU(code of the concept - code of the empty prompt), position by position."""
     return Add(sae.directions(torch.relu(concept.codes - concept.empty)))
 
 
 def gated(sae: Sae, concept: EncodedConcept) -> Change:
-    """Scale the prompt's own latents, those few that belong to the concept.
+    """Scale the few latents of the prompt that belong to the concept.
 
-    Strength -1 takes them out; prompts in which they do not fire are left alone.
+    Strength -1 removes them. Prompts in which they do not fire do not change.
     """
     return Scale(sae, concept.learned.latents)
 
 
 def swap(sae: Sae, concept: EncodedConcept) -> Change:
-    """Move a prompt by the mean difference between prompts with the concept and prompts without.
+    """Add the mean difference of codes between prompts with the concept and prompts without, times W_dec.
 
-    Strength -1 swaps the usual code of the concept for the usual code without it (latents that the
-    concept suppresses among them) in prompts that hold it; +1 the other way in prompts that do not.
+    Strength -1 replaces the mean code of the concept by the mean code without it, in prompts with the concept. This
+    includes latents that the concept suppresses. Strength +1 does the opposite in prompts without the concept.
     """
     learned = concept.learned
     return Swap(sae, learned.latents, learned.threshold, sae.directions(learned.difference))
 
 
-RULES = {"paper": paper, "contrast": contrast, "gated": gated, "swap": swap}
-# Those that add a fixed vector also steer the negative prompt, by the opposite amount.
+Rule = typing.Callable[[Sae, EncodedConcept], Change]
+RULES: dict[str, Rule] = {"paper": paper, "contrast": contrast, "gated": gated, "swap": swap}
+# Rules that add a fixed vector also steer the unconditional branch, in the opposite direction.
 ON_BOTH_BRANCHES = ("paper", "contrast")
 AUTO = "auto"
-# What ``auto`` stands for, the best in the mean over concepts on both miniatures, as
-# python -m revelio_jax.benchmark.table measured them: where labelled prompts taught a concept, and where its
-# text is all there is.
-WHERE_LEARNED, ELSE = "swap", "contrast"
+# The meaning of ``auto``: the best rule on both miniatures, as ``revelio benchmark`` measured it.
+FOR_LEARNED, FOR_TEXT = "swap", "contrast"
 
 
 def chosen(rule: str, is_learned: bool) -> str:
-    """The name of the rule for a concept that labelled prompts taught, or not. Raises InputError."""
+    """Return the name of the rule for a text, with ``auto`` resolved. Raises InputError on an unknown rule."""
+    check_rule(rule)
     if rule == AUTO:
-        return WHERE_LEARNED if is_learned else ELSE
-    known(rule)
+        return FOR_LEARNED if is_learned else FOR_TEXT
     return rule
 
 
-def change_of(rule: str, sae: Sae, concept: EncodedConcept) -> Change:
-    """The change that ``rule`` makes for ``concept``. Raises InputError on an unknown rule."""
-    return known(rule)(sae, concept)
-
-
-def known(rule: str) -> typing.Callable[[Sae, EncodedConcept], Change]:
-    """The function of a rule. Raises InputError that names those there are."""
-    if rule not in RULES:
+def check_rule(rule: str) -> None:
+    """Raise InputError if ``rule`` is neither ``auto`` nor the name of a rule."""
+    if rule != AUTO and rule not in RULES:
         raise InputError(f"rule is {rule!r}; allowed: {', '.join((AUTO, *RULES))}")
-    return RULES[rule]
+
+
+def change_of(rule: str, sae: Sae, concept: EncodedConcept) -> Change:
+    """Return the change of ``concept`` by ``rule``. Raises InputError on an unknown rule."""
+    if rule not in RULES:
+        raise InputError(f"rule is {rule!r}; allowed: {', '.join(RULES)}")
+    return RULES[rule](sae, concept)

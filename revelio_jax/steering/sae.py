@@ -1,4 +1,4 @@
-"""The exported SAE folder in torch, as steering uses it."""
+"""An autoencoder of an SAE folder in torch."""
 
 import dataclasses
 import pathlib
@@ -13,11 +13,10 @@ from revelio_jax.sae_folder.untrusted import Shape, read_tensors
 
 @dataclasses.dataclass(frozen=True)
 class Sae:
-    """A k-sparse autoencoder in float32: W_enc_DF, b_enc_F, W_dec_FD, b_dec_D and its facts.
+    """An autoencoder in float32, and the model and hook point that it belongs to, in ``metadata``.
 
-    ``k`` latents fire at most (topk), or those above ``threshold_F`` (jumprelu), or, where both are
-    None, all that are positive (standard). ``metadata`` says which model and sites it belongs to.
-    B batch, T tokens, D width, F latents.
+    At most ``k`` latents fire (topk), or all above ``threshold_F`` (jumprelu), or all positive ones if both are None
+    (standard). B batch, T tokens, D width, F latents.
     """
 
     W_enc_DF: torch.Tensor
@@ -30,27 +29,35 @@ class Sae:
 
     @property
     def d(self) -> int:
+        """The width of the activations."""
         return self.W_dec_FD.shape[1]
 
     @property
     def n_latents(self) -> int:
+        """The dictionary size."""
         return self.W_dec_FD.shape[0]
 
     @property
     def architecture(self) -> str:
-        """As SAELens calls it: topk, jumprelu or standard."""
+        """The architecture's name in SAELens: topk, jumprelu or standard."""
         return "topk" if self.k is not None else "standard" if self.threshold_F is None else "jumprelu"
 
+    @property
+    def reads_difference(self) -> bool:
+        """Whether it was trained on a module's output minus its input."""
+        return self.metadata.get("value") == "difference"
+
     def to(self, device: torch.device) -> "Sae":
+        """Return the SAE on a device."""
         tensors = {name: t for name, t in vars(self).items() if isinstance(t, torch.Tensor)}
         return dataclasses.replace(self, **{name: t.to(device) for name, t in tensors.items()})
 
     def pre_codes(self, x: torch.Tensor) -> torch.Tensor:
-        """Latents [..., F] of activations [..., D] before selection: ReLU(W_enc (x - b_dec) + b_enc)."""
+        """Return the latents [..., F] of activations [..., D] before selection: ReLU(W_enc (x - b_dec) + b_enc)."""
         return torch.relu((x.float() - self.b_dec_D) @ self.W_enc_DF + self.b_enc_F)
 
     def codes(self, x: torch.Tensor) -> torch.Tensor:
-        """Latents [..., F]; with top-k, at most k of them are not zero."""
+        """Return the latents [..., F] of activations [..., D]; with top-k, at most k of a row are not zero."""
         z = self.pre_codes(x)
         if self.threshold_F is not None:
             return z * (z > self.threshold_F)
@@ -60,10 +67,11 @@ class Sae:
         return torch.zeros_like(z).scatter(-1, indices, values)
 
     def directions(self, z: torch.Tensor) -> torch.Tensor:
-        """W_dec z without the bias: a change of activations [..., D] for a change of latents."""
+        """Return W_dec z, the change of activations [..., D] for a change of latents [..., F]."""
         return z @ self.W_dec_FD
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the reconstruction of activations [..., D]."""
         return self.directions(self.codes(x)) + self.b_dec_D
 
 

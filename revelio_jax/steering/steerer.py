@@ -1,29 +1,34 @@
 """The steerer: an exported SAE as a control on a diffusers pipeline."""
 
+import dataclasses
 import numbers
 import pathlib
 import typing
-import weakref
 from collections.abc import Mapping
-
-import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
-from revelio_jax.steering import hub, text_latents, vectors
-from revelio_jax.steering.attachment import Attachment, Clamp, Key, Strength, Where
-from revelio_jax.steering.concept import EncodedConcept, encode_concept, execution_device
-from revelio_jax.steering.learned_concepts import Learned
-from revelio_jax.steering.pooled import Pooled, pooled_of
-from revelio_jax.steering.rules import AUTO, ON_BOTH_BRANCHES, Add, Change, Scale, Set, change_of, chosen
+from revelio_jax.pipelines.families import family_of
+from revelio_jax.steering import hub, session, text_latents, vectors
+from revelio_jax.steering.attachment import AttachedConcept, Attachment, ConceptSource
+from revelio_jax.steering.compatibility import check_model_name, hook_points_of
+from revelio_jax.steering.concept import EncodedConcept, execution_device
+from revelio_jax.steering.encoder import ConceptEncoder
+from revelio_jax.steering.learned_concepts import LearnedConcept
+from revelio_jax.steering.pooled import Pooled
+from revelio_jax.steering.rules import AUTO, ON_BOTH_BRANCHES, Add, Change, change_of, check_rule, chosen
 from revelio_jax.steering.sae import Sae, load_sae
-from revelio_jax.steering.sampled_concepts import Sampling, encode_sampled
-from revelio_jax.steering.session import session
-from revelio_jax.steering.vectors import Concept
+from revelio_jax.steering.sampled_concepts import CallArguments
+from revelio_jax.steering.sources import ChangeSource, LatentSource, TextSource
+from revelio_jax.steering.strengths import Key, Strength, check_strength
+from revelio_jax.steering.vectors import Concept, VectorSource
+from revelio_jax.steering.where import Where, WhereFields
+
+ConceptKey = str | int | pathlib.Path | Concept
 
 
 class Steerer:
-    """Adds or removes concepts while a pipeline samples.
+    """Adds or removes concepts while a pipeline generates images.
 
     >>> steerer = Steerer.from_pretrained("runs/mini_sd/export")
     >>> with steerer.attach(pipe, {"glossy 3d": -1.0}):
@@ -31,9 +36,7 @@ class Steerer:
     """
 
     def __init__(self, sae: Sae):
-        self.sae = sae
-        # Per text encoder; an encoder that is no longer used takes its concepts along.
-        self._concepts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+        self._encoder = ConceptEncoder(sae)
 
     @classmethod
     def from_pretrained(
@@ -45,11 +48,13 @@ class Steerer:
         subfolder: str = "",
         token: str | None = None,
     ) -> "Steerer":
-        """Load an SAE from a folder or the hub: this project's, SAELens's (6) or sparsify's.
+        """Load an SAE of this project, of SAELens (from version 6) or of sparsify.
 
-        ``folder`` is a path or ``owner/name``. ``site`` is the hook point, as ``clip.layer.9``, where the
-        folder does not say it. ``subfolder`` is one of several in it, ``revision`` and ``token`` are the
-        hub's. Only JSON and safetensors are opened. Raises InputError with what is wrong.
+        ``folder`` is a path or a hub id ``owner/name``. ``site`` is the hook point, for example ``clip.layer.9``, if
+        the folder does not name it. ``subfolder`` selects one of several SAEs. ``revision`` and ``token`` are for the
+        hub. Only JSON and safetensors files are opened.
+
+        Raises InputError if the folder cannot be read or is malformed.
         """
         return cls(load_sae(hub.find(folder, revision, subfolder, token), site))
 
@@ -58,65 +63,64 @@ class Steerer:
         repo_id: str,
         *,
         private: bool | None = None,
-        licence: str = "unknown",
+        license: str = "unknown",
         token: str | None = None,
     ) -> str:
-        """Publish the SAE with a model card as ``owner/name``; returns the commit's address.
+        """Publish the SAE with a model card as ``owner/name``; return the address of the commit.
 
-        ``licence`` is written into the card, as the hub spells it (``mit``, ``cc-by-4.0``).
+        ``license`` is the hub's identifier of a license, for example ``mit``. Raises InputError if the hub refuses.
         """
-        return hub.push(self.sae, repo_id, private=private, licence=licence, token=token)
+        return hub.push(self.sae, repo_id, private=private, license=license, token=token)
+
+    @property
+    def sae(self) -> Sae:
+        """The SAE, on the device that it was used on last."""
+        return self._encoder.sae
+
+    @property
+    def site(self) -> str:
+        """The hook point that the SAE was trained on; several that share the SAE are joined by +."""
+        return self.sae.metadata["site"]
+
+    def placed(self, pipe: typing.Any) -> Sae:
+        """Return the SAE on the device of the component that it steers."""
+        return self._encoder.sae_on(execution_device(hook_points_of(self.sae, pipe)[0].module))
 
     def latents_for(
-        self, pipe: typing.Any, text: str, top: int = 20, sampling: Sampling | None = None
+        self, pipe: typing.Any, text: str, top: int = 20, sampling: CallArguments | None = None
     ) -> list[dict[str, typing.Any]]:
-        """The ``top`` latents that ``text`` uses most beyond the empty prompt, strongest first.
+        """Return the ``top`` latents that ``text`` uses more than the empty prompt does, strongest first.
 
-        Rows are {latent, value, empty, position, token}: its largest value on the prompt and on the
-        empty one, and where in the prompt that is. At a site of the denoiser the values are means over
-        pictures that are sampled of the text, see :meth:`attach`, and position is -1.
+        Rows are {latent, value, empty, position, token}: the largest value on the prompt, the largest value on the
+        empty prompt, and the position and token of the former. At a hook point of the denoiser the values are means
+        over images that are sampled of the text (see :meth:`attach`); position is -1 and token is "".
         """
         if hook_points.is_denoiser_site(self.site):
             return text_latents.sampled_latents(self.concept(pipe, text, sampling=sampling), top)
         return text_latents.latents_for(pipe, self.site, self.placed(pipe), text, top)
 
-    @property
-    def site(self) -> str:
-        """The hook point that the SAE was trained on; several, joined by +, have one SAE."""
-        return self.sae.metadata["site"]
-
-    @property
-    def reads_difference(self) -> bool:
-        """Whether it was trained on a block's output minus its input."""
-        return self.sae.metadata.get("value") == "difference"
-
     def concept(
         self,
         pipe: typing.Any,
         text: str,
-        learned: Learned | None = None,
+        learned: LearnedConcept | None = None,
         tokens: int | None = None,
-        sampling: Sampling | None = None,
+        sampling: CallArguments | None = None,
     ) -> EncodedConcept:
-        """The concept in latents; encoded at the first call, then kept.
+        """Return a text in latents; it is encoded by the first call and then reused.
 
-        ``tokens`` is how many prompts have, at a text encoder. At a site of the denoiser the text is
-        sampled, with the arguments ``sampling`` of the pipeline.
+        ``learned`` replaces what is read off the text itself. ``tokens`` is the prompt length at a text encoder. At a
+        hook point of the denoiser, images of the text are sampled with the arguments ``sampling`` of the pipeline.
         """
-        first = self._fit(pipe)[0]
-        kept = self._concepts.setdefault(getattr(pipe, first.component), {})
-        in_denoiser = hook_points.is_denoiser_site(first.name)
-        key = text, repr(sampling) if in_denoiser else tokens, learned is None
-        if key not in kept or (learned and kept[key][0] is not learned):
-            if in_denoiser:
-                made = encode_sampled(pipe, self.site, self._on, text, learned, sampling, self.reads_difference)
-            else:
-                made = encode_concept(pipe, self.site, self._on, text, learned, tokens)
-            kept[key] = learned, made
-        return kept[key][1]
+        return self._encoder.encode(pipe, text, learned, tokens, sampling)
 
-    def vectors(self, pipe: typing.Any, text: str, rule: str = "contrast", sampling: Sampling | None = None) -> Concept:
-        """The concept as vectors, which can be saved and need no SAE; of the rules that have such."""
+    def vectors(
+        self, pipe: typing.Any, text: str, rule: str = "contrast", sampling: CallArguments | None = None
+    ) -> Concept:
+        """Return a text as vectors, which can be saved and attached without the SAE.
+
+        Raises InputError if ``rule`` does not add fixed vectors.
+        """
         change = change_of(rule, self.placed(pipe), self.concept(pipe, text, sampling=sampling))
         if not isinstance(change, Add):
             raise InputError(f"rule is {rule!r}; vectors are made by {', '.join(ON_BOTH_BRANCHES)}")
@@ -125,110 +129,55 @@ class Steerer:
     def attach(
         self,
         pipe: typing.Any,
-        concepts: Mapping[str | int | pathlib.Path | Concept, Strength],
+        concepts: Mapping[ConceptKey, Strength],
         *,
         rule: str = AUTO,
-        positions: str | torch.Tensor = "all",
-        steps: tuple[float, float] | None = None,
-        ramp: tuple[float, float] = (1.0, 1.0),
-        mask: torch.Tensor | None = None,
-        pooled: bool | None = None,
+        where: Where | None = None,
         negative_branch: bool | None = None,
-        learned: Mapping[str, Learned] | None = None,
-        sampling: Sampling | None = None,
+        learned: Mapping[str, LearnedConcept] | None = None,
+        sampling: CallArguments | None = None,
         other_model: bool = False,
+        **limits: typing.Unpack[WhereFields],
     ) -> Attachment:
         """Steer ``pipe`` until the block ends or :meth:`Attachment.remove` is called.
 
         ``concepts`` maps each concept to its strength: negative removes, positive adds, 0 changes no bit.
-        A concept is
+        A concept is one of
 
-        - a text, which acts by ``rule`` (see :mod:`revelio_jax.steering.rules`); ``auto`` is ``swap`` for
-          one that is in ``learned``, else ``contrast``;
+        - a text, which acts by ``rule`` (see :mod:`revelio_jax.steering.rules`); ``auto`` is ``swap`` for texts in
+          ``learned``, otherwise ``contrast``;
         - the number of a latent, which is multiplied by 1 + strength, or set with Clamp(value);
-        - a file of :func:`save_concept`, as a Path or ending in .safetensors, or a :class:`Concept`: its
-          vectors are added, whatever the rule.
+        - a file of :func:`save_concept`, as a Path or ending in .safetensors, or a :class:`Concept`; its vectors are
+          added.
 
-        ``positions``: ``all``, ``no_padding``, ``content`` (without BOS and EOS) or a bool mask [T], for
-        prompts of T tokens; at sites of a denoiser ``all`` or a mask of its positions.
+        ``where`` limits steering to tokens, timesteps or an area of the image. The fields of :class:`Where` can also
+        be passed as keywords, for example ``steps=(1000, 600)``.
 
-        At sites of the denoiser: ``steps`` (first, last) limits steering to timesteps from first down to
-        last, where 1000 is noise and 0 the picture, for FLUX 1000 sigma; ``ramp`` (start, end) multiplies
-        strengths, linearly over that range; ``mask`` [H, W], values in 0 .. 1, is a brush on the picture,
-        brought to the grid of the site by averages.
+        ``negative_branch`` also steers the unconditional branch, in the opposite direction. None does so for saved
+        vectors and for rules that add a fixed vector, but not for ``gated``, ``swap`` and latents.
 
-        ``pooled``: the vector that CLIP pools a prompt to, which SDXL and FLUX take beside the tokens.
-        True steers it: where it does not come from the site by itself, by strength x (that of the concept -
-        that of the empty prompt), removing at most what the prompt has of it. False leaves it as it is
-        without steering. By default it is what the site makes of it: nothing for T5, steered for the second
-        encoder of SDXL.
+        ``learned`` has the concepts learned from labeled prompts, by their text. At a hook point of the denoiser a
+        text is encoded once from images that the pipeline samples of it, with 10 steps or with the arguments
+        ``sampling`` of its call, for example height and width.
 
-        ``negative_branch`` also steers the negative prompt, by the opposite amount; by default concepts do
-        whose rule adds a fixed vector, and vectors; ``gated``, ``swap`` and latents do not. ``learned`` is
-        what labelled prompts said of a concept. At a site of the denoiser a text is read off pictures that
-        the pipeline samples of it, once: with 10 steps, or with the arguments ``sampling`` of its call, such
-        as height and width.
+        Raises InputError if an argument is not valid, if the SAE does not fit the pipeline, or if the SAE was trained
+        on a model of another name, unless ``other_model`` is true.
 
-        Raises InputError where the SAE does not fit the pipeline, and where that bears another name than
-        the model that the SAE was trained on, unless ``other_model`` says that this is known.
-
-        What torch.compile made before is compiled again where it holds the site.
+        If the hook point is inside of compiled code, the next call compiles it again.
         """
-        concepts, learned = _concepts(concepts), learned or {}
+        strengths, learned = _concepts(concepts), learned or {}
+        check_rule(rule)
         if negative_branch not in (None, True, False):
             raise InputError(f"negative_branch is {negative_branch!r}; allowed: None, True, False")
-        rules = {key: chosen(rule, key in learned) for key in concepts}
-        hooked = self._fit(pipe)
-        trained_on, here = self.sae.metadata.get("model_id", ""), pipe.name_or_path or ""
-        if trained_on and here and not other_model and not same_model(trained_on, here):
-            raise InputError(
-                f"the SAE is for another model: it was trained on {trained_on!r}, this pipeline is {here!r}; "
-                "where that is the same model, or one made from it, pass other_model=True"
-            )
-        loaded = {key: self._loaded(pipe, key) for key in concepts if not _is_own(key)}
-        for key in concepts:
-            if isinstance(key, int) and not 0 <= key < self.sae.n_latents:
-                raise InputError(f"latent {key} is none of this SAE's, which has 0-{self.sae.n_latents - 1}")
-            count = learned[key].difference.shape[-1] if key in learned else self.sae.n_latents
-            if count != self.sae.n_latents:
-                raise InputError(
-                    f"learned of {key!r} is of another SAE, with {count} latents; this one has {self.sae.n_latents}"
-                )
-
-        def make(
-            strengths: Mapping[Key, Strength], device: torch.device | None, length: int | None
-        ) -> dict[Key, Change]:
-            changes: dict[Key, Change] = {}
-            for key, strength in strengths.items():
-                if key in loaded:
-                    changes[key] = vectors.change(loaded[key], device, length)
-                elif isinstance(key, int):
-                    changes[key] = _of_latent(self._on(device), key, strength)
-                else:
-                    concept = self.concept(pipe, key, learned.get(key), length, sampling)
-                    concept = concept if device is None else concept.to(device)
-                    changes[key] = change_of(rules[key], self._on(concept.codes.device), concept)
-            return changes
-
-        def make_pooled(key: Key) -> Pooled:
-            known = pooled_of(pipe, key) if _is_text(key) else getattr(loaded.get(key), "pooled", None)
-            if known is None:
-                raise InputError(f"pooled is True, but {key} has no pooled vector; a text has one")
-            return known
-
-        fixed = {key for key in concepts if _is_text(key) and rules[key] in ON_BOTH_BRANCHES}
-        on_negative = {None: fixed | loaded.keys(), True: set(concepts), False: set()}[negative_branch]
-        return Attachment(
-            session(pipe),
-            self,
-            hooked,
-            make,
-            concepts,
-            on_negative,
-            Where(positions, steps, ramp, mask, pooled),
-            self.reads_difference,
-            make_pooled,
-        )
+        points = hook_points_of(self.sae, pipe)
+        if not other_model:
+            check_model_name(self.sae, pipe)
+        attached: dict[Key, AttachedConcept] = {}
+        for key, strength in strengths.items():
+            source = self._source(pipe, key, rule, learned, sampling)
+            on_negative = _on_negative(source) if negative_branch is None else negative_branch
+            attached[key] = AttachedConcept(source, check_strength(key, strength), on_negative)
+        return self._attach(pipe, points, attached, dataclasses.replace(where or Where(), **limits))
 
     def attach_changes(
         self,
@@ -239,93 +188,77 @@ class Steerer:
         negative_branch: bool,
         pooled: Mapping[Key, Pooled] | None = None,
     ) -> Attachment:
-        """Steer by any functions of the activations; see :mod:`revelio_jax.steering.rules`."""
-        return Attachment(
-            session(pipe),
-            self,
-            self._fit(pipe),
-            lambda strengths, device, length: dict(changes),
-            strengths,
-            strengths if negative_branch else (),
-            Where(pooled=True if pooled else None),
-            self.reads_difference,
-            lambda key: pooled[key],
-        )
+        """Steer by functions of the activations (see :mod:`revelio_jax.steering.rules`) at the SAE's hook points.
 
-    def placed(self, pipe: typing.Any) -> Sae:
-        """The SAE on the device of the component that it steers."""
-        return self._on(execution_device(self._fit(pipe)[0].module))
+        ``pooled`` has the pooled vector of each concept if that is steered too.
+        """
+        attached = {
+            key: AttachedConcept(
+                ChangeSource(changes[key], pooled[key] if pooled else None),
+                check_strength(key, strength),
+                negative_branch,
+            )
+            for key, strength in strengths.items()
+        }
+        where = Where(pooled=True if pooled else None)
+        return self._attach(pipe, hook_points_of(self.sae, pipe), attached, where)
 
-    def _on(self, device: torch.device | None) -> Sae:
-        if device is not None and self.sae.W_dec_FD.device != device:
-            self.sae = self.sae.to(device)
-        return self.sae
+    def _attach(
+        self,
+        pipe: typing.Any,
+        points: tuple[hook_points.HookPoint, ...],
+        concepts: Mapping[Key, AttachedConcept],
+        where: Where,
+    ) -> Attachment:
+        family, difference = family_of(pipe), self.sae.reads_difference
+        attachment = Attachment(points, concepts, where, family, owner=self, reads_difference=difference)
+        return session.attach(pipe, attachment)
 
-    def _loaded(self, pipe: typing.Any, key: Concept | str | pathlib.Path) -> Concept:
+    def _source(
+        self,
+        pipe: typing.Any,
+        key: ConceptKey,
+        rule: str,
+        learned: Mapping[str, LearnedConcept],
+        sampling: CallArguments | None,
+    ) -> ConceptSource:
+        """Return what a concept is made from. Raises InputError if it does not fit the SAE or the pipeline."""
+        n_latents = self.sae.n_latents
+        if isinstance(key, int):
+            if not 0 <= key < n_latents:
+                raise InputError(f"latent {key} is out of range: this SAE has latents 0-{n_latents - 1}")
+            return LatentSource(self._encoder, key)
+        if isinstance(key, str) and not key.endswith(".safetensors"):
+            rule = chosen(rule, key in learned)
+            if key in learned and (count := learned[key].difference.shape[-1]) != n_latents:
+                raise InputError(f"learned[{key!r}] has {count} latents; it must have {n_latents}, as this SAE")
+            return TextSource(self._encoder, pipe, key, rule, learned.get(key), sampling)
         concept = key if isinstance(key, Concept) else vectors.load_concept(key)
         vectors.fit(pipe, concept)
         if concept.sites != self.site:
             raise InputError(
-                f"the concept {concept.text!r} is of {concept.sites}, this SAE of {self.site}; "
-                "steering.attach_vectors attaches it by itself"
+                f"the concept {concept.text!r} is for {concept.sites}, but this SAE is for {self.site}; attach it by "
+                "itself with steering.attach_vectors"
             )
-        return concept
-
-    def _fit(self, pipe: typing.Any) -> tuple[hook_points.HookPoint, ...]:
-        """The sites in ``pipe``. Raises InputError where the SAE is for another model."""
-        trained_on, family = self.sae.metadata.get("model_id", ""), self.sae.metadata.get("family")
-        if family and family != hook_points.family(pipe):
-            raise InputError(
-                f"the SAE is for another model, of the family {family}: it was trained on {trained_on!r}; "
-                f"this pipeline is {hook_points.family(pipe)}"
-            )
-        hooked = hook_points.resolve_joined(pipe, self.site)
-        width = sum(site.d for site in hooked)
-        if width != self.sae.d:
-            raise InputError(
-                f"the SAE is for another model: its width is {self.sae.d}, {self.site} of this pipeline "
-                f"has {width}; it was trained on {trained_on!r}"
-            )
-        return hooked
+        return VectorSource(concept)
 
 
-def same_model(one: str, other: str) -> bool:
-    """Whether two hub ids or folders name one model: a copy bears its name, and ids move between owners."""
-    return _model_name(one) == _model_name(other)
+def _on_negative(source: ConceptSource) -> bool:
+    """Return whether a concept steers the unconditional branch too by default."""
+    return isinstance(source, VectorSource) or (isinstance(source, TextSource) and source.rule in ON_BOTH_BRANCHES)
 
 
-def _model_name(model: str) -> str:
-    parts = pathlib.PurePath(model).parts
-    cached = [part for part in parts if part.startswith("models--")]  # the hub's cache: models--OWNER--NAME
-    return (cached[-1].split("--")[-1] if cached else parts[-1] if parts else "").lower()
-
-
-def _concepts(given: typing.Any) -> dict[Key, Strength]:
-    """Concepts with plain integers for latents. Raises InputError where one is none."""
-    if not isinstance(given, Mapping):
-        raise InputError(f"concepts is {given!r}; it must map concepts to strengths, as {{'red': -1.0}}")
-    concepts: dict[Key, Strength] = {}
-    for key, strength in given.items():
+def _concepts(concepts: typing.Any) -> dict[ConceptKey, typing.Any]:
+    """Return concepts with plain integers for latents. Raises InputError if a key is not a concept."""
+    if not isinstance(concepts, Mapping):
+        raise InputError(f"concepts is {concepts!r}; it must map concepts to strengths, as {{'red': -1.0}}")
+    checked: dict[ConceptKey, typing.Any] = {}
+    for key, strength in concepts.items():
         if isinstance(key, numbers.Integral) and not isinstance(key, bool):
             key = int(key)
         elif not (isinstance(key, pathlib.Path | Concept) or (isinstance(key, str) and key.strip())):
             raise InputError(
                 f"a concept is {key!r}; it must be a text, the number of a latent, a file of save_concept or a Concept"
             )
-        concepts[key] = strength
-    return concepts
-
-
-def _is_text(key: Key) -> bool:
-    return isinstance(key, str) and not key.endswith(".safetensors")
-
-
-def _is_own(key: Key) -> bool:
-    """Whether the SAE gives the change: that of a text or of a latent."""
-    return _is_text(key) or isinstance(key, int)
-
-
-def _of_latent(sae: Sae, latent: int, strength: Strength) -> Change:
-    if isinstance(strength, Clamp):
-        return Set(sae, latent, strength.value)
-    return Scale(sae, torch.tensor([latent], device=sae.W_dec_FD.device))
+        checked[key] = strength
+    return checked

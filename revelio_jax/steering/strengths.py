@@ -1,19 +1,48 @@
-"""Strengths as a person types them."""
+"""Strengths: how strongly a concept acts."""
 
+import dataclasses
 import math
+import numbers
+import typing
 
 from revelio_jax.errors import InputError
 
 
+@dataclasses.dataclass(frozen=True)
+class Clamp:
+    """A strength of a latent that sets the latent to ``value``, in the SAE's units, at every steered position."""
+
+    value: float
+
+
+Strength = float | Clamp
+"""A factor on the change of a concept (negative removes, positive adds, 0 changes nothing), or a :class:`Clamp`."""
+Key = typing.Hashable
+"""What a caller names a concept by: a text, the number of a latent, a file or a Concept."""
+
+
+def check_strength(concept: Key, strength: typing.Any) -> Strength:
+    """Return the strength as a float, or as a Clamp of a float; any real number type is accepted.
+
+    Raises InputError if it is not finite, or if it is a Clamp and ``concept`` is not a latent.
+    """
+    number = strength.value if isinstance(strength, Clamp) else strength
+    if isinstance(strength, Clamp) and not isinstance(concept, int):
+        raise InputError(f"strength of {concept!r} is {strength}; Clamp is only for a latent, by its number")
+    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not math.isfinite(number):
+        raise InputError(f"strength of {concept!r} is {strength!r}; it must be a finite number")
+    return Clamp(float(number)) if isinstance(strength, Clamp) else float(number)
+
+
 def parse_strengths(text: str) -> list[float]:
-    """``"-1,-0.5,0"`` to numbers. Raises InputError naming the one that is none."""
-    strengths = []
+    """Parse comma-separated strengths, for example ``"-1,-0.5,0"``. Raises InputError if one is not finite."""
+    strengths: list[float] = []
     for part in text.split(","):
         try:
             strength = float(part)
         except ValueError:
             strength = math.nan
         if not math.isfinite(strength):
-            raise InputError(f"--strength has {part.strip()!r}; allowed: finite numbers, as -1,-0.5,0")
+            raise InputError(f"--strength has {part.strip()!r}; it must be finite numbers, for example -1,-0.5,0")
         strengths.append(strength)
     return strengths

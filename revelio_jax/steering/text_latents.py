@@ -1,4 +1,4 @@
-"""Which latents a text uses, read off its own prompt, or off the pictures that are sampled of it."""
+"""The latents that a text uses, on its own prompt or on images that are sampled of it."""
 
 import typing
 
@@ -6,50 +6,49 @@ import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
-from revelio_jax.steering.concept import EncodedConcept, hidden_states
+from revelio_jax.steering.concept import EncodedConcept, hidden_states, tokenizer_of
 from revelio_jax.steering.sae import Sae
 
 
 @torch.inference_mode()
 def latents_for(pipe: typing.Any, site: str, sae: Sae, text: str, top: int = 20) -> list[dict[str, typing.Any]]:
-    """The ``top`` latents that fire more on ``text`` than on the empty prompt, by how much more.
+    """Return the ``top`` latents that fire more on ``text`` than on the empty prompt, largest difference first.
 
-    Rows are {latent, value, empty, position, token}: the largest value over the prompt's positions, that
-    over the empty prompt's, and the position and token where the prompt's is.
+    Rows are {latent, value, empty, position, token}: the largest value over the prompt's positions, the largest value
+    over the empty prompt's, and the position and token of the former. Raises InputError if ``top`` is not valid.
     """
     codes_TF, empty_TF = sae.codes(hidden_states(pipe, site, [text, ""]))
     (values_F, positions_F), empty_F = codes_TF.max(0), empty_TF.amax(0)
     tokens = _tokens(pipe, site, text, len(codes_TF))
     return [
-        row | {"position": int(positions_F[i]), "token": tokens[int(positions_F[i])]}
-        for row in _beyond(values_F, empty_F, top)
-        for i in (row["latent"],)
+        row | {"position": (position := int(positions_F[row["latent"]])), "token": tokens[position]}
+        for row in _excess(values_F, empty_F, top)
     ]
 
 
 def sampled_latents(concept: EncodedConcept, top: int = 20) -> list[dict[str, typing.Any]]:
-    """The same of a concept at a site of the denoiser, by means over all that was sampled.
+    """Return the rows of :func:`latents_for` at a hook point of the denoiser, by means over the sampled images.
 
-    No position or token is theirs: -1 and "".
+    They have no position or token: -1 and "".
     """
-    rows = _beyond(concept.codes.mean(0), concept.empty.mean(0), top)
+    rows = _excess(concept.codes.mean(0), concept.empty.mean(0), top)
     return [row | {"position": -1, "token": ""} for row in rows]
 
 
-def _beyond(values_F: torch.Tensor, empty_F: torch.Tensor, top: int) -> list[dict[str, typing.Any]]:
+def _excess(values_F: torch.Tensor, empty_F: torch.Tensor, top: int) -> list[dict[str, typing.Any]]:
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
-        raise InputError(f"top is {top!r}; it must be a count of latents")
-    more_F = values_F - empty_F
-    order = more_F.argsort(descending=True, stable=True)[:top]
+        raise InputError(f"top is {top!r}; it must be a positive whole number of latents")
+    excess_F = values_F - empty_F
+    order = excess_F.argsort(descending=True, stable=True)[:top]
     return [
         {"latent": i, "value": float(values_F[i]), "empty": float(empty_F[i])}
-        for i in order[more_F[order] > 0].tolist()
+        for i in order[excess_F[order] > 0].tolist()
     ]
 
 
 def _tokens(pipe: typing.Any, site: str, text: str, positions: int) -> list[str]:
-    """The prompt's tokens as the tokenizer spells them, one for each position."""
+    """Return the prompt's tokens as the tokenizer spells them, one for each position."""
     component = hook_points.resolve(pipe, site.partition("+")[0]).component  # joined encoders share positions
-    tokenizer = getattr(pipe, component.replace("text_encoder", "tokenizer"))
+    tokenizer = tokenizer_of(pipe, component)
     ids = tokenizer(text, padding="max_length", max_length=positions, truncation=True).input_ids
     return tokenizer.convert_ids_to_tokens(ids)

@@ -1,4 +1,4 @@
-"""A concept as vectors: made once with an SAE or from prompts, used without either.
+"""A concept as vectors: made once with an SAE or from prompts, then used without them.
 
     concept = steerer.vectors(pipe, "glossy 3d", rule="contrast")
     save_concept("glossy.safetensors", concept)
@@ -6,7 +6,7 @@
     with attach_vectors(pipe, "glossy.safetensors", -1.0):
         pipe("a glossy 3d emoji of a red apple")
 
-The file is one of safetensors, with a vector for each token and site.
+The file is a safetensors file with a vector for each token and hook point.
 """
 
 import dataclasses
@@ -18,27 +18,31 @@ import torch
 from safetensors.torch import save
 
 from revelio_jax.errors import InputError
+from revelio_jax.files import write_bytes
 from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.families import family_of
 from revelio_jax.sae_folder.untrusted import one_line, read_header
-from revelio_jax.steering.attachment import Attachment, Where
+from revelio_jax.steering import session
+from revelio_jax.steering.attachment import AttachedConcept, Attachment
 from revelio_jax.steering.concept import hidden_states
-from revelio_jax.steering.pooled import POOLED, Pooled, pooled_of
+from revelio_jax.steering.pooled import Pooled, pooled_of
 from revelio_jax.steering.rules import Add
 from revelio_jax.steering.sae import read_torch_tensors
-from revelio_jax.steering.sampled_concepts import Sampling, sampled_mean
-from revelio_jax.steering.session import session
+from revelio_jax.steering.sampled_concepts import CallArguments, sampled_mean
+from revelio_jax.steering.strengths import Strength, check_strength
+from revelio_jax.steering.where import Where, WhereFields
 
 FORMAT = "revelio_jax.concept.1"
-FACTS = ("text", "rule", "model", "family")
+TEXTS = ("text", "rule", "model", "family")  # fields that the file's metadata holds
 POOLED_TENSORS = tuple(field.name for field in dataclasses.fields(Pooled))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Concept:
-    """What a concept adds to activations, at strength 1.
+    """The vectors that a concept adds to activations at strength 1.
 
-    ``directions`` has a vector for each token, float32 [T, D], by site; [1, D] is for every position alike,
-    as in a denoiser. ``rule`` says how they were made, ``model`` and ``family`` of what. ``pooled`` is the
+    ``directions`` maps the name of a hook point to a vector for each token, float32 [T, D]; [1, D] is one vector for
+    all positions. ``rule`` is the method that made them, from the pipeline ``model`` of ``family``. ``pooled`` is the
     concept in the pooled vector of SDXL and FLUX.
     """
 
@@ -54,40 +58,51 @@ class Concept:
 
     @property
     def sites(self) -> str:
+        """The names of its hook points, joined by +."""
         return "+".join(self.directions)
 
 
+@dataclasses.dataclass(frozen=True)
+class VectorSource:
+    """Saved vectors as the source of a change; see :class:`revelio_jax.steering.attachment.ConceptSource`."""
+
+    concept: Concept
+
+    def change(self, strength: Strength, device: torch.device | None, tokens: int | None) -> Add:
+        return change(self.concept, device, tokens)
+
+    def pooled(self) -> Pooled | None:
+        return self.concept.pooled
+
+
 def save_concept(file: str | pathlib.Path, concept: Concept) -> None:
-    """Write a concept as one safetensors file; whole or not at all."""
-    file = pathlib.Path(file)
-    partial = file.with_name(file.name + ".partial")
-    facts = {name: getattr(concept, name) for name in FACTS} | {"sites": list(concept.directions)}
+    """Write a concept as one safetensors file. Raises InputError if the file cannot be written."""
+    facts = {name: getattr(concept, name) for name in TEXTS} | {"sites": list(concept.directions)}
     tensors = dict(concept.directions)
     if concept.pooled:
         tensors |= {name: getattr(concept.pooled, name)[None] for name in POOLED_TENSORS}
     tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
-    # Not save_file, whose files nobody else can read.
-    partial.write_bytes(save(tensors, {"format": FORMAT, "facts": json.dumps(facts)}))
-    partial.replace(file)
+    # save_file would create a file that other users cannot read.
+    write_bytes(pathlib.Path(file), save(tensors, {"format": FORMAT, "facts": json.dumps(facts)}))
 
 
 def load_concept(file: str | pathlib.Path) -> Concept:
-    """Read what :func:`save_concept` wrote. Raises InputError with what is wrong with it."""
+    """Read a file of :func:`save_concept`. Raises InputError if it is not one or is malformed."""
     path = pathlib.Path(file)
-    stated, held = read_header(path)
-    if stated.get("format") != FORMAT:
-        raise InputError(f"concept {file}: no file of vectors; steering.save_concept makes one")
+    metadata, headers = read_header(path)
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"concept {file}: not a file of steering.save_concept")
     try:
-        facts = json.loads(stated["facts"])
-        names = list(facts["sites"])  # in their own order
-        if missing := [name for name in names if name not in held]:
+        facts = json.loads(metadata["facts"])
+        names = list(facts["sites"])  # safetensors sorts its tensors
+        if missing := [name for name in names if name not in headers]:
             raise KeyError(missing[0])
-        facts = {name: one_line(facts[name]) for name in FACTS}
+        facts = {name: one_line(facts[name]) for name in TEXTS}
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"concept {file}: lacks or misstates {error}") from error
+        raise InputError(f"concept {file}: missing or malformed: {error}") from error
     if not names:
-        raise InputError(f"concept {file}: has no vector")
-    tensors = read_torch_tensors(path, dict.fromkeys(held, (None, None)))
+        raise InputError(f"concept {file}: it has no vectors")
+    tensors = read_torch_tensors(path, dict.fromkeys(headers, (None, None)))
     pooled = [tensors[name][0] for name in POOLED_TENSORS if name in tensors]
     return Concept(
         directions={name: tensors[name] for name in names},
@@ -102,11 +117,12 @@ def difference_of_means(
     with_concept: list[str],
     without: list[str],
     text: str = "",
-    sampling: Sampling | None = None,
+    sampling: CallArguments | None = None,
 ) -> Concept:
-    """Mean activations of prompts with a concept minus those of prompts without, token by token.
+    """Return the mean activations of prompts with a concept minus the mean of prompts without, token by token.
 
-    At a site of the denoiser pictures of the prompts are sampled, and the mean is over positions too.
+    At a hook point of the denoiser, images of the prompts are sampled with the call's arguments ``sampling``, and the
+    mean is over positions too.
     """
     if hook_points.is_denoiser_site(site):
         v_TD = sampled_mean(pipe, site, with_concept, sampling) - sampled_mean(pipe, site, without, sampling)
@@ -116,13 +132,13 @@ def difference_of_means(
 
 
 def of_joined(pipe: typing.Any, site: str, v_TD: torch.Tensor, text: str, rule: str) -> Concept:
-    """A concept from vectors [T, D] at a site, or at sites joined by +, side by side in D."""
-    joined = hook_points.resolve_joined(pipe, site)
-    parts = v_TD.split([part.d for part in joined], dim=-1)
-    directions = {part.name: v.contiguous() for part, v in zip(joined, parts, strict=True)}
-    family = hook_points.family(pipe)
-    pooled = pooled_of(pipe, text) if text and family in POOLED else None
-    return Concept(text, directions, rule, pipe.name_or_path or "", family, pooled)
+    """Return a concept from vectors [T, D] at a hook point, or at several joined by +, concatenated in D."""
+    points = hook_points.resolve_joined(pipe, site)
+    parts = v_TD.split([point.d for point in points], dim=-1)
+    directions = {point.name: v.contiguous() for point, v in zip(points, parts, strict=True)}
+    family = family_of(pipe)
+    pooled = pooled_of(pipe, text) if text and family.pooled else None
+    return Concept(text, directions, rule, pipe.name_or_path or "", family.name, pooled)
 
 
 def attach_vectors(
@@ -130,61 +146,54 @@ def attach_vectors(
     concept: Concept | str | pathlib.Path,
     strength: float,
     *,
-    positions: str | torch.Tensor = "all",
-    steps: tuple[float, float] | None = None,
-    ramp: tuple[float, float] = (1.0, 1.0),
-    mask: torch.Tensor | None = None,
-    pooled: bool | None = None,
+    where: Where | None = None,
     negative_branch: bool = True,
+    **limits: typing.Unpack[WhereFields],
 ) -> Attachment:
-    """Add ``strength`` times a concept's vectors; no SAE is needed. The rest is as Steerer.attach has it.
+    """Add ``strength`` times the vectors of a concept, without an SAE.
 
-    Raises InputError where the vectors do not fit the pipeline.
+    ``concept`` is a :class:`Concept` or a file of :func:`save_concept`. The fields of ``where`` can also be passed as
+    keywords; ``negative_branch`` also steers the unconditional branch, in the opposite direction. Raises InputError
+    if the vectors do not fit the pipeline.
     """
-    given = concept
-    if not isinstance(concept, Concept):
-        concept = load_concept(concept)
-    hooked = fit(pipe, concept)
-    where = Where(positions, steps, ramp, mask, pooled)
-    if pooled and concept.pooled is None:
-        raise InputError(f"pooled is True, but {concept.text!r} was saved without a pooled vector")
-    return Attachment(
-        session(pipe),
-        owner=attach_vectors,
-        hooked=hooked,
-        make=lambda strengths, device, length: {given: change(concept, device, length)},
-        strengths={given: strength},
-        on_negative=[given] if negative_branch else [],
-        where=where,
-        make_pooled=lambda key: concept.pooled,
-    )
+    loaded = concept if isinstance(concept, Concept) else load_concept(concept)
+    points = fit(pipe, loaded)
+    where = dataclasses.replace(where or Where(), **limits)
+    if where.pooled and loaded.pooled is None:
+        raise InputError(f"pooled is True, but {loaded.text!r} was saved without a pooled vector")
+    attached = AttachedConcept(VectorSource(loaded), check_strength(concept, strength), negative_branch)
+    attachment = Attachment(points, {concept: attached}, where, family_of(pipe), owner=attach_vectors)
+    return session.attach(pipe, attachment)
 
 
 def fit(pipe: typing.Any, concept: Concept) -> tuple[hook_points.HookPoint, ...]:
-    """The sites of a concept in ``pipe``. Raises InputError where its vectors are for another model."""
-    if concept.family and concept.family != hook_points.family(pipe):
+    """Return the hook points of a concept in ``pipe``. Raises InputError if its vectors are for another model."""
+    if concept.family and concept.family != family_of(pipe).name:
         raise InputError(
-            f"the concept {concept.text!r} is of a pipeline of the family {concept.family}; this one is "
-            f"{hook_points.family(pipe)}"
+            f"the concept {concept.text!r} is for another model, of the family {concept.family}; this pipeline is of "
+            f"the family {family_of(pipe).name}"
         )
-    hooked = tuple(hook_points.resolve(pipe, name) for name in concept.directions)
-    for site in hooked:
-        width = concept.directions[site.name].shape[-1]
-        if width != site.d:
+    points = tuple(hook_points.resolve(pipe, name) for name in concept.directions)
+    for point in points:
+        width = concept.directions[point.name].shape[-1]
+        if width != point.d:
             raise InputError(
-                f"the concept {concept.text!r} is of another model: its vectors at {site.name} have {width} "
-                f"entries, activations there have {site.d}"
+                f"the concept {concept.text!r} is for another model: its vectors at {point.name} have width {width}, "
+                f"the activations have width {point.d}"
             )
-    return hooked
+    return points
 
 
-def change(concept: Concept, device: torch.device | None = None, length: int | None = None) -> Add:
-    """The change that the vectors make, for prompts of ``length`` tokens."""
+def change(concept: Concept, device: torch.device | None = None, tokens: int | None = None) -> Add:
+    """Return the change of a concept for prompts of ``tokens`` tokens.
+
+    Raises InputError if its vectors are for another prompt length.
+    """
     vectors = [v_TD.to(device) if device else v_TD for v_TD in concept.directions.values()]
     longest = max(len(v_TD) for v_TD in vectors)
-    if length is not None and any(len(v_TD) not in (1, length) for v_TD in vectors):
+    if tokens is not None and any(len(v_TD) not in (1, tokens) for v_TD in vectors):
         raise InputError(
-            f"the concept {concept.text!r} is for prompts of {longest} tokens, these have {length}; pass the "
-            f"pipeline max_sequence_length={longest}, or make the vectors with that many"
+            f"the concept {concept.text!r} is for prompts of {longest} tokens, but this prompt has {tokens}; pass "
+            f"max_sequence_length={longest} to the pipeline, or make the vectors for {tokens} tokens"
         )
     return Add(torch.cat([v_TD.expand(longest, -1) for v_TD in vectors], dim=-1))

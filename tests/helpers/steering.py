@@ -1,4 +1,4 @@
-"""The shipped miniature and a small random SAE that fits it."""
+"""Fixtures for steering: the miniatures, tiny pipelines of every family, and small random SAEs."""
 
 import functools
 import json
@@ -18,12 +18,12 @@ from tests.helpers.pipelines import dit, fitted, flux, make_clip, sd, sdxl, t5, 
 SITE, D, F, K = "clip.layer.2", 128, 64, 8
 PROMPTS = ["a flat emoji of cat", "a glossy 3d emoji of red apple"]
 
-torch.set_num_threads(1)  # more only wait for each other on models this small
+torch.set_num_threads(1)  # more threads only wait for each other on models this small
 
 
 @pytest.fixture(scope="session")
 def miniature():
-    """A function that loads a miniature, once a session."""
+    """Return a function that loads a miniature, once a session."""
 
     @functools.cache
     def load(family: str):
@@ -66,7 +66,7 @@ def sae_folder(tmp_path, tensors, config) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def make_steerer():
-    """A function that makes a steerer with a random SAE, at scale with activations, for any site."""
+    """Return a function that makes a steerer with a random SAE for any hook point."""
 
     def make(pipe, site: str, latents: int = 48, k: int = 6, **metadata) -> Steerer:
         d = sum(part.d for part in hook_points.resolve_joined(pipe, site))
@@ -80,7 +80,7 @@ def make_steerer():
 
 @pytest.fixture
 def tiny(request):
-    """A function that gives the pipeline of a family, ready to sample quietly."""
+    """Return a function that returns the tiny pipeline of a family, without progress bars."""
 
     def get(family: str):
         pipe = request.getfixturevalue(family)
@@ -92,11 +92,11 @@ def tiny(request):
 
 @pytest.fixture(scope="session")
 def run():
-    """A function that samples with a tiny pipeline."""
+    """Return a function that samples with a tiny pipeline."""
 
     @torch.no_grad()
     def run(pipe, prompts=PROMPTS, guided=True, negative=None, n=1, steps=2, **given) -> torch.Tensor:
-        """The final latents; of a DiT the pictures."""
+        """Return the final latents, or the images of a DiT."""
         family = hook_points.family(pipe)
         count = 2 if family == "dit" else n * (1 if isinstance(prompts, str) else len(prompts))
         given["generator"] = [torch.Generator().manual_seed(i) for i in range(count)]

@@ -1,4 +1,4 @@
-"""Steering where models are compiled or offloaded: the same bits as without."""
+"""Steering of compiled and offloaded models: the same bits as of plain models."""
 
 import copy
 
@@ -18,7 +18,7 @@ SITES = {
 
 @pytest.fixture
 def own(tiny):
-    """A function that gives a copy of a family's pipeline, for a test to change."""
+    """Return a function that copies the pipeline of a family, for a test that changes it."""
 
     def copied(family: str):
         pipe = tiny(family)
@@ -33,7 +33,7 @@ def own(tiny):
 
 
 def attach(pipe, make_steerer, family: str, rule: str):
-    """Everything at once: a text encoder and the denoiser."""
+    """Attach to a text encoder and to the denoiser."""
     text, *denoiser = SITES[family]
     attached = [make_steerer(pipe, text).attach(pipe, {"red apple": -1.0}, rule=rule)]
     return attached + [
@@ -57,12 +57,12 @@ def by_block(module, backend):
     return module
 
 
-@pytest.mark.parametrize(  # each way once, since tracing takes seconds
+@pytest.mark.parametrize(  # each once, since tracing takes seconds
     ("family", "compiled", "rule"),
     [("sd", wrapped, "gated"), ("flux", in_place, "paper"), ("sdxl", by_block, "gated")],
 )
-def test_compiled_models_are_steered_though_they_ran_before(own, make_steerer, run, family, compiled, rule):
-    """In one graph each, and no more of them when strengths or steps change."""
+def test_models_that_are_compiled_already_are_steered(own, make_steerer, run, family, compiled, rule):
+    """Each model is one graph, and changes of strengths and steps compile no other graph."""
     pipe = own(family)
     plain = run(pipe)
     attached = attach(pipe, make_steerer, family, rule)
@@ -98,7 +98,7 @@ def test_compiled_models_are_steered_though_they_ran_before(own, make_steerer, r
 
 
 def sequentially(pipe):
-    """As enable_sequential_cpu_offload: weights are on meta but while their module runs."""
+    """Offload as enable_sequential_cpu_offload does: weights are on meta except while their module runs."""
     for module in pipe.components.values():
         if isinstance(module, torch.nn.Module):
             weights = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
@@ -118,7 +118,7 @@ def in_groups(pipe):
 @pytest.mark.parametrize("offload", [sequentially, by_model, in_groups])
 @pytest.mark.parametrize("family", SITES)
 def test_offloaded_models_are_steered(own, make_steerer, run, family, offload, rule):
-    """With the processor in the place of an accelerator, which is all that a test can count on."""
+    """The CPU stands for the accelerator, since tests cannot rely on one."""
     pipe = own(family)
     plain = run(pipe)
     attached = attach(pipe, make_steerer, family, rule)

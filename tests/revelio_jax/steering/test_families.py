@@ -1,4 +1,4 @@
-"""Steering on tiny pipelines of every family: exact, on every call, each branch by itself."""
+"""Steering tiny pipelines of every family: exact, on every call, each branch separately."""
 
 import copy
 import dataclasses
@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from revelio_jax.config import RULES
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
-from revelio_jax.steering import Clamp
+from revelio_jax.steering import Clamp, Steerer
 
 CONCEPT = "red apple"
 PROMPTS = ["a flat emoji of cat", "a glossy 3d emoji of red apple"]
@@ -52,14 +52,14 @@ def test_strength_zero_changes_no_bit(tiny, make_steerer, family, site, rule, ru
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("family", "site"), TEXT_SITES)
-def test_it_steers_on_every_call_and_is_gone_afterwards(tiny, make_steerer, family, site, rule, run):
+def test_every_call_is_steered_and_the_pipeline_is_restored(tiny, make_steerer, family, site, rule, run):
     pipe = tiny(family)
     cls, steerer = type(pipe), make_steerer(pipe, site)
     for name, call in CALLS.items():
         call = call | {"steps": 1}
         plain = run(pipe, **call)
         changed = False
-        for strength in (-1.0, 1.0):  # swap changes prompts that hold the concept, or those that do not
+        for strength in (-1.0, 1.0):  # swap acts on prompts with the concept, or on the others
             with steerer.attach(pipe, {CONCEPT: strength}, rule=rule):
                 first, second = run(pipe, **call), run(pipe, **call)
             changed = changed or bool((first != plain).any())
@@ -72,7 +72,7 @@ def test_it_steers_on_every_call_and_is_gone_afterwards(tiny, make_steerer, fami
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("family", ["sd", "flux"])
-def test_the_miniatures_that_ship(miniature, make_steerer, run, family, rule):
+def test_the_shipped_miniatures_are_steered_and_restored(miniature, make_steerer, run, family, rule):
     pipe = miniature(family)
     steerer = make_steerer(pipe, {"sd": "clip.layer.2", "flux": "t5.block.2"}[family])
     call = {"prompts": ["glossy 3d emoji of red apple", "flat emoji of tiger"], "height": 32, "width": 32}
@@ -106,7 +106,7 @@ def test_latents_are_steered_in_the_denoiser(tiny, make_steerer, family, site, s
 
 
 def seen(pipe, site: str, found: list):
-    """Gather what comes out of a site, after steering."""
+    """Append the activations of a hook point, after steering, to a list."""
     hooked = hook_points.resolve(pipe, site)
     return hooked.module.register_forward_hook(lambda m, a, output: found.append(hooked.read(output).clone()))
 
@@ -114,7 +114,7 @@ def seen(pipe, site: str, found: list):
 @pytest.mark.parametrize("negative_branch", [False, True])
 @pytest.mark.parametrize(("family", "site"), DENOISER_SITES)
 def test_only_the_rows_of_the_prompt_are_steered(tiny, make_steerer, family, site, negative_branch, run):
-    """In the first step the site's input is that of the plain run, so the change can be told."""
+    """In the first step the input of the hook point equals the plain run's, so the change is known."""
     pipe = tiny(family)
     steerer = make_steerer(pipe, site)
     found, latents = [], dict.fromkeys(range(48), -1.0)
@@ -154,8 +154,8 @@ def test_an_sae_of_differences_reads_output_minus_input(tiny, make_steerer, fami
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_joined_encoders_get_their_shares_of_one_change(tiny, make_steerer, rule, run):
-    """The code of both encoders is that of the plain pass, and each gets its own columns of the change."""
+def test_joined_encoders_share_one_change(tiny, make_steerer, rule, run):
+    """The code comes from the plain pass of both encoders, and each encoder gets its own columns of the change."""
     pipe = tiny("sdxl")
     site = "clip_l.layer.1+clip_g.layer.1"
     steerer = make_steerer(pipe, site)
@@ -189,7 +189,7 @@ def test_sdxl_keeps_the_zeros_of_an_empty_negative_prompt(tiny, make_steerer, ru
     assert not negative_pooled.any()
 
 
-def test_the_pooled_vector_is_steered_or_left(tiny, make_steerer, run):
+def test_pooled_false_keeps_the_pooled_vector(tiny, make_steerer, run):
     pipe = tiny("sdxl")
     steerer = make_steerer(pipe, "clip_g.layer.0")
     plain = pipe.encode_prompt(PROMPTS, device="cpu")
@@ -204,7 +204,7 @@ def test_the_pooled_vector_is_steered_or_left(tiny, make_steerer, run):
 
 
 @pytest.mark.parametrize(("family", "site"), [("flux", "t5.block.1"), ("sdxl", "clip_l.layer.1")])
-def test_the_pooled_vector_of_another_encoder_is_steered_where_asked(tiny, make_steerer, family, site, run):
+def test_pooled_true_steers_the_pooled_vector_of_another_encoder(tiny, make_steerer, family, site, run):
     pipe = tiny(family)
     steerer = make_steerer(pipe, site)
     at = 1 if family == "flux" else 2
@@ -225,7 +225,7 @@ def test_the_pooled_vector_of_another_encoder_is_steered_where_asked(tiny, make_
     torch.testing.assert_close(pooled(CONCEPT, pooled=True), empty + 0.5 * direction)
 
 
-def test_flux_steers_its_negative_prompt_by_itself(tiny, make_steerer, run):
+def test_the_negative_prompt_of_flux_is_steered_apart(tiny, make_steerer, run):
     pipe = tiny("flux")
     steerer = make_steerer(pipe, "t5.block.1")
     found: list = []
@@ -238,13 +238,13 @@ def test_flux_steers_its_negative_prompt_by_itself(tiny, make_steerer, run):
             found.clear()
             run(pipe, **call)
         v_TD = steerer.sae.directions(steerer.concept(pipe, CONCEPT).codes)
-        negative, prompt = found  # in this order, which no rule depends on
+        negative, prompt = found  # in this order
         torch.testing.assert_close(prompt, plain["prompt"] + 1.5 * v_TD)
         torch.testing.assert_close(negative, plain["negative"] + sign * 1.5 * v_TD)
     handle.remove()
 
 
-def test_a_prompt_of_another_length_gets_a_concept_of_that_length(tiny, make_steerer, run):
+def test_a_concept_is_encoded_again_for_another_prompt_length(tiny, make_steerer, run):
     pipe = tiny("flux")
     steerer = make_steerer(pipe, "t5.block.1")
     for length in (10, 8, 10):
@@ -277,7 +277,7 @@ def test_another_pipeline_of_the_same_components_is_not_steered(tiny, make_steer
     assert torch.equal(run(pipe), plain)
 
 
-def test_a_steered_pipeline_is_copied_and_saved_as_what_it_is(tiny, make_steerer, run, tmp_path):
+def test_a_steered_pipeline_is_copied_and_saved_unsteered(tiny, make_steerer, run, tmp_path):
     pipe = tiny("sd")
     plain = run(pipe)
     with make_steerer(pipe, "clip.layer.1").attach(pipe, {CONCEPT: 1.0}, rule="paper"):
@@ -296,8 +296,8 @@ def test_a_steered_pipeline_is_copied_and_saved_as_what_it_is(tiny, make_steerer
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "flux"])
-def test_two_steerers_do_not_disturb_each_other(tiny, make_steerer, family, run):
-    """In whatever order they come and go; at one site each sees the activations without the other."""
+def test_two_steerers_are_independent(tiny, make_steerer, family, run):
+    """In any order of attaching and detaching; at a shared hook point each reads the unsteered activations."""
     pipe = tiny(family)
     first, second = make_steerer(pipe, TEXT[family][0]), make_steerer(pipe, TEXT[family][0], k=3)
     given = {"negative": ["red", "flat cat"]}
@@ -331,7 +331,7 @@ def test_half_precision_stays_and_the_sae_computes_in_float32(tiny, make_steerer
             return z
 
     fields = {f.name: getattr(steerer.sae, f.name) for f in dataclasses.fields(steerer.sae)}
-    steerer.sae = Watched(**fields)
+    steerer = Steerer(Watched(**fields))
     concept = CONCEPT if site in sum(TEXT.values(), ()) else 5
     pipe.to(dtype)
     try:
@@ -347,7 +347,7 @@ def test_half_precision_stays_and_the_sae_computes_in_float32(tiny, make_steerer
     assert set(computed) == {torch.float32}
 
 
-def test_wrong_use_says_what_to_do(tiny, make_steerer, run):
+def test_wrong_arguments_are_refused_in_one_line(tiny, make_steerer, run):
     sd, flux = tiny("sd"), tiny("flux")
     steerer = make_steerer(sd, "clip.layer.1")
     for pipe, concepts, options, says in [
@@ -356,7 +356,7 @@ def test_wrong_use_says_what_to_do(tiny, make_steerer, run):
         (sd, {CONCEPT: Clamp(1.0)}, {}, "by its number"),
         (sd, {CONCEPT: 1.0}, {"positions": "some"}, "all, no_padding, content"),
         (sd, {CONCEPT: 1.0}, {"positions": torch.ones(3)}, "must be bool"),
-        (sd, {CONCEPT: 1.0}, {"steps": (1000, 500)}, "sites of the denoiser"),
+        (sd, {CONCEPT: 1.0}, {"steps": (1000, 500)}, "only for hook points of the denoiser"),
         (sd, {CONCEPT: 1.0}, {"mask": torch.ones(2, 2)}, "mask is spatial"),
         (sd, {CONCEPT: 1.0}, {"pooled": True}, "no pooled vector"),
         (sd, {"nowhere.safetensors": 1.0}, {}, "nowhere.safetensors"),
@@ -365,14 +365,13 @@ def test_wrong_use_says_what_to_do(tiny, make_steerer, run):
             steerer.attach(pipe, concepts, **options)
         assert "\n" not in str(error.value)
         assert type(pipe).__call__.__qualname__ == type(pipe).__qualname__ + ".__call__"
-        assert "Followed" not in repr(type(pipe).__mro__[0])
+        assert "Intercepted" not in repr(type(pipe).__mro__[0])
     attached = steerer.attach(sd, {CONCEPT: 1.0})
     with pytest.raises(InputError, match="set_strength"):
         steerer.attach(sd, {CONCEPT: 2.0}, rule="paper")
     attached.remove()
     with pytest.raises(InputError, match="no longer attached"):
         attached.set_strength(CONCEPT, 1.0)
-    narrow = make_steerer(sd, "clip.layer.1")
-    narrow.sae = dataclasses.replace(narrow.sae, W_dec_FD=narrow.sae.W_dec_FD[:, :8])
+    narrow = dataclasses.replace(steerer.sae, W_dec_FD=steerer.sae.W_dec_FD[:, :8])
     with pytest.raises(InputError, match="another model"):
-        narrow.attach(sd, {CONCEPT: 1.0})
+        Steerer(narrow).attach(sd, {CONCEPT: 1.0})

@@ -1,4 +1,4 @@
-"""The hub: the real client against a server on this machine that speaks what the client needs of it."""
+"""The hub: the real client against a local server that implements the endpoints it uses."""
 
 import base64
 import contextlib
@@ -26,11 +26,11 @@ from tests.helpers import ROOT
 SAES = pathlib.Path(__file__).parent / "saes"
 MINIATURE = ROOT / "extract" / "miniature" / "sd"
 COMMIT = "c0ffee" + "0" * 34
-LICENCES = ("mit", "cc-by-4.0", "unknown")
+LICENSES = ("mit", "cc-by-4.0", "unknown")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Repositories in memory: ``server.repos`` maps a name to {path: bytes}; ``asked`` is what came in."""
+    """Serves repositories in memory: ``hub.repos`` maps a name to {path: bytes}; ``hub.requests`` are recorded."""
 
     def do_HEAD(self):
         self._get()
@@ -41,7 +41,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _get(self):
         hub = self.server.hub
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        hub.asked.append(f"{self.command} {path}")
+        hub.requests.append(f"{self.command} {path}")
         if path == "/api/whoami-v2":
             return self._json({"name": "user", "type": "user", "auth": {"accessToken": {"role": "write"}}})
         kind, name, rest = self._parts(path.removeprefix("/api/models"))
@@ -62,19 +62,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         hub = self.server.hub
         path = urllib.parse.urlsplit(self.path).path
-        hub.asked.append(f"POST {path}")
+        hub.requests.append(f"POST {path}")
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
             return self._json({"error": "Invalid username or password."}, 401)
-        if path == "/api/validate-yaml":  # as the hub looks through a card, if not as closely
+        if path == "/api/validate-yaml":  # the hub checks more fields
             front = yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
-            wrong = [] if front["license"] in LICENCES else [{"message": '"license" must be one of a list'}]
+            wrong = [] if front["license"] in LICENSES else [{"message": '"license" must be one of a list'}]
             return self._json({"errors": wrong, "warnings": []}, 400 if wrong else 200)
         if path == "/api/repos/create":
-            asked = json.loads(body)
-            hub.repos.setdefault("user/" + asked["name"].removeprefix("user/"), {})
-            hub.private = asked.get("private", asked.get("visibility") == "private")  # by version
-            return self._json({"url": f"{constants.ENDPOINT}/user/{asked['name']}"})
+            settings = json.loads(body)
+            hub.repos.setdefault("user/" + settings["name"].removeprefix("user/"), {})
+            hub.private = settings.get("private", settings.get("visibility") == "private")  # the field depends on the version of the client
+            return self._json({"url": f"{constants.ENDPOINT}/user/{settings['name']}"})
         kind, name, _ = self._parts(path.removeprefix("/api/models"))
         if kind == "preupload":
             files = json.loads(body)["files"]
@@ -88,7 +88,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self._json({"error": "unknown"}, 404)
 
     def _parts(self, path: str) -> tuple[str, str, list[str]]:
-        """Kind of the endpoint, name of the repository, and all that comes after it."""
+        """Return the kind of the endpoint, the name of the repository, and the parts after it."""
         owner, name, *rest = path.strip("/").split("/")
         return (rest or [""])[0], f"{owner}/{name}", rest or ["", "main"]
 
@@ -118,13 +118,13 @@ def _oid(content: bytes) -> str:
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub on this machine, empty, that the client takes for the only one."""
-    hub = types.SimpleNamespace(repos={}, gated=set(), asked=[], token=None, private=None)
+    """An empty local hub that the client uses instead of the real one."""
+    hub = types.SimpleNamespace(repos={}, gated=set(), requests=[], token=None, private=None)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.hub = hub
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
-    # The client read HF_ENDPOINT, HF_HUB_CACHE and the rest when it was imported.
+    # The client reads HF_ENDPOINT, HF_HUB_CACHE and the others only when it is imported.
     endpoint = f"http://127.0.0.1:{server.server_port}"
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
@@ -149,8 +149,8 @@ def put(hub, name: str, folder: pathlib.Path, prefix: str = "") -> None:
 
 
 def fetched(hub) -> set[str]:
-    """Files whose content was asked for."""
-    return {line.rpartition(f"/{COMMIT}/")[2] for line in hub.asked if line.startswith("GET") and "/resolve/" in line}
+    """Return the files whose content was requested."""
+    return {line.rpartition(f"/{COMMIT}/")[2] for line in hub.requests if line.startswith("GET") and "/resolve/" in line}
 
 
 def refused(*arguments, **options) -> str:
@@ -160,10 +160,10 @@ def refused(*arguments, **options) -> str:
     return str(error.value)
 
 
-def test_what_was_pushed_comes_back_and_nothing_else_is_fetched(hub, sae_folder):
+def test_a_pushed_sae_loads_again_and_no_other_file_is_fetched(hub, sae_folder):
     steerer = Steerer.from_pretrained(sae_folder)
     hub.token = "secret"
-    address = steerer.push_to_hub("user/name", private=True, licence="cc-by-4.0", token="secret")
+    address = steerer.push_to_hub("user/name", private=True, license="cc-by-4.0", token="secret")
     assert address.startswith(constants.ENDPOINT)
     assert hub.private is True
     assert set(hub.repos["user/name"]) == {"cfg.json", "sae_weights.safetensors", "README.md"}
@@ -177,14 +177,14 @@ def test_what_was_pushed_comes_back_and_nothing_else_is_fetched(hub, sae_folder)
 
 
 @pytest.mark.parametrize("name", ["sae_lens_jumprelu", "sae_lens_standard", "sae_lens_topk_rescaled"])
-def test_an_autoencoder_of_another_library_is_pushed_as_one_of_this(hub, name):
+def test_an_sae_of_another_library_is_pushed_in_this_layout(hub, name):
     theirs = load_file(SAES / name / "theirs.safetensors")
     Steerer.from_pretrained(SAES / name, site="clip.layer.2").push_to_hub("user/name")
-    back = Steerer.from_pretrained("user/name").sae  # which knows its site now
+    back = Steerer.from_pretrained("user/name").sae  # its metadata names the hook point now
     torch.testing.assert_close(back.codes(theirs["x"]), theirs["codes"], atol=1e-4, rtol=1e-4)
 
 
-def test_of_many_hook_points_one_is_fetched(hub):
+def test_only_the_chosen_subfolder_is_fetched(hub):
     put(hub, "user/coders", SAES / "sparsify")
     assert "choose one as subfolder=: layers.1, layers.2" in refused("user/coders", site="clip.layer.2")
     assert not [file for file in fetched(hub) if file.endswith(".safetensors")]
@@ -192,34 +192,34 @@ def test_of_many_hook_points_one_is_fetched(hub):
     assert [f for f in fetched(hub) if f.endswith(".safetensors")] == ["layers.2/sae.safetensors"]
 
 
-def test_a_revision_is_asked_for(hub, sae_folder):
+def test_the_revision_is_fetched(hub, sae_folder):
     put(hub, "user/name", sae_folder)
     assert Steerer.from_pretrained("user/name", revision=COMMIT).site
-    assert "no revision 'v9'" in refused("user/name", revision="v9")
-    assert "no hub id" in refused(sae_folder, revision="v9")
+    assert "unknown revision 'v9'" in refused("user/name", revision="v9")
+    assert "is not a hub id" in refused(sae_folder, revision="v9")
 
 
-def test_a_repository_that_is_absent_gated_or_out_of_reach_is_one_line(hub, sae_folder):
+def test_a_failed_download_is_one_line(hub, sae_folder):
     assert "hf auth login" in refused("user/absent")
     put(hub, "user/gated", sae_folder)
     hub.gated.add("user/gated")
-    assert "accept its licence" in refused("user/gated")
+    assert "accept its license" in refused("user/gated")
     put(hub, "user/name", sae_folder)
     Steerer.from_pretrained("user/name")
     hub.stop()
-    assert Steerer.from_pretrained("user/name").site  # what is in the cache is there without the hub
-    assert "give the folder of a downloaded copy" in refused("user/other")
+    assert Steerer.from_pretrained("user/name").site  # cached files need no hub
+    assert "pass the folder of a downloaded copy" in refused("user/other")
 
 
-def test_a_folder_here_comes_before_the_hub(hub, sae_folder, monkeypatch):
+def test_a_local_folder_comes_before_the_hub(hub, sae_folder, monkeypatch):
     monkeypatch.chdir(sae_folder.parent)
     (sae_folder.parent / "user").mkdir()
     sae_folder.rename("user/name")
     assert Steerer.from_pretrained("user/name").site
-    assert not hub.asked
+    assert not hub.requests
 
 
-def test_publishing_without_a_login_or_a_name_is_one_line(hub, sae_folder):
+def test_a_failed_upload_is_one_line(hub, sae_folder):
     steerer = Steerer.from_pretrained(sae_folder)
     hub.token = "secret"
     for name, says in {"user/name": "hf auth login", "name": "owner/name", "a/b/c": "owner/name"}.items():
@@ -227,14 +227,14 @@ def test_publishing_without_a_login_or_a_name_is_one_line(hub, sae_folder):
             steerer.push_to_hub(name)
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="must be one of a list"):
-        steerer.push_to_hub("user/name", licence="free", token="secret")
+        steerer.push_to_hub("user/name", license="free", token="secret")
 
 
 def test_the_card_is_valid_and_its_code_runs(hub, sae_folder, tmp_path, monkeypatch):
     config = json.loads((sae_folder / "cfg.json").read_text())
     config["metadata"] |= {"model_id": "owner/sd", "k": 8, "positions": "all"}
     (sae_folder / "cfg.json").write_text(json.dumps(config))
-    Steerer.from_pretrained(sae_folder).push_to_hub("user/name", licence="mit")
+    Steerer.from_pretrained(sae_folder).push_to_hub("user/name", license="mit")
     card = hub.repos["user/name"]["README.md"].decode()
     _, front, body = card.split("---\n", 2)
     front = yaml.safe_load(front)
@@ -250,8 +250,8 @@ def test_the_card_is_valid_and_its_code_runs(hub, sae_folder, tmp_path, monkeypa
     assert Image.open("picture.png").size == (32, 32)
 
 
-def test_a_cached_snapshot_is_a_folder_too(hub, sae_folder):
-    """Its files are links to the cache's blobs."""
+def test_a_cached_snapshot_is_read_as_a_folder(hub, sae_folder):
+    """The files of a snapshot are links to the cache's blobs."""
     put(hub, "user/name", sae_folder)
     snapshot = huggingface_hub.snapshot_download("user/name")
     assert load_sae(snapshot).n_latents == 64

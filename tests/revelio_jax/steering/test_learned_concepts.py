@@ -1,4 +1,4 @@
-"""Concept files: what was saved comes back, and what was not saved by this is refused in one line."""
+"""Files of learned concepts: saved ones are read exactly, all others are refused in one line."""
 
 import hypothesis
 import pytest
@@ -7,17 +7,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from revelio_jax.errors import InputError
-from revelio_jax.steering.learned_concepts import Learned, load_learned, save_learned, saved_concepts
+from revelio_jax.steering.learned_concepts import LearnedConcept, load_learned, save_learned, saved_concepts
 
-LEARNED = Learned(torch.tensor([3, 1]), torch.arange(20.0).reshape(4, 5), 0.5)
+LEARNED = LearnedConcept(torch.tensor([3, 1]), torch.arange(20.0).reshape(4, 5), 0.5)
 
 
-def test_what_is_saved_comes_back_by_its_text(tmp_path):
+def test_saved_concepts_keep_their_tensors(tmp_path):
     (tmp_path / "steering").mkdir()
-    none = Learned(torch.zeros(0, dtype=torch.int64), LEARNED.difference, 0.0)
+    none = LearnedConcept(torch.zeros(0, dtype=torch.int64), LEARNED.difference, 0.0)
     save_learned(tmp_path / "steering" / "a.safetensors", "glossy 3d", LEARNED)
     save_learned(tmp_path / "steering" / "b.safetensors", "flat", none)
-    (tmp_path / "another").touch()  # others may read it as they may any file
+    (tmp_path / "another").touch()  # other users can read it like any other file
     modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
     assert len(modes) == 1
     found = saved_concepts(str(tmp_path))
@@ -35,8 +35,8 @@ TENSORS = {"latents": LEARNED.latents, "difference": LEARNED.difference, "thresh
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"latents": torch.tensor([5])}, "none of the 5"),
-        ({"latents": torch.tensor([-1])}, "none of the 5"),
+        ({"latents": torch.tensor([5])}, "difference has latents 0-4"),
+        ({"latents": torch.tensor([-1])}, "difference has latents 0-4"),
         ({"latents": torch.tensor([1.0])}, "latents is F32 [1]; allowed: I64 or I32"),
         ({"latents": torch.tensor([[1]])}, "latents is I64 [1, 1]"),
         ({"difference": torch.zeros(4)}, "difference is F32 [4]"),
@@ -54,9 +54,9 @@ def test_a_file_of_other_shapes_is_refused(tmp_path, wrong, says):
     assert says in str(error.value)
 
 
-def test_a_file_of_no_text_is_refused(tmp_path):
+def test_a_file_without_a_text_is_refused(tmp_path):
     save_file(TENSORS, tmp_path / "concept.safetensors")
-    with pytest.raises(InputError, match="of what text"):
+    with pytest.raises(InputError, match="its metadata has no text"):
         load_learned(tmp_path / "concept.safetensors")
 
 

@@ -1,10 +1,10 @@
-"""The three rules against their definitions."""
+"""The rules against their definitions."""
 
 import torch
 
 from revelio_jax import config
 from revelio_jax.steering.concept import EncodedConcept, hidden_states, own_latents
-from revelio_jax.steering.learned_concepts import Learned, file_name, save_learned, saved_concepts
+from revelio_jax.steering.learned_concepts import LearnedConcept, file_name, save_learned, saved_concepts
 from revelio_jax.steering.rules import AUTO, RULES, change_of, chosen
 from revelio_jax.steering.sae import load_sae
 
@@ -13,7 +13,7 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_config_offers_the_rules_that_there_are():
+def test_the_config_allows_exactly_the_rules():
     assert (AUTO, *RULES) == config.RULES
     for rule in config.RULES:
         given = config.default()
@@ -21,7 +21,7 @@ def test_the_config_offers_the_rules_that_there_are():
         assert config.resolve(given).steer.rule == rule
 
 
-def test_auto_stands_for_a_rule_by_what_is_known_of_the_concept():
+def test_auto_depends_on_whether_the_concept_is_learned():
     assert [chosen(AUTO, is_learned) for is_learned in (True, False)] == ["swap", "contrast"]
     assert [chosen(rule, is_learned) for rule in RULES for is_learned in (True, False)] == [
         rule for rule in RULES for _ in range(2)
@@ -31,7 +31,7 @@ def test_auto_stands_for_a_rule_by_what_is_known_of_the_concept():
 def test_rules_follow_their_definitions(sae_folder, tensors):
     sae = load_sae(sae_folder)
     codes, empty = _random(6, 64).relu(), _random(6, 64, seed=1).relu()
-    learned = Learned(torch.tensor([3, 5]), _random(6, 64, seed=4), 0.0)
+    learned = LearnedConcept(torch.tensor([3, 5]), _random(6, 64, seed=4), 0.0)
     concept = EncodedConcept("c", codes, empty, learned)
     x = 4 * _random(2, 6, 128, seed=2)
     torch.testing.assert_close(change_of("paper", sae, concept)(x, -0.5), -0.5 * codes @ tensors["W_dec"])
@@ -42,42 +42,42 @@ def test_rules_follow_their_definitions(sae_folder, tensors):
     torch.testing.assert_close(change_of("gated", sae, concept)(x, -1.0), -wanted)
 
 
-def test_gated_leaves_activations_alone_in_which_its_latents_do_not_fire(sae_folder):
+def test_gated_does_not_change_activations_without_its_latents(sae_folder):
     sae = load_sae(sae_folder)
     x = 4 * _random(2, 6, 128)
     silent = (sae.codes(x) == 0).all((0, 1)).nonzero().flatten()
     silent = silent if len(silent) else torch.tensor([], dtype=torch.long)
-    learned = Learned(silent, _random(6, 64), 0.0)
+    learned = LearnedConcept(silent, _random(6, 64), 0.0)
     concept = EncodedConcept("c", torch.zeros(6, 64), torch.zeros(6, 64), learned)
     for rule in ("gated", "swap"):
         assert (change_of(rule, sae, concept)(x, -1.0) == 0).all()
 
 
-def test_swap_moves_only_prompts_that_hold_the_concept(sae_folder, tensors):
+def test_swap_removes_only_from_prompts_with_the_concept(sae_folder, tensors):
     sae = load_sae(sae_folder)
     x = 4 * _random(2, 6, 128)
     codes = sae.codes(x)
     at = int((codes[0].amax(0) - codes[1].amax(0)).argmax())  # stronger in the first prompt
     threshold = float(codes[0, :, at].max() + codes[1, :, at].max()) / 2
     difference = _random(6, 64, seed=5)
-    learned = Learned(torch.tensor([at]), difference, threshold)
+    learned = LearnedConcept(torch.tensor([at]), difference, threshold)
     change = change_of("swap", sae, EncodedConcept("c", difference, difference, learned))
     v_TD = difference @ tensors["W_dec"]
     torch.testing.assert_close(change(x, -2.0)[0], -2 * v_TD)
     assert (change(x, -2.0)[1] == 0).all()
-    torch.testing.assert_close(change(x, 0.5)[1], 0.5 * v_TD)  # added where it is not yet
+    torch.testing.assert_close(change(x, 0.5)[1], 0.5 * v_TD)  # added to the prompt without the concept
     assert (change(x, 0.5)[0] == 0).all()
 
 
-def test_own_latents_are_those_that_the_empty_prompt_lacks():
+def test_own_latents_are_weak_on_the_empty_prompt():
     codes = torch.tensor([[5.0, 2.0, 0.0, 3.0], [0.0, 1.0, 9.0, 0.0]])
     empty = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 9.0, 0.0]])
-    # 0: 5 against 1; 1: 2 against 1, too little; 2: as strong on the empty prompt; 3: 3 against 0
+    # Latent 0: 5 to 1; 1: 2 to 1, too little; 2: as strong on the empty prompt; 3: 3 to 0.
     assert own_latents(codes, empty).tolist() == [0, 3]
     assert own_latents(codes, empty, most=1).tolist() == [0]
 
 
-def test_hidden_states_are_those_of_the_encoder_whatever_the_batch(pipe):
+def test_hidden_states_do_not_depend_on_the_batch_size(pipe):
     prompts = ["flat emoji of tiger", "", "a red apple"]
     got = hidden_states(pipe, "clip.layer.2", prompts, batch_size=2)
     tokens = pipe.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
@@ -86,11 +86,11 @@ def test_hidden_states_are_those_of_the_encoder_whatever_the_batch(pipe):
     torch.testing.assert_close(got, wanted)
 
 
-def test_what_was_learned_is_read_back_by_its_text(tmp_path):
+def test_saved_concepts_are_read_by_their_text(tmp_path):
     assert saved_concepts(tmp_path) == {}
     (tmp_path / "steering").mkdir()
     for text in ("glossy 3d", "heart"):
-        learned = Learned(torch.tensor([3, len(text)]), _random(6, 64), 0.25)
+        learned = LearnedConcept(torch.tensor([3, len(text)]), _random(6, 64), 0.25)
         save_learned(tmp_path / "steering" / f"{file_name(text)}.safetensors", text, learned)
     found = saved_concepts(tmp_path)
     assert list(found) == ["glossy 3d", "heart"]

@@ -1,4 +1,4 @@
-"""Reading an SAE folder: what fits is read exactly, all else is refused in one line."""
+"""SAE folders: valid ones are read exactly, all others are refused in one line."""
 
 import json
 import os
@@ -18,13 +18,13 @@ from revelio_jax.steering import Steerer
 from revelio_jax.steering.sae import load_sae
 from tests.helpers import ROOT
 
-SAES = pathlib.Path(__file__).parent / "saes"  # written by the libraries themselves
+SAES = pathlib.Path(__file__).parent / "saes"  # written by the libraries
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 FOLDERS = sorted(str(file.parent.relative_to(SAES)) for file in SAES.rglob("cfg.json"))
 
 
 def refused(folder, site=None) -> str:
-    """The one line that a folder is refused with."""
+    """Return the message that a folder is refused with."""
     with pytest.raises(InputError) as error:
         load_sae(folder, site)
     assert "\n" not in str(error.value)
@@ -54,12 +54,12 @@ def assert_computes_the_same(folder: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_folders_of_other_libraries_compute_what_those_compute(name):
+def test_sample_folders_of_other_libraries_compute_what_those_compute(name):
     assert_computes_the_same(SAES / name)
 
 
 @pytest.mark.peers
-def test_folders_of_the_installed_libraries_too(tmp_path):
+def test_folders_of_the_installed_libraries_compute_what_those_compute(tmp_path):
     if not PEERS.exists():
         pytest.skip("SAELens and sparsify are not installed: bash tests/benchmarks/peers.sh")
     script = ROOT / "tests" / "benchmarks" / "peer_saes.py"
@@ -71,17 +71,17 @@ def test_folders_of_the_installed_libraries_too(tmp_path):
         assert_computes_the_same(folder)
 
 
-def test_a_folder_that_does_not_say_where_it_belongs_asks_for_the_site():
+def test_a_folder_without_a_hook_point_needs_site():
     assert "site='clip.layer.9'" in refused(SAES / "sae_lens_topk")
     with pytest.raises(InputError, match=r"choose one as subfolder=: layers\.1, layers\.2"):
         Steerer.from_pretrained(SAES / "sparsify", site="clip.layer.2")
     steerer = Steerer.from_pretrained(SAES / "sparsify", subfolder="layers.2", site="clip.layer.2")
     assert steerer.site == "clip.layer.2"
-    with pytest.raises(InputError, match="inside of"):
+    with pytest.raises(InputError, match="inside "):
         Steerer.from_pretrained(SAES / "sparsify" / "layers.1", subfolder="../layers.2", site="clip.layer.2")
 
 
-def test_a_site_that_contradicts_the_folder_is_refused(sae_folder):
+def test_a_site_other_than_the_folders_is_refused(sae_folder):
     assert "the SAE was trained on 'clip.layer.2'" in refused(sae_folder, "clip.layer.1")
     assert load_sae(sae_folder, "clip.layer.2").metadata["site"] == "clip.layer.2"
 
@@ -131,7 +131,7 @@ def _tensor(name, value):
         (lambda config, tensors: tensors.pop("W_enc"), "W_enc is missing"),
     ],
 )
-def test_a_folder_that_does_not_hold_together_is_refused(tmp_path, tensors, config, spoil, says):
+def test_a_malformed_folder_is_refused(tmp_path, tensors, config, spoil, says):
     config, tensors = dict(config), dict(tensors)
     spoil(config, tensors)
     save_file(tensors, tmp_path / "sae_weights.safetensors")
@@ -145,30 +145,30 @@ def test_a_folder_that_does_not_hold_together_is_refused(tmp_path, tensors, conf
         ("activation", "groupmax", "allowed: 'topk'"),
         ("transcode", True, "transcode is true"),
         ("skip_connection", True, "skip_connection is true"),
-        ("num_latents", 0, "encoder.weight is F32 [16, 6]"),  # 32 x the width, then
+        ("num_latents", 0, "encoder.weight is F32 [16, 6]"),  # the default expansion factor is 32
         ("k", None, "k is None"),
     ],
 )
-def test_a_coder_of_sparsify_that_is_no_autoencoder_of_this_kind_is_refused(tmp_path, field, value, says):
+def test_an_unsupported_coder_of_sparsify_is_refused(tmp_path, field, value, says):
     folder = shutil.copytree(SAES / "sparsify" / "layers.1", tmp_path / "coder")
     config = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps(config | {field: value}))
     assert says in refused(folder, "clip.layer.2")
 
 
-def test_a_folder_of_an_old_sae_lens_is_refused(tmp_path):
+def test_a_folder_of_an_old_version_of_sae_lens_is_refused(tmp_path):
     folder = shutil.copytree(SAES / "sae_lens_standard", tmp_path / "sae")
     config = json.loads((folder / "cfg.json").read_text())
     config["metadata"]["sae_lens_version"] = "5.9.1"
     (folder / "cfg.json").write_text(json.dumps(config))
     assert "SAELens 6 or later" in refused(folder, "clip.layer.2")
-    # Then k and the activation were elsewhere: read as of today, this would be a dense one.
+    # Version 5 kept k and the activation elsewhere, so this folder would be read as a dense SAE.
     (folder / "cfg.json").write_text(json.dumps({k: v for k, v in config.items() if k != "metadata"}))
     assert "SAELens 6 or later" in refused(folder, "clip.layer.2")
 
 
 @pytest.mark.parametrize("file", ["cfg.json", "sae_weights.safetensors"])
-def test_a_file_that_is_missing_or_cut_short_is_named(sae_folder, file):
+def test_a_missing_or_truncated_file_is_named(sae_folder, file):
     whole = (sae_folder / file).read_bytes()
     for part in (whole[: len(whole) // 2], whole[:4], b""):
         (sae_folder / file).write_bytes(part)
@@ -190,7 +190,7 @@ def test_a_file_that_is_missing_or_cut_short_is_named(sae_folder, file):
         ("\ud800".encode("utf-16-le", "surrogatepass").decode("latin1"), "is not valid JSON"),
     ],
 )
-def test_json_that_is_no_json_or_too_much_is_refused(sae_folder, text, says):
+def test_malformed_or_large_json_is_refused(sae_folder, text, says):
     (sae_folder / "cfg.json").write_text(text)
     assert says in refused(sae_folder)
 
@@ -200,7 +200,7 @@ def _weights(header: object, data: bytes = b"") -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-def test_weights_that_claim_more_than_there_is_are_refused_before_memory_is_taken(sae_folder):
+def test_weights_larger_than_their_file_are_refused_before_allocation(sae_folder):
     file = sae_folder / "sae_weights.safetensors"
     huge = {"dtype": "F32", "shape": [128, 10**12], "data_offsets": [0, 512 * 10**12]}
     for content in (
@@ -218,18 +218,18 @@ def test_weights_that_claim_more_than_there_is_are_refused_before_memory_is_take
         assert "sae_weights.safetensors" in refused(sae_folder)
 
 
-def test_weights_larger_than_cfg_json_says_are_refused_before_memory_is_taken(sae_folder):
+def test_weights_larger_than_cfg_json_says_are_refused_before_allocation(sae_folder):
     file = sae_folder / "sae_weights.safetensors"
-    n = 2**34  # 64 GiB of nothing, on a disk that takes no room for it
+    n = 2**34  # 64 GiB in a sparse file
     whole = _weights({"W_enc": {"dtype": "F32", "shape": [128, n // 128], "data_offsets": [0, 4 * n]}})
     file.write_bytes(whole)
     os.truncate(file, len(whole) + 4 * n)
     assert f"W_enc is F32 [128, {n // 128}]; cfg.json requires" in refused(sae_folder)
 
 
-def test_nothing_but_json_and_safetensors_is_opened_and_no_file_is_named_by_another(sae_folder):
+def test_only_json_and_safetensors_files_with_fixed_names_are_opened(sae_folder):
     for name in ("pytorch_model.bin", "sae_weights.pt", "sae.pkl", "modeling.py"):
-        (sae_folder / name).mkdir()  # who opened it would fail
+        (sae_folder / name).mkdir()  # opening it would fail
     config = json.loads((sae_folder / "cfg.json").read_text())
     config |= {"weights": "../../secret.safetensors", "_class_name": "os.system", "auto_map": {"a": "/b"}}
     (sae_folder / "cfg.json").write_text(json.dumps(config))
@@ -251,7 +251,7 @@ def test_a_link_out_of_the_folder_is_refused(sae_folder, tmp_path_factory, file)
     assert load_sae(sae_folder).n_latents == 64
 
 
-def test_a_folder_of_half_the_precision_is_read(tmp_path, tensors, config):
+def test_weights_of_any_float_dtype_are_read_as_float32(tmp_path, tensors, config):
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         save_file({k: t.to(dtype) for k, t in tensors.items()}, tmp_path / "sae_weights.safetensors")
         (tmp_path / "cfg.json").write_text(json.dumps(config))
@@ -274,7 +274,7 @@ KEYS += ["rescale_acts_by_decoder_norm", "normalize_activations", "expansion_fac
 )
 @hypothesis.given(data=st.data())
 def test_only_input_errors_come_out_of_mutated_folders(tmp_path, data):
-    """Bytes of any file changed, cut or doubled, fields of cfg.json and of the header exchanged."""
+    """Change, cut or double bytes of any file, and exchange fields of cfg.json and of the header."""
     name = data.draw(st.sampled_from(FOLDERS))
     folder = tmp_path / "mutated"
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A text at a site of the denoiser: read off what the pipeline samples of it, and steered there."""
+"""Texts at hook points of the denoiser: encoded from sampled images, and steered."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering import Steerer, attach_vectors
 from revelio_jax.steering.latents import find_latents
-from revelio_jax.steering.sampled_concepts import PICTURES, watch
+from revelio_jax.steering.sampled_concepts import IMAGES, watch
 from revelio_jax.steering.vectors import difference_of_means
 
 SITES = {
@@ -29,8 +29,8 @@ def sampling(family):
 
 
 @pytest.mark.parametrize("family", SITES)
-def test_the_denoiser_sees_the_same_pictures_with_the_prompt_and_without(tiny, family):
-    """What it is called with differs between the branches by the prompt alone."""
+def test_both_branches_see_the_same_noisy_images(tiny, family):
+    """The arguments of the denoiser differ between the branches by the prompt alone."""
     pipe = tiny(family)
     site, seen = hook_points.resolve(pipe, SITES[family]), {CONDITIONAL: [], UNCONDITIONAL: []}
     texts = [TEXT[family]] * 3
@@ -39,7 +39,7 @@ def test_the_denoiser_sees_the_same_pictures_with_the_prompt_and_without(tiny, f
     for with_prompt, without in zip(*seen.values(), strict=True):
         assert with_prompt.shape == without.shape == (3, with_prompt.shape[1], site.d)
         assert not torch.equal(with_prompt, without)
-        assert not torch.equal(with_prompt[0], with_prompt[1])  # each picture has a seed of its own
+        assert not torch.equal(with_prompt[0], with_prompt[1])  # each image has its own seed
     again = {CONDITIONAL: [], UNCONDITIONAL: []}
     watch(pipe, site, texts, lambda branch, x: again[branch].append(x.clone()), sampling(family))
     for branch, passes in seen.items():
@@ -47,13 +47,13 @@ def test_the_denoiser_sees_the_same_pictures_with_the_prompt_and_without(tiny, f
     assert not site.module._forward_hooks
 
 
-def test_codes_are_means_over_all_that_was_sampled(tiny, make_steerer):
+def test_codes_are_means_over_images_steps_and_positions(tiny, make_steerer):
     pipe = tiny("sd")
     steerer = make_steerer(pipe, SITES["sd"])
     concept = steerer.concept(pipe, "red apple", sampling=SMALL)
     site, found = hook_points.resolve(pipe, steerer.site), {CONDITIONAL: [], UNCONDITIONAL: []}
-    for seed in range(PICTURES):
-        watch(pipe, site, ["red apple"], lambda branch, x: found[branch].append(x), SMALL, seed)
+    for seed in range(IMAGES):
+        watch(pipe, site, ["red apple"], lambda branch, x: found[branch].append(x), SMALL, seed=seed)
     for codes, branch in ((concept.codes, CONDITIONAL), (concept.empty, UNCONDITIONAL)):
         expected = steerer.sae.pre_codes(torch.cat(found[branch])).mean((0, 1))
         torch.testing.assert_close(codes, expected[None])
@@ -65,12 +65,12 @@ def test_codes_are_means_over_all_that_was_sampled(tiny, make_steerer):
 
 @pytest.mark.parametrize("family", SITES)
 @pytest.mark.parametrize("rule", RULES)
-def test_a_text_steers_the_denoiser_and_at_zero_changes_no_bit(tiny, make_steerer, run, family, rule):
+def test_a_text_steers_the_denoiser_and_strength_zero_changes_no_bit(tiny, make_steerer, run, family, rule):
     pipe = tiny(family)
     steerer = make_steerer(pipe, SITES[family])
     plain = run(pipe)
     text = TEXT[family]
-    # In a random network no latent is a concept's own: all of them are given to it.
+    # A random network has no latents of the concept, so all latents are passed as its own.
     given = {"learned": {}, "sampling": sampling(family)}
     if rule in ("gated", "swap"):
         own = steerer.concept(pipe, text, sampling=sampling(family)).learned
@@ -78,14 +78,14 @@ def test_a_text_steers_the_denoiser_and_at_zero_changes_no_bit(tiny, make_steere
     with steerer.attach(pipe, {text: 0.0}, rule=rule, **given) as attached:
         assert torch.equal(run(pipe), plain)
         changed = []
-        for strength in (-3.0, 3.0):  # swap acts on one side of its threshold only
+        for strength in (-3.0, 3.0):  # swap acts only on one side of its threshold
             attached.set_strength(text, strength)
             changed.append(not torch.equal(run(pipe), plain))
         assert any(changed)
     assert torch.equal(run(pipe), plain)
 
 
-def test_a_concept_is_read_without_what_steers_meanwhile(tiny, make_steerer):
+def test_a_concept_is_encoded_without_other_attachments(tiny, make_steerer):
     pipe = tiny("sd")
     alone = make_steerer(pipe, SITES["sd"]).concept(pipe, "cat", sampling=SMALL)
     at_text = make_steerer(pipe, "clip.layer.1")
@@ -96,25 +96,25 @@ def test_a_concept_is_read_without_what_steers_meanwhile(tiny, make_steerer):
     assert torch.equal(again.empty, alone.empty)
 
 
-def test_of_an_sae_on_differences_the_differences_are_read(tiny, make_steerer):
+def test_an_sae_of_differences_encodes_output_minus_input(tiny, make_steerer):
     pipe = tiny("sd")
     steerer = make_steerer(pipe, "unet.mid_block", value="difference")
     site, found = hook_points.resolve(pipe, "unet.mid_block"), []
-    for seed in range(PICTURES):
+    for seed in range(IMAGES):
         watch(
             pipe,
             site,
             ["cat"],
             lambda branch, x: found.append(x) if branch == CONDITIONAL else None,
             SMALL,
-            seed,
+            seed=seed,
             difference=True,
         )
     expected = steerer.sae.pre_codes(torch.cat(found)).mean((0, 1))
     torch.testing.assert_close(steerer.concept(pipe, "cat", sampling=SMALL).codes, expected[None])
 
 
-def test_its_vectors_are_saved_and_attached_without_the_sae(tiny, make_steerer, run):
+def test_vectors_of_a_denoiser_steer_as_the_sae_does(tiny, make_steerer, run):
     pipe = tiny("sd")
     steerer = make_steerer(pipe, SITES["sd"])
     concept = steerer.vectors(pipe, "red apple", sampling=SMALL)
@@ -125,7 +125,7 @@ def test_its_vectors_are_saved_and_attached_without_the_sae(tiny, make_steerer, 
         torch.testing.assert_close(run(pipe), by_vectors)
 
 
-def test_latents_for_a_text_are_those_it_adds(tiny, make_steerer):
+def test_latents_for_a_text_are_ordered_by_their_difference_to_the_empty_prompt(tiny, make_steerer):
     pipe = tiny("sd")
     steerer = make_steerer(pipe, SITES["sd"])
     concept = steerer.concept(pipe, "red apple", sampling=SMALL)
@@ -135,8 +135,8 @@ def test_latents_for_a_text_are_those_it_adds(tiny, make_steerer):
     assert {(row["position"], row["token"]) for row in rows} == {(-1, "")}
 
 
-def test_labelled_prompts_teach_a_denoisers_concept(tiny, make_steerer):
-    """The mean code of pictures with the concept minus that of pictures without."""
+def test_a_concept_of_a_denoiser_is_learned_from_labeled_prompts(tiny, make_steerer):
+    """It is the mean code of images with the concept minus the mean code of images without it."""
     pipe = tiny("sd")
     steerer = make_steerer(pipe, SITES["sd"])
     with_concept, without = ["red apple", "a red apple"], ["cat", "a cat"]
@@ -157,14 +157,14 @@ def test_labelled_prompts_teach_a_denoisers_concept(tiny, make_steerer):
         pass
 
 
-def test_what_cannot_be_sampled_is_refused(tiny, make_steerer):
+def test_a_text_that_cannot_be_sampled_is_refused(tiny, make_steerer):
     pipe = tiny("sd")
     steerer = make_steerer(pipe, SITES["sd"])
     with pytest.raises(InputError, match=r"guidance_scale 1.0; it must be above 1"):
         steerer.attach(pipe, {"cat": 1.0}, sampling={"guidance_scale": 1.0})
-    with pytest.raises(InputError, match="no classes of this model"):
+    with pytest.raises(InputError, match="unknown class"):
         make_steerer(tiny("dit"), SITES["dit"]).attach(tiny("dit"), {"unicorn": 1.0})
     learned = make_steerer(pipe, "clip.layer.1").concept(pipe, "cat").learned
-    with pytest.raises(InputError, match="is of a text encoder"):
+    with pytest.raises(InputError, match="is for a text encoder"):
         steerer.attach(pipe, {"cat": 1.0}, learned={"cat": learned}, sampling=SMALL)
     assert isinstance(steerer, Steerer)

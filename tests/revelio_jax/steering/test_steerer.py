@@ -1,4 +1,4 @@
-"""Steering the shipped miniature: exact, on every call, and gone after the block."""
+"""Steering the shipped miniature: exact, on every call, and without a trace after the block."""
 
 import contextlib
 import dataclasses
@@ -13,14 +13,14 @@ from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.sampling import sample
 from revelio_jax.steering import Steerer
-from revelio_jax.steering.learned_concepts import Learned
+from revelio_jax.steering.learned_concepts import LearnedConcept
 
 PROMPTS = ["glossy 3d emoji of red apple", "flat emoji of tiger"]
 CONCEPT = "glossy 3d"
 SETTINGS = {"steps": 2, "guidance": 2.5, "height": 32, "width": 32, "batch_size": 8}
 
 
-def pictures(pipe, prompts=PROMPTS, **settings) -> np.ndarray:
+def images(pipe, prompts=PROMPTS, **settings) -> np.ndarray:
     return sample(pipe, prompts, [3] * len(prompts), **{**SETTINGS, **settings})
 
 
@@ -31,23 +31,23 @@ def steerer(sae_folder) -> Steerer:
 
 @pytest.fixture
 def plain(pipe) -> np.ndarray:
-    return pictures(pipe)
+    return images(pipe)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_strength_zero_is_bit_identical(pipe, steerer, plain, rule):
     with steerer.attach(pipe, {CONCEPT: 0.0}, rule=rule):
-        np.testing.assert_array_equal(pictures(pipe), plain)
+        np.testing.assert_array_equal(images(pipe), plain)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_it_steers_on_every_call_and_is_gone_after_the_block(pipe, steerer, plain, rule):
+def test_every_call_is_steered_and_the_pipeline_is_restored_after_the_block(pipe, steerer, plain, rule):
     hooks = len(hook_points.resolve(pipe, steerer.site).module._forward_hooks)
     with steerer.attach(pipe, {CONCEPT: -1.0}, rule=rule):
-        first, second = pictures(pipe), pictures(pipe)
+        first, second = images(pipe), images(pipe)
     assert (first != plain).any()
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(pictures(pipe), plain)
+    np.testing.assert_array_equal(images(pipe), plain)
     assert type(pipe) is StableDiffusionPipeline
     assert len(hook_points.resolve(pipe, steerer.site).module._forward_hooks) == hooks
 
@@ -55,13 +55,13 @@ def test_it_steers_on_every_call_and_is_gone_after_the_block(pipe, steerer, plai
 def test_the_pipeline_is_restored_after_an_error_in_the_block(pipe, steerer, plain):
     with contextlib.suppress(ZeroDivisionError), steerer.attach(pipe, {CONCEPT: -1.0}):
         raise ZeroDivisionError
-    np.testing.assert_array_equal(pictures(pipe), plain)
+    np.testing.assert_array_equal(images(pipe), plain)
 
 
-def test_by_default_what_was_learned_swaps_and_other_texts_contrast(pipe, steerer):
+def test_auto_swaps_learned_concepts_and_contrasts_other_texts(pipe, steerer):
     T, F = pipe.tokenizer.model_max_length, steerer.sae.n_latents
     difference = torch.randn(T, F, generator=torch.Generator().manual_seed(0))
-    learned = {"flat": Learned(torch.arange(F), difference, -1.0)}  # every prompt holds it
+    learned = {"flat": LearnedConcept(torch.arange(F), difference, -1.0)}  # every prompt has the concept
     concepts = {"flat": -1.0, CONCEPT: -0.5, 3: 0.25}
 
     def encode(watched):
@@ -80,10 +80,10 @@ def test_by_default_what_was_learned_swaps_and_other_texts_contrast(pipe, steere
 
 @contextlib.contextmanager
 def seen(pipe, site: str):
-    """Activations after steering of every pass of the text encoder in the block."""
+    """Yield a list of the activations, after steering, of every pass of the text encoder in the block."""
     passes = []
     module = hook_points.resolve(pipe, site).module
-    # Appended, so that it runs after the steering hook.
+    # The steering hook is prepended, so this one runs after it.
     handle = module.register_forward_hook(
         lambda m, a, output: passes.append(output[0] if isinstance(output, tuple) else output)
     )
@@ -95,7 +95,7 @@ def seen(pipe, site: str):
 
 @pytest.mark.parametrize(("guidance", "negative"), [(2.5, True), (2.5, False), (1.0, True)])
 @pytest.mark.parametrize("negative_prompt", [None, "red"])
-def test_the_prompt_gains_v_and_the_negative_prompt_loses_it(pipe, steerer, guidance, negative, negative_prompt):
+def test_the_negative_prompt_changes_by_the_opposite_vector(pipe, steerer, guidance, negative, negative_prompt):
     strength = -0.7
 
     def encode(watched):
@@ -114,7 +114,7 @@ def test_the_prompt_gains_v_and_the_negative_prompt_loses_it(pipe, steerer, guid
 
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("n", [1, 3])
-def test_following_the_branches_changes_no_bit_of_the_embeddings(pipe, steerer, guided, n):
+def test_encoding_the_branches_apart_changes_no_bit(pipe, steerer, guided, n):
     wanted = pipe.encode_prompt(PROMPTS, "cpu", n, guided, ["", "red"])
     with steerer.attach(pipe, {CONCEPT: 0.0}):
         got = pipe.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=n,
@@ -123,34 +123,34 @@ def test_following_the_branches_changes_no_bit_of_the_embeddings(pipe, steerer, 
     assert got[1] is None if wanted[1] is None else torch.equal(got[1], wanted[1])
 
 
-def test_embeddings_that_bypass_the_encoder_are_refused(pipe, steerer):
+def test_prompt_embeddings_are_refused(pipe, steerer):
     embeddings, _ = pipe.encode_prompt(PROMPTS, "cpu", 1, False)
     with steerer.attach(pipe, {CONCEPT: -1.0}), pytest.raises(ValueError, match="prompt_embeds"):
         pipe(prompt_embeds=embeddings, num_inference_steps=1, guidance_scale=1.0, height=32, width=32)
 
 
-def test_two_steerers_add_up_and_leave_in_any_order(pipe, steerer, plain):
+def test_two_attachments_add_up_and_detach_in_any_order(pipe, steerer, plain):
     with steerer.attach(pipe, {"flat": 0.5, CONCEPT: -0.5}, rule="contrast"):
-        together = pictures(pipe)
+        together = images(pipe)
     first = steerer.attach(pipe, {"flat": 0.5}, rule="contrast")
     second = steerer.attach(pipe, {CONCEPT: -0.5}, rule="contrast")
-    apart = pictures(pipe)
+    apart = images(pipe)
     first.remove()
     first.remove()
-    only_second = pictures(pipe)
+    only_second = images(pipe)
     second.remove()
-    assert np.abs(together.astype(int) - apart).max() <= 1  # the sum is rounded in another order
+    assert np.abs(together.astype(int) - apart).max() <= 1  # the sums are rounded in different orders
     assert (only_second != apart).any()
-    np.testing.assert_array_equal(pictures(pipe), plain)
+    np.testing.assert_array_equal(images(pipe), plain)
 
 
-def test_strength_can_change_between_pictures(pipe, steerer, plain):
+def test_strength_can_change_between_images(pipe, steerer, plain):
     with steerer.attach(pipe, {CONCEPT: -1.0}, rule="contrast") as attached:
-        strong = pictures(pipe)
+        strong = images(pipe)
         attached.set_strength(CONCEPT, 0.0)
-        np.testing.assert_array_equal(pictures(pipe), plain)
+        np.testing.assert_array_equal(images(pipe), plain)
         attached.set_strength(CONCEPT, -1.0)
-        np.testing.assert_array_equal(pictures(pipe), strong)
+        np.testing.assert_array_equal(images(pipe), strong)
         with pytest.raises(InputError, match="attached: glossy 3d"):
             attached.set_strength("flat", 1.0)
 
@@ -159,9 +159,9 @@ def test_a_concept_is_encoded_once(pipe, steerer):
     concept = steerer.concept(pipe, CONCEPT)
     with seen(pipe, steerer.site) as passes, steerer.attach(pipe, {CONCEPT: -1.0}):
         pipe.encode_prompt(PROMPTS, "cpu", 1, True)
-    assert len(passes) == 2  # the prompt and the negative prompt, nothing for the concept
+    assert len(passes) == 2  # the prompt and the negative prompt, but not the concept
     assert steerer.concept(pipe, CONCEPT) is concept
-    learned = steerer.concept(pipe, CONCEPT, concept.learned)  # another source, another concept
+    learned = steerer.concept(pipe, CONCEPT, concept.learned)  # learned from other prompts, so another concept
     assert learned.learned is concept.learned
     assert steerer.concept(pipe, CONCEPT) is concept
 
@@ -176,20 +176,20 @@ def test_half_precision_stays_and_the_sae_computes_in_float32(pipe, steerer):
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), "strong", True, None])
-def test_a_strength_that_is_no_number_is_refused(pipe, steerer, strength):
+def test_a_strength_that_is_not_a_finite_number_is_refused(pipe, steerer, strength):
     with pytest.raises(InputError, match="finite number"):
         steerer.attach(pipe, {CONCEPT: strength})
     assert type(pipe) is StableDiffusionPipeline
 
 
-def test_numbers_of_numpy_are_numbers(pipe, steerer, plain):
+def test_numbers_of_numpy_are_accepted(pipe, steerer, plain):
     latent = int(steerer.sae.codes(steerer_rows(pipe, steerer))[0].amax(0).argmax())
     with steerer.attach(pipe, {latent: -0.5}):
-        wanted = pictures(pipe)
+        wanted = images(pipe)
     with steerer.attach(pipe, {np.int64(latent): np.float32(-0.5)}) as attached:
-        np.testing.assert_array_equal(pictures(pipe), wanted)
+        np.testing.assert_array_equal(images(pipe), wanted)
         attached.set_strength(latent, np.float64(0))
-        np.testing.assert_array_equal(pictures(pipe), plain)
+        np.testing.assert_array_equal(images(pipe), plain)
 
 
 def steerer_rows(pipe, steerer) -> torch.Tensor:
@@ -199,14 +199,14 @@ def steerer_rows(pipe, steerer) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("concept", ["", " ", True, 3.5, None, (1, 2)])
-def test_what_is_no_concept_is_refused(pipe, steerer, concept):
+def test_a_key_that_is_not_a_concept_is_refused(pipe, steerer, concept):
     with pytest.raises(InputError, match=r"a concept is .* it must be a text, the number of a latent"):
         steerer.attach(pipe, {concept: -1.0})
 
 
-def test_other_arguments_that_do_not_fit_are_refused(pipe, steerer):
-    other = Learned(torch.tensor([1]), torch.zeros(pipe.tokenizer.model_max_length, 7), 0.0)
-    with pytest.raises(InputError, match="learned of 'flat' is of another SAE, with 7 latents"):
+def test_malformed_arguments_are_refused(pipe, steerer):
+    other = LearnedConcept(torch.tensor([1]), torch.zeros(pipe.tokenizer.model_max_length, 7), 0.0)
+    with pytest.raises(InputError, match=r"learned\['flat'\] has 7 latents; it must have 64"):
         steerer.attach(pipe, {"flat": -1.0}, learned={"flat": other})
     with pytest.raises(InputError, match="negative_branch is 'yes'"):
         steerer.attach(pipe, {"flat": -1.0}, negative_branch="yes")
@@ -224,13 +224,13 @@ def test_an_sae_for_another_model_is_refused(pipe, steerer):
         Steerer(elsewhere).attach(pipe, {CONCEPT: -1.0})
 
 
-def test_a_pipeline_of_another_name_is_refused_unless_one_knows_better(pipe, steerer, monkeypatch):
+def test_a_pipeline_of_another_name_is_refused_without_other_model(pipe, steerer, monkeypatch):
     there = dataclasses.replace(steerer.sae, metadata=steerer.sae.metadata | {"model_id": "owner/other"})
     with pytest.raises(InputError, match=r"trained on 'owner/other', this pipeline is .*other_model=True"):
         Steerer(there).attach(pipe, {CONCEPT: -1.0})
     with Steerer(there).attach(pipe, {CONCEPT: -1.0}, other_model=True):
         pass
-    # A copy of the model in another place, an id that has moved, the hub's cache.
+    # A local copy, an id with a new owner, the hub's cache.
     for name in ("/models/other", "new-owner/Other", "~/hub/models--owner--other/snapshots/0af3"):
         monkeypatch.setitem(pipe.config, "_name_or_path", name)
         monkeypatch.setattr(type(pipe), "name_or_path", name)
@@ -238,6 +238,6 @@ def test_a_pipeline_of_another_name_is_refused_unless_one_knows_better(pipe, ste
             pass
 
 
-def test_an_unknown_rule_names_the_known_ones(pipe, steerer):
+def test_an_unknown_rule_is_refused_with_the_allowed_ones(pipe, steerer):
     with pytest.raises(InputError, match="paper, contrast, gated, swap"):
         steerer.attach(pipe, {CONCEPT: -1.0}, rule="magic")

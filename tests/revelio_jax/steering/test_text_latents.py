@@ -15,7 +15,7 @@ def steerer(sae_folder) -> Steerer:
     return Steerer.from_pretrained(sae_folder)
 
 
-def test_rows_say_what_the_codes_say(pipe, steerer):
+def test_rows_agree_with_the_codes(pipe, steerer):
     rows = steerer.latents_for(pipe, TEXT, top=10)
     codes, empty = steerer.sae.codes(hidden_states(pipe, steerer.site, [TEXT, ""]))
     ids = pipe.tokenizer(TEXT, padding="max_length", max_length=len(codes)).input_ids
@@ -32,7 +32,7 @@ def test_rows_say_what_the_codes_say(pipe, steerer):
     assert more == pytest.approx(beyond.topk(len(rows)).values.tolist())
 
 
-def test_a_latent_that_every_prompt_uses_comes_after(pipe, steerer):
+def test_latents_of_the_empty_prompt_are_left_out(pipe, steerer):
     assert steerer.latents_for(pipe, "", top=5) == []
     more = steerer.latents_for(pipe, TEXT, top=1000)
     assert {row["latent"] for row in steerer.latents_for(pipe, TEXT, top=3)} <= {r["latent"] for r in more}
@@ -41,6 +41,6 @@ def test_a_latent_that_every_prompt_uses_comes_after(pipe, steerer):
 
 
 @pytest.mark.parametrize("top", [0, -1, 2.5, True])
-def test_a_count_that_is_none_is_refused(pipe, steerer, top):
-    with pytest.raises(InputError, match="count of latents"):
+def test_a_top_that_is_not_a_positive_integer_is_refused(pipe, steerer, top):
+    with pytest.raises(InputError, match="positive whole number of latents"):
         steerer.latents_for(pipe, TEXT, top=top)

@@ -29,7 +29,7 @@ def test_saved_vectors_steer_as_the_sae_does(tiny, make_steerer, run, tmp_path, 
         assert torch.equal(run(pipe), wanted)
         attached.set_strength(file, 0.0)
         assert torch.equal(run(pipe), plain)
-    with steerer.attach(pipe, {str(file): -1.0}):  # beside other concepts
+    with steerer.attach(pipe, {str(file): -1.0}):  # as one of several concepts
         assert torch.equal(run(pipe), wanted)
     with attach_vectors(pipe, load_concept(file), -1.0):
         assert torch.equal(run(pipe), wanted)
@@ -37,12 +37,12 @@ def test_saved_vectors_steer_as_the_sae_does(tiny, make_steerer, run, tmp_path, 
     assert (wanted != plain).any()
 
 
-def test_the_pooled_vector_is_saved_too(tiny, make_steerer, run, tmp_path):
+def test_the_pooled_vector_is_saved(tiny, make_steerer, run, tmp_path):
     pipe = tiny("flux")
     steerer = make_steerer(pipe, "t5.block.1")
     concept = steerer.vectors(pipe, "red apple")
     save_concept(tmp_path / "a.safetensors", concept)
-    (tmp_path / "another").touch()  # others may read it as they may any file
+    (tmp_path / "another").touch()  # other users can read it like any other file
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "another").stat().st_mode
     with steerer.attach(pipe, {"red apple": -1.0}, rule="contrast", pooled=True):
         wanted = run(pipe)
@@ -54,7 +54,7 @@ def test_the_pooled_vector_is_saved_too(tiny, make_steerer, run, tmp_path):
         attach_vectors(pipe, dataclasses.replace(concept, pooled=None), -1.0, pooled=True)
 
 
-def test_a_difference_of_means_is_what_its_name_says(tiny):
+def test_a_difference_of_means_subtracts_means(tiny):
     pipe = tiny("sd")
     having, lacking = ["red apple", "flat red apple"], ["cat"]
     concept = difference_of_means(pipe, "clip.layer.1", having, lacking, "red apple")
@@ -63,7 +63,7 @@ def test_a_difference_of_means_is_what_its_name_says(tiny):
     assert concept.family == "sd"
 
 
-def test_one_vector_for_every_position_of_a_denoiser(tiny, run):
+def test_one_vector_steers_every_position_of_a_denoiser(tiny, run):
     pipe = tiny("sd")
     directions = {"unet.mid_block": torch.ones(1, 16), "unet.up_blocks.1": torch.ones(1, 8)}
     plain = run(pipe)
@@ -91,7 +91,7 @@ def test_vectors_that_do_not_fit_are_refused(tiny, make_steerer, run, tmp_path):
     assert type(pipe).__name__ == "StableDiffusionPipeline"
 
 
-def test_a_file_that_holds_no_concept_is_refused(tmp_path):
+def test_a_file_without_a_concept_is_refused(tmp_path):
     file = tmp_path / "a.safetensors"
     with pytest.raises(InputError, match="cannot be read"):
         load_concept(file)
@@ -99,7 +99,7 @@ def test_a_file_that_holds_no_concept_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         load_concept(file)
     save_file({"clip.layer.1": torch.ones(2, 3)}, file)
-    with pytest.raises(InputError, match="save_concept makes one"):
+    with pytest.raises(InputError, match="not a file of"):
         load_concept(file)
     save_concept(file, Concept("a", {"clip.layer.1": torch.full((2, 3), torch.nan)}))
     with pytest.raises(InputError, match="finite"):

@@ -1,18 +1,18 @@
-"""What steering is limited to: positions of the prompt, steps, a part of the picture."""
+"""Limits of steering: positions of the prompt, timesteps, an area of the image."""
 
 import pytest
 import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
-from revelio_jax.steering import Clamp
-from revelio_jax.steering.session import session
+from revelio_jax.steering import Clamp, Where
+from revelio_jax.steering.session import state_of
 
 CONCEPT = "red apple"
 
 
 def outputs(pipe, site: str, call) -> list[torch.Tensor]:
-    """What comes out of a site, after steering, in every pass that ``call`` makes."""
+    """Return the activations of a hook point, after steering, in every pass of ``call``."""
     hooked, found = hook_points.resolve(pipe, site), []
     handle = hooked.module.register_forward_hook(lambda m, a, output: found.append(hooked.read(output).clone()))
     with torch.no_grad():
@@ -23,14 +23,14 @@ def outputs(pipe, site: str, call) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("family", "site", "tokens", "content"),
-    [  # CLIP has a BOS before the prompt; T5 has none
+    [  # CLIP puts a BOS before the prompt, T5 does not
         ("sd", "clip.layer.1", slice(0, 6), slice(1, 5)),
         ("sdxl", "clip_l.layer.1+clip_g.layer.1", slice(0, 6), slice(1, 5)),
         ("flux", "t5.block.1", slice(0, 5), slice(0, 4)),
     ],
 )
 @pytest.mark.parametrize("rule", ["paper", "swap"])
-def test_positions_that_are_steered(tiny, make_steerer, rule, family, site, tokens, content):
+def test_only_the_selected_positions_change(tiny, make_steerer, rule, family, site, tokens, content):
     pipe = tiny(family)
     steerer = make_steerer(pipe, site)
     names = site.split("+")
@@ -54,7 +54,7 @@ def test_positions_that_are_steered(tiny, make_steerer, rule, family, site, toke
     plain = passes()
     sign = 1.0
     if all(torch.equal(a, b) for a, b in zip(passes(positions="all"), plain, strict=True)):
-        sign = -1.0  # swap takes the prompt for one that holds the concept
+        sign = -1.0  # swap detects the concept in the prompt
     length = len(plain[0])
     everywhere = passes(positions="all")
     mask = torch.zeros(length, dtype=torch.bool)
@@ -65,10 +65,10 @@ def test_positions_that_are_steered(tiny, make_steerer, rule, family, site, toke
             outside[kept] = False
             assert torch.equal(after[outside], before[outside])
             torch.testing.assert_close(after[kept], whole[kept])
-            assert (after[kept] != before[kept]).any()  # swap leaves BOS, which is the same in all
+            assert (after[kept] != before[kept]).any()  # swap does not change BOS, which is equal in all prompts
 
 
-def test_a_mask_of_another_length_is_refused(tiny, make_steerer, run):
+def test_a_positions_mask_of_another_length_is_refused(tiny, make_steerer, run):
     pipe = tiny("sd")
     mask = torch.ones(5, dtype=torch.bool)
     attached = make_steerer(pipe, "clip.layer.1").attach(pipe, {CONCEPT: 1.0}, positions=mask)
@@ -85,18 +85,18 @@ DENOISERS = {
 
 
 @pytest.mark.parametrize("family", DENOISERS)
-def test_steps_and_ramp_go_by_the_timestep(tiny, make_steerer, run, family):
+def test_steps_and_ramp_follow_the_timestep(tiny, make_steerer, run, family):
     pipe, site = tiny(family), DENOISERS[family]
     steerer = make_steerer(pipe, site)
     timesteps: list[float] = []
 
     def factors(steps, ramp):
-        """The weight of each pass, as the hook reads it."""
+        """Return the weight of each pass, as the hook reads it."""
         found: list[float] = []
         with steerer.attach(pipe, {3: Clamp(1.0)}, steps=steps, ramp=ramp):
-            point = session(pipe).points[site]
+            hook = state_of(pipe).hooks[site]
             handle = hook_points.resolve(pipe, site).module.register_forward_hook(
-                lambda m, a, out: found.append(float(point.active[0].weights[0]) if point.active else 0.0)
+                lambda m, a, out: found.append(float(hook.active[0].weights[0]) if hook.active else 0.0)
             )
             run(pipe, steps=5, guided=False)
             handle.remove()
@@ -111,19 +111,19 @@ def test_steps_and_ramp_go_by_the_timestep(tiny, make_steerer, run, family):
     handle = denoiser.register_forward_pre_hook(note, with_kwargs=True)
     run(pipe, steps=5, guided=False)
     handle.remove()
-    told = [t * (1000 if family == "flux" else 1) for t in timesteps]
-    assert len(told) == 5
-    assert told == sorted(told, reverse=True)
+    timesteps = [t * (1000 if family == "flux" else 1) for t in timesteps]
+    assert len(timesteps) == 5
+    assert timesteps == sorted(timesteps, reverse=True)
     assert factors(None, (1.0, 1.0)) == [1.0] * 5
-    first, last = told[1] + 1, told[3] - 1
+    first, last = timesteps[1] + 1, timesteps[3] - 1
     got = factors((first, last), (0.5, 2.0))
-    wanted = [0.0 if not last <= t <= first else 0.5 + 1.5 * (first - t) / (first - last) for t in told]
+    wanted = [0.0 if not last <= t <= first else 0.5 + 1.5 * (first - t) / (first - last) for t in timesteps]
     assert got == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", DENOISERS)
-def test_a_mask_is_a_brush_on_the_picture(tiny, make_steerer, run, family):
-    """The left half is painted: on a picture that is as wide as two of it is high, in each family's grid."""
+def test_a_mask_limits_steering_to_an_area_of_the_image(tiny, make_steerer, run, family):
+    """The mask covers the left half of an image that is twice as wide as high, in each family's grid."""
     pipe, site = tiny(family), DENOISERS[family]
     steerer = make_steerer(pipe, site)
     mask = torch.zeros(32, 32)
@@ -153,17 +153,30 @@ def test_a_mask_is_a_brush_on_the_picture(tiny, make_steerer, run, family):
     torch.testing.assert_close(half - plain, (whole - plain) / 2, atol=1e-5, rtol=1e-4)
 
 
+def test_where_and_its_fields_as_keywords_steer_alike(tiny, make_steerer, run):
+    pipe, site = tiny("sd"), DENOISERS["sd"]
+    steerer = make_steerer(pipe, site)
+    with steerer.attach(pipe, {3: Clamp(5.0)}, steps=(1000, 400), ramp=(0.5, 2.0)):
+        by_keywords = run(pipe, steps=3)
+    with steerer.attach(pipe, {3: Clamp(5.0)}, where=Where(steps=(1000, 400), ramp=(0.5, 2.0))):
+        assert torch.equal(run(pipe, steps=3), by_keywords)
+    with steerer.attach(pipe, {3: Clamp(5.0)}, where=Where(steps=(1000, 400)), ramp=(0.5, 2.0)):
+        assert torch.equal(run(pipe, steps=3), by_keywords)
+    with pytest.raises(TypeError, match="step"):
+        steerer.attach(pipe, {3: Clamp(5.0)}, step=(1000, 400))
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"mask": torch.full((2, 2), 2.0)}, "0 .. 1"),
         ({"mask": torch.zeros(4)}, "height, width"),
-        ({"steps": (0, 1000)}, "timesteps that fall"),
-        ({"positions": "content"}, "does not see tokens"),
+        ({"steps": (0, 1000)}, "falling timesteps"),
+        ({"positions": "content"}, "is not in a text encoder"),
         ({"pooled": True}, "no pooled vector"),
     ],
 )
-def test_a_limit_that_has_no_meaning_is_refused(tiny, make_steerer, options, says):
+def test_a_limit_without_effect_at_the_hook_point_is_refused(tiny, make_steerer, options, says):
     pipe = tiny("flux")
     with pytest.raises(InputError, match=says):
         make_steerer(pipe, "flux.double.0.image").attach(pipe, {3: 1.0}, **options)

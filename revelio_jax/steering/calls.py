@@ -1,0 +1,161 @@
+"""What a call of a steered pipeline does: its arguments, and its prompts encoded branch by branch.
+
+The text encoders run once for the conditional and once for the unconditional branch. Each branch is encoded by itself,
+so the branch is known without counting passes.
+"""
+
+import contextlib
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterator
+
+import torch
+
+from revelio_jax.errors import InputError
+from revelio_jax.pipelines import guidance
+from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
+from revelio_jax.steering.attachment import Attachment
+from revelio_jax.steering.state import Call, SteeringState
+
+Arguments = dict[str, typing.Any]
+Encoded = tuple[typing.Any, ...]
+"""The result of a pipeline's ``encode_prompt``."""
+
+
+@contextlib.contextmanager
+def steered_call(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arguments) -> Iterator[Arguments]:
+    """Yield the arguments for the pipeline's own ``__call__``; in the block its denoiser is steered.
+
+    Raises InputError if a text encoder is steered but the prompt comes as embeddings.
+    """
+    bound = inspect.signature(state.pipeline_class.__call__).bind(state.pipe, *args, **kwargs)
+    arguments = dict(list(bound.arguments.items())[1:])
+    arguments |= arguments.pop("kwargs", {})
+    if state.steers_text:
+        _refuse_embeddings(arguments)
+        arguments |= _encode_negative_prompt(state, arguments)
+    bound.apply_defaults()
+    outer_call = state.call  # if this call is made inside of another one
+    try:
+        with guidance.named_branches(state.family.denoiser_of(state.pipe)) as named_branches:
+            state.call = Call(bound.arguments | arguments, named_branches)
+            yield arguments
+    finally:
+        state.call = outer_call
+        state.rest()
+
+
+def encode_prompt(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arguments) -> Encoded:
+    """Return the result of the pipeline's own ``encode_prompt`` with each branch steered.
+
+    Raises InputError if the prompt comes as embeddings.
+    """
+    original = functools.partial(state.pipeline_class.encode_prompt, state.pipe)
+    bound = inspect.signature(original).bind(*args, **kwargs)
+    bound.apply_defaults()
+    arguments = bound.arguments
+
+    def encode() -> Encoded:
+        return original(*bound.args, **bound.kwargs)
+
+    if not state.steers_text or _is_encoded(state, arguments):
+        return encode()
+    if state.call is None:
+        _refuse_embeddings(arguments)
+    if state.family.encodes_branches_apart:
+        return _encode_branch(state, state.encoded_branch or CONDITIONAL, encode)
+    guided = arguments["do_classifier_free_guidance"]
+    arguments["do_classifier_free_guidance"] = False
+    positive = _encode_branch(state, CONDITIONAL, encode)
+    if not guided:
+        return positive
+    # Given the embeddings of the prompt, the pipeline encodes only the negative prompt.
+    arguments["do_classifier_free_guidance"] = True
+    arguments |= state.family.encoded_prompt(positive, arguments["num_images_per_prompt"])
+    has_zeros = state.family.has_zero_negative(state.pipe, arguments)  # which no text encoder computes
+    negative = encode() if has_zeros else _encode_branch(state, UNCONDITIONAL, encode)
+    # The results alternate: prompt, negative prompt, pooled prompt, pooled negative prompt.
+    return tuple(p if i % 2 == 0 else n for i, (p, n) in enumerate(zip(positive, negative, strict=True)))
+
+
+def _encode_branch(state: SteeringState, branch: str, encode: Callable[[], Encoded]) -> Encoded:
+    """Return the result of ``encode`` with the text encoders steered as on ``branch``."""
+    attachments = [attachment for attachment in state.attachments if attachment.weights(branch)]
+    plain = None
+    if any(attachment.is_joint or attachment.leaves_pooled for attachment in attachments):
+        plain = _encode_plain(state, branch, [attachment for attachment in attachments if attachment.is_joint], encode)
+    outer_branch, state.encoded_branch = state.encoded_branch, branch
+    try:
+        encoded = encode()
+    finally:
+        state.encoded_branch = outer_branch
+        state.rest()
+        for attachment in attachments:
+            attachment.forget_shares()
+    vector = state.family.pooled
+    if vector is None or not attachments:
+        return encoded
+    place = vector.conditional if branch == CONDITIONAL else vector.unconditional
+    leaves_pooled = any(attachment.leaves_pooled for attachment in attachments)
+    pooled = plain[place] if plain and leaves_pooled else encoded[place]
+    for attachment in attachments:
+        pooled = attachment.steer_pooled(pooled, branch)
+    return (*encoded[:place], pooled, *encoded[place + 1 :])
+
+
+def _encode_plain(state: SteeringState, branch: str, joint: list[Attachment], encode: Callable[[], Encoded]) -> Encoded:
+    """Return the result of ``encode`` without steering, and compute the shares of joined hook points from it."""
+    hooks = {part.point.name: state.hooks[part.point.name] for attachment in joint for part in attachment.parts}
+    for hook in hooks.values():
+        hook.recorded = []
+    outer_branch, state.encoded_branch = state.encoded_branch, None
+    try:
+        # Eagerly: compiled code must not append to lists.
+        with torch.compiler.set_stance("force_eager"):
+            plain = encode()
+        for attachment in joint:
+            recorded = [hooks[part.point.name].recorded for part in attachment.parts]
+            if all(recorded):  # a pipeline that uses zeros for an empty negative prompt runs no encoder
+                attachment.compute_shares([passes[-1] for passes in recorded if passes], branch)
+    finally:
+        state.encoded_branch = outer_branch
+        for hook in hooks.values():
+            hook.recorded = None
+    return plain
+
+
+@torch.no_grad()
+def _encode_negative_prompt(state: SteeringState, arguments: Arguments) -> Arguments:
+    """Return the negative prompt as embeddings, if the pipeline encodes it by a call of its own; otherwise {}.
+
+    The pipeline would call the same method as for the prompt, so the negative prompt is encoded here, as unconditional.
+    """
+    call = state.family.negative_prompt_call(arguments)
+    if call is None:
+        return {}
+    state.encoded_branch = UNCONDITIONAL
+    try:
+        embeddings, pooled, _ = state.pipe.encode_prompt(**call, device=state.pipe._execution_device)
+    finally:
+        state.encoded_branch = None
+    encoded = {"negative_prompt_embeds": embeddings, "negative_pooled_prompt_embeds": pooled}
+    return dict.fromkeys(("negative_prompt", "negative_prompt_2")) | encoded
+
+
+def _is_encoded(state: SteeringState, arguments: Arguments) -> bool:
+    """Return whether the prompt is the negative prompt that :func:`steered_call` has encoded."""
+    return (
+        state.call is not None
+        and state.family.encodes_branches_apart
+        and arguments["prompt_embeds"] is not None
+    )
+
+
+def _refuse_embeddings(arguments: Arguments) -> None:
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        if arguments.get(name) is not None:
+            raise InputError(
+                f"{name} cannot be steered: the text encoder does not run for embeddings. Pass the prompt as text, or "
+                "call pipe.encode_prompt inside the block and the pipeline after it"
+            )

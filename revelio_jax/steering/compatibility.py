@@ -1,0 +1,52 @@
+"""Whether an SAE belongs to a pipeline: family, width, name of the model."""
+
+import pathlib
+import typing
+
+from revelio_jax.errors import InputError
+from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.families import family_of
+from revelio_jax.steering.sae import Sae
+
+
+def hook_points_of(sae: Sae, pipe: typing.Any) -> tuple[hook_points.HookPoint, ...]:
+    """Return the hook points of ``pipe`` that the SAE was trained on; several share one SAE if joined by +.
+
+    Raises InputError if the SAE belongs to another family, or has another width.
+    """
+    trained_on, family = sae.metadata.get("model_id", ""), sae.metadata.get("family")
+    if family and family != family_of(pipe).name:
+        raise InputError(
+            f"the SAE is for another model: it was trained on {trained_on!r}, of the family {family}; this pipeline is "
+            f"of the family {family_of(pipe).name}"
+        )
+    site = sae.metadata["site"]
+    points = hook_points.resolve_joined(pipe, site)
+    width = sum(point.d for point in points)
+    if width != sae.d:
+        raise InputError(
+            f"the SAE is for another model: its width is {sae.d}, but {site} of this pipeline has width {width}; it "
+            f"was trained on {trained_on!r}"
+        )
+    return points
+
+
+def check_model_name(sae: Sae, pipe: typing.Any) -> None:
+    """Raise InputError if the pipeline and the model that the SAE was trained on have different names."""
+    trained_on, name = sae.metadata.get("model_id", ""), pipe.name_or_path or ""
+    if trained_on and name and not same_model(trained_on, name):
+        raise InputError(
+            f"the SAE is for another model: it was trained on {trained_on!r}, this pipeline is {name!r}; if it is the "
+            "same model or derived from it, pass other_model=True"
+        )
+
+
+def same_model(first: str, second: str) -> bool:
+    """Return whether two hub ids or folders name the same model, ignoring the owner and the parent folders."""
+    return _model_name(first) == _model_name(second)
+
+
+def _model_name(model: str) -> str:
+    parts = pathlib.PurePath(model).parts
+    cached = [part for part in parts if part.startswith("models--")]  # the hub's cache: models--OWNER--NAME
+    return (cached[-1].split("--")[-1] if cached else parts[-1] if parts else "").lower()

@@ -1,0 +1,50 @@
+"""Texts as latents of one SAE, each encoded once."""
+
+import typing
+import weakref
+
+import torch
+
+from revelio_jax.pipelines import hook_points
+from revelio_jax.steering.compatibility import hook_points_of
+from revelio_jax.steering.concept import EncodedConcept, encode_concept
+from revelio_jax.steering.learned_concepts import LearnedConcept
+from revelio_jax.steering.sae import Sae
+from revelio_jax.steering.sampled_concepts import CallArguments, encode_sampled
+
+
+class ConceptEncoder:
+    """Encodes concepts as latents of ``sae`` and keeps them as long as the text encoder or denoiser exists."""
+
+    def __init__(self, sae: Sae):
+        self.sae = sae
+        self._encoded: weakref.WeakKeyDictionary[
+            torch.nn.Module, dict[tuple[typing.Any, ...], tuple[LearnedConcept | None, EncodedConcept]]
+        ] = weakref.WeakKeyDictionary()
+
+    def sae_on(self, device: torch.device | None) -> Sae:
+        """Return the SAE on a device, where it stays; None leaves it where it is."""
+        if device is not None and self.sae.W_dec_FD.device != device:
+            self.sae = self.sae.to(device)
+        return self.sae
+
+    def encode(
+        self,
+        pipe: typing.Any,
+        text: str,
+        learned: LearnedConcept | None = None,
+        tokens: int | None = None,
+        sampling: CallArguments | None = None,
+    ) -> EncodedConcept:
+        """Return the concept in latents; see :meth:`Steerer.concept`."""
+        point = hook_points_of(self.sae, pipe)[0]
+        site, in_denoiser = self.sae.metadata["site"], hook_points.is_denoiser_site(point.name)
+        encoded = self._encoded.setdefault(getattr(pipe, point.component), {})
+        key = text, repr(sampling) if in_denoiser else tokens, learned is None
+        if key not in encoded or (learned and encoded[key][0] is not learned):
+            if in_denoiser:
+                concept = encode_sampled(pipe, site, self.sae_on, text, learned, sampling, self.sae.reads_difference)
+            else:
+                concept = encode_concept(pipe, site, self.sae_on, text, learned, tokens)
+            encoded[key] = learned, concept
+        return encoded[key][1]

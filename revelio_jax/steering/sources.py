@@ -1,0 +1,67 @@
+"""What a concept is made from: see :class:`revelio_jax.steering.attachment.ConceptSource`.
+
+A source makes the change of a concept again for another device, prompt length or strength.
+"""
+
+import dataclasses
+import typing
+
+import torch
+
+from revelio_jax.steering.encoder import ConceptEncoder
+from revelio_jax.steering.learned_concepts import LearnedConcept
+from revelio_jax.steering.pooled import Pooled, pooled_of
+from revelio_jax.steering.rules import Change, Scale, Set, change_of
+from revelio_jax.steering.sampled_concepts import CallArguments
+from revelio_jax.steering.strengths import Clamp, Strength
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSource:
+    """A text, encoded as latents of an SAE, that changes activations by a rule."""
+
+    encoder: ConceptEncoder
+    pipe: typing.Any
+    text: str
+    rule: str
+    learned: LearnedConcept | None
+    sampling: CallArguments | None
+
+    def change(self, strength: Strength, device: torch.device | None, tokens: int | None) -> Change:
+        concept = self.encoder.encode(self.pipe, self.text, self.learned, tokens, self.sampling)
+        concept = concept if device is None else concept.to(device)
+        return change_of(self.rule, self.encoder.sae_on(concept.codes.device), concept)
+
+    def pooled(self) -> Pooled | None:
+        return pooled_of(self.pipe, self.text)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSource:
+    """One latent of an SAE, which is scaled by 1 + strength or set to the value of a Clamp."""
+
+    encoder: ConceptEncoder
+    latent: int
+
+    def change(self, strength: Strength, device: torch.device | None, tokens: int | None) -> Change:
+        sae = self.encoder.sae_on(device)
+        if isinstance(strength, Clamp):
+            return Set(sae, self.latent, strength.value)
+        return Scale(sae, torch.tensor([self.latent], device=sae.W_dec_FD.device))
+
+    def pooled(self) -> Pooled | None:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class ChangeSource:
+    """A function of the activations, the same for every device and prompt length."""
+
+    function: Change
+    pooled_vector: Pooled | None = None
+
+    def change(self, strength: Strength, device: torch.device | None, tokens: int | None) -> Change:
+        return self.function
+
+    def pooled(self) -> Pooled | None:
+        return self.pooled_vector

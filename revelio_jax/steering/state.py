@@ -1,0 +1,53 @@
+"""The state of one steered pipeline: who is attached, and which call runs."""
+
+import dataclasses
+import typing
+from collections.abc import Callable
+
+from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.families import Family
+from revelio_jax.steering.attachment import Attachment
+from revelio_jax.steering.steering_hook import SteeringHook
+
+
+@dataclasses.dataclass
+class Call:
+    """A call of the pipeline that is in progress.
+
+    ``arguments`` include the defaults. The last item of ``named_branches`` is the branch of guidance that the pipeline
+    names for the current pass of its denoiser, None if it names none. ``image_grid`` is the height and width of the
+    image in positions of the denoiser, once a mask needs it.
+    """
+
+    arguments: dict[str, typing.Any]
+    named_branches: list[str | None]
+    image_grid: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class SteeringState:
+    """The attachments and hooks of one pipeline, and the call that is in progress.
+
+    ``pipeline_class`` is the class of ``pipe`` while nothing is attached. ``hooks`` are by the name of their hook
+    point; ``unwatch`` stops watching the passes of a component. ``encoded_branch`` is the branch of guidance whose
+    prompt the text encoders encode, None outside of ``encode_prompt``.
+    """
+
+    pipe: typing.Any
+    pipeline_class: type
+    family: Family
+    attachments: list[Attachment] = dataclasses.field(default_factory=list)
+    hooks: dict[str, SteeringHook] = dataclasses.field(default_factory=dict)
+    unwatch: dict[str, Callable[[], None]] = dataclasses.field(default_factory=dict)
+    encoded_branch: str | None = None
+    call: Call | None = None
+
+    @property
+    def steers_text(self) -> bool:
+        """Whether a text encoder is steered."""
+        return any(not hook_points.is_denoiser_site(name) for name in self.hooks)
+
+    def rest(self) -> None:
+        """Make all hooks inactive."""
+        for hook in self.hooks.values():
+            hook.active = ()
