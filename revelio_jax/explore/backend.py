@@ -18,6 +18,7 @@ from revelio_jax.errors import InputError
 from revelio_jax.explore.activations import ActiveLatents, fired, grid_of
 from revelio_jax.explore.requests import SamplingRequest, SteeringRequest, mask_of
 from revelio_jax.pipelines import denoiser, hook_points, loading, recorder, tokens
+from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.loading import PipelineSource
 from revelio_jax.pipelines.sampling import arguments, sample
 from revelio_jax.pipelines.whole import load_pipeline

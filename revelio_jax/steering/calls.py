@@ -145,11 +145,7 @@ def _encode_negative_prompt(state: SteeringState, arguments: Arguments) -> Argum
 
 def _is_encoded(state: SteeringState, arguments: Arguments) -> bool:
     """Return whether the prompt is the negative prompt that :func:`steered_call` has encoded."""
-    return (
-        state.call is not None
-        and state.family.encodes_branches_apart
-        and arguments["prompt_embeds"] is not None
-    )
+    return state.call is not None and state.family.encodes_branches_apart and arguments["prompt_embeds"] is not None
 
 
 def _refuse_embeddings(arguments: Arguments) -> None:

@@ -73,7 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             settings = json.loads(body)
             hub.repos.setdefault("user/" + settings["name"].removeprefix("user/"), {})
-            hub.private = settings.get("private", settings.get("visibility") == "private")  # the field depends on the version of the client
+            hub.private = settings.get("private", settings.get("visibility") == "private")  # by version
             return self._json({"url": f"{constants.ENDPOINT}/user/{settings['name']}"})
         kind, name, _ = self._parts(path.removeprefix("/api/models"))
         if kind == "preupload":
@@ -150,7 +150,9 @@ def put(hub, name: str, folder: pathlib.Path, prefix: str = "") -> None:
 
 def fetched(hub) -> set[str]:
     """Return the files whose content was requested."""
-    return {line.rpartition(f"/{COMMIT}/")[2] for line in hub.requests if line.startswith("GET") and "/resolve/" in line}
+    return {
+        line.rpartition(f"/{COMMIT}/")[2] for line in hub.requests if line.startswith("GET") and "/resolve/" in line
+    }
 
 
 def refused(*arguments, **options) -> str:
