@@ -136,7 +136,7 @@ class Attachment:
         self.set_device(device)
         self.set_tokens(activations[0].shape[1])
         x_BTD = torch.cat([x.to(device) for x in activations], dim=-1)
-        total = 0.0
+        total: typing.Any = 0.0
         for change, weight in zip(self.changes.values(), self.weights(branch), strict=True):
             total = total + change(x_BTD, weight)
         for part, share in zip(self.parts, total.split([point.d for point in self.points], -1), strict=True):
@@ -200,9 +200,10 @@ class HookPointPart:
     def change(self, x_BTD: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
         """Return the change of the activations; ``grid`` is the height and width of their positions."""
         if self.attachment.is_joint:
-            change = self.share.to(x_BTD.device)
+            share: typing.Any = self.share
+            change = share.to(x_BTD.device)
         else:
-            change = 0.0
+            change: typing.Any = 0.0
             for concept_change, weight in zip(self.changes, self.weights, strict=True):
                 change = change + concept_change(x_BTD, weight.to(x_BTD.device))
         if self.positions is not None:

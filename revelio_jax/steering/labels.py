@@ -9,7 +9,7 @@ LabeledPrompt = dict[str, str]
 """A prompt and its labels by column; an empty label means that the prompt does not determine it."""
 
 
-def read_labeled(file: str) -> list[LabeledPrompt]:
+def read_labeled(file: str | None) -> list[LabeledPrompt]:
     """Read prompts with their label columns. Raises InputError if the file is missing or malformed."""
     if not file:
         raise InputError("config.steer.prompts is not set; it must be a file of prompts with label columns")

@@ -12,7 +12,7 @@ import pathlib
 import random
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import tqdm
@@ -76,13 +76,16 @@ def find_latents(
 
 
 def _firing(
-    codes_of: typing.Callable, prompts: list[str], each_position: bool
+    codes_of: Callable[[list[str], Callable[[torch.Tensor], typing.Any]], None], prompts: list[str], each_position: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the share of prompts on which each latent fires [F], its mean peak [F] and the mean code [T, F].
 
     With ``each_position`` these are over positions instead of prompts, and the code is [1, F].
     """
-    fired, peaks, codes_TF, count = 0, 0, 0, 0
+    fired: typing.Any = 0
+    peaks: typing.Any = 0
+    codes_TF: typing.Any = 0
+    count = 0
 
     def add(codes_BTF: torch.Tensor) -> None:
         nonlocal fired, peaks, codes_TF, count
@@ -101,7 +104,7 @@ def _for_codes(
     site: str,
     sae: Sae,
     prompts: list[str],
-    on_codes: typing.Callable[[torch.Tensor], typing.Any],
+    on_codes: Callable[[torch.Tensor], typing.Any],
     sampling: CallArguments | None,
 ) -> None:
     """Call ``on_codes`` with the codes [B, T, F] of all prompts; in a denoiser with the codes of each step."""
@@ -132,7 +135,9 @@ def few(prompts: list[str], most: int) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command with its arguments. Raises InputError on a wrong argument or file."""
-    config, flags = parse(["revelio_jax.steering.latents", *argv], __doc__, **FLAGS)
+    config, flags = parse(["revelio_jax.steering.latents", *argv], __doc__ or "", **FLAGS)
+    if not config.run:
+        raise InputError("config.run is not set; it must be the folder of a run, for example runs/mini_sd")
     try:
         ratio = float(flags["ratio"])
     except ValueError:
@@ -141,11 +146,12 @@ def main(argv: Sequence[str]) -> None:
     column, value = parse_concept(flags["concept"], labeled)
     steerer = Steerer.from_pretrained(pathlib.Path(config.run, "export"))
     pipe = load_pipeline(config.model)
-    sides = split(labeled, column, value)
-    sampling = None
+    with_concept, without = split(labeled, column, value)
+    sae, sampling = steerer.placed(pipe), None
     if hook_points.is_denoiser_site(steerer.site):
-        sides, sampling = [few(side, flags["images"]) for side in sides], call_settings(pipe, config.steer)
-    learned, rows = find_latents(pipe, steerer.site, steerer.placed(pipe), *sides, ratio, flags["most"], sampling)
+        with_concept, without = few(with_concept, flags["images"]), few(without, flags["images"])
+        sampling = call_settings(pipe, config.steer)
+    learned, rows = find_latents(pipe, steerer.site, sae, with_concept, without, ratio, flags["most"], sampling)
     folder = pathlib.Path(config.run, "steering")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{file_name(value)}.safetensors"

@@ -62,7 +62,7 @@ def load_learned(file: pathlib.Path) -> tuple[str, LearnedConcept]:
     n = tensors["difference"].shape[1]
     if not ((tensors["latents"] >= 0) & (tensors["latents"] < n)).all():
         raise InputError(f"{file}: latents are out of range: difference has latents 0-{n - 1}")
-    return metadata["text"], LearnedConcept(**tensors | {"threshold": float(tensors["threshold"])})
+    return metadata["text"], LearnedConcept(tensors["latents"], tensors["difference"], float(tensors["threshold"]))
 
 
 def file_name(text: str) -> str:

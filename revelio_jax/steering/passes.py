@@ -67,7 +67,9 @@ def _steered_tokens(
     if positions == "all":
         return None
     component = part.point.component
-    mask = mask_BT.cpu().numpy() if is_masked(getattr(pipe, component)) else None
+    mask = None
+    if mask_BT is not None and is_masked(getattr(pipe, component)):
+        mask = mask_BT.cpu().numpy()
     kinds = tokens.kinds(ids_BT.cpu().numpy(), tokenizer_of(pipe, component), mask)
     kinds_BT1 = torch.from_numpy(kinds)[..., None]
     return torch.isin(kinds_BT1, torch.tensor(tokens.KEPT[positions], dtype=kinds_BT1.dtype))

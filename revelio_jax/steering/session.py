@@ -47,7 +47,7 @@ def attach(pipe: typing.Any, attachment: Attachment) -> Attachment:
             needs_recompiling = needs_recompiling or _is_compiled(model, point.module)
         state.hooks[point.name].add(part)
         if point.component not in state.unwatch:
-            before = torch.compiler.disable(functools.partial(before_pass, state, point.component))
+            before: typing.Any = torch.compiler.disable(functools.partial(before_pass, state, point.component))
             state.unwatch[point.component] = hook_points.before(model, before)
     if needs_recompiling:
         torch.compiler.reset()  # code that is compiled already does not contain the new hooks
@@ -88,7 +88,8 @@ def unsteered(pipe: typing.Any) -> Iterator[None]:
 
 def state_of(pipe: typing.Any) -> SteeringState | None:
     """Return the state of this pipeline object, None if nothing is attached; a copy of the object has none."""
-    state = vars(pipe).get(_STATE)
+    attributes: dict[str, typing.Any] = vars(pipe)
+    state: SteeringState | None = attributes.get(_STATE)
     return state if state is not None and state.pipe is pipe else None
 
 
@@ -104,13 +105,13 @@ def _refuse_twice(state: SteeringState, attachment: Attachment) -> None:
                 )
 
 
-def _pipeline_class(pipe: typing.Any) -> type:
+def _pipeline_class(pipe: typing.Any) -> typing.Any:
     """Return the class of a pipeline, without interception if it is a copy of a steered one."""
-    return getattr(type(pipe), "_intercepted_class", type(pipe))
+    return getattr(type(pipe), "_intercepted_class", pipe.__class__)
 
 
 @functools.cache
-def _intercepted(cls: type) -> type:
+def _intercepted(cls: typing.Any) -> typing.Any:
     """Return a subclass of ``cls`` with its name, whose calls go through the state of the pipeline."""
 
     class Intercepted(cls):
@@ -131,7 +132,7 @@ def _intercepted(cls: type) -> type:
                     return cls.encode_prompt(self, *args, **kwargs)
                 return calls.encode_prompt(state, args, kwargs)
 
-    Intercepted._intercepted_class = cls
+    setattr(Intercepted, "_intercepted_class", cls)  # noqa: B010
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
         setattr(Intercepted, name, getattr(cls, name))
     return Intercepted

@@ -34,11 +34,11 @@ class SteeringState:
     """
 
     pipe: typing.Any
-    pipeline_class: type
+    pipeline_class: typing.Any
     family: Family
-    attachments: list[Attachment] = dataclasses.field(default_factory=list)
-    hooks: dict[str, SteeringHook] = dataclasses.field(default_factory=dict)
-    unwatch: dict[str, Callable[[], None]] = dataclasses.field(default_factory=dict)
+    attachments: list[Attachment] = dataclasses.field(default_factory=list[Attachment])
+    hooks: dict[str, SteeringHook] = dataclasses.field(default_factory=dict[str, SteeringHook])
+    unwatch: dict[str, Callable[[], None]] = dataclasses.field(default_factory=dict[str, Callable[[], None]])
     encoded_branch: str | None = None
     call: Call | None = None
 

@@ -253,7 +253,7 @@ def _concepts(concepts: typing.Any) -> dict[ConceptKey, typing.Any]:
     if not isinstance(concepts, Mapping):
         raise InputError(f"concepts is {concepts!r}; it must map concepts to strengths, as {{'red': -1.0}}")
     checked: dict[ConceptKey, typing.Any] = {}
-    for key, strength in concepts.items():
+    for key, strength in typing.cast("Mapping[typing.Any, typing.Any]", concepts).items():
         if isinstance(key, numbers.Integral) and not isinstance(key, bool):
             key = int(key)
         elif not (isinstance(key, pathlib.Path | Concept) or (isinstance(key, str) and key.strip())):

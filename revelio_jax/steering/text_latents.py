@@ -35,7 +35,7 @@ def sampled_latents(concept: EncodedConcept, top: int = 20) -> list[dict[str, ty
     return [row | {"position": -1, "token": ""} for row in rows]
 
 
-def _excess(values_F: torch.Tensor, empty_F: torch.Tensor, top: int) -> list[dict[str, typing.Any]]:
+def _excess(values_F: torch.Tensor, empty_F: torch.Tensor, top: typing.Any) -> list[dict[str, typing.Any]]:
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise InputError(f"top is {top!r}; it must be a positive whole number of latents")
     excess_F = values_F - empty_F
