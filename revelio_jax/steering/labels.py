@@ -33,7 +33,7 @@ def parse_concept(concept: str, labeled: list[LabeledPrompt]) -> tuple[str, str]
     values = sorted({row[column] for row in labeled} - {""})
     if value not in values:
         shown = ", ".join(values[:8]) + (", ..." if len(values) > 8 else "")
-        raise InputError(f"--concept is {concept!r}; {column} must be one of {shown}")
+        raise InputError(f"--concept is {concept!r}; values of {column}: {shown}")
     return column, value
 
 

@@ -34,8 +34,8 @@ def check_strength(concept: Key, strength: typing.Any) -> Strength:
     return Clamp(float(number)) if isinstance(strength, Clamp) else float(number)
 
 
-def parse_strengths(text: str) -> list[float]:
-    """Parse comma-separated strengths, for example ``"-1,-0.5,0"``. Raises InputError if one is not finite."""
+def parse_strengths(text: str, name: str = "--strength") -> list[float]:
+    """Parse strengths such as ``"-1,-0.5,0"``. Raises InputError, with the ``name`` of the input, if one is not finite."""
     strengths: list[float] = []
     for part in text.split(","):
         try:
@@ -43,6 +43,6 @@ def parse_strengths(text: str) -> list[float]:
         except ValueError:
             strength = math.nan
         if not math.isfinite(strength):
-            raise InputError(f"--strength has {part.strip()!r}; it must be finite numbers, for example -1,-0.5,0")
+            raise InputError(f"{name} has {part.strip()!r}; it must be finite numbers, for example -1,-0.5,0")
         strengths.append(strength)
     return strengths

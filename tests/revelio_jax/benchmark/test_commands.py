@@ -32,7 +32,7 @@ def refused(monkeypatch, capsys, tmp_path, sae_folder):
 
 @pytest.mark.parametrize("strength", ["strong", "1,two", "nan", "1,,2", ""])
 def test_a_strength_that_is_no_number(refused, strength):
-    assert "allowed: finite numbers" in refused(steering.main, "--concept=flat", f"--strength={strength}")
+    assert "must be finite numbers" in refused(steering.main, "--concept=flat", f"--strength={strength}")
 
 
 def test_steering_without_a_concept_or_a_prompt(refused):
