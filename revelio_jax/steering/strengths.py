@@ -35,7 +35,7 @@ def check_strength(concept: Key, strength: typing.Any) -> Strength:
 
 
 def parse_strengths(text: str, name: str = "--strength") -> list[float]:
-    """Parse strengths such as ``"-1,-0.5,0"``. Raises InputError, with the ``name`` of the input, if one is not finite."""
+    """Parse strengths, for example ``"-1,-0.5,0"``. Raises InputError with ``name`` if one is not finite."""
     strengths: list[float] = []
     for part in text.split(","):
         try:
