@@ -1,1 +1,1 @@
-"""What every latent of an SAE means: what it fires on, where, how strongly, and beside which others."""
+"""The meaning of the latents of an SAE: top samples, label purity, neighbors, tags, probes and the report."""

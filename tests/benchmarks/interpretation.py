@@ -16,7 +16,7 @@ in turn, --rounds times; ``ratio`` is the median over rounds of the rate over th
 ``of_encoding`` over that of encoding, which on a CPU is the floor: there the encoder's product, 2 x width x
 latents operations a row, takes far longer than anything else. ``state`` is what is kept, in bytes.
 
---state LATENTSxK allocates the state of so many latents, with five timesteps and maps of 256 cells, feeds it
+--state LATENTSxK allocates the state of so many latents, with five timesteps and maps of 256 position_map, feeds it
 batches of random codes, and says what a pass over 100 million rows takes: memory, and the host's time.
 The store was just written, so it comes from the page cache wherever it fits.
 """
@@ -38,11 +38,10 @@ from safetensors.numpy import save_file
 
 from revelio_jax.config import Config, ExtractConfig, InterpretConfig
 from revelio_jax.errors import InputError, reported
-from revelio_jax.interpret.latents import command as interpret
-from revelio_jax.interpret.latents import layout, stream
-from revelio_jax.interpret.latents.collection import Collection
-from revelio_jax.interpret.latents.layout import Cells, Strata
-from revelio_jax.interpret.latents.neighbors import RowSample
+from revelio_jax.interpret.latents import layout, store_pass, stream
+from revelio_jax.interpret.latents.accumulator import LatentAccumulator
+from revelio_jax.interpret.latents.layout import PositionMap, Strata
+from revelio_jax.interpret.latents.neighbors import CoactivationRows
 from revelio_jax.sae_folder.card import cfg_json
 from revelio_jax.training import loader
 from revelio_jax.training.mixture import open_mixture
@@ -109,23 +108,23 @@ def measured(folder: pathlib.Path, d: int, latents: int, k: int, rows: int, roun
         run=str(folder / "run"),
         interpret=InterpretConfig(),
     )
-    store, site, sae = interpret.opened(config)
-    positions, timesteps = layout.survey(site)
-    strata = layout.make_strata("", store.table(), timesteps)
-    cells = layout.make_cells(site.name, store, positions, config.interpret.cells)
+    store, site, sae = store_pass.open_inputs(config)
+    positions, timesteps = layout.positions_and_timesteps(site)
+    strata = layout.make_strata(None, store.table(), timesteps)
+    position_map = layout.make_map(site.name, store, positions, config.interpret.cells)
     mixture = open_mixture([f"1:{folder / 'store'}"])
     # Buffers of the loader as large as usual, but where the store is smaller.
     loader_speed.BUFFER_CHUNKS = min(loader_speed.BUFFER_CHUNKS, len(site.chunks) // 2)
     order = loader.make_order(mixture, 0, loader_speed.BATCH, loader_speed.BUFFER_CHUNKS, 0.0, 1)
-    parts = list(itertools.islice(stream.whole_samples(interpret.encoded(config, site, sae)), 32))
+    parts = list(itertools.islice(stream.whole_samples(store_pass.encoded_rows(config, site, sae)), 32))
     state = []
 
     def encode():
-        for _ in interpret.encoded(config, site, sae):
+        for _ in store_pass.encoded_rows(config, site, sae):
             pass
 
     def all_of_it():
-        collection, _ = interpret.read(config, store, site, sae, strata, cells)
+        collection, _ = store_pass.accumulate(config, store, site, sae, strata, position_map)
         state[:] = [collection.nbytes]
 
     def read():
@@ -137,7 +136,7 @@ def measured(folder: pathlib.Path, d: int, latents: int, k: int, rows: int, roun
         "reading": lambda: rate(read, site.rows),
         "encoding": lambda: rate(encode, site.rows),
         "interpret": lambda: rate(all_of_it, site.rows),
-        "collecting": lambda: collecting(latents, strata, cells, parts),
+        "collecting": lambda: collecting(latents, strata, position_map, parts),
     }
     rates: dict[str, list[float]] = {name: [] for name in modes}
     for _ in range(rounds):
@@ -163,12 +162,14 @@ def rate(run: Callable[[], None], rows: int) -> float:
     return rows / (time.perf_counter() - started)
 
 
-def collecting(latents: int, strata: Strata, cells: Cells, parts: list[stream.CodeBatch], again: int = 4) -> float:
+def collecting(
+    latents: int, strata: Strata, position_map: PositionMap, parts: list[stream.CodeBatch], again: int = 4
+) -> float:
     """Rows a second of what the host does; parts come several times, as if they were of later samples."""
     count = sum(len(part.sample_N) for part in parts)
     later = int(parts[-1].sample_N[-1]) + 1
-    collection = Collection(latents, 20, 10, 1.0, cells, strata, np.arange(256))
-    sampled = RowSample(262_144, again * count)
+    collection = LatentAccumulator(latents, 20, 10, 1.0, position_map, strata, np.arange(256))
+    sampled = CoactivationRows(262_144, again * count)
     started = time.perf_counter()
     for turn in range(again):
         for part in parts:
@@ -193,12 +194,12 @@ def write_sae(folder: pathlib.Path, d: int, latents: int, k: int) -> None:
 def statement(latents: int, k: int, batches: int) -> dict:
     """Memory of the state, and the host's time for 100 million rows, from batches of random codes."""
     strata, positions, timesteps = 5, 256, np.arange(5, dtype=np.int32)
-    cells = Cells((16, 16), (16, 16), np.arange(positions, dtype=np.int32))
+    position_map = PositionMap((16, 16), (16, 16), np.arange(positions, dtype=np.int32))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     told_apart = Strata("timestep", tuple(map(str, timesteps)), timesteps=timesteps)
-    collection = Collection(latents, 20, 10, 1.0, cells, told_apart, np.arange(256))
+    collection = LatentAccumulator(latents, 20, 10, 1.0, position_map, told_apart, np.arange(256))
     rows = strata * positions * 3  # three samples a batch, 3,840 rows
-    sampled = RowSample(262_144, batches * rows)
+    sampled = CoactivationRows(262_144, batches * rows)
     random = np.random.default_rng(0)
     seconds = []
     for batch in range(batches):

@@ -1,15 +1,14 @@
-"""The latents that are interpreted: those of an exported SAE folder, or the neurons themselves. JAX.
+"""The latents to interpret: those of an SAE folder, or the neurons of a hook point. JAX.
 
-Latents are in the folder's units, so that they are those of steering:
+Values of latents are in the units of the SAE folder, as in steering:
 
     topk        the k largest of ReLU(W_enc (x - b_dec) + b_enc)
-    jumprelu    those of them that are above their threshold
+    jumprelu    the same values, where they exceed the threshold of the latent
     standard    all of them
-    neurons     ReLU(x - mean), with the mean of the store: what a coordinate has of its own. A latent is 0
-                or more, so a neuron, whose sign is its own, counts where it is above its mean; without the
-                mean those far from 0 would always fire, or never.
+    neurons     ReLU(x - mean), with the mean over the store. Without it, a neuron whose mean is far from 0 would
+                fire always or never.
 
-A latent fires where its value is above 0; what top-k selects with value 0 does not.
+A latent fires on a row if its value is above 0, so a latent that top-k selects with value 0 does not fire.
 """
 
 import dataclasses
@@ -31,18 +30,19 @@ from revelio_jax.sae_folder import reader
 from revelio_jax.store import SiteReader, Store
 
 NEURONS = "neurons"
-SLOTS = 64  # of a row at first, where the number of latents that fire has no bound; doubled as needed
+SLOTS = 64  # initial slots per row if any number of latents can fire; doubled as needed
 
-Codes = tuple[np.ndarray, np.ndarray]
-"""Values [B, K] float32, 0 where nothing fires, and indices [B, K] int32 of their latents."""
+SlotCodes = tuple[np.ndarray, np.ndarray]
+"""Values [B, K] float32, 0 in unused slots, and the latents of the slots [B, K] int32."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dictionary:
-    """F latents of rows of width d; arrays are float32.
+    """F latents on rows of width D; arrays are float32.
 
-    ``k`` fire at most on a row (topk), or, where it is None, those above ``threshold_F``. Neurons have no
-    matrices. ``sha256`` is of the file of weights, ``metadata`` that of cfg.json.
+    With ``k`` (topk) at most ``k`` latents fire on a row. If it is None, a latent fires above its threshold in
+    ``threshold_F``. Neurons have no matrices. ``sha256`` is the hash of the file of weights, ``metadata`` the
+    metadata of cfg.json.
     """
 
     architecture: str
@@ -62,12 +62,12 @@ class Dictionary:
 
     @property
     def gain(self) -> float:
-        """The median norm of the encoder's rows: how large values are, beside rows of norm 1."""
+        """Return the median norm of the encoder columns: the typical value of a latent on a row of norm 1."""
         return 1.0 if self.W_enc_DF is None else float(np.median(np.linalg.norm(self.W_enc_DF, axis=0)))
 
 
 def neurons(site: SiteReader) -> Dictionary:
-    """Every coordinate of a site as a latent."""
+    """Return a dictionary whose latents are the coordinates of the activations at a hook point."""
     return Dictionary(NEURONS, None, site.mean.astype(np.float32), np.zeros(site.d, np.float32))
 
 
@@ -96,41 +96,41 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def check(dictionary: Dictionary, store: Store, site: SiteReader) -> None:
-    """Raise InputError where an SAE is not of the store's site, width, model, or kind of value."""
-    said, model = dictionary.metadata, store.manifest.get("model", {})
-    if said.get("site") and said["site"] != site.name:
+    """Raise InputError if the hook point, width, model or value of an SAE differs from that of the store."""
+    metadata, model = dictionary.metadata, store.manifest.get("model", {})
+    if metadata.get("site") and metadata["site"] != site.name:
         raise InputError(
-            f"config.data.site is {site.name!r}, but the SAE {dictionary.folder} was trained on {said['site']!r}"
+            f"config.data.site is {site.name!r}, but the SAE {dictionary.folder} was trained on {metadata['site']!r}"
         )
     if len(dictionary.b_dec_D) != site.d:
         raise InputError(
             f"the SAE {dictionary.folder} has width {len(dictionary.b_dec_D)}, "
-            f"but {site.name} of store {store.location} has {site.d}"
+            f"but hook point {site.name} of store {store.location} has width {site.d}"
         )
-    facts = {
-        "family": (said.get("family"), model.get("family")),
-        "model": (said.get("model_id"), model.get("id")),
-        "revision": (said.get("revision"), model.get("revision")),
-        "value": (said.get("value"), store.manifest.get("extract", {}).get("value")),
+    compared = {
+        "family": (metadata.get("family"), model.get("family")),
+        "model": (metadata.get("model_id"), model.get("id")),
+        "revision": (metadata.get("revision"), model.get("revision")),
+        "value": (metadata.get("value"), store.manifest.get("extract", {}).get("value")),
     }
-    for name, (of_sae, of_store) in facts.items():
+    for name, (of_sae, of_store) in compared.items():
         if name == "model" and of_sae and of_store:
             of_sae, of_store = (str(pathlib.PurePath(text)) for text in (of_sae, of_store))
         if of_sae and of_store and of_sae != of_store:
             raise InputError(
-                f"the SAE {dictionary.folder} is of the {name} {of_sae!r}, but store {store.location} of {of_store!r}"
+                f"the SAE {dictionary.folder} has {name} {of_sae!r}, but store {store.location} has {of_store!r}"
             )
 
 
 def make_encode(
     dictionary: Dictionary, batch_size: int, encode_chunk: int | None = None
-) -> Callable[[np.ndarray], Callable[[], Codes]]:
-    """``encode(x_ND)`` sets the devices to work; what it returns waits for the code of the N rows.
+) -> Callable[[np.ndarray], Callable[[], SlotCodes]]:
+    """Return ``encode(x_ND)``, which starts to encode N rows and returns a function that waits for their codes.
 
-    x_ND are at most ``batch_size`` rows as stored, which may not change before the code is there. All
-    local devices take part, each with a part of the rows. A row has k slots, or, where no k bounds it, as
-    many as the fullest row so far needed, in powers of 2 (a batch that needs more is encoded again); from
-    half of the latents on there is a slot for each. ``encode_chunk`` is that of config.sae.
+    x_ND are at most ``batch_size`` rows in the stored dtype; they must not change before the codes are returned.
+    The rows are split over all local devices. A row has k slots. Without k it has as many slots, in powers of 2, as
+    the fullest row so far needed; a batch that needs more is encoded again. From half of the latents on, every
+    latent has a slot. ``encode_chunk`` is config.sae.encode_chunk.
     """
     devices = jax.local_devices()
     rows = -(-batch_size // len(devices)) * len(devices)
@@ -143,25 +143,24 @@ def make_encode(
     latents, k = dictionary.latents, dictionary.k
     every_F = np.arange(latents, dtype=np.int32)
     slots = k or (SLOTS if latents > 2 * SLOTS else latents)
-    arriving = NamedSharding(mesh, P("data", None))
+    by_rows = NamedSharding(mesh, P("data", None))
 
     @functools.partial(jax.jit, static_argnums=2)
     def start(params, x_BD, slots):
         local = functools.partial(_encode, k=k, slots=slots, encode_chunk=encode_chunk)
-        by_rows = P("data", None), P("data", None), P("data")
         return jax.shard_map(
             local,
             mesh=mesh,
             in_specs=({name: specs[name] for name in params}, P("data", None)),
-            out_specs=by_rows,
-            check_vma=False,  # top_k branches by platform, of which the types of variance know nothing
+            out_specs=(P("data", None), P("data", None), P("data")),
+            check_vma=False,  # the types of variance do not support top_k, which branches by platform
         )(params, x_BD)
 
     def encode(x_ND):
         count = len(x_ND)
-        if count < rows:  # one shape, one compilation
+        if count < rows:  # pad to one shape, which is compiled once
             x_ND = np.concatenate([x_ND, np.zeros((rows - count, x_ND.shape[1]), x_ND.dtype)])
-        x_BD = jax.device_put(x_ND, arriving)
+        x_BD = jax.device_put(x_ND, by_rows)
         started = start(params, x_BD, slots)
 
         def wait():
@@ -182,9 +181,9 @@ def make_encode(
 
 
 def _encode(params, x_BD, *, k, slots, encode_chunk):
-    """Values and indices [B, K], and how many latents fire on each row [B]."""
+    """Return values and indices [B, K], and the number of latents that fire on each row [B]."""
     x_BD = x_BD.astype(jnp.float32) - params["b_dec_D"]
-    # float32 as in steering, also where a device would rather multiply shorter numbers.
+    # Multiply in float32, as steering does, also on devices that default to a lower precision.
     with jax.default_matmul_precision("highest"):
         if k:
             values_BK, indices_BK = sparse.candidates(

@@ -1,7 +1,8 @@
-"""How the rows of a site are laid out: text or picture, positions, the map that they make, and strata."""
+"""Layout of the rows of a hook point: text or image, positions, the map they form, and strata."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow
@@ -12,16 +13,17 @@ from revelio_jax.interpret.latents.purity import as_label
 from revelio_jax.pipelines import hook_points
 from revelio_jax.store import SiteReader, Store
 
-MOST_STRATA = 100  # values of config.interpret.stratum
-SURVEYED = 1 << 20  # rows of an index array in memory
+MOST_STRATA = 100  # largest number of values of the column config.interpret.stratum
+INDEX_ROWS = 1 << 20  # rows of an index array that are read together
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Strata:
-    """Rows are told apart by their timestep, by a column of the samples, or not at all.
+    """Groups of rows that are reported separately: by timestep, by a column of the samples, or none.
 
-    ``names`` are what the strata are called. ``timesteps`` has those of ``names``, or ``of_sample``, int32
-    [samples], the stratum of each sample, -1 where it has none; both are None where nothing is told apart.
+    ``names`` are the names of the strata. Strata by timestep have ``timesteps``, int32 [strata]. Strata by column
+    have ``of_sample``, int32 [samples], the stratum of each sample, -1 if it has none. Both are None if there are
+    no strata.
     """
 
     column: str = ""
@@ -30,74 +32,75 @@ class Strata:
     of_sample: np.ndarray | None = None
 
     @property
-    def kept(self) -> int:
-        """Strata that are counted: one where there are none, and one for samples that have none."""
+    def counted(self) -> int:
+        """Number of strata to count: at least one, and one more for samples without a stratum."""
         return len(self.names) + (self.of_sample is not None) or 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Cells:
-    """A sample's positions as a map: ``grid`` is its height and width, None where it is none.
+class PositionMap:
+    """The positions of a sample as a map of cells.
 
-    ``shape`` is that of the map after maxima, [1, cells] of positions that are no map; ``of_position``,
-    int32 [positions], the cell of each.
+    ``grid`` is the height and width of the positions, None if they do not form a map. ``shape`` is the height and
+    width in cells, after maxima over squares of positions; [1, cells] without a grid. ``cell_of_position``, int32
+    [positions], is the cell of each position.
     """
 
     grid: tuple[int, int] | None
     shape: tuple[int, int]
-    of_position: np.ndarray
+    cell_of_position: np.ndarray
 
 
-def survey(site: SiteReader) -> tuple[int, list[int]]:
-    """The number of positions, that is the largest + 1, and all timesteps, rising; -1 is none.
+def positions_and_timesteps(site: SiteReader) -> tuple[int, list[int]]:
+    """Return the number of positions, that is the largest + 1, and all timesteps, ascending; -1 means no timestep.
 
-    Reads two index arrays, which hold 8 bytes a row: 10 million rows or more a second.
+    Reads two index arrays of together 8 bytes per row, at 10 million rows per second or more.
     """
     last, timesteps = 0, set()
-    for start, stop in runs(site.chunks, SURVEYED):
+    for start, stop in joined_chunks(site.chunks, INDEX_ROWS):
         last = max(last, int(site.read_index("position", start, stop).max()))
         timesteps.update(np.unique(site.read_index("timestep", start, stop)).tolist())
     return last + 1, sorted(timesteps)
 
 
-def runs(chunks: tuple[tuple[int, int], ...] | list[tuple[int, int]], most: int) -> list[tuple[int, int]]:
-    """(start, stop) of chunks that stand one after another in an array, joined up to ``most`` rows or so."""
-    found: list[tuple[int, int]] = []
+def joined_chunks(chunks: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    """Return (start, stop) of ``chunks``, with adjacent chunks joined until they have ``most`` rows."""
+    joined: list[tuple[int, int]] = []
     for start, stop in chunks:
-        if found and found[-1][1] == start and start - found[-1][0] < most:
-            start = found.pop()[0]
-        found.append((start, stop))
-    return found
+        if joined and joined[-1][1] == start and start - joined[-1][0] < most:
+            start = joined.pop()[0]
+        joined.append((start, stop))
+    return joined
 
 
 def is_image(site: str) -> bool:
-    """Whether positions are places of a picture: sites of a denoiser, but for the text in FLUX's blocks."""
+    """Return whether positions are places of an image: denoiser hook points except the text in FLUX blocks."""
     return hook_points.is_denoiser_site(site) and not site.endswith(".text")
 
 
-def make_cells(site: str, store: Store, positions: int, most: int) -> Cells:
-    """The map of ``positions``, brought to at most ``most`` cells by maxima of squares, or of stretches.
+def make_map(site: str, store: Store, positions: int, most: int) -> PositionMap:
+    """Return the map of ``positions``, with at most ``most`` cells; a cell is a square or a stretch of positions.
 
-    Positions are a map where they are places of a picture whose sides have the ratio of the pixels'.
+    Positions form a map if they are places of an image and their aspect ratio can equal that of the pixels.
     """
-    facts = store.manifest.get("extract", {})
+    pixels = store.manifest.get("extract", {})
     grid = None
-    if is_image(site) and facts.get("height") and positions > 1:
-        height = max(1, round(math.sqrt(positions * facts["height"] / facts["width"])))
+    if is_image(site) and pixels.get("height") and positions > 1:
+        height = max(1, round(math.sqrt(positions * pixels["height"] / pixels["width"])))
         width = positions // height
-        if height * width == positions and height * facts["width"] == width * facts["height"]:
+        if height * width == positions and height * pixels["width"] == width * pixels["height"]:
             grid = height, width
     height, width = grid or (1, positions)
     side = next(n for n in range(1, positions + 1) if -(-height // n) * -(-width // n) <= most)
     row, column = np.divmod(np.arange(positions, dtype=np.int32), width)
     shape = -(-height // side), -(-width // side)
-    return Cells(grid, shape, row // side * shape[1] + column // side)
+    return PositionMap(grid, shape, row // side * shape[1] + column // side)
 
 
-def make_strata(column: str, table: pyarrow.Table, timesteps: list[int]) -> Strata:
-    """Strata by a column of the samples; where it is empty by timestep, if there are several.
+def make_strata(column: str | None, table: pyarrow.Table, timesteps: list[int]) -> Strata:
+    """Return strata by a column of the samples; with None by timestep, if there is more than one.
 
-    Raises InputError.
+    Raises InputError if the column does not exist or has no value or more than 100.
     """
     if not column:
         if len(timesteps) < 2:
@@ -105,20 +108,20 @@ def make_strata(column: str, table: pyarrow.Table, timesteps: list[int]) -> Stra
         return Strata("timestep", tuple(map(str, timesteps)), timesteps=np.asarray(timesteps, np.int32))
     kinds = {field.name: field.type for field in table.schema if not pyarrow.types.is_nested(field.type)}
     if column not in kinds:
-        raise InputError(f"config.interpret.stratum is {column!r}; the samples have the columns {', '.join(kinds)}")
+        raise InputError(f"config.interpret.stratum is {column!r}; it must be a sample column: {', '.join(kinds)}")
     label = as_label(column, table[column])
     if not 0 < len(label.classes) <= MOST_STRATA:
         raise InputError(
-            f"config.interpret.stratum is {column!r}, which has {len(label.classes):,} values; "
-            f"allowed: 1 to {MOST_STRATA}"
+            f"config.interpret.stratum is {column!r}, a column with {len(label.classes):,} values; "
+            f"it must have 1 to {MOST_STRATA}"
         )
     return Strata(column, label.classes, of_sample=label.of_sample)
 
 
 def token_column(site: str, table_names: list[str]) -> str | None:
-    """The column with the tokens of a text's positions, None where there is none.
+    """Return the sample column with the tokens at each position of a text; None if there is none.
 
-    The text in FLUX's blocks is T5's.
+    The text in FLUX blocks has the tokens of T5.
     """
     encoder = "t5" if hook_points.is_denoiser_site(site) else site.partition(".")[0]
     name = f"{encoder}.tokens"

@@ -1,4 +1,4 @@
-"""The neighbours of a latent: those that its decoder is close to, and those that fire on the same rows."""
+"""Neighbors of a latent: latents with a similar decoder row, and latents that fire on the same rows."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,15 @@ import scipy.sparse
 from revelio_jax.interpret.latents.stream import CodeBatch
 from revelio_jax.sae import topk
 
-BLOCK = 512  # latents whose neighbours are found together
-ENTRIES_PER_ROW = 64  # that are kept of the rows for co-activation, on average, at most
+BLOCK = 512  # latents whose neighbors are computed together
+ENTRIES_PER_ROW = 64  # largest mean number of entries per row that co-activation counts
 
 
 def nearest(W_dec_FD: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The latents with the largest cosine of decoder rows, int32 [F, most], -1 where there is none; those.
+    """Return the latents with the most similar decoder rows.
 
-    A block of latents is multiplied with all at a time. A row of zeros is near to none.
+    Returns indices, int32 [F, most], -1 if there are fewer, and cosines, float32 [F, most], largest first. A row
+    of zeros has no neighbors.
     """
     latents, count = len(W_dec_FD), min(most, len(W_dec_FD) - 1)
     indices = np.full((latents, most), -1, np.int32)
@@ -35,80 +36,82 @@ def nearest(W_dec_FD: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
         return topk.top_k(cosine_BF.at[jnp.arange(block), own].set(-jnp.inf), count)
 
     for start in range(0, latents, block):
-        first = min(start, latents - block)  # the last block overlaps the one before
+        first = min(start, latents - block)  # the last block overlaps the previous one
         cosine_BK, index_BK = of_block(unit_FD, first)
         indices[first : first + block, :count] = index_BK
         cosines[first : first + block, :count] = cosine_BK
-    alone = norm_F1[:, 0] == 0
-    indices[alone], cosines[alone] = -1, 0
+    is_zero_F = norm_F1[:, 0] == 0
+    indices[is_zero_F], cosines[is_zero_F] = -1, 0
     cosines[:, count:] = 0
     return indices, cosines
 
 
-class RowSample:
-    """Which latents fire on rows that are drawn uniformly: one from each of ``rows`` equal stretches.
+class CoactivationRows:
+    """The latents that fire on a random subset of the rows: one row from each of ``rows`` equal stretches.
 
-    int32 numbers of latents are kept, at most ENTRIES_PER_ROW x rows of them: whenever there would be more,
-    every second row goes, which again depends on the store alone.
+    At most ENTRIES_PER_ROW x ``rows`` int32 latent numbers are held. When there are more, every second row is
+    dropped. The chosen rows depend only on ``store_rows``, the number of rows of the store, and on the codes.
     """
 
-    def __init__(self, rows: int, of_rows: int):
-        rows = min(rows, of_rows)
-        within = np.random.default_rng(0).random(rows)
-        self._chosen = ((np.arange(rows) + within) * of_rows / max(rows, 1)).astype(np.int64)
+    def __init__(self, rows: int, store_rows: int):
+        rows = min(rows, store_rows)
+        offset = np.random.default_rng(0).random(rows)
+        self._chosen = ((np.arange(rows) + offset) * store_rows / max(rows, 1)).astype(np.int64)
         self._most = ENTRIES_PER_ROW * rows
-        self._step = 1  # every step-th of the chosen rows is kept
-        self._passed = self._next = 0
-        self._numbers: list[np.ndarray] = []  # of the chosen rows that are kept, a part at a time
+        self._step = 1  # every step-th of the chosen rows is held
+        self._rows_read = self._next = 0
+        self._numbers: list[np.ndarray] = []  # numbers of the chosen rows that are held, one array per batch
         self._fires: list[np.ndarray] = []
         self._latents: list[np.ndarray] = []
 
-    def add(self, part: CodeBatch) -> None:
-        rows = len(part.fires_N)
-        stop = int(np.searchsorted(self._chosen, self._passed + rows))
+    def add(self, batch: CodeBatch) -> None:
+        """Add the next rows of the store."""
+        rows = len(batch.fires_N)
+        stop = int(np.searchsorted(self._chosen, self._rows_read + rows))
         number = np.arange(self._next, stop)
         number = number[number % self._step == 0]
-        row = self._chosen[number] - self._passed
-        self._passed, self._next = self._passed + rows, stop
+        row = self._chosen[number] - self._rows_read
+        self._rows_read, self._next = self._rows_read + rows, stop
         if not len(number):
             return
-        self._keep(number, part.fires_N[row], _gathered(part.latent_E, part.fires_N, row))
+        self._append(number, batch.fires_N[row], _entries_of_rows(batch.latent_E, batch.fires_N, row))
         while sum(map(len, self._latents)) > self._most:
-            self._thin()
+            self._drop_every_second()
 
     def codes(self, latents: int) -> scipy.sparse.csr_array:
-        """1 where a latent fires, int32 [rows kept, F]."""
+        """Return an int32 array [rows, F] that is 1 where a latent fires."""
         fires = np.concatenate([np.zeros(1, np.int32), *self._fires])
         entries = np.concatenate([np.zeros(0, np.int32), *self._latents])
         ones = np.ones(len(entries), np.int32)
         return scipy.sparse.csr_array((ones, entries, np.cumsum(fires)), (len(fires) - 1, latents))
 
-    def _keep(self, number, fires, latents):
+    def _append(self, number: np.ndarray, fires: np.ndarray, latents: np.ndarray) -> None:
         self._numbers.append(number)
         self._fires.append(fires)
         self._latents.append(latents)
 
-    def _thin(self):
+    def _drop_every_second(self) -> None:
         self._step *= 2
-        parts = list(zip(self._numbers, self._fires, self._latents, strict=True))
+        batches = list(zip(self._numbers, self._fires, self._latents, strict=True))
         self._numbers, self._fires, self._latents = [], [], []
-        for number, fires, latents in parts:
+        for number, fires, latents in batches:
             row = np.flatnonzero(number % self._step == 0)
-            self._keep(number[row], fires[row], _gathered(latents, fires, row))
+            self._append(number[row], fires[row], _entries_of_rows(latents, fires, row))
 
 
-def _gathered(latent_E: np.ndarray, fires_N: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """The entries of some rows."""
+def _entries_of_rows(latent_E: np.ndarray, fires_N: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Return the entries of the rows ``row``, one row after another."""
     starts, length = (np.cumsum(fires_N) - fires_N)[row], fires_N[row]
     at = np.arange(length.sum()) + np.repeat(starts - (np.cumsum(length) - length), length)
     return latent_E[at]
 
 
 def coactive(codes: scipy.sparse.csr_array, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The latents with the largest Jaccard index of rows, int32 [F, most], -1 where there is none; the index.
+    """Return the latents with the largest Jaccard index of the rows on which they fire.
 
-    Rows on which both fire over rows on which one does, counted for a block of latents at a time. Among
-    equals the lower latent comes first.
+    The index is the number of rows on which both fire divided by the number of rows on which at least one fires.
+    Returns indices, int32 [F, most], -1 if there are fewer, and the Jaccard indices, float32 [F, most], largest
+    first; of equals the lower latent comes first. ``codes`` [rows, F] is 1 where a latent fires.
     """
     latents = codes.shape[1]
     indices = np.full((latents, most), -1, np.int32)

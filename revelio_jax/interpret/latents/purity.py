@@ -1,16 +1,16 @@
-"""How pure a latent's strongest samples are in the labels that the samples have.
+"""Label purity of the top samples of a latent.
 
-Of the ten strongest samples that have a label, of latents that fire on more than ten (as Revelio, arXiv
-2411.16725, has it):
+Measured on the ten strongest labeled samples of each latent that fires on more than ten samples, as in Revelio
+(arXiv 2411.16725):
 
-    sigma     standard deviation of the class numbers, classes being numbered in sorted order
-    entropy   of the classes, in bits: 0 where there is one, log2(10) where there are ten
+    sigma     standard deviation of the class numbers; classes are numbered in sorted order
+    entropy   entropy of the classes in bits: 0 for one class, log2(10) for ten
     purity    share of the most frequent class
 
-sigma is the paper's; it depends on the order of the classes, the other two do not. What ten samples drawn at
-random would have is :func:`chance`: sigma and entropy below it, and purity above it, say that latents know
-of the label. Classes of fewer than ten samples bound purity: with three of each it is 0.3 at most, so it does
-not compare labels, or stores, whose classes are of other sizes.
+sigma is the measure of the paper. It depends on the order of the classes; the other two do not. :func:`chance`
+returns the expected values for ten random samples: a latent encodes the label if its sigma and entropy are below,
+and its purity above them. Small classes bound purity: three samples per class allow at most 0.3. Do not compare
+purity between labels or stores whose classes differ in size.
 """
 
 import dataclasses
@@ -22,26 +22,30 @@ import pyarrow.compute
 import scipy.stats
 
 from revelio_jax.errors import InputError
+from revelio_jax.interpret.latents.summary import MeanOverLatents
 
-STRONGEST = 10
+STRONGEST = 10  # labeled top samples that are measured
 MEASURES = ("sigma", "entropy", "purity")
-NO_LABELS = ("id", "prompt", "seed", "image")  # columns that extraction makes
-DRAWS = 10_000  # of ten samples at random
-RESAMPLES = 1000
-BLOCK = 1 << 16  # lists of ten that are measured together
+NO_LABELS = ("id", "prompt", "seed", "image")  # columns that extraction writes
+DRAWS = 10_000  # random draws of ten samples behind the values of chance
+RESAMPLES = 1000  # of the bootstrap
+BLOCK = 1 << 16  # lists that are measured together
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Label:
-    """A column of the samples as class numbers, int32 [samples], -1 where a sample has none."""
+    """A label column: its classes, and the class number of each sample, int32 [samples], -1 without a class."""
 
     name: str
     classes: tuple[str, ...]
     of_sample: np.ndarray
 
 
-class Measured(typing.NamedTuple):
-    """float32 [lists], NaN where a list has too few, and int32 [lists] the most frequent class, -1 there."""
+class PurityMeasures(typing.NamedTuple):
+    """The measures of lists of samples, float32 [lists], NaN for a list with too few labeled samples.
+
+    ``majority``, int32 [lists], is the most frequent class, -1 for such a list.
+    """
 
     sigma: np.ndarray
     entropy: np.ndarray
@@ -49,11 +53,11 @@ class Measured(typing.NamedTuple):
     majority: np.ndarray
 
 
-def read_labels(table: pyarrow.Table, wanted: tuple[str, ...]) -> list[Label]:
-    """The labels ``wanted`` of a store's samples; where none is named, every one that can be.
+def read_labels(table: pyarrow.Table, names: tuple[str, ...]) -> list[Label]:
+    """Return the labels ``names`` of the samples; without names, every column that can be a label.
 
-    That is a column of texts or whole numbers with two classes or more, one of them of several samples.
-    Raises InputError.
+    Such a column holds texts or integers, has at least two classes, and one class has several samples.
+    Raises InputError if a name is not a column of texts or integers.
     """
     columns = {}
     for field in table.schema:
@@ -61,15 +65,15 @@ def read_labels(table: pyarrow.Table, wanted: tuple[str, ...]) -> list[Label]:
         texts = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
         if texts or pyarrow.types.is_integer(kind) or pyarrow.types.is_boolean(kind):
             columns[field.name] = table[field.name]
-    for name in wanted:
+    for name in names:
         if name not in columns:
-            raise InputError(f"config.interpret.labels has {name!r}; the samples have the columns {', '.join(columns)}")
-    labels = [as_label(name, columns[name]) for name in wanted or columns if wanted or name not in NO_LABELS]
-    return [label for label in labels if wanted or _is_label(label)]
+            raise InputError(f"config.interpret.labels has {name!r}; it must name sample columns: {', '.join(columns)}")
+    labels = [as_label(name, columns[name]) for name in names or columns if names or name not in NO_LABELS]
+    return [label for label in labels if names or _is_label(label)]
 
 
 def as_label(name: str, column: pyarrow.ChunkedArray) -> Label:
-    """A column as classes in sorted order, numbers by size; null and "" are no class."""
+    """Return a column as a label with sorted classes; null and "" are not classes."""
     column = column.combine_chunks()
     if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -87,64 +91,73 @@ def _is_label(label: Label) -> bool:
     return len(counts) > 1 and counts.max() > 1
 
 
-def measure(label: Label, sample_LM: np.ndarray, samples_L: np.ndarray, top: int) -> Measured:
-    """Purity of lists of samples, strongest first, int32 [L, M], -1 where there is none.
+def measure(label: Label, sample_LM: np.ndarray, samples_L: np.ndarray, top: int) -> PurityMeasures:
+    """Return the measures of L lists of samples.
 
-    ``samples_L`` has on how many each fires, ``top`` how many are kept at most: where that is less than ten,
-    as many count.
+    ``sample_LM``, int32 [L, M], holds sample numbers, strongest first, -1 in unused places. ``samples_L`` is the
+    number of samples on which each latent fires. ``top`` is config.interpret.top; if it is below ten, ``top``
+    samples are measured instead of ten.
     """
     count = min(STRONGEST, top)
-    parts = []
+    blocks = []
     for start in range(0, len(sample_LM), BLOCK):
-        part = sample_LM[start : start + BLOCK]
-        classes = np.where(part < 0, -1, label.of_sample[part])
-        order = np.argsort(classes < 0, axis=1, kind="stable")[:, :count]  # those with a class first
+        samples = sample_LM[start : start + BLOCK]
+        classes = np.where(samples < 0, -1, label.of_sample[samples])
+        order = np.argsort(classes < 0, axis=1, kind="stable")[:, :count]  # labeled samples first
         classes = np.take_along_axis(classes, order, 1)
         enough = (samples_L[start : start + BLOCK] > count) & (classes >= 0).all(1)
         if classes.shape[1] < count:
             enough[:] = False
-        parts.append(_of_classes(classes, enough))
-    return Measured(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        blocks.append(_measure_classes(classes, enough))
+    return PurityMeasures(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
 
 
-def _of_classes(classes_LN: np.ndarray, enough_L: np.ndarray) -> Measured:
+def _measure_classes(classes_LN: np.ndarray, enough_L: np.ndarray) -> PurityMeasures:
     classes_LN = np.sort(classes_LN, axis=1)
-    # How often each sample's class occurs; of equally frequent classes the first is the majority.
+    # The frequency of each sample's class. Of equally frequent classes the first is the majority.
     same_LN = (classes_LN[:, :, None] == classes_LN[:, None, :]).sum(2, dtype=np.int32)
     count = classes_LN.shape[1]
     majority_L = np.take_along_axis(classes_LN, same_LN.argmax(1)[:, None], 1)[:, 0]
-    measured = (
-        classes_LN.std(1),
-        np.log2(count / same_LN).mean(1) + 0.0,  # the sum over classes of p log2(1 / p)
-        same_LN.max(1) / count,
+    entropy_L = np.log2(count / same_LN).mean(1) + 0.0  # equals the sum over classes of p log2(1 / p)
+    sigma_L, entropy_L, purity_L = (
+        np.where(enough_L, values, np.nan).astype(np.float32)
+        for values in (classes_LN.std(1), entropy_L, same_LN.max(1) / count)
     )
-    return Measured(
-        *(np.where(enough_L, values, np.nan).astype(np.float32) for values in measured),
+    return PurityMeasures(
+        sigma_L,
+        entropy_L,
+        purity_L,
         np.where(enough_L, majority_L, -1).astype(np.int32),
     )
 
 
 def chance(label: Label, samples: np.ndarray, top: int) -> dict[str, float] | None:
-    """What to expect of ten of ``samples`` (numbers of samples) at random; None where ten have no label."""
+    """Return the mean measures of ten random samples of ``samples`` (sample numbers).
+
+    ``top`` is as for :func:`measure`. Returns None if fewer than ten samples have a class.
+    """
     classes = label.of_sample[samples]
     classes = classes[classes >= 0]
     count = min(STRONGEST, top)
     if len(classes) < count:
         return None
     random = np.random.default_rng(0)
-    drawn = np.stack([random.choice(len(classes), count, replace=False) for _ in range(DRAWS)])
-    measured = _of_classes(classes[drawn], np.ones(DRAWS, bool))
-    return {name: float(getattr(measured, name).mean(dtype=np.float64)) for name in MEASURES}
+    draws = np.stack([random.choice(len(classes), count, replace=False) for _ in range(DRAWS)])
+    measures = _measure_classes(classes[draws], np.ones(DRAWS, bool))
+    return {name: float(getattr(measures, name).mean(dtype=np.float64)) for name in MEASURES}
 
 
-def interval(values: np.ndarray) -> dict[str, float] | None:
-    """Mean over latents, and its 95 % bootstrap interval: mean, low, high, latents. NaN is left out."""
+def interval(values: np.ndarray) -> MeanOverLatents | None:
+    """Return the mean of ``values`` [latents] and its 95 % bootstrap interval; None without a finite value.
+
+    Values that are NaN are left out.
+    """
     values = values[np.isfinite(values)].astype(np.float64)
     if not len(values):
         return None
     low = high = values.mean()
     if values.min() < values.max():
-        draws = scipy.stats.bootstrap(
+        bootstrap = scipy.stats.bootstrap(
             (values,),
             np.mean,
             n_resamples=RESAMPLES,
@@ -152,5 +165,5 @@ def interval(values: np.ndarray) -> dict[str, float] | None:
             method="percentile",
             rng=np.random.default_rng(0),
         )
-        low, high = draws.confidence_interval
+        low, high = bootstrap.confidence_interval
     return {"mean": float(values.mean()), "low": float(low), "high": float(high), "latents": len(values)}

@@ -1,23 +1,22 @@
-"""The strongest distinct samples of many lists at once: bounded, exact, whatever comes together. numpy.
+"""Top samples of many lists at once, in bounded memory, exact and independent of batch boundaries. numpy.
 
-A list has ``most`` places and some more. What beats the weakest of the ``most`` is appended; where the places
-run out, all but the ``most`` strongest go. So a list is sorted once for several that enter it.
+A list has ``most`` places and a few spare ones. A sample that beats the weakest of the ``most`` is appended. When
+the places are full, all but the ``most`` strongest are dropped, so one sort serves several new samples.
 
-Equal values, such as those of a token that every prompt begins with, are ranked by a hash of the sample: a
-random order, always the same. By number the strongest of a sorted store would be neighbours, alike in their
-labels for no other reason.
+Equal values, for example of a token that begins every prompt, are ranked by a hash of the sample number: a fixed
+random order. Ranked by number, the top samples of a sorted store would be neighbors and share their labels.
 """
 
 import typing
 
 import numpy as np
 
-MORE = 4  # a list has 1 / MORE more places than it has to keep, and at least MORE
+SPARE = 4  # a list has most / SPARE spare places, and at least SPARE
 EMPTY = np.uint64(2**64 - 1)
 
 
-class Ranked(typing.NamedTuple):
-    """The samples of every list, strongest first: arrays [lists, most]; sample -1 where there is none."""
+class RankedSamples(typing.NamedTuple):
+    """Samples of each list, strongest first: arrays [lists, most]; sample is -1 in an unused place."""
 
     value: np.ndarray
     sample: np.ndarray
@@ -25,30 +24,33 @@ class Ranked(typing.NamedTuple):
     timestep: np.ndarray
 
 
-class Strongest:
-    """``lists`` lists of the ``most`` strongest samples; with ``cells``, of each a profile, uint8 [cells]."""
+class TopSamples:
+    """The ``most`` strongest samples of each of ``lists`` lists.
+
+    With ``cells`` each sample also has a profile, uint8 [cells].
+    """
 
     def __init__(self, lists: int, most: int, cells: int = 0):
-        places = most + max(most // MORE, MORE)
+        places = most + max(most // SPARE, SPARE)
         self.most = most
-        # Value and hash of the sample in one number, the strongest first: floats > 0 are ordered as bits.
+        # A key holds value and sample hash; the smallest is the strongest, since floats > 0 sort like their bits.
         self._keys = np.full((lists, places), EMPTY)
         self._positions = np.empty((lists, places), np.int32)
         self._timesteps = np.empty((lists, places), np.int32)
         self._taken = np.zeros(lists, np.int32)
-        # What a sample has to beat, and its value.
+        # The key and the value that a new sample has to beat.
         self._weakest = np.full(lists, EMPTY)
         self._least = np.zeros(lists, np.float32)
-        # Profiles stay where they were written; the places only say where that is.
-        self._where = np.tile(np.arange(places, dtype=np.uint16), (lists, 1) if cells else (0, 1))
+        # Profiles are not moved when a list is sorted; each place holds the index of its profile.
+        self._profile_index = np.tile(np.arange(places, dtype=np.uint16), (lists, 1) if cells else (0, 1))
         self._profiles = np.zeros((lists if cells else 0, places, cells), np.uint8)
 
     @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
 
-    def wanted(self, list_N: np.ndarray, value_N: np.ndarray) -> np.ndarray:
-        """Which of N samples may enter, by their values alone: numbers, rising."""
+    def candidates(self, list_N: np.ndarray, value_N: np.ndarray) -> np.ndarray:
+        """Return the indices of those of N samples whose values can enter their lists, ascending."""
         return np.flatnonzero(value_N >= np.take(self._least, list_N))
 
     def add(
@@ -60,62 +62,66 @@ class Strongest:
         timestep_N: np.ndarray,
         profile_NC: np.ndarray | None = None,
     ) -> None:
-        """Add samples; those of one list stand one after another. A sample may come once to a list."""
+        """Add N samples. Samples of one list must be adjacent, and a sample may be added to a list only once."""
         room = self._keys.shape[1] - self.most
         key_N = _key(value_N, sample_N)
-        left = np.flatnonzero(key_N < self._weakest[list_N])
-        while len(left):
-            of = list_N[left]
-            first = np.flatnonzero(np.diff(of, prepend=-1))
-            count = np.diff(first, append=len(of))
-            rank = np.arange(len(of)) - np.repeat(first, count)
+        remaining = np.flatnonzero(key_N < self._weakest[list_N])
+        while len(remaining):
+            list_of = list_N[remaining]
+            first = np.flatnonzero(np.diff(list_of, prepend=-1))
+            count = np.diff(first, append=len(list_of))
+            rank = np.arange(len(list_of)) - np.repeat(first, count)
             fits = rank < room
-            lists, count = of[first], np.minimum(count, room)
-            now, of, rank = left[fits], of[fits], rank[fits]
-            self._weed(lists[self._taken[lists] + count > self._keys.shape[1]])
-            place = self._taken[of] + rank
-            self._keys[of, place] = key_N[now]
-            self._positions[of, place] = position_N[now]
-            self._timesteps[of, place] = timestep_N[now]
+            lists, count = list_of[first], np.minimum(count, room)
+            entering, list_of, rank = remaining[fits], list_of[fits], rank[fits]
+            self._drop_weakest(lists[self._taken[lists] + count > self._keys.shape[1]])
+            place = self._taken[list_of] + rank
+            self._keys[list_of, place] = key_N[entering]
+            self._positions[list_of, place] = position_N[entering]
+            self._timesteps[list_of, place] = timestep_N[entering]
             if profile_NC is not None:
-                self._profiles[of, self._where[of, place]] = profile_NC[now]
+                self._profiles[list_of, self._profile_index[list_of, place]] = profile_NC[entering]
             self._taken[lists] += count.astype(np.int32)
-            left = left[~fits]
-            left = left[key_N[left] < self._weakest[list_N[left]]]
+            remaining = remaining[~fits]
+            remaining = remaining[key_N[remaining] < self._weakest[list_N[remaining]]]
 
-    def ranked(self) -> Ranked:
-        """All lists; nothing may be added after it."""
-        self._weed(np.arange(len(self._keys)))
+    def ranked(self) -> RankedSamples:
+        """Return all lists. No sample may be added afterwards."""
+        self._drop_weakest(np.arange(len(self._keys)))
         keys = self._keys[:, : self.most]
-        none = keys == EMPTY
-        return Ranked(
-            np.where(none, 0, _value(keys)),
-            np.where(none, -1, unmixed(keys.astype(np.uint32)).astype(np.int32)),
-            np.where(none, -1, self._positions[:, : self.most]),
-            np.where(none, -1, self._timesteps[:, : self.most]),
+        unused = keys == EMPTY
+        return RankedSamples(
+            np.where(unused, 0, _value(keys)),
+            np.where(unused, -1, unmixed(keys.astype(np.uint32)).astype(np.int32)),
+            np.where(unused, -1, self._positions[:, : self.most]),
+            np.where(unused, -1, self._timesteps[:, : self.most]),
         )
 
     def profiles(self) -> np.ndarray:
-        """Profiles [lists, most, cells] in the order of :meth:`ranked`, after it, in the memory they have."""
+        """Return the profiles, uint8 [lists, most, cells], in the order of :meth:`ranked`.
+
+        Call it after :meth:`ranked`, and once: it sorts the profiles in place.
+        """
         lists, places, cells = self._profiles.shape
         flat = self._profiles.reshape(-1, cells)
-        for start in range(0, lists, 256):  # what is written lies before what is still to be read
+        for start in range(0, lists, 256):  # every write goes before the profiles that are still to be read
             stop = min(start + 256, lists)
-            of = np.arange(start, stop)[:, None] * places + self._where[start:stop, : self.most]
-            flat[start * self.most : stop * self.most] = flat[of].reshape(-1, cells)
+            source = np.arange(start, stop)[:, None] * places + self._profile_index[start:stop, : self.most]
+            flat[start * self.most : stop * self.most] = flat[source].reshape(-1, cells)
         return flat[: lists * self.most].reshape(lists, self.most, cells)
 
-    def _weed(self, lists: np.ndarray) -> None:
-        """Sort lists and let go of all but ``most``."""
-        columns = [self._keys, self._positions, self._timesteps] + [self._where] * (len(self._where) > 0)
-        for of in np.split(lists, range(4096, len(lists), 4096)):
-            order = np.argsort(self._keys[of], axis=1)
+    def _drop_weakest(self, lists: np.ndarray) -> None:
+        """Sort ``lists`` and keep the ``most`` strongest samples of each."""
+        columns = [self._keys, self._positions, self._timesteps]
+        columns += [self._profile_index] * (len(self._profile_index) > 0)
+        for block in np.split(lists, range(4096, len(lists), 4096)):
+            order = np.argsort(self._keys[block], axis=1)
             for column in columns:
-                column[of] = np.take_along_axis(column[of], order, 1)
-            self._keys[of, self.most :] = EMPTY
-            self._taken[of] = np.minimum(self._taken[of], self.most)
-            self._weakest[of] = weakest = self._keys[of, self.most - 1]
-            self._least[of] = np.where(weakest == EMPTY, 0, _value(weakest))
+                column[block] = np.take_along_axis(column[block], order, 1)
+            self._keys[block, self.most :] = EMPTY
+            self._taken[block] = np.minimum(self._taken[block], self.most)
+            self._weakest[block] = weakest = self._keys[block, self.most - 1]
+            self._least[block] = np.where(weakest == EMPTY, 0, _value(weakest))
 
 
 def _key(value_N: np.ndarray, sample_N: np.ndarray) -> np.ndarray:
@@ -129,8 +135,10 @@ def _value(keys: np.ndarray) -> np.ndarray:
 
 
 def mixed(numbers: np.ndarray) -> np.ndarray:
-    """uint32 in a random order that is always the same, one to one (Wellons 2018, "Prospecting for hash
-    functions", lowbias32)."""
+    """Return the hashes of uint32 numbers: a fixed random permutation.
+
+    The function is lowbias32 (Wellons 2018, "Prospecting for hash functions").
+    """
     x = numbers
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
@@ -138,7 +146,7 @@ def mixed(numbers: np.ndarray) -> np.ndarray:
 
 
 def unmixed(hashes: np.ndarray) -> np.ndarray:
-    """The numbers whose hashes :func:`mixed` gives."""
+    """Return the numbers whose hashes are ``hashes``: the inverse of :func:`mixed`."""
     x = hashes
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x43021123)
     x = (x ^ (x >> np.uint32(15)) ^ (x >> np.uint32(30))) * np.uint32(0x1D69E2A5)

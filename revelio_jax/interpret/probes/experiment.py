@@ -15,8 +15,7 @@ import numpy as np
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
-from revelio_jax.interpret.latents import command as interpret
-from revelio_jax.interpret.latents import layout, purity
+from revelio_jax.interpret.latents import layout, purity, store_pass
 from revelio_jax.interpret.latents.dictionary import Dictionary
 from revelio_jax.interpret.latents.purity import Label
 from revelio_jax.interpret.probes import diff_c, features, linear
@@ -81,7 +80,7 @@ def open_task(run: str, wanted: tuple[str, ...], settings: Settings) -> Task:
         raise InputError(f"{run} has no config.json; give folders of runs, as runs/mini_sd")
     config, _ = parse(["revelio_jax.interpret.probes", f"--config={pathlib.Path(run, 'config.json')}"], "")
     config = dataclasses.replace(config, run=run)
-    store, site, latents = interpret.opened(config)
+    store, site, latents = store_pass.open_inputs(config)
     table = store.table()
     for flag, names in (("--label", wanted), ("--apart", (settings.apart,) if settings.apart else ())):
         for name in names:
@@ -115,8 +114,8 @@ def open_task(run: str, wanted: tuple[str, ...], settings: Settings) -> Task:
             labels[label.name] = label, parts
     if not labels:
         raise InputError(f"{run}: the samples of {store.location} have no label that a probe could be given")
-    positions, timesteps = layout.survey(site)
-    grid = layout.make_cells(site.name, store, positions, positions).grid
+    positions, timesteps = layout.positions_and_timesteps(site)
+    grid = layout.make_map(site.name, store, positions, positions).grid
     return Task(run, config, store, site, latents, labels, timesteps, grid)
 
 

@@ -9,7 +9,7 @@ import scipy.sparse
 from tqdm import tqdm
 
 from revelio_jax.interpret.latents import dictionary, stream
-from revelio_jax.interpret.latents.dictionary import Codes, Dictionary
+from revelio_jax.interpret.latents.dictionary import Dictionary, SlotCodes
 from revelio_jax.interpret.latents.stream import RowBatch
 from revelio_jax.store import SiteReader
 
@@ -86,9 +86,11 @@ def maps(
     return found.reshape(len(samples), height, width, depth)
 
 
-def encoded(site: SiteReader, latents: Dictionary | None, batch_size: int) -> Iterator[tuple[RowBatch, Codes | None]]:
+def encoded(
+    site: SiteReader, latents: Dictionary | None, batch_size: int
+) -> Iterator[tuple[RowBatch, SlotCodes | None]]:
     """All rows in order, with their codes where there are ``latents``."""
-    encode = latents and dictionary.make_encode(latents, stream.most_rows(site, batch_size))
+    encode = latents and dictionary.make_encode(latents, stream.largest_batch(site, batch_size))
     with (
         contextlib.closing(stream.batches(site, batch_size)) as batches,
         tqdm(total=site.rows, desc=site.name, unit="row", unit_scale=True, leave=False) as bar,

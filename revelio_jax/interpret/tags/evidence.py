@@ -158,7 +158,7 @@ def open_evidence(results: Results, extract: ExtractConfig) -> LatentEvidence:
 
 
 def unfolded(profile_C: np.ndarray, cells: Sequence[int], grid: Sequence[int]) -> np.ndarray:
-    """Return a map [height, width] of the positions from one of cells, the inverse of layout.make_cells."""
+    """Return a map [height, width] of the positions from one of cells, the inverse of layout.make_map."""
     side = next(n for n in range(1, max(grid) + 1) if [-(-length // n) for length in grid] == list(cells))
     folded = profile_C.reshape(tuple(cells))
     return folded.repeat(side, 0).repeat(side, 1)[: grid[0], : grid[1]]

@@ -10,8 +10,8 @@ import pytest
 
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.granularity import command, plot
-from revelio_jax.interpret.latents import command as interpret
 from revelio_jax.interpret.latents import results
+from revelio_jax.interpret.latents.interpretation import interpret
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -19,10 +19,10 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.fixture(scope="module")
 def run(pictures, interpreted) -> str:
     """The run of the fixture ``pictures``, its SAE and its neurons read."""
-    interpret.interpret(interpreted(pictures, top=12))
+    interpret(interpreted(pictures, top=12))
     neurons = interpreted(pictures, top=12)
     neurons = dataclasses.replace(neurons, interpret=dataclasses.replace(neurons.interpret, sae="neurons"))
-    interpret.interpret(neurons)
+    interpret(neurons)
     return pictures.run
 
 
@@ -79,7 +79,7 @@ def test_runs_are_called_by_what_tells_them_apart(run):
     ("flags", "message"),
     [
         (["no/such/run"], "no/such/run: no such folder"),
-        (["TMP"], "has no summary.json; python -m revelio_jax.interpret makes it"),
+        (["TMP"], "has no summary.json; create it with python -m revelio_jax.interpret"),
         (["RUN", "--label=shade"], "--label is 'shade'; the runs were interpreted with kind, style"),
         (["RUN", "--measure=depth"], "invalid choice: 'depth'"),
         (["RUN", "--out=no/such/folder/g.png"], "--out is no/such/folder/g.png"),

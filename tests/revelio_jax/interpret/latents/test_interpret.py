@@ -13,10 +13,10 @@ import sys
 import numpy as np
 import pytest
 
+from revelio_jax import files
 from revelio_jax.config import Config, DataConfig, ExtractConfig, InterpretConfig
 from revelio_jax.errors import InputError
-from revelio_jax.interpret.latents import command as interpret
-from revelio_jax.interpret.latents import results, tables
+from revelio_jax.interpret.latents import interpretation, results, store_pass, tables
 from revelio_jax.store import open_store
 from tests.revelio_jax.interpret import conftest as planted
 
@@ -47,7 +47,7 @@ def rows_of(table, **where) -> list[dict]:
 
 
 def test_planted_latents_are_found(own):
-    found, is_new = interpret.interpret(own)
+    found, is_new = interpretation.interpret(own)
     assert is_new
     classes = open_store(own.extract.store).table()["kind"].to_pylist()
     latent = found.latents.to_pylist()[planted.PLANTED]
@@ -79,11 +79,11 @@ def same(one, other):
 
 
 def test_results_are_the_same_for_any_batch_size(own, interpreted):
-    found, _ = interpret.interpret(own)
+    found, _ = interpretation.interpret(own)
     kept = {name: getattr(found, name) for name in results.TABLES}
     arrays = {name: found.array(name) for name in ("histogram", "profile", "coactive", "fires")}
     for batch_size in (1, 37, 4096):
-        again, is_new = interpret.interpret(interpreted(own, batch_size=batch_size), again=True)
+        again, is_new = interpretation.interpret(interpreted(own, batch_size=batch_size), again=True)
         assert is_new
         assert all(getattr(again, name).equals(table) for name, table in kept.items())
         for name, array in arrays.items():
@@ -91,16 +91,16 @@ def test_results_are_the_same_for_any_batch_size(own, interpreted):
 
 
 def test_what_is_there_is_made_again_only_where_something_decisive_changed(own, interpreted):
-    interpret.interpret(own)
-    assert not interpret.interpret(own)[1]
-    assert not interpret.interpret(interpreted(own, batch_size=7))[1]
-    assert interpret.interpret(own, again=True)[1]
-    assert interpret.interpret(interpreted(own, top=11))[1]
+    interpretation.interpret(own)
+    assert not interpretation.interpret(own)[1]
+    assert not interpretation.interpret(interpreted(own, batch_size=7))[1]
+    assert interpretation.interpret(own, again=True)[1]
+    assert interpretation.interpret(interpreted(own, top=11))[1]
 
 
 def test_neurons_are_what_is_above_the_mean(own, interpreted):
     config = dataclasses.replace(own, interpret=dataclasses.replace(own.interpret, sae="neurons"))
-    found, _ = interpret.interpret(config)
+    found, _ = interpretation.interpret(config)
     assert found.folder.name == "neurons"
     site = open_store(own.extract.store).site("unet.mid_block")
     x = np.concatenate([site.read(start, stop) for start, stop in site.chunks])
@@ -110,24 +110,24 @@ def test_neurons_are_what_is_above_the_mean(own, interpreted):
 
 
 def test_a_stop_in_the_middle_leaves_the_results_that_were_there(own, monkeypatch):
-    before, _ = interpret.interpret(own)
+    before, _ = interpretation.interpret(own)
     facts = (before.folder / "summary.json").read_bytes()
 
     def stopped(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tables, "make", stopped)
+    monkeypatch.setattr(tables, "make_tables", stopped)
     with pytest.raises(KeyboardInterrupt):
-        interpret.interpret(own, again=True)
+        interpretation.interpret(own, again=True)
     assert (before.folder / "summary.json").read_bytes() == facts
     same(results.load(before.folder), before)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "arrays.safetensors", "samples.parquet"])
 def test_a_file_that_is_gone_is_named(own, name):
-    found, _ = interpret.interpret(own)
+    found, _ = interpretation.interpret(own)
     (found.folder / name).unlink()
-    with pytest.raises(InputError, match=f"has no {name}; python -m revelio_jax.interpret makes it"):
+    with pytest.raises(InputError, match=f"has no {name}; create it with python -m revelio_jax.interpret"):
         results.load(found.folder)
 
 
@@ -135,21 +135,21 @@ def test_a_file_in_the_place_of_results_stays(own):
     mine = results.folder_of(own.run)
     mine.write_text("mine")
     with pytest.raises(InputError, match="latents is a file"):
-        interpret.interpret(own)
+        interpretation.interpret(own)
     assert mine.read_text() == "mine"
 
 
 def test_a_process_that_is_killed_leaves_the_results_that_were_there(own):
-    before, _ = interpret.interpret(own)
+    before, _ = interpretation.interpret(own)
     facts = (before.folder / "summary.json").read_bytes()
     # Killed where everything is written and what was there has been set aside.
     killed = command(own, "--again", start=("-c", KILLED))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not before.folder.exists()
-    results.begin(before.folder)
+    files.prepare_folder(before.folder)
     assert (before.folder / "summary.json").read_bytes() == facts
     same(results.load(before.folder), before)
-    again, is_new = interpret.interpret(own, again=True)
+    again, is_new = interpretation.interpret(own, again=True)
     assert is_new
     same(again, before)
     left = {path.name for path in before.folder.parent.iterdir()}
@@ -157,10 +157,10 @@ def test_a_process_that_is_killed_leaves_the_results_that_were_there(own):
 
 
 def test_a_store_that_was_moved_is_not_read_again(own, interpreted, tmp_path):
-    interpret.interpret(own)
+    interpretation.interpret(own)
     shutil.copytree(own.extract.store, tmp_path / "moved")
     moved = interpreted(own, extract={"store": str(tmp_path / "moved")})
-    found, is_new = interpret.interpret(moved)
+    found, is_new = interpretation.interpret(moved)
     assert not is_new
     assert results.store_of(found).location == results.load(found.folder).facts["store"]["location"]
     assert found.facts["store"]["location"] == str(tmp_path / "moved")
@@ -169,13 +169,13 @@ def test_a_store_that_was_moved_is_not_read_again(own, interpreted, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(own, monkeypatch):
     pathlib.Path(own.run, "latents.part").write_text("no folder")
-    monkeypatch.setattr(interpret, "read", None)
+    monkeypatch.setattr(store_pass, "accumulate", None)
     with pytest.raises(InputError, match="latents cannot be written: File exists"):
-        interpret.interpret(own)
+        interpretation.interpret(own)
 
 
 def test_a_disk_that_fills_up_loses_nothing(own, monkeypatch):
-    before, _ = interpret.interpret(own)
+    before, _ = interpretation.interpret(own)
 
     def full(*given):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -183,7 +183,7 @@ def test_a_disk_that_fills_up_loses_nothing(own, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(results, "save_file", full)
         with pytest.raises(InputError, match=r"cannot be written: .*No space left on device"):
-            interpret.interpret(own, again=True)
+            interpretation.interpret(own, again=True)
     assert not before.folder.with_name("latents.part").exists()
     same(results.load(before.folder), before)
 
@@ -210,7 +210,7 @@ def test_texts_in_several_languages(tmp_path, write_samples, write_sae, interpre
         data=DataConfig(site=site),
         interpret=InterpretConfig(stratum="language", top=12, batch_size=7),
     )
-    found, _ = interpret.interpret(config)
+    found, _ = interpretation.interpret(config)
     assert (found.facts["kind"], found.facts["tokens"]) == ("text", "clip_l.tokens")
     assert found.facts["stratum"] == {"column": "language", "values": ["de", "fr"]}
     heart, other = found.latents.to_pylist()
@@ -227,7 +227,7 @@ def test_texts_in_several_languages(tmp_path, write_samples, write_sae, interpre
 
 
 def test_values_of_a_column_are_told_apart(own, interpreted):
-    found, _ = interpret.interpret(interpreted(own, stratum="style"))
+    found, _ = interpretation.interpret(interpreted(own, stratum="style"))
     assert found.facts["stratum"] == {"column": "style", "values": ["a", "b"]}
     table = open_store(own.extract.store).table()
     for row in rows_of(found.samples, kind="stratum"):
@@ -263,7 +263,7 @@ def test_the_command_writes_results_and_report(own):
         ("--config.interpret.stratum=shade", "config.interpret.stratum is 'shade'"),
         ("--config.interpret.sae=no/such", "no/such/cfg.json is missing"),
         ("--config.data.site=unet.up_blocks.1", "unet.up_blocks.1"),
-        ("--config.run=", "config.run is empty"),
+        ("--config.run=", "config.run is not set"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(own, flag, message):
@@ -276,5 +276,5 @@ def test_bad_input_is_one_line_and_writes_nothing(own, flag, message):
 
 def test_an_sae_of_another_width_is_refused(own, write_sae, tmp_path, interpreted):
     folder = write_sae(tmp_path / "wide", np.eye(5), np.zeros(5), np.eye(5), np.zeros(5), k=2)
-    with pytest.raises(InputError, match=r"has width 5, but unet\.mid_block of store .* has 4"):
-        interpret.interpret(dataclasses.replace(own, interpret=dataclasses.replace(own.interpret, sae=folder)))
+    with pytest.raises(InputError, match=r"has width 5, but hook point unet\.mid_block of store .* has width 4"):
+        interpretation.interpret(dataclasses.replace(own, interpret=dataclasses.replace(own.interpret, sae=folder)))

@@ -19,7 +19,7 @@ def store_of(height=0, width=0):
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 64))
 def test_a_map_is_brought_to_few_cells_by_squares(height, width, most):
-    cells = layout.make_cells("unet.mid_block", store_of(8 * height, 8 * width), height * width, most)
+    cells = layout.make_map("unet.mid_block", store_of(8 * height, 8 * width), height * width, most)
     if height * width == 1:
         assert (cells.grid, cells.shape) == (None, (1, 1))
         return
@@ -28,7 +28,7 @@ def test_a_map_is_brought_to_few_cells_by_squares(height, width, most):
     while -(-height // side) * -(-width // side) > most:
         side += 1
     assert cells.shape == (-(-height // side), -(-width // side))
-    cell = cells.of_position.reshape(height, width)
+    cell = cells.cell_of_position.reshape(height, width)
     for y, x in np.ndindex(height, width):
         assert divmod(cell[y, x], cells.shape[1]) == (y // side, x // side)
 
@@ -44,7 +44,7 @@ def test_a_map_is_brought_to_few_cells_by_squares(height, width, most):
     ],
 )
 def test_which_positions_are_a_map(site, size, positions, grid):
-    cells = layout.make_cells(site, store_of(*size), positions, 256)
+    cells = layout.make_map(site, store_of(*size), positions, 256)
     assert cells.grid == grid
     assert cells.shape == grid or (cells.shape == (1, positions) and grid is None)
 
@@ -66,18 +66,18 @@ def test_the_column_of_tokens(site, columns, column):
 
 def test_strata_are_timesteps_or_a_column():
     table = pyarrow.table({"id": [0, 1, 2], "language": ["fr", None, "de"], "many": [[1], [2], [3]]})
-    assert layout.make_strata("", table, [-1]).kept == 1
-    assert layout.make_strata("", table, [7]).names == ()
-    by_time = layout.make_strata("", table, [1, 501])
-    assert (by_time.column, by_time.names, by_time.kept) == ("timestep", ("1", "501"), 2)
+    assert layout.make_strata(None, table, [-1]).counted == 1
+    assert layout.make_strata(None, table, [7]).names == ()
+    by_time = layout.make_strata(None, table, [1, 501])
+    assert (by_time.column, by_time.names, by_time.counted) == ("timestep", ("1", "501"), 2)
     by_language = layout.make_strata("language", table, [1, 501])
     assert (by_language.names, by_language.of_sample.tolist()) == (("de", "fr"), [1, -1, 0])
-    assert by_language.kept == 3  # and one for what has none
-    with pytest.raises(InputError, match="'many'; the samples have the columns id, language"):
+    assert by_language.counted == 3  # and one for what has none
+    with pytest.raises(InputError, match="'many'; it must be a sample column: id, language"):
         layout.make_strata("many", table, [])
-    with pytest.raises(InputError, match="which has 101 values; allowed: 1 to 100"):
+    with pytest.raises(InputError, match="a column with 101 values; it must have 1 to 100"):
         layout.make_strata("id", pyarrow.table({"id": range(101)}), [])
-    with pytest.raises(InputError, match="which has 0 values"):
+    with pytest.raises(InputError, match="a column with 0 values"):
         layout.make_strata("id", pyarrow.table({"id": pyarrow.nulls(3, pyarrow.int64())}), [])
 
 
@@ -87,6 +87,6 @@ def test_chunks_are_joined_where_they_touch(lengths, gaps, most):
     for length, gap in zip(lengths, gaps, strict=False):
         at += gap
         chunks.append((at, at := at + length))
-    found = layout.runs(chunks, most)
+    found = layout.joined_chunks(chunks, most)
     assert [i for run in found for i in range(*run)] == [i for chunk in chunks for i in range(*chunk)]
     assert all(stop - start < most + max(lengths) for start, stop in found)

@@ -47,7 +47,7 @@ def test_rows_are_drawn_from_all_of_the_store_and_do_not_depend_on_its_parts(see
     latent_E = random.integers(0, 9, fires_N.sum()).astype(np.int32)
     codes = []
     for cut in (0, int(random.integers(0, rows + 1))):
-        sampled = neighbors.RowSample(wanted, rows)
+        sampled = neighbors.CoactivationRows(wanted, rows)
         starts = np.concatenate([[0], np.cumsum(fires_N)])
         for first, last in ((0, cut), (cut, rows)):
             if first < last:

@@ -49,7 +49,7 @@ def test_all_rows_are_read_in_order(gaps, batch_size):
     for got, wanted in zip(index, (sample, position, -1 + 0 * sample), strict=True):
         np.testing.assert_array_equal(got, wanted)
     assert max(len(part[0]) for part in read) <= max(batch_size, 4)
-    assert max(len(part[0]) for part in read) == stream.most_rows(site, batch_size)
+    assert max(len(part[0]) for part in read) == stream.largest_batch(site, batch_size)
 
 
 @pytest.mark.parametrize("batch_size", [1, 6, 1000])
@@ -83,14 +83,14 @@ def test_samples_that_do_not_rise_are_refused(tmp_path, write_samples):
     location = write_samples(
         tmp_path / "store", SITE, np.ones((3, 2), np.float32), sample, 0 * sample, 0 * sample, [{}, {}]
     )
-    with pytest.raises(InputError, match="do not stand one after another in rising order"):
+    with pytest.raises(InputError, match="the rows are not sorted by sample"):
         list(stream.batches(open_store(location).site(SITE), 10))
 
 
 def test_only_one_store_is_interpreted(gaps, tmp_path):
     shutil.copytree(gaps[0], tmp_path / "other")
-    with pytest.raises(InputError, match=r"config\.extract\.store is empty"):
+    with pytest.raises(InputError, match=r"config\.extract\.store is not set"):
         stream.open_site(Config())
     both = Config(extract=ExtractConfig(store=""), data=DataConfig(stores=(f"1:{gaps[0]}", f"2:{tmp_path / 'other'}")))
-    with pytest.raises(InputError, match="names 2 stores; interpretation reads one"):
+    with pytest.raises(InputError, match="has 2 stores; it must have one"):
         stream.open_site(both)

@@ -14,7 +14,7 @@ import transformers
 from revelio_jax.config import TagsConfig
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import results
-from revelio_jax.interpret.latents.command import interpret
+from revelio_jax.interpret.latents.interpretation import interpret
 from revelio_jax.interpret.tags import answers, command, local_model
 from revelio_jax.interpret.tags.questions import Question
 from tests.revelio_jax.interpret.conftest import PLANTED, as_png

@@ -14,7 +14,7 @@ import pytest
 
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import results
-from revelio_jax.interpret.latents.command import interpret
+from revelio_jax.interpret.latents.interpretation import interpret
 from revelio_jax.interpret.tags import answers, command, evidence, questions
 from tests.helpers import ROOT
 from tests.revelio_jax.interpret.conftest import AFTER_A, HEART, NOISE, PLANTED

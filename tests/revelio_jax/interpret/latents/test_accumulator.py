@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revelio_jax.interpret.latents import collection, stream
-from revelio_jax.interpret.latents.collection import BINS, Collection
-from revelio_jax.interpret.latents.layout import Cells, Strata
+from revelio_jax.interpret.latents import accumulator, stream
+from revelio_jax.interpret.latents.accumulator import BINS, LatentAccumulator
+from revelio_jax.interpret.latents.layout import PositionMap, Strata
 from revelio_jax.interpret.latents.top_samples import mixed, unmixed
 
 LATENTS = 7
@@ -35,10 +35,10 @@ def parts_of(sample, timestep, position, z, batch_size):
 
 
 def collected(rows, batch_size, cells, strata, top=3, weaker=4, drawn=()):
-    collection = Collection(LATENTS, top, weaker, 4.0, cells, strata, np.array(drawn, np.int64))
+    statistics = LatentAccumulator(LATENTS, top, weaker, 4.0, cells, strata, np.array(drawn, np.int64))
     for part in stream.whole_samples(parts_of(*rows, batch_size)):
-        collection.add(part)
-    return collection
+        statistics.add(part)
+    return statistics
 
 
 def peaks_of(z, sample, f, rows=None):
@@ -68,7 +68,7 @@ def test_everything_equals_loops(shape, batch_size, most_cells, told_apart):
     rows = make_rows(random, samples, timesteps, positions, density, levels)
     sample, timestep, position, z = rows
     of_position = (np.arange(positions, dtype=np.int32) * most_cells // positions).astype(np.int32)
-    cells = Cells(None, (1, int(of_position.max()) + 1), of_position)
+    cells = PositionMap(None, (1, int(of_position.max()) + 1), of_position)
     strata = Strata()
     if told_apart == "timestep":
         known = np.unique(timestep)
@@ -80,8 +80,8 @@ def test_everything_equals_loops(shape, batch_size, most_cells, told_apart):
     got = collected(rows, batch_size, cells, strata, drawn=drawn)
     ranked, of_strata, profiles = got.ranked()
 
-    assert got.rows == len(z)
-    assert got.seen == len(set(sample))
+    assert got.rows_read == len(z)
+    assert got.samples_read == len(set(sample))
     maps = {pair: (sample == pair[0]) & (timestep == pair[1]) for pair in zip(sample, timestep, strict=True)}
     for f in range(LATENTS):
         fires = z[:, f] > 0
@@ -90,7 +90,7 @@ def test_everything_equals_loops(shape, batch_size, most_cells, told_apart):
         assert got.samples[f] == len(set(sample[fires]))
         shares = [fires[of].mean() for of in maps.values() if fires[of].any()]
         assert got.maps_of[f].sum() == len(shares)
-        assert got.spread_of[f].sum() / collection.WHOLE == pytest.approx(sum(shares))
+        assert got.spread_of[f].sum() / accumulator.WHOLE == pytest.approx(sum(shares))
         assert got.fires[f].tolist() == [bool(fires[sample == number].any()) for number in drawn]
         # The strongest, and their profiles.
         peaks = peaks_of(z, sample, f)
@@ -114,8 +114,8 @@ def test_everything_equals_loops(shape, batch_size, most_cells, told_apart):
             assert got.rows_of[f, i] == len(here)
             assert got.samples_of[f, i] == len(set(sample[here]))
             assert got.sum_of[f, i] == pytest.approx(z[here, f].astype(np.float64).sum())
-            best = of_strata.sample.reshape(LATENTS, strata.kept, 3)[f, i]
-            where = of_strata.position.reshape(LATENTS, strata.kept, 3)[f, i]
+            best = of_strata.sample.reshape(LATENTS, strata.counted, 3)[f, i]
+            where = of_strata.position.reshape(LATENTS, strata.counted, 3)[f, i]
             wanted = peaks_of(z, sample, f, here)[:3]
             assert best.tolist() == [s for _, s, _ in wanted] + [-1] * (3 - len(wanted))
             assert where[: len(wanted)].tolist() == [position[row] for *_, row in wanted]
@@ -138,7 +138,7 @@ def test_batches_of_another_size_change_no_bit(shape, size, other_size):
     seed, samples, timesteps, positions, density, levels = shape
     rows = make_rows(np.random.default_rng(seed), samples, timesteps, positions, density, levels)
     rows = *rows[:3], rows[3] * np.float32(0.1)  # sums round
-    cells = Cells(None, (1, positions), np.arange(positions, dtype=np.int32))
+    cells = PositionMap(None, (1, positions), np.arange(positions, dtype=np.int32))
     known = np.unique(rows[1])
     strata = Strata("timestep", tuple(map(str, known)), timesteps=known)
     one, two = (collected(rows, n, cells, strata) for n in (size, other_size))
@@ -152,7 +152,7 @@ def test_batches_of_another_size_change_no_bit(shape, size, other_size):
 @settings(deadline=None)
 @given(st.floats(1e-6, 1e6), st.floats(2.0**-126, 2.0**100, width=32))
 def test_the_bin_of_a_value(scale, value):
-    edges, table = collection.histogram(scale)
+    edges, table = accumulator.histogram(scale)
     assert len(edges) == BINS + 1
     np.testing.assert_allclose(np.diff(edges), 0.25, atol=0.012)  # 8 significant bits
     found = table[np.array([value], np.float32).view(np.uint16)[1]]
@@ -162,13 +162,13 @@ def test_the_bin_of_a_value(scale, value):
 def test_what_is_drawn_is_drawn_uniformly():
     """Of 50 samples with one value, each is drawn by about as many of 4,000 latents."""
     latents, samples = 4000, 50
-    cells = Cells(None, (1, 1), np.zeros(1, np.int32))
-    collection = Collection(latents, 1, 1, 1.0, cells, Strata(), np.zeros(0, np.int64))
+    cells = PositionMap(None, (1, 1), np.zeros(1, np.int32))
+    statistics = LatentAccumulator(latents, 1, 1, 1.0, cells, Strata(), np.zeros(0, np.int64))
     row = np.arange(samples, dtype=np.int32)
     everything = np.tile(np.arange(latents, dtype=np.int32), samples)
     fires, ones = np.full(samples, latents, np.int32), np.ones(len(everything), np.float32)
-    collection.add(stream.CodeBatch(row, 0 * row, 0 * row, fires, everything, ones))
-    drawn = (collection.weak_key.min(1) & np.uint64(0xFFFFFFFF)).astype(int)
+    statistics.add(stream.CodeBatch(row, 0 * row, 0 * row, fires, everything, ones))
+    drawn = (statistics.weak_key.min(1) & np.uint64(0xFFFFFFFF)).astype(int)
     counts = np.bincount(drawn, minlength=samples)
     expected = latents / samples
     chi_square = (np.square(counts - expected) / expected).sum()
@@ -181,12 +181,12 @@ def test_the_bound_is_the_formula():
     places = top + 5
     per_latent = 28 * BINS + 28 + places * (18 + cells) + 40 * strata + drawn
     per_latent += strata * (16 + 16 * places)
-    map_of = Cells((8, 8), (8, 8), np.arange(cells, dtype=np.int32))
+    map_of = PositionMap((8, 8), (8, 8), np.arange(cells, dtype=np.int32))
     known = np.arange(strata, dtype=np.int32)
     told_apart = Strata("timestep", tuple(map(str, known)), timesteps=known)
-    collection = Collection(latents, top, weaker, 1.0, map_of, told_apart, np.arange(drawn))
+    statistics = LatentAccumulator(latents, top, weaker, 1.0, map_of, told_apart, np.arange(drawn))
     fixed = drawn * 8 + (BINS + 1) * 8 + (1 << 15) + 4 * cells
-    assert collection.nbytes == latents * per_latent + fixed
+    assert statistics.nbytes == latents * per_latent + fixed
     random = np.random.default_rng(0)
     for first in (0, 20):
         sample = np.repeat(np.arange(first, first + 20, dtype=np.int32), 64 * strata)
@@ -195,8 +195,8 @@ def test_the_bound_is_the_formula():
         fires = np.full(len(sample), 8, np.int32)
         latent = random.integers(0, latents, 8 * len(sample)).astype(np.int32)
         value = random.random(len(latent), np.float32) + 0.1
-        collection.add(stream.CodeBatch(sample, position, timestep, fires, latent, value))
-    assert collection.nbytes == latents * per_latent + fixed
+        statistics.add(stream.CodeBatch(sample, position, timestep, fires, latent, value))
+    assert statistics.nbytes == latents * per_latent + fixed
 
 
 def test_equals_are_ranked_at_random():
@@ -206,12 +206,12 @@ def test_equals_are_ranked_at_random():
     many = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
     np.testing.assert_array_equal(unmixed(mixed(many)), many)
     row = numbers.astype(np.int32)
-    cells = Cells(None, (1, 1), np.zeros(1, np.int32))
-    collection = Collection(1, 20, 0, 1.0, cells, Strata(), np.zeros(0, np.int64))
+    cells = PositionMap(None, (1, 1), np.zeros(1, np.int32))
+    statistics = LatentAccumulator(1, 20, 0, 1.0, cells, Strata(), np.zeros(0, np.int64))
     for rows in np.split(row, 50):
         ones = np.ones(len(rows), np.float32)
-        collection.add(stream.CodeBatch(rows, 0 * rows, 0 * rows, 0 * rows + 1, 0 * rows, ones))
-    kept = np.sort(collection.ranked()[0].sample[0])
+        statistics.add(stream.CodeBatch(rows, 0 * rows, 0 * rows, 0 * rows + 1, 0 * rows, ones))
+    kept = np.sort(statistics.ranked()[0].sample[0])
     assert len(set(kept)) == 20
     assert 200 < kept.mean() < 800
     assert (np.diff(kept) == 1).sum() < 5

@@ -1,0 +1,89 @@
+"""The contents of summary.json: settings and totals of a run's results. See :mod:`.results` for the other files."""
+
+import typing
+
+
+class StoreReference(typing.TypedDict):
+    """The store whose rows were read."""
+
+    location: str
+    fingerprint: str
+
+
+class SaeReference(typing.TypedDict):
+    """The SAE that was interpreted; for neurons ``folder`` is "", and the other two are "neurons"."""
+
+    folder: str
+    sha256: str  # of the file of weights
+    architecture: str  # as SAELens calls it
+
+
+class StratumColumn(typing.TypedDict):
+    """The column that separates strata: "timestep" or a sample column. Without strata ``values`` is empty."""
+
+    column: str
+    values: list[str]
+
+
+class MeanOverLatents(typing.TypedDict):
+    """A mean over latents with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    latents: int
+
+
+class LabelPurity(typing.TypedDict):
+    """The purity of a label, by the measures sigma, entropy and purity."""
+
+    classes: int
+    samples: int  # that have a class
+    strongest: int  # top samples that were measured per latent
+    measured: dict[str, MeanOverLatents | None]  # None: no latent fires on enough labeled samples
+    chance: dict[str, float] | None  # of random samples; None: too few labeled samples
+    chance_of_strata: list[dict[str, float] | None]  # in the order of the strata
+
+
+class Identity(typing.TypedDict):
+    """The settings that determine the results. Equal identities allow results to be reused."""
+
+    site: str
+    store: StoreReference
+    sae: SaeReference
+    fields: dict[str, typing.Any]  # the fields of config.interpret that affect the results
+
+
+class Origin(typing.TypedDict):
+    """The run, the model, and the images of the store. They can change without changing the results."""
+
+    name: str  # of the run
+    model: str | None
+    family: str
+    mode: str  # of extraction
+    images: str  # folder of the images of the samples; "" if there are none
+
+
+class Summary(Identity, Origin):
+    """Everything in summary.json."""
+
+    version: typing.NotRequired[int]  # of the files; set when they are written
+    seconds: float  # that reading the store took
+    timesteps: list[int]
+    d: int  # width
+    latents: int
+    k: int | None  # None: any number of latents can fire on a row
+    rows: int
+    samples: int
+    kind: str  # "text" or "image"
+    tokens: str | None  # sample column with the tokens, for example clip.tokens; None for images
+    positions: int  # of a sample at most
+    grid: tuple[int, int] | None  # height and width of the positions; None if they do not form a map
+    cells: tuple[int, int]  # height and width of a profile after maxima, or (1, cells)
+    stratum: StratumColumn
+    labels: list[str]  # sample columns whose purity was measured
+    purity: dict[str, LabelPurity]  # by label
+    top: int  # recorded per latent at most, as are the next two
+    weaker: int
+    neighbors: int
+    histogram_log2_edges: list[float]  # [bins + 1]
