@@ -1,20 +1,20 @@
-"""How tokens are shown as text: those of CLIP, T5 and other SentencePiece, BERT, and byte-level BPE.
+"""Tokens as readable text, for CLIP, T5 and other SentencePiece tokenizers, BERT, and byte-level BPE.
 
-A list of tokens is shown as pieces, one a token, that read as the prompt when they are joined: a piece
-bears the space beside it. Letters that take several tokens, as emoji do, are shown with the last of them.
+Each token becomes a piece that includes the space next to it, so the joined pieces read as the prompt. A character
+that takes several tokens, for example an emoji, appears in the piece of its last token.
 """
 
 import codecs
 import re
 from collections.abc import Sequence
 
-PART = "·"  # of a letter that a later token completes
+PART = "·"  # shown for a token whose character a later token completes
 SPECIAL = re.compile(r"<\|[^|]*\|>|</?s>|<(pad|unk|bos|eos|mask)>|<extra_id_\d+>|\[(CLS|SEP|PAD|UNK|MASK)\]")
-BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's, of what its vocabulary lacks
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece writes characters outside of its vocabulary as bytes
 
 
 def _byte_letters() -> dict[str, int]:
-    """Byte-level BPE writes bytes as letters: those that print as themselves, the others from 256 on."""
+    """Return the byte of each letter of byte-level BPE: printable bytes are themselves, the others count from 256."""
     printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in set(printing)]
     return {chr(byte): byte for byte in printing} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -24,12 +24,12 @@ BYTE_LETTERS = _byte_letters()
 
 
 def special(token: str) -> bool:
-    """Whether a token stands for no text: a start, an end, padding."""
+    """Return whether a token stands for no text: start, end or padding."""
     return bool(SPECIAL.fullmatch(token))
 
 
 def pieces(tokens: Sequence[str]) -> list[str]:
-    """The text of each token, with its space; special tokens are as they are."""
+    """Return the text of each token, with its space; special tokens are unchanged."""
     if any(token.endswith("</w>") for token in tokens):
         return _from_bytes([token.replace("</w>", "Ġ") for token in tokens])
     if any("▁" in token for token in tokens):
@@ -43,15 +43,15 @@ def pieces(tokens: Sequence[str]) -> list[str]:
 
 
 def word(token: str) -> str:
-    """One token by itself, without spaces."""
+    """Return the text of a single token, without spaces."""
     return pieces([token])[0].strip() or token
 
 
 def unread(prompt: str, shown: Sequence[str]) -> str:
-    """What of a prompt comes after its tokens, because the encoder takes no more; "" where nothing does.
+    """Return the end of a prompt that is cut off because the encoder takes no more tokens; "" if nothing is cut off.
 
-    ``shown`` are pieces of the prompt's tokens. It is "" too where tokens and prompt differ in more than
-    spaces and case, since nobody knows then where they end.
+    ``shown`` are the pieces of the tokens. The result is "" too if tokens and prompt differ in more than spaces and
+    case, since the end of the tokens is then unknown.
     """
     text = "".join(piece for piece in shown if piece != PART and not special(piece))
     read, at = "".join(text.split()).casefold(), 0
@@ -92,7 +92,7 @@ def _byte(letter: str) -> bytes:
 
 
 def _decoded(tokens: Sequence[str], read) -> list[str]:
-    """UTF-8 over the borders of tokens; ``read`` gives a token's bytes, None of a special one."""
+    """Decode UTF-8 across token boundaries. ``read`` returns the bytes of a token, None for a special token."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     shown: list[str] = []
     for token in tokens:
@@ -107,7 +107,7 @@ def _decoded(tokens: Sequence[str], read) -> list[str]:
 
 
 def _end(decoder: codecs.IncrementalDecoder, shown: list[str]) -> None:
-    left = decoder.decode(b"", True)  # a letter that was cut
+    left = decoder.decode(b"", True)  # an incomplete character
     decoder.reset()
     if left and shown:
         shown[-1] = left if shown[-1] == PART else shown[-1] + left

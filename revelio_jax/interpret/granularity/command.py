@@ -1,15 +1,15 @@
-"""Draw what kind of thing latents know: purity and spread by site and timestep, and of SAEs against neurons.
+"""Plot purity and spread of latents by hook point and timestep, and of SAEs against neurons.
 
     python -m revelio_jax.interpret.granularity runs/a runs/b --out granularity.png
 
-Takes folders of runs that python -m revelio_jax.interpret has read: of each the results of its SAE and, where
-they are there, of its neurons. Latents that are pure in a label know of it; of those that are not, few
-positions speak of texture, many of layout. For every label and measure there are a heatmap of runs over
-timesteps, curves, and means over all timesteps, which compare an SAE with an undercomplete autoencoder or
-with neurons. All are means over latents with 95 % bootstrap intervals over them; dotted is what chance
-would give.
-Writes one PNG and beside it a CSV of the same numbers: --out, else granularity.png in the run's folder, or
-beside the first of several.
+Takes run folders with results of python -m revelio_jax.interpret: those of the SAE and, if they exist, of the
+neurons. Pure latents encode the label. Of the other latents, a small spread suggests texture and a large one layout.
+Each label and measure has a heat map of runs over timesteps, curves, and means over all timesteps, which compare an
+SAE with an undercomplete autoencoder or with neurons. All values are means over latents with 95 % bootstrap
+intervals; dotted lines are the values of random samples.
+
+Writes a PNG file and a CSV file of the same numbers next to it: --out, by default granularity.png in the run folder,
+or next to the first of several.
 """
 
 import csv
@@ -26,34 +26,37 @@ from revelio_jax.interpret.granularity.runs import FIELDS, FIGURES, WHOLE, RunPu
 
 
 def panels_of(runs: Sequence[RunPurity], labels: Sequence[str], measures: Sequence[str]) -> list[tuple[str, str]]:
-    """Labels, all that there are where none is named, by measures; the spread is of no label."""
-    there = dict.fromkeys(label for run in runs for label in run.facts["labels"])
+    """Return (label, measure) of each panel; without ``labels``, of all labels. The spread has the label ""."""
+    existing = dict.fromkeys(label for run in runs for label in run.facts["labels"])
     for label in labels:
-        if label not in there:
-            raise InputError(f"--label is {label!r}; the runs were interpreted with {', '.join(there) or 'none'}")
-    panels = [(label, measure) for label in labels or there for measure in measures if measure != "spread"]
+        if label not in existing:
+            raise InputError(f"--label is {label!r}; the labels of the runs are {', '.join(existing) or 'none'}")
+    panels = [(label, measure) for label in labels or existing for measure in measures if measure != "spread"]
     return panels + [("", "spread")] * ("spread" in measures)
 
 
 def table(runs: Sequence[RunPurity], panels: Sequence[tuple[str, str]]) -> str:
-    """What is drawn, over all strata, as lines."""
+    """Return the means over all strata as lines of text."""
     lines = []
     width = max(len(run.name) for run in runs)
     for label, measure in panels:
         lines.append(TITLES[measure].format(label=label))
         for run in runs:
             f = run.means.get((label, measure, WHOLE))
-            none = "has no such label" if label and label not in run.facts["labels"] else "too few samples"
+            none = "label not measured" if label and label not in run.facts["labels"] else "too few samples"
             shown = "{mean:.3f} ({low:.3f}-{high:.3f})".format(**f) if f else none
-            chance = f", by chance {f['chance']:.3f}" if f and np.isfinite(f["chance"]) else ""
+            chance = f", chance {f['chance']:.3f}" if f and np.isfinite(f["chance"]) else ""
             lines.append(f"  {run.name:{width}}  {run.facts['site']}  {shown}{chance}")
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> None:
+    """Run the command with the arguments ``argv``."""
     parser = RunsParser("revelio_jax.interpret.granularity", __doc__, "PNG")
-    parser.add_argument("--label", action="append", default=[], help="that is drawn; by default all")
-    parser.add_argument("--measure", action="append", choices=TITLES, help="that is drawn; by default all")
+    parser.add_argument("--label", action="append", default=[], help="label to plot; may be repeated (default: all)")
+    parser.add_argument(
+        "--measure", action="append", choices=TITLES, help="measure to plot; may be repeated (default: all)"
+    )
     arguments = parser.parse(argv)
     require("matplotlib", "plot", "revelio_jax.interpret.granularity")
     runs = read_runs(arguments.runs)

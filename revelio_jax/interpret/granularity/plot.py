@@ -1,4 +1,4 @@
-"""The picture of granularity: of every label and measure a map, means over all strata, and curves."""
+"""The granularity plot: a heat map, means over all strata, and curves for each label and measure."""
 
 import typing
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ TITLES = {
     "spread": "share of the positions on which a latent fires",
 }
 DASHES = {"": ("-", "o"), "neurons": ("--", "s"), "dense": ("-.", "^")}
-SHOWN = 10  # timesteps whose numbers fit into a map
-FEW = 4  # curves that have their intervals without covering one another
+SHOWN = 10  # largest number of timesteps whose values are printed in a heat map
+FEW = 4  # largest number of curves that all have intervals
 
 
 def draw(runs: Sequence[RunPurity], panels: Sequence[tuple[str, str]]) -> "Figure":
-    """A row of panels for each label and measure that ``panels`` names; a colour is a site, a dash a kind."""
+    """Return a figure with a row of panels for each (label, measure); colors are hook points, dashes kinds."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    colours = matplotlib.color_sequences["petroff10"]
+    colors = matplotlib.color_sequences["petroff10"]
     places = list(dict.fromkeys(_place(run, runs) for run in runs))
     runs = sorted(runs, key=lambda run: (places.index(_place(run, runs)), list(DASHES).index(run.kind)))
-    looks = [{"color": colours[places.index(_place(run, runs)) % 10], "marker": DASHES[run.kind][1]} for run in runs]
+    looks = [{"color": colors[places.index(_place(run, runs)) % 10], "marker": DASHES[run.kind][1]} for run in runs]
     strata = _strata(runs)
     widths = [3, 1.7, 2.6] if strata else [1]
     height = 0.75 + 0.19 * max(len(runs), 5)
@@ -71,12 +71,12 @@ def _draw_map(ax: "Axes", runs, of, strata) -> None:
     middle = (np.nanmin(values) + np.nanmax(values)) / 2 if np.isfinite(values).any() else 0
     for (y, x), value in np.ndenumerate(values):
         if np.isfinite(value):
-            colour = "black" if value > middle else "white"
-            ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+            color = "black" if value > middle else "white"
+            ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
 
 
 def _draw_curves(ax: "Axes", runs, looks, of, strata) -> None:
-    """Where there are many curves, only SAEs have their intervals; those of all are in the CSV."""
+    """Draw curves over strata. With many curves only those of SAEs have intervals; the CSV file has all."""
     x = np.arange(len(strata))
     kinds = {run.kind for run in runs} if len(runs) <= FEW else {""}
     for run, look in zip(runs, looks, strict=True):
@@ -103,7 +103,7 @@ def _draw_whole(ax: "Axes", runs, looks, of) -> None:
 
 
 def _legend(runs, looks) -> list[typing.Any]:
-    """Kinds, with how they are drawn, and chance; colours are told by the names beside the maps' rows."""
+    """Return legend entries of the kinds and of chance; the rows of the heat map name the colors."""
     from matplotlib.lines import Line2D
 
     shown = [kind for kind in DASHES if kind in {run.kind for run in runs}]
@@ -112,11 +112,11 @@ def _legend(runs, looks) -> list[typing.Any]:
     ]
     for line, kind in zip(lines, shown, strict=True):
         line.set_label(kind or "SAE")
-    return [*lines, Line2D([], [], color="0.5", linestyle=":", label="by chance")]
+    return [*lines, Line2D([], [], color="0.5", linestyle=":", label="random samples")]
 
 
 def _place(run: RunPurity, runs: Sequence[RunPurity]) -> str:
-    """What has one colour: a site, or, where SAEs share one, the run."""
+    """Return what has one color: the hook point, or the run if several SAEs share a hook point."""
     site = run.facts["site"]
     alone = sum((other.facts["site"], other.kind) == (site, run.kind) for other in runs) == 1
     return site if alone else run.name
@@ -127,7 +127,7 @@ def _of(run: RunPurity, of: tuple[str, str], stratum: str) -> dict[str, float]:
 
 
 def called(run: RunPurity, runs: Sequence[RunPurity]) -> str:
-    """The site, where it tells the runs of a kind apart; else the name with it."""
+    """Return the hook point if it is unique among runs of the same kind, otherwise run name and hook point."""
     site = run.facts["site"]
     alone = sum((other.facts["site"], other.kind) == (site, run.kind) for other in runs) == 1
     if alone:
@@ -136,9 +136,9 @@ def called(run: RunPurity, runs: Sequence[RunPurity]) -> str:
 
 
 def _strata(runs: Sequence[RunPurity]) -> list[str]:
-    """All strata, in order of their numbers where they are such."""
-    found = list(dict.fromkeys(stratum for run in runs for stratum in run.strata))
-    return sorted(found, key=float) if all(_is_number(stratum) for stratum in found) else sorted(found)
+    """Return all strata in ascending order, as numbers if all are integers."""
+    strata = list(dict.fromkeys(stratum for run in runs for stratum in run.strata))
+    return sorted(strata, key=float) if all(_is_number(stratum) for stratum in strata) else sorted(strata)
 
 
 def _is_number(text: str) -> bool:

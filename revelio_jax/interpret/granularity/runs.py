@@ -1,4 +1,4 @@
-"""How pure the latents of runs are in labels, and how far they spread, by stratum: means with intervals."""
+"""Purity and spread of the latents of runs by stratum: means with intervals."""
 
 import dataclasses
 import pathlib
@@ -12,23 +12,25 @@ from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.latents.purity import MEASURES, interval
 from revelio_jax.interpret.latents.results import Results
+from revelio_jax.interpret.latents.summary import Summary
 
-WHOLE = "all"  # strata together
-KINDS = {"standard": "dense", "neurons": "neurons"}  # what is told of a run beside its name
+WHOLE = "all"  # name of all strata together
+KINDS = {"standard": "dense", "neurons": "neurons"}  # architecture -> suffix of the run name
 FIELDS = ("run", "site", "sae", "latents", "label", "measure", "stratum")
 FIGURES = ("mean", "low", "high", "measured", "chance")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunPurity:
-    """FIGURES of a run by label ("" of spread), measure, and stratum or WHOLE; None where there are none.
+    """The values FIGURES of a run by (label, measure, stratum), None if they could not be measured.
 
-    ``kind`` is "" of an SAE, else one of KINDS.
+    The label of the spread is "", and the stratum of all strata together is WHOLE. ``kind`` is "" for an SAE,
+    otherwise a value of KINDS.
     """
 
     name: str
     kind: str
-    facts: dict[str, typing.Any]
+    facts: Summary
     means: dict[tuple[str, str, str], dict[str, float] | None]
 
     @property
@@ -37,47 +39,49 @@ class RunPurity:
 
 
 def read_runs(folders: Sequence[str]) -> list[RunPurity]:
-    """All results of the runs. Raises InputError where a folder has none, or they do not go together."""
-    found = [(folder, part) for folder in folders for part in _results(pathlib.Path(folder))]
-    names = [part.facts["name"] for _, part in found]
+    """Read all results of the runs. Raises InputError if a folder has none, or if their strata differ in column."""
+    loaded = [(folder, part) for folder in folders for part in _results(pathlib.Path(folder))]
+    names = [part.facts["name"] for _, part in loaded]
     runs = []
-    for folder, part in found:
+    for folder, part in loaded:
         kind = KINDS.get(part.facts["sae"]["architecture"], "")
-        same = [name for (other, _), name in zip(found, names, strict=True) if other != folder]
+        same = [name for (other, _), name in zip(loaded, names, strict=True) if other != folder]
         name = folder if part.facts["name"] in same else part.facts["name"]
         runs.append(RunPurity(f"{name}, {kind}" if kind else name, kind, part.facts, _means(part)))
     columns = {run.facts["stratum"]["column"] for run in runs if run.strata}
     if len(columns) > 1:
         raise InputError(
-            f"the runs are told apart by {' and by '.join(sorted(columns))}; interpret them alike "
-            "(config.interpret.stratum)"
+            f"the runs have strata by {' and by '.join(sorted(columns))}; interpret them with the same "
+            "config.interpret.stratum"
         )
     return runs
 
 
 def _results(folder: pathlib.Path) -> list[Results]:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give folders of runs, as runs/mini_sd")
+        raise InputError(f"{folder}: no such folder; it must be a run folder, for example runs/mini_sd")
     places = [folder / "latents", folder / "neurons"]
     there = [place for place in places if (place / "summary.json").is_file()]
     return [results.load(place) for place in there or places[:1]]
 
 
-def _means(found: Results) -> dict[tuple[str, str, str], dict[str, float] | None]:
-    facts, means = found.facts, {}
+def _means(results: Results) -> dict[tuple[str, str, str], dict[str, float] | None]:
+    facts, means = results.facts, {}
     strata = [str(value) for value in facts["stratum"]["values"]]
-    spread = _column(found.latents, "spread", found.latents["rows"].to_numpy() > 0)
+    spread = _column(results.latents, "spread", results.latents["rows"].to_numpy() > 0)
     means["", "spread", WHOLE] = _figures(spread, None)
     shape = facts["latents"], len(strata)
-    fires = found.strata["rows"].to_numpy().reshape(shape) > 0
-    spread = _column(found.strata, "spread", fires.reshape(-1)).reshape(shape)
+    fires = results.strata["rows"].to_numpy().reshape(shape) > 0
+    spread = _column(results.strata, "spread", fires.reshape(-1)).reshape(shape)
     for i, stratum in enumerate(strata):
         means["", "spread", stratum] = _figures(spread[:, i], None)
     for label in facts["labels"]:
         for measure in MEASURES:
             name, chance = f"{label}.{measure}", facts["purity"][label]
-            means[label, measure, WHOLE] = _figures(_column(found.latents, name), (chance["chance"] or {}).get(measure))
-            of_strata = _column(found.strata, name).reshape(shape)
+            means[label, measure, WHOLE] = _figures(
+                _column(results.latents, name), (chance["chance"] or {}).get(measure)
+            )
+            of_strata = _column(results.strata, name).reshape(shape)
             for i, stratum in enumerate(strata):
                 expected = (chance["chance_of_strata"][i] or {}).get(measure)
                 means[label, measure, stratum] = _figures(of_strata[:, i], expected)
@@ -85,7 +89,7 @@ def _means(found: Results) -> dict[tuple[str, str, str], dict[str, float] | None
 
 
 def _column(table: pyarrow.Table, name: str, where: np.ndarray | None = None) -> np.ndarray:
-    """A column as float64, NaN where it is null or not ``where``."""
+    """Return a column as float64, NaN where it is null or ``where`` is false."""
     values = table[name].to_numpy().astype(np.float64)
     return values if where is None else np.where(where, values, np.nan)
 
@@ -98,8 +102,8 @@ def _figures(values: np.ndarray, chance: float | None) -> dict[str, float] | Non
 
 
 def rows(runs: Sequence[RunPurity]) -> list[dict[str, typing.Any]]:
-    """All numbers, a row each, for the CSV; fields are FIELDS and FIGURES."""
-    found = []
+    """Return the rows of the CSV file; their fields are FIELDS and FIGURES."""
+    lines = []
     for run in runs:
         of_run = {"run": run.name, "site": run.facts["site"], "latents": run.facts["latents"]}
         of_run["sae"] = run.facts["sae"]["architecture"]
@@ -107,5 +111,5 @@ def rows(runs: Sequence[RunPurity]) -> list[dict[str, typing.Any]]:
             if figures:
                 what = {"label": label, "measure": measure, "stratum": stratum}
                 figures = {name: "" if np.isnan(value) else value for name, value in figures.items()}
-                found.append(of_run | what | figures)
-    return found
+                lines.append(of_run | what | figures)
+    return lines

@@ -1,8 +1,8 @@
 """Diff-C, Revelio's classifier on maps of frozen activations (arXiv 2411.16725). Flax.
 
-Batch norm without parameters, a 3 x 3 convolution to ``width`` channels, three more with stride 2, each
-with batch norm, ReLU and dropout, the mean over the map, and a linear layer. AdamW at 1e-4, batches of 16,
-30 epochs of a cosine. The paper does not say how much is dropped: DROPOUT.
+Layers: batch norm without parameters; a 3 x 3 convolution to ``width`` channels and three more with stride 2, each
+followed by batch norm, ReLU and dropout; the mean over the map; a linear layer. Training: AdamW at 1e-4 with cosine
+decay, batches of 16, 30 epochs. The paper does not give the dropout rate; it is DROPOUT here.
 """
 
 import jax
@@ -22,7 +22,7 @@ class DiffC(nnx.Module):
         self.norm = nnx.BatchNorm(channels, use_bias=False, use_scale=False, rngs=rngs)
         channels_of = [channels] + [width] * STRIDED
         self.convolutions = nnx.List(
-            nnx.Conv(before, width, (3, 3), strides=2 if i else 1, rngs=rngs) for i, before in enumerate(channels_of)
+            nnx.Conv(inputs, width, (3, 3), strides=2 if i else 1, rngs=rngs) for i, inputs in enumerate(channels_of)
         )
         self.norms = nnx.List(nnx.BatchNorm(width, rngs=rngs) for _ in range(STRIDED + 1))
         self.dropout = nnx.Dropout(DROPOUT, rngs=rngs)
@@ -38,7 +38,7 @@ class DiffC(nnx.Module):
 def train(
     maps_NHWC: np.ndarray, class_N: np.ndarray, classes: int, width: int, epochs: int, rate: float, seed: int
 ) -> DiffC:
-    """A classifier of N maps, the same for the same seed."""
+    """Train a classifier on N maps, float32 [N, height, width, channels]; deterministic for a given seed."""
     model = DiffC(maps_NHWC.shape[-1], classes, width, nnx.Rngs(seed))
     batch = min(BATCH, len(maps_NHWC))
     steps = len(maps_NHWC) // batch
@@ -51,7 +51,7 @@ def train(
         for some_B in order:
             _step(model, adam, maps_NHWC[some_B], class_N[some_B])
     model.eval()
-    jax.block_until_ready(nnx.state(model))  # else it is still being trained, and whoever measures it waits
+    jax.block_until_ready(nnx.state(model))  # otherwise the caller's timing would include the end of training
     return model
 
 
@@ -65,9 +65,10 @@ def _step(model: DiffC, adam: nnx.Optimizer, x_NHWC: jax.Array, class_N: jax.Arr
 
 @nnx.jit
 def logits(model: DiffC, x_NHWC: jax.Array) -> jax.Array:
-    """[N, C]; the model must be in :meth:`eval`."""
+    """Return logits [N, classes]. The model must be in evaluation mode."""
     return model(x_NHWC)
 
 
 def parameters(model: DiffC) -> int:
+    """Return the number of parameters."""
     return sum(jnp.size(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -1,4 +1,4 @@
-"""What probes are trained on and how they do: a row for each site, timestep, label, probe and input. JAX."""
+"""Train and evaluate probes: one row of results per hook point, timestep, label, probe and input. JAX."""
 
 import dataclasses
 import functools
@@ -26,15 +26,15 @@ from revelio_jax.store import SiteReader, Store
 
 PROBES = ("linear", "diff_c")
 INPUTS = ("activations", "latents")
-TIMED = 64  # samples that are classified together where inference is timed
-REPEATS = 9
+TIMED = 64  # samples per batch when inference is timed
+REPEATS = 9  # timings, of which the median is reported
 
 Row = dict[str, typing.Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What decides a result beside the store and the SAE."""
+    """The settings that determine a result, besides the store and the SAE."""
 
     apart: str
     seed: int
@@ -43,14 +43,17 @@ class Settings:
     rate: float
 
     def of(self, probe: str) -> Row:
-        """Those that a probe depends on."""
+        """Return the settings that affect a probe."""
         common = {"apart": self.apart, "seed": self.seed}
         return common | ({"width": self.width, "epochs": self.epochs, "rate": self.rate} if probe == "diff_c" else {})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """A run's store and SAE, and of each label that is probed its split."""
+    """The store and the SAE of a run, and the split of the samples for each label.
+
+    ``grid`` is the height and width of the positions, None if they do not form a map.
+    """
 
     run: str
     config: Config
@@ -62,7 +65,7 @@ class Task:
     grid: tuple[int, int] | None
 
     def wanted(self, settings: Settings, kinds: Sequence[str]) -> list[Row]:
-        """What tells each result apart; Diff-C is left out where a site has no map."""
+        """Return the identifying fields of each result; Diff-C is left out if there is no map."""
         of_run = {"site": self.site.name, "store": self.store.fingerprint, "sae": self.latents.sha256}
         return [
             of_run | settings.of(kind) | {"timestep": timestep, "label": name, "probe": kind, "input": of}
@@ -75,9 +78,12 @@ class Task:
 
 
 def open_task(run: str, wanted: tuple[str, ...], settings: Settings) -> Task:
-    """Everything that does not fit raises InputError, before anything is trained."""
+    """Open a run and split its samples for the labels ``wanted``, by default for every label column.
+
+    Raises InputError if the run, a label or the settings are unusable.
+    """
     if not pathlib.Path(run, "config.json").is_file():
-        raise InputError(f"{run} has no config.json; give folders of runs, as runs/mini_sd")
+        raise InputError(f"{run} has no config.json; it must be a run folder, for example runs/mini_sd")
     config, _ = parse(["revelio_jax.interpret.probes", f"--config={pathlib.Path(run, 'config.json')}"], "")
     config = dataclasses.replace(config, run=run)
     store, site, latents = store_pass.open_inputs(config)
@@ -86,7 +92,7 @@ def open_task(run: str, wanted: tuple[str, ...], settings: Settings) -> Task:
         for name in names:
             if name not in table.column_names:
                 raise InputError(
-                    f"{flag} is {name!r}; the samples of {store.location} have the columns "
+                    f"{flag} is {name!r}; it must be a sample column of {store.location}: "
                     f"{', '.join(table.column_names)}"
                 )
     groups = np.arange(table.num_rows)
@@ -102,27 +108,27 @@ def open_task(run: str, wanted: tuple[str, ...], settings: Settings) -> Task:
         parts = split(classes, groups, settings.seed)
         if parts is None and wanted:
             raise InputError(
-                f"--label is {label.name!r}, of which fewer than two classes have {LEAST} {each}, which a probe needs"
+                f"--label is {label.name!r}; it must have at least two classes with {LEAST} {each} or more"
             )
         kept = 0 if parts is None else len(np.unique(classes[parts.all]))
         if left_out := len(np.unique(classes[classes >= 0])) - kept:
             print(
-                f"{run}: {left_out} classes of {label.name} have fewer than {LEAST} {each}; left out",
+                f"{run}: {left_out} classes of {label.name} are left out: they have fewer than {LEAST} {each}",
                 file=sys.stderr,
             )
         if parts:
             labels[label.name] = label, parts
     if not labels:
-        raise InputError(f"{run}: the samples of {store.location} have no label that a probe could be given")
+        raise InputError(f"{run}: the samples of {store.location} have no label column that a probe can be trained on")
     positions, timesteps = layout.positions_and_timesteps(site)
     grid = layout.make_map(site.name, store, positions, positions).grid
     return Task(run, config, store, site, latents, labels, timesteps, grid)
 
 
 def train(task: Task, settings: Settings, wanted: Sequence[Row], memory: float) -> Iterator[Row]:
-    """Train what is ``wanted``, of :meth:`Task.wanted`; each row with what :func:`measured` found.
+    """Train the probes of the rows ``wanted``, a subset of :meth:`Task.wanted`; yield each row with its results.
 
-    Maps of more than ``memory`` GiB, with the copies that are trained on, are left out with a line.
+    Maps that take more than ``memory`` GiB, including the copies used for training, are left out with a message.
     """
     batch_size = task.config.interpret.batch_size
     if rows := [row for row in wanted if row["probe"] == "linear"]:
@@ -154,7 +160,7 @@ def _linear(means: Means, label: Label, parts: Split, row: Row) -> Row:
 def _diff_c(
     task: Task, settings: Settings, rows: Sequence[Row], timestep: int, of: str, memory: float
 ) -> Iterator[Row]:
-    """Diff-C of every label, on maps that are read once."""
+    """Train Diff-C for each label of ``rows``, on maps that are read once; yield the rows with their results."""
     labels = [task.labels[row["label"]] for row in rows]
     samples = np.unique(np.concatenate([parts.all for _, parts in labels]))
     latents = task.latents if of == "latents" else None
@@ -163,7 +169,7 @@ def _diff_c(
     if gib > memory:
         print(
             f"{task.run}, timestep {timestep}: maps of {of} take {gib:.1f} GiB, but --memory is {memory:g}; "
-            "diff_c leaves them out",
+            "diff_c is left out",
             file=sys.stderr,
         )
         return
@@ -187,7 +193,7 @@ def _diff_c(
 
 
 def _numbered(label: Label, parts: Split) -> tuple[int, np.ndarray]:
-    """How many classes are probed, and the number of each sample's among them."""
+    """Return the number of classes in the split, and the class number of each sample among them."""
     kept = np.unique(label.of_sample[parts.all])
     return len(kept), np.searchsorted(kept, label.of_sample).astype(np.int32)
 
@@ -195,9 +201,9 @@ def _numbered(label: Label, parts: Split) -> tuple[int, np.ndarray]:
 def measured(
     logits: Callable[[np.ndarray], jax.Array], x: np.ndarray, class_N: np.ndarray, parts: Split, classes: int
 ) -> Row:
-    """Accuracy on the test, and how long the probe takes for a sample, in ms, of TIMED together."""
-    said = np.concatenate([np.asarray(logits(x[i : i + TIMED]).argmax(-1)) for i in range(0, len(x), TIMED)])
-    accuracy = float((said == class_N).mean())
+    """Return accuracy on the test samples with its interval, and the inference time per sample in ms."""
+    predicted = np.concatenate([np.asarray(logits(x[i : i + TIMED]).argmax(-1)) for i in range(0, len(x), TIMED)])
+    accuracy = float((predicted == class_N).mean())
     low, high = wilson(accuracy, parts.groups)
     some = x[:TIMED]
     jax.block_until_ready(logits(some))

@@ -1,4 +1,4 @@
-"""What probes read: activations and latents of a store, as means of samples or as maps, by timestep."""
+"""Features for probes: activations and latents of a store, as means over positions or as maps, by timestep."""
 
 import contextlib
 import dataclasses
@@ -18,8 +18,8 @@ from revelio_jax.store import SiteReader
 class Means:
     """Means over the positions of S samples at T timesteps.
 
-    ``x`` float32 [S T, D] of the activations, ``z`` [S T, F] of the latents, sparse; row s T + t is sample
-    s at ``timesteps[t]``. ``rows`` int64 [S, T] is of how many positions; 0 where a sample has none.
+    ``x``, float32 [S T, D], are means of activations, and ``z``, sparse [S T, F], means of latents. Row s T + t
+    belongs to sample s at ``timesteps[t]``. ``rows``, int64 [S, T], is the number of positions.
     """
 
     timesteps: list[int]
@@ -28,13 +28,13 @@ class Means:
     rows: np.ndarray
 
     def at(self, timestep: int, samples: np.ndarray, of_latents: bool) -> np.ndarray:
-        """float32 [len(samples), D or F]."""
+        """Return the means of some samples at a timestep, float32 [len(samples), D or F]."""
         rows = samples * len(self.timesteps) + self.timesteps.index(timestep)
         return self.z[rows].toarray() if of_latents else self.x[rows]
 
 
 def means(site: SiteReader, latents: Dictionary, samples: int, timesteps: list[int], batch_size: int) -> Means:
-    """Read all rows once. Memory is that of the means, latents counted where they fire anywhere."""
+    """Read all rows once and return their means. Memory grows with the means and the nonzero latents only."""
     cells = samples * len(timesteps)
     x = np.zeros((cells, site.d))
     rows = np.zeros(cells, np.int64)
@@ -44,7 +44,7 @@ def means(site: SiteReader, latents: Dictionary, samples: int, timesteps: list[i
         cell += np.searchsorted(timesteps, batch.timestep_N)
         starts = np.flatnonzero(np.diff(cell, prepend=-1))
         here = cell[starts]
-        # Rows of a cell stand one after another, and a cell that goes on in the next batch is added up.
+        # The rows of a cell are adjacent. A cell that continues in the next batch is summed there too.
         np.add.at(x, here, np.add.reduceat(batch.x_ND.astype(np.float64), starts))
         np.add.at(rows, here, np.diff(starts, append=len(cell)))
         values, indices = codes
@@ -69,7 +69,10 @@ def maps(
     samples: np.ndarray,
     batch_size: int,
 ) -> np.ndarray:
-    """float32 [len(samples), height, width, D or F] of a timestep, 0 where a sample has no row."""
+    """Return maps at a timestep, float32 [len(samples), height, width, D or F]; 0 where a sample has no row.
+
+    The maps are of ``latents``, or of the activations if it is None. ``samples`` are sample numbers.
+    """
     height, width = grid
     place = {int(number): i for i, number in enumerate(samples)}
     depth = latents.latents if latents else site.d
@@ -81,7 +84,7 @@ def maps(
             found[at, batch.position_N[wanted]] = batch.x_ND[wanted]
             continue
         values, indices = (array[wanted] for array in codes)
-        # A slot that does not fire may name any latent, so it adds 0 and sets nothing.
+        # An unused slot can hold any latent, so values are added instead of assigned.
         np.add.at(found, (at[:, None], batch.position_N[wanted][:, None], indices), values)
     return found.reshape(len(samples), height, width, depth)
 
@@ -89,7 +92,7 @@ def maps(
 def encoded(
     site: SiteReader, latents: Dictionary | None, batch_size: int
 ) -> Iterator[tuple[RowBatch, SlotCodes | None]]:
-    """All rows in order, with their codes where there are ``latents``."""
+    """Yield all rows in order, with their codes, or None without ``latents``."""
     encode = latents and dictionary.make_encode(latents, stream.largest_batch(site, batch_size))
     with (
         contextlib.closing(stream.batches(site, batch_size)) as batches,

@@ -1,6 +1,6 @@
-"""The linear probe: multinomial logistic regression on features that have mean 0 and variance 1. JAX.
+"""The linear probe: multinomial logistic regression on features with mean 0 and variance 1. JAX.
 
-How strongly weights are pulled to 0 is chosen on samples of their own; all strengths are fitted at once.
+The strength of the L2 penalty is chosen on the validation samples; all strengths are fitted at once.
 """
 
 import functools
@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-STRENGTHS = np.float32([1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0])  # of (strength / 2) |W|^2 beside the mean loss
-STEPS, SMALL = 300, 1e-4  # of L-BFGS at most, and the gradient's norm at which it is there
+STRENGTHS = np.float32(
+    [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
+)  # s of the penalty (s / 2) |W|^2, which is added to the mean loss
+STEPS, SMALL = 300, 1e-4  # largest number of L-BFGS steps, and the norm of the gradient at which they stop
 
 
 class Linear(typing.NamedTuple):
@@ -27,7 +29,7 @@ class Linear(typing.NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=3)
 def fit(x_ND: jax.Array, class_N: jax.Array, strengths: jax.Array, classes: int) -> tuple[jax.Array, jax.Array]:
-    """The minimum of mean cross-entropy + (s / 2) |W|^2 for each s: W [S, D, C] and b [S, C], float32."""
+    """Minimize mean cross-entropy + (s / 2) |W|^2 for each strength s. Return W [S, D, C] and b [S, C], float32."""
     solver = optax.lbfgs()
 
     def one(strength):
@@ -53,9 +55,10 @@ def fit(x_ND: jax.Array, class_N: jax.Array, strengths: jax.Array, classes: int)
 
 
 def train(x_ND: np.ndarray, class_N: np.ndarray, validation: tuple[np.ndarray, np.ndarray], classes: int) -> Linear:
-    """The probe of N samples and those that ``validation`` has, at the strength that did best on the latter.
+    """Train a probe with the strength that is most accurate on ``validation`` (features and classes).
 
-    Of strengths that do equally well the largest is taken.
+    Of equally accurate strengths the largest is used. The returned probe is trained on all samples, including
+    those of ``validation``.
     """
     at_VD, wanted_V = validation
     mean_D, deviation_D = _moments(x_ND)
@@ -71,15 +74,16 @@ def train(x_ND: np.ndarray, class_N: np.ndarray, validation: tuple[np.ndarray, n
 
 @jax.jit
 def logits(probe: Linear, x_ND: jax.Array) -> jax.Array:
-    """[N, C]."""
+    """Return logits [N, C]."""
     return ((x_ND - probe.mean_D) / probe.deviation_D) @ probe.W_DC + probe.b_C
 
 
 def parameters(probe: Linear) -> int:
+    """Return the number of parameters."""
     return probe.W_DC.size + probe.b_C.size
 
 
 def _moments(x_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means and standard deviations, 1 where a feature never changes."""
+    """Return means and standard deviations [D]; the deviation of a constant feature is set to 1."""
     deviation_D = x_ND.std(0, dtype=np.float64)
     return x_ND.mean(0), np.where(deviation_D > 1e-8, deviation_D, 1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The picture of what probes found: accuracy over timesteps, a panel for every label and SAE."""
+"""The plot of probe results: accuracy over timesteps, one panel per label and SAE."""
 
 import pathlib
 import typing
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from revelio_jax import files
 from revelio_jax.plot import STYLE
 
-LOOKS = {  # colour by what is read, line by what reads
+LOOKS = {  # the color is the input, the line style the probe
     ("linear", "activations"): {"color": "#3f90da", "linestyle": "-", "marker": "o"},
     ("linear", "latents"): {"color": "#bd1f01", "linestyle": "-", "marker": "o"},
     ("diff_c", "activations"): {"color": "#3f90da", "linestyle": "--", "marker": "s"},
@@ -17,7 +17,7 @@ NAMES = {"linear": "linear", "diff_c": "Diff-C"}
 
 
 def write(rows: Sequence[dict[str, typing.Any]], path: pathlib.Path) -> None:
-    """Draw ``rows`` of :mod:`revelio_jax.interpret.probes` as one PNG, whole or not at all."""
+    """Plot rows of probe results and write them to ``path`` as PNG in one step."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -50,7 +50,7 @@ def _draw(ax, rows, timesteps: list[int]) -> None:
         some = sorted((r for r in rows if (r["probe"], r["input"]) == (probe, of)), key=lambda r: r["timestep"])
         if not some:
             continue
-        # Side by side, so that intervals can be told apart.
+        # Shifted sideways, so that the intervals do not overlap.
         x = [timesteps.index(row["timestep"]) + 0.06 * (i - 1.5) for row in some]
         y = [row["accuracy"] for row in some]
         below = [a - row["low"] for a, row in zip(y, some, strict=True)]

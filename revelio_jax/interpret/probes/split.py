@@ -1,19 +1,19 @@
-"""Which samples a probe is trained on, chosen by, and measured on."""
+"""The split of samples into training, validation and test sets of a probe."""
 
 import dataclasses
 import math
 
 import numpy as np
 
-TEST, VALIDATION = 0.3, 0.2  # of a class's groups, and of those that are left
-LEAST = 5  # groups of a class that is probed: one of them validates, one or two test
+TEST, VALIDATION = 0.3, 0.2  # share of the groups of a class, and share of its remaining groups
+LEAST = 5  # smallest number of groups of a class: at least one for validation and one for the test
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Numbers of samples, rising: no two parts share one, nor a group.
+    """Sample numbers, ascending. The sets share no sample and no group.
 
-    ``groups`` is how many groups the test has, which bound what it can tell.
+    ``groups`` is the number of groups in the test set, which limits the precision of the accuracy.
     """
 
     train: np.ndarray
@@ -27,10 +27,10 @@ class Split:
 
 
 def split(class_N: np.ndarray, group_N: np.ndarray, seed: int) -> Split | None:
-    """Parts of N samples, each with its share of every class; None where fewer than two classes are left.
+    """Split N samples so that each set has its share of each class; return None with fewer than two usable classes.
 
-    ``class_N`` is the class of each, -1 where it has none; ``group_N`` what it must stay with. A group counts
-    for the class of its first sample. Classes with fewer than LEAST groups are left out, with their samples.
+    ``class_N`` is the class of each sample, -1 without a class. Samples with the same ``group_N`` are in the same
+    set. A group counts for the class of its first sample. Classes with fewer than LEAST groups are left out.
     """
     has = np.flatnonzero(class_N >= 0)
     groups, first, of_sample = np.unique(group_N[has], return_index=True, return_inverse=True)

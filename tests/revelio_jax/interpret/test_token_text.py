@@ -1,4 +1,4 @@
-"""Tokens of four real tokenizers, against what they decode to themselves."""
+"""Tokens of four real tokenizers against their own decoding."""
 
 import pytest
 import tokenizers
@@ -9,7 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from revelio_jax.interpret import token_text
 
-# Other work on the machine is no failure.
+# Deadlines would fail on a busy machine.
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 CORPUS = ["a flat emoji of a cat", "glossy 3d emoji of red apple", "café, naïve; 日本語 😀 مرحبا"]
@@ -86,13 +86,13 @@ def test_pieces_of_bert_read_as_it_decodes_them(bert, text):
     assert "".join(token_text.pieces(encoded.tokens)) == bert.decode(encoded.ids)
 
 
-def test_letters_of_several_tokens_are_shown_with_the_last():
+def test_a_character_of_several_tokens_appears_with_the_last():
     emoji = ["<|startoftext|>", "ð", "Ł", "ĺ", "Ģ</w>", "<|endoftext|>"]
     assert token_text.pieces(emoji) == ["<|startoftext|>", "·", "·", "·", "😀 ", "<|endoftext|>"]
     assert token_text.pieces(["▁a", "<0xC3>", "<0xA9>", "</s>"]) == ["a", "·", "é", "</s>"]
 
 
-def test_a_letter_that_was_cut_is_shown_as_one_that_cannot_be_read():
+def test_an_incomplete_character_becomes_a_replacement_character():
     assert token_text.pieces(["a</w>", "ð", "Ł"]) == ["a ", "·", "\ufffd"]
     assert token_text.pieces(["a</w>", "ð", "<|endoftext|>"]) == ["a ", "\ufffd", "<|endoftext|>"]
 
@@ -108,11 +108,11 @@ def test_a_letter_that_was_cut_is_shown_as_one_that_cannot_be_read():
         ("▁", "▁"),
     ],
 )
-def test_one_token_by_itself(token, shown):
+def test_word_returns_the_text_of_one_token(token, shown):
     assert token_text.word(token) == shown
 
 
-def test_what_an_encoder_does_not_read(clip):
+def test_unread_returns_the_truncated_end(clip):
     prompt = "Glossy emoji of  a Red Apple " * 8
     ids = clip(prompt, truncation=True, max_length=24)["input_ids"]
     shown = token_text.pieces(clip.convert_ids_to_tokens(ids))
@@ -130,5 +130,5 @@ def test_what_an_encoder_does_not_read(clip):
         ("", ["a "]),
     ],
 )
-def test_nothing_is_unread(prompt, shown):
+def test_unread_is_empty_if_nothing_is_truncated(prompt, shown):
     assert token_text.unread(prompt, shown) == ""

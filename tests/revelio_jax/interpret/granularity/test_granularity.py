@@ -1,4 +1,4 @@
-"""The picture and the numbers of purity over timesteps, of SAEs and of neurons."""
+"""The plot and the numbers of purity over timesteps, of SAEs and of neurons."""
 
 import csv
 import dataclasses
@@ -26,7 +26,7 @@ def run(pictures, interpreted) -> str:
     return pictures.run
 
 
-def test_numbers_are_those_of_the_results(run, tmp_path, capsys):
+def test_the_csv_has_the_numbers_of_the_results(run, tmp_path, capsys):
     out = tmp_path / "seen.png"
     command.main([run, "--out", str(out)])
     assert out.read_bytes().startswith(PNG)
@@ -46,7 +46,7 @@ def test_numbers_are_those_of_the_results(run, tmp_path, capsys):
     assert ("neurons", "", "spread", "1") in rows
 
 
-def test_labels_and_measures_are_chosen(run, tmp_path):
+def test_flags_select_labels_and_measures(run, tmp_path):
     runs = command.read_runs([run])
     assert command.panels_of(runs, ["kind"], ["purity", "spread"]) == [("kind", "purity"), ("", "spread")]
     assert command.panels_of(runs, [], ["purity"]) == [("kind", "purity"), ("style", "purity")]
@@ -57,15 +57,15 @@ def test_labels_and_measures_are_chosen(run, tmp_path):
     assert heights[0] > 3 * heights[1]
 
 
-def test_a_run_without_a_label_is_said_to_have_none(run):
+def test_the_table_names_runs_without_a_label(run):
     (one, *_) = command.read_runs([run])
     other = dataclasses.replace(one, facts=one.facts | {"labels": ["kind"]}, means={})
     lines = command.table([one, other], [("style", "purity"), ("kind", "purity")]).splitlines()
-    assert [line.endswith("has no such label") for line in lines] == [False, False, True, False, False, False]
+    assert [line.endswith("label not measured") for line in lines] == [False, False, True, False, False, False]
     assert lines[5].endswith("too few samples")
 
 
-def test_runs_are_called_by_what_tells_them_apart(run):
+def test_run_names_are_unambiguous(run):
     runs = command.read_runs([run])
     assert [plot.called(one, runs) for one in runs] == [
         "unet.mid_block",
@@ -80,7 +80,7 @@ def test_runs_are_called_by_what_tells_them_apart(run):
     [
         (["no/such/run"], "no/such/run: no such folder"),
         (["TMP"], "has no summary.json; create it with python -m revelio_jax.interpret"),
-        (["RUN", "--label=shade"], "--label is 'shade'; the runs were interpreted with kind, style"),
+        (["RUN", "--label=shade"], "--label is 'shade'; the labels of the runs are kind, style"),
         (["RUN", "--measure=depth"], "invalid choice: 'depth'"),
         (["RUN", "--out=no/such/folder/g.png"], "--out is no/such/folder/g.png"),
     ],
@@ -91,7 +91,7 @@ def test_bad_input_is_one_line(run, tmp_path, flags, message):
         command.main(flags)
 
 
-def test_as_a_process_it_ends_with_status_2(tmp_path):
+def test_the_command_exits_with_status_2_on_bad_input(tmp_path):
     command = [sys.executable, "-m", "revelio_jax.interpret.granularity", str(tmp_path / "none")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -1,4 +1,4 @@
-"""What is kept of every latent, against plain loops over dense codes."""
+"""Statistics of latents against plain loops over dense codes."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ ROWS = st.tuples(
 
 @settings(deadline=None, max_examples=150)
 @given(ROWS, st.integers(1, 40), st.integers(1, 6), st.sampled_from(["none", "timestep", "column"]))
-def test_everything_equals_loops(shape, batch_size, most_cells, told_apart):
+def test_statistics_equal_plain_loops(shape, batch_size, most_cells, stratum_kind):
     seed, samples, timesteps, positions, density, levels = shape
     random = np.random.default_rng(seed)
     rows = make_rows(random, samples, timesteps, positions, density, levels)
@@ -70,10 +70,10 @@ def test_everything_equals_loops(shape, batch_size, most_cells, told_apart):
     of_position = (np.arange(positions, dtype=np.int32) * most_cells // positions).astype(np.int32)
     cells = PositionMap(None, (1, int(of_position.max()) + 1), of_position)
     strata = Strata()
-    if told_apart == "timestep":
+    if stratum_kind == "timestep":
         known = np.unique(timestep)
         strata = Strata("timestep", tuple(map(str, known)), timesteps=known)
-    elif told_apart == "column":
+    elif stratum_kind == "column":
         language = random.integers(-1, 2, 3 * samples).astype(np.int32)
         strata = Strata("language", ("de", "en"), of_sample=language)
     drawn = np.sort(random.choice(3 * samples, samples, replace=False))
@@ -134,7 +134,7 @@ def test_everything_equals_loops(shape, batch_size, most_cells, told_apart):
 
 @settings(deadline=None, max_examples=60)
 @given(ROWS, st.integers(1, 40), st.integers(1, 40))
-def test_batches_of_another_size_change_no_bit(shape, size, other_size):
+def test_statistics_do_not_depend_on_the_batch_size(shape, size, other_size):
     seed, samples, timesteps, positions, density, levels = shape
     rows = make_rows(np.random.default_rng(seed), samples, timesteps, positions, density, levels)
     rows = *rows[:3], rows[3] * np.float32(0.1)  # sums round
@@ -151,7 +151,7 @@ def test_batches_of_another_size_change_no_bit(shape, size, other_size):
 
 @settings(deadline=None)
 @given(st.floats(1e-6, 1e6), st.floats(2.0**-126, 2.0**100, width=32))
-def test_the_bin_of_a_value(scale, value):
+def test_the_bin_table_agrees_with_the_edges(scale, value):
     edges, table = accumulator.histogram(scale)
     assert len(edges) == BINS + 1
     np.testing.assert_allclose(np.diff(edges), 0.25, atol=0.012)  # 8 significant bits
@@ -159,8 +159,8 @@ def test_the_bin_of_a_value(scale, value):
     assert found == np.clip(np.searchsorted(edges, np.log2(value), "right") - 1, 0, BINS - 1)
 
 
-def test_what_is_drawn_is_drawn_uniformly():
-    """Of 50 samples with one value, each is drawn by about as many of 4,000 latents."""
+def test_weaker_samples_are_drawn_uniformly():
+    """Each of 50 samples of equal value is drawn by about the same share of 4,000 latents."""
     latents, samples = 4000, 50
     cells = PositionMap(None, (1, 1), np.zeros(1, np.int32))
     statistics = LatentAccumulator(latents, 1, 1, 1.0, cells, Strata(), np.zeros(0, np.int64))
@@ -175,16 +175,16 @@ def test_what_is_drawn_is_drawn_uniformly():
     assert chi_square < 49 + 5 * np.sqrt(2 * 49)
 
 
-def test_the_bound_is_the_formula():
-    """Memory depends on these numbers and on nothing that was read."""
+def test_memory_equals_the_documented_formula():
+    """Memory depends on the settings and not on the rows that were added."""
     latents, top, weaker, cells, strata, drawn = 100, 20, 10, 64, 5, 30
     places = top + 5
     per_latent = 28 * BINS + 28 + places * (18 + cells) + 40 * strata + drawn
     per_latent += strata * (16 + 16 * places)
     map_of = PositionMap((8, 8), (8, 8), np.arange(cells, dtype=np.int32))
     known = np.arange(strata, dtype=np.int32)
-    told_apart = Strata("timestep", tuple(map(str, known)), timesteps=known)
-    statistics = LatentAccumulator(latents, top, weaker, 1.0, map_of, told_apart, np.arange(drawn))
+    stratum_kind = Strata("timestep", tuple(map(str, known)), timesteps=known)
+    statistics = LatentAccumulator(latents, top, weaker, 1.0, map_of, stratum_kind, np.arange(drawn))
     fixed = drawn * 8 + (BINS + 1) * 8 + (1 << 15) + 4 * cells
     assert statistics.nbytes == latents * per_latent + fixed
     random = np.random.default_rng(0)
@@ -199,8 +199,8 @@ def test_the_bound_is_the_formula():
     assert statistics.nbytes == latents * per_latent + fixed
 
 
-def test_equals_are_ranked_at_random():
-    """Of 1,000 samples of one value the 20 that are kept are no neighbours, as they would be by number."""
+def test_ties_are_ranked_in_random_order():
+    """Of 1,000 samples of equal value, the 20 top samples are not adjacent in number."""
     numbers = np.arange(1000, dtype=np.uint32)
     np.testing.assert_array_equal(unmixed(mixed(numbers)), numbers)
     many = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)

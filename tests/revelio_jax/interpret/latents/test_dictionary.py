@@ -1,4 +1,4 @@
-"""Codes of every architecture against plain formulas, and SAE folders that are not what they should be."""
+"""Codes of every architecture against plain formulas, and malformed SAE folders."""
 
 import json
 import pathlib
@@ -22,7 +22,7 @@ def weights():
 
 @pytest.mark.parametrize("kind", ["topk", "jumprelu", "standard", "neurons"])
 @pytest.mark.parametrize("batch_size", [ROWS, 64])
-def test_codes_are_those_of_the_formula(weights, write_sae, tmp_path, kind, batch_size):
+def test_codes_equal_the_formula(weights, write_sae, tmp_path, kind, batch_size):
     x = np.random.default_rng(1).normal(size=(ROWS, D)).astype(np.float32)
     W_enc, b_enc, _, b_dec = weights
     threshold = np.linspace(0, 3, F).astype(np.float32)
@@ -65,7 +65,7 @@ def test_a_folder_that_does_not_hold_together_is_refused(weights, write_sae, tmp
         dictionary.load(str(folder))
 
 
-def test_weights_that_are_not_finite_are_refused(weights, write_sae, tmp_path):
+def test_nonfinite_weights_are_refused(weights, write_sae, tmp_path):
     W_enc, b_enc, W_dec, b_dec = weights
     folder = write_sae(tmp_path / "sae", W_enc, np.where(np.arange(F) == 3, np.nan, b_enc), W_dec, b_dec, k=9)
     with pytest.raises(InputError, match="b_enc has values that are not finite"):

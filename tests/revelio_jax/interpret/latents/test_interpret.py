@@ -1,4 +1,4 @@
-"""The command: what planted latents are found to mean, what is reused, and that nothing is lost."""
+"""The command: planted latents are recovered, results are reused, and failures lose nothing."""
 
 import dataclasses
 import errno
@@ -28,7 +28,7 @@ def own(pictures, interpreted, tmp_path):
     return interpreted(pictures, run=str(tmp_path / "run"), top=12)
 
 
-# The process kills itself as it gives new results their name.
+# The process kills itself when it renames the new results.
 KILLED = """
 import os, runpy, signal
 
@@ -46,7 +46,7 @@ def rows_of(table, **where) -> list[dict]:
     return [row for row in table.to_pylist() if all(row[name] == value for name, value in where.items())]
 
 
-def test_planted_latents_are_found(own):
+def test_planted_latents_are_recovered(own):
     found, is_new = interpretation.interpret(own)
     assert is_new
     classes = open_store(own.extract.store).table()["kind"].to_pylist()
@@ -67,7 +67,7 @@ def test_planted_latents_are_found(own):
     profile = found.part("profile", planted.PLANTED, planted.PLANTED + 1)[0, 0].reshape(4, 4)
     assert profile[1, 1] == 255
     assert not profile[2:].any()
-    # 3 is the planted one's negative, which a ReLU never lets through.
+    # Latent 3 is the negative of the planted one, so it never fires on the same rows.
     assert found.array("nearest")[planted.PLANTED, 0] != -1
 
 
@@ -90,7 +90,7 @@ def test_results_are_the_same_for_any_batch_size(own, interpreted):
             np.testing.assert_array_equal(again.array(name), array)
 
 
-def test_what_is_there_is_made_again_only_where_something_decisive_changed(own, interpreted):
+def test_results_are_reused_unless_a_field_that_affects_them_changes(own, interpreted):
     interpretation.interpret(own)
     assert not interpretation.interpret(own)[1]
     assert not interpretation.interpret(interpreted(own, batch_size=7))[1]
@@ -98,7 +98,7 @@ def test_what_is_there_is_made_again_only_where_something_decisive_changed(own, 
     assert interpretation.interpret(interpreted(own, top=11))[1]
 
 
-def test_neurons_are_what_is_above_the_mean(own, interpreted):
+def test_neurons_fire_above_their_mean(own, interpreted):
     config = dataclasses.replace(own, interpret=dataclasses.replace(own.interpret, sae="neurons"))
     found, _ = interpretation.interpret(config)
     assert found.folder.name == "neurons"
@@ -109,7 +109,7 @@ def test_neurons_are_what_is_above_the_mean(own, interpreted):
     assert found.facts["k"] is None
 
 
-def test_a_stop_in_the_middle_leaves_the_results_that_were_there(own, monkeypatch):
+def test_an_interrupt_keeps_the_previous_results(own, monkeypatch):
     before, _ = interpretation.interpret(own)
     facts = (before.folder / "summary.json").read_bytes()
 
@@ -124,14 +124,14 @@ def test_a_stop_in_the_middle_leaves_the_results_that_were_there(own, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["summary.json", "arrays.safetensors", "samples.parquet"])
-def test_a_file_that_is_gone_is_named(own, name):
+def test_the_message_names_a_missing_file(own, name):
     found, _ = interpretation.interpret(own)
     (found.folder / name).unlink()
     with pytest.raises(InputError, match=f"has no {name}; create it with python -m revelio_jax.interpret"):
         results.load(found.folder)
 
 
-def test_a_file_in_the_place_of_results_stays(own):
+def test_a_file_in_place_of_the_results_folder_is_kept(own):
     mine = results.folder_of(own.run)
     mine.write_text("mine")
     with pytest.raises(InputError, match="latents is a file"):
@@ -139,10 +139,10 @@ def test_a_file_in_the_place_of_results_stays(own):
     assert mine.read_text() == "mine"
 
 
-def test_a_process_that_is_killed_leaves_the_results_that_were_there(own):
+def test_a_killed_process_keeps_the_previous_results(own):
     before, _ = interpretation.interpret(own)
     facts = (before.folder / "summary.json").read_bytes()
-    # Killed where everything is written and what was there has been set aside.
+    # Killed after everything was written and the previous results were set aside.
     killed = command(own, "--again", start=("-c", KILLED))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not before.folder.exists()
@@ -156,7 +156,7 @@ def test_a_process_that_is_killed_leaves_the_results_that_were_there(own):
     assert left == {"export", "latents", "config.json"}
 
 
-def test_a_store_that_was_moved_is_not_read_again(own, interpreted, tmp_path):
+def test_a_moved_store_is_not_read_again(own, interpreted, tmp_path):
     interpretation.interpret(own)
     shutil.copytree(own.extract.store, tmp_path / "moved")
     moved = interpreted(own, extract={"store": str(tmp_path / "moved")})
@@ -167,14 +167,14 @@ def test_a_store_that_was_moved_is_not_read_again(own, interpreted, tmp_path):
     assert found.facts["images"] == str(tmp_path / "moved" / "images")
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(own, monkeypatch):
+def test_an_unwritable_folder_is_refused_before_the_store_is_read(own, monkeypatch):
     pathlib.Path(own.run, "latents.part").write_text("no folder")
     monkeypatch.setattr(store_pass, "accumulate", None)
     with pytest.raises(InputError, match="latents cannot be written: File exists"):
         interpretation.interpret(own)
 
 
-def test_a_disk_that_fills_up_loses_nothing(own, monkeypatch):
+def test_a_full_disk_keeps_the_previous_results(own, monkeypatch):
     before, _ = interpretation.interpret(own)
 
     def full(*given):
@@ -188,7 +188,7 @@ def test_a_disk_that_fills_up_loses_nothing(own, monkeypatch):
     same(results.load(before.folder), before)
 
 
-def test_texts_in_several_languages(tmp_path, write_samples, write_sae, interpreted):
+def test_strata_by_language_of_texts(tmp_path, write_samples, write_sae, interpreted):
     """Latent 0 fires at "cœur", which only French prompts have; 1 at every second word, in any language."""
     languages = ["de", "fr", ""]  # the last has none
     samples, rows, sample, position = [], [], [], []
@@ -218,7 +218,7 @@ def test_texts_in_several_languages(tmp_path, write_samples, write_sae, interpre
     assert (heart["rows"], heart["max"], heart["spread"]) == (30, 89, pytest.approx(1 / 5))
     assert [row["rows"] for row in rows_of(found.strata, latent=0)] == [0, 30]
     assert other["samples"] == 90
-    # Those of no language count in the latent, in no stratum.
+    # Samples without a language count for the latent, but in no stratum.
     assert sum(row["samples"] for row in rows_of(found.strata, latent=1)) == 60
     strongest = rows_of(found.samples, latent=0, kind="stratum")
     assert [row["stratum"] for row in strongest] == ["fr"] * 12
@@ -226,7 +226,7 @@ def test_texts_in_several_languages(tmp_path, write_samples, write_sae, interpre
     assert {row["position"] for row in strongest} == {2}
 
 
-def test_values_of_a_column_are_told_apart(own, interpreted):
+def test_strata_by_a_column_separate_its_values(own, interpreted):
     found, _ = interpretation.interpret(interpreted(own, stratum="style"))
     assert found.facts["stratum"] == {"column": "style", "values": ["a", "b"]}
     table = open_store(own.extract.store).table()
@@ -251,7 +251,7 @@ def test_the_command_writes_results_and_report(own):
     assert json.loads((run / "latents" / "summary.json").read_text())["latents"] == 6
     assert "kind, 3 classes" in done.stdout
     assert (run / "report" / "index.html").is_file()
-    assert len({path.stat().st_mode for path in (run / "latents").iterdir()}) == 1  # all that others may read
+    assert len({path.stat().st_mode for path in (run / "latents").iterdir()}) == 1  # all have the same permissions
     assert f"report: {run / 'report' / 'index.html'}" in done.stdout
 
 

@@ -1,4 +1,4 @@
-"""How rows are laid out: maps of positions, strata, and which column has a site's tokens."""
+"""Maps of positions, strata, and the column with the tokens of a hook point."""
 
 import types
 
@@ -13,12 +13,12 @@ from revelio_jax.interpret.latents import layout
 
 
 def store_of(height=0, width=0):
-    """What layout asks a store for."""
+    """A store with only the manifest entries that layout reads."""
     return types.SimpleNamespace(manifest={"extract": {"height": height, "width": width}})
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 64))
-def test_a_map_is_brought_to_few_cells_by_squares(height, width, most):
+def test_cells_are_the_smallest_squares_that_fit(height, width, most):
     cells = layout.make_map("unet.mid_block", store_of(8 * height, 8 * width), height * width, most)
     if height * width == 1:
         assert (cells.grid, cells.shape) == (None, (1, 1))
@@ -36,14 +36,14 @@ def test_a_map_is_brought_to_few_cells_by_squares(height, width, most):
 @pytest.mark.parametrize(
     ("site", "size", "positions", "grid"),
     [
-        ("clip.layer.9", (512, 512), 16, None),  # positions of a text are no places
+        ("clip.layer.9", (512, 512), 16, None),  # positions of a text form no map
         ("flux.double.3.text", (512, 512), 16, None),
         ("flux.double.3.image", (512, 256), 32, (8, 4)),
         ("unet.mid_block", (512, 512), 15, None),  # no square
-        ("unet.mid_block", (0, 0), 16, None),  # nobody knows the pixels
+        ("unet.mid_block", (0, 0), 16, None),  # unknown image size
     ],
 )
-def test_which_positions_are_a_map(site, size, positions, grid):
+def test_positions_with_the_aspect_ratio_of_the_pixels_form_a_map(site, size, positions, grid):
     cells = layout.make_map(site, store_of(*size), positions, 256)
     assert cells.grid == grid
     assert cells.shape == grid or (cells.shape == (1, positions) and grid is None)
@@ -60,7 +60,7 @@ def test_which_positions_are_a_map(site, size, positions, grid):
         ("flux.double.3.image", ["prompt", "t5.tokens"], None),
     ],
 )
-def test_the_column_of_tokens(site, columns, column):
+def test_token_column_matches_the_hook_point(site, columns, column):
     assert layout.token_column(site, columns) == column
 
 
@@ -82,7 +82,7 @@ def test_strata_are_timesteps_or_a_column():
 
 
 @given(st.lists(st.integers(1, 9), max_size=8), st.lists(st.booleans(), min_size=8), st.integers(1, 30))
-def test_chunks_are_joined_where_they_touch(lengths, gaps, most):
+def test_adjacent_chunks_are_joined(lengths, gaps, most):
     chunks, at = [], 0
     for length, gap in zip(lengths, gaps, strict=False):
         at += gap

@@ -1,4 +1,4 @@
-"""Latents that fire together, and that point the same way, by brute force."""
+"""Co-active and nearest latents against brute force."""
 
 import numpy as np
 import scipy.sparse
@@ -23,7 +23,7 @@ def test_coactive_has_the_largest_jaccard_indices(seed, rows, latents, most):
 
 
 def test_nearest_has_the_largest_cosines(monkeypatch):
-    monkeypatch.setattr(neighbors, "BLOCK", 8)  # several, the last of which overlaps the one before
+    monkeypatch.setattr(neighbors, "BLOCK", 8)  # several blocks, the last of which overlaps the previous one
     W = np.random.default_rng(0).normal(size=(21, 5)).astype(np.float32)
     W[3] = 0
     W[7] = 2 * W[8]
@@ -41,7 +41,7 @@ def test_nearest_has_the_largest_cosines(monkeypatch):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 80))
-def test_rows_are_drawn_from_all_of_the_store_and_do_not_depend_on_its_parts(seed, rows, wanted):
+def test_coactivation_rows_do_not_depend_on_batch_boundaries(seed, rows, wanted):
     random = np.random.default_rng(seed)
     fires_N = random.integers(0, 4, rows).astype(np.int32)
     latent_E = random.integers(0, 9, fires_N.sum()).astype(np.int32)

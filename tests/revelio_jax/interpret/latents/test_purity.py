@@ -15,7 +15,7 @@ LABELS = st.lists(st.integers(-1, 4), min_size=1, max_size=60)
 
 
 @given(LABELS, st.integers(0, 2**32 - 1), st.integers(1, 14), st.integers(0, 30))
-def test_measures_are_those_of_the_ten_strongest_with_a_label(classes, seed, top, fires_on):
+def test_measures_use_the_ten_strongest_labeled_samples(classes, seed, top, fires_on):
     random = np.random.default_rng(seed)
     label = purity.Label("kind", tuple("abcde"), np.array(classes, np.int32))
     samples = np.full((1, top), -1, np.int32)
@@ -35,7 +35,7 @@ def test_measures_are_those_of_the_ten_strongest_with_a_label(classes, seed, top
     assert seen.count(found.majority[0]) == max(collections.Counter(seen).values())
 
 
-def test_chance_is_the_mean_over_draws_at_random():
+def test_chance_is_the_mean_over_random_draws():
     label = purity.Label("kind", ("a", "b"), np.repeat([0, 1], [30, 10]).astype(np.int32))
     found = purity.chance(label, np.arange(40), 20)
     random = np.random.default_rng(5)
@@ -45,7 +45,7 @@ def test_chance_is_the_mean_over_draws_at_random():
     assert purity.chance(label, np.arange(9), 20) is None
 
 
-def test_the_interval_holds_the_mean_and_shrinks_with_latents():
+def test_the_interval_contains_the_mean_and_narrows_with_more_latents():
     values = np.random.default_rng(0).random(400)
     few, many = purity.interval(values[:25]), purity.interval(np.append(values, np.nan))
     for found, some in ((few, values[:25]), (many, values)):
@@ -58,7 +58,7 @@ def test_the_interval_holds_the_mean_and_shrinks_with_latents():
     assert purity.interval(np.array([np.nan])) is None
 
 
-def test_labels_are_columns_that_name_a_class_more_than_once():
+def test_label_columns_have_a_repeated_class():
     table = pyarrow.table(
         {"prompt": ["x", "x", "y"], "kind": ["b", "a", "b"], "own": ["1", "2", "3"], "one": ["z", "z", "z"],
          "gap": ["", "q", "q"], "number": [10, 9, 10]}

@@ -1,4 +1,4 @@
-"""Rows of a real store, read in order: gaps, samples that were skipped, and samples cut by batches."""
+"""Rows of a store read in order: with gaps, skipped samples, and samples split over batches."""
 
 import shutil
 
@@ -41,7 +41,7 @@ def gaps(tmp_path_factory, write_samples):
 def test_all_rows_are_read_in_order(gaps, batch_size):
     location, rows, sample, position = gaps
     site = open_store(location).site(SITE)
-    # Memory is used again, so it is copied.
+    # The memory of a batch is reused.
     read = [(batch.x_ND.copy(), *batch[1:]) for batch in stream.batches(site, batch_size)]
     x, *index = (np.concatenate(column) for column in zip(*read, strict=True))
     assert x.dtype == np.float16
@@ -53,7 +53,7 @@ def test_all_rows_are_read_in_order(gaps, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, 6, 1000])
-def test_no_sample_is_in_two_parts(gaps, batch_size):
+def test_whole_samples_never_splits_a_sample(gaps, batch_size):
     location, rows, sample, _ = gaps
     site = open_store(location).site(SITE)
     values = np.maximum(rows.astype(np.float32), 0)
@@ -78,7 +78,7 @@ def test_no_sample_is_in_two_parts(gaps, batch_size):
     np.testing.assert_array_equal(np.concatenate(dense), values)
 
 
-def test_samples_that_do_not_rise_are_refused(tmp_path, write_samples):
+def test_unsorted_samples_are_refused(tmp_path, write_samples):
     sample = np.array([0, 1, 0])
     location = write_samples(
         tmp_path / "store", SITE, np.ones((3, 2), np.float32), sample, 0 * sample, 0 * sample, [{}, {}]
@@ -87,7 +87,7 @@ def test_samples_that_do_not_rise_are_refused(tmp_path, write_samples):
         list(stream.batches(open_store(location).site(SITE), 10))
 
 
-def test_only_one_store_is_interpreted(gaps, tmp_path):
+def test_exactly_one_store_is_required(gaps, tmp_path):
     shutil.copytree(gaps[0], tmp_path / "other")
     with pytest.raises(InputError, match=r"config\.extract\.store is not set"):
         stream.open_site(Config())

@@ -1,4 +1,4 @@
-"""Probes on stores whose labels are known to be there: in means, in layouts alone, or nowhere."""
+"""Probes on stores whose labels are encoded in means, only in the layout, or not at all."""
 
 import json
 import subprocess
@@ -17,10 +17,10 @@ SAMPLES, TIMESTEPS, POSITIONS, D = 120, (1, 501), 16, 4
 
 @pytest.fixture(scope="session")
 def probed(tmp_path_factory, write_samples, write_sae) -> str:
-    """A run of a store with three labels of its samples, of which 3 have no row.
+    """A run whose store has three label columns; three samples have no rows.
 
-    "mean" moves the first coordinate, at timestep 501 alone; "layout" says whether the left or the right
-    half is bright, and leaves the mean; "nothing" is drawn at random.
+    "mean" shifts the first coordinate, at timestep 501 only. "layout" makes the left or the right half bright and
+    leaves the mean unchanged. "nothing" is random.
     """
     random = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("probed")
@@ -65,7 +65,7 @@ def rows_of(run, tmp_path, *flags) -> dict:
     return {(r["label"], r["timestep"], r["probe"], r["input"]): r for r in rows}
 
 
-def test_the_linear_probe_reads_what_is_in_the_means_and_nothing_else(probed, tmp_path):
+def test_the_linear_probe_predicts_only_labels_encoded_in_the_means(probed, tmp_path):
     found = rows_of(probed, tmp_path, "--probe=linear", "--label=mean", "--label=layout", "--label=nothing")
     assert len(found) == 3 * 2 * 2
     for of in experiment.INPUTS:
@@ -82,14 +82,14 @@ def test_the_linear_probe_reads_what_is_in_the_means_and_nothing_else(probed, tm
     assert row["inference_ms"] > 0
 
 
-def test_diff_c_reads_a_layout_that_leaves_the_means(probed, tmp_path):
+def test_diff_c_predicts_a_layout_that_does_not_change_the_means(probed, tmp_path):
     flags = "--probe=diff_c", "--label=layout", "--width=16", "--epochs=20", "--rate=0.01"
     found = rows_of(probed, tmp_path, *flags)
     assert set(found) == {("layout", t, "diff_c", of) for t in TIMESTEPS for of in experiment.INPUTS}
     assert min(row["accuracy"] for row in found.values()) > 0.9
 
 
-def test_what_is_known_is_not_trained_again(probed, tmp_path, monkeypatch):
+def test_existing_results_are_not_trained_again(probed, tmp_path, monkeypatch):
     flags = "--probe=linear", "--label=mean", "--apart=thing"
     found = rows_of(probed, tmp_path, *flags)
     kept = dict(list(found.items())[:-1])
@@ -109,7 +109,7 @@ def test_what_is_known_is_not_trained_again(probed, tmp_path, monkeypatch):
     assert len(json.loads(out.read_text())["rows"]) == 2 * len(found)  # those of the other seed stay
 
 
-def test_apart_keeps_values_on_one_side(probed):
+def test_apart_never_splits_the_samples_of_a_value(probed):
     task = experiment.open_task(probed, ("mean",), experiment.Settings("thing", 0, 8, 1, 0.1))
     parts = task.labels["mean"][1]
     thing = np.arange(SAMPLES) // 2
@@ -117,7 +117,7 @@ def test_apart_keeps_values_on_one_side(probed):
     assert not {5, 17, 40} & set(parts.all)
 
 
-def test_features_are_those_of_plain_loops(probed):
+def test_features_equal_plain_loops(probed):
     task = experiment.open_task(probed, ("mean",), experiment.Settings("", 0, 8, 1, 0.1))
     rows = [(batch.x_ND.copy(), *batch[1:]) for batch in stream.batches(task.site, 8)]
     x, sample, position, timestep = (np.concatenate(part) for part in zip(*rows, strict=True))
@@ -137,7 +137,7 @@ def test_features_are_those_of_plain_loops(probed):
     assert (means.rows[5] == 0).all()
 
 
-def test_the_linear_probe_is_at_the_minimum():
+def test_the_linear_probe_minimizes_its_loss():
     random = np.random.default_rng(0)
     x, wanted = random.normal(size=(60, 5)).astype(np.float32), random.integers(0, 3, 60).astype(np.int32)
     strengths = np.float32([0.01, 1.0])
@@ -154,7 +154,7 @@ def test_the_linear_probe_is_at_the_minimum():
         assert loss(np.concatenate([np.ravel(W[i]), b[i]]).astype(np.float64)) == pytest.approx(best.fun, abs=1e-5)
 
 
-def test_diff_c_has_the_papers_layers_and_is_the_same_for_a_seed():
+def test_diff_c_has_the_layers_of_the_paper_and_is_deterministic():
     maps, wanted = np.random.default_rng(0).normal(size=(20, 9, 9, 3)).astype(np.float32), np.arange(20) % 2
     model, again = (diff_c.train(maps, wanted, 2, 8, 1, 1e-3, seed=0) for _ in range(2))
     kernels = 9 * (3 * 8 + 3 * 8 * 8) + 4 * 8
@@ -164,7 +164,7 @@ def test_diff_c_has_the_papers_layers_and_is_the_same_for_a_seed():
     np.testing.assert_array_equal(diff_c.logits(model, maps), diff_c.logits(model, maps))  # no dropout
 
 
-def test_a_site_without_a_map_has_the_linear_probe(write_samples, write_sae, tmp_path, capsys):
+def test_a_hook_point_without_a_map_gets_only_the_linear_probe(write_samples, write_sae, tmp_path, capsys):
     x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
     samples = [{"prompt": str(i), "sign": "np"[int(x[i, 0] > 0)]} for i in range(40)]
     none = np.full(40, -1)
@@ -174,10 +174,10 @@ def test_a_site_without_a_map_has_the_linear_probe(write_samples, write_sae, tmp
     (run / "config.json").write_text(json.dumps({"extract": {"store": store}}))
     found = rows_of(str(run), tmp_path)
     assert set(found) == {("sign", -1, "linear", of) for of in experiment.INPUTS}
-    assert "clip.layer.1 has no map, which diff_c needs; left out" in capsys.readouterr().err
+    assert "clip.layer.1 form no map; diff_c is left out" in capsys.readouterr().err
 
 
-def test_maps_that_are_too_large_are_left_out(probed, tmp_path, capsys):
+def test_maps_beyond_the_memory_limit_are_left_out(probed, tmp_path, capsys):
     found = rows_of(probed, tmp_path, "--probe=diff_c", "--label=mean", "--width=4", "--epochs=1",
                     f"--memory={10 * SAMPLES * 16 * D / 2**30}")  # fmt: skip
     assert {key[3] for key in found} == {"activations"}
@@ -188,28 +188,28 @@ def test_maps_that_are_too_large_are_left_out(probed, tmp_path, capsys):
     ("flags", "message"),
     [
         ((), "no label"),
-        (("--label=shade",), "--label is 'shade'; the samples of"),
+        (("--label=shade",), "--label is 'shade'; it must be a sample column of"),
         (("--label=one",), "--label is 'one'"),
-        (("--apart=shade",), "--apart is 'shade'; the samples of"),
+        (("--apart=shade",), "--apart is 'shade'; it must be a sample column of"),
         (("--out=no/such/probes.json",), "--out is no/such/probes.json"),
         (("--out=probes.png",), "it must end in .json"),
-        (("--width=0",), "0 is no count"),
-        (("--rate=nan",), "nan is no number above 0"),
-        (("--memory=-1",), "-1 is no number above 0"),
-        (("--seed=-1",), "-1 is no number from 0"),
+        (("--width=0",), "0 is not a positive integer"),
+        (("--rate=nan",), "nan is not a number above 0"),
+        (("--memory=-1",), "-1 is not a number above 0"),
+        (("--seed=-1",), "-1 is not an integer from 0"),
         (("--probe=deep",), "invalid choice: 'deep'"),
     ],
 )
 def test_bad_input_is_one_line(probed, tmp_path, flags, message):
     if not flags:
         flags, probed = (), str(tmp_path)
-        message = "has no config.json; give folders of runs"
+        message = "has no config.json; it must be a run folder"
     with pytest.raises(InputError, match=message):
         command.main([probed, *flags])
     assert not list(tmp_path.iterdir())
 
 
-def test_as_a_process_it_ends_with_status_2(tmp_path):
+def test_the_command_exits_with_status_2_on_bad_input(tmp_path):
     command = [sys.executable, "-m", "revelio_jax.interpret.probes", str(tmp_path / "none")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

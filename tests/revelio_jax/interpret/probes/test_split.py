@@ -1,4 +1,4 @@
-"""Parts of the samples for probes, and intervals of what is measured on them."""
+"""Splits of the samples for probes, and Wilson intervals."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SAMPLES = st.lists(st.tuples(st.integers(-1, 3), st.integers(0, 40)), min_size=1
 
 
 @given(SAMPLES, st.integers(0, 5))
-def test_no_part_shares_a_sample_or_a_group_with_another(samples, seed):
+def test_the_sets_share_no_sample_and_no_group(samples, seed):
     class_N, group_N = np.array(samples).T
     parts = split(class_N, group_N, seed)
     if parts is None:
@@ -32,7 +32,7 @@ def test_no_part_shares_a_sample_or_a_group_with_another(samples, seed):
 
 
 @given(st.lists(st.integers(0, 40), min_size=2, max_size=5), st.integers(0, 5))
-def test_every_class_has_its_share_of_the_test(sizes, seed):
+def test_the_test_set_has_its_share_of_every_class(sizes, seed):
     class_N = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
     parts = split(class_N, np.arange(len(class_N)), seed)
     enough = [size for size in sizes if size >= LEAST]
@@ -43,7 +43,7 @@ def test_every_class_has_its_share_of_the_test(sizes, seed):
 
 
 @given(st.integers(1, 500), st.floats(0, 1))
-def test_the_interval_is_wilsons(trials, share):
+def test_the_interval_equals_scipys_wilson_interval(trials, share):
     right = round(share * trials)
     low, high = wilson(right / trials, trials)
     wanted = scipy.stats.binomtest(right, trials).proportion_ci(0.95, method="wilson")
