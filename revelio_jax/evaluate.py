@@ -1,13 +1,13 @@
-"""Measure the newest checkpoint of a run on rows that training never saw.
+"""Evaluate a checkpoint of a run on held-out rows.
 
     python -m revelio_jax.evaluate --config configs/mini_sd.py
+    python -m revelio_jax.evaluate --config configs/mini_sd.py --config.train.use=best
 
-Writes evaluation.json into the folder config.run.
+config.train.use chooses the checkpoint: ``newest``, the default, or ``best``, the one with the lowest FVU in
+training. Writes evaluation.json into the folder config.run.
 """
 
 import json
-import os
-import pathlib
 import sys
 import typing
 from collections.abc import Iterable, Sequence
@@ -19,57 +19,75 @@ from tqdm import tqdm
 from revelio_jax.cli import parse
 from revelio_jax.config import Config, SaeConfig
 from revelio_jax.errors import InputError, reported
+from revelio_jax.files import replaced
 from revelio_jax.sae import SparseAutoencoder, sharding
-from revelio_jax.train import dictionary_size, make_order, open_run
-from revelio_jax.training import checkpoints, loader
-from revelio_jax.training.mixture import Mixture
+from revelio_jax.training import loader
+from revelio_jax.training.run import make_order, restore_run
 from revelio_jax.training.step import State
 
-DENSITY_EDGES = np.linspace(-8, 0, 33)  # log10 of the share of rows that a latent fires on
+DENSITY_EDGES = np.linspace(-8, 0, 33)  # log10 of the share of rows on which a latent fires
 
 
-def evaluate(config: Config) -> dict[str, typing.Any]:
-    """Evaluate the run's newest checkpoint, write evaluation.json and return what is in it."""
+class DensityHistogram(typing.TypedDict):
+    """Number of latents by the log10 of the share of rows on which they fire; dead latents are left out."""
+
+    log10_edges: list[float]
+    latents: list[int]
+
+
+class Quality(typing.TypedDict):
+    """Reconstruction quality over a set of rows."""
+
+    rows: int
+    fvu: float
+    explained_variance: float
+    cosine: float
+    l0: float
+    dead_fraction: float
+    density_histogram: DensityHistogram
+
+
+class Evaluation(Quality):
+    """The contents of evaluation.json."""
+
+    step: int
+    site: str
+    dead_fraction_train: float
+
+
+def evaluate(config: Config) -> Evaluation:
+    """Evaluate the checkpoint that config.train.use chooses, the newest or the best.
+
+    Writes evaluation.json and returns its contents. Raises InputError if no rows were held out or the run has
+    no checkpoint of this configuration.
+    """
     options = config.train
-    run, mixture, state, mesh = trained(config)
+    folder, mixture, state, mesh = restore_run(config)
     order = make_order(config, mixture)
     if not order.held_out:
-        raise InputError("config.data.held_out is 0; no rows were kept for evaluation")
+        raise InputError("config.data.held_out is 0; it must be above 0 to hold out rows for evaluation")
     total = loader.length(order.held_out)
     rows = loader.held_out_rows(mixture, order, options.batch_size)
     bar = tqdm(rows, total=-(-total // options.batch_size), unit="batch", dynamic_ncols=True)
-    result = {
+    quality = measure(state, bar, config.sae, options.batch_size, mesh)
+    dead_F = state.rows_since_fired_F >= config.sae.dead_after_rows
+    result: Evaluation = {
         "step": int(state.step),
         "site": mixture.name,
-        **measure(state, bar, config.sae, options.batch_size, mesh),
-        "dead_fraction_train": float((state.rows_since_fired_F >= config.sae.dead_after_rows).mean()),
+        **quality,
+        "dead_fraction_train": float(dead_F.mean()),
     }
-    path = run / "evaluation.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, path)
+    with replaced(folder / "evaluation.json") as part:
+        part.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
-def trained(config: Config) -> tuple[pathlib.Path, Mixture, State, jax.sharding.Mesh]:
-    """Folder, stores, newest state and mesh of a run. Raises InputError where none fits the config."""
-    run, mixture = open_run(config)
-    step = getattr(checkpoints, config.train.use)(run)
-    if not step:
-        raise InputError(f"config.run is {str(run)!r}, which has no checkpoint; run python -m revelio_jax.train")
-    checkpoints.check(run, step, checkpoints.identity(config, mixture.fingerprint, mixture.name))
-    latents = dictionary_size(config, mixture.d)
-    options = config.train
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.feature, options.batch_size, latents)
-    state = checkpoints.restore(run, step, latents, mixture.d, config.sae, options, mesh)
-    return run, mixture, state, mesh
-
-
 def make_reconstruct(sae: SaeConfig, mesh: jax.sharding.Mesh) -> typing.Callable:
-    """``reconstruct(state, x_BD, valid_B) -> (x_hat_BD, fired_F, active)``, compiled.
+    """Return the compiled ``reconstruct(state, x_BD, valid_B) -> (x_hat_BD, fired_F, active)``.
 
-    x_BD are rows as stored, x_hat_BD is normalised. Over the rows where ``valid_B``: on how many each
-    latent is above ``dead_threshold``, int32, and how many values are positive in all.
+    x_BD are stored rows, x_hat_BD normalized reconstructions. Only rows with ``valid_B`` are counted: fired_F
+    is the number of rows on which each latent is above ``dead_threshold``, int32; active is the number of
+    positive values over all latents.
     """
 
     def local(params, threshold, x_BD, valid_B):
@@ -99,12 +117,12 @@ def make_reconstruct(sae: SaeConfig, mesh: jax.sharding.Mesh) -> typing.Callable
 
 def measure(
     state: State, batches: Iterable[np.ndarray], sae: SaeConfig, batch_size: int, mesh: jax.sharding.Mesh
-) -> dict[str, typing.Any]:
-    """Quality over all rows of ``batches``, in the rows' own units, streamed in float64.
+) -> Quality:
+    """Return the reconstruction quality over all rows of ``batches``, in units of the stored rows.
 
-    FVU = E / (Q - |S|^2 / N) with E the sum of squared errors, S the sum of rows, Q their sum of
-    squares, taken about the training mean (which changes nothing but rounding). ``dead_fraction`` is
-    the share of latents that are above ``dead_threshold`` on none of the rows.
+    Sums are float64. FVU = E / (Q - |S|^2 / N), with E the sum of squared errors, S the sum of the rows and Q
+    the sum of their squares, both about the training mean, which improves rounding only. ``dead_fraction`` is
+    the share of latents that are never above ``dead_threshold``.
     """
     reconstruct = make_reconstruct(sae, mesh)
     mean_D, scale = np.asarray(state.mean_D, np.float64), float(state.scale)
@@ -112,7 +130,7 @@ def measure(
     sum_D, fired_F = np.zeros(len(mean_D)), np.zeros(len(state.rows_since_fired_F), np.int64)
     for x_ND in batches:
         count = len(x_ND)
-        x_BD = np.pad(x_ND, ((0, batch_size - count), (0, 0)))  # one shape, one compilation
+        x_BD = np.pad(x_ND, ((0, batch_size - count), (0, 0)))  # one shape compiles once
         x_hat_BD, fired, positive = reconstruct(state, x_BD, np.arange(batch_size) < count)
         x_ND = x_ND.astype(np.float64)
         x_hat_ND = mean_D + scale * np.asarray(x_hat_BD[:count], np.float64)

@@ -1,10 +1,12 @@
-"""Write the newest checkpoint of a run as an SAE folder, the one that steering reads.
+"""Export a checkpoint of a run as an SAE folder for steering.
 
     python -m revelio_jax.export --config configs/mini_sd.py
+    python -m revelio_jax.export --config configs/mini_sd.py --config.train.use=best
 
-Writes export/ into the folder config.run: cfg.json and sae_weights.safetensors as SAELens lays
-them out, so that sae_lens.SAE.load_from_disk reads them too, and README.md, the model card. A moving
-average of the parameters, where there is one, is what is exported.
+config.train.use chooses the checkpoint: ``newest``, the default, or ``best``, the one with the lowest FVU in
+training. Writes export/ into the folder config.run: cfg.json and sae_weights.safetensors in SAELens's layout,
+readable by sae_lens.SAE.load_from_disk, and README.md, the model card. With config.train.ema the moving average
+of the parameters is exported.
 """
 
 import importlib.metadata
@@ -21,29 +23,32 @@ from safetensors.numpy import save_file
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import reported
-from revelio_jax.evaluate import trained
 from revelio_jax.sae_folder.card import card, cfg_json
 from revelio_jax.training.mixture import Mixture
+from revelio_jax.training.run import restore_run
 from revelio_jax.training.step import State
 
-# Names of SAELens. What batch_topk infers with is a jumprelu of one threshold for all latents.
+# SAELens's names. batch_topk infers with one threshold for all latents, which is a jumprelu.
 ARCHITECTURES = {"topk": "topk", "batch_topk": "jumprelu", "jumprelu": "jumprelu", "dense": "standard"}
 LIBRARIES = ("revelio_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def export(config: Config) -> pathlib.Path:
-    """Export the run's newest checkpoint; returns the folder."""
-    run, mixture, state, _ = trained(config)
+    """Export the checkpoint that config.train.use chooses, the newest or the best; return the SAE folder.
+
+    Replaces an earlier export. Raises InputError if the run has no checkpoint of this configuration.
+    """
+    run, mixture, state, _ = restore_run(config)
     folder, part, old = run / "export", run / "export.part", run / "export.old"
-    for left in (part, old):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir()
     cfg = describe(config, run, mixture, state)
     tensors = fold(state, config.sae.architecture)
     weights = part / "sae_weights.safetensors"
     save_file(tensors, weights, metadata={"format": "pt"})
     (part / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
-    shutil.copymode(part / "cfg.json", weights)  # safetensors makes files that nobody else can read
+    shutil.copymode(part / "cfg.json", weights)  # safetensors makes files that only their owner can read
     (part / "README.md").write_text(card(cfg))
     if folder.exists():
         folder.rename(old)
@@ -53,14 +58,15 @@ def export(config: Config) -> pathlib.Path:
 
 
 def fold(state: State, architecture: str) -> dict[str, np.ndarray]:
-    """W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d], float32, for rows as they are in the pipeline.
+    """Fold the normalization into the parameters, so that they apply to rows of the pipeline.
 
-    For batch_topk and jumprelu also threshold [n].
+    Returns float32 W_enc [d, n], b_enc [n], W_dec [n, d] and b_dec [d]; for batch_topk and jumprelu also
+    threshold [n].
 
-    Training saw (x - mean) / s. With b_dec' = mean + s b_dec and b_enc' = s b_enc the pre-activations
-    W_enc (x - b_dec') + b_enc' are s times those of training, so the same latents fire, s times larger,
-    and W_dec z' + b_dec' is mean + s x_hat. Thresholds are s times larger too. The matrices, and with them
-    unit-norm decoder rows (of a moving average: nearly so), stay.
+    Training normalizes rows to (x - mean) / s. With b_dec' = mean + s b_dec and b_enc' = s b_enc, the
+    pre-activations W_enc (x - b_dec') + b_enc' are s times those of training. The same latents fire, s times
+    larger, and W_dec z' + b_dec' is mean + s x_hat. Thresholds are s times larger too. The matrices do not
+    change, so decoder rows keep unit norm (approximately, for a moving average).
     """
     params = {name: np.asarray(value, np.float64) for name, value in state.best_params.items()}
     mean_D, scale = np.asarray(state.mean_D, np.float64), float(state.scale)
@@ -78,11 +84,11 @@ def fold(state: State, architecture: str) -> dict[str, np.ndarray]:
 
 
 def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) -> dict[str, typing.Any]:
-    """cfg.json: what SAELens needs, and under metadata all that steering and a reader need."""
+    """Return the contents of cfg.json: SAELens's fields, and the fields of steering under ``metadata``."""
     step = int(state.step)
     manifests = [store.manifest for store in mixture.stores]
     model = {"id": config.model.id, "revision": config.model.revision or "", "family": config.model.family}
-    model |= manifests[0].get("model", {})  # the same in all
+    model |= manifests[0].get("model", {})  # all stores have the same
     positions = [manifest.get("extract", {}).get("positions") for manifest in manifests]
     latents = len(state.params["b_enc_F"])
     metadata = {
@@ -91,9 +97,9 @@ def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) 
         "family": model["family"],
         "site": mixture.name,
         "sites": [{"name": mixture.name, "width": mixture.d}],
-        # What a row is at sites of a denoiser: a block's output, or its difference from its input.
+        # At hook points of a denoiser: a block's output, or its difference from its input.
         "value": manifests[0].get("extract", {}).get("value", "output"),
-        "positions": ", ".join(dict.fromkeys(kept or config.extract.positions for kept in positions)),
+        "positions": ", ".join(dict.fromkeys(stored or config.extract.positions for stored in positions)),
         "architecture": config.sae.architecture,
         "k": config.sae.k,
         "activations": {
@@ -101,8 +107,8 @@ def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) 
             "mean_norm": float(np.linalg.norm(mixture.mean)),
             "squared_deviation": float(mixture.variance.sum()),
         },
-        # Already folded into the tensors: a latent here is scale times the latent of training.
-        "normalisation": {"rule": config.sae.normalize, "scale": float(state.scale)},
+        # Already folded into the tensors: an exported latent is scale times the latent of training.
+        "normalization": {"rule": config.sae.normalize, "scale": float(state.scale)},
         "dead_threshold": config.sae.dead_threshold * float(state.scale),
         "stores": [
             {"fingerprint": store.fingerprint, "share": float(share)}
@@ -122,13 +128,13 @@ def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) 
     return cfg_json(architecture, mixture.d, latents, config.sae.k, metadata)
 
 
-def evaluation(run: pathlib.Path, step: int) -> dict[str, typing.Any] | None:
-    """The numbers of evaluation.json, None where it is missing or of another step."""
+def evaluation(run: pathlib.Path, step: int) -> dict[str, float] | None:
+    """Return the numbers of evaluation.json, or None if it is missing or of another step."""
     path = run / "evaluation.json"
-    measured = json.loads(path.read_text()) if path.exists() else {}
-    if measured.get("step") != step:
+    contents = json.loads(path.read_text()) if path.exists() else {}
+    if contents.get("step") != step:
         return None
-    return {name: value for name, value in measured.items() if isinstance(value, int | float)}
+    return {name: value for name, value in contents.items() if isinstance(value, int | float)}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -42,8 +42,8 @@ from revelio_jax.planning import hlo
 from revelio_jax.planning.widths import known_width
 from revelio_jax.sae import sharding
 from revelio_jax.store import open_store
-from revelio_jax.train import dictionary_size
-from revelio_jax.training import step as training
+from revelio_jax.training.run import dictionary_size
+from revelio_jax.training.step import abstract_state, make_train_step
 
 GIB = 2**30
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -211,10 +211,10 @@ def topology_devices(topology: str) -> tuple[jax.Device, ...]:
 def compile_step(work: StepWork, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
     """The train step of a run, compiled for the devices of a mesh."""
     sae, options = work.config.sae, work.config.train
-    state = training.abstract_state(work.latents, work.d, sae, options, mesh)
+    state = abstract_state(work.latents, work.d, sae, options, mesh)
     place = jax.sharding.NamedSharding(mesh, sharding.BATCH)
     x_BD = jax.ShapeDtypeStruct((options.batch_size, work.d), jnp.float32, sharding=place)
-    return training.make_train_step(sae, options, mesh).lower(state, x_BD).compile()
+    return make_train_step(sae, options, mesh).lower(state, x_BD).compile()
 
 
 def plan_mesh(work: StepWork, mesh: jax.sharding.Mesh, chip: Chip) -> Plan:

@@ -16,7 +16,7 @@ from revelio_jax.sae.module import Code, SparseAutoencoder
 from revelio_jax.sae.sharding import total
 
 
-def gradients(
+def batch_gradients(
     params: dict[str, jax.Array], x_BD: jax.Array, k: jax.Array | int, dead_F: jax.Array, sae: SaeConfig
 ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
     """Gradients in the form of ``params``, on how many rows each latent fired [F], and metrics.
@@ -38,7 +38,7 @@ def _sparse(params, x_BD, k, dead_F, sae):
     deviation = losses.squared_deviation(x_BD)
     weighted = losses.terms(model, *model.codes(x_BD, k))
     errors = [x_BD - model.decode(code) for _, code in weighted]
-    fvus = [losses.normalised_error(error_BD, deviation) for error_BD in errors]
+    fvus = [losses.normalized_error(error_BD, deviation) for error_BD in errors]
 
     code = weighted[0][1]
     # The loss by each reconstruction, and by the values of the code that it is made from.
@@ -74,7 +74,7 @@ def _dense(params, x_BD, k, dead_F, sae):
         model = SparseAutoencoder(params, sae)
         code, _ = model.codes(x_BD, k)
         error_BD = x_BD - model.decode(code)
-        fvu = losses.normalised_error(error_BD, deviation)
+        fvu = losses.normalized_error(error_BD, deviation)
         penalty = sae.l0_coefficient * model.l0_penalty(x_BD, k) if sae.architecture == "jumprelu" else 0
         return fvu + penalty, (fvu, code, error_BD)
 

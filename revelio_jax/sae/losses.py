@@ -1,4 +1,4 @@
-"""What training minimises: normalised errors of codes.
+"""What training minimises: normalized errors of codes.
 
 Functions run inside ``jax.shard_map``; sums go over all rows of the ``data`` axis, so that the loss
 does not depend on the mesh.
@@ -16,13 +16,13 @@ def squared_deviation(x_BD: jax.Array) -> jax.Array:
     return jnp.maximum(jax.lax.psum(jnp.square(x_BD - mean_D).sum(), "data"), jnp.finfo(x_BD.dtype).tiny)
 
 
-def normalised_error(error_BD: jax.Array, deviation: jax.Array) -> jax.Array:
+def normalized_error(error_BD: jax.Array, deviation: jax.Array) -> jax.Array:
     """Sum of squared errors over ``deviation``; of x - x_hat it is the batch's FVU."""
     return jax.lax.psum(jnp.square(error_BD).sum(), "data") / deviation
 
 
 def terms(model: SparseAutoencoder, code: Code, more: Code | None) -> list[tuple[float, Code]]:
-    """Codes whose normalised errors, each times its weight, are the loss. The first is ``code``.
+    """Codes whose normalized errors, each times its weight, are the loss. The first is ``code``.
 
     For Matryoshka the mean over the prefixes of the dictionary (Bussmann et al. 2025, arXiv 2503.17547),
     the longest being the whole; for MultiTopK also the code ``more``, of 4 k latents.

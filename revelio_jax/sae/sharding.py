@@ -75,11 +75,11 @@ def make_mesh(
     return jax.make_mesh((data, feature), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * feature])
 
 
-def like_params(optimiser: optax.GradientTransformation, specs: dict[str, P]) -> typing.Any:
-    """PartitionSpecs of an optimiser's state: moments lie as their parameters, with ``specs``, do."""
-    state = jax.eval_shape(optimiser.init, dict.fromkeys(specs, jax.ShapeDtypeStruct((), "float32")))
+def like_params(optimizer: optax.GradientTransformation, specs: dict[str, P]) -> typing.Any:
+    """PartitionSpecs of an optimizer's state: moments lie as their parameters, with ``specs``, do."""
+    state = jax.eval_shape(optimizer.init, dict.fromkeys(specs, jax.ShapeDtypeStruct((), "float32")))
     return optax.tree_utils.tree_map_params(
-        optimiser, lambda _, spec: spec, state, specs, transform_non_params=lambda _: REPLICATED
+        optimizer, lambda _, spec: spec, state, specs, transform_non_params=lambda _: REPLICATED
     )
 
 

@@ -1,6 +1,6 @@
-"""Checkpoints of a run, by Orbax: the state, and what it may be resumed with.
+"""Checkpoints of a run, written by Orbax: the state, and the identity of the run it belongs to.
 
-Saving is asynchronous. A checkpoint that a crash cut short has no final name, and is not seen.
+Saving is asynchronous. A checkpoint that a crash interrupts keeps its temporary name and is ignored.
 """
 
 import contextlib
@@ -16,56 +16,86 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from revelio_jax.config import Config, SaeConfig, TrainConfig
 from revelio_jax.errors import InputError
+from revelio_jax.training.mixture import Mixture
 from revelio_jax.training.step import State, abstract_state
 
-# Fields that decide which rows a step sees, or which rows are held out.
-ORDER_FIELDS = {"train": ("seed", "batch_size"), "data": ("held_out", "buffer_chunks", "lanes")}
+
+@dataclasses.dataclass(frozen=True)
+class RunIdentity:
+    """The facts on which a checkpoint and the run that resumes it must agree.
+
+    Besides the autoencoder these are the stores and the fields that decide which rows a step sees, or which
+    rows are held out.
+    """
+
+    fingerprint: str
+    site: str
+    sae: SaeConfig
+    seed: int
+    batch_size: int
+    held_out: float
+    buffer_chunks: int
+    lanes: int
+
+    def sections(self) -> dict[str, dict[str, typing.Any]]:
+        """Return the facts as JSON stores them: a value by field name, by section of the configuration."""
+        data = ("held_out", "buffer_chunks", "lanes", "site")
+        sections = {
+            "config.sae": dataclasses.asdict(self.sae),
+            "config.train": {"seed": self.seed, "batch_size": self.batch_size},
+            "config.data": {name: getattr(self, name) for name in data},
+        }
+        return json.loads(json.dumps(sections))  # a tuple is a list in JSON
 
 
-def identity(config: Config, fingerprint: str, site: str) -> dict[str, typing.Any]:
-    """What a checkpoint and the run that resumes it must agree on."""
-    train, data = (
-        {name: getattr(getattr(config, section), name) for name in names} for section, names in ORDER_FIELDS.items()
+def run_identity(config: Config, mixture: Mixture) -> RunIdentity:
+    """Return the identity of the run of ``config`` on the stores of ``mixture``."""
+    return RunIdentity(
+        fingerprint=mixture.fingerprint,
+        site=mixture.name,
+        sae=config.sae,
+        seed=config.train.seed,
+        batch_size=config.train.batch_size,
+        held_out=config.data.held_out,
+        buffer_chunks=config.data.buffer_chunks,
+        lanes=config.data.lanes,
     )
-    facts = {
-        "store fingerprint": fingerprint,
-        "config.sae": dataclasses.asdict(config.sae),
-        "config.train": train,
-        "config.data": data | {"site": site},
-    }
-    return json.loads(json.dumps(facts))  # as it is read back
 
 
 @contextlib.contextmanager
-def manager(run: pathlib.Path, keep: int) -> Iterator[ocp.CheckpointManager]:
-    """Checkpoints of the run: the newest and the one with the lowest FVU stay. Waits for the last save."""
+def manager(folder: pathlib.Path, keep: int) -> Iterator[ocp.CheckpointManager]:
+    """Open the checkpoints of a run for writing; wait for the last save on exit.
+
+    The ``keep`` newest checkpoints and the one with the lowest FVU are kept.
+    """
     policies = [
         preservation_policy.LatestN(keep),
         preservation_policy.BestN(get_metric_fn=_fvu, reverse=True, n=1),
     ]
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-        best_fn=_fvu,  # so that metrics of checkpoints from before a resume are read
+        best_fn=_fvu,  # without it, Orbax does not read the metrics of checkpoints from before a resume
         best_mode="min",
         cleanup_tmp_directories=True,
     )
-    with ocp.CheckpointManager(_folder(run), options=options) as checkpoints:
+    with ocp.CheckpointManager(_checkpoints(folder), options=options) as checkpoints:
         yield checkpoints
         checkpoints.wait_until_finished()
 
 
-def newest(*runs: pathlib.Path) -> int:
-    """Step of the newest finished checkpoint that all the runs have, 0 without one. Nothing is created."""
-    return max(set.intersection(*(set(_steps(run)) for run in runs)), default=0)
+def newest(*folders: pathlib.Path) -> int:
+    """Return the newest step of which all runs have a finished checkpoint, or 0. Creates nothing."""
+    return max(set.intersection(*(set(_steps(folder)) for folder in folders)), default=0)
 
 
-def best(run: pathlib.Path) -> int:
-    """Step of the checkpoint with the lowest FVU, the newest among equals; 0 where there is none."""
+def best(folder: pathlib.Path) -> int:
+    """Return the step of the checkpoint with the lowest FVU, the newest of equal ones; 0 if there is none."""
 
     def rank(step: int) -> tuple[float, int]:
-        return -_fvu(json.loads((_folder(run) / str(step) / "metrics" / "metrics").read_text())), step
+        path = _checkpoints(folder) / str(step) / "metrics" / "metrics"
+        return -_fvu(json.loads(path.read_text())), step
 
-    return max(_steps(run), key=rank, default=0)
+    return max(_steps(folder), key=rank, default=0)
 
 
 def save(
@@ -74,35 +104,36 @@ def save(
     state: State,
     fvu: float,
     config: Config,
-    facts: dict[str, typing.Any],
+    identity: RunIdentity,
 ) -> None:
-    """Begin to save the state after ``step`` steps. ``facts`` are those of :func:`identity`.
+    """Start to save the state after ``step`` steps.
 
-    ``fvu``, the mean over the batches since the checkpoint before, says which is the best.
+    ``fvu`` is the mean over the batches since the previous checkpoint; it decides which checkpoint is the best.
     """
-    meta = {"identity": facts, "config": dataclasses.asdict(config)}
+    meta = {
+        "identity": {"store fingerprint": identity.fingerprint, **identity.sections()},
+        "config": dataclasses.asdict(config),
+    }
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     checkpoints.save(step, args=items, metrics={"fvu": fvu})
 
 
-def check(run: pathlib.Path, step: int, facts: dict[str, typing.Any]) -> None:
-    """Raise InputError, naming the difference, where the checkpoint belongs to other facts."""
-    meta = _read(run, step, meta=ocp.args.JsonRestore())["meta"]
-    before = meta["identity"]
-    for name, now in facts.items():
-        pairs = now.items() if isinstance(now, dict) else [("", now)]
-        for key, value in pairs:
-            saved = before[name].get(key) if key else before[name]
-            if saved != value:
-                field = f"{name}.{key}" if key else name
-                raise InputError(
-                    f"{field} is {value!r}, but run {run} was trained with {saved!r}; "
-                    "set it back, or choose another config.run"
-                )
+def check(folder: pathlib.Path, step: int, identity: RunIdentity) -> None:
+    """Raise InputError, naming the first difference, if the checkpoint has another identity."""
+    saved = _read(folder, step, meta=ocp.args.JsonRestore())["meta"]["identity"]
+    facts = [("store fingerprint", identity.fingerprint, saved["store fingerprint"])]
+    for section, fields in identity.sections().items():
+        facts += [(f"{section}.{name}", value, saved[section].get(name)) for name, value in fields.items()]
+    for name, value, saved_value in facts:
+        if value != saved_value:
+            raise InputError(
+                f"{name} is {value!r}, but run {folder} was trained with {saved_value!r}; "
+                "set it back, or choose another config.run"
+            )
 
 
 def restore(
-    run: pathlib.Path,
+    folder: pathlib.Path,
     step: int,
     latents: int,
     d: int,
@@ -110,24 +141,24 @@ def restore(
     train: TrainConfig,
     mesh: jax.sharding.Mesh,
 ) -> State:
-    """The state after ``step`` steps, on ``mesh``, whatever mesh it was saved from."""
+    """Return the state after ``step`` steps on the devices of ``mesh``, which may differ from the saved one."""
     target = abstract_state(latents, d, sae, train, mesh)
-    return _read(run, step, state=ocp.args.StandardRestore(target))["state"]
+    return _read(folder, step, state=ocp.args.StandardRestore(target))["state"]
 
 
-def _read(run: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> typing.Any:
-    # Without a manager, which would log warnings for reading only.
+def _read(folder: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> typing.Any:
+    # A CheckpointManager would log warnings if it only reads.
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        return reader.restore(_folder(run) / str(step), args=ocp.args.Composite(**items))
+        return reader.restore(_checkpoints(folder) / str(step), args=ocp.args.Composite(**items))
 
 
 def _fvu(metrics: dict[str, float]) -> float:
     return metrics["fvu"]
 
 
-def _steps(run: pathlib.Path) -> list[int]:
-    return ocp.utils.checkpoint_steps(_folder(run)) if _folder(run).is_dir() else []
+def _steps(folder: pathlib.Path) -> list[int]:
+    return ocp.utils.checkpoint_steps(_checkpoints(folder)) if _checkpoints(folder).is_dir() else []
 
 
-def _folder(run: pathlib.Path) -> pathlib.Path:
-    return run.absolute() / "checkpoints"
+def _checkpoints(folder: pathlib.Path) -> pathlib.Path:
+    return folder.absolute() / "checkpoints"

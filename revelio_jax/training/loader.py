@@ -36,6 +36,13 @@ BATCHES_AHEAD = 2  # batches that are ready before they are asked for
 _HELD_OUT, _DEAL, _CHUNKS, _ROWS, _BATCH = range(5)  # what a random stream is for
 
 
+class RowStream(typing.NamedTuple):
+    """The rows that a run trains on, and their order."""
+
+    mixture: Mixture
+    order: "Order"
+
+
 class Chunk(typing.NamedTuple):
     """Rows [start, stop) of the arrays of ``mixture.sites[site]``."""
 

@@ -1,87 +1,111 @@
-"""What is said and kept when a loss is not finite: the step, the last good checkpoint, the rows.
+"""The report on a non-finite loss: the step, the last good checkpoint and the rows of the step.
 
-Which rows a step saw is arithmetic (see data.py), so they are looked up only now.
+The rows of a step follow from its number (see loader.py), so they are looked up only for this report.
 """
 
 import contextlib
 import json
 import math
-import os
 import pathlib
+import typing
 from collections.abc import Iterator
 
 import numpy as np
 
+from revelio_jax.files import replaced
 from revelio_jax.store.layout import INDEX_ARRAYS
 from revelio_jax.training import checkpoints, loader, processes
+from revelio_jax.training.loader import RowStream
 from revelio_jax.training.metrics import NotFinite
-from revelio_jax.training.mixture import Mixture
 
 SHOWN = 3  # rows named in the message
 
+Number = float | str  # non-finite numbers are strings, since JSON has no such numbers
+
+
+class NonfiniteReport(typing.TypedDict):
+    """The contents of nonfinite.json.
+
+    ``stores``, ``rows``, ``samples``, ``positions``, ``timesteps`` and ``largest`` have one entry per row of
+    the step, the row with the largest |x| first. ``rows`` are indices into the arrays of ``stores``,
+    ``largest`` is that |x|. ``std`` is the standard deviation of all rows of the stores.
+    """
+
+    step: int
+    loss: Number
+    grad_norm: Number
+    checkpoint: str | None
+    site: str
+    std: Number
+    stores: list[str]
+    rows: list[int]
+    samples: list[int]
+    positions: list[int]
+    timesteps: list[int]
+    largest: list[Number]
+
 
 @contextlib.contextmanager
-def explained(run: pathlib.Path, mixture: Mixture, order: loader.Order) -> Iterator[None]:
-    """End the process with one line on stderr and status 1 on NotFinite, after writing nonfinite.json.
+def explained(folder: pathlib.Path, stream: RowStream) -> Iterator[None]:
+    """On NotFinite write nonfinite.json and end the process with one line on stderr and status 1.
 
-    To be entered before the checkpoints' manager, which finishes the save that is under way.
+    Enter it before the checkpoint manager, which finishes a pending save when it exits.
     """
     try:
         yield
-    except NotFinite as stop:
-        record = describe(run, mixture, order, stop)
-        path = run / "nonfinite.json"
+    except NotFinite as error:
+        report = describe(folder, stream, error)
+        path = folder / "nonfinite.json"
         if processes.is_first():
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(record, indent=1) + "\n")
-            os.replace(part, path)
-        raise SystemExit(f"error: {stop}; {summary(record)}; all in {path}") from None
+            with replaced(path) as part:
+                part.write_text(json.dumps(report, indent=1) + "\n")
+        raise SystemExit(f"error: {error}; {summary(report)}; all rows are in {path}") from None
 
 
-def describe(run: pathlib.Path, mixture: Mixture, order: loader.Order, stop: NotFinite) -> dict:
-    """The contents of nonfinite.json.
+def describe(folder: pathlib.Path, stream: RowStream, error: NotFinite) -> NonfiniteReport:
+    """Return the report on the step of ``error``."""
+    mixture, order = stream
+    # Step 1 takes the first batch, which has number 0.
+    sites_B, rows_B = loader.rows_of(order, error.step - 1)
 
-    ``rows`` are array rows of the arrays in ``stores``, the one with the largest |x| first; ``samples``,
-    ``positions``, ``timesteps`` and ``largest`` (that |x|) are in the same order. ``std`` is over all rows
-    of the stores. Numbers that are not finite are strings, since JSON has none.
-    """
-    sites_B, rows_B = loader.rows_of(order, stop.step - 1)  # step 1 takes the first batch, which is number 0
-
-    def read(name):
+    def read(name: str) -> np.ndarray:
         values = [mixture.sites[i].arrays[name][int(row)].read() for i, row in zip(sites_B, rows_B, strict=True)]
         return np.array([value.result() for value in values])
 
     largest_B = np.abs(read("activations").astype(np.float32)).max(1)
-    first_B = np.argsort(-np.nan_to_num(largest_B, nan=np.inf), kind="stable")
-    newest = checkpoints.newest(run)
+    order_B = np.argsort(-np.nan_to_num(largest_B, nan=np.inf), kind="stable")
+    sample, position, timestep = (read(name)[order_B].tolist() for name in INDEX_ARRAYS)
+    newest = checkpoints.newest(folder)
     return {
-        "step": stop.step,
-        "loss": _number(stop.loss),
-        "grad_norm": _number(stop.grad_norm),
-        "checkpoint": str(run / "checkpoints" / str(newest)) if newest else None,
+        "step": error.step,
+        "loss": _number(error.loss),
+        "grad_norm": _number(error.grad_norm),
+        "checkpoint": str(folder / "checkpoints" / str(newest)) if newest else None,
         "site": mixture.name,
         "std": _number(np.sqrt(mixture.variance.mean())),
-        "stores": [mixture.stores[i].location for i in sites_B[first_B]],
-        "rows": rows_B[first_B].tolist(),
-        **{f"{name}s": read(name)[first_B].tolist() for name in INDEX_ARRAYS},
-        "largest": [_number(value) for value in largest_B[first_B]],
+        "stores": [mixture.stores[i].location for i in sites_B[order_B]],
+        "rows": rows_B[order_B].tolist(),
+        "samples": sample,
+        "positions": position,
+        "timesteps": timestep,
+        "largest": [_number(value) for value in largest_B[order_B]],
     }
 
 
-def summary(record: dict) -> str:
-    """The record in one line."""
-    columns = (record[name] for name in ("rows", "samples", "largest"))
+def summary(report: NonfiniteReport) -> str:
+    """Return the report as one line."""
+    columns = report["rows"], report["samples"], report["largest"]
     shown = [
         f"row {row} (sample {sample}, |x| {float(largest):.4g})" for row, sample, largest in zip(*columns, strict=True)
     ][:SHOWN]
-    more = len(record["rows"]) - len(shown)
+    more = len(report["rows"]) - len(shown)
     return (
-        f"last good checkpoint: {record['checkpoint'] or 'none'}; the step's rows of {record['site']}, "
+        f"last good checkpoint: {report['checkpoint'] or 'none'}; rows of the step at {report['site']}, "
         f"largest |x| first: {', '.join(shown)}{f' and {more} more' if more else ''}; the standard deviation "
-        f"of the store's rows is {float(record['std']):.4g}; if that is as it should be, lower "
+        f"of the store's rows is {float(report['std']):.4g}; if these values are expected, lower "
         "config.train.learning_rate and resume"
     )
 
 
-def _number(value) -> float | str:
+def _number(value: float) -> Number:
     return float(value) if math.isfinite(value) else str(float(value))

@@ -10,7 +10,7 @@ import optax
 
 from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.sae import initial, sharding
-from revelio_jax.sae.gradients import gradients as of_batch
+from revelio_jax.sae.gradients import batch_gradients
 
 THRESHOLD_DECAY = 0.99  # of the moving average that batch_topk infers with
 
@@ -64,7 +64,7 @@ def annealed_k(sae: SaeConfig, k: jax.Array | int, step: jax.Array) -> jax.Array
     return jnp.round(sae.k_start + (k - sae.k_start) * done).astype(jnp.int32)
 
 
-def make_optimiser(train: TrainConfig) -> optax.GradientTransformation:
+def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
     return optax.adam(schedule(train), eps=train.adam_eps)
 
 
@@ -107,7 +107,7 @@ def state_shardings(sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh)
     specs = State(
         step=sharding.REPLICATED,
         params=params,
-        opt_state=sharding.like_params(make_optimiser(train), params),
+        opt_state=sharding.like_params(make_optimizer(train), params),
         ema=params if train.ema else None,
         rows_since_fired_F=sharding.LATENTS,
         threshold=sharding.REPLICATED,
@@ -128,7 +128,7 @@ def gradients(
     """Gradients of the loss on normalised rows x_BD, on how many rows each latent fired [F], and metrics."""
 
     def local(params, dead_F, k, x_BD):
-        return of_batch(params, x_BD, k, dead_F, sae)
+        return batch_gradients(params, x_BD, k, dead_F, sae)
 
     specs = sharding.params(sae.architecture)
     # Rows on one device along ``data`` are the rows of all: then nothing has to be gathered.
@@ -168,7 +168,7 @@ def update(
     # XLA would else copy both matrices first, since it may overwrite one while another gradient reads it.
     clipped = jnp.minimum(1, train.clip_norm / grad_norm) if train.clip_norm else 1.0
     grads = jax.tree.map(lambda grad: jnp.where(jnp.isfinite(grad_norm), clipped * grad, 0), grads)
-    updates, opt_state = make_optimiser(train).update(grads, state.opt_state)
+    updates, opt_state = make_optimizer(train).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     params["W_dec_FD"] = initial.unit_rows(params["W_dec_FD"])
     # Saturates, since int32 would overflow in a long run.
@@ -209,7 +209,7 @@ def _state(params, mean_D, scale, train):
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=make_optimiser(train).init(params),
+        opt_state=make_optimizer(train).init(params),
         ema=jax.tree.map(jnp.copy, params) if train.ema else None,
         rows_since_fired_F=jnp.zeros(params["b_enc_F"].shape, jnp.int32),
         threshold=jnp.zeros(()),

@@ -4,7 +4,7 @@
     python tests/benchmarks/grid.py --json grid.json --forms map,vmap --sizes 128x4x2048x300
 
 The grid is four k and two learning rates: 8 members. ``together`` is the one program of revelio_jax.grid, in
-the forms that make_train_step knows; ``one_by_one`` is the program of revelio_jax.train for each member,
+the forms that make_grid_step knows; ``one_by_one`` is the program of revelio_jax.train for each member,
 in the same process. Both read the store for what they train on, and log and save nothing. A row is
 {d, n, batch, steps, members, form, together_s, one_by_one_s, ratio, together_compile_s,
 one_by_one_compile_s, ratio_with_compile}: seconds of all steps without compiling, and of compiling; a ratio
@@ -29,7 +29,8 @@ from revelio_jax.errors import reported
 from revelio_jax.sae import sharding
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
 from revelio_jax.training import loader
-from revelio_jax.training import step as training
+from revelio_jax.training.groups import Group, initial_states, make_grid_step, make_groups
+from revelio_jax.training.step import make_train_step
 
 CHUNK_ROWS, SHARD_ROWS, SHARDS, SAMPLE_ROWS, ACTIVE = 256, 16_384, 8, 32, 10
 RATES = "train.learning_rate=1e-3,4e-4"
@@ -61,38 +62,36 @@ def measure(d: int, expansion: int, batch: int, steps: int, forms: list[str], ks
         )
         members, streams = grid.open_members(grid.configs(config, [f"sae.k={ks}", RATES]))
         mesh = sharding.make_mesh(1, 1, batch, members[0].latents, jax.devices()[:1])
-        groups = {form: grid.make_groups(members, form) for form in forms}
+        groups = {form: make_groups(members, form) for form in forms}
 
         def begin(form):
-            return grid.initial_states(groups[form], streams, mesh)
+            return initial_states(groups[form], streams, mesh)
 
         def alone(member):
-            (state,) = grid.initial_states([grid.Group((member,))], streams, mesh)
+            (state,) = initial_states([Group((member,))], streams, mesh)
             return jax.tree.map(lambda array: array[0], state)
 
         x_BD = sharding.put_batch(mesh, np.zeros((batch, d), np.float32))  # to compile with
         compile_s, programs = {}, {}
         for form in forms:
-            step = grid.make_train_step(groups[form], mesh, form)
-            programs[form], compile_s[form] = compiled(step, begin(form), (x_BD,))
-        singly = [
-            compiled(training.make_train_step(m.config.sae, m.config.train, mesh), alone(m), x_BD) for m in members
-        ]
+            step = make_grid_step(groups[form], mesh, form)
+            programs[form], compile_s[form] = compiled(step, begin(form), x_BD)
+        singly = [compiled(make_train_step(m.config.sae, m.config.train, mesh), alone(m), x_BD) for m in members]
 
-        def run(program, state, wrap):
+        def run(program, state):
             started = time.perf_counter()
             with contextlib.closing(loader.batches(*streams[0], 0)) as stream:
                 for rows in itertools.islice(stream, steps):
                     x_BD = sharding.put_batch(mesh, rows)
-                    state, measured = program(state, wrap(x_BD))
+                    state, measured = program(state, x_BD)
                 jax.block_until_ready(measured)
             return time.perf_counter() - started
 
         taken = {name: [] for name in [*forms, "one"]}
         for _ in range(rounds):
             for form in forms:
-                taken[form].append(run(programs[form], begin(form), lambda x_BD: (x_BD,)))
-            each = [run(program, alone(m), lambda x_BD: x_BD) for m, (program, _) in zip(members, singly, strict=True)]
+                taken[form].append(run(programs[form], begin(form)))
+            each = [run(program, alone(m)) for m, (program, _) in zip(members, singly, strict=True)]
             taken["one"].append(sum(each))
     seconds = {name: statistics.median(times) for name, times in taken.items()}
     one_compile_s = sum(seconds for _, seconds in singly)

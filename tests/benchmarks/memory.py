@@ -60,15 +60,15 @@ def run(d: int, n: int, k: int, batch: int, encode_chunk: int) -> dict[str, floa
     from revelio_jax.config import SaeConfig, TrainConfig
     from revelio_jax.sae import initial, sharding
     from revelio_jax.training import metrics
-    from revelio_jax.training import step as training
+    from revelio_jax.training.step import initial_state, make_train_step
 
     sae = SaeConfig(k=k, latents=n, encode_chunk=encode_chunk)
     train = TrainConfig(batch_size=batch)
     mesh = sharding.make_mesh(1, 1, batch, n)
     params = initial.initial_params(sae, 0, n, np.zeros(d), np.zeros((1, d)), mesh)
-    state = training.initial_state(params, np.zeros(d), 1.0, sae, train, mesh)
+    state = initial_state(params, np.zeros(d), 1.0, sae, train, mesh)
     del params
-    train_step = training.make_train_step(sae, train, mesh)
+    train_step = make_train_step(sae, train, mesh)
     x_BD = sharding.put_batch(mesh, np.random.default_rng(0).standard_normal((batch, d), np.float32))
     for _ in range(2):
         state, measured = train_step(state, x_BD)

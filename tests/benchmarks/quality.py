@@ -39,10 +39,10 @@ from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.errors import InputError, reported
 from revelio_jax.evaluate import make_reconstruct
 from revelio_jax.sae import initial, sharding
-from revelio_jax.train import normalisation
 from revelio_jax.training import loader
-from revelio_jax.training import step as training
 from revelio_jax.training.mixture import open_mixture
+from revelio_jax.training.run import normalization
+from revelio_jax.training.step import initial_state, make_train_step
 
 LATENTS, DEAD_AFTER_ROWS = 512, 50_000
 BATCH = {"planted": 512, "miniature": 2048}
@@ -97,13 +97,13 @@ def planted() -> Task:
     mean_D = sample_ND.mean(0)
     scale = np.sqrt(sample_ND.var(0).mean())
 
-    def normalised(x_BD):
+    def normalized(x_BD):
         return ((x_BD - mean_D) / scale).astype(np.float32)
 
     return Task(
         "planted",
-        lambda: (normalised(rows(train, step)) for step in itertools.count()),
-        np.concatenate([normalised(rows(held_out, i)) for i in range(128)]),
+        lambda: (normalized(rows(train, step)) for step in itertools.count()),
+        np.concatenate([normalized(rows(held_out, i)) for i in range(128)]),
         directions_PD,
     )
 
@@ -118,7 +118,7 @@ def miniature(store: str) -> Task:
     mixture = open_mixture([f"1:{store}"])
     batch = BATCH["miniature"]
     order = loader.make_order(mixture, 0, batch, 256, held_out=0.2, lanes=1)
-    mean_D, scale = normalisation("center_scale", mixture)
+    mean_D, scale = normalization("center_scale", mixture)
 
     def batches():
         with contextlib.closing(loader.batches(mixture, order, 0)) as stored:
@@ -149,8 +149,8 @@ def train_ours(task: Task, learning: Learning) -> Learnt:
         first_ND = np.concatenate(list(itertools.islice(batches, sae.b_dec_init_rows // task.batch)))
     b_dec_D = initial.bias(sae.b_dec_init, first_ND)
     params = initial.initial_params(sae, learning.seed, LATENTS, b_dec_D, first_ND, mesh)
-    state = training.initial_state(params, np.zeros(d), 1.0, sae, train, mesh)
-    train_step = training.make_train_step(sae, train, mesh)
+    state = initial_state(params, np.zeros(d), 1.0, sae, train, mesh)
+    train_step = make_train_step(sae, train, mesh)
     with contextlib.closing(task.batches()) as batches:
         for x_BD in itertools.islice(batches, learning.steps):
             state, _ = train_step(state, sharding.put_batch(mesh, x_BD))

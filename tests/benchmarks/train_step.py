@@ -31,7 +31,7 @@ import results
 from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.errors import InputError, reported
 from revelio_jax.sae import initial, sharding
-from revelio_jax.training import step as training
+from revelio_jax.training.step import initial_state, make_train_step
 
 OURS, PEERS = "revelio_jax", ("sae-lens", "eai-sparsify", "dictionary-learning")
 SIZES = "768x12288x32x2048,768x3072x32x4096,2048x32768x64x1024"
@@ -59,10 +59,10 @@ def our_step(size: Size, dead_fraction: float) -> Callable[[], float]:
     params = initial.initial_params(sae, 0, size.n, np.zeros(size.d), np.zeros((1, size.d)), mesh)
     # So that they are never among the k largest.
     params["W_enc_FD"] = params["W_enc_FD"].at[dead].multiply(0.1)
-    state = training.initial_state(params, np.zeros(size.d), 1.0, sae, train, mesh)
+    state = initial_state(params, np.zeros(size.d), 1.0, sae, train, mesh)
     rows_since_fired_F = np.zeros(size.n, np.int32)
     rows_since_fired_F[dead] = sae.dead_after_rows
-    train_step = training.make_train_step(sae, train, mesh)
+    train_step = make_train_step(sae, train, mesh)
     x_BD = sharding.put_batch(mesh, random.normal(size=(size.batch, size.d)).astype(np.float32))
 
     def step():

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 
 from revelio_jax.config import Config
 from revelio_jax.evaluate import evaluate, make_reconstruct
-from revelio_jax.evaluate import trained as restored
 from revelio_jax.export import export
 from revelio_jax.sae import SparseAutoencoder, sharding
 from revelio_jax.sae.module import BATCH_SLOTS
+from revelio_jax.training.run import restore_run
 from tests.helpers import ROOT
 
 
@@ -36,7 +36,7 @@ def folder(trained):
 
 
 def test_the_fold_is_exact(trained, folder, planted):
-    _, _, state, _ = restored(trained)
+    _, _, state, _ = restore_run(trained)
     mesh = sharding.make_mesh(1, 1, 64, 48)
     x = planted[:64]
     x_hat, _, _ = make_reconstruct(trained.sae, mesh)(state, x, np.ones(64, bool))
@@ -74,7 +74,7 @@ def exported(request, variant):
 def expected(exported, planted):
     """Latents and reconstruction of 256 rows, as evaluation here has them, in the rows' own units."""
     _, config, _ = exported
-    _, _, state, mesh = restored(config)
+    _, _, state, mesh = restore_run(config)
     latents = len(state.params["b_enc_F"])
 
     def local(params, threshold, x_BD):
@@ -153,7 +153,7 @@ def test_sae_lens_reads_the_folder_and_gives_the_same(exported, expected, in_sae
 
 def test_the_moving_average_is_exported(variant):
     config = variant("ema")
-    _, _, state, _ = restored(config)
+    _, _, state, _ = restore_run(config)
     tensors = load_file(export(config) / "sae_weights.safetensors")
     np.testing.assert_array_equal(tensors["W_dec"], state.ema["W_dec_FD"])
     assert np.abs(tensors["W_dec"] - state.params["W_dec_FD"]).max() > 1e-4
@@ -240,6 +240,6 @@ def test_without_normalisation_nothing_is_folded(base, with_train, tmp_path):
     config = dataclasses.replace(config, sae=dataclasses.replace(config.sae, normalize="none"))
     train(config)
     tensors = load_file(export(config) / "sae_weights.safetensors")
-    _, _, state, _ = restored(config)
+    _, _, state, _ = restore_run(config)
     np.testing.assert_array_equal(tensors["b_dec"], state.params["b_dec_D"])
     np.testing.assert_array_equal(tensors["b_enc"], state.params["b_enc_F"])

@@ -184,7 +184,7 @@ def test_every_command_takes_a_members_config(trained_grid):
 
 def test_a_finished_grid_has_nothing_left_to_do(trained_grid, with_train, capsys):
     grid.train(with_train(trained_grid[0], resume=True), K_AND_RATE)
-    assert "nothing is left to do" in capsys.readouterr().out
+    assert f"all members have {STEPS} of {STEPS} steps" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_names_its_member(config, with_train, tmp_path):
@@ -197,19 +197,19 @@ def test_a_loss_that_is_not_finite_names_its_member(config, with_train, tmp_path
     ("given", "match"),
     [
         ([], "--grid is missing"),
-        (["sae.k"], "sae.k is ''; each must be of type int"),
+        (["sae.k"], "sae.k is ''; each value must be of type int"),
         (["sae.k=2,,3"], "sae.k is ''; each"),
-        (["sae.k=2,x"], "sae.k is 'x'; each must be of type int"),
+        (["sae.k=2,x"], "sae.k is 'x'; each value must be of type int"),
         (["sae.k=0"], "config.sae.k is 0; it must be at least 1"),
         (["sae.k=2", "sae.k=3"], "sae.k twice"),
         (["sae.k=2,2"], "two members for the folder"),
         (["sae.k=2,49"], "config.sae.k is 49; it must be at most 48"),
-        (["sae.kk=2"], "sae.kk is no field of a grid; fields: sae.k, "),
-        (["train.steps=2,3"], "train.steps is no field of a grid"),
-        (["sae.expansion=2", "sae.latents=0,32"], "--grid sae.expansion has no effect"),
+        (["sae.kk=2"], "a grid cannot vary sae.kk; allowed: sae.k, "),
+        (["train.steps=2,3"], "a grid cannot vary train.steps; allowed"),
+        (["sae.expansion=2", "sae.latents=48,32"], "--grid sae.expansion has no effect"),
         (
             [f"data.site={SITES[0]},{SITES[2]}"],
-            "clip.layer.3 of .* has width 8, but clip.layer.1 of .* has 16",
+            "clip.layer.3 of .* has width 8, but clip.layer.1 of .* has width 16",
         ),
         (["data.site=clip.layer.9"], "config.data.site is 'clip.layer.9'; .* has clip.layer.1"),
     ],
@@ -226,5 +226,5 @@ def test_refuses_a_grid_that_was_begun(trained_grid, with_train, tmp_path):
     with pytest.raises(InputError, match=r"pass --config\.train\.resume=True"):
         grid.train(config, K_AND_RATE)
     other = with_train(config, resume=True, steps=40)
-    with pytest.raises(InputError, match=r"no step of which all members .*learning_rate=0\.02: none"):
+    with pytest.raises(InputError, match=r"no checkpoint of the same step; .*learning_rate=0\.02: none"):
         grid.train(other, ["sae.k=2", "train.learning_rate=1e-2,2e-2"])

@@ -86,7 +86,7 @@ def test_killed_and_resumed_equals_uninterrupted(trained, with_train, config_fil
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
         file.write('{"step": 590, "loss": 1}\n{"step": 59')  # written after the checkpoint, and cut short
     # Statistics and initial values come from the checkpoint; none of these may be called.
-    monkeypatch.setattr("revelio_jax.train.normalisation", None)
+    monkeypatch.setattr("revelio_jax.training.run.normalization", None)
     monkeypatch.setattr("revelio_jax.training.loader.first_rows", None)
     resumed = with_train(config, resume=True)
     train(resumed)
@@ -155,7 +155,7 @@ def test_a_mixture_on_lanes_goes_on_to_the_bit(base, with_train, two_stores, pla
 def test_a_finished_run_has_nothing_left_to_do(trained, with_train, capsys):
     before = (pathlib.Path(trained.run) / "metrics.jsonl").read_bytes()
     train(with_train(trained, resume=True))
-    assert "nothing is left to do" in capsys.readouterr().out
+    assert "is finished: it has 600 of 600 steps" in capsys.readouterr().out
     assert (pathlib.Path(trained.run) / "metrics.jsonl").read_bytes() == before
 
 
@@ -195,26 +195,18 @@ def assert_refused(config, match, tmp_path):
 @pytest.mark.parametrize(
     ("section", "fields", "match"),
     [
-        ("train", {"run": ""}, "config.run is empty"),
-        ("extract", {"store": ""}, "config.extract.store is empty"),
+        ("", {"run": None}, "config.run is not set"),
+        ("extract", {"store": None}, "config.extract.store is not set"),
         ("extract", {"store": "no/such/store"}, "it does not exist"),
         ("extract", {"store": "ftp://host/store"}, "unknown scheme ftp"),
         ("data", {"site": "clip.layer.7"}, "config.data.site is 'clip.layer.7'; .* has clip.layer.1"),
         ("train", {"batch_size": 4096}, "config.train.batch_size is 4096, but"),
-        ("train", {"batch_size": 63, "mesh_data": 8}, "config.train.batch_size is 63; .* multiple of the 8"),
-        (
-            "train",
-            {"mesh_feature": 5, "mesh_data": 1},
-            "config.mesh.feature is 5; it must divide the 48",
-        ),
-        ("mesh", {"feature": 3, "data": -1}, "config.mesh.feature is 3; it must divide 8"),
+        ("", {"batch_size": 63, "data": 8}, "config.train.batch_size is 63; .* multiple of the 8"),
+        ("mesh", {"feature": 5, "data": 1}, "config.mesh.feature is 5; it must divide the 48"),
+        ("mesh", {"feature": 3, "data": None}, "config.mesh.feature is 3; it must divide the 8"),
         ("mesh", {"feature": 4, "data": 4}, "is 4 x 4; there are 8 devices"),
         ("data", {"lanes": 3}, "config.data.lanes is 3; it must divide config.train.batch_size 64"),
-        (
-            "train",
-            {"stores": ("nowhere_*",)},
-            "config.data.stores has the pattern 'nowhere_\\*', which fits",
-        ),
+        ("data", {"stores": ("nowhere_*",)}, r"config.data.stores has the pattern 'nowhere_\*', which fits"),
         ("mesh", {"data": 0}, "config.mesh.data is 0"),
         ("sae", {"k": 49}, "config.sae.k is 49; it must be at most 48"),
         ("sae", {"k_start": 49, "k_anneal_steps": 9}, "config.sae.k_start is 49; it must be at most 48"),
@@ -234,6 +226,9 @@ def assert_refused(config, match, tmp_path):
 )
 def test_refuses(base, with_train, tmp_path, section, fields, match):
     config = with_train(base, run=str(tmp_path / "run"))
+    if not section:  # fields of several sections
+        assert_refused(with_train(config, **fields), match, tmp_path)
+        return
     changed = dataclasses.replace(getattr(config, section), **fields)
     assert_refused(dataclasses.replace(config, **{section: changed}), match, tmp_path)
 
@@ -244,7 +239,7 @@ def test_refuses_to_train_over_a_run(trained, tmp_path):
 
 def test_refuses_a_run_that_is_a_file(base, with_train, tmp_path):
     (tmp_path / "run").write_text("")
-    assert_refused(with_train(base, run=str(tmp_path / "run")), "which is no folder", tmp_path)
+    assert_refused(with_train(base, run=str(tmp_path / "run")), "it must be a folder", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +306,7 @@ def test_a_wrong_command_ends_with_one_line_and_status_2(base, with_train, confi
     before = sorted(tmp_path.rglob("*"))
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     wrong = {
-        "--config.sae.kk=3": "config.sae.kk is no field",
+        "--config.sae.kk=3": "unknown field config.sae.kk",
         "--config.extract.store=nowhere": "it does not exist",
     }
     for argument, message in wrong.items():

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from revelio_jax.train import make_order, train
+from revelio_jax.train import train
 from revelio_jax.training import checkpoints, loader
 from revelio_jax.training.mixture import open_mixture
+from revelio_jax.training.run import make_order
 
 STEP, EVERY = 47, 20  # the step that takes the broken row; steps between checkpoints
 

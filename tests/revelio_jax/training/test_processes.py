@@ -51,7 +51,7 @@ def start(config_file, tmp_path, unused_port):
         flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
         for process in range(2):
             arguments = {"distributed": True, "coordinator": f"localhost:{unused_port}", "processes": 2}
-            arguments = [f"--config.train.{name}={value}" for name, value in arguments.items()]
+            arguments = [f"--config.mesh.{name}={value}" for name, value in arguments.items()]
             command = [sys.executable, "-m", "revelio_jax.train", "--config", path, *arguments]
             started.append(
                 subprocess.Popen(

@@ -8,7 +8,7 @@ import pytest
 from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.planning import hlo
 from revelio_jax.sae import initial, sharding
-from revelio_jax.training import step as training
+from revelio_jax.training.step import abstract_state, initial_state, make_train_step, remove_parallel, schedule
 
 ROWS, WIDTH, LATENTS = 32, 8, 64
 SAE = SaeConfig(k=4, k_aux=16, dead_after_rows=3 * ROWS)
@@ -17,8 +17,8 @@ TRAIN = TrainConfig(batch_size=ROWS, learning_rate=1e-2)
 
 def begin(mesh):
     params = initial.initial_params(SAE, 0, LATENTS, np.zeros(WIDTH), batch(0), mesh)
-    state = training.initial_state(params, np.ones(WIDTH), 2.0, SAE, TRAIN, mesh)
-    return state, training.make_train_step(SAE, TRAIN, mesh)
+    state = initial_state(params, np.ones(WIDTH), 2.0, SAE, TRAIN, mesh)
+    return state, make_train_step(SAE, TRAIN, mesh)
 
 
 def batch(seed):
@@ -86,18 +86,18 @@ def test_gradients_along_decoder_rows_are_removed_row_by_row():
     random = np.random.default_rng(0)
     W = np.asarray(initial.unit_rows(random.normal(size=(LATENTS, WIDTH))))
     grad = random.normal(size=(LATENTS, WIDTH))
-    rest = training.remove_parallel(grad, W)
+    rest = remove_parallel(grad, W)
     np.testing.assert_allclose((rest * W).sum(1), np.zeros(LATENTS), atol=1e-6)
     along = (grad - rest) / W  # one factor a row
     np.testing.assert_allclose(along, np.broadcast_to(along[:, :1], along.shape), rtol=1e-3)
 
 
 def test_schedule():
-    rate = training.schedule(TrainConfig(steps=100, learning_rate=2.0, warmup_steps=10, decay_share=0.5))
+    rate = schedule(TrainConfig(steps=100, learning_rate=2.0, warmup_steps=10, decay_share=0.5))
     steps = {0: 0.2, 9: 2.0, 49: 2.0, 50: 2.0, 75: 1.0, 99: 0.04}
     for step, expected in steps.items():
         assert float(rate(step)) == pytest.approx(expected)
-    assert training.schedule(TrainConfig(learning_rate=2.0))(10**6) == 2.0
+    assert schedule(TrainConfig(learning_rate=2.0))(10**6) == 2.0
 
 
 def test_moments_lie_as_their_parameters():
@@ -124,10 +124,10 @@ def test_a_state_comes_out_as_it_went_in(mesh):
 def moved(latents, data, feature, sae):
     """Bytes that a step's collectives give to a device, by the compiled program."""
     mesh = sharding.make_mesh(data, feature, ROWS, latents)
-    state = training.abstract_state(latents, WIDTH, sae, TRAIN, mesh)
+    state = abstract_state(latents, WIDTH, sae, TRAIN, mesh)
     place = jax.sharding.NamedSharding(mesh, sharding.ARRIVING)
     x_BD = jax.ShapeDtypeStruct((ROWS, WIDTH), np.float32, sharding=place)
-    compiled = training.make_train_step(sae, TRAIN, mesh).lower(state, x_BD).compile()
+    compiled = make_train_step(sae, TRAIN, mesh).lower(state, x_BD).compile()
     return hlo.cost(compiled.as_text(), mesh.size, max).sent
 
 

@@ -142,7 +142,7 @@ def assert_refused(config, match, tmp_path):
 def test_a_missing_package_is_named_before_anything_is_written(base, with_train, tmp_path, monkeypatch, package, value):
     monkeypatch.setitem(sys.modules, package, None)
     config = with_train(base, run=str(tmp_path / "run"), **{package: value})
-    assert_refused(config, rf"config\.train\.{package} needs the package {package}; pip install", tmp_path)
+    assert_refused(config, rf"config\.logging\.{package} needs the package {package}; pip install", tmp_path)
 
 
 def test_a_project_that_wandb_does_not_take(base, with_train, tmp_path, wandb):
@@ -174,5 +174,5 @@ def test_only_process_0_writes(base, with_train, tmp_path, monkeypatch):
 
 
 def test_nothing_is_asked_for(base, tmp_path):
-    trackers.check(base.train)
+    trackers.check(base.logging)
     assert trackers.sinks(tmp_path, 0, base) == []

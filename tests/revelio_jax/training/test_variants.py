@@ -11,10 +11,10 @@ import pytest
 
 from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.evaluate import evaluate
-from revelio_jax.evaluate import trained as restored
 from revelio_jax.sae import initial, sharding
 from revelio_jax.train import train
-from revelio_jax.training import step as training
+from revelio_jax.training.run import restore_run
+from revelio_jax.training.step import annealed_k, initial_state, make_train_step, schedule
 
 ROWS, WIDTH, LATENTS = 64, 16, 48
 SAE = SaeConfig(k=3, k_aux=0)  # AuxK is tested elsewhere, and most of what takes long to compile
@@ -31,8 +31,8 @@ def run(planted, steps, sae=SAE, options=TRAIN, mesh=(1, 1), each=lambda before,
     mesh = sharding.make_mesh(*mesh, ROWS, LATENTS)
     x = (planted - planted.mean(0)) / planted.std()
     params = initial.initial_params(sae, 0, LATENTS, np.zeros(WIDTH), x, mesh)
-    state = training.initial_state(params, np.zeros(WIDTH), 1.0, sae, options, mesh)
-    train_step = training.make_train_step(sae, options, mesh)
+    state = initial_state(params, np.zeros(WIDTH), 1.0, sae, options, mesh)
+    train_step = make_train_step(sae, options, mesh)
     random, metrics = np.random.default_rng(0), []
     for _ in range(steps):
         x_BD = x[random.choice(len(x), ROWS, replace=False)]
@@ -90,7 +90,7 @@ def test_jumprelu_comes_to_k(variant):
     assert log[-1]["l0"] == pytest.approx(config.sae.k, rel=0.15)
     assert evaluate(config)["l0"] == pytest.approx(config.sae.k, rel=0.15)
     assert log[-1]["fvu"] < 0.1
-    _, _, state, _ = restored(config)
+    _, _, state, _ = restore_run(config)
     assert np.ptp(state.params["log_threshold_F"]) > 0.1
 
 
@@ -102,7 +102,7 @@ def test_the_first_latents_of_matryoshka_reconstruct_on_their_own(variant, plant
     first = round(config.sae.prefixes[0] * LATENTS)
 
     def fvu(config):
-        _, _, state, _ = restored(config)
+        _, _, state, _ = restore_run(config)
         params, x = jax.device_get(state.params), (planted - state.mean_D) / state.scale
         z = positive(params, x)
         z[np.arange(len(x))[:, None], np.argsort(-z, 1)[:, config.sae.k :]] = 0
@@ -129,7 +129,7 @@ def test_an_undercomplete_dense_autoencoder_trains(variant, planted):
 def test_a_dense_autoencoder_that_is_not_undercomplete_is_warned_of(base, with_train, tmp_path, capsys):
     sae = dataclasses.replace(base.sae, architecture="dense", latents=16, k_aux=0)
     train(with_train(dataclasses.replace(base, sae=sae), run=str(tmp_path / "a"), steps=1))
-    warning = "warning: config.sae.architecture dense is meant to be undercomplete; 16 latents are not"
+    warning = "warning: config.sae.architecture is dense, which is meant to be undercomplete; 16 latents are not"
     assert warning in capsys.readouterr().out
     sae = dataclasses.replace(sae, latents=8)
     train(with_train(dataclasses.replace(base, sae=sae), run=str(tmp_path / "b"), steps=1))
@@ -152,8 +152,8 @@ def test_k_falls_and_nothing_is_compiled_anew(variant, compiled):
 
 def test_annealed_k():
     sae = SaeConfig(k=3, k_start=12, k_anneal_steps=9)
-    assert [int(training.annealed_k(sae, sae.k, step)) for step in (0, 1, 5, 9, 100)] == [12, 11, 7, 3, 3]
-    assert training.annealed_k(SaeConfig(k=3), 3, 5) == 3
+    assert [int(annealed_k(sae, sae.k, step)) for step in (0, 1, 5, 9, 100)] == [12, 11, 7, 3, 3]
+    assert annealed_k(SaeConfig(k=3), 3, 5) == 3
 
 
 @pytest.mark.parametrize("architecture", ["batch_topk", "jumprelu"])
@@ -169,11 +169,11 @@ def test_a_run_compiles_its_step_once(base, with_train, tmp_path, architecture, 
 
 
 def test_cosine():
-    rate = training.schedule(TrainConfig(steps=100, learning_rate=2.0, decay="cosine", decay_share=0.5))
+    rate = schedule(TrainConfig(steps=100, learning_rate=2.0, decay="cosine", decay_share=0.5))
     for step in (0, 49, 50, 60, 75, 99):
         done = max(0, step - 50) / 50
         assert float(rate(step)) == pytest.approx(1 + np.cos(np.pi * done), abs=1e-6)
-    whole = training.schedule(TrainConfig(steps=100, learning_rate=2.0, decay="cosine", decay_share=1.0))
+    whole = schedule(TrainConfig(steps=100, learning_rate=2.0, decay="cosine", decay_share=1.0))
     assert [float(whole(step)) for step in (0, 50)] == pytest.approx([2.0, 1.0])
 
 

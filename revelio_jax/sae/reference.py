@@ -1,0 +1,80 @@
+"""The plain definition of the autoencoder, its loss and AuxK, which every fast form is tested against.
+
+Arrays are whole: there is no mesh, no sparse code and no chunk. Letters: B rows, D width of the activation,
+F latents. Sources: TopK, MultiTopK and AuxK Gao et al. 2024 (arXiv 2406.04093); BatchTopK Bussmann et al. 2024
+(arXiv 2412.06410); Matryoshka Bussmann et al. 2025 (arXiv 2503.17547). The formulas of JumpReLU are in jump.py.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from revelio_jax.config import SaeConfig
+from revelio_jax.sae.module import BATCH_SLOTS, MULTI
+
+
+def positive(params: dict[str, jax.Array], x_BD: jax.Array) -> jax.Array:
+    """Return ReLU(W_enc (x - b_dec) + b_enc): [B, F]."""
+    return jax.nn.relu((x_BD - params["b_dec_D"]) @ params["W_enc_FD"].T + params["b_enc_F"])
+
+
+def top_k(z_BF: jax.Array, k: int) -> jax.Array:
+    """Set all but the k largest values of each row to 0; of equal values the one with the lowest index stays."""
+    kept_BK = jax.lax.top_k(z_BF, min(k, z_BF.shape[1]))[1]
+    rows_B1 = jnp.arange(len(z_BF))[:, None]
+    return z_BF * jnp.zeros_like(z_BF).at[rows_B1, kept_BK].set(1)
+
+
+def select(z_BF: jax.Array, k: int, architecture: str) -> jax.Array:
+    """Set the values that ``architecture`` does not keep in training to 0."""
+    if architecture == "topk":
+        return top_k(z_BF, k)
+    if architecture == "batch_topk":  # k per row on average, at most BATCH_SLOTS k on one row
+        candidates_BF = top_k(z_BF, BATCH_SLOTS * k)
+        return top_k(candidates_BF.reshape(1, -1), k * len(z_BF)).reshape(z_BF.shape)
+    return z_BF
+
+
+def encode(params: dict[str, jax.Array], x_BD: jax.Array, k: int) -> jax.Array:
+    """Return the top-k code of rows: [B, F]."""
+    return top_k(positive(params, x_BD), k)
+
+
+def decode(params: dict[str, jax.Array], z_BF: jax.Array) -> jax.Array:
+    """Return the reconstructions W_dec z + b_dec: [B, D]."""
+    return z_BF @ params["W_dec_FD"] + params["b_dec_D"]
+
+
+def fvu(x_BD: jax.Array, x_hat_BD: jax.Array) -> jax.Array:
+    """Return the fraction of variance unexplained, ||x - x_hat||^2 / ||x - mean(x)||^2 over all rows."""
+    return jnp.square(x_BD - x_hat_BD).sum() / jnp.square(x_BD - x_BD.mean(0)).sum()
+
+
+def aux_k(params: dict[str, jax.Array], x_BD: jax.Array, x_hat_BD: jax.Array, dead_F: jax.Array, k: int) -> jax.Array:
+    """Return ||e - W_dec z_dead||^2 / ||x - mean(x)||^2, with e = x - x_hat and z_dead the k largest dead latents.
+
+    No gradient flows through e. The result is 0 if no latent is dead or k is 0.
+    """
+    error_BD = jax.lax.stop_gradient(x_BD - x_hat_BD)
+    error_hat_BD = top_k(positive(params, x_BD) * dead_F, k) @ params["W_dec_FD"]
+    loss = jnp.square(error_BD - error_hat_BD).sum() / jnp.square(x_BD - x_BD.mean(0)).sum()
+    return jnp.where(dead_F.any() & (k > 0), loss, 0)
+
+
+def loss(
+    params: dict[str, jax.Array], x_BD: jax.Array, dead_F: jax.Array, sae: SaeConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Return the training loss of a batch and its AuxK term.
+
+    The loss is the FVU, for Matryoshka the mean over the prefixes of the dictionary, plus ``multi_topk`` times
+    the FVU with MULTI k latents, plus ``aux_alpha`` times AuxK.
+    """
+    positive_BF = positive(params, x_BD)
+    z_BF = select(positive_BF, sae.k, sae.architecture)
+    sizes = [round(share * len(dead_F)) for share in sae.prefixes or (1.0,)]
+    fvus = [fvu(x_BD, decode(params, z_BF.at[:, size:].set(0))) for size in sizes]
+    total = jnp.stack(fvus).mean()
+    if sae.multi_topk:
+        more_BF = select(positive_BF, MULTI * sae.k, sae.architecture)
+        total += sae.multi_topk * fvu(x_BD, decode(params, more_BF))
+    aux = aux_k(params, x_BD, decode(params, z_BF), dead_F, sae.k_aux)
+    return total + sae.aux_alpha * aux, aux

@@ -1,0 +1,173 @@
+"""A training run: its folder, its rows, its dictionary size and the checkpoint it continues from."""
+
+import pathlib
+import typing
+
+import jax
+import numpy as np
+
+from revelio_jax.config import Config, SaeConfig
+from revelio_jax.errors import InputError
+from revelio_jax.sae import initial, module, sharding
+from revelio_jax.training import checkpoints, loader, processes
+from revelio_jax.training.checkpoints import RunIdentity
+from revelio_jax.training.loader import RowStream
+from revelio_jax.training.mixture import Mixture, open_mixture
+from revelio_jax.training.step import State
+
+
+class Centering(typing.NamedTuple):
+    """Normalization (x - mean_D) / scale, and the normalized rows that initial parameters are fitted to."""
+
+    mean_D: np.ndarray
+    scale: float
+    b_dec_D: np.ndarray
+    x_ND: np.ndarray
+
+
+class RestoredRun(typing.NamedTuple):
+    """A run with one of its checkpoints on the devices of a mesh."""
+
+    folder: pathlib.Path
+    mixture: Mixture
+    state: State
+    mesh: jax.sharding.Mesh
+
+
+def open_run(config: Config) -> tuple[pathlib.Path, Mixture]:
+    """Return the folder of the run, which need not exist, and the stores it trains on. Raises InputError."""
+    if not config.run:
+        raise InputError("config.run is not set; it must name the folder of the run, for example runs/mini_sd")
+    if not config.data.stores and not config.extract.store:
+        raise InputError("config.extract.store is not set; set it or config.data.stores to the stores to train on")
+    folder = pathlib.Path(config.run)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"config.run is {config.run!r}; it must be a folder")
+    # With a weight in front, other colons belong to the store's name.
+    entries = config.data.stores or (f"1:{config.extract.store}",)
+    return folder, open_mixture(entries, config.data.site)
+
+
+def resumed_step(folder: pathlib.Path, resume: bool, identity: RunIdentity) -> int:
+    """Return the step of the newest checkpoint, or 0 if there is none.
+
+    Raises InputError if there is one and ``resume`` is False, or if it belongs to another ``identity``.
+    """
+    step = checkpoints.newest(folder)
+    if not step:
+        return 0
+    if not resume:
+        raise InputError(
+            f"config.run is {str(folder)!r}, which has checkpoints up to step {step}; "
+            "pass --config.train.resume=True to continue it, or choose another run"
+        )
+    checkpoints.check(folder, step, identity)
+    return step
+
+
+def write_config(folder: pathlib.Path, config: Config) -> None:
+    """Create the folder of the run and write config.json into it, from the first process only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if processes.is_first():
+        (folder / "config.json").write_text(config.to_json())
+
+
+def restore_run(config: Config) -> RestoredRun:
+    """Restore the checkpoint that ``config.train.use`` chooses: the newest, or the one with the lowest FVU.
+
+    Raises InputError if the run has no checkpoint, or one of another configuration.
+    """
+    folder, mixture = open_run(config)
+    choose = {"newest": checkpoints.newest, "best": checkpoints.best}[config.train.use]
+    step = choose(folder)
+    if not step:
+        raise InputError(f"config.run is {str(folder)!r}, which has no checkpoint; run python -m revelio_jax.train")
+    checkpoints.check(folder, step, checkpoints.run_identity(config, mixture))
+    latents = dictionary_size(config, mixture.d)
+    options = config.train
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.feature, options.batch_size, latents)
+    state = checkpoints.restore(folder, step, latents, mixture.d, config.sae, options, mesh)
+    return RestoredRun(folder, mixture, state, mesh)
+
+
+def make_order(config: Config, mixture: Mixture) -> loader.Order:
+    """Return the order of the run's rows. Raises InputError if the stores have too few rows for it."""
+    return loader.make_order(
+        mixture,
+        config.train.seed,
+        config.train.batch_size,
+        config.data.buffer_chunks,
+        config.data.held_out,
+        config.data.lanes,
+    )
+
+
+def dictionary_size(config: Config, d: int) -> int:
+    """Return the number of latents for activations of width ``d``. Raises InputError if k or a chunk exceeds it."""
+    sae = config.sae
+    latents = sae.latents or d * sae.expansion
+    source = "config.sae.latents" if sae.latents else f"width {d} x config.sae.expansion"
+    for name, k in (("k", sae.k), ("k_start", sae.k_start)):
+        if k and k > latents:
+            raise InputError(
+                f"config.sae.{name} is {k}; it must be at most {latents}, the number of latents ({source})"
+            )
+    candidates = min(module.slots(sae), latents)
+    if sae.encode_chunk and sae.encode_chunk < candidates:
+        raise InputError(
+            f"config.sae.encode_chunk is {sae.encode_chunk}; it must be None or at least {candidates}, the candidate "
+            "latents of a row"
+        )
+    return latents
+
+
+def center(sae: SaeConfig, stream: RowStream) -> Centering:
+    """Return the normalization, the initial decoder bias [D] and the first rows [N, D], normalized."""
+    mean_D, scale = normalization(sae.normalize, stream.mixture)
+    x_ND = (loader.first_rows(stream.mixture, stream.order, sae.b_dec_init_rows) - mean_D) / scale
+    return Centering(mean_D, scale, initial.bias(sae.b_dec_init, x_ND), x_ND)
+
+
+def normalization(rule: str, mixture: Mixture) -> tuple[np.ndarray, float]:
+    """Return the mean [D] and the scale s of (x - mean) / s, from the stores' statistics of all rows.
+
+    ``rule`` is config.sae.normalize. One scale for all columns preserves directions and angles, and folds
+    exactly into an export. Raises InputError if all rows are equal.
+    """
+    if rule == "none":
+        return np.zeros(mixture.d, np.float32), 1.0
+    scale = float(np.sqrt(mixture.variance.mean()))
+    if not scale > 0:
+        raise InputError(f"site {mixture.name}: all rows are equal, so there is nothing to learn")
+    return mixture.mean.astype(np.float32), scale
+
+
+def describe(config: Config, stream: RowStream, latents: int) -> str:
+    """Return lines on the rows, the autoencoder and the length of the run, with warnings."""
+    sae, options = config.sae, config.train
+    mixture, order = stream
+    offset = np.linalg.norm(mixture.mean) / max(np.sqrt(mixture.variance.sum()), 1e-30)
+    held_out = loader.length(order.held_out)
+    epochs = options.steps * options.batch_size / order.rows
+    lines = [
+        f"{mixture.name}: width {mixture.d}, {latents} latents, k {sae.k}; {order.rows:,} training rows, "
+        f"{held_out:,} held out; {options.steps:,} steps of {options.batch_size:,} rows are {epochs:.1f} epochs",
+        f"||mean|| / ||std|| of the rows is {offset:.2f}; normalize: {sae.normalize}",
+    ]
+    if len(mixture.stores) > 1:
+        lines[1:1] = [
+            f"{float(source.share):.1%} of the rows from {source.location}: {len(source.stores)} stores, "
+            f"{sum(lane[i].rows for lane in order.streams):,} training rows"
+            for i, source in enumerate(mixture.sources)
+        ]
+    if sae.k_aux and sae.dead_after_rows > options.steps * options.batch_size / 2:
+        lines.append(
+            f"warning: config.sae.dead_after_rows is {sae.dead_after_rows:,}, more than half of the rows of this run; "
+            "AuxK will hardly revive dead latents"
+        )
+    if sae.architecture == "dense" and latents >= mixture.d:
+        lines.append(
+            f"warning: config.sae.architecture is dense, which is meant to be undercomplete; {latents} latents are "
+            f"not fewer than the width {mixture.d}"
+        )
+    return "\n".join(lines)
