@@ -10,7 +10,7 @@ training. Writes evaluation.json into the folder config.run.
 import json
 import sys
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from revelio_jax.cli import parse
 from revelio_jax.config import Config, SaeConfig
 from revelio_jax.errors import InputError, reported
-from revelio_jax.files import replaced
+from revelio_jax.files import write_text
 from revelio_jax.sae import SparseAutoencoder, sharding
 from revelio_jax.training import loader
 from revelio_jax.training.run import make_order, restore_run
@@ -77,12 +77,11 @@ def evaluate(config: Config) -> Evaluation:
         **quality,
         "dead_fraction_train": float(dead_F.mean()),
     }
-    with replaced(folder / "evaluation.json") as part:
-        part.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(folder / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
-def make_reconstruct(sae: SaeConfig, mesh: jax.sharding.Mesh) -> typing.Callable:
+def make_reconstruct(sae: SaeConfig, mesh: jax.sharding.Mesh) -> Callable[..., typing.Any]:
     """Return the compiled ``reconstruct(state, x_BD, valid_B) -> (x_hat_BD, fired_F, active)``.
 
     x_BD are stored rows, x_hat_BD normalized reconstructions. Only rows with ``valid_B`` are counted: fired_F

@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import reported
+from revelio_jax.files import replacing_folder
 from revelio_jax.sae_folder.card import card, cfg_json
 from revelio_jax.training.mixture import Mixture
 from revelio_jax.training.run import restore_run
@@ -39,22 +40,15 @@ def export(config: Config) -> pathlib.Path:
     Replaces an earlier export. Raises InputError if the run has no checkpoint of this configuration.
     """
     run, mixture, state, _ = restore_run(config)
-    folder, part, old = run / "export", run / "export.part", run / "export.old"
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    part.mkdir()
     cfg = describe(config, run, mixture, state)
     tensors = fold(state, config.sae.architecture)
-    weights = part / "sae_weights.safetensors"
-    save_file(tensors, weights, metadata={"format": "pt"})
-    (part / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
-    shutil.copymode(part / "cfg.json", weights)  # safetensors makes files that only their owner can read
-    (part / "README.md").write_text(card(cfg))
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    return folder
+    with replacing_folder(run / "export") as folder:
+        weights = folder / "sae_weights.safetensors"
+        save_file(tensors, weights, metadata={"format": "pt"})
+        (folder / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
+        shutil.copymode(folder / "cfg.json", weights)  # safetensors makes files that only their owner can read
+        (folder / "README.md").write_text(card(cfg))
+    return run / "export"
 
 
 def fold(state: State, architecture: str) -> dict[str, np.ndarray]:

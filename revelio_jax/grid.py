@@ -72,8 +72,10 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
     trackers.check(config.logging)
     if config.logging.wandb:
         raise InputError(f"config.logging.wandb is {config.logging.wandb!r}; a grid supports only TensorBoard")
-    for member in members:  # every dictionary size must fit the mesh
-        mesh = sharding.make_mesh(config.mesh.data, config.mesh.feature, options.batch_size, member.latents)
+    data, feature = config.mesh.data, config.mesh.feature
+    # Every dictionary size must fit the mesh, which is the same for all.
+    meshes = [sharding.make_mesh(data, feature, options.batch_size, member.latents) for member in members]
+    mesh = meshes[0]
     lanes = sharding.own_lanes(sharding.processes(mesh), config.data.lanes, jax.process_index())
 
     # States: restored, or initial.
@@ -95,7 +97,9 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
         bar = enter(progress_bar(start, options.steps))
         steps = enter(contextlib.closing(run_steps(train_step, states, streams, lanes, start, config, mesh)))
         fvus: dict[Member, list[float]] = {member: [] for member in members}  # since the last checkpoint
+        last_step = start
         for done in steps:
+            last_step = done.step
             for member, fvu in log_members(groups, streams, logs, done):
                 fvus[member].append(fvu)
             bar.update()
@@ -104,8 +108,8 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
             if done.state is not None:
                 save(managers, groups, done, fvus, mesh)
                 fvus = {member: [] for member in members}
-    if done.step < options.steps:
-        print(f"{config.run} is stopped; step {done.step} is saved, --config.train.resume=True continues it")
+    if last_step < options.steps:
+        print(f"{config.run} is stopped; step {last_step} is saved, --config.train.resume=True continues it")
         raise SystemExit(processes.STOPPED)
     print(f"{config.run} is finished: {options.steps} steps; next, for each of its folders:")
     print(f"  python -m revelio_jax.evaluate --config {members[0].folder / 'config.json'}")

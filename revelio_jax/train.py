@@ -73,15 +73,16 @@ def train(config: Config) -> None:
         ) as log,
         contextlib.closing(run_steps(train_step, state, [stream], lanes, start, config, mesh)) as steps,
     ):
-        fvus = []  # since the last checkpoint
+        last_step, fvus = start, []  # FVUs since the last checkpoint
         for done in steps:
+            last_step = done.step
             # Raises NotFinite before a bad state is saved.
             fvus.append(log.add(done.step, done.metrics | done.coverage[0], done.wait_s)["fvu"])
             if done.state is not None:
                 checkpoints.save(manager, done.step, done.state, float(np.mean(fvus)), config, identity)
                 fvus = []
-    if done.step < options.steps:
-        print(f"{folder} is stopped; step {done.step} is saved, --config.train.resume=True continues it")
+    if last_step < options.steps:
+        print(f"{folder} is stopped; step {last_step} is saved, --config.train.resume=True continues it")
         raise SystemExit(processes.STOPPED)
     print(f"{folder} is finished: {options.steps} steps; next: python -m revelio_jax.evaluate")
 

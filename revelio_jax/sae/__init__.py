@@ -1,8 +1,8 @@
-"""The k-sparse autoencoder: module, exact top-k, sparse products, losses, initial values.
+"""The k-sparse autoencoder: module, exact top-k, sparse products, losses and initial parameters.
 
-Letters in names: B rows of a batch, D width of the activation, F latents, K latents that fire on a
-row, C dead latents that the auxiliary loss works on. Inside ``jax.shard_map`` B and F count what one
-device holds.
+``reference.py`` is the plain definition of the same computation. Letters in names: B rows of a batch, D width of
+the activation, F latents, K active latents of a row, C dead latents in the auxiliary loss. Inside
+``jax.shard_map`` B and F are the sizes on one device.
 """
 
 from revelio_jax.sae.module import Code, SparseAutoencoder

@@ -1,8 +1,8 @@
-"""AuxK, which revives dead latents (arXiv 2406.04093, A.2), and its gradients.
+"""AuxK, the auxiliary loss that revives dead latents (arXiv 2406.04093, A.2), and its gradients.
 
-The k_aux strongest dead latents of each row reconstruct the error e = x - x_hat that the living ones
-leave: ||e - W_dec z_dead||^2 / deviation. e is data here, no gradient runs through it, and the decoder's
-bias is no part of e_hat, since e holds it already.
+The k_aux strongest dead latents of each row reconstruct the error e = x - x_hat of the other latents:
+||e - W_dec z_dead||^2 / deviation. No gradient flows through e. The reconstruction of e has no decoder bias,
+because x_hat contains it already.
 """
 
 import functools
@@ -25,11 +25,11 @@ def aux_k(
     dead_F: jax.Array,
     sae: SaeConfig,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss before ``sae.aux_alpha``, and the gradients of alpha times it, in the form of ``params``.
+    """Return the AuxK loss without ``sae.aux_alpha``, and the gradients of aux_alpha times it.
 
-    x_BD and error_BD are those of all rows. Without any dead latent the branch that runs returns zeros.
-    A few dead latents, the rule, are gathered into one of a few fixed sizes and multiplied densely, since
-    k_aux is often near their number. Many are found as the living ones are, by top-k.
+    x_BD and error_BD have the rows of all devices. The gradients have the structure of ``params``. Without dead
+    latents a branch returns zeros. A few dead latents, the usual case, are gathered into one of several fixed
+    sizes and multiplied densely, because k_aux is often close to their number. Many are selected by top-k.
     """
     sizes = _sizes(len(dead_F), sae)
     if not sae.k_aux:
@@ -43,12 +43,12 @@ def aux_k(
     most_dead = jax.lax.pmax(dead_F.sum(), "feature")
     branch = jnp.searchsorted(jnp.array([0, *sizes]), _largest_of_grid(most_dead))
     aux_loss, grads = jax.lax.switch(branch, branches)
-    return jnp.where(most_dead > 0, aux_loss, 0), grads  # the gradients are 0 then in every branch
+    return jnp.where(most_dead > 0, aux_loss, 0), grads  # without dead latents all gradients are 0
 
 
 @jax.custom_batching.custom_vmap
 def _largest_of_grid(x: jax.Array) -> jax.Array:
-    """x; under ``jax.vmap`` the largest of all, not batched: one a member would run every branch."""
+    """Return x; under ``jax.vmap`` the maximum over members, unbatched, so that only one branch runs."""
     return x
 
 
@@ -57,17 +57,25 @@ def _(_, batched, x_G):
     return (x_G.max(0) if batched[0] else x_G), False
 
 
-def _few(size, params, x_BD, error_BD, deviation, dead_F, sae):
-    """Products with ``size`` gathered latents. Slots beyond the dead ones read zeros and write nowhere."""
+def _few(
+    size: int,
+    params: dict[str, jax.Array],
+    x_BD: jax.Array,
+    error_BD: jax.Array,
+    deviation: jax.Array,
+    dead_F: jax.Array,
+    sae: SaeConfig,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Multiply with ``size`` gathered latents. Slots without a dead latent read zeros and are not written back."""
     at_C = jnp.nonzero(dead_F, size=size, fill_value=len(dead_F))[0]
     W_enc_CD, b_enc_C, W_dec_CD = (params[name].at[at_C].get(mode="fill", fill_value=0) for name in MATRICES)
     x_BD -= params["b_dec_D"]
     z_BC = jax.nn.relu(sparse.product(x_BD, W_enc_CD.T, sae.matmul_dtype) + b_enc_C)
     if size * jax.lax.axis_size("feature") > sae.k_aux:
-        over_latents = functools.partial(jax.lax.psum, axis_name="feature")
-        z_BC = jnp.where(z_BC >= topk.kth_largest(z_BC, sae.k_aux, 1, over_latents), z_BC, 0)
-    left_BD = error_BD - decode(Code(z_BC), W_dec_CD, sae)
-    grad_BD = -2 * sae.aux_alpha / deviation * left_BD
+        sum_over_devices = functools.partial(jax.lax.psum, axis_name="feature")
+        z_BC = jnp.where(z_BC >= topk.kth_largest(z_BC, sae.k_aux, 1, sum_over_devices), z_BC, 0)
+    rest_BD = error_BD - decode(Code(z_BC), W_dec_CD, sae)
+    grad_BD = -2 * sae.aux_alpha / deviation * rest_BD
     grad_z_BC = jnp.where(z_BC > 0, sparse.product(grad_BD, W_dec_CD.T, sae.matmul_dtype), 0)
     grads = {
         "W_enc_FD": sparse.product(grad_z_BC.T, x_BD, sae.matmul_dtype),
@@ -75,23 +83,30 @@ def _few(size, params, x_BD, error_BD, deviation, dead_F, sae):
         "W_dec_FD": sparse.product(z_BC.T, grad_BD, sae.matmul_dtype),
     }
     start = _zeros(params)
-    of_b_dec_D = jax.lax.psum(-(grads["b_enc_F"] @ W_enc_CD), "feature")
+    grad_b_dec_D = jax.lax.psum(-(grads["b_enc_F"] @ W_enc_CD), "feature")
     spread = {name: start[name].at[at_C].set(grads[name], mode="drop") for name in MATRICES}
-    return jnp.square(left_BD).sum() / deviation, start | spread | {"b_dec_D": of_b_dec_D}
+    return jnp.square(rest_BD).sum() / deviation, start | spread | {"b_dec_D": grad_b_dec_D}
 
 
-def _many(params, x_BD, error_BD, deviation, dead_F, sae):
-    """Products with the slots of each row, which costs about the same whatever the number of dead ones."""
+def _many(
+    params: dict[str, jax.Array],
+    x_BD: jax.Array,
+    error_BD: jax.Array,
+    deviation: jax.Array,
+    dead_F: jax.Array,
+    sae: SaeConfig,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Multiply with the slots of each row; the cost hardly depends on the number of dead latents."""
     x_BD -= params["b_dec_D"]
     b_enc_F = jnp.where(dead_F, params["b_enc_F"], -jnp.inf)
     code = Code(*sparse.candidates(x_BD, params["W_enc_FD"], b_enc_F, sae.k_aux, sae.matmul_dtype, sae.encode_chunk))
     code = code.where(topk.survivors(code.values, sae.k_aux, "feature"))
-    left_BD = error_BD - decode(code, params["W_dec_FD"], sae)
-    grad_BD = -2 * sae.aux_alpha / deviation * left_BD
+    rest_BD = error_BD - decode(code, params["W_dec_FD"], sae)
+    grad_BD = -2 * sae.aux_alpha / deviation * rest_BD
     grad_BK = jnp.where(code.values > 0, sparse.dots(grad_BD, code.indices, params["W_dec_FD"], sae), 0)
     start = _zeros(params)
     grad_b_enc_F = start["b_enc_F"].at[code.indices].add(grad_BK)
-    return jnp.square(left_BD).sum() / deviation, start | {
+    return jnp.square(rest_BD).sum() / deviation, start | {
         "W_enc_FD": sparse.add_outer(start["W_enc_FD"], grad_BK, code.indices, x_BD, sae),
         "b_enc_F": grad_b_enc_F,
         "W_dec_FD": sparse.add_outer(start["W_dec_FD"], code.values, code.indices, grad_BD, sae),
@@ -99,16 +114,16 @@ def _many(params, x_BD, error_BD, deviation, dead_F, sae):
     }
 
 
-def _zeros(params):
+def _zeros(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return jax.tree.map(jnp.zeros_like, params)
 
 
-def _sizes(latents, sae):
-    """Sizes that few dead latents are gathered into, from k_aux, where no top-k is needed, upwards.
+def _sizes(latents: int, sae: SaeConfig) -> list[int]:
+    """Return the sizes for :func:`_few`, ascending from k_aux, at which no top-k is needed.
 
-    Steps of half of k_aux at first, since few dead latents are the rule and each size costs in
-    proportion; then up by half, since each size is a branch to compile. Up to a quarter of the latents,
-    or to as many as are encoded at a time.
+    They grow in steps of half of k_aux at first, because few dead latents are the usual case and cost grows
+    with the size. Later they grow by half, because each size is one more branch to compile. The largest is a
+    quarter of the latents, or ``encode_chunk``.
     """
     smallest = max(sae.k_aux // jax.lax.axis_size("feature"), 8)
     largest = sae.encode_chunk or latents // 4

@@ -1,9 +1,9 @@
 """The loss of a batch and its gradients, inside ``jax.shard_map``.
 
-For codes of k latents a row the gradients are written by hand, since most of what differentiation would
-multiply is known to be zero. What they need of a row is gathered over ``data`` before they are formed:
-each device forms the whole gradient of its own latents, and what moves does not grow with the latents.
-They are added to those of AuxK, which spares a pass over matrices that no cache holds.
+For codes with k latents per row the gradients are written by hand, because automatic differentiation would
+mostly multiply zeros. Rows are gathered over ``data`` first, and each device computes the whole gradient of its
+own latents, so that communication does not grow with the number of latents. The gradients are added to those of
+AuxK in place, which saves a pass over matrices that exceed every cache.
 """
 
 import jax
@@ -19,12 +19,12 @@ from revelio_jax.sae.sharding import total
 def batch_gradients(
     params: dict[str, jax.Array], x_BD: jax.Array, k: jax.Array | int, dead_F: jax.Array, sae: SaeConfig
 ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
-    """Gradients in the form of ``params``, on how many rows each latent fired [F], and metrics.
+    """Return the gradients by parameter, the number of rows each latent fired on [F], and metrics.
 
-    Those are loss, fvu, aux_loss, l0 and ``smallest``, the smallest value above 0 of any code.
+    Metrics are loss, fvu, aux_loss, l0 and ``smallest``, the smallest positive value of all codes.
     """
-    of = _dense if sae.architecture in ("dense", "jumprelu") else _sparse
-    grads, fired_F, code, metrics = of(params, x_BD, k, dead_F, sae)
+    form = _dense if sae.architecture in ("dense", "jumprelu") else _sparse
+    grads, fired_F, code, metrics = form(params, x_BD, k, dead_F, sae)
     positive = code.values > 0
     metrics |= {
         "l0": total(positive.sum()) / jax.lax.psum(len(x_BD), "data"),
@@ -33,7 +33,9 @@ def batch_gradients(
     return grads, fired_F, metrics
 
 
-def _sparse(params, x_BD, k, dead_F, sae):
+def _sparse(
+    params: dict[str, jax.Array], x_BD: jax.Array, k: jax.Array | int, dead_F: jax.Array, sae: SaeConfig
+) -> tuple[dict[str, jax.Array], jax.Array, Code, dict[str, jax.Array]]:
     model = SparseAutoencoder(params, sae)
     deviation = losses.squared_deviation(x_BD)
     weighted = losses.terms(model, *model.codes(x_BD, k))
@@ -41,13 +43,13 @@ def _sparse(params, x_BD, k, dead_F, sae):
     fvus = [losses.normalized_error(error_BD, deviation) for error_BD in errors]
 
     code = weighted[0][1]
-    # The loss by each reconstruction, and by the values of the code that it is made from.
+    # Derivatives of the loss by each reconstruction, and by the values of its code.
     by_x_hat = [-2 * weight / deviation * error for (weight, _), error in zip(weighted, errors, strict=True)]
     by_values = [
         jnp.where(part.values > 0, sparse.dots(grad_BD, part.indices, params["W_dec_FD"], sae), 0)
         for (_, part), grad_BD in zip(weighted, by_x_hat, strict=True)
     ]
-    # From here on all rows and this device's latents. Terms share the slots, so their indices.
+    # From here on: the rows of all devices, and the latents of this device. Terms share slots, so also indices.
     indices_BK, grad_BK, x_BD, error_BD = sparse.all_rows(code.indices, sum(by_values), x_BD, errors[0])
     aux_loss, grads = aux_k(params, x_BD, error_BD, deviation, dead_F, sae)
     for (_, part), grad_BD in zip(weighted, by_x_hat, strict=True):
@@ -59,15 +61,17 @@ def _sparse(params, x_BD, k, dead_F, sae):
     grads["W_enc_FD"] = sparse.add_outer(grads["W_enc_FD"], grad_BK, indices_BK, x_BD - params["b_dec_D"], sae)
     by_b_enc_F = jnp.zeros_like(params["b_enc_F"]).at[indices_BK].add(grad_BK)
     grads["b_enc_F"] += by_b_enc_F
-    # The encoder's input is x - b_dec; summed over rows that is one small product.
+    # The encoder's input is x - b_dec; its gradient, summed over rows, is one small product.
     grads["b_dec_D"] -= jax.lax.psum(by_b_enc_F @ params["W_enc_FD"], "feature")
     loss = sum(weight * fvu for (weight, _), fvu in zip(weighted, fvus, strict=True))
     metrics = {"loss": loss + sae.aux_alpha * aux_loss, "fvu": fvus[0], "aux_loss": aux_loss}
     return grads, fired_F, code, metrics
 
 
-def _dense(params, x_BD, k, dead_F, sae):
-    """By differentiation, since here every latent may fire; what moves over ``data`` grows with them."""
+def _dense(
+    params: dict[str, jax.Array], x_BD: jax.Array, k: jax.Array | int, dead_F: jax.Array, sae: SaeConfig
+) -> tuple[dict[str, jax.Array], jax.Array, Code, dict[str, jax.Array]]:
+    """Differentiate automatically: every latent may fire, and communication over ``data`` grows with them."""
     deviation = losses.squared_deviation(x_BD)
 
     def loss(params):
@@ -78,10 +82,10 @@ def _dense(params, x_BD, k, dead_F, sae):
         penalty = sae.l0_coefficient * model.l0_penalty(x_BD, k) if sae.architecture == "jumprelu" else 0
         return fvu + penalty, (fvu, code, error_BD)
 
-    (with_penalty, (fvu, code, error_BD)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    (penalized_loss, (fvu, code, error_BD)), grads = jax.value_and_grad(loss, has_aux=True)(params)
     x_BD, error_BD = sparse.all_rows(x_BD, error_BD)
-    aux_loss, of_aux = aux_k(params, x_BD, error_BD, deviation, dead_F, sae)
-    grads = jax.tree.map(jnp.add, grads, of_aux)
+    aux_loss, aux_grads = aux_k(params, x_BD, error_BD, deviation, dead_F, sae)
+    grads = jax.tree.map(jnp.add, grads, aux_grads)
     fired_F = jax.lax.psum(code.count(len(dead_F), sae.dead_threshold), "data")
-    metrics = {"loss": with_penalty + sae.aux_alpha * aux_loss, "fvu": fvu, "aux_loss": aux_loss}
+    metrics = {"loss": penalized_loss + sae.aux_alpha * aux_loss, "fvu": fvu, "aux_loss": aux_loss}
     return grads, fired_F, code, metrics

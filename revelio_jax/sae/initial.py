@@ -1,4 +1,4 @@
-"""Initial parameters: unit-norm decoder rows, the encoder parallel to them, a centre as bias."""
+"""Initial parameters: unit-norm decoder rows, an encoder parallel to them, and a center as decoder bias."""
 
 import dataclasses
 
@@ -10,19 +10,18 @@ from revelio_jax.config import SaeConfig
 from revelio_jax.sae import sharding
 from revelio_jax.sae.module import SparseAutoencoder
 
-FIT_ROWS = 512  # for one number; few, since each brings a row of pre-activations
+FIT_ROWS = 512  # for the factor of the encoder; few, because each adds a row of pre-activations
 
 
 def initial_params(
     sae: SaeConfig, seed: int, latents: int, b_dec_D: np.ndarray, x_ND: np.ndarray, mesh: jax.sharding.Mesh
 ):
-    """float32 parameters on their devices; the same on every mesh, but for rounding of :func:`fit`.
+    """Return float32 parameters on their devices, equal on every mesh except for rounding in :func:`fit`.
 
-    Decoder rows are uniform on the unit sphere. The encoder is tied to them at the start only: a copy,
-    not a view, since both are trained (and donated) on their own; with ``sae.init`` fitted, which looks at
-    the normalised rows ``x_ND``, it is scaled. With kaiming_uniform the encoder is uniform in
-    +- sqrt(6 / d) and the decoder holds its rows scaled to norm 1. jumprelu has a threshold a latent,
-    kept as its logarithm.
+    Decoder rows are uniform on the unit sphere. The encoder starts as a copy of them; both are trained (and
+    donated) separately. With ``sae.init`` fitted, the encoder is scaled to the normalized rows ``x_ND``. With
+    kaiming_uniform the encoder is uniform in +- sqrt(6 / d), and the decoder has its rows scaled to norm 1.
+    jumprelu has one threshold per latent, stored as its logarithm.
     """
 
     def make(b_dec_D):
@@ -51,13 +50,13 @@ def initial_params(
 
 
 def fit(params: dict[str, jax.Array], x_ND: np.ndarray, sae: SaeConfig, mesh: jax.sharding.Mesh) -> jax.Array:
-    """<x - b, y> / |y|^2 over all rows, with y their reconstructions without the bias b: float32, a scalar.
+    """Return <x - b, y> / |y|^2 over all rows, where y are their reconstructions without the bias b: a scalar.
 
-    The factor of the encoder with which the initial reconstructions have the least squared error. Random
-    directions overlap, so that k unit ones overshoot, and a run begins by unlearning that. Of all
-    architectures but dense the k largest latents of a row count.
+    This factor of the encoder minimizes the squared error of the initial reconstructions. Random directions
+    overlap, so k unit vectors overshoot, which a run would have to unlearn first. For all architectures except
+    dense, only the k largest latents of a row are active.
     """
-    if sae.architecture != "dense":  # a jumprelu is to end with k latents a row too
+    if sae.architecture != "dense":  # jumprelu also converges to k latents per row
         sae = dataclasses.replace(sae, architecture="topk", multi_topk=0.0)
 
     def local(params, x_ND):
@@ -72,23 +71,23 @@ def fit(params: dict[str, jax.Array], x_ND: np.ndarray, sae: SaeConfig, mesh: ja
 
 
 def bias(rule: str, x_ND: np.ndarray) -> np.ndarray:
-    """Initial decoder bias [D] from rows of training data; ``rule`` is config.sae.b_dec_init."""
+    """Return the initial decoder bias [D] from training rows; ``rule`` is config.sae.b_dec_init."""
     if rule == "zero":
         return np.zeros(x_ND.shape[1])
     return x_ND.mean(0, dtype=np.float64) if rule == "mean" else geometric_median(x_ND)
 
 
 def unit_rows(W_FD: jax.Array) -> jax.Array:
-    """Every row of W_FD scaled to norm 1. A row of zeros stays."""
+    """Scale each row of W_FD to norm 1. Rows of zeros do not change."""
     norm_F1 = jnp.linalg.norm(W_FD, axis=1, keepdims=True)
     return W_FD / jnp.where(norm_F1 > 0, norm_F1, 1)
 
 
 def geometric_median(x_ND: np.ndarray, tolerance: float = 1e-5, max_steps: int = 100) -> np.ndarray:
-    """The point [D] with the smallest sum of distances to rows, float64 (Weiszfeld 1937).
+    """Return the point [D] with the smallest sum of distances to the rows, float64 (Weiszfeld 1937).
 
-    Starts at the mean and stops when a step is shorter than ``tolerance`` times the mean distance. A
-    row that the point falls on would divide by 0: distances are floored.
+    Starts at the mean and stops when a step is shorter than ``tolerance`` times the mean distance. Distances
+    have a lower bound, so that a row at the point does not divide by 0.
     """
     point_D = x_ND.mean(0, dtype=np.float64)
     for _ in range(max_steps):

@@ -1,7 +1,7 @@
-"""JumpReLU, whose threshold has a gradient only near it (Rajamanoharan et al. 2024, arXiv 2407.14435).
+"""JumpReLU and the pseudo-gradient of its threshold (Rajamanoharan et al. 2024, arXiv 2407.14435).
 
-The jump's derivative is a delta; it is replaced by a rectangle of width ``bandwidth`` around the
-threshold (their equations 11 and 12).
+The derivative of the jump is a delta function. It is replaced by a rectangle of width ``bandwidth`` around the
+threshold (equations 11 and 12).
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def relu(x_BF: jax.Array, threshold_F: jax.Array, bandwidth: float) -> jax.Array:
-    """x where it is above the threshold, else 0: [B, F]."""
+    """Return x where it is above the threshold and 0 elsewhere: [B, F]."""
     return jnp.where(x_BF > threshold_F, x_BF, 0)
 
 
@@ -27,7 +27,7 @@ def _relu_jvp(bandwidth, primals, tangents):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def fires(x_BF: jax.Array, threshold_F: jax.Array, bandwidth: float) -> jax.Array:
-    """1 where x is above the threshold, else 0: [B, F] float32."""
+    """Return 1 where x is above the threshold and 0 elsewhere: [B, F] float32."""
     return (x_BF > threshold_F).astype(jnp.float32)
 
 

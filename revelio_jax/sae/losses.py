@@ -1,7 +1,7 @@
-"""What training minimises: normalized errors of codes.
+"""The training loss: normalized reconstruction errors of codes.
 
-Functions run inside ``jax.shard_map``; sums go over all rows of the ``data`` axis, so that the loss
-does not depend on the mesh.
+Functions run inside ``jax.shard_map`` and sum over all rows of the ``data`` axis, so that the loss does not
+depend on the mesh.
 """
 
 import jax
@@ -11,29 +11,29 @@ from revelio_jax.sae.module import Code, SparseAutoencoder
 
 
 def squared_deviation(x_BD: jax.Array) -> jax.Array:
-    """Sum over all rows of the squared distance to the mean row: scalar."""
+    """Return the sum over all rows of the squared distance to the mean row: a scalar."""
     mean_D = jax.lax.pmean(x_BD.mean(0), "data")
     return jnp.maximum(jax.lax.psum(jnp.square(x_BD - mean_D).sum(), "data"), jnp.finfo(x_BD.dtype).tiny)
 
 
 def normalized_error(error_BD: jax.Array, deviation: jax.Array) -> jax.Array:
-    """Sum of squared errors over ``deviation``; of x - x_hat it is the batch's FVU."""
+    """Return the sum of squared errors divided by ``deviation``: the FVU of the batch if the error is x - x_hat."""
     return jax.lax.psum(jnp.square(error_BD).sum(), "data") / deviation
 
 
 def terms(model: SparseAutoencoder, code: Code, more: Code | None) -> list[tuple[float, Code]]:
-    """Codes whose normalized errors, each times its weight, are the loss. The first is ``code``.
+    """Return weights and codes; the loss is the weighted sum of the codes' normalized errors. ``code`` is first.
 
-    For Matryoshka the mean over the prefixes of the dictionary (Bussmann et al. 2025, arXiv 2503.17547),
-    the longest being the whole; for MultiTopK also the code ``more``, of 4 k latents.
+    Matryoshka averages over the prefixes of the dictionary, of which the longest is the whole (Bussmann et al.
+    2025, arXiv 2503.17547). MultiTopK adds the code ``more``, of 4 k latents.
     """
     sae = model.sae
     parts = [code, *_prefixes(model, code)]
     return [(1 / len(parts), part) for part in parts] + ([(sae.multi_topk, more)] if more else [])
 
 
-def _prefixes(model, code):
-    """The code with the first latents only, for every prefix of the dictionary but the whole."""
+def _prefixes(model: SparseAutoencoder, code: Code) -> list[Code]:
+    """Return the code restricted to the latents of each prefix, except the longest, which is the whole."""
     local = len(model["b_enc_F"])
     latents = local * jax.lax.axis_size("feature")
     return [

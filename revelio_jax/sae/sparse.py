@@ -1,14 +1,16 @@
-"""Products with codes of k latents a row.
+"""Products with sparse codes, which have k latents per row.
 
-A row's code is K slots: values [B, K] and the indices [B, K] of their latents on this device. Functions
-here run inside ``jax.shard_map`` over the axes of :mod:`revelio_jax.sae.sharding`: rows are split over
-``data``, latents over ``feature``.
+The code of a row has K slots: values [B, K] and the indices [B, K] of their latents on this device. Functions run
+inside ``jax.shard_map`` over the axes of :mod:`revelio_jax.sae.sharding`: rows are split over ``data``, latents
+over ``feature``.
 
-Three products touch the matrices, in two forms (config.sae.products). The sparse ones cost what grows
-with k, not with the latents: they win on a CPU. The dense ones multiply whole matrices, nearly all of it
-by zeros: on a TPU, by XLA's own estimates (see :mod:`revelio_jax.plan`), they win wherever the latents
-are split, since rows that are read here and there keep its matrix units idle.
+Three products use the matrices, each in two forms (config.sae.products). The cost of the sparse form grows with
+k, not with the number of latents; it is faster on a CPU. The dense form multiplies whole matrices, mostly by
+zeros. On a TPU it is faster whenever latents are split, by XLA's estimates (see :mod:`revelio_jax.plan`),
+because scattered reads of rows leave the matrix units idle.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 from revelio_jax.config import SaeConfig
 from revelio_jax.sae import topk
 
-ENTRIES = 256  # that are added to a gradient at a time: their rows, 256 x D, stay in the cache
+ENTRIES = 256  # added to a gradient at a time, so that their rows, 256 x D, stay in the cache
 
 
 def candidates(
@@ -36,46 +38,46 @@ def candidates(
     latents, chunk = len(b_enc_F), encode_chunk
     slots = min(slots, latents)
 
-    def of(W_enc_CD, b_enc_C):
+    def largest(W_enc_CD, b_enc_C):
         return topk.top_k(product(x_BD, W_enc_CD.T, matmul_dtype), min(slots, len(b_enc_C)), b_enc_C)
 
     def merge(best, start):
-        pre_BC, indices_BC = of(
+        pre_BC, indices_BC = largest(
             jax.lax.dynamic_slice_in_dim(W_enc_FD, start, chunk),
             jax.lax.dynamic_slice_in_dim(b_enc_F, start, chunk),
         )
-        # The best so far come first: among equals they have the lower index.
+        # The best so far come first, because of equal values the lower index wins.
         pre_BC = jnp.concatenate([best[0], pre_BC], 1)
         indices_BC = jnp.concatenate([best[1], indices_BC + start], 1)
         pre_BK, at_BK = jax.lax.top_k(pre_BC, slots)
         return (pre_BK, jnp.take_along_axis(indices_BC, at_BK, 1)), None
 
-    first = latents  # are encoded at once, before the whole chunks
+    first = latents  # number of latents in the first piece, before the whole chunks
     if chunk and chunk < latents:
         first = latents % chunk or chunk
         while first < slots:
             first += chunk
-    pre_BK, indices_BK = of(W_enc_FD[:first], b_enc_F[:first])
+    pre_BK, indices_BK = largest(W_enc_FD[:first], b_enc_F[:first])
     if first < latents:
         starts = jnp.arange(first, latents, chunk)
         (pre_BK, indices_BK), _ = jax.lax.scan(merge, (pre_BK, indices_BK), starts)
-    return jax.nn.relu(pre_BK), indices_BK  # after the selection: it moves no positive value in or out
+    return jax.nn.relu(pre_BK), indices_BK  # after the selection, which it does not change for positive values
 
 
 def product(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
-    """a @ b of inputs rounded to ``dtype``, summed in float32."""
+    """Return a @ b with inputs rounded to ``dtype`` and sums in float32."""
     return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
 
 
 def all_rows(*arrays: jax.Array) -> list[jax.Array]:
-    """Rows of all devices along ``data``, which then hold the same."""
-    if jax.lax.axis_size("data") == 1:  # where XLA would copy them; see step.py for how rows are typed
+    """Gather rows over ``data``, so that every device has the rows of all."""
+    if jax.lax.axis_size("data") == 1:  # XLA would copy them; step.py declares them replicated
         return list(arrays)
     return [jax.lax.all_gather(array, "data", tiled=True, to="invarying") for array in arrays]
 
 
 def weighted_rows(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: SaeConfig) -> jax.Array:
-    """Sum over k of values_BK times rows indices_BK of W_FD: [B, D]."""
+    """Return the sum over k of values_BK times the rows indices_BK of W_FD: [B, D]."""
 
     def sparse(values_BK, indices_BK, W_FD):
         def slot(sum_BD, value_and_index):
@@ -93,7 +95,7 @@ def weighted_rows(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, 
 
 
 def dots(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: SaeConfig) -> jax.Array:
-    """Dot products of rows_BD with rows indices_BK of W_FD: [B, K]."""
+    """Return the dot products of rows_BD with the rows indices_BK of W_FD: [B, K]."""
 
     def sparse(rows_BD, indices_BK, W_FD):
         return jax.lax.map(lambda indices_B: (rows_BD * W_FD[indices_B]).sum(-1), indices_BK.T).T
@@ -107,7 +109,7 @@ def dots(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: SaeCon
 def add_outer(
     start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array, sae: SaeConfig
 ) -> jax.Array:
-    """start_FD, to whose rows indices_BK values_BK times rows_BD are added."""
+    """Add values_BK times rows_BD to the rows indices_BK of start_FD and return the sum: [F, D]."""
 
     def dense(start_FD, values_BK, indices_BK, rows_BD):
         z_BF = _matrix(values_BK, indices_BK, len(start_FD))
@@ -116,36 +118,40 @@ def add_outer(
     return _either(sae, _scatter, dense, start_FD, values_BK, indices_BK, rows_BD)
 
 
-def _either(sae, sparse, dense, *arrays):
-    """The form of a product that config.sae.products asks for; auto goes by what it is compiled for."""
+def _either(
+    sae: SaeConfig, sparse: Callable[..., jax.Array], dense: Callable[..., jax.Array], *arrays: jax.Array
+) -> jax.Array:
+    """Compute a product in the form of config.sae.products; auto chooses by the platform it is compiled for."""
     if sae.products == "auto":
         return jax.lax.platform_dependent(*arrays, cpu=sparse, default=dense)
     return (sparse if sae.products == "sparse" else dense)(*arrays)
 
 
-def _matrix(values_BK, indices_BK, latents):
-    """Codes as a matrix [B, F]."""
+def _matrix(values_BK: jax.Array, indices_BK: jax.Array, latents: int) -> jax.Array:
+    """Return codes as a matrix [B, F]."""
     rows_B1 = jnp.arange(len(values_BK))[:, None]
     return jnp.zeros_like(values_BK, shape=(len(values_BK), latents)).at[rows_B1, indices_BK].add(values_BK)
 
 
-def _scatter(start_FD, values_BK, indices_BK, rows_BD):
-    """Entries are added in order of their latent: the matrix, which no cache holds, is then gone through
-    once from top to bottom, while the smaller ``rows_BD`` is read here and there.
+def _scatter(start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array) -> jax.Array:
+    """Add the entries of codes in the order of their latents.
+
+    The matrix exceeds every cache, and sorted entries pass over it once from top to bottom. Only the smaller
+    ``rows_BD`` is read out of order.
     """
     latents, slots = len(start_FD), values_BK.shape[1]
     entries = indices_BK.size
-    most = 2**32 // (latents + 1)  # may be sorted together, so that a key fits 32 bits
+    most = 2**32 // (latents + 1)  # entries sorted together, so that a key fits 32 bits
     block = -(-entries // -(-entries // most))
     padding = -entries % block
     indices_E = jnp.pad(indices_BK.reshape(-1), (0, padding), constant_values=latents)
     keys_NE = indices_E.reshape(-1, block).astype(jnp.uint32) * block + jnp.arange(block, dtype=jnp.uint32)
-    keys_NE = jnp.sort(keys_NE, 1)  # of latent and entry in one number, which sorts far faster than pairs
+    keys_NE = jnp.sort(keys_NE, 1)  # one number for latent and entry, which sorts much faster than pairs
     first_N1 = block * jnp.arange(len(keys_NE), dtype=jnp.int32)[:, None]
     at_NE = (keys_NE % block).astype(jnp.int32) + first_N1
 
-    def some(sum_FD, entry):
-        indices_C, at_C = entry
+    def add_entries(sum_FD, entries):
+        indices_C, at_C = entries
         values_C = values_BK.reshape(-1)[at_C]
         return sum_FD.at[indices_C].add(values_C[:, None] * rows_BD[at_C // slots], mode="drop"), None
 
@@ -154,4 +160,4 @@ def _scatter(start_FD, values_BK, indices_BK, rows_BD):
         return flat.reshape(-1, ENTRIES)
 
     indices_NE = (keys_NE // block).astype(jnp.int32)
-    return jax.lax.scan(some, start_FD, (chunks(indices_NE, latents), chunks(at_NE, 0)))[0]
+    return jax.lax.scan(add_entries, start_FD, (chunks(indices_NE, latents), chunks(at_NE, 0)))[0]

@@ -1,4 +1,4 @@
-"""Exact top-k: of a row, of a row whose latents are split between devices, and by threshold."""
+"""Exact top-k: of a row, of a row whose latents are split over devices, and by threshold."""
 
 import functools
 from collections.abc import Callable
@@ -10,13 +10,13 @@ GROUP = 16
 
 
 def top_k(x_BF: jax.Array, k: int, bias_F: jax.Array | float = 0.0) -> tuple[jax.Array, jax.Array]:
-    """The k largest of every row of x + bias, largest first; among equals the lowest index first.
+    """Return the k largest of each row of x + bias, largest first; of equal values the lowest index first.
 
-    Returns values [B, k] and int32 indices [B, k], identical to ``jax.lax.top_k(x + bias, k)``, which
-    reads every element k-heap-wise; but where fewer than k are above -inf, what fills the row may repeat
-    an index. Maxima of groups of neighbours are formed first, then only groups are searched. x + bias is
-    formed in reductions and for the candidates, never whole. On a CPU by a tournament, elsewhere in two
-    stages. Rows that do not split into more than k whole groups go to ``lax.top_k``.
+    Returns values [B, k] and int32 indices [B, k], identical to ``jax.lax.top_k(x + bias, k)``, but faster. If
+    fewer than k values are above -inf, the remaining slots may repeat an index. The maxima of groups of GROUP
+    neighbors are computed first, and then only the best groups are searched. x + bias never exists as a whole
+    array. A CPU uses :func:`tournament`, other platforms :func:`two_stages`. Rows that do not split into more
+    than k whole groups use ``lax.top_k``.
     """
     width = x_BF.shape[1]
     bias_F = jnp.broadcast_to(bias_F, width)
@@ -29,14 +29,14 @@ def top_k(x_BF: jax.Array, k: int, bias_F: jax.Array | float = 0.0) -> tuple[jax
 
 
 def two_stages(x_BF: jax.Array, bias_F: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """Only the k groups with the largest maxima can hold one of the k largest elements.
+    """Search only the k groups with the largest maxima, which contain the k largest elements.
 
-    The maximum of each of them comes before every element of any other group.
+    The maxima of these groups come before all elements of the other groups.
     """
     rows = len(x_BF)
     x_BGM, bias_GM = x_BF.reshape(rows, -1, GROUP), bias_F.reshape(-1, GROUP)
     _, groups_BK = jax.lax.top_k((x_BGM + bias_GM).max(-1), k)
-    groups_BK = jnp.sort(groups_BK, 1)  # candidates in order of index, so that ties stay lowest first
+    groups_BK = jnp.sort(groups_BK, 1)  # in order of index, so that the lowest index wins ties
     candidates = jnp.take_along_axis(x_BGM, groups_BK[:, :, None], 1) + bias_GM[groups_BK]
     values_BK, at_BK = jax.lax.top_k(candidates.reshape(rows, k * GROUP), k)
     indices_BK = jnp.take_along_axis(groups_BK, at_BK // GROUP, 1) * GROUP + at_BK % GROUP
@@ -44,9 +44,10 @@ def two_stages(x_BF: jax.Array, bias_F: jax.Array, k: int) -> tuple[jax.Array, j
 
 
 def tournament(x_BF: jax.Array, bias_F: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """k times the winner of every row leaves, and the maxima of its group and of its group's group change.
+    """Remove the largest element of each row k times, and update the maxima of its group and its hall.
 
-    All rows move together, in operations that XLA splits over cores, as it does not split ``lax.top_k``.
+    A hall is a group of groups. All rows advance together, in operations that XLA splits over cores, unlike
+    ``lax.top_k``.
     """
     rows = len(x_BF)
     row_B, member_M = jnp.arange(rows), jnp.arange(GROUP)
@@ -54,7 +55,7 @@ def tournament(x_BF: jax.Array, bias_F: jax.Array, k: int) -> tuple[jax.Array, j
     of_groups = (x_BGM + bias_GM).max(-1)
     of_groups = jnp.pad(of_groups, ((0, 0), (0, -of_groups.shape[1] % GROUP)), constant_values=-jnp.inf)
     of_groups_BHM = of_groups.reshape(rows, -1, GROUP)
-    left_BG = jnp.full_like(of_groups, 2**GROUP - 1, jnp.int32)  # a bit for every member that is still in
+    left_BG = jnp.full_like(of_groups, 2**GROUP - 1, jnp.int32)  # one bit for each remaining member
 
     def play(state, _):
         of_halls_BH, of_groups_BHM, left_BG = state
@@ -83,31 +84,30 @@ def tournament(x_BF: jax.Array, bias_F: jax.Array, k: int) -> tuple[jax.Array, j
 
 
 def _first_largest(x_BM: jax.Array) -> jax.Array:
-    """Index of the largest of every row, the first of equals; ``argmax``, but in two vectorised passes."""
+    """Return ``argmax`` of each row, the first of equal values, in two vectorized passes: int32 [B]."""
     at_BM = jnp.where(x_BM == x_BM.max(1, keepdims=True), jnp.arange(x_BM.shape[1]), x_BM.shape[1] - 1)
     return at_BM.min(1).astype(jnp.int32)
 
 
 def survivors(values_BK: jax.Array, k: jax.Array | int, axis: str) -> jax.Array:
-    """Which of each device's candidates are among the k largest over the mesh axis ``axis``.
+    """Return which candidates of each device are among the k largest over the mesh axis ``axis``.
 
-    ``values_BK`` are the local top-K, largest first, K at least k or all there are, and devices hold
-    ascending ranges of latents. k may be traced. Returns a boolean mask [B, K], with exactly k (or
-    all, if there are fewer) set over the axis. The k-th largest value is the threshold. Of the
-    candidates equal to it the first in order of (device, slot) survive, which is the order of the
-    latents' global index. Only values are exchanged: B x K x devices numbers, whatever the number of
-    latents.
+    ``values_BK`` are the local top-K, largest first, with K at least k or all latents. Devices hold ascending
+    ranges of latents. k may be traced. Returns a boolean mask [B, K] with exactly k entries set over the axis,
+    or all if there are fewer. The k-th largest value is the threshold; of the candidates equal to it the first
+    by (device, slot) survive, which is the order of the global index. Only values are exchanged, B x K x devices
+    numbers.
     """
     devices, slots = jax.lax.axis_size(axis), values_BK.shape[1]
     if devices == 1:
         return jnp.broadcast_to(jnp.arange(slots) < k, values_BK.shape)
     all_BA = jax.lax.all_gather(values_BK, axis, axis=1, tiled=True)
-    kept = jnp.minimum(k, devices * slots)
+    count = jnp.minimum(k, devices * slots)
     largest_BA = -jnp.sort(-all_BA, 1)
-    threshold_B1 = jax.lax.dynamic_slice_in_dim(largest_BA, kept - 1, 1, 1)
+    threshold_B1 = jax.lax.dynamic_slice_in_dim(largest_BA, count - 1, 1, 1)
     above_BA = all_BA > threshold_B1
     equal_BA = all_BA == threshold_B1
-    room_B1 = kept - above_BA.sum(1, keepdims=True)
+    room_B1 = count - above_BA.sum(1, keepdims=True)
     keep_BA = above_BA | (equal_BA & (jnp.cumsum(equal_BA, 1) <= room_B1))
     return jax.lax.dynamic_slice_in_dim(keep_BA, jax.lax.axis_index(axis) * slots, slots, 1)
 
@@ -115,12 +115,11 @@ def survivors(values_BK: jax.Array, k: jax.Array | int, axis: str) -> jax.Array:
 def kth_largest(
     x: jax.Array, k: jax.Array | int, axis: int | None, total: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    """The k-th largest of the float32 values x >= 0 along ``axis`` and over devices.
+    """Return the k-th largest of the float32 values x >= 0 along ``axis``, or of all elements if it is None.
 
-    ``total`` sums over the devices that hold parts. With ``axis`` None it is that of all elements. Keeps
-    the axis with size 1. 0 where fewer than k are above 0. Found bit by bit: floats >= 0 are ordered as
-    their bits are, so 31 counts of the elements above a guess do what a sort would, in passes that every
-    device makes over its own elements.
+    ``total`` sums over the devices that hold parts of x. The axis remains with size 1. The result is 0 if fewer
+    than k values are above 0. Floats >= 0 are ordered like their bits, so the result is found bit by bit: 31
+    counts of the elements above a guess replace a sort, and each device counts its own elements.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
 

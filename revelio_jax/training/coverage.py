@@ -1,26 +1,27 @@
-"""How well a batch is shuffled: from how many samples its rows are, and how evenly.
+"""How well a batch is shuffled: the number of samples its rows come from, and how evenly.
 
-Rows of one sample (a prompt, a picture) resemble each other; a batch of few samples shows in the loss.
-Row numbers are arithmetic; of the stores only ``sample`` is read, 4 bytes a row, of all lanes.
+Rows of one sample (a prompt or an image) are similar, so a batch of few samples makes the loss noisy. Row
+numbers are computed; only the array ``sample`` is read from the stores, 4 bytes per row, for all lanes.
 """
 
 import math
+import typing
 
 import numpy as np
 
-from revelio_jax.training.loader import Order
+from revelio_jax.training.loader import Chunk, Order
 from revelio_jax.training.mixture import Mixture
 
 
 def measure(mixture: Mixture, order: Order, step: int) -> dict[str, float]:
-    """``coverage`` and ``entropy`` of the batch that follows ``step`` finished steps.
+    """Return ``coverage`` and ``entropy`` of the batch after ``step`` finished steps.
 
-    ``coverage`` is the number of samples in the batch over the number to be expected if every source
-    drew its n rows at random from its S samples, S (1 - (1 - 1/S)^n): about 1 where rows are well
-    shuffled and samples equally long. ``entropy`` is the entropy of the samples' shares of the rows
-    over the largest it can have, log min(B, samples): 1 where rows are spread as evenly as can be.
+    ``coverage`` is the number of samples in the batch divided by its expectation for random rows. A source
+    with n rows from S samples contributes S (1 - (1 - 1/S)^n). It is about 1 if rows are well shuffled and
+    samples have equal length. ``entropy`` is the entropy of the samples' shares of the rows, divided by its
+    maximum log min(B, samples). It is 1 if rows are spread as evenly as possible.
     """
-    rows = order.lanes * np.subtract(order.before(step + 1), order.before(step))
+    rows = order.lanes * np.subtract(order.rows_before(step + 1), order.rows_before(step))
     expected = sum(
         source.samples * (1 - (1 - 1 / source.samples) ** count)
         for source, count in zip(mixture.sources, rows.tolist(), strict=True)
@@ -33,20 +34,20 @@ def measure(mixture: Mixture, order: Order, step: int) -> dict[str, float]:
 
 
 def sample_ids(mixture: Mixture, order: Order, step: int) -> np.ndarray:
-    """int64 [B]: the samples of a batch's rows, numbered through all stores; not in the batch's order."""
-    begun = []  # all reads are under way before the first is waited for
+    """Return the sample of each row of a batch, numbered over all stores: int64 [B], in no particular order."""
+    pending: list[tuple[list[Chunk], np.ndarray, list[typing.Any]]] = []  # start all reads before waiting for one
     for lane in order.streams:
-        for stream, row, end in zip(lane, order.before(step), order.before(step + 1), strict=True):
+        for stream, row, end in zip(lane, order.rows_before(step), order.rows_before(step + 1), strict=True):
             groups = stream.groups_from(row)
             while row < end:
                 chunks, places = next(groups)
                 reads = [mixture.sites[site].arrays["sample"][start:stop].read() for site, start, stop in chunks]
-                begun.append((chunks, places[: end - row], reads))
+                pending.append((chunks, places[: end - row], reads))
                 row += len(places)
-    ids = []
-    for chunks, places, reads in begun:
-        of_chunks = [
+    ids: list[np.ndarray] = []
+    for chunks, places, reads in pending:
+        chunk_ids = [
             (chunk.site << 32) + read.result().astype(np.int64) for chunk, read in zip(chunks, reads, strict=True)
         ]
-        ids.append(np.concatenate(of_chunks)[places])
+        ids.append(np.concatenate(chunk_ids)[places])
     return np.concatenate(ids)

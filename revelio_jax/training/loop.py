@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import jax
 
@@ -40,13 +40,14 @@ def run_steps(
     start: int,
     config: Config,
     mesh: jax.sharding.Mesh,
-) -> Iterator[DispatchedStep[T]]:
+) -> Generator[DispatchedStep[T], None, None]:
     """Yield every step from ``start`` + 1 to config.train.steps, one behind the device.
 
     ``train_step(state, *batches) -> (state, metrics)`` takes one batch [B, D] of each stream and consumes the
-    state. This process reads the rows of ``lanes``. The next step is dispatched before a step is yielded, so the device never waits for its metrics to
-    be read. Steps with a checkpoint are yielded before the next dispatch, which would consume their state.
-    After SIGTERM the last step has a checkpoint. Close the generator to stop the threads that read rows.
+    state. This process reads the rows of ``lanes``. The next step is dispatched before a step is yielded, so the
+    device never waits for a reader of metrics. A step with a checkpoint is yielded before the next dispatch,
+    which would consume its state. After SIGTERM the last step has a checkpoint. Close the generator to stop the
+    threads that read rows.
     """
     steps, every = config.train.steps, config.logging.every
     with contextlib.ExitStack() as stack:

@@ -1,6 +1,6 @@
-"""What a run tells about itself: metrics.jsonl, the progress bar, and the stop on a non-finite loss.
+"""Metrics of a run: metrics.jsonl, the progress bar, and the stop on a non-finite loss.
 
-TensorBoard and wandb, in watch.py, are given the same lines.
+TensorBoard and wandb (trackers.py) receive the same lines.
 """
 
 import json
@@ -11,12 +11,13 @@ import resource
 import sys
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from tqdm import tqdm
 
 from revelio_jax.config import TrainConfig
+from revelio_jax.files import write_text
 from revelio_jax.training import processes
 
 FIELDS = (
@@ -33,13 +34,19 @@ class NotFinite(ArithmeticError):
         self.step, self.loss, self.grad_norm = step, loss, grad_norm
 
 
-class Log:
-    """metrics.jsonl of a run from step ``start`` on, and a bar on stderr; a context manager.
+class Sink(typing.Protocol):
+    """A receiver of the lines of metrics.jsonl."""
 
-    Of several processes only the first writes.
-    Lines that another attempt wrote beyond ``start`` are removed, and so is a line that was cut short.
-    ``sinks`` have ``add(line)``, which is called with every line, and ``close(failed)``.
-    Without ``bar`` nothing is shown.
+    def add(self, line: dict[str, float]) -> None: ...
+
+    def close(self, failed: bool) -> None: ...
+
+
+class Log:
+    """A context manager that writes metrics.jsonl from step ``start`` on and shows a progress bar on stderr.
+
+    Only the first process writes. Lines of an earlier attempt after ``start`` are removed, and so is an
+    incomplete line. Every line is also added to ``sinks``. ``bar`` False hides the progress bar.
     """
 
     def __init__(
@@ -48,7 +55,7 @@ class Log:
         start: int,
         train: TrainConfig,
         every: int,
-        sinks: Sequence[typing.Any] = (),
+        sinks: Sequence[Sink] = (),
         bar: bool = True,
     ):
         first = processes.is_first()
@@ -60,24 +67,24 @@ class Log:
         self._train, self._every = train, every
         self._since, self._count, self._waited = time.perf_counter(), 0, 0.0
 
-    def add(self, step: int, metrics: dict[str, jax.Array], waited_s: float) -> dict[str, float]:
-        """Wait for a step, count it and return its metrics; ``waited_s`` is how long it waited for its rows.
+    def add(self, step: int, metrics: Mapping[str, jax.Array | float], wait_s: float) -> dict[str, float]:
+        """Wait for a step, count it and return its metrics; ``wait_s`` is how long it waited for its rows.
 
-        Every ``every`` steps, and after the last, writes a line. Times in it are means since the line
-        before; a step that :func:`is_logged` must bring all other FIELDS. Raises NotFinite where the loss or
-        the gradient is not.
+        Writes a line every ``every`` steps and after the last step. Its times are means since the previous
+        line. ``metrics`` of a step that :func:`is_logged` must have all other FIELDS. Raises NotFinite if the
+        loss or the gradient norm is not finite.
         """
-        metrics = {name: float(value) for name, value in metrics.items()}
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            raise NotFinite(step, metrics["loss"], metrics["grad_norm"])
+        values = {name: float(value) for name, value in metrics.items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            raise NotFinite(step, values["loss"], values["grad_norm"])
         self._count += 1
-        self._waited += waited_s
+        self._waited += wait_s
         self._bar.update()
         if not is_logged(step, self._every, self._train.steps):
-            return metrics
+            return values
         now = time.perf_counter()
         step_s = (now - self._since) / self._count
-        line = metrics | {
+        line = values | {
             "step": step,
             "rows_per_s": self._train.batch_size / step_s,
             "step_s": step_s,
@@ -94,7 +101,7 @@ class Log:
             f"loss {line['loss']:.4f}, FVU {line['fvu']:.4f}, L0 {line['l0']:.1f}, "
             f"dead {line['dead_fraction']:.1%}, {line['rows_per_s']:,.0f} rows/s"
         )
-        return metrics
+        return values
 
     def __enter__(self) -> typing.Self:
         return self
@@ -107,21 +114,19 @@ class Log:
 
 
 def is_logged(step: int, every: int, steps: int) -> bool:
-    """Whether a step has a line of its own."""
+    """Return whether metrics.jsonl has a line for a step."""
     return step % every == 0 or step == steps
 
 
 def truncate(path: pathlib.Path, step: int) -> None:
-    """Keep the whole lines of steps up to ``step``."""
+    """Remove incomplete lines and lines of steps after ``step``."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
-    part = path.with_suffix(".part")
-    part.write_text("".join(line + "\n" for line in kept))
-    os.replace(part, path)
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
 
 
 def peak_rss_gib() -> float:
-    """The most memory this process has held, in GiB."""
+    """Return the peak resident memory of this process in GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # bytes there, KiB elsewhere
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # macOS counts bytes, others KiB

@@ -1,9 +1,9 @@
-"""What a run is trained on: one store, or several mixed with weights.
+"""The stores of a run: one store, or a weighted mixture.
 
-An entry of ``config.data.stores`` is a location, or a weight before it: ``2:stores/flux_a``,
-``1/3:gs://bucket/flux_b``. Without one the weight is 1. A location may be a pattern of local folders,
-``stores/flux_*``. The stores of one entry are read as if they were one, row for row; the entries are
-mixed so that each gives its weight's share of the rows of every batch, however many rows it has.
+An entry of ``config.data.stores`` is a location with an optional weight in front: ``2:stores/flux_a``,
+``1/3:gs://bucket/flux_b``. The default weight is 1. A location may be a pattern of local folders,
+``stores/flux_*``. The stores of one entry are read as one. Each entry contributes its share of the weights to
+the rows of every batch, whatever its size.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from revelio_jax.store import SiteReader, Store, open_store
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MixtureSource:
-    """The stores of one entry, their sites, and the share of the rows that they give together."""
+    """The stores of one entry, their sites, and their joint share of the rows of a batch."""
 
     location: str
     share: fractions.Fraction
@@ -40,7 +40,7 @@ class MixtureSource:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
-    """All sources of a run. Their sites share one name, width ``d`` and model."""
+    """All sources of a run. Their sites have the same name, width ``d`` and model."""
 
     name: str
     d: int
@@ -48,7 +48,7 @@ class Mixture:
 
     @functools.cached_property
     def sites(self) -> tuple[SiteReader, ...]:
-        """The sites of all stores, in order; the number of a chunk's site counts in it."""
+        """The sites of all stores, in order; ``Chunk.site`` is an index into it."""
         return tuple(site for source in self.sources for site in source.sites)
 
     @functools.cached_property
@@ -57,7 +57,7 @@ class Mixture:
 
     @functools.cached_property
     def shares(self) -> tuple[fractions.Fraction, ...]:
-        """The share of the rows that each site gives."""
+        """The share of each site in the rows of a batch."""
         return tuple(
             source.share * fractions.Fraction(site.rows, max(source.rows, 1))
             for source in self.sources
@@ -66,7 +66,7 @@ class Mixture:
 
     @functools.cached_property
     def dtype(self) -> np.dtype:
-        """The dtype of the stores; float32 where they have several."""
+        """The dtype of the stores; float32 if they differ."""
         dtypes = {site.dtype for site in self.sites}
         return ts.dtype(dtypes.pop() if len(dtypes) == 1 else "float32").numpy_dtype
 
@@ -76,20 +76,22 @@ class Mixture:
 
     @functools.cached_property
     def mean(self) -> np.ndarray:
-        """[d] float64, of rows as they are mixed."""
-        return sum(float(share) * site.mean for share, site in zip(self.shares, self.sites, strict=True))
+        """The mean of the mixed rows: [d] float64."""
+        means = [float(share) * site.mean for share, site in zip(self.shares, self.sites, strict=True)]
+        return sum(means, np.zeros(self.d))
 
     @functools.cached_property
     def variance(self) -> np.ndarray:
-        """[d] float64, of rows as they are mixed: within the stores and between them."""
-        return sum(
+        """The variance of the mixed rows, within and between stores: [d] float64."""
+        variances = [
             float(share) * (site.variance + np.square(site.mean - self.mean))
             for share, site in zip(self.shares, self.sites, strict=True)
-        )
+        ]
+        return sum(variances, np.zeros(self.d))
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the data: that of the one store, or shares and fingerprints of all."""
+        """The identity of the data: the fingerprint of one store, or all shares and fingerprints."""
         if len(self.stores) == 1:
             return self.stores[0].fingerprint
         return "; ".join(
@@ -97,51 +99,55 @@ class Mixture:
         )
 
 
-def open_mixture(entries: Sequence[str], site: str = "") -> Mixture:
-    """Open every store that ``entries`` name; ``site`` is a site of all, or empty for the first's first.
+def open_mixture(entries: Sequence[str], site: str | None = None) -> Mixture:
+    """Open the stores of all ``entries``; ``site`` is a site they all have, by default the first one.
 
-    Raises InputError where an entry is wrong or names no store, where a store comes twice, and where
-    one has another site, width or model than the first.
+    Raises InputError if an entry is malformed or matches no store, if a store is named twice, or if stores
+    differ in site, width or model.
     """
-    weights, sources, seen = [_weight(entry) for entry in entries], [], set()
+    weights = [_weight(entry) for entry in entries]
+    sources: list[MixtureSource] = []
+    seen: set[str] = set()
     first: tuple[Store, SiteReader] | None = None
     for weight, location in weights:
-        stores, sites = tuple(open_store(folder) for folder in _folders(location)), []
+        stores = tuple(open_store(folder) for folder in _folders(location))
+        sites: list[SiteReader] = []
         for store in stores:
             if store.kvstore.url in seen:
                 raise InputError(f"config.data.stores names {store.location} twice; once is allowed")
             seen.add(store.kvstore.url)
-            first = first or (store, store.site(site))
-            sites.append(_same(*first, store))
+            first = first or (store, store.site(site or ""))
+            sites.append(_matching_site(*first, store))
         share = weight / sum(weight for weight, _ in weights)
         sources.append(MixtureSource(location, share, stores, tuple(sites)))
-    return Mixture(first[1].name, first[1].d, tuple(sources))
+    site_name, d = sources[0].sites[0].name, sources[0].sites[0].d
+    return Mixture(site_name, d, tuple(sources))
 
 
-def _same(first: Store, first_site: SiteReader, store: Store) -> SiteReader:
-    """The site of ``store`` that is the first store's too."""
+def _matching_site(first: Store, first_site: SiteReader, store: Store) -> SiteReader:
+    """Return the site of ``store`` that matches ``first_site``. Raises InputError if there is none."""
     if first_site.name not in store.site_names:
         raise InputError(
-            f"config.data.stores: {store.location} has no site {first_site.name}, as {first.location} has; "
+            f"config.data.stores: {store.location} has no site {first_site.name}, which {first.location} has; "
             f"it has {', '.join(store.site_names)}"
         )
     site = store.site(first_site.name)
     if site.d != first_site.d:
         raise InputError(
             f"config.data.stores: {site.name} of {store.location} has width {site.d}, "
-            f"but {first_site.d} in {first.location}; all must have the same"
+            f"but {first_site.d} in {first.location}; all must have the same width"
         )
     model, wanted = store.manifest.get("model"), first.manifest.get("model")
     if model != wanted:
         raise InputError(
             f"config.data.stores: {store.location} is of the model {model}, "
-            f"but {first.location} of {wanted}; all must be of the same"
+            f"but {first.location} is of {wanted}; all must be of the same model"
         )
     return site
 
 
 def _weight(entry: str) -> tuple[fractions.Fraction, str]:
-    """Weight and location of an entry. What stands before a colon is a weight, unless ``//`` follows."""
+    """Return the weight and the location of an entry. A text before a colon is a weight, unless ``//`` follows."""
     number, colon, location = entry.partition(":")
     if not colon or location.startswith("//"):
         return fractions.Fraction(1), entry
@@ -151,17 +157,17 @@ def _weight(entry: str) -> tuple[fractions.Fraction, str]:
         weight = fractions.Fraction(0)
     if weight <= 0:
         raise InputError(
-            f"config.data.stores has {entry!r}; before the colon must be a weight above 0, as 0.5 or 1/3 "
-            "(give one where a location has a colon of its own: 1:odd:name)"
+            f"config.data.stores has {entry!r}; the text before the colon must be a weight above 0, for example 0.5 or "
+            "1/3 (a location that contains a colon needs a weight: 1:odd:name)"
         )
     return weight, location
 
 
 def _folders(location: str) -> list[str]:
-    """The location, or the folders that fit it, in order of their names."""
+    """Return the location, or the folders that match its pattern, sorted by name."""
     if "://" in location or not set("*?[") & set(location) or pathlib.Path(location).exists():
         return [location]
     folders = sorted(path for path in glob.glob(location) if pathlib.Path(path).is_dir())
     if not folders:
-        raise InputError(f"config.data.stores has the pattern {location!r}, which fits no folder")
+        raise InputError(f"config.data.stores has the pattern {location!r}, which matches no folder")
     return folders

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from revelio_jax.files import replaced
+from revelio_jax.files import write_text
 from revelio_jax.store.layout import INDEX_ARRAYS
 from revelio_jax.training import checkpoints, loader, processes
 from revelio_jax.training.loader import RowStream
@@ -57,8 +57,7 @@ def explained(folder: pathlib.Path, stream: RowStream) -> Iterator[None]:
         report = describe(folder, stream, error)
         path = folder / "nonfinite.json"
         if processes.is_first():
-            with replaced(path) as part:
-                part.write_text(json.dumps(report, indent=1) + "\n")
+            write_text(path, json.dumps(report, indent=1) + "\n")
         raise SystemExit(f"error: {error}; {summary(report)}; all rows are in {path}") from None
 
 

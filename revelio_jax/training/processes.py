@@ -1,8 +1,9 @@
-"""Processes that train together, and the signal that asks them to stop."""
+"""Multi-process runs, and SIGTERM, which asks them to stop."""
 
 import contextlib
 import signal
 import threading
+import typing
 from collections.abc import Callable, Iterator
 
 import jax
@@ -11,25 +12,25 @@ from jax.experimental import multihost_utils
 from revelio_jax.config import MeshConfig
 from revelio_jax.errors import InputError
 
-STOPPED = 128 + signal.SIGTERM  # exit status 143: stopped by SIGTERM, saved, to be resumed
+STOPPED = 128 + signal.SIGTERM  # exit status 143: stopped by SIGTERM after a checkpoint
 
 
 def start(mesh: MeshConfig) -> None:
-    """Join the other processes of the run, where ``mesh.distributed``; before anything else of JAX.
+    """Join the other processes of the run if ``mesh.distributed``; call it before any other use of JAX.
 
-    Cloud TPU, SLURM, Open MPI and Kubernetes say who the others are. Elsewhere every process is told the
-    coordinator's address, their number and its own. Raises InputError where they do not find together.
+    Cloud TPU, SLURM, Open MPI and Kubernetes are detected. Elsewhere each process needs the address of the
+    coordinator, the number of processes and its own number. Raises InputError if the processes do not connect.
     """
     if not mesh.distributed:
-        if mesh.coordinator or mesh.processes > 1 or mesh.process:  # or each would train alone
+        if mesh.coordinator or mesh.processes > 1 or mesh.process:  # otherwise each process would train alone
             raise InputError(
-                "config.mesh.distributed is False; it must be True where config.mesh.coordinator, "
-                "processes or process is given"
+                "config.mesh.distributed is False; it must be True if config.mesh.coordinator, processes or "
+                "process is set"
             )
         return
-    told = {}
+    peers: dict[str, typing.Any] = {}
     if mesh.coordinator:
-        told = {
+        peers = {
             "coordinator_address": mesh.coordinator,
             "num_processes": mesh.processes,
             "process_id": mesh.process,
@@ -40,34 +41,34 @@ def start(mesh: MeshConfig) -> None:
                 f"{mesh.processes - 1}"
             )
     try:
-        jax.distributed.initialize(**told)
+        jax.distributed.initialize(**peers)
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"config.mesh.distributed: {str(error).strip().splitlines()[0]}; where no cluster says who "
-            "takes part, give config.mesh.coordinator (host:port), processes and process"
+            f"config.mesh.distributed: {str(error).strip().splitlines()[0]}; without a cluster, set "
+            "config.mesh.coordinator (host:port), processes and process"
         ) from error
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes what all have in common."""
+    """Return whether this process writes the files that all processes share."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def sigterm() -> Iterator[Callable[[int], bool]]:
-    """``asked(step)``, to be called after every step: whether SIGTERM has asked the run to stop.
+    """Yield ``is_stopped(step)``, to call after every step: it returns whether SIGTERM was received.
 
-    With several processes it is enough that one is asked; all are then told to stop after the same step.
+    With several processes, all stop after the same step once one of them receives SIGTERM.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
-    if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         yield lambda step: False
         return
-    asked = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    received = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
     try:
-        yield lambda step: asked.is_set()
+        yield lambda step: received.is_set()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -1,7 +1,8 @@
-"""One step of training, as a function of the state and a batch."""
+"""One training step as a function of the state and a batch."""
 
 import dataclasses
 import typing
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +13,19 @@ from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.sae import initial, sharding
 from revelio_jax.sae.gradients import batch_gradients
 
-THRESHOLD_DECAY = 0.99  # of the moving average that batch_topk infers with
+THRESHOLD_DECAY = 0.99  # of the moving average that is the threshold of batch_topk at inference
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """All that a run needs to go on, one pytree.
+    """The complete state of a run, as one pytree.
 
-    ``step`` counts finished steps, and is the position in the data. ``rows_since_fired_F`` counts, up
-    to ``dead_after_rows`` and a batch, the rows since a latent was above ``dead_threshold``.
-    ``threshold`` is the moving average of the smallest value that batch_topk kept. ``mean_D`` and
-    ``scale`` are the normalisation (x - mean) / scale, fixed for the run. ``ema`` is the moving average
-    of ``params``, None if config.train.ema is None.
+    ``step`` counts finished steps, which is also the position in the data. ``rows_since_fired_F`` counts the
+    rows since a latent was above ``dead_threshold``; it saturates at ``dead_after_rows`` plus one batch.
+    ``threshold`` is the moving average of the smallest value that batch_topk keeps. ``mean_D`` and ``scale``
+    are the normalization (x - mean) / scale, constant over the run. ``ema`` is the moving average of
+    ``params``, or None if config.train.ema is None.
     """
 
     step: jax.Array
@@ -38,15 +39,15 @@ class State:
 
     @property
     def best_params(self) -> dict[str, jax.Array]:
-        """What is evaluated and exported: the moving average where there is one."""
+        """The parameters to evaluate and export: the moving average if there is one."""
         return self.params if self.ema is None else self.ema
 
 
 def schedule(train: TrainConfig) -> optax.Schedule:
-    """Linear warm-up, constant, and a decay to 0 over the last ``decay_share`` of the steps."""
+    """Return the learning rate by step: linear warm-up, constant, decay to 0 over the last ``decay_share``."""
     decay_steps = round(train.decay_share * train.steps)
 
-    def rate(step):
+    def rate(step: jax.Array | int) -> jax.Array:
         up = jnp.minimum(1.0, (step + 1) / max(train.warmup_steps, 1))
         down = jnp.minimum(1.0, (train.steps - step) / max(decay_steps, 1)) if decay_steps else 1.0
         if train.decay == "cosine":
@@ -57,14 +58,15 @@ def schedule(train: TrainConfig) -> optax.Schedule:
 
 
 def annealed_k(sae: SaeConfig, k: jax.Array | int, step: jax.Array) -> jax.Array | int:
-    """k of a step, falling from ``k_start`` to ``k``. A traced number: nothing is compiled anew."""
+    """Return the k of a step, which falls from ``k_start`` to ``k``. It is traced, so nothing is recompiled."""
     if not (sae.k_start and sae.k_anneal_steps):
         return k
-    done = jnp.minimum(1.0, step / sae.k_anneal_steps)
-    return jnp.round(sae.k_start + (k - sae.k_start) * done).astype(jnp.int32)
+    progress = jnp.minimum(1.0, step / sae.k_anneal_steps)
+    return jnp.round(sae.k_start + (k - sae.k_start) * progress).astype(jnp.int32)
 
 
 def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
+    """Return Adam with the schedule of the run."""
     return optax.adam(schedule(train), eps=train.adam_eps)
 
 
@@ -76,7 +78,7 @@ def initial_state(
     train: TrainConfig,
     mesh: jax.sharding.Mesh,
 ) -> State:
-    """The state before the first step, on its devices. ``params`` are consumed."""
+    """Return the state before the first step, on the devices of ``mesh``. Consumes ``params``."""
     make = jax.jit(
         lambda params, mean_D, scale: _state(params, mean_D, scale, train),
         out_shardings=state_shardings(sae, train, mesh),
@@ -86,7 +88,7 @@ def initial_state(
 
 
 def abstract_state(latents: int, d: int, sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh) -> State:
-    """Shapes, dtypes and shardings of a state, without its values."""
+    """Return the shapes, dtypes and shardings of a state as a State of ShapeDtypeStructs."""
 
     def make():
         matrix_FD, of_F, of_D = jnp.zeros((latents, d)), jnp.zeros(latents), jnp.zeros(d)
@@ -102,7 +104,7 @@ def abstract_state(latents: int, d: int, sae: SaeConfig, train: TrainConfig, mes
 
 
 def state_shardings(sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh) -> State:
-    """NamedShardings in the form of a state."""
+    """Return the NamedSharding of every array of a state."""
     params = sharding.params(sae.architecture)
     specs = State(
         step=sharding.REPLICATED,
@@ -125,13 +127,13 @@ def gradients(
     sae: SaeConfig,
     mesh: jax.sharding.Mesh,
 ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
-    """Gradients of the loss on normalised rows x_BD, on how many rows each latent fired [F], and metrics."""
+    """Return the gradients of the loss on normalized rows x_BD, the rows each latent fired on [F], and metrics."""
 
-    def local(params, dead_F, k, x_BD):
+    def local(params: dict[str, jax.Array], dead_F: jax.Array, k: jax.Array, x_BD: jax.Array):
         return batch_gradients(params, x_BD, k, dead_F, sae)
 
     specs = sharding.params(sae.architecture)
-    # Rows on one device along ``data`` are the rows of all: then nothing has to be gathered.
+    # With one device along ``data`` every device has all rows, so nothing is gathered.
     rows = sharding.BATCH if mesh.shape["data"] > 1 else sharding.REPLICATED
     return jax.shard_map(
         local,
@@ -142,7 +144,7 @@ def gradients(
 
 
 def remove_parallel(grad_FD: jax.Array, W_FD: jax.Array) -> jax.Array:
-    """The part of each row's gradient that is orthogonal to the (unit) row, along which norms stay."""
+    """Return the part of each row's gradient that is orthogonal to the unit row, so that norms are preserved."""
     return grad_FD - (grad_FD * W_FD).sum(1, keepdims=True) * W_FD
 
 
@@ -154,9 +156,10 @@ def update(
     train: TrainConfig,
     mesh: jax.sharding.Mesh,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """The state after one more step, and metrics. x_BD are rows as stored; ``k`` is what k anneals to.
+    """Return the state after one more step, and metrics.
 
-    ``k``, up to sae.k, and train.learning_rate may be traced.
+    x_BD are stored rows. ``k`` is the final k of annealing. ``k``, at most sae.k, and train.learning_rate may
+    be traced.
     """
     dead_F = state.rows_since_fired_F >= sae.dead_after_rows
     x_BD = (x_BD - state.mean_D) / state.scale
@@ -164,14 +167,14 @@ def update(
     grads, fired_F, metrics = gradients(state.params, dead_F, x_BD, k, sae, mesh)
     grads["W_dec_FD"] = remove_parallel(grads["W_dec_FD"], state.params["W_dec_FD"])
     grad_norm = jnp.sqrt(sum(jnp.square(grad).sum(-1).sum() for grad in jax.tree.leaves(grads)))
-    # Gradients of 0 keep the moments finite where the run will stop. And every update waits for all of them:
-    # XLA would else copy both matrices first, since it may overwrite one while another gradient reads it.
+    # Zero gradients keep the moments finite if the run will stop. They also make every update wait for all
+    # gradients: otherwise XLA copies both matrices, since a gradient may still read what an update overwrites.
     clipped = jnp.minimum(1, train.clip_norm / grad_norm) if train.clip_norm else 1.0
     grads = jax.tree.map(lambda grad: jnp.where(jnp.isfinite(grad_norm), clipped * grad, 0), grads)
     updates, opt_state = make_optimizer(train).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     params["W_dec_FD"] = initial.unit_rows(params["W_dec_FD"])
-    # Saturates, since int32 would overflow in a long run.
+    # Saturates, because int32 would overflow in a long run.
     since_F = jnp.minimum(state.rows_since_fired_F, sae.dead_after_rows) + len(x_BD)
     smallest = metrics.pop("smallest")
     average = jnp.where(state.threshold > 0, state.threshold, smallest)
@@ -186,17 +189,17 @@ def update(
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
-        ema=state.ema and optax.incremental_update(params, state.ema, 1 - train.ema),
+        ema=optax.incremental_update(params, state.ema, 1 - train.ema) if train.ema else None,
         rows_since_fired_F=jnp.where(fired_F > 0, 0, since_F),
         threshold=jnp.where(jnp.isfinite(smallest), average, state.threshold),
     )
     return state, metrics
 
 
-def make_train_step(sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh) -> typing.Callable:
-    """``train_step(state, x_BD) -> (state, metrics)``, compiled; the state passed in is consumed.
+def make_train_step(sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh) -> Callable[..., typing.Any]:
+    """Return the compiled ``train_step(state, x_BD) -> (state, metrics)``, which consumes its state.
 
-    x_BD are rows as stored; metrics are scalars on the device.
+    x_BD are stored rows; metrics are scalars on the device.
     """
 
     def train_step(state: State, x_BD: jax.Array) -> tuple[State, dict[str, jax.Array]]:
@@ -205,7 +208,7 @@ def make_train_step(sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings(sae, train, mesh), None))
 
 
-def _state(params, mean_D, scale, train):
+def _state(params: dict[str, jax.Array], mean_D: jax.Array, scale: jax.Array, train: TrainConfig) -> State:
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,

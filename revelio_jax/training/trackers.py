@@ -1,23 +1,24 @@
-"""TensorBoard and wandb, where a run asks for them: both are given the lines of metrics.jsonl.
+"""TensorBoard and wandb: both receive the lines of metrics.jsonl if the config enables them.
 
     tensorboard --logdir runs
 
-A resumed run goes on in the same curves, and what it measures again is not shown twice.
+A resumed run continues the same curves; steps that run again are not shown twice.
 """
 
 import dataclasses
-import os
 import pathlib
 import secrets
 import time
+import typing
 
 from revelio_jax.config import Config, LoggingConfig
 from revelio_jax.errors import InputError, require
+from revelio_jax.files import write_text
 from revelio_jax.training import processes
 
 
 def check(logging: LoggingConfig) -> None:
-    """Raise InputError where what the run asks for is not installed, or wandb would refuse it."""
+    """Raise InputError if an enabled tracker is not installed, or wandb rejects the project or the login."""
     if logging.tensorboard:
         require("tensorboard", "tensorboard", "config.logging.tensorboard")
     if logging.wandb:
@@ -30,22 +31,26 @@ def check(logging: LoggingConfig) -> None:
                 wandb.login()
         except wandb.Error as error:
             raise InputError(
-                f"config.logging.wandb is {logging.wandb!r}: {error} (WANDB_MODE=offline needs no login)"
+                f"config.logging.wandb is {logging.wandb!r}: {error} (WANDB_MODE=offline works without a login)"
             ) from error
 
 
 def sinks(run: pathlib.Path, start: int, config: Config) -> list["TensorBoard | Wandb"]:
-    """What the run asks for, from step ``start`` on; in process 0 only."""
+    """Return the enabled trackers of a run that starts after step ``start``; none outside the first process."""
     if not processes.is_first():
         return []
-    asked = [TensorBoard(run, start)] if config.logging.tensorboard else []
-    return [*asked, Wandb(run, config)] if config.logging.wandb else asked
+    trackers: list[TensorBoard | Wandb] = []
+    if config.logging.tensorboard:
+        trackers.append(TensorBoard(run, start))
+    if config.logging.wandb:
+        trackers.append(Wandb(run, config))
+    return trackers
 
 
 class TensorBoard:
-    """A scalar a field, in the run's folder ``tensorboard``.
+    """One scalar per field, in the folder ``tensorboard`` of the run.
 
-    The writer is TensorBoard's own: tensorboardX would import torch where that is installed.
+    Uses TensorBoard's own writer, because tensorboardX imports torch if it is installed.
     """
 
     def __init__(self, run: pathlib.Path, start: int):
@@ -55,44 +60,42 @@ class TensorBoard:
 
         self._Event, self._Summary = Event, Summary
         self._writer = EventFileWriter(str(run / "tensorboard"))
-        # TensorBoard drops what an earlier attempt wrote from this step on.
+        # TensorBoard then drops events of an earlier attempt from this step on.
         self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, line: dict[str, float]) -> None:
         values = [self._Summary.Value(tag=name, simple_value=value) for name, value in line.items() if name != "step"]
         self._write(line["step"], summary=self._Summary(value=values))
 
-    def _write(self, step, **what):
-        self._writer.add_event(self._Event(wall_time=time.time(), step=step, **what))
-        self._writer.flush()  # a run that is killed has its curve up to there, as it has its metrics.jsonl
+    def _write(self, step: float, **event: typing.Any) -> None:
+        self._writer.add_event(self._Event(wall_time=time.time(), step=int(step), **event))
+        self._writer.flush()  # so that a killed run keeps its curve
 
     def close(self, failed: bool) -> None:
         self._writer.close()
 
 
 class Wandb:
-    """A run of wandb with the folder's name and the run's config; its id is kept in the run's folder."""
+    """A wandb run with the name of the run's folder and its config; the file ``wandb_id`` stores its id."""
 
     def __init__(self, run: pathlib.Path, config: Config):
         import wandb
 
-        kept = run / "wandb_id"
-        if not kept.exists():
-            part = kept.with_suffix(".part")
-            part.write_text(secrets.token_hex(4))
-            os.replace(part, kept)
+        id_file = run / "wandb_id"
+        if not id_file.exists():
+            write_text(id_file, secrets.token_hex(4))
         self._run = wandb.init(
             project=config.logging.wandb,
-            id=kept.read_text(),
+            id=id_file.read_text(),
             name=run.absolute().name,
             dir=run,
             config=dataclasses.asdict(config),
             resume="allow",
-            settings=wandb.Settings(console="off", silent=True),  # stderr has the bar
+            settings=wandb.Settings(console="off", silent=True),  # the progress bar is on stderr
         )
 
     def add(self, line: dict[str, float]) -> None:
-        if line["step"] >= self._run.starting_step:  # wandb keeps what it has, and would warn
+        if line["step"] >= self._run.starting_step:  # wandb keeps earlier steps and would warn
             self._run.log(line, step=line["step"], commit=True)
 
     def close(self, failed: bool) -> None:

@@ -206,7 +206,7 @@ def assert_refused(config, match, tmp_path):
         ("mesh", {"feature": 3, "data": None}, "config.mesh.feature is 3; it must divide the 8"),
         ("mesh", {"feature": 4, "data": 4}, "is 4 x 4; there are 8 devices"),
         ("data", {"lanes": 3}, "config.data.lanes is 3; it must divide config.train.batch_size 64"),
-        ("data", {"stores": ("nowhere_*",)}, r"config.data.stores has the pattern 'nowhere_\*', which fits"),
+        ("data", {"stores": ("nowhere_*",)}, r"config.data.stores has the pattern 'nowhere_\*', which matches"),
         ("mesh", {"data": 0}, "config.mesh.data is 0"),
         ("sae", {"k": 49}, "config.sae.k is 49; it must be at most 48"),
         ("sae", {"k_start": 49, "k_anneal_steps": 9}, "config.sae.k_start is 49; it must be at most 48"),

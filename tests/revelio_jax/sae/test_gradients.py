@@ -1,55 +1,20 @@
-"""Sparse products, AuxK and sharding give the loss and the gradients of the plain dense formulation."""
+"""Sparse products, AuxK and sharding give the loss and the gradients of the reference definition."""
 
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revelio_jax.config import SaeConfig
-from revelio_jax.sae import sharding
+from revelio_jax.sae import reference, sharding
 from revelio_jax.training.step import gradients
 
 
-def top(z, k):
-    """z with all but the k largest of a row set to 0."""
-    kept = jax.lax.top_k(z, min(k, z.shape[1]))[1]
-    return z * jnp.zeros_like(z).at[jnp.arange(len(z))[:, None], kept].set(1)
-
-
-def select(z, k, sae):
-    if sae.architecture == "topk":
-        return top(z, k)
-    if sae.architecture == "batch_topk":  # of those that have a slot
-        most = top(z, 4 * sae.k * (1 if k == sae.k else 4))
-        return top(most.reshape(1, -1), k * len(z)).reshape(z.shape)
-    return z
-
-
-def dense_loss(params, x, dead, sae):
-    """The loss as the papers write it: fvu + alpha ||e - e_hat||^2 / deviation, and the variants' terms."""
-    z = jax.nn.relu((x - params["b_dec_D"]) @ params["W_enc_FD"].T + params["b_enc_F"])
-    deviation = jnp.square(x - x.mean(0)).sum()
-
-    def fvu(z):
-        return jnp.square(x - z @ params["W_dec_FD"] - params["b_dec_D"]).sum() / deviation
-
-    kept = select(z, sae.k, sae)
-    nested = [fvu(kept.at[:, round(share * len(dead)) :].set(0)) for share in sae.prefixes or [1.0]]
-    loss = sum(nested) / len(nested)
-    if sae.multi_topk:
-        loss += sae.multi_topk * fvu(select(z, 4 * sae.k, sae))
-    residual = jax.lax.stop_gradient(x - kept @ params["W_dec_FD"] - params["b_dec_D"])
-    aux = jnp.square(residual - top(z * dead, sae.k_aux) @ params["W_dec_FD"]).sum() / deviation
-    aux = jnp.where(dead.any() & (sae.k_aux > 0), aux, 0)
-    return loss + sae.aux_alpha * aux, aux
-
-
 def example(rows, width, latents, seed=0):
-    """Parameters that are not tied, biases that are not 0, rows off the origin."""
+    """Return untied parameters with biases, and rows away from the origin."""
     random = np.random.default_rng(seed)
     shapes = {
         "W_enc_FD": (latents, width), "b_enc_F": (latents,), "W_dec_FD": (latents, width), "b_dec_D": (width,)
@@ -58,13 +23,13 @@ def example(rows, width, latents, seed=0):
     return params, (random.normal(size=(rows, width)) + 1).astype(np.float32)
 
 
-def assert_equals_dense(params, x, dead, sae, data=1, feature=1):
+def assert_equals_reference(params, x, dead, sae, data=1, feature=1):
     mesh = sharding.make_mesh(data, feature, len(x), len(dead))
     sharded = jax.device_put(params, sharding.named(mesh, sharding.params(sae.architecture)))
     run = jax.jit(functools.partial(gradients, k=sae.k, sae=sae, mesh=mesh))
     grads, _, metrics = run(sharded, dead, sharding.put_batch(mesh, x))
-    dense = jax.jit(jax.value_and_grad(functools.partial(dense_loss, sae=sae), has_aux=True))
-    (loss, aux), expected = dense(params, x, dead)
+    plain = jax.jit(jax.value_and_grad(functools.partial(reference.loss, sae=sae), has_aux=True))
+    (loss, aux), expected = plain(params, x, dead)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["aux_loss"], aux, rtol=1e-5)
     for name, value in expected.items():
@@ -81,24 +46,24 @@ def assert_equals_dense(params, x, dead, sae, data=1, feature=1):
     share=st.sampled_from([0, 0.1, 1]),
     seed=st.integers(0, 99),
 )
-def test_gradients_equal_dense(rows, width, latents, k, share, seed):
+def test_gradients_equal_the_reference(rows, width, latents, k, share, seed):
     params, x = example(rows + 1, width, latents, seed)
     dead = np.random.default_rng(seed).random(latents) < share
-    assert_equals_dense(params, x, dead, SaeConfig(k=k, k_aux=20, aux_alpha=0.7))
+    assert_equals_reference(params, x, dead, SaeConfig(k=k, k_aux=20, aux_alpha=0.7))
 
 
-# With k_aux 8: no dead latent, fewer than k_aux, more, and all.
+# k_aux is 8: no dead latent, fewer than k_aux, more, all.
 @pytest.mark.parametrize("count", [0, 3, 20, 64])
-def test_gradients_equal_dense_for_any_number_of_dead_latents(count):
+def test_gradients_equal_the_reference_for_any_number_of_dead_latents(count):
     params, x = example(32, 12, 64)
-    assert_equals_dense(params, x, np.arange(64)[::-1] < count, SaeConfig(k=4, k_aux=8, aux_alpha=0.7))
+    assert_equals_reference(params, x, np.arange(64)[::-1] < count, SaeConfig(k=4, k_aux=8, aux_alpha=0.7))
 
 
 @pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4), (1, 8)], ids=str)
-def test_gradients_equal_dense_on_a_mesh(mesh):
+def test_gradients_equal_the_reference_on_a_mesh(mesh):
     params, x = example(32, 12, 64)
-    dead = np.arange(64) < 20  # on the first devices only
-    assert_equals_dense(params, x, dead, SaeConfig(k=4, k_aux=8, aux_alpha=0.7), *mesh)
+    dead = np.arange(64) < 20  # only on the first devices
+    assert_equals_reference(params, x, dead, SaeConfig(k=4, k_aux=8, aux_alpha=0.7), *mesh)
 
 
 VARIANTS = {
@@ -116,12 +81,12 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
-def test_gradients_of_variants_equal_dense(name, mesh):
+def test_gradients_of_variants_equal_the_reference(name, mesh):
     params, x = example(32, 12, 96)
-    assert_equals_dense(params, x, np.arange(96) < 20, VARIANTS[name], *mesh)
+    assert_equals_reference(params, x, np.arange(96) < 20, VARIANTS[name], *mesh)
 
 
-def test_without_dead_latents_aux_k_changes_nothing():
+def test_aux_k_changes_nothing_without_dead_latents():
     params, x = example(32, 12, 64)
     mesh = sharding.make_mesh(1, 1, 32, 64)
     none = np.zeros(64, bool)
@@ -133,13 +98,13 @@ def test_without_dead_latents_aux_k_changes_nothing():
         np.testing.assert_array_equal(with_aux[name], without[name])
 
 
-def test_the_loss_compares_with_the_row_itself():
-    """A perfect bias reconstructs a constant batch: no bias may be missing or counted twice."""
+def test_the_error_is_taken_to_the_row_with_its_bias():
+    """A perfect bias reconstructs a constant batch, so no bias is missing or counted twice."""
     params, _ = example(8, 6, 32)
     params["b_enc_F"] -= 100  # nothing fires
     x = np.tile(params["b_dec_D"], (8, 1)) + np.eye(8, 6, dtype=np.float32) * 1e-3
     mesh = sharding.make_mesh(1, 1, 8, 32)
     _, fired, metrics = jax.jit(lambda p: gradients(p, np.zeros(32, bool), x, 4, SaeConfig(k=4), mesh))(params)
-    assert metrics["fvu"] < 1.3  # the error is that to the mean; off by the bias it would be 10^6
+    assert metrics["fvu"] < 1.3  # without a bias, or with it twice, it would be 10^6
     assert metrics["l0"] == 0
-    assert not fired.any()  # slots were selected, with value 0
+    assert not fired.any()  # slots with value 0 do not count

@@ -168,12 +168,12 @@ def test_sources_have_their_shares_of_every_batch_and_epochs_of_their_own(mixed)
 def test_shares_are_kept_at_all_times(weights, lane_rows, lanes, step):
     shares = tuple(fractions.Fraction(weight, sum(weights)) for weight in weights)
     order = loader.Order(0, lane_rows * lanes, shares, ((),) * lanes, ())
-    before, after = order.before(step), order.before(step + 1)
+    before, after = order.rows_before(step), order.rows_before(step + 1)
     assert sum(before) == step * lane_rows
     assert all(abs(n - share * step * lane_rows) < 1 for n, share in zip(before, shares, strict=True))
     if all(share * lane_rows >= 1 for share in shares):  # which make_order asks for
         assert all(a <= b for a, b in zip(before, after, strict=True))
-    whole = order.before(step * sum(weights))
+    whole = order.rows_before(step * sum(weights))
     assert whole == [step * lane_rows * weight for weight in weights]
 
 
@@ -245,13 +245,13 @@ import jax, numpy as np
 address, process, location = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 jax.distributed.initialize(address, num_processes=2, process_id=process)
 from revelio_jax.sae import sharding
-from revelio_jax.training import loader as data
+from revelio_jax.training import loader
 from revelio_jax.training.mixture import open_mixture
 mixture = open_mixture([location])
-order = data.make_order(mixture, 0, 48, 8, 0.1, 4)
+order = loader.make_order(mixture, 0, 48, 8, 0.1, 4)
 mesh = sharding.make_mesh(*map(int, sys.argv[4:]), 48, 48)
 lanes = sharding.own_lanes(sharding.processes(mesh), 4, jax.process_index())
-ours, whole = data.batches(mixture, order, 5, lanes), data.batches(mixture, order, 5)
+ours, whole = loader.batches(mixture, order, 5, lanes), loader.batches(mixture, order, 5)
 for _ in range(3):
     x_BD, wanted = sharding.put_batch(mesh, next(ours)), next(whole)
     assert x_BD.shape == (48, 2), x_BD.shape
@@ -323,14 +323,14 @@ def test_a_read_that_fails_is_raised(one):
 
 MEMORY = r"""
 import itertools, re, sys
-from revelio_jax.training import loader as data
+from revelio_jax.training import loader
 from revelio_jax.training.mixture import open_mixture
 mixture = open_mixture([sys.argv[1]])
-order = data.make_order(mixture, 0, 256, 16, 0.05, int(sys.argv[2]))
+order = loader.make_order(mixture, 0, 256, 16, 0.05, int(sys.argv[2]))
 def peak():  # of this process alone; getrusage counts its parent's too
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])
 before = peak()
-stream = data.batches(mixture, order, 0)
+stream = loader.batches(mixture, order, 0)
 for batch in itertools.islice(stream, 2 * order.rows // 256):
     batch.sum()
 stream.close()

@@ -77,7 +77,7 @@ def test_weights_that_are_not_above_0(folder, weight):
 
 
 def test_refuses(folder, tmp_path, write_store):
-    def refused(match, *entries, site=""):
+    def refused(match, *entries, site=None):
         with pytest.raises(InputError, match=match):
             open_mixture(entries, site)
 
@@ -85,11 +85,11 @@ def test_refuses(folder, tmp_path, write_store):
     model = write_store(tmp_path / "model", np.eye(32, 4, dtype=np.float32), model={"id": "m"})
     half = write_store(tmp_path / "half", np.eye(32, 4, dtype=np.float32), finish=False)
     first = f"{folder}/a"
-    refused(r"has the pattern '.*/c_\*', which fits no folder", first, f"2:{folder}/c_*")
+    refused(r"has the pattern '.*/c_\*', which matches no folder", first, f"2:{folder}/c_*")
     refused("it does not exist", first, f"{folder}/c")
     refused("unfinished", first, half)
     refused(r"clip\.layer\.1 of .*wide has width 5, but 4 in .*/a", first, wide)
-    refused(r"model is of the model \{'id': 'm'\}, but .*/a of None", first, model)
+    refused(r"model is of the model \{'id': 'm'\}, but .*/a is of None", first, model)
     refused("names .*b_1 twice", f"{folder}/b_*", f"{folder}/b_1")
     refused("config.data.site is 'x'; store .* has clip.layer.1", first, site="x")
 

@@ -7,7 +7,7 @@ import pytest
 
 from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.planning import hlo
-from revelio_jax.sae import initial, sharding
+from revelio_jax.sae import initial, reference, sharding
 from revelio_jax.training.step import abstract_state, initial_state, make_train_step, remove_parallel, schedule
 
 ROWS, WIDTH, LATENTS = 32, 8, 64
@@ -70,10 +70,7 @@ def test_rows_since_fired():
     state, train_step = begin(mesh)
     x = batch(0)
     params = jax.device_get(state.params)
-    z = np.maximum((x - 1) / 2 @ params["W_enc_FD"].T, 0)
-    kept = np.argsort(-z, 1, kind="stable")[:, : SAE.k]
-    fired = np.zeros(LATENTS, bool)
-    fired[kept[np.take_along_axis(z, kept, 1) > SAE.dead_threshold]] = True
+    fired = (reference.encode(params, (x - 1) / 2, SAE.k) > SAE.dead_threshold).any(0)
     for count in (1, 2, 3, 4, 5):
         state, _ = train_step(state, sharding.put_batch(mesh, x))
         if count == 1:

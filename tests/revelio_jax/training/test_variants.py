@@ -11,7 +11,7 @@ import pytest
 
 from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.evaluate import evaluate
-from revelio_jax.sae import initial, sharding
+from revelio_jax.sae import initial, reference, sharding
 from revelio_jax.train import train
 from revelio_jax.training.run import restore_run
 from revelio_jax.training.step import annealed_k, initial_state, make_train_step, schedule
@@ -43,11 +43,6 @@ def run(planted, steps, sae=SAE, options=TRAIN, mesh=(1, 1), each=lambda before,
     return jax.device_get(state), metrics
 
 
-def positive(params, x):
-    """ReLU(W_enc (x - b_dec) + b_enc)."""
-    return np.maximum((x - params["b_dec_D"]) @ params["W_enc_FD"].T + params["b_enc_F"], 0)
-
-
 # batch_topk
 
 
@@ -56,7 +51,7 @@ def test_batch_topk_keeps_k_a_row_on_average_and_tracks_the_smallest(planted):
     averages = []
 
     def each(before, x, after):
-        smallest = np.sort(positive(before.params, x), axis=None)[-sae.k * ROWS]
+        smallest = np.sort(reference.positive(before.params, x), axis=None)[-sae.k * ROWS]
         averages.append(averages[-1] + 0.01 * (smallest - averages[-1]) if averages else smallest)
         np.testing.assert_allclose(after.threshold, averages[-1], rtol=1e-3)
 
@@ -104,10 +99,8 @@ def test_the_first_latents_of_matryoshka_reconstruct_on_their_own(variant, plant
     def fvu(config):
         _, _, state, _ = restore_run(config)
         params, x = jax.device_get(state.params), (planted - state.mean_D) / state.scale
-        z = positive(params, x)
-        z[np.arange(len(x))[:, None], np.argsort(-z, 1)[:, config.sae.k :]] = 0
-        error = x - z[:, :first] @ params["W_dec_FD"][:first] - params["b_dec_D"]
-        return np.square(error).sum() / np.square(x - x.mean(0)).sum()
+        z = reference.encode(params, x, config.sae.k).at[:, first:].set(0)
+        return reference.fvu(x, reference.decode(params, z))
 
     assert fvu(config) < fvu(variant("topk")) - 0.1
 
@@ -227,7 +220,6 @@ def test_multi_topk_reconstructs_from_more_latents_too(planted):
     for weight in (0.0, 0.125):
         state, _ = run(planted, 300, dataclasses.replace(SAE, multi_topk=weight))
         x = (planted - planted.mean(0)) / planted.std()
-        z = positive(state.params, x)
-        z[np.arange(len(x))[:, None], np.argsort(-z, 1)[:, 4 * SAE.k :]] = 0
-        error[weight] = np.square(x - z @ state.params["W_dec_FD"] - state.params["b_dec_D"]).sum()
+        z = reference.encode(state.params, x, 4 * SAE.k)
+        error[weight] = reference.fvu(x, reference.decode(state.params, z))
     assert error[0.125] < 0.9 * error[0.0]
