@@ -43,7 +43,7 @@ from revelio_jax.training.groups import (
     restored_states,
 )
 from revelio_jax.training.loader import RowStream
-from revelio_jax.training.loop import DispatchedStep, run_steps
+from revelio_jax.training.loop import StepResult, run_steps
 from revelio_jax.training.run import describe, dictionary_size, make_order, open_run, resumed_step, write_config
 from revelio_jax.training.step import State
 
@@ -98,15 +98,15 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
         steps = enter(contextlib.closing(run_steps(train_step, states, streams, lanes, start, config, mesh)))
         fvus: dict[Member, list[float]] = {member: [] for member in members}  # since the last checkpoint
         last_step = start
-        for done in steps:
-            last_step = done.step
-            for member, fvu in log_members(groups, streams, logs, done):
+        for result in steps:
+            last_step = result.step
+            for member, fvu in log_members(groups, streams, logs, result):
                 fvus[member].append(fvu)
             bar.update()
             last = [values[-1] for values in fvus.values()]
             bar.set_postfix_str(f"FVU {min(last):.4f} to {max(last):.4f}")
-            if done.state is not None:
-                save(managers, groups, done, fvus, mesh)
+            if result.state is not None:
+                save(managers, groups, result, fvus, mesh)
                 fvus = {member: [] for member in members}
     if last_step < options.steps:
         print(f"{config.run} is stopped; step {last_step} is saved, --config.train.resume=True continues it")
@@ -223,15 +223,15 @@ def log_members(
     groups: Sequence[Group],
     streams: Sequence[RowStream],
     logs: dict[Member, metrics.Log],
-    done: DispatchedStep[list[State]],
+    result: StepResult[list[State]],
 ) -> list[tuple[Member, float]]:
     """Wait for a step, log it for every member and return the FVU of each."""
     fvus: list[tuple[Member, float]] = []
-    for group, group_metrics in zip(groups, jax.device_get(done.metrics), strict=True):
+    for group, group_metrics in zip(groups, jax.device_get(result.metrics), strict=True):
         for i, member in enumerate(group.members):
             member_metrics = {name: values[i] for name, values in group_metrics.items()}
-            with nonfinite_report.explained(member.folder, streams[member.stream]):
-                line = logs[member].add(done.step, member_metrics | done.coverage[member.stream], done.wait_s)
+            with nonfinite_report.stop_on_nonfinite(member.folder, streams[member.stream]):
+                line = logs[member].add(result.step, member_metrics | result.coverage[member.stream], result.wait_s)
             fvus.append((member, line["fvu"]))
     return fvus
 
@@ -239,17 +239,17 @@ def log_members(
 def save(
     managers: dict[Member, typing.Any],
     groups: Sequence[Group],
-    done: DispatchedStep[list[State]],
+    result: StepResult[list[State]],
     fvus: dict[Member, list[float]],
     mesh: jax.sharding.Mesh,
 ) -> None:
     """Start to save the state of every member as an ordinary checkpoint."""
     for manager in managers.values():  # no member may be two checkpoints ahead of another
         manager.wait_until_finished()
-    for group, group_state in zip(groups, done.state or (), strict=True):
+    for group, group_state in zip(groups, result.state or (), strict=True):
         for member, state in member_states(group, group_state, mesh):
             fvu = float(np.mean(fvus[member]))
-            checkpoints.save(managers[member], done.step, state, fvu, member.config, member.identity)
+            checkpoints.save(managers[member], result.step, state, fvu, member.config, member.identity)
 
 
 def main(argv: Sequence[str]) -> None:

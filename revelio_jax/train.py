@@ -66,7 +66,7 @@ def train(config: Config) -> None:
 
     # Loop. Metrics of a step are read while the device computes the next one.
     with (
-        nonfinite_report.explained(folder, stream),
+        nonfinite_report.stop_on_nonfinite(folder, stream),
         checkpoints.manager(folder, options.keep) as manager,
         metrics.Log(
             folder / "metrics.jsonl", start, options, logging.every, trackers.sinks(folder, start, config)
@@ -74,12 +74,12 @@ def train(config: Config) -> None:
         contextlib.closing(run_steps(train_step, state, [stream], lanes, start, config, mesh)) as steps,
     ):
         last_step, fvus = start, []  # FVUs since the last checkpoint
-        for done in steps:
-            last_step = done.step
+        for result in steps:
+            last_step = result.step
             # Raises NotFinite before a bad state is saved.
-            fvus.append(log.add(done.step, done.metrics | done.coverage[0], done.wait_s)["fvu"])
-            if done.state is not None:
-                checkpoints.save(manager, done.step, done.state, float(np.mean(fvus)), config, identity)
+            fvus.append(log.add(result.step, result.metrics | result.coverage[0], result.wait_s)["fvu"])
+            if result.state is not None:
+                checkpoints.save(manager, result.step, result.state, float(np.mean(fvus)), config, identity)
                 fvus = []
     if last_step < options.steps:
         print(f"{folder} is stopped; step {last_step} is saved, --config.train.resume=True continues it")

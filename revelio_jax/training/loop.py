@@ -17,7 +17,7 @@ T = typing.TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class DispatchedStep(typing.Generic[T]):
+class StepResult(typing.Generic[T]):
     """A step that the device may still be computing.
 
     ``metrics`` are on the device; reading them waits for the step. ``coverage`` has the shuffling metrics of
@@ -40,7 +40,7 @@ def run_steps(
     start: int,
     config: Config,
     mesh: jax.sharding.Mesh,
-) -> Generator[DispatchedStep[T], None, None]:
+) -> Generator[StepResult[T], None, None]:
     """Yield every step from ``start`` + 1 to config.train.steps, one behind the device.
 
     ``train_step(state, *batches) -> (state, metrics)`` takes one batch [B, D] of each stream and consumes the
@@ -66,7 +66,7 @@ def run_steps(
                 yield previous
             stop = is_stopped(step)
             saves = step % config.train.checkpoint_every == 0 or step == steps or stop
-            previous = DispatchedStep(step, step_metrics, shuffling, wait_s, state if saves else None)
+            previous = StepResult(step, step_metrics, shuffling, wait_s, state if saves else None)
             if saves:
                 yield previous
                 previous = None

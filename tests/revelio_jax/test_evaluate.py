@@ -43,24 +43,24 @@ def test_numbers_equal_the_reference(trained, result):
 def test_quality_on_planted_rows(result):
     assert result["fvu"] < 0.1
     assert result["cosine"] > 0.99
-    assert result["dead_fraction"] <= 1 / 3  # of 48 latents, for 24 directions
+    assert result["dead_fraction"] <= 1 / 3  # 48 latents for 24 directions
     assert 0 <= result["dead_fraction_train"] <= 0.25
 
 
-def test_what_is_written(trained, result):
+def test_evaluation_json_holds_the_result(trained, result):
     path = pathlib.Path(trained.run) / "evaluation.json"
     assert json.loads(path.read_text()) == result
     assert result["step"] == 600
     assert not list(path.parent.glob("*.part"))
 
 
-def test_the_same_on_a_mesh(trained, with_train, result):
+def test_a_mesh_gives_the_same_numbers(trained, with_train, result):
     split = evaluate(with_train(trained, data=2, feature=4))
     assert split["fvu"] == pytest.approx(result["fvu"], rel=1e-4)
     assert split["density_histogram"] == result["density_histogram"]
 
 
-def test_refuses(trained, base, with_train, tmp_path):
+def test_a_run_without_a_matching_checkpoint_is_refused(trained, base, with_train, tmp_path):
     with pytest.raises(InputError, match="has no checkpoint; run python -m"):
         evaluate(with_train(base, run=str(tmp_path / "none")))
     with pytest.raises(InputError, match=r"config\.sae\.k is 2"):

@@ -1,4 +1,4 @@
-"""Export: the folded tensors give the same latents and reconstruction on rows as they are in the pipeline."""
+"""Export: the folded tensors give the same latents and reconstructions on rows of the pipeline."""
 
 import dataclasses
 import json
@@ -21,11 +21,11 @@ from tests.helpers import ROOT
 
 
 def encode_decode(tensors, k, x):
-    """What SAELens computes for architecture topk with apply_b_dec_to_input."""
+    """Return latents and reconstruction as SAELens computes topk with apply_b_dec_to_input."""
     pre = (x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]
-    kept = np.argsort(-pre, 1, kind="stable")[:, :k]
+    top = np.argsort(-pre, 1, kind="stable")[:, :k]
     z = np.zeros_like(pre)
-    np.put_along_axis(z, kept, np.maximum(np.take_along_axis(pre, kept, 1), 0), 1)
+    np.put_along_axis(z, top, np.maximum(np.take_along_axis(pre, top, 1), 0), 1)
     return z, z @ tensors["W_dec"] + tensors["b_dec"]
 
 
@@ -51,7 +51,7 @@ def test_the_fold_is_exact(trained, folder, planted):
     size = np.abs(x).max()
     np.testing.assert_allclose(reconstruction, mean + scale * np.asarray(x_hat), atol=1e-5 * size)
     np.testing.assert_allclose(latents, scale * trained_latents, atol=1e-5 * size)
-    assert scale != pytest.approx(1, abs=0.1)  # or nothing was tested
+    assert scale != pytest.approx(1, abs=0.1)  # a scale of 1 would test nothing
 
 
 ARCHITECTURES = {
@@ -65,14 +65,14 @@ ARCHITECTURES = {
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def exported(request, variant):
-    """Name, config and folder of every architecture, and of a run with a moving average."""
+    """Name, config and SAE folder of every architecture, and of a run with a moving average."""
     config = variant(request.param)
     return request.param, config, export(config)
 
 
 @pytest.fixture(scope="module")
 def expected(exported, planted):
-    """Latents and reconstruction of 256 rows, as evaluation here has them, in the rows' own units."""
+    """Latents and reconstructions of 256 rows by the trained model, in units of the stored rows."""
     _, config, _ = exported
     _, _, state, mesh = restore_run(config)
     latents = len(state.params["b_enc_F"])
@@ -96,7 +96,7 @@ def expected(exported, planted):
 
 def assert_equals(latents, reconstruction, expected, config):
     z, x_hat = expected
-    if config.sae.architecture == "batch_topk":  # which here has a bound, where it does not bind
+    if config.sae.architecture == "batch_topk":  # only rows on which the bound of the trained model is not reached
         free = (z > 0).sum(1) < BATCH_SLOTS * config.sae.k
         assert free.mean() > 0.9
         latents, reconstruction, z, x_hat = latents[free], reconstruction[free], z[free], x_hat[free]
@@ -105,7 +105,7 @@ def assert_equals(latents, reconstruction, expected, config):
     np.testing.assert_allclose(reconstruction, x_hat, atol=1e-5 * size)
 
 
-def test_every_architecture_computes_the_same_from_the_folder(exported, expected, planted):
+def test_the_folder_of_every_architecture_gives_the_same_latents(exported, expected, planted):
     name, config, folder = exported
     cfg, tensors = (
         json.loads((folder / "cfg.json").read_text()),
@@ -159,7 +159,7 @@ def test_the_moving_average_is_exported(variant):
     assert np.abs(tensors["W_dec"] - state.params["W_dec_FD"]).max() > 1e-4
 
 
-def test_the_card_says_what_fires(variant):
+def test_the_card_states_the_number_of_active_latents(variant):
     card = {name: (export(variant(name)) / "README.md").read_text() for name in ARCHITECTURES}
     assert "at most 3 active on a row" in card["topk"]
     assert "about 3 active on a row" in card["jumprelu"]
@@ -168,7 +168,7 @@ def test_the_card_says_what_fires(variant):
     assert "base_model" not in card["topk"]  # a folder's name is none of the hub's
 
 
-def test_steering_reads_every_architecture_and_computes_the_same(exported, expected, planted):
+def test_steering_computes_the_same_for_every_architecture(exported, expected, planted):
     torch = pytest.importorskip("torch")
     from revelio_jax.steering.sae import load_sae
 
@@ -177,12 +177,12 @@ def test_steering_reads_every_architecture_and_computes_the_same(exported, expec
     assert_equals(sae.codes(x).numpy(), sae.reconstruct(x).numpy(), expected, config)
 
 
-def test_others_may_read_it(folder):
+def test_all_files_have_the_same_permissions(folder):
     modes = {path.stat().st_mode for path in folder.iterdir()}
     assert len(modes) == 1
 
 
-def test_tensors(trained, folder):
+def test_tensors_are_float32_with_unit_decoder_rows(trained, folder):
     tensors = load_file(folder / "sae_weights.safetensors")
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     assert shapes == {"W_enc": (16, 48), "b_enc": (48,), "W_dec": (48, 16), "b_dec": (16,)}
@@ -190,7 +190,7 @@ def test_tensors(trained, folder):
     np.testing.assert_allclose(np.linalg.norm(tensors["W_dec"], axis=1), np.ones(48), rtol=1e-5)
 
 
-def test_cfg(trained, folder):
+def test_cfg_has_the_fields_of_saelens_and_steering(trained, folder):
     cfg = json.loads((folder / "cfg.json").read_text())
     metadata = cfg.pop("metadata")
     assert cfg == {
@@ -224,7 +224,7 @@ def test_a_second_export_replaces_the_first(trained, folder):
     assert "FVU" in (folder / "README.md").read_text()
 
 
-def test_an_evaluation_of_another_step_is_left_out(trained, folder):
+def test_the_evaluation_of_another_step_is_left_out(trained, folder):
     path = pathlib.Path(trained.run) / "evaluation.json"
     before = path.read_text()
     path.write_text(json.dumps(json.loads(before) | {"step": 7}))
@@ -233,7 +233,7 @@ def test_an_evaluation_of_another_step_is_left_out(trained, folder):
     assert cfg["metadata"]["evaluation"] is None
 
 
-def test_without_normalisation_nothing_is_folded(base, with_train, tmp_path):
+def test_without_normalization_nothing_is_folded(base, with_train, tmp_path):
     from revelio_jax.train import train
 
     config: Config = with_train(base, run=str(tmp_path / "run"), steps=5)

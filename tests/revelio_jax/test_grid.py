@@ -1,4 +1,4 @@
-"""A grid: its members are what each would be, trained on its own."""
+"""Grids: members equal runs that are trained alone."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ TIMINGS = {"rows_per_s", "step_s", "data_wait_s", "rss_gib"}
 
 @pytest.fixture(scope="module")
 def sites(planted, tmp_path_factory) -> str:
-    """A store of three sites: two of width 16, of which the second has other rows, and one of width 8."""
+    """A store with three sites: two of width 16 with different rows, and one of width 8."""
     location = str(tmp_path_factory.mktemp("sites") / "store")
     rows = dict(zip(SITES, (planted, planted[::-1] * 2 - 3, planted[:, :8]), strict=True))
     plans = tuple(SitePlan(name, x.shape[1], (len(x),)) for name, x in rows.items())
@@ -44,7 +44,7 @@ def sites(planted, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def config(base, sites, with_train):
-    """Of a short run in which latents die; ``train.run`` is empty."""
+    """The config of a short run in which latents die; ``run`` is not set."""
     config = with_train(base, steps=STEPS, checkpoint_every=10, every=5, decay_share=0.0, site=SITES[0])
     return dataclasses.replace(
         config,
@@ -54,7 +54,7 @@ def config(base, sites, with_train):
 
 
 def newest_state(config, data=1, feature=1):
-    """The newest state of a run as numpy."""
+    """Return the newest state of a run as numpy arrays."""
     run, d = pathlib.Path(config.run), 16
     latents = config.sae.latents or d * config.sae.expansion
     mesh = sharding.make_mesh(data, feature, config.train.batch_size, latents)
@@ -70,7 +70,7 @@ def lines(config):
 
 @pytest.fixture(scope="module")
 def trained_grid(config, with_train, tmp_path_factory):
-    """The config and the members' configs of a finished grid."""
+    """The config of a finished grid, and the configs of its members."""
     config = with_train(config, run=str(tmp_path_factory.mktemp("grids") / "grid"))
     grid.train(config, K_AND_RATE)
     return config, grid.configs(config, K_AND_RATE)
@@ -78,7 +78,7 @@ def trained_grid(config, with_train, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A function that trains a member as a run of its own and returns its config."""
+    """A function that trains a member as a single run and returns its config."""
 
     def run(member):
         folder = tmp_path_factory.mktemp("alone")
@@ -89,19 +89,19 @@ def alone(tmp_path_factory):
     return run
 
 
-def assert_as_if_alone(members, alone):
-    """Members' states and metrics are those of runs of their own, with dead latents in some."""
+def assert_equal_to_single_runs(members, alone):
+    """States and metrics of members equal those of single runs, and some members have dead latents."""
     any_dead = []
     for member in members:
         expected = alone(member)
         assert_close(newest_state(member), newest_state(expected))
-        found, wanted = lines(member), lines(expected)
-        assert [line["step"] for line in found] == list(range(5, STEPS + 1, 5))
+        member_log, single_log = lines(member), lines(expected)
+        assert [line["step"] for line in member_log] == list(range(5, STEPS + 1, 5))
         for name in set(metrics.FIELDS) - TIMINGS:
-            numbers = [[line[name] for line in log] for log in (found, wanted)]
+            numbers = [[line[name] for line in log] for log in (member_log, single_log)]
             np.testing.assert_allclose(*numbers, rtol=1e-3, atol=1e-6, err_msg=name)
-        any_dead.append([line["dead_fraction"] > 0 for line in wanted])
-    # In some step some members have dead latents and others none.
+        any_dead.append([line["dead_fraction"] > 0 for line in single_log])
+    # In some step, some members have dead latents and others have none.
     assert any(any(step) and not all(step) for step in zip(*any_dead, strict=True))
 
 
@@ -112,25 +112,25 @@ def assert_close(state, expected):
     np.testing.assert_array_equal(state.mean_D, expected.mean_D)
 
 
-def test_one_after_another_in_one_program_is_as_if_alone(trained_grid, alone):
+def test_members_one_after_another_equal_single_runs(trained_grid, alone):
     _, members = trained_grid
     names = [pathlib.Path(member.run).name for member in members]
     assert names == [f"k={k},learning_rate={rate}" for k in (2, 3) for rate in (0.01, 0.003)]
-    assert_as_if_alone(members, alone)
+    assert_equal_to_single_runs(members, alone)
 
 
-def test_side_by_side_is_as_if_alone(config, with_train, alone, tmp_path):
+def test_vectorized_members_equal_single_runs(config, with_train, alone, tmp_path):
     config = with_train(config, run=str(tmp_path / "grid"))
     grid.train(config, K_AND_RATE, "vmap")
-    assert_as_if_alone(grid.configs(config, K_AND_RATE), alone)
+    assert_equal_to_single_runs(grid.configs(config, K_AND_RATE), alone)
 
 
-def test_sites_sizes_and_seeds_are_as_if_alone(config, with_train, alone, tmp_path):
+def test_members_with_other_sites_sizes_and_seeds_equal_single_runs(config, with_train, alone, tmp_path):
     config = with_train(config, run=str(tmp_path / "grid"))
-    given = [f"data.site={SITES[0]},{SITES[1]}", "sae.expansion=2,3", "train.seed=0,1"]
-    grid.train(config, given, "vmap")
-    members = grid.configs(config, given)
-    assert_as_if_alone([members[i] for i in (0, 3, 5, 6)], alone)  # each two values of each
+    axes = [f"data.site={SITES[0]},{SITES[1]}", "sae.expansion=2,3", "train.seed=0,1"]
+    grid.train(config, axes, "vmap")
+    members = grid.configs(config, axes)
+    assert_equal_to_single_runs([members[i] for i in (0, 3, 5, 6)], alone)  # every value of every field, twice
 
 
 def test_on_a_mesh(trained_grid, with_train, tmp_path):
@@ -157,7 +157,7 @@ def test_goes_on_to_the_bit(trained_grid, with_train, tmp_path, ahead):
         assert logs[0] == logs[1]
 
 
-def test_sigterm_saves_all(config, with_train, config_file, tmp_path):
+def test_sigterm_saves_every_member(config, with_train, config_file, tmp_path):
     config = with_train(config, run=str(tmp_path / "grid"), steps=10**6)
     path = config_file(tmp_path / "config.py", config)
     command = [sys.executable, "-m", "revelio_jax.grid", "--config", path, "--grid", "sae.k=2,3"]
@@ -172,7 +172,7 @@ def test_sigterm_saves_all(config, with_train, config_file, tmp_path):
     assert step == checkpoints.newest(*runs) == checkpoints.newest(runs[0]) == checkpoints.newest(runs[1])
 
 
-def test_every_command_takes_a_members_config(trained_grid):
+def test_every_command_accepts_the_config_of_a_member(trained_grid):
     _, members = trained_grid
     for member in members[1:3]:
         path = str(pathlib.Path(member.run) / "config.json")
@@ -182,19 +182,19 @@ def test_every_command_takes_a_members_config(trained_grid):
         assert json.loads((export(config) / "cfg.json").read_text())["k"] == member.sae.k
 
 
-def test_a_finished_grid_has_nothing_left_to_do(trained_grid, with_train, capsys):
+def test_resuming_a_finished_grid_changes_nothing(trained_grid, with_train, capsys):
     grid.train(with_train(trained_grid[0], resume=True), K_AND_RATE)
     assert f"all members have {STEPS} of {STEPS} steps" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_names_its_member(config, with_train, tmp_path):
+def test_a_nonfinite_loss_names_its_member(config, with_train, tmp_path):
     config = with_train(config, run=str(tmp_path / "grid"))
     with pytest.raises(SystemExit, match=r"loss is .*learning_rate=1e\+30/nonfinite\.json"):
         grid.train(config, ["train.learning_rate=1e-2,1e30"])
 
 
 @pytest.mark.parametrize(
-    ("given", "match"),
+    ("axes", "match"),
     [
         ([], "--grid is missing"),
         (["sae.k"], "sae.k is ''; each value must be of type int"),
@@ -215,13 +215,13 @@ def test_a_loss_that_is_not_finite_names_its_member(config, with_train, tmp_path
     ],
     ids=str,
 )
-def test_refuses(config, with_train, tmp_path, given, match):
+def test_a_wrong_grid_is_refused_before_anything_is_written(config, with_train, tmp_path, axes, match):
     with pytest.raises(InputError, match=match):
-        grid.train(with_train(config, run=str(tmp_path / "grid")), given)
+        grid.train(with_train(config, run=str(tmp_path / "grid")), axes)
     assert not list(tmp_path.iterdir())
 
 
-def test_refuses_a_grid_that_was_begun(trained_grid, with_train, tmp_path):
+def test_an_existing_grid_needs_resume_and_the_same_axes(trained_grid, with_train, tmp_path):
     config, _ = trained_grid
     with pytest.raises(InputError, match=r"pass --config\.train\.resume=True"):
         grid.train(config, K_AND_RATE)

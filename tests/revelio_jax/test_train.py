@@ -1,4 +1,4 @@
-"""Training as a command: what it writes, that it resumes to the bit, and what it refuses."""
+"""The train command: its files, exact resume, and refused input."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def command(path, *arguments):
 
 
 def final_state(config, step=None, data=1, feature=1):
-    """The state of a checkpoint as numpy."""
+    """Return the state of a checkpoint as numpy arrays."""
     run, d = pathlib.Path(config.run), 16
     latents = d * config.sae.expansion
     mesh = sharding.make_mesh(data, feature, config.train.batch_size, latents)
@@ -48,13 +48,13 @@ def assert_same_bits(a, b):
         np.testing.assert_array_equal(left, right, err_msg=jax.tree_util.keystr(path))
 
 
-def test_a_run_learns_and_writes_what_it_should(trained):
+def test_a_run_learns_and_writes_config_metrics_and_checkpoints(trained):
     run = pathlib.Path(trained.run)
     assert json.loads((run / "config.json").read_text()) == json.loads(trained.to_json())
     log = lines(trained)
     assert [line["step"] for line in log] == list(range(50, 601, 50))
     assert all(tuple(line) == FIELDS for line in log)
-    # 24 chunks are of 48 samples: so many in 64 rows, over what 256 samples would give.
+    # 24 chunks hold 48 samples; expected samples in 64 rows, relative to 256 samples.
     coverage = 48 * (1 - (47 / 48) ** 64) / (256 * (1 - (255 / 256) ** 64))
     assert np.mean([line["coverage"] for line in log]) == pytest.approx(coverage, abs=0.1)
     assert all(0.5 < line["entropy"] < 1 for line in log)
@@ -63,18 +63,18 @@ def test_a_run_learns_and_writes_what_it_should(trained):
     assert checkpoints.newest(run) == 600
 
 
-def test_the_planted_directions_are_found(trained, directions):
+def test_the_decoder_recovers_the_planted_directions(trained, directions):
     W_dec_FD = final_state(trained).params["W_dec_FD"]
     assert (directions @ W_dec_FD.T).max(1).mean() > 0.95
 
 
-def test_normalisation_is_that_of_the_store(trained, planted):
+def test_normalization_uses_the_statistics_of_the_store(trained, planted):
     state = final_state(trained)
     np.testing.assert_allclose(state.mean_D, planted.mean(0), rtol=1e-5)
     np.testing.assert_allclose(state.scale, np.sqrt(planted.var(0).mean()), rtol=1e-5)
 
 
-def test_killed_and_resumed_equals_uninterrupted(trained, with_train, config_file, tmp_path, monkeypatch):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(trained, with_train, config_file, tmp_path, monkeypatch):
     config = with_train(trained, run=str(tmp_path / "run"), checkpoint_every=20)
     path = config_file(tmp_path / "config.py", config)
     process = subprocess.Popen(command(path), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -84,15 +84,15 @@ def test_killed_and_resumed_equals_uninterrupted(trained, with_train, config_fil
     assert process.wait() == -signal.SIGKILL
     assert 20 <= checkpoints.newest(tmp_path / "run") < 600
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
-        file.write('{"step": 590, "loss": 1}\n{"step": 59')  # written after the checkpoint, and cut short
-    # Statistics and initial values come from the checkpoint; none of these may be called.
+        file.write('{"step": 590, "loss": 1}\n{"step": 59')  # lines after the checkpoint, the last one incomplete
+    # Statistics and initial parameters come from the checkpoint, so these are not called.
     monkeypatch.setattr("revelio_jax.training.run.normalization", None)
     monkeypatch.setattr("revelio_jax.training.loader.first_rows", None)
     resumed = with_train(config, resume=True)
     train(resumed)
-    kept = sorted(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir())
-    assert kept == [560, 580, 600]
-    # Parameters, optimiser, dead counters, normalisation and step.
+    steps = sorted(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir())
+    assert steps == [560, 580, 600]
+    # Parameters, optimizer, dead counters, normalization and step.
     assert_same_bits(final_state(resumed), final_state(trained))
     timings = {"rows_per_s", "step_s", "data_wait_s", "rss_gib"}
     untimed = [[{k: v for k, v in line.items() if k not in timings} for line in lines(c)] for c in (resumed, trained)]
@@ -105,11 +105,11 @@ def test_asynchronous_checkpoints_hold_the_state_of_their_step(trained, with_tra
     assert_same_bits(final_state(stopped), final_state(trained, step=200))
 
 
-def test_restores_on_another_mesh(trained):
+def test_a_checkpoint_restores_on_another_mesh(trained):
     assert_same_bits(final_state(trained), final_state(trained, data=2, feature=4))
 
 
-def test_goes_on_on_another_mesh(trained, with_train, tmp_path):
+def test_a_run_resumes_on_another_mesh(trained, with_train, tmp_path):
     shutil.copytree(trained.run, tmp_path / "run")
     config = with_train(trained, run=str(tmp_path / "run"), steps=620, resume=True)
     train(with_train(config, data=2, feature=4))
@@ -119,13 +119,13 @@ def test_goes_on_on_another_mesh(trained, with_train, tmp_path):
 
 @pytest.fixture(scope="module")
 def two_stores(planted, write_store, tmp_path_factory):
-    """Entries of two stores with means of their own: 3/4 of the rows from one that has 1/4 of them."""
+    """Entries of two stores with different means: 3/4 of the rows of a batch come from the smaller one."""
     folder = tmp_path_factory.mktemp("two")
     few = write_store(folder / "few", planted[:1024])
     return f"3:{few}", write_store(folder / "many", planted[1024:] + 1, test="another")
 
 
-def test_a_mixture_on_lanes_goes_on_to_the_bit(base, with_train, two_stores, planted, tmp_path):
+def test_a_mixture_on_lanes_resumes_with_the_same_bits(base, with_train, two_stores, planted, tmp_path):
     fields = {"stores": two_stores, "lanes": 4, "steps": 60, "checkpoint_every": 30, "decay_share": 0.0}
     whole = with_train(base, run=str(tmp_path / "whole"), **fields)
     train(whole)
@@ -152,14 +152,14 @@ def test_a_mixture_on_lanes_goes_on_to_the_bit(base, with_train, two_stores, pla
     assert cfg["metadata"]["activations"]["count"] == 4096
 
 
-def test_a_finished_run_has_nothing_left_to_do(trained, with_train, capsys):
+def test_resuming_a_finished_run_changes_nothing(trained, with_train, capsys):
     before = (pathlib.Path(trained.run) / "metrics.jsonl").read_bytes()
     train(with_train(trained, resume=True))
     assert "is finished: it has 600 of 600 steps" in capsys.readouterr().out
     assert (pathlib.Path(trained.run) / "metrics.jsonl").read_bytes() == before
 
 
-def test_resume_without_a_checkpoint_begins(base, with_train, tmp_path, capsys):
+def test_resume_without_a_checkpoint_starts_a_new_run(base, with_train, tmp_path, capsys):
     config = with_train(base, run=str(tmp_path / "run"), steps=2, resume=True)
     train(dataclasses.replace(config, sae=dataclasses.replace(config.sae, dead_after_rows=10**7)))
     output = capsys.readouterr().out
@@ -167,17 +167,17 @@ def test_resume_without_a_checkpoint_begins(base, with_train, tmp_path, capsys):
     assert "dead_after_rows is 10,000,000" in output
 
 
-def test_a_loss_that_is_not_finite_stops(trained, with_train, tmp_path):
+def test_a_nonfinite_loss_stops_the_run(trained, with_train, tmp_path):
     shutil.copytree(trained.run, tmp_path / "run")
     worse = with_train(trained, run=str(tmp_path / "run"), steps=799, resume=True, learning_rate=1e30)
     with pytest.raises(SystemExit) as stopped:
         train(worse)
-    assert "loss is" in stopped.value.code  # a text: printed to stderr, exit status 1
+    assert "loss is" in stopped.value.code  # text: printed to stderr with exit status 1
     assert "step 60" in stopped.value.code
     assert checkpoints.newest(tmp_path / "run") == 600
 
 
-def test_truncate_keeps_whole_lines_up_to_the_step(tmp_path):
+def test_truncate_keeps_complete_lines_up_to_the_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     truncate(path, 2)
@@ -185,7 +185,7 @@ def test_truncate_keeps_whole_lines_up_to_the_step(tmp_path):
 
 
 def assert_refused(config, match, tmp_path):
-    """Training refuses, and leaves nothing behind."""
+    """Training raises InputError and leaves no file."""
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match=match):
         train(config)
@@ -224,7 +224,7 @@ def assert_refused(config, match, tmp_path):
         ),
     ],
 )
-def test_refuses(base, with_train, tmp_path, section, fields, match):
+def test_a_wrong_value_is_refused_before_anything_is_written(base, with_train, tmp_path, section, fields, match):
     config = with_train(base, run=str(tmp_path / "run"))
     if not section:  # fields of several sections
         assert_refused(with_train(config, **fields), match, tmp_path)
@@ -233,11 +233,11 @@ def test_refuses(base, with_train, tmp_path, section, fields, match):
     assert_refused(dataclasses.replace(config, **{section: changed}), match, tmp_path)
 
 
-def test_refuses_to_train_over_a_run(trained, tmp_path):
+def test_an_existing_run_needs_resume(trained, tmp_path):
     assert_refused(trained, r"pass --config.train.resume=True", tmp_path)
 
 
-def test_refuses_a_run_that_is_a_file(base, with_train, tmp_path):
+def test_a_run_that_is_a_file_is_refused(base, with_train, tmp_path):
     (tmp_path / "run").write_text("")
     assert_refused(with_train(base, run=str(tmp_path / "run")), "it must be a folder", tmp_path)
 
@@ -251,13 +251,13 @@ def test_refuses_a_run_that_is_a_file(base, with_train, tmp_path):
         ("train", {"batch_size": 128}, "config.train.batch_size is 128"),
     ],
 )
-def test_refuses_to_resume_with_other_settings(trained, with_train, tmp_path, section, fields, match):
+def test_resume_with_other_settings_is_refused(trained, with_train, tmp_path, section, fields, match):
     config = with_train(trained, resume=True, steps=700)
     changed = dataclasses.replace(getattr(config, section), **fields)
     assert_refused(dataclasses.replace(config, **{section: changed}), match, tmp_path)
 
 
-def test_refuses_to_resume_on_another_store(trained, with_train, planted, write_store, tmp_path):
+def test_resume_on_another_store_is_refused(trained, with_train, planted, write_store, tmp_path):
     other = write_store(tmp_path / "other", planted, test="another model")
     assert open_store(other).fingerprint != open_store(trained.extract.store).fingerprint
     config = with_train(trained, resume=True, steps=700)
@@ -265,7 +265,7 @@ def test_refuses_to_resume_on_another_store(trained, with_train, planted, write_
     assert_refused(config, "store fingerprint is", tmp_path)
 
 
-def test_refuses_a_half_written_store(base, with_train, planted, write_store, tmp_path):
+def test_an_unfinished_store_is_refused(base, with_train, planted, write_store, tmp_path):
     half = write_store(tmp_path / "half", planted[:512], finish=False)
     config = with_train(base, run=str(tmp_path / "run"))
     assert_refused(
@@ -275,7 +275,7 @@ def test_refuses_a_half_written_store(base, with_train, planted, write_store, tm
     )
 
 
-def test_refuses_a_dtype_that_is_not_allowed(base, with_train, planted, write_store, tmp_path):
+def test_a_store_with_an_unknown_dtype_is_refused(base, with_train, planted, write_store, tmp_path):
     location = write_store(tmp_path / "ints", planted[:512])
     array = tmp_path / "ints/clip.layer.1/activations/zarr.json"
     array.write_text(array.read_text().replace('"float32"', '"int32"').replace("0.0", "0"))
@@ -284,14 +284,14 @@ def test_refuses_a_dtype_that_is_not_allowed(base, with_train, planted, write_st
     assert_refused(config, "activations is int32", tmp_path)
 
 
-def test_refuses_rows_that_are_all_equal(base, with_train, write_store, tmp_path):
+def test_a_store_with_equal_rows_is_refused(base, with_train, write_store, tmp_path):
     location = write_store(tmp_path / "equal", np.ones((512, 4), np.float32))
     config = with_train(base, run=str(tmp_path / "run"))
     config = dataclasses.replace(config, extract=dataclasses.replace(config.extract, store=location))
     assert_refused(config, "all rows are equal", tmp_path)
 
 
-def test_rows_with_nan_are_never_trained_on(base, with_train, planted, write_store, tmp_path):
+def test_rows_with_nan_are_not_trained_on(base, with_train, planted, write_store, tmp_path):
     rows = planted.copy()
     rows[::50, 3] = np.nan
     location = write_store(tmp_path / "nan", rows)
@@ -300,7 +300,7 @@ def test_rows_with_nan_are_never_trained_on(base, with_train, planted, write_sto
     assert np.isfinite(lines(config)[-1]["loss"])
 
 
-def test_a_wrong_command_ends_with_one_line_and_status_2(base, with_train, config_file, tmp_path):
+def test_a_wrong_argument_ends_with_one_line_and_status_2(base, with_train, config_file, tmp_path):
     config = with_train(base, run=str(tmp_path / "run"))
     path = config_file(tmp_path / "config.py", config)
     before = sorted(tmp_path.rglob("*"))
@@ -310,10 +310,10 @@ def test_a_wrong_command_ends_with_one_line_and_status_2(base, with_train, confi
         "--config.extract.store=nowhere": "it does not exist",
     }
     for argument, message in wrong.items():
-        done = subprocess.run(command(path, argument), capture_output=True, text=True, env=environment)
-        assert done.returncode == 2
-        assert message in done.stderr
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
-        assert done.stdout == ""
+        result = subprocess.run(command(path, argument), capture_output=True, text=True, env=environment)
+        assert result.returncode == 2
+        assert message in result.stderr
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+        assert result.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before

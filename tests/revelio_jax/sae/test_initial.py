@@ -1,4 +1,4 @@
-"""Initial parameters."""
+"""Initial parameters: unit decoder rows, the fitted encoder and the geometric median."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_decoder_rows_are_unit_and_the_encoder_is_a_copy():
 
 
 @pytest.mark.parametrize("init", ["unit", "fitted"])
-def test_the_same_numbers_on_every_mesh(init):
+def test_parameters_are_equal_on_every_mesh(init):
     sae = SaeConfig(k=4, init=init)
     one = initial_params(sae, 3, 64, np.zeros(12), ROWS, sharding.make_mesh(1, 1, 8, 64))
     split = initial_params(sae, 3, 64, np.zeros(12), ROWS, sharding.make_mesh(2, 4, 8, 64))
@@ -30,21 +30,21 @@ def test_the_same_numbers_on_every_mesh(init):
 
 
 @pytest.mark.parametrize("architecture", ["topk", "batch_topk", "jumprelu", "dense"])
-def test_the_fitted_encoder_reconstructs_best(architecture):
+def test_the_fitted_encoder_has_the_smallest_error(architecture):
     k, b_dec = 4, np.full(12, 0.1)
     sae = SaeConfig(architecture=architecture, k=k, init="fitted")
     params = initial_params(sae, 0, 64, b_dec, ROWS, sharding.make_mesh(1, 1, 8, 64))
     norms = np.linalg.norm(params["W_enc_FD"], axis=1)
     np.testing.assert_allclose(norms, norms[0], rtol=1e-5)
-    centred, W_dec = ROWS - b_dec, np.asarray(params["W_dec_FD"])
-    pre = np.maximum(centred @ W_dec.T, 0)
+    centered, W_dec = ROWS - b_dec, np.asarray(params["W_dec_FD"])
+    pre = np.maximum(centered @ W_dec.T, 0)
     if architecture != "dense":
         pre[pre < np.sort(pre, axis=1)[:, -k, None]] = 0
-    error = lambda factor: np.square(centred - factor * pre @ W_dec).sum()  # noqa: E731
+    error = lambda factor: np.square(centered - factor * pre @ W_dec).sum()  # noqa: E731
     assert error(norms[0]) < min(error(0.999 * norms[0]), error(1.001 * norms[0]))
 
 
-def test_rows_without_length_leave_the_encoder():
+def test_zero_rows_do_not_scale_the_encoder():
     params = initial_params(SaeConfig(k=4), 0, 64, np.zeros(12), np.zeros((3, 12)), sharding.make_mesh(1, 1, 8, 64))
     np.testing.assert_array_equal(params["W_enc_FD"], params["W_dec_FD"])
 
@@ -60,7 +60,7 @@ def test_geometric_median_resists_outliers():
     assert all(total(median) <= total(median + s) for s in step)
 
 
-def test_geometric_median_that_falls_on_a_row():
+def test_the_geometric_median_may_be_a_row():
     rows = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)
     np.testing.assert_allclose(geometric_median(rows), [0, 0], atol=1e-6)
     np.testing.assert_array_equal(geometric_median(np.ones((3, 2), np.float32)), [1, 1])

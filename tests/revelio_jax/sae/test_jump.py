@@ -1,4 +1,4 @@
-"""JumpReLU: values, and the gradients of arXiv 2407.14435 (equations 11 and 12), written out in numpy."""
+"""JumpReLU: values and the gradients of arXiv 2407.14435 (equations 11 and 12), computed in numpy."""
 
 import functools
 
@@ -14,7 +14,7 @@ BANDWIDTH = 0.3
 
 
 def kernel(x, threshold, bandwidth=BANDWIDTH):
-    """The rectangle K((x - threshold) / bandwidth)."""
+    """Return the rectangle K((x - threshold) / bandwidth)."""
     return (np.abs((x - threshold) / bandwidth) < 0.5).astype(float)
 
 
@@ -28,7 +28,7 @@ def example():
     return [a.astype(np.float32) for a in (x, threshold, upstream)]
 
 
-def test_relu(example):
+def test_relu_and_its_gradients_follow_the_paper(example):
     x, threshold, upstream = example
     value, pull = jax.vjp(lambda x, threshold: jump.relu(x, threshold, BANDWIDTH), x, threshold)
     by_x, by_threshold = pull(upstream)
@@ -38,7 +38,7 @@ def test_relu(example):
     np.testing.assert_allclose(by_threshold, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_fires(example):
+def test_fires_and_its_gradients_follow_the_paper(example):
     x, threshold, upstream = example
     value, pull = jax.vjp(lambda x, threshold: jump.fires(x, threshold, BANDWIDTH), x, threshold)
     by_x, by_threshold = pull(upstream)
@@ -49,8 +49,8 @@ def test_fires(example):
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
-def test_gradients_of_the_loss(mesh):
-    """FVU + coefficient (L0 / k - 1)^2, differentiated by hand; thresholds are smaller than the kernel."""
+def test_gradients_of_the_loss_equal_those_by_hand(mesh):
+    """FVU + coefficient (L0 / k - 1)^2, differentiated by hand, with thresholds below the bandwidth."""
     sae = SaeConfig(architecture="jumprelu", k=4, k_aux=0, jump_bandwidth=0.5, l0_coefficient=0.7)
     random = np.random.default_rng(1)
     W_enc, W_dec = random.normal(size=(2, 64, 12)) / 4

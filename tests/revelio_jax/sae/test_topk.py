@@ -1,4 +1,4 @@
-"""Exact top-k: the same as lax.top_k, ties included, on one device and over a split row."""
+"""Exact top-k equals lax.top_k, including ties, on one device and on split rows."""
 
 import functools
 
@@ -21,7 +21,7 @@ from revelio_jax.sae.topk import kth_largest, survivors, top_k, tournament, two_
     st.integers(1, 40),  # few distinct values: ties everywhere
     st.integers(0, 2**31),
 )
-def test_equals_lax_top_k(shape, rows, distinct, seed):
+def test_every_form_equals_lax_top_k(shape, rows, distinct, seed):
     width, k = shape
     x = np.random.default_rng(seed).integers(-distinct, distinct, (rows, width)).astype(np.float32)
     bias = np.random.default_rng(seed + 1).integers(-2, 3, width).astype(np.float32)
@@ -35,7 +35,7 @@ def test_equals_lax_top_k(shape, rows, distinct, seed):
 
 @pytest.mark.parametrize("feature", [1, 2, 8])
 @pytest.mark.parametrize("distinct", [1, 3, 10**6])
-def test_exactly_k_survive_over_devices_and_they_are_the_first(feature, distinct):
+def test_survivors_over_devices_are_the_first_k_largest(feature, distinct):
     rows, latents, k = 16, 64, 5
     x = np.random.default_rng(0).integers(0, distinct, (rows, latents)).astype(np.float32)
     mesh = sharding.make_mesh(1, feature, rows, latents)
@@ -65,21 +65,21 @@ def kth_largest_here(x, k, axis):
     ),
     st.integers(1, 16),
 )
-def test_kth_largest_is_that_of_a_sort(values, k):
+def test_kth_largest_equals_a_sort(values, k):
     x = np.array(values, np.float32).reshape(3, 4)
     for axis, elements in ((None, x.reshape(1, -1)), (1, x), (0, x.T)):
         falling = -np.sort(-elements, 1)
         expected = falling[:, k - 1] if k <= falling.shape[1] else np.zeros(len(falling), np.float32)
-        found = np.asarray(kth_largest_here(x, k, axis))
-        assert found.ndim == 2
-        np.testing.assert_array_equal(found.reshape(-1), expected)
+        result = np.asarray(kth_largest_here(x, k, axis))
+        assert result.ndim == 2
+        np.testing.assert_array_equal(result.reshape(-1), expected)
 
 
 @pytest.mark.parametrize("mesh", [(1, 8), (2, 4), (8, 1)], ids=str)
 @pytest.mark.parametrize("k", [1, 20, 200])
-def test_kth_largest_over_devices(mesh, k):
+def test_kth_largest_over_devices_equals_a_sort(mesh, k):
     x = np.maximum(np.random.default_rng(0).integers(-8, 8, (16, 32)), 0).astype(np.float32)
     mesh = sharding.make_mesh(*mesh, 16, 32)
     local = lambda x: kth_largest(x, k, None, sharding.total)  # noqa: E731
-    found = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=P("data", "feature"), out_specs=P()))(x)
-    np.testing.assert_array_equal(found, [[np.sort(x, axis=None)[-k]]])
+    result = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=P("data", "feature"), out_specs=P()))(x)
+    np.testing.assert_array_equal(result, [[np.sort(x, axis=None)[-k]]])

@@ -1,4 +1,4 @@
-"""Coverage and entropy of a batch, against the rows themselves."""
+"""Coverage and entropy of a batch equal those computed from its rows."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from revelio_jax.training.mixture import open_mixture
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory, write_store):
-    """Rows that hold their own number, 16 a sample: 64 samples from 0 on, 32 from row 2048 on."""
+    """Rows that contain their own number, 16 per sample: 64 samples from row 0, 32 from row 2048."""
     folder = tmp_path_factory.mktemp("coverage")
     for start, count in ((0, 1024), (2048, 512)):
         rows = np.repeat(np.arange(start, start + count, dtype=np.float32)[:, None], 2, 1)
@@ -22,7 +22,7 @@ def mixture(tmp_path_factory, write_store):
 
 @pytest.mark.parametrize("buffer_chunks", [1, 8, 64])
 @pytest.mark.parametrize("lanes", [1, 2])
-def test_it_is_that_of_the_rows(mixture, buffer_chunks, lanes):
+def test_coverage_and_entropy_equal_those_of_the_rows(mixture, buffer_chunks, lanes):
     order = loader.make_order(mixture, 0, 48, buffer_chunks, 0.1, lanes)
     stream = loader.batches(mixture, order, 0)
     for step, batch in enumerate(itertools.islice(stream, 40)):
@@ -47,7 +47,7 @@ def test_a_larger_buffer_shuffles_better_up_to_chance(mixture):
     assert large[0] == pytest.approx(1, abs=0.1)
 
 
-def test_a_store_of_one_sample(tmp_path, write_store):
+def test_a_store_of_one_sample_has_full_coverage(tmp_path, write_store):
     mixture = open_mixture([write_store(tmp_path / "one", np.eye(16, 2, dtype=np.float32))])
     order = loader.make_order(mixture, 0, 8, 4, 0.0)
     assert coverage.measure(mixture, order, 0) == {"coverage": 1.0, "entropy": 1.0}

@@ -1,4 +1,4 @@
-"""The order of rows: complete, shuffled, mixed by weight, a pure function of (seed, step)."""
+"""The order of rows is complete, shuffled, mixed by weight, and a pure function of (seed, step)."""
 
 import fractions
 import itertools
@@ -22,7 +22,7 @@ from tests.helpers import ROOT
 
 @pytest.fixture(scope="module")
 def location(tmp_path_factory, write_store):
-    """977 of 992 rows [2], each holding its own number; 15 were not finite; shards of 96 and 80 rows."""
+    """A store with 977 of 992 rows [2] that contain their own number; 15 were not finite; shards of 96 rows."""
     rows = np.repeat(np.arange(992, dtype=np.float32)[:, None], 2, 1)
     rows[100:115, 1] = np.nan
     return write_store(tmp_path_factory.mktemp("data") / "rows", rows, shard_samples=6)
@@ -35,7 +35,7 @@ def one(location):
 
 @pytest.fixture(scope="module")
 def mixed(location, tmp_path_factory, write_store):
-    """70 % from the store of ``one``, 30 % from two others with the rows 1000 to 1159 and 2000 to 2319."""
+    """70 % from the store of ``one``, 30 % from two stores with rows 1000 to 1159 and 2000 to 2319."""
     folder = tmp_path_factory.mktemp("mixed")
     for start, count in ((1000, 160), (2000, 320)):
         rows = np.repeat(np.arange(start, start + count, dtype=np.float32)[:, None], 2, 1)
@@ -58,7 +58,7 @@ def rows_of(mixture, chunks):
     return np.concatenate([mixture.sites[site].read(start, stop)[:, 0] for site, start, stop in chunks])
 
 
-def test_every_epoch_holds_every_training_row_once(one):
+def test_every_epoch_has_every_training_row_once(one):
     order = make(one)
     held_out = np.concatenate(list(loader.held_out_rows(one, order, 7)))[:, 0].astype(int)
     rows = take(one, order, 0, 2 * order.rows // 50 + 1).ravel()
@@ -77,7 +77,7 @@ def test_every_epoch_holds_every_training_row_once(one):
     seed=st.integers(0, 9),
     begin=st.integers(0, 300),
 )
-def test_a_stream_is_whole_epochs_and_may_begin_anywhere(lengths, group_chunks, seed, begin):
+def test_a_stream_repeats_whole_epochs_and_can_start_at_any_row(lengths, group_chunks, seed, begin):
     ends = list(itertools.accumulate(lengths))
     chunks = tuple(loader.Chunk(0, end - n, end) for n, end in zip(lengths, ends, strict=True))
 
@@ -94,13 +94,13 @@ def test_a_stream_is_whole_epochs_and_may_begin_anywhere(lengths, group_chunks, 
 
 
 @pytest.mark.parametrize("step", [1, 7, 17, 18, 19, 53])
-def test_a_step_does_not_depend_on_where_the_stream_began(one, step):
+def test_a_batch_does_not_depend_on_the_first_step(one, step):
     order = make(one)
     np.testing.assert_array_equal(take(one, order, 0, 60)[step:], take(one, make(one), step, 60 - step))
 
 
 @pytest.mark.parametrize("step", [1, 8, 23, 40])
-def test_nor_does_it_with_several_sources_and_lanes(mixed, step):
+def test_a_batch_of_several_sources_and_lanes_does_not_depend_on_the_first_step(mixed, step):
     order, again = (make(mixed, batch_size=48, lanes=4, buffer_chunks=16) for _ in range(2))
     np.testing.assert_array_equal(take(mixed, order, 0, 50)[step:], take(mixed, again, step, 50 - step))
 
@@ -110,7 +110,7 @@ def test_rows_depend_on_seed_and_configuration(one, changed):
     before = take(one, make(one), 0, 4).ravel()[:100]
     after = take(one, make(one, **changed), 0, 4).ravel()[:100]
     same_order = (before == after).all()
-    assert same_order == ("batch_size" in changed)  # batches are only cuts of one stream
+    assert same_order == ("batch_size" in changed)  # batch size only cuts the same stream differently
 
 
 @settings(deadline=None, max_examples=50)
@@ -122,7 +122,7 @@ def test_rows_depend_on_seed_and_configuration(one, changed):
     lanes=st.sampled_from([1, 2, 4]),
     step=st.integers(0, 10_000),
 )
-def test_rows_of_a_step_are_those_of_its_batch(mixed, seed, batch_size, buffer_chunks, held_out, lanes, step):
+def test_rows_of_a_step_are_the_rows_of_its_batch(mixed, seed, batch_size, buffer_chunks, held_out, lanes, step):
     order = make(mixed, seed, batch_size, buffer_chunks, held_out, lanes)
     rows = loader.rows_of(order, step)
     assert rows.dtype == np.int64
@@ -135,27 +135,27 @@ def test_rows_are_shuffled_over_the_whole_buffer(one):
     assert min(len(set(batch)) for batch in chunks) > 15  # of 28 chunks
 
 
-def test_a_batch_may_span_groups(one):
+def test_a_batch_can_span_groups(one):
     order = make(one, batch_size=400, buffer_chunks=1)
     rows = take(one, order, 0, 2).ravel()
     assert len(set(rows)) == 800
 
 
-def test_sources_have_their_shares_of_every_batch_and_epochs_of_their_own(mixed):
+def test_sources_have_their_share_of_every_batch_and_separate_epochs(mixed):
     order = make(mixed)
     held_out = set(rows_of(mixed, order.held_out))
     assert [sum(low <= row < low + 1000 for row in held_out) > 0 for low in (0, 1000, 2000)] == [True] * 3
     rows = take(mixed, order, 0, 80)
     assert ((rows < 1000).sum(1) == 35).all()
     wanted = (set(range(1000, 1160)) | set(range(2000, 2320))) - held_out
-    # Every source is in an epoch of its own, and the two stores of the pattern are read as one.
-    for of_source in (rows[rows < 1000], rows[rows >= 1000]):
-        seen, times = np.unique(of_source, return_counts=True)
+    # Each source has its own epochs, and the two stores of the pattern are read as one.
+    for source_rows in (rows[rows < 1000], rows[rows >= 1000]):
+        seen, times = np.unique(source_rows, return_counts=True)
         assert np.ptp(times) == 1
-        assert times.min() == len(of_source) // len(seen) >= 2
+        assert times.min() == len(source_rows) // len(seen) >= 2
     assert set(seen) == wanted
     borders = np.flatnonzero(np.diff(rows[0] < 1000))
-    assert len(borders) > 5  # sources are not one after the other
+    assert len(borders) > 5  # sources are mixed within a batch
 
 
 @settings(max_examples=50)
@@ -165,20 +165,20 @@ def test_sources_have_their_shares_of_every_batch_and_epochs_of_their_own(mixed)
     lanes=st.integers(1, 4),
     step=st.integers(0, 10**9),
 )
-def test_shares_are_kept_at_all_times(weights, lane_rows, lanes, step):
+def test_shares_hold_at_every_step(weights, lane_rows, lanes, step):
     shares = tuple(fractions.Fraction(weight, sum(weights)) for weight in weights)
     order = loader.Order(0, lane_rows * lanes, shares, ((),) * lanes, ())
     before, after = order.rows_before(step), order.rows_before(step + 1)
     assert sum(before) == step * lane_rows
     assert all(abs(n - share * step * lane_rows) < 1 for n, share in zip(before, shares, strict=True))
-    if all(share * lane_rows >= 1 for share in shares):  # which make_order asks for
+    if all(share * lane_rows >= 1 for share in shares):  # make_order requires it
         assert all(a <= b for a, b in zip(before, after, strict=True))
     whole = order.rows_before(step * sum(weights))
     assert whole == [step * lane_rows * weight for weight in weights]
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 4])
-def test_lanes_share_out_the_chunks(mixed, lanes):
+def test_lanes_split_the_chunks_evenly(mixed, lanes):
     order = make(mixed, batch_size=48, lanes=lanes)
     dealt = [chunk for lane in order.streams for stream in lane for chunk in stream.chunks]
     every = [loader.Chunk(i, *chunk) for i, site in enumerate(mixed.sites) for chunk in site.chunks]
@@ -188,7 +188,7 @@ def test_lanes_share_out_the_chunks(mixed, lanes):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_a_batch_is_the_same_for_any_number_of_processes(mixed, processes):
+def test_a_batch_does_not_depend_on_the_number_of_processes(mixed, processes):
     order = make(mixed, batch_size=48, lanes=4, buffer_chunks=16)
     process_DF = np.repeat(np.arange(processes), 8 // processes)[:, None]
     parts, chunks = [], []
@@ -196,12 +196,12 @@ def test_a_batch_is_the_same_for_any_number_of_processes(mixed, processes):
         lanes = sharding.own_lanes(process_DF, 4, process)
         parts.append(take(mixed, order, 3, 60, lanes))
         chunks.append({c for lane in lanes for stream in order.streams[lane] for c in stream.chunks})
-        assert set(parts[-1].ravel()) == set(rows_of(mixed, chunks[-1]))  # its chunks, and no others
+        assert set(parts[-1].ravel()) == set(rows_of(mixed, chunks[-1]))  # no chunks of other processes
     assert sum(map(len, chunks)) == len(set.union(*chunks))
     np.testing.assert_array_equal(np.concatenate(parts, 1), take(mixed, order, 3, 60))
 
 
-def test_only_chunks_of_own_lanes_are_read(mixed):
+def test_only_chunks_of_the_own_lanes_are_read(mixed):
     order, read = make(mixed, batch_size=48, lanes=4), set()
 
     def spy(number, site):
@@ -223,10 +223,10 @@ def test_only_chunks_of_own_lanes_are_read(mixed):
     assert read == {chunk for part in order.streams[1] for chunk in part.chunks}
 
 
-def test_lanes_of_a_process():
-    across = np.array([[0, 0, 1, 1]])  # latents over two processes: rows arrive on all devices
+def test_own_lanes_are_those_of_the_devices_of_a_process():
+    across = np.array([[0, 0, 1, 1]])  # latents over two processes: rows come in on all devices
     assert (sharding.own_lanes(across, 2, 0), sharding.own_lanes(across, 2, 1)) == ((0,), (1,))
-    strided = np.array([0, 0, 1, 1, 0, 0, 1, 1])[:, None]  # as hosts lie on a TPU torus
+    strided = np.array([0, 0, 1, 1, 0, 0, 1, 1])[:, None]  # for example hosts of a TPU torus
     assert sharding.own_lanes(strided, 8, 1) == (2, 3, 6, 7)
     assert sharding.own_lanes(strided, 4, 0) == (0, 2)
     with pytest.raises(InputError, match=r"lanes is 2; it must be a multiple of 4"):
@@ -263,21 +263,21 @@ print("lanes", *lanes)
 
 
 @pytest.mark.parametrize(("mesh", "lanes"), [((16, 1), ["0 1", "2 3"]), ((1, 16), ["0 1", "2 3"])])
-def test_two_processes_put_the_batch_together(location, mesh, lanes, unused_port):
-    started = [
+def test_two_processes_assemble_one_batch(location, mesh, lanes, unused_port):
+    running = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, f"localhost:{unused_port}", str(i), location, *map(str, mesh)],
             cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for i in range(2)
     ]  # fmt: skip
-    for process, wanted in zip(started, lanes, strict=True):
+    for process, wanted in zip(running, lanes, strict=True):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert out.strip() == f"lanes {wanted}"
 
 
-def test_held_out_batches_and_first_rows(one):
+def test_held_out_rows_and_first_rows_are_complete(one):
     order = make(one, held_out=0.2)
     lengths = [len(batch) for batch in loader.held_out_rows(one, order, 50)]
     assert set(lengths[:-1]) == {50}
@@ -286,13 +286,13 @@ def test_held_out_batches_and_first_rows(one):
     assert len(loader.first_rows(one, order, 10**6)) == order.rows
 
 
-def test_share_of_held_out_chunks(one):
+def test_held_out_is_a_share_of_the_chunks(one):
     assert len(make(one, held_out=0.0).held_out) == 0
     assert len(make(one, held_out=1e-6).held_out) == 1
     assert len(make(one, held_out=0.5).held_out) == round(0.5 * len(one.sites[0].chunks))
 
 
-def test_too_few_rows(one, mixed, tmp_path, write_store):
+def test_too_few_rows_are_refused(one, mixed, tmp_path, write_store):
     with pytest.raises(InputError, match=r"batch_size is 5000, but site clip.layer.1 has \d+ rows"):
         make(one, batch_size=5000)
     with pytest.raises(InputError, match=r"has \d+ rows to train on of .*rows in one of 2 lanes"):
@@ -309,7 +309,7 @@ def test_too_few_rows(one, mixed, tmp_path, write_store):
     assert make(one_chunk, batch_size=4, held_out=0.0).rows == 32
 
 
-def test_a_read_that_fails_is_raised(one):
+def test_a_failed_read_is_raised(one):
     class Broken:
         dtype = "float32"
 
@@ -327,7 +327,7 @@ from revelio_jax.training import loader
 from revelio_jax.training.mixture import open_mixture
 mixture = open_mixture([sys.argv[1]])
 order = loader.make_order(mixture, 0, 256, 16, 0.05, int(sys.argv[2]))
-def peak():  # of this process alone; getrusage counts its parent's too
+def peak():  # of this process alone; getrusage includes its parent
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])
 before = peak()
 stream = loader.batches(mixture, order, 0)
@@ -339,8 +339,8 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-def test_memory_is_bounded_by_the_buffer_and_not_by_the_store(tmp_path, write_store):
-    """Stores of 4 and 100 MiB; groups of 16 chunks of 32 rows of 4 KiB are 2 MiB."""
+def test_memory_does_not_depend_on_the_size_of_the_store(tmp_path, write_store):
+    """Stores have 4 and 100 MiB; a group of 16 chunks of 32 rows of 4 KiB has 2 MiB."""
     grown = []
     for rows, lanes in ((1024, 1), (25600, 1), (25600, 8)):
         folder = tmp_path / f"rows_{rows}"
@@ -351,7 +351,7 @@ def test_memory_is_bounded_by_the_buffer_and_not_by_the_store(tmp_path, write_st
     assert max(grown) < 32 * 2**20
 
 
-def test_closing_does_not_wait_for_reads_that_have_not_begun(one):
+def test_closing_cancels_pending_reads(one):
     (site,), begun = one.sites, []
 
     class Slow:
@@ -363,7 +363,7 @@ def test_closing_does_not_wait_for_reads_that_have_not_begun(one):
             site.read_into(start, rows)
 
     slow = Mixture(one.name, one.d, (MixtureSource("", fractions.Fraction(1), (), (Slow(),)),))
-    # The batches that are made ahead reach into the second group, more chunks than there are threads.
+    # Batches assembled ahead reach into the second group, which has more chunks than threads.
     stream = loader.batches(slow, make(one, batch_size=200, buffer_chunks=14), 0)
     next(stream)
     time.sleep(0.05)

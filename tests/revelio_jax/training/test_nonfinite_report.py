@@ -1,4 +1,4 @@
-"""A loss that is not finite: the run stops, and names the step, the checkpoint and the rows."""
+"""A non-finite loss stops the run and reports the step, the checkpoint and the rows."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ def order_of(config):
 
 
 def stop(config):
-    """What a run that must stop says and keeps."""
+    """Train a run that must stop; return its message and the contents of nonfinite.json."""
     with pytest.raises(SystemExit) as stopped:
         train(config)
     run = pathlib.Path(config.run)
@@ -31,21 +31,21 @@ def stop(config):
         raise AssertionError(f"{name} is not JSON")
 
     record = json.loads((run / "nonfinite.json").read_text(), parse_constant=no_constant)
-    said = stopped.value.code  # a text: printed to stderr, exit status 1
-    assert "\n" not in said
-    assert len(said) < 1000
-    assert said.startswith(f"error: step {record['step']}: loss is ")
-    assert str(run / "nonfinite.json") in said
+    message = stopped.value.code  # text: printed to stderr with exit status 1
+    assert "\n" not in message
+    assert len(message) < 1000
+    assert message.startswith(f"error: step {record['step']}: loss is ")
+    assert str(run / "nonfinite.json") in message
     assert record["step"] > checkpoints.newest(run)
-    return said, record
+    return message, record
 
 
 @pytest.fixture
 def broken(base, with_train, planted, write_store, tmp_path):
-    """A function: the config of a run on a store with ``value`` in one row, and that row's number.
+    """A function that returns the config of a run on a store with ``value`` in one row, and the row's number.
 
-    The row is one that the run sees first in STEP. ``later`` writes the value when the store is finished,
-    so that it is not in the store's statistics.
+    The run sees this row first in STEP. ``later`` writes the value after the store is finished, so that the
+    statistics of the store do not include it.
     """
 
     def make(value, later=False, **sae):
@@ -71,20 +71,20 @@ def broken(base, with_train, planted, write_store, tmp_path):
 @pytest.mark.parametrize(
     ("value", "later", "largest"), [(1e30, False, 1e30), (1e30, True, 1e30), (np.nan, True, "nan")]
 )
-def test_a_broken_row_is_named(broken, value, later, largest):
+def test_the_report_names_the_broken_row(broken, value, later, largest):
     config, row = broken(value, later, normalize="none", b_dec_init="zero")
-    said, record = stop(config)
+    message, record = stop(config)
     assert record["step"] == STEP
     assert record["checkpoint"] == f"{config.run}/checkpoints/40"
-    assert f"last good checkpoint: {record['checkpoint']};" in said
+    assert f"last good checkpoint: {record['checkpoint']};" in message
     assert record["rows"][0] == row
     assert record["largest"][0] == (largest if isinstance(largest, str) else pytest.approx(largest))
     sample = order_of(config)[0].read_index("sample", row, row + 1)[0]
-    assert f"row {row} (sample {sample}, |x| {value:.4g})" in said
-    assert f"and {config.train.batch_size - 3} more" in said
+    assert f"row {row} (sample {sample}, |x| {value:.4g})" in message
+    assert f"and {config.train.batch_size - 3} more" in message
 
 
-def test_all_rows_of_the_step_are_kept(broken, planted):
+def test_the_report_has_all_rows_of_the_step(broken, planted):
     config, _ = broken(np.inf, later=True, b_dec_init="zero")
     _, record = stop(config)
     site, order = order_of(config)
@@ -98,17 +98,17 @@ def test_all_rows_of_the_step_are_kept(broken, planted):
     assert record["largest"][1:] == sorted(record["largest"][1:], reverse=True)
 
 
-def test_a_row_that_spoils_the_statistics(broken):
-    """The batch that fails need not have it; the standard deviation tells."""
+def test_the_report_shows_a_standard_deviation_that_a_row_spoils(broken):
+    """The failing batch may not contain the row, but the standard deviation shows it."""
     config, _ = broken(1e30)
-    said, record = stop(config)
+    message, record = stop(config)
     assert record["std"] > 1e27 > 1e3 > record["largest"][0]
     assert record["checkpoint"] is None
-    assert "last good checkpoint: none" in said
-    assert f"the standard deviation of the store's rows is {record['std']:.4g}" in said
+    assert "last good checkpoint: none" in message
+    assert f"the standard deviation of the store's rows is {record['std']:.4g}" in message
 
 
-def test_a_rate_that_is_too_high(base, with_train, tmp_path):
-    said, record = stop(with_train(base, run=str(tmp_path / "run"), learning_rate=1e30))
-    assert "lower config.train.learning_rate and resume" in said
+def test_a_learning_rate_that_is_too_high_is_reported(base, with_train, tmp_path):
+    message, record = stop(with_train(base, run=str(tmp_path / "run"), learning_rate=1e30))
+    assert "lower config.train.learning_rate and resume" in message
     assert record["step"] > 1

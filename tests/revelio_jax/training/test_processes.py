@@ -1,4 +1,4 @@
-"""Several real processes: they train to the parameters of one, and stop together."""
+"""Runs of several processes train to the parameters of a single process, and stop together."""
 
 import dataclasses
 import os
@@ -22,7 +22,7 @@ from tests.helpers.configs import changed
 
 @pytest.fixture
 def split(base, with_train):
-    """A function: the config of a short run on a mesh of 8 devices, in two lanes."""
+    """A function that returns the config of a short run on a mesh of 8 devices with two lanes."""
 
     def make(run, data, feature, **fields):
         config = with_train(
@@ -35,7 +35,7 @@ def split(base, with_train):
             feature=feature,
             **fields,
         )
-        # AuxK has something to do soon.
+        # Latents die early, so that AuxK is active.
         return dataclasses.replace(config, sae=dataclasses.replace(config.sae, dead_after_rows=500))
 
     return make
@@ -44,7 +44,7 @@ def split(base, with_train):
 @pytest.fixture
 def start(config_file, tmp_path, unused_port):
     """A function that starts two processes of 4 devices each on a config."""
-    started = []
+    running = []
 
     def begin(config):
         path = config_file(tmp_path / "config.py", config)
@@ -53,7 +53,7 @@ def start(config_file, tmp_path, unused_port):
             arguments = {"distributed": True, "coordinator": f"localhost:{unused_port}", "processes": 2}
             arguments = [f"--config.mesh.{name}={value}" for name, value in arguments.items()]
             command = [sys.executable, "-m", "revelio_jax.train", "--config", path, *arguments]
-            started.append(
+            running.append(
                 subprocess.Popen(
                     [*command, f"--config.mesh.process={process}"],
                     env=os.environ | {"XLA_FLAGS": flags},
@@ -62,10 +62,10 @@ def start(config_file, tmp_path, unused_port):
                     text=True,
                 )
             )
-        return started
+        return running
 
     yield begin
-    for process in started:
+    for process in running:
         process.kill()
         process.communicate()
 
@@ -88,7 +88,7 @@ def test_two_processes_train_to_the_parameters_of_one(split, start, tmp_path, me
     for name, value in final_params(one, here).items():
         np.testing.assert_allclose(params[name], value, atol=1e-5, err_msg=name)
     lines = [(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("one", "two")]
-    assert lines == [1, 1]  # the second process wrote none
+    assert lines == [1, 1]  # only the first process writes
 
 
 def test_sigterm_to_one_of_two_stops_both_after_the_same_step(split, start, tmp_path):
@@ -99,19 +99,19 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(split, start, tmp_
     while not (log.exists() and log.read_text().count("\n") > 3) and both[0].poll() is None:
         time.sleep(0.05)
     both[1].send_signal(signal.SIGTERM)
-    said = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [processes.STOPPED] * 2, said
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [processes.STOPPED] * 2, outputs
     step = checkpoints.newest(tmp_path / "run")
     assert step > 3
-    assert all(f"step {step} is saved" in out for out, _ in said)
+    assert all(f"step {step} is saved" in out for out, _ in outputs)
 
 
-def test_refuses_to_train_alone_where_others_are_named():
+def test_peers_without_distributed_are_refused():
     for fields in ({"coordinator": "localhost:1"}, {"processes": 2}, {"process": 1}):
         with pytest.raises(InputError, match=r"config.mesh.distributed is False; it must be True"):
             processes.start(MeshConfig(**fields))
 
 
-def test_refuses_a_process_that_is_none():
+def test_a_process_number_out_of_range_is_refused():
     with pytest.raises(InputError, match=r"config.mesh.process is 2; it must be from 0 to .*, 1"):
         processes.start(MeshConfig(distributed=True, coordinator="localhost:1", processes=2, process=2))

@@ -1,4 +1,4 @@
-"""A run that is killed, again and again, ends as if it had not been; SIGTERM saves; what is kept."""
+"""Resume after kills gives the same bits; SIGTERM saves a checkpoint; the newest and the best are kept."""
 
 import json
 import multiprocessing

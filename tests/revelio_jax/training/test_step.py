@@ -1,4 +1,4 @@
-"""One step: dead counters, the decoder's constraint, and the same training on every mesh."""
+"""One training step: dead counters, unit decoder rows, and the same result on every mesh."""
 
 import jax
 import numpy as np
@@ -46,7 +46,7 @@ def test_decoder_rows_stay_unit(on_one_device):
     assert np.ptp(np.linalg.norm(state.params["W_enc_FD"], axis=1)) > 1e-3
 
 
-def test_aux_k_had_something_to_do(on_one_device):
+def test_some_latents_are_dead_and_have_an_aux_loss(on_one_device):
     state, metrics = on_one_device
     assert state.step == 20
     assert 0 < metrics["dead_fraction"] < 1
@@ -65,7 +65,7 @@ def test_twenty_steps_on_a_mesh_equal_those_on_one_device(on_one_device, mesh):
         np.testing.assert_allclose(metrics[name], value, rtol=2e-3, err_msg=name)
 
 
-def test_rows_since_fired():
+def test_rows_since_fired_counts_and_saturates():
     mesh = sharding.make_mesh(1, 1, ROWS, LATENTS)
     state, train_step = begin(mesh)
     x = batch(0)
@@ -76,7 +76,7 @@ def test_rows_since_fired():
         if count == 1:
             np.testing.assert_array_equal(state.rows_since_fired_F, np.where(fired, 0, ROWS))
     never = np.asarray(state.rows_since_fired_F).max()
-    assert never == SAE.dead_after_rows + ROWS  # counts no further: a long run would overflow
+    assert never == SAE.dead_after_rows + ROWS  # saturated, so a long run does not overflow
 
 
 def test_gradients_along_decoder_rows_are_removed_row_by_row():
@@ -85,11 +85,11 @@ def test_gradients_along_decoder_rows_are_removed_row_by_row():
     grad = random.normal(size=(LATENTS, WIDTH))
     rest = remove_parallel(grad, W)
     np.testing.assert_allclose((rest * W).sum(1), np.zeros(LATENTS), atol=1e-6)
-    along = (grad - rest) / W  # one factor a row
+    along = (grad - rest) / W  # one factor per row
     np.testing.assert_allclose(along, np.broadcast_to(along[:, :1], along.shape), rtol=1e-3)
 
 
-def test_schedule():
+def test_schedule_warms_up_and_decays_linearly():
     rate = schedule(TrainConfig(steps=100, learning_rate=2.0, warmup_steps=10, decay_share=0.5))
     steps = {0: 0.2, 9: 2.0, 49: 2.0, 50: 2.0, 75: 1.0, 99: 0.04}
     for step, expected in steps.items():
@@ -97,7 +97,7 @@ def test_schedule():
     assert schedule(TrainConfig(learning_rate=2.0))(10**6) == 2.0
 
 
-def test_moments_lie_as_their_parameters():
+def test_moments_are_sharded_like_their_parameters():
     mesh = sharding.make_mesh(2, 4, ROWS, LATENTS)
     state, _ = begin(mesh)
     moments = optax.tree_utils.tree_get(state.opt_state, "mu")
@@ -106,8 +106,8 @@ def test_moments_lie_as_their_parameters():
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (8, 1), (2, 4)], ids=str)
-def test_a_state_comes_out_as_it_went_in(mesh):
-    """Else the second step would be traced, and perhaps compiled, again."""
+def test_the_step_keeps_types_and_shardings_of_the_state(mesh):
+    """Otherwise the second step would be traced, and perhaps compiled, again."""
     mesh = sharding.make_mesh(*mesh, ROWS, LATENTS)
     state, train_step = begin(mesh)
     kinds = [jax.tree.map(lambda x: (x.aval, x.weak_type, x.committed, x.sharding), state)]
@@ -118,8 +118,8 @@ def test_a_state_comes_out_as_it_went_in(mesh):
     assert train_step._cache_size() == 1
 
 
-def moved(latents, data, feature, sae):
-    """Bytes that a step's collectives give to a device, by the compiled program."""
+def sent_bytes(latents, data, feature, sae):
+    """Return the bytes that the collectives of a compiled step send per device."""
     mesh = sharding.make_mesh(data, feature, ROWS, latents)
     state = abstract_state(latents, WIDTH, sae, TRAIN, mesh)
     place = jax.sharding.NamedSharding(mesh, sharding.ARRIVING)
@@ -129,7 +129,7 @@ def moved(latents, data, feature, sae):
 
 
 @pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4), (1, 8)], ids=str)
-def test_what_moves_does_not_grow_with_the_latents(mesh):
+def test_communication_does_not_grow_with_the_latents(mesh):
     sae = SaeConfig(k=4, k_aux=64)
-    few, many = moved(256, *mesh, sae), moved(1024, *mesh, sae)
+    few, many = sent_bytes(256, *mesh, sae), sent_bytes(1024, *mesh, sae)
     assert 0 < many <= few

@@ -1,4 +1,4 @@
-"""TensorBoard and wandb: both show the lines of metrics.jsonl, each step once."""
+"""TensorBoard and wandb show the lines of metrics.jsonl, each step once."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def lines(run):
 
 
 def stopped_and_resumed(config, with_train, run):
-    """A run of 600 steps whose checkpoints after step 200 are lost, and which then goes on."""
+    """Train 600 steps, remove the checkpoints after step 200, and resume."""
     train(with_train(config, run=str(run)))
     for lost in (400, 600):
         shutil.rmtree(run / f"checkpoints/{lost}")
@@ -50,8 +50,8 @@ def test_tensorboard_shows_every_line_once(base, with_train, tmp_path):
 def test_tensorboard_needs_no_torch(tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     code = (
-        "import pathlib, sys; from revelio_jax.training import trackers as watch; "
-        "board = watch.TensorBoard(pathlib.Path(sys.argv[1]), 0); board.add({'step': 1, 'loss': 2.0}); "
+        "import pathlib, sys; from revelio_jax.training import trackers; "
+        "board = trackers.TensorBoard(pathlib.Path(sys.argv[1]), 0); board.add({'step': 1, 'loss': 2.0}); "
         "board.close(failed=False); assert 'tensorboard' in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
@@ -68,18 +68,18 @@ def wandb(monkeypatch):
 
 
 def records(path):
-    """The records of a .wandb file: a LevelDB log of protobufs."""
+    """Yield the records of a .wandb file, a LevelDB log of protobufs."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, parts = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # too little for a header: the block is padded
+        if 32768 - at % 32768 < 7:  # too short for a header: the block is padded
             at += 32768 - at % 32768
             continue
         length, kind = struct.unpack_from("<HB", data, at + 4)
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a whole record, or its last part
             yield Record.FromString(parts)
             parts = b""
 
@@ -108,7 +108,7 @@ def test_wandb_has_every_line_under_one_id(base, with_train, tmp_path, wandb):
     assert first[: RESUMED_AT // 50] + second == lines(run)
 
 
-def test_wandb_is_told_of_a_failure(base, with_train, tmp_path, wandb):
+def test_wandb_records_the_failure_of_a_run(base, with_train, tmp_path, wandb):
     run = tmp_path / "run"
     with pytest.raises(SystemExit):
         train(with_train(base, run=str(run), wandb="a project", learning_rate=1e30))
@@ -116,8 +116,8 @@ def test_wandb_is_told_of_a_failure(base, with_train, tmp_path, wandb):
     assert [record.exit.exit_code for record in records(file) if record.HasField("exit")] == [1]
 
 
-def test_steps_that_wandb_has_are_not_sent_again(base, tmp_path):
-    """As where it goes on online: there it knows from which step on."""
+def test_steps_that_wandb_already_has_are_not_sent_again(base, tmp_path):
+    """A resumed online run knows the step from which it continues."""
     sink = trackers.Wandb.__new__(trackers.Wandb)
 
     class Online:
@@ -139,40 +139,42 @@ def assert_refused(config, match, tmp_path):
 
 
 @pytest.mark.parametrize(("package", "value"), [("tensorboard", True), ("wandb", "a project")])
-def test_a_missing_package_is_named_before_anything_is_written(base, with_train, tmp_path, monkeypatch, package, value):
+def test_a_missing_package_is_refused_before_anything_is_written(
+    base, with_train, tmp_path, monkeypatch, package, value
+):
     monkeypatch.setitem(sys.modules, package, None)
     config = with_train(base, run=str(tmp_path / "run"), **{package: value})
     assert_refused(config, rf"config\.logging\.{package} needs the package {package}; pip install", tmp_path)
 
 
-def test_a_project_that_wandb_does_not_take(base, with_train, tmp_path, wandb):
+def test_a_project_name_that_wandb_rejects_is_refused(base, with_train, tmp_path, wandb):
     config = with_train(base, run=str(tmp_path / "run"), wandb="a/b")
     assert_refused(config, r"config\.logging\.wandb is 'a/b': Invalid project name", tmp_path)
 
 
-def test_no_login_to_wandb(base, with_train, config_file, tmp_path, wandb):
+def test_wandb_without_a_login_is_refused(base, with_train, config_file, tmp_path, wandb):
     path = config_file(tmp_path / "config.py", with_train(base, run=str(tmp_path / "run"), wandb="p"))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    done = subprocess.run(
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    result = subprocess.run(
         [sys.executable, "-m", "revelio_jax.train", "--config", path],
-        env=kept | {"HOME": str(tmp_path / "home"), "NETRC": str(tmp_path / "netrc")},
+        env=environment | {"HOME": str(tmp_path / "home"), "NETRC": str(tmp_path / "netrc")},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: config.logging.wandb is 'p': No API key")
-    assert done.stderr.count("\n") == 1
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: config.logging.wandb is 'p': No API key")
+    assert result.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_only_process_0_writes(base, with_train, tmp_path, monkeypatch):
+def test_only_the_first_process_has_trackers(base, with_train, tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: 1)
-    asked = with_train(base, run=str(tmp_path), tensorboard=True, wandb="a project")
-    assert trackers.sinks(pathlib.Path(tmp_path), 0, asked) == []
+    config = with_train(base, run=str(tmp_path), tensorboard=True, wandb="a project")
+    assert trackers.sinks(pathlib.Path(tmp_path), 0, config) == []
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_asked_for(base, tmp_path):
+def test_no_tracker_is_enabled_by_default(base, tmp_path):
     trackers.check(base.logging)
     assert trackers.sinks(tmp_path, 0, base) == []

@@ -1,4 +1,4 @@
-"""Variants of the autoencoder: what each is for, seen in short runs on planted rows."""
+"""Variants of the autoencoder in short runs on planted rows: each has the effect it is meant to have."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from revelio_jax.training.run import restore_run
 from revelio_jax.training.step import annealed_k, initial_state, make_train_step, schedule
 
 ROWS, WIDTH, LATENTS = 64, 16, 48
-SAE = SaeConfig(k=3, k_aux=0)  # AuxK is tested elsewhere, and most of what takes long to compile
+SAE = SaeConfig(k=3, k_aux=0)  # AuxK is tested elsewhere and takes most of the compile time
 TRAIN = TrainConfig(batch_size=ROWS, learning_rate=1e-2)
 
 
@@ -27,7 +27,7 @@ def lines(config):
 
 
 def run(planted, steps, sae=SAE, options=TRAIN, mesh=(1, 1), each=lambda before, x, after: None):
-    """Steps on normalised rows; returns the last state and the metrics of every step."""
+    """Train on normalized rows; return the last state and the metrics of every step."""
     mesh = sharding.make_mesh(*mesh, ROWS, LATENTS)
     x = (planted - planted.mean(0)) / planted.std()
     params = initial.initial_params(sae, 0, LATENTS, np.zeros(WIDTH), x, mesh)
@@ -60,7 +60,7 @@ def test_batch_topk_keeps_k_a_row_on_average_and_tracks_the_smallest(planted):
     assert np.ptp(averages) > 0.002 * averages[0]  # it moves, beyond the tolerance above
 
 
-def test_batch_topk_on_a_mesh_keeps_the_same(planted):
+def test_batch_topk_keeps_the_same_latents_on_a_mesh(planted):
     sae = dataclasses.replace(SAE, architecture="batch_topk")
     one, _ = run(planted, 10, sae)
     split, metrics = run(planted, 10, sae, mesh=(2, 4))
@@ -68,7 +68,7 @@ def test_batch_topk_on_a_mesh_keeps_the_same(planted):
     np.testing.assert_allclose(split.threshold, one.threshold, rtol=1e-3)
 
 
-def test_batch_topk_fires_as_often_where_it_only_has_a_threshold(variant):
+def test_batch_topk_fires_as_often_with_its_inference_threshold(variant):
     config = variant("batch_topk")
     result = evaluate(config)
     assert result["l0"] == pytest.approx(config.sae.k, rel=0.15)
@@ -78,7 +78,7 @@ def test_batch_topk_fires_as_often_where_it_only_has_a_threshold(variant):
 # jumprelu
 
 
-def test_jumprelu_comes_to_k(variant):
+def test_jumprelu_converges_to_k(variant):
     config = variant("jumprelu")
     log = lines(config)
     assert log[0]["l0"] > 1.5 * config.sae.k
@@ -92,7 +92,7 @@ def test_jumprelu_comes_to_k(variant):
 # Matryoshka
 
 
-def test_the_first_latents_of_matryoshka_reconstruct_on_their_own(variant, planted):
+def test_the_first_latents_of_matryoshka_reconstruct_alone(variant, planted):
     config = variant("matryoshka")
     first = round(config.sae.prefixes[0] * LATENTS)
 
@@ -116,10 +116,10 @@ def test_an_undercomplete_dense_autoencoder_trains(variant, planted):
     # Its reconstructions have 8 dimensions, so principal components are a bound.
     variances = np.linalg.eigvalsh(np.cov(planted.T))
     bound = variances[:-8].sum() / variances.sum()
-    assert 0.95 * bound < result["fvu"] < 1.5 * bound  # of all rows, not only of those held out
+    assert 0.95 * bound < result["fvu"] < 1.5 * bound  # the bound is over all rows, the FVU over held-out rows
 
 
-def test_a_dense_autoencoder_that_is_not_undercomplete_is_warned_of(base, with_train, tmp_path, capsys):
+def test_a_warning_names_a_dense_autoencoder_that_is_not_undercomplete(base, with_train, tmp_path, capsys):
     sae = dataclasses.replace(base.sae, architecture="dense", latents=16, k_aux=0)
     train(with_train(dataclasses.replace(base, sae=sae), run=str(tmp_path / "a"), steps=1))
     warning = "warning: config.sae.architecture is dense, which is meant to be undercomplete; 16 latents are not"
@@ -132,7 +132,7 @@ def test_a_dense_autoencoder_that_is_not_undercomplete_is_warned_of(base, with_t
 # Schedules: of k, of the learning rate, and their compilations
 
 
-def test_k_falls_and_nothing_is_compiled_anew(variant, compiled):
+def test_k_falls_without_recompilation(variant, compiled):
     config = variant("annealed")
     assert compiled.count("jit(train_step)") == 1
     l0 = {line["step"]: line["l0"] for line in lines(config)}
@@ -143,7 +143,7 @@ def test_k_falls_and_nothing_is_compiled_anew(variant, compiled):
     assert evaluate(config)["l0"] <= config.sae.k
 
 
-def test_annealed_k():
+def test_annealed_k_falls_linearly_to_k():
     sae = SaeConfig(k=3, k_start=12, k_anneal_steps=9)
     assert [int(annealed_k(sae, sae.k, step)) for step in (0, 1, 5, 9, 100)] == [12, 11, 7, 3, 3]
     assert annealed_k(SaeConfig(k=3), 3, 5) == 3
@@ -161,7 +161,7 @@ def test_a_run_compiles_its_step_once(base, with_train, tmp_path, architecture, 
     assert compiled.count("jit(train_step)") == 1
 
 
-def test_cosine():
+def test_cosine_decay_follows_the_cosine():
     rate = schedule(TrainConfig(steps=100, learning_rate=2.0, decay="cosine", decay_share=0.5))
     for step in (0, 49, 50, 60, 75, 99):
         done = max(0, step - 50) / 50
@@ -188,11 +188,11 @@ def test_ema_is_the_moving_average(planted):
     assert state.best_params is state.ema
 
 
-def test_clip_norm_bounds_what_adam_is_given(planted):
+def test_clip_norm_bounds_the_gradients_of_adam(planted):
     state, metrics = run(planted, 1, options=dataclasses.replace(TRAIN, clip_norm=0.01))
     moments = optax.tree_utils.tree_get(state.opt_state, "mu")  # after one step 0.1 of the gradients
     norm = np.sqrt(sum(np.square(mu / 0.1).sum() for mu in moments.values()))
-    assert metrics[0]["grad_norm"] > 0.05  # before it is clipped
+    assert metrics[0]["grad_norm"] > 0.05  # the metric is the norm before clipping
     assert norm == pytest.approx(0.01, rel=1e-4)
 
 
@@ -205,7 +205,7 @@ def test_bfloat16_products_train_as_well(planted):
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
 
 
-def test_how_it_is_computed_does_not_matter(planted):
+def test_encode_chunk_and_products_do_not_change_the_result(planted):
     expected, _ = run(planted, 20)
     for fields in ({"encode_chunk": 16}, {"products": "dense"}):
         state, metrics = run(planted, 20, dataclasses.replace(SAE, **fields))
@@ -214,8 +214,8 @@ def test_how_it_is_computed_does_not_matter(planted):
             np.testing.assert_allclose(state.params[name], value, atol=5e-4, err_msg=f"{fields} {name}")
 
 
-def test_multi_topk_reconstructs_from_more_latents_too(planted):
-    """What MultiTopK is for: at evaluation more than k latents may be kept."""
+def test_multi_topk_improves_reconstruction_with_more_latents(planted):
+    """The purpose of MultiTopK: evaluation may keep more than k latents."""
     error = {}
     for weight in (0.0, 0.125):
         state, _ = run(planted, 300, dataclasses.replace(SAE, multi_topk=weight))
