@@ -132,7 +132,7 @@ def evaluation(run: pathlib.Path, step: int) -> dict[str, float] | None:
 
 
 def main(argv: Sequence[str]) -> None:
-    config, _ = parse(["revelio_jax.export", *argv], __doc__)
+    config, _ = parse(["revelio_jax.export", *argv], __doc__ or "")
     print(f"exported to {export(config)}")
 
 

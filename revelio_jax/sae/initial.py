@@ -61,7 +61,7 @@ def fit(params: dict[str, jax.Array], x_ND: np.ndarray, sae: SaeConfig, mesh: ja
 
     def local(params, x_ND):
         model = SparseAutoencoder(params, sae)
-        y_ND = model.decode(model.infer(x_ND, threshold=0)) - params["b_dec_D"]
+        y_ND = model.decode(model.infer(x_ND, threshold=jnp.zeros(()))) - params["b_dec_D"]
         squares = jnp.sum(y_ND * y_ND)
         return jnp.where(squares > 0, jnp.sum((x_ND - params["b_dec_D"]) * y_ND) / squares, 1)
 

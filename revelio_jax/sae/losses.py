@@ -29,7 +29,7 @@ def terms(model: SparseAutoencoder, code: Code, more: Code | None) -> list[tuple
     """
     sae = model.sae
     parts = [code, *_prefixes(model, code)]
-    return [(1 / len(parts), part) for part in parts] + ([(sae.multi_topk, more)] if more else [])
+    return [(1 / len(parts), part) for part in parts] + ([(sae.multi_topk, more)] if more is not None else [])
 
 
 def _prefixes(model: SparseAutoencoder, code: Code) -> list[Code]:

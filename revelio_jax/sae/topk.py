@@ -21,7 +21,8 @@ def top_k(x_BF: jax.Array, k: int, bias_F: jax.Array | float = 0.0) -> tuple[jax
     width = x_BF.shape[1]
     bias_F = jnp.broadcast_to(bias_F, width)
     if width % GROUP or width // GROUP <= k:
-        return tuple(jax.lax.top_k(x_BF + bias_F, k))
+        values_BK, indices_BK = jax.lax.top_k(x_BF + bias_F, k)
+        return values_BK, indices_BK
     forms = {"cpu": tournament, "default": two_stages}
     return jax.lax.platform_dependent(
         x_BF, bias_F, **{name: functools.partial(form, k=k) for name, form in forms.items()}

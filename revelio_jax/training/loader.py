@@ -178,18 +178,18 @@ def make_order(
 def _check_rows(source: MixtureSource, batch_size: int, dealt: Sequence[Sequence[Chunk]]) -> None:
     """Raise InputError if a lane has no row of the source in some step, or the same row twice in one step."""
     lanes = len(dealt)
-    wanted = source.share * batch_size / lanes
+    needed = source.share * batch_size / lanes
     where = f" of {source.location} in one of {lanes} lanes" if lanes > 1 or source.share < 1 else ""
-    if wanted < 1:
+    if needed < 1:
         raise InputError(
-            f"config.train.batch_size is {batch_size}, which gives {float(wanted):.2g} rows{where}; "
+            f"config.train.batch_size is {batch_size}, which gives {float(needed):.2g} rows{where}; "
             "at least 1 is needed; increase it or the weight, or use fewer config.data.lanes"
         )
     rows = min(length(chunks) for chunks in dealt)
-    if rows < wanted:
+    if rows < needed:
         raise InputError(
             f"config.train.batch_size is {batch_size}, but site {source.sites[0].name} has {rows} rows to "
-            f"train on{where}, and a batch needs {float(wanted):g}"
+            f"train on{where}, and a batch needs {float(needed):g}"
         )
 
 

@@ -56,9 +56,9 @@ def run_steps(
         previous = None
         for step in range(start + 1, steps + 1):
             waiting_since = time.perf_counter()
-            x_BD = [sharding.put_batch(mesh, next(batch)) for batch in batches]
+            x_SBD = [sharding.put_batch(mesh, next(rows)) for rows in batches]
             wait_s = time.perf_counter() - waiting_since
-            state, step_metrics = train_step(state, *x_BD)
+            state, step_metrics = train_step(state, *x_SBD)
             shuffling: list[dict[str, float]] = [{} for _ in streams]
             if metrics.is_logged(step, every, steps):  # while the device works
                 shuffling = [coverage.measure(*stream, step - 1) for stream in streams]

@@ -137,11 +137,11 @@ def _matching_site(first: Store, first_site: SiteReader, store: Store) -> SiteRe
             f"config.data.stores: {site.name} of {store.location} has width {site.d}, "
             f"but {first_site.d} in {first.location}; all must have the same width"
         )
-    model, wanted = store.manifest.get("model"), first.manifest.get("model")
-    if model != wanted:
+    model, first_model = store.manifest.get("model"), first.manifest.get("model")
+    if model != first_model:
         raise InputError(
             f"config.data.stores: {store.location} is of the model {model}, "
-            f"but {first.location} is of {wanted}; all must be of the same model"
+            f"but {first.location} is of {first_model}; all must be of the same model"
         )
     return site
 

@@ -96,7 +96,7 @@ class Wandb:
 
     def add(self, line: dict[str, float]) -> None:
         if line["step"] >= self._run.starting_step:  # wandb keeps earlier steps and would warn
-            self._run.log(line, step=line["step"], commit=True)
+            self._run.log(line, step=int(line["step"]), commit=True)
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))

@@ -165,7 +165,7 @@ def test_the_card_states_the_number_of_active_latents(variant):
     assert "about 3 active on a row" in card["jumprelu"]
     assert "JumpReLU(" in card["batch_topk"]
     assert "# Dense autoencoder" in card["dense"]
-    assert "base_model" not in card["topk"]  # a folder's name is none of the hub's
+    assert "base_model" not in card["topk"]  # a folder is not a model id of the hub
 
 
 def test_steering_computes_the_same_for_every_architecture(exported, expected, planted):

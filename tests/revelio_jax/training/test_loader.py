@@ -352,13 +352,13 @@ def test_memory_does_not_depend_on_the_size_of_the_store(tmp_path, write_store):
 
 
 def test_closing_cancels_pending_reads(one):
-    (site,), begun = one.sites, []
+    (site,), reads = one.sites, []
 
     class Slow:
         dtype = site.dtype
 
         def read_into(self, start, rows):
-            begun.append(start)
+            reads.append(start)
             time.sleep(0.1)
             site.read_into(start, rows)
 
@@ -371,4 +371,4 @@ def test_closing_cancels_pending_reads(one):
     closing.start()
     closing.join(timeout=20)
     assert not closing.is_alive()
-    assert len(begun) < 28
+    assert len(reads) < 28
