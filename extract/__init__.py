@@ -1,1 +1,1 @@
-"""PyTorch side of the project: activations of diffusion pipelines, written to activation stores."""
+"""The PyTorch side of the project: read activations of diffusion pipelines and write them to activation stores."""

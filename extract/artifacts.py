@@ -1,4 +1,4 @@
-"""Pictures and latents that mode generate keeps beside the rows: STORE/images/ID.png, latents/ID.npy."""
+"""Images and latents that mode generate saves beside the rows: STORE/images/ID.png and STORE/latents/ID.npy."""
 
 import io
 import typing
@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import tensorstore as ts
 
-from extract.jobs import Row
+from extract.jobs import Sample
 from revelio_jax.config import ExtractConfig
 from revelio_jax.store import check, layout
 
@@ -16,43 +16,47 @@ if typing.TYPE_CHECKING:
 
 
 def save(
-    extract: ExtractConfig, batch: list[Row], pictures: list[PIL.Image.Image], latents: "torch.Tensor | None"
+    extract: ExtractConfig, batch: list[Sample], images: list[PIL.Image.Image], latents: "torch.Tensor | None"
 ) -> None:
-    """Write what is asked for, before the shard's marker says that it is there."""
+    """Write the files that config.extract.save_images and save_latents ask for, and wait for them.
+
+    ``latents`` are [sample, channel, height, width]. The shard's marker is written later, so a marked shard has all
+    of its files.
+    """
     kvstore = layout.open_kvstore(extract.store)
     writes: list[ts.Future] = []
     for i, sample in enumerate(batch):
         if extract.save_images:
             png = io.BytesIO()
-            pictures[i].save(png, "png")
-            writes.append(kvstore.write(_picture(sample["id"]), png.getvalue()))
-        if extract.save_latents:
+            images[i].save(png, "png")
+            writes.append(kvstore.write(_image_key(sample["id"]), png.getvalue()))
+        if extract.save_latents and latents is not None:
             npy = io.BytesIO()
             np.save(npy, latents[i].float().cpu().numpy())
-            writes.append(kvstore.write(_latents(sample["id"]), npy.getvalue()))
+            writes.append(kvstore.write(_latents_key(sample["id"]), npy.getvalue()))
     for write in writes:
         write.result()
 
 
 def fault(store: check.StoreState, shard: int) -> str:
-    """The first file of a shard that is gone or cannot be read, as a line; "" where all can."""
+    """Return a line about the first missing or broken file of a shard, or "" if all files can be read."""
     extract = store.plan.get("extract", {})
     for number in store.samples(shard):
-        for asked, name, read in (
-            ("save_images", _picture(number), lambda file: PIL.Image.open(file).verify()),
-            ("save_latents", _latents(number), np.load),
+        for field, key, decode in (
+            ("save_images", _image_key(number), lambda file: PIL.Image.open(file).verify()),
+            ("save_latents", _latents_key(number), np.load),
         ):
             try:
-                if extract.get(asked):
-                    read(io.BytesIO(store.kvstore.read(name).result().value))
-            except Exception:  # decoders of broken files raise whatever they like
-                return f"{name} is gone or broken"
+                if extract.get(field):
+                    decode(io.BytesIO(store.kvstore.read(key).result().value))
+            except Exception:  # decoders raise exceptions of any class for broken files
+                return f"{key} is missing or broken"
     return ""
 
 
-def _picture(number: int) -> str:
+def _image_key(number: int) -> str:
     return f"images/{number:08d}.png"
 
 
-def _latents(number: int) -> str:
+def _latents_key(number: int) -> str:
     return f"latents/{number:08d}.npy"

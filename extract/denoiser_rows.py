@@ -1,4 +1,4 @@
-"""The rows of a denoiser's store: how many each sample has, and a shard of them from what was recorded."""
+"""Rows of a denoiser's store: how many each sample has, and one shard of them from recorded activations."""
 
 import typing
 from collections.abc import Iterable
@@ -7,12 +7,15 @@ import numpy as np
 import torch
 
 from extract import jobs
-from extract.jobs import Rows
+from extract.jobs import ShardRows, SiteSize
 from revelio_jax.config import ExtractConfig
 from revelio_jax.pipelines.denoiser import ActivationShape
 from revelio_jax.pipelines.loading import DTYPES, as_numpy
 from revelio_jax.pipelines.recorder import Found
 from revelio_jax.store import StorePlan
+
+# Fields of config.extract that decide the rows in both modes that run a denoiser.
+FIELDS = ("mode", "value", "pool", "height", "width")
 
 
 def plan(
@@ -20,49 +23,56 @@ def plan(
     shapes: dict[str, ActivationShape],
     timesteps: tuple[int, ...],
     samples: int,
-    facts: dict[str, typing.Any],
+    *,
+    model: dict[str, typing.Any],
+    settings: dict[str, typing.Any],
+    inputs: dict[str, str],
 ) -> StorePlan:
-    """The plan of a store whose rows :func:`rows` makes, as many for every sample."""
-    fields = {name: getattr(extract, name) for name in ("mode", "value", "pool", "height", "width")}
-    fields |= {"timesteps": list(timesteps)}
-    each = {name: len(timesteps) * (1 if extract.pool == "mean" else shape.positions) for name, shape in shapes.items()}
-    planned = {name: (shape.d, np.full(samples, each[name])) for name, shape in shapes.items()}
-    return jobs.plan(extract, planned, facts | {"extract": fields | facts["extract"]})
+    """Return the plan of a store whose shards :func:`shard_rows` returns. Every sample has the same number of rows.
+
+    ``model``, ``settings`` and ``inputs`` are as in :func:`extract.jobs.store_plan`.
+    """
+    sizes = []
+    for name, shape in shapes.items():
+        positions = 1 if extract.pool == "mean" else shape.positions
+        sizes.append(SiteSize(name, shape.d, np.full(samples, len(timesteps) * positions)))
+    shared = {name: getattr(extract, name) for name in FIELDS} | {"timesteps": list(timesteps)}
+    return jobs.store_plan(extract, sizes, model, shared | settings, inputs)
 
 
-def rows(
+def shard_rows(
     batches: Iterable[tuple[list[int], Found]],
     shapes: dict[str, ActivationShape],
     timesteps: tuple[int, ...],
     samples: range,
     extract: ExtractConfig,
-) -> Rows:
-    """The rows of a shard, by sample, then timestep, then position.
+) -> ShardRows:
+    """Return the rows of one shard, ordered by sample, then timestep, then position.
 
-    A batch is the numbers of its samples and what was recorded of them; those of ``samples`` that are in
-    none were skipped. A mean over positions has position -1.
+    A batch is the ids of its samples and their recorded activations. Ids of ``samples`` that are in no batch are
+    reported as ``skipped``. With config.extract.pool=mean the position is -1.
     """
-    pooled = extract.pool == "mean"
-    kept = {}
+    is_pooled = extract.pool == "mean"
+    arrays = {}
     for name, shape in shapes.items():
-        size = (len(samples), len(timesteps), 1 if pooled else shape.positions, shape.d)
-        kept[name] = torch.empty(size, dtype=DTYPES[extract.dtype])
-    numbers: list[int] = []
-    for batch, found in batches:
-        here = slice(len(numbers), len(numbers) + len(batch))
-        for name, array in kept.items():
+        size = (len(samples), len(timesteps), 1 if is_pooled else shape.positions, shape.d)
+        arrays[name] = torch.empty(size, dtype=DTYPES[extract.dtype])
+    ids: list[int] = []
+    for batch, recorded in batches:
+        places = slice(len(ids), len(ids) + len(batch))
+        for name, array in arrays.items():
             for i, timestep in enumerate(timesteps):
-                array[here, i] = found[timestep][name]
-        numbers += batch
-    shard = {}
-    for name, array in kept.items():
-        count = array.shape[2]
-        position = np.full(1, -1, np.int32) if pooled else np.arange(count, dtype=np.int32)
-        shard[name] = {
-            "activations": as_numpy(array[: len(numbers)].flatten(0, 2)),
-            "sample": np.repeat(np.asarray(numbers, np.int32), len(timesteps) * count),
-            "timestep": np.tile(np.repeat(np.asarray(timesteps, np.int32), count), len(numbers)),
-            "position": np.tile(position, len(numbers) * len(timesteps)),
-            "skipped": np.setdiff1d(np.asarray(samples, np.int32), np.asarray(numbers, np.int32)),
+                array[places, i] = recorded[timestep][name]
+        ids += batch
+    rows: ShardRows = {}
+    for name, array in arrays.items():
+        positions = array.shape[2]
+        position = np.full(1, -1, np.int32) if is_pooled else np.arange(positions, dtype=np.int32)
+        rows[name] = {
+            "activations": as_numpy(array[: len(ids)].flatten(0, 2)),
+            "sample": np.repeat(np.asarray(ids, np.int32), len(timesteps) * positions),
+            "timestep": np.tile(np.repeat(np.asarray(timesteps, np.int32), positions), len(ids)),
+            "position": np.tile(position, len(ids) * len(timesteps)),
+            "skipped": np.setdiff1d(np.asarray(samples, np.int32), np.asarray(ids, np.int32)),
         }
-    return shard
+    return rows

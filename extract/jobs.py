@@ -1,4 +1,4 @@
-"""What a mode of extraction hands to ``extract.run``: all that it decided, and how a shard comes about."""
+"""Types, store plans and fingerprints that the modes of extraction share."""
 
 import dataclasses
 import hashlib
@@ -8,65 +8,67 @@ import typing
 from collections.abc import Callable
 
 import numpy as np
-import pyarrow
 
 from revelio_jax.config import ExtractConfig
 from revelio_jax.store import SitePlan, StorePlan
 
 LIBRARIES = ("revelio_jax", "torch", "transformers", "diffusers", "tensorstore")
 
-Row = dict[str, typing.Any]
-Rows = dict[str, dict[str, np.ndarray]]  # site -> activations [rows, d]; sample, position, timestep [rows]
-Done = Callable[[int], typing.Any]
+Sample = dict[str, typing.Any]  # one row of samples.parquet: id, prompt or image, labels, seed
+SiteRows = dict[str, np.ndarray]  # activations [rows, d]; int32 sample, position, timestep [rows]
+ShardRows = dict[str, SiteRows]  # by name in config.extract.sites
+Progress = Callable[[int], object]  # is called with the number of samples that were just finished
 
 
 @dataclasses.dataclass(frozen=True)
-class ExtractionJob:
-    """The samples, the store's plan, and a function that computes a shard.
+class SiteSize:
+    """Width ``d`` of a hook point, and how many rows each sample has: int [samples]."""
 
-    ``shard(samples, advance)`` takes the numbers of the shard's samples and returns the rows of every
-    site, as ``StoreWriter.write_shard`` takes them. It depends on nothing but those numbers, so that
-    shards may be computed in any order and process; it calls ``advance(n)`` when n more samples are done,
-    ``rounds`` times in all for each.
-    """
-
-    samples: list[Row] | pyarrow.Table
-    plan: StorePlan
-    shard: Callable[[range, Done], Rows]
-    unit: str
-    rounds: int = 1
+    name: str
+    d: int
+    rows_per_sample: np.ndarray
 
 
-def plan(extract: ExtractConfig, rows: dict[str, tuple[int, np.ndarray]], facts: dict[str, typing.Any]) -> StorePlan:
-    """The plan of a store; ``rows`` has of every site its width and how many rows each sample has.
+def store_plan(
+    extract: ExtractConfig,
+    sites: list[SiteSize],
+    model: dict[str, typing.Any],
+    settings: dict[str, typing.Any],
+    inputs: dict[str, str],
+) -> StorePlan:
+    """Return the plan of a store.
 
-    ``facts`` are what of the config, the model and the input decides the rows, beside what all modes have.
+    ``model``, ``settings`` and ``inputs`` become the entries model, extract and input of the manifest: everything
+    beside the shapes that decides the rows. ``settings`` holds the fields of config.extract that the mode uses;
+    this function adds the fields that every mode uses.
     """
     size = extract.shard_samples
-    planned = []
-    for name, (d, of_sample) in rows.items():
-        shards = tuple(int(of_sample[start : start + size].sum()) for start in range(0, len(of_sample), size))
-        planned.append(SitePlan(name, d, shards))
-    common = {"sites": list(extract.sites), "batch_size": extract.batch_size}
+    samples = len(sites[0].rows_per_sample)
+    starts = range(0, samples, size)
+    plans = [
+        SitePlan(site.name, site.d, tuple(int(site.rows_per_sample[start : start + size].sum()) for start in starts))
+        for site in sites
+    ]
+    settings = {"sites": list(extract.sites), "batch_size": extract.batch_size} | settings
     return StorePlan(
-        sites=tuple(planned),
+        sites=tuple(plans),
         dtype=extract.dtype,
         chunk_rows=extract.chunk_rows,
         shard_samples=size,
-        samples=len(of_sample),
-        facts=facts | {"extract": common | facts["extract"]},
+        samples=samples,
+        facts={"model": model, "extract": settings, "input": inputs},
         notes={"versions": {name: importlib.metadata.version(name) for name in LIBRARIES}},
     )
 
 
-def fingerprint(samples: list[Row]) -> str:
-    """sha256 of the samples and their labels."""
-    return digest(json.dumps(samples, sort_keys=True, default=str).encode())
+def samples_fingerprint(samples: list[Sample]) -> str:
+    """Return the sha256 of the samples and their labels."""
+    return sha256(json.dumps(samples, sort_keys=True, default=str).encode())
 
 
-def digest(*parts: bytes) -> str:
-    """sha256 of the parts, one after another."""
-    sha = hashlib.sha256()
+def sha256(*parts: bytes) -> str:
+    """Return the sha256 of the concatenated parts, in hexadecimal."""
+    digest = hashlib.sha256()
     for part in parts:
-        sha.update(part)
-    return sha.hexdigest()
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,69 +1,83 @@
-"""python -m extract.run --list_sites: every site of a model, its shape and what a sample of it takes.
+"""The table of ``--list_sites``: every hook point of a model, its shape, and the size of one sample's activations.
 
-All of it follows from the components' config files; no weights are read or fetched.
+The table follows from the components' config files alone. No weights are read or downloaded.
 """
+
+import typing
 
 import torch
 
 from revelio_jax.config import Config
 from revelio_jax.pipelines import denoiser, hook_points, loading
-from revelio_jax.pipelines.loading import DTYPES
+from revelio_jax.pipelines.denoiser import ActivationShape
+from revelio_jax.pipelines.hook_points import HookPoint
+from revelio_jax.pipelines.loading import DTYPES, PipelineSource
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def table(config: Config) -> str:
-    """A line a site of config.model at config.extract.height x width. Raises InputError."""
+    """Return a table with one line per hook point of config.model. Raise InputError for wrong fields.
+
+    The columns are its name, shape, size of one sample at one timestep and at all of them, and whether
+    config.extract.value=difference works there.
+    """
     extract = config.extract
     denoiser.quiet()
     source = loading.find(config.model.id, config.model.revision, config.model.family)
     pipe = denoiser.skeleton(source)
-    every = [hook_points.resolve(pipe, name) for name in hook_points.known_sites(pipe)]
-    denoising = [site for site in every if hook_points.is_denoiser_site(site.name)]
-    found, timesteps = {}, len(extract.timesteps)
-    if denoising:
-        latent = denoiser.latent_shape(source, getattr(pipe, denoising[0].component), extract)
-        found = denoiser.shapes(source, pipe, denoising, latent)
-        if extract.mode == "generate" and not timesteps:
-            timesteps = len(denoiser.schedule(source, config, latent))
-    timesteps = max(timesteps, 1)
-
-    item = torch.empty(0, dtype=DTYPES[extract.dtype]).element_size()
-    lines = [("site", "[positions, d]", "a sample", f"x {timesteps} timesteps", "difference")]
-    for site in every:
-        if site.name in found:
-            shape = found[site.name]
-            positions = 1 if extract.pool == "mean" else shape.positions
-            of_all = _bytes(positions * shape.d * item * timesteps)
-            difference = "yes" if shape.same_input else "no"
+    points = [hook_points.resolve(pipe, name) for name in hook_points.known_sites(pipe)]
+    denoiser_points = [point for point in points if hook_points.is_denoiser_site(point.name)]
+    shapes, timesteps = {}, 1
+    if denoiser_points:
+        shapes, timesteps = _denoiser_shapes(config, source, pipe, denoiser_points)
+    item_size = torch.empty(0, dtype=DTYPES[extract.dtype]).element_size()
+    lines = [("hook point", "[positions, d]", "one sample", f"x {timesteps} timesteps", "difference")]
+    for point in points:
+        shape = shapes.get(point.name)
+        if shape is None:
+            positions = _text_positions(source, pipe, point)
+            cells = (_size(positions * point.d * item_size), "", "")
         else:
-            tokens = getattr(pipe, site.component).config
-            positions = getattr(tokens, "max_position_embeddings", None) or denoiser.t5_tokens(source)
-            of_all = difference = ""
-        row = (
-            site.name,
-            f"[{positions:,}, {site.d:,}]",
-            _bytes(positions * site.d * item),
-            of_all,
-            difference,
-        )
-        lines.append(row)
+            positions = 1 if extract.pool == "mean" else shape.positions
+            size = positions * shape.d * item_size
+            cells = (_size(size), _size(size * timesteps), "yes" if shape.same_input else "no")
+        lines.append((point.name, f"[{positions:,}, {point.d:,}]", *cells))
+    pixels = f"{extract.height} x {extract.width} pixels, " if denoiser_points else ""
+    title = f"{config.model.id}, {pixels}{extract.dtype}, config.extract.pool={extract.pool}"
+    return "\n".join([title, *_aligned(lines)])
+
+
+def _denoiser_shapes(
+    config: Config, source: PipelineSource, pipe: typing.Any, points: list[HookPoint]
+) -> tuple[dict[str, ActivationShape], int]:
+    """Return the shape of each hook point of the denoiser, and how many timesteps are recorded."""
+    extract = config.extract
+    latent = denoiser.latent_shape(source, getattr(pipe, points[0].component), extract)
+    timesteps = len(extract.timesteps)
+    if extract.mode == "generate" and not timesteps:
+        timesteps = len(denoiser.schedule(source, config, latent))
+    return denoiser.shapes(source, pipe, points, latent), max(timesteps, 1)
+
+
+def _text_positions(source: PipelineSource, pipe: typing.Any, point: HookPoint) -> int:
+    """Return how many positions a text encoder's hook point has."""
+    encoder = getattr(pipe, point.component).config
+    return getattr(encoder, "max_position_embeddings", None) or denoiser.t5_tokens(source)
+
+
+def _aligned(lines: list[tuple[str, ...]]) -> list[str]:
+    """Pad the first column on the right and the others on the left."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    pixels = f"{extract.height} x {extract.width} pixels, " if denoising else ""
-    head = f"{config.model.id}, {pixels}{extract.dtype}, config.extract.pool={extract.pool}"
-    return "\n".join([head, *(_aligned(line, widths) for line in lines)])
+    padded = []
+    for name, *cells in lines:
+        right = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        padded.append("  ".join([name.ljust(widths[0]), *right]).rstrip())
+    return padded
 
 
-def _aligned(line: tuple[str, ...], widths: list[int]) -> str:
-    name, *rest = line
-    cells = [
-        name.ljust(widths[0]),
-        *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)),
-    ]
-    return "  ".join(cells).rstrip()
-
-
-def _bytes(count: int) -> str:
+def _size(count: int) -> str:
+    """Return a number of bytes with its decimal unit."""
     size, unit = float(count), 0
     while size >= 1000:
         size, unit = size / 1000, unit + 1

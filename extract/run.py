@@ -1,115 +1,158 @@
-"""Take activations of a pipeline's text encoders or denoiser and write them to an activation store.
+"""Write activations of a pipeline's text encoders or denoiser to an activation store.
 
     python -m extract.run --config configs/mini_sd.py
     python -m extract.run --config configs/mini_sd.py --list_sites
 
-config.extract.mode says what runs: text encoders alone over prompts, the denoiser while it makes
-pictures of them, or the denoiser on noised pictures. A run that was stopped goes on at the first
-missing shard when the same command is given again; a store that another config or model made is refused.
-Several processes share the shards of one store under torchrun or SLURM, or as config.extract.worker and
-workers say; any may be stopped and started again. ``--status`` says how far a store is, ``--verify``
-reads all of it and ends with status 1 where something is wrong or missing; neither needs the model.
+config.extract.mode selects what runs: the text encoders on prompts, the denoiser while the pipeline generates
+images of prompts, or the denoiser on noised images.
+
+Run the same command again to resume a stopped run: it continues at the first missing shard. A store of another
+config or model is refused. Several processes share the shards of one store under torchrun or SLURM, or when
+config.extract.worker and workers are set. Each process may be stopped and restarted at any time.
+
+--status prints the progress of a store. --verify reads the whole store and exits with status 1 if a part is broken
+or missing. Both work without the model.
 """
 
 import os
 import sys
 import time
+import types
 import typing
 from collections.abc import Sequence
 
 from extract import shards, status, workers
-from extract.jobs import ExtractionJob
 from revelio_jax.cli import parse
-from revelio_jax.config import Config
+from revelio_jax.config import Config, ExtractConfig
 from revelio_jax.errors import InputError, reported
 from revelio_jax.pipelines import hook_points
 from revelio_jax.store import StoreWriter, Worker
 from revelio_jax.store.layout import kvstore_url
 
 FLAGS = {
-    "list_sites": (False, "only print every site of config.model and its size"),
-    "status": (False, "only say what of the store is done and what is missing"),
-    "verify": (False, "only read every chunk of the store and say which shards are broken"),
+    "list_sites": (False, "print every hook point of config.model with its size, then exit"),
+    "status": (False, "print which shards of the store are written and which are missing, then exit"),
+    "verify": (False, "read every chunk of the store, print which shards are broken, then exit"),
 }
 
+Manifest = dict[str, typing.Any]
 
-def extract(config: Config) -> dict[str, typing.Any] | None:
-    """Write the store that ``config`` describes, or this worker's part of it. Raises InputError.
 
-    Returns the manifest, or None where other workers have shards to write yet. All that can be refused
-    is refused before anything is written.
+def extract(config: Config) -> Manifest | None:
+    """Write the store that ``config`` describes, or this worker's part of it.
+
+    Returns the manifest, or None if other workers still have shards to write. Raises InputError before anything is
+    written if an input, the model, or an existing store does not fit the config.
     """
     started = time.monotonic()
-    _check_names(config.extract.sites, config.extract.mode)
+    _check_sites(config.extract)
     kvstore_url(config.extract.store)
     worker = workers.find(config.extract, os.environ)
-    work = _prepared(config, worker)
-    writer = StoreWriter(config.extract.store, work.plan, work.samples)
+
+    mode = _import_mode(config.extract.mode)
+    inputs = mode.read_inputs(config.extract)
+    job = mode.load(config, inputs, worker)
+    writer = StoreWriter(config.extract.store, mode.plan(job), mode.samples_table(job))
     if writer.finished:
-        print(f"store {config.extract.store} is complete: nothing to do")
+        print(f"store {config.extract.store} is already complete")
         return writer.finish()
-    manifest = shards.write(writer, worker, work)
+    manifest = write_missing_shards(mode, job, writer, worker)
     if manifest is not None:
-        _summarise(config.extract.store, manifest, work.unit, time.monotonic() - started)
+        _print_summary(config.extract.store, manifest, job.unit, time.monotonic() - started)
     return manifest
 
 
-def _prepared(config: Config, worker: Worker) -> ExtractionJob:
-    """What the mode makes of the config. The modes import torch, which takes seconds."""
-    if config.extract.mode == "generate":
+def write_missing_shards(mode: typing.Any, job: typing.Any, writer: StoreWriter, worker: Worker) -> Manifest | None:
+    """Write the worker's missing shards, and the manifest if no shard of the store is missing then.
+
+    ``mode`` is a module of extract.modes and ``job`` the result of its ``load``. Returns the manifest, or None
+    while other workers have shards to write. Raises InputError if the store cannot be written or if another run is
+    writing the same shards.
+    """
+    with writer.claimed(worker):
+        missing = shards.missing_shards(writer, worker)
+        with (
+            shards.progress_bar(writer, worker, missing, job.unit, job.passes) as progress,
+            shards.BackgroundWriter(writer, progress) as background,
+        ):
+            for shard in missing:
+                samples = shards.samples_of(shard, writer.plan)
+                background.write_shard(shard, mode.shard_rows(job, samples, background.advance))
+        if missing := writer.missing():
+            print(shards.waiting_line(missing, worker, writer.plan.shards))
+            return None
+        return writer.finish()
+
+
+def _import_mode(name: str) -> types.ModuleType:
+    """Return the module of a mode. Its import takes seconds: it imports torch.
+
+    A mode module has four functions: ``read_inputs(extract)`` reads and checks the prompts or images;
+    ``load(config, inputs, worker)`` loads the pipeline and returns the mode's job, a frozen dataclass;
+    ``plan(job)`` returns the store's plan, ``samples_table(job)`` its samples, and
+    ``shard_rows(job, samples, progress)`` computes the rows of one shard from its samples alone.
+    """
+    if name == "generate":
         from extract.modes import generate as mode
-    elif config.extract.mode == "noised":
+    elif name == "noised":
         from extract.modes import noised as mode
     else:
         from extract.modes import text as mode
-    return mode.prepare(config, worker)
+    return mode
 
 
-def _check_names(names: tuple[str, ...], mode: str) -> None:
-    if not names:
-        raise InputError("config.extract.sites is empty; it names hook points, such as ('clip.layer.9',)")
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"config.extract.sites names {name} twice")
-        if mode == "text" and any(hook_points.is_denoiser_site(part) for part in name.split("+")):
+def _check_sites(extract: ExtractConfig) -> None:
+    """Raise InputError if config.extract.sites is empty, has a duplicate, or does not fit the mode."""
+    if not extract.sites:
+        raise InputError("config.extract.sites is empty; set it to hook points, for example clip.layer.9")
+    for name in extract.sites:
+        if extract.sites.count(name) > 1:
+            raise InputError(f"config.extract.sites contains {name} twice")
+        if extract.mode == "text" and any(hook_points.is_denoiser_site(part) for part in name.split("+")):
             raise InputError(
-                f"config.extract.sites: {name} belongs to the denoiser, which config.extract.mode=text does "
-                "not run; allowed there: generate, noised"
+                f"config.extract.sites: {name} is a hook point of the denoiser, which config.extract.mode=text does "
+                "not run; use generate or noised"
             )
-        if mode != "text" and not hook_points.is_denoiser_site(name):
+        if extract.mode != "text" and not hook_points.is_denoiser_site(name):
             raise InputError(
-                f"config.extract.sites: {name} is no site of a denoiser, which config.extract.mode={mode} "
-                f"records; those begin with {', '.join(hook_points.DENOISER_PREFIXES)}"
+                f"config.extract.sites: {name} is not a hook point of a denoiser, which config.extract.mode="
+                f"{extract.mode} records; those start with {', '.join(hook_points.DENOISER_PREFIXES)}"
             )
 
 
-def _summarise(location: str, manifest: dict[str, typing.Any], unit: str, seconds: float) -> None:
-    found = manifest["sites"]
-    rows = ", ".join(f"{name} {site['rows']:,} x {site['d']}" for name, site in found.items())
-    dropped = sum(site["dropped"] for site in found.values())
-    size = {"float32": 4, "float16": 2, "bfloat16": 2}[manifest["dtype"]]
-    megabytes = sum(site["rows"] * site["d"] * size for site in found.values()) / 1e6
-    count = max(len(site.get("skipped", ())) for site in found.values())
-    skipped = f"; {unit}s skipped: {count:,}" if count else ""
+def _check_writable(location: str | None) -> None:
+    """Raise InputError for a store that the command cannot keep. Tests write to memory:// by calling extract()."""
+    if location and location.startswith("memory:"):
+        raise InputError(f"config.extract.store is {location!r}; it must outlive the process: a folder, gs:// or s3://")
+    if location and location.startswith(("http:", "https:")):
+        raise InputError(f"config.extract.store is {location!r}, which is read-only; use a folder, gs:// or s3://")
+
+
+def _print_summary(location: str, manifest: Manifest, unit: str, seconds: float) -> None:
+    sites = manifest["sites"]
+    rows = ", ".join(f"{name} {site['rows']:,} x {site['d']}" for name, site in sites.items())
+    dropped = sum(site["dropped"] for site in sites.values())
+    item_size = {"float32": 4, "float16": 2, "bfloat16": 2}[manifest["dtype"]]
+    megabytes = sum(site["rows"] * site["d"] * item_size for site in sites.values()) / 1e6
+    skip_count = max(len(site.get("skipped", ())) for site in sites.values())
+    skipped = f"; {unit}s skipped: {skip_count:,}" if skip_count else ""
     print(f"{manifest['samples']:,} {unit}s, rows: {rows}; {dropped:,} non-finite rows dropped{skipped}")
     print(f"{megabytes:,.1f} MB of {manifest['dtype']} in {seconds:.1f} s: {location}")
 
 
 def main(argv: Sequence[str]) -> None:
+    """Run ``python -m extract.run`` with the arguments ``argv``."""
     config, flags = parse(["extract.run", *argv], __doc__, **FLAGS)
     if flags["list_sites"]:
-        from extract import listing
+        from extract import listing  # imports torch
 
         print(listing.table(config))
     elif flags["status"] or flags["verify"]:
         worker = workers.find(config.extract, os.environ)
-        good = status.report(config.extract.store, worker.count, verify=flags["verify"])
-        raise SystemExit(0 if good else 1)
-    elif (config.extract.store or "").startswith("memory:"):
-        raise InputError(f"config.extract.store is {config.extract.store!r}, which would be lost at the end")
-    elif (config.extract.store or "").startswith(("http:", "https:")):
-        raise InputError(f"config.extract.store is {config.extract.store!r}, which can only be read")
+        is_good = status.report(config.extract.store, worker.count, verify=flags["verify"])
+        raise SystemExit(0 if is_good else 1)
     else:
+        _check_writable(config.extract.store)
         extract(config)
 
 

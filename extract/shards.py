@@ -1,58 +1,76 @@
-"""The shards of a store that are one worker's: each is made while the one before is written."""
+"""The shards of one worker: which are missing, and a thread that writes them."""
 
 import concurrent.futures
-import typing
+import types
 
 import tqdm
 
-from extract.jobs import ExtractionJob
+from extract.jobs import ShardRows
 from revelio_jax.store import StorePlan, StoreWriter, Worker
 
 
+class BackgroundWriter:
+    """A context manager that writes each shard in a thread while the next shard is computed.
+
+    At most two shards are in memory: one in the thread, one being computed. An error in the thread is raised by the
+    next call of :meth:`advance` or :meth:`write_shard`, or at the end of the block.
+    """
+
+    def __init__(self, writer: StoreWriter, progress: tqdm.tqdm):
+        self._writer, self._progress = writer, progress
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "write")
+        self._pending: concurrent.futures.Future[None] | None = None
+
+    def __enter__(self) -> "BackgroundWriter":
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, _: object, __: types.TracebackType | None) -> None:
+        self._thread.shutdown()
+        if error_type is None:
+            self._wait()
+
+    def advance(self, count: int) -> None:
+        """Add ``count`` samples to the progress bar. Raise the error of the thread, if it failed."""
+        self._progress.update(count)
+        if self._pending is not None and self._pending.done():
+            self._pending.result()
+
+    def write_shard(self, shard: int, rows: ShardRows) -> None:
+        """Wait until the previous shard is written, then write ``rows`` in the thread."""
+        self._wait()
+        self._pending = self._thread.submit(self._writer.write_shard, shard, rows)
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+
+
 def samples_of(shard: int, plan: StorePlan) -> range:
+    """Return the ids of the samples of a shard."""
     return range(shard * plan.shard_samples, min((shard + 1) * plan.shard_samples, plan.samples))
 
 
-def write(writer: StoreWriter, worker: Worker, work: ExtractionJob) -> dict[str, typing.Any] | None:
-    """Write what is missing of the worker's shards; the manifest too, where that was the last of all.
-
-    Two shards are in memory at most: one that is made, one that a thread writes. Returns the manifest, or
-    None while other workers have shards to write, which one line then tells. Raises InputError where the
-    store cannot be written, at the batch that is being made, or where another run writes it.
-    """
-    with writer.claimed(worker):
-        mine = [shard for shard in range(writer.plan.shards) if worker.owns(shard)]
-        missing = sorted(set(mine) & set(writer.missing()))
-        size = {shard: work.rounds * len(samples_of(shard, writer.plan)) for shard in mine}
-        total = sum(size.values())
-        done_before = total - sum(size[shard] for shard in missing)
-        with (
-            tqdm.tqdm(total=total, initial=done_before, desc="extract", unit=work.unit) as progress,
-            concurrent.futures.ThreadPoolExecutor(1, "write") as thread,
-        ):
-            writing: concurrent.futures.Future | None = None
-
-            def done(count: int) -> None:
-                progress.update(count)
-                if writing and writing.done():
-                    writing.result()  # raises what the thread did: no need to finish a shard first
-
-            for shard in missing:
-                rows = work.shard(samples_of(shard, writer.plan), done)
-                if writing:
-                    writing.result()
-                writing = thread.submit(writer.write_shard, shard, rows)
-                del rows  # the thread lets go of them when they are written
-            if writing:
-                writing.result()
-        if others := writer.missing():
-            print(f"{worker} is done; {_waiting(others, worker.count, writer.plan.shards)}")
-            return None
-        return writer.finish()
+def missing_shards(writer: StoreWriter, worker: Worker) -> list[int]:
+    """Return the shards of the worker that are not written yet, in order."""
+    return [shard for shard in writer.missing() if worker.owns(shard)]
 
 
-def _waiting(missing: list[int], workers: int, shards: int) -> str:
-    """What is missing and by whom."""
-    counts = {number: sum(Worker(number, workers).owns(s) for s in missing) for number in range(workers)}
+def progress_bar(writer: StoreWriter, worker: Worker, missing: list[int], unit: str, passes: int) -> tqdm.tqdm:
+    """Return a progress bar over the worker's samples, each counted ``passes`` times."""
+    plan = writer.plan
+    sizes = {shard: passes * len(samples_of(shard, plan)) for shard in range(plan.shards) if worker.owns(shard)}
+    total = sum(sizes.values())
+    finished = total - sum(sizes[shard] for shard in missing)
+    return tqdm.tqdm(total=total, initial=finished, desc="extract", unit=unit)
+
+
+def waiting_line(missing: list[int], worker: Worker, shards: int) -> str:
+    """Return a line that says how many shards other workers still have to write."""
+    counts = {
+        number: sum(Worker(number, worker.count).owns(shard) for shard in missing) for number in range(worker.count)
+    }
     owners = ", ".join(f"{count} of worker {number}" for number, count in counts.items() if count)
-    return f"{len(missing)} of {shards} shards are missing: {owners}; the last worker finishes the store"
+    return (
+        f"{worker} is done; {len(missing)} of {shards} shards are missing: {owners}; "
+        "the worker that ends last writes the manifest"
+    )

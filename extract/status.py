@@ -1,4 +1,4 @@
-"""What ``python -m extract.run --status`` and ``--verify`` say of a store; no model is loaded."""
+"""The reports of ``--status`` and ``--verify`` on a store. They load no model."""
 
 import tqdm
 
@@ -7,16 +7,17 @@ from revelio_jax.store import Worker, check, layout
 
 
 def report(location: str, workers: int, verify: bool) -> bool:
-    """Print how far a store is and, if asked, what is wrong with it; returns whether all is as it should be.
+    """Print the progress of a store. With ``verify``, also read all of it and print what is broken.
 
-    Without ``verify`` there is nothing to be wrong; with it an unfinished store is not good either.
+    Returns whether the store is good. Without ``verify`` every store is; with it, an unfinished store is not.
+    Raises InputError if there is no store.
     """
     store = check.find(location)
-    _status(store, workers)
+    _print_progress(store, workers)
     return _verify(store) if verify else True
 
 
-def _status(store: check.StoreState, workers: int) -> None:
+def _print_progress(store: check.StoreState, workers: int) -> None:
     state = "finished" if store.manifest else "unfinished"
     samples = sum(len(store.samples(shard)) for shard in store.done)
     print(
@@ -25,38 +26,38 @@ def _status(store: check.StoreState, workers: int) -> None:
     )
     for name, site in store.plan["sites"].items():
         rows = sum(site["expected_rows"][shard] for shard in store.done)
-        left_out = ""
+        losses = ""
         if store.manifest:
-            found = store.manifest["sites"][name]
-            rows = found["rows"]
-            left_out = f"; {found['dropped']:,} dropped, samples skipped: {len(found.get('skipped', ())):,}"
-        print(f"{name}: {rows:,} of {sum(site['expected_rows']):,} rows x {site['d']}{left_out}")
+            final = store.manifest["sites"][name]
+            rows = final["rows"]
+            losses = f"; {final['dropped']:,} dropped, samples skipped: {len(final.get('skipped', ())):,}"
+        print(f"{name}: {rows:,} of {sum(site['expected_rows']):,} rows x {site['d']}{losses}")
     for worker in (Worker(number, workers) for number in range(workers)):
-        mine = [shard for shard in range(store.shards) if worker.owns(shard)]
-        left = [shard for shard in mine if shard not in store.done]
-        missing = f"missing: {_first(left)}" if left else "nothing is missing"
-        print(f"{worker}: {missing}" if workers > 1 else missing)
+        missing = [shard for shard in range(store.shards) if worker.owns(shard) and shard not in store.done]
+        line = f"missing shards: {_first(missing)}" if missing else "no shard is missing"
+        print(f"{worker}: {line}" if workers > 1 else line)
 
 
 def _verify(store: check.StoreState) -> bool:
-    faults = {}
+    """Print every fault and what to delete to repair it; return whether the store is finished and has no fault."""
+    faults: dict[int | str, str] = {}  # by shard or file
     with tqdm.tqdm(total=len(store.done), desc="verify", unit="shard") as progress:
-        for where, fault in check.faults(store):
-            progress.update(where not in faults and isinstance(where, int))
-            if not fault and isinstance(where, int):
-                fault = artifacts.fault(store, where)
+        for place, fault in check.faults(store):
+            progress.update(place not in faults and isinstance(place, int))
+            if not fault and isinstance(place, int):
+                fault = artifacts.fault(store, place)
             if fault:
-                faults[where] = fault
-    for where, fault in faults.items():
-        print(f"shard {where}: {fault}" if isinstance(where, int) else f"{where}: {fault}")
+                faults[place] = fault
+    for place, fault in faults.items():
+        print(f"shard {place}: {fault}" if isinstance(place, int) else f"{place}: {fault}")
     if faults:
-        files = {layout.shard_key(where) if isinstance(where, int) else where for where in faults}
+        files = {layout.shard_key(place) if isinstance(place, int) else place for place in faults}
         files |= {"manifest.json"} if store.manifest else set()
-        print(f"delete {', '.join(sorted(files))} in {store.location} and extract again: it is made anew")
+        print(f"to repair the store, delete {', '.join(sorted(files))} in {store.location} and extract again")
     elif store.manifest is None:
-        print("what is there is as it was written; the store is unfinished")
+        print("the written shards are intact; the store is unfinished")
     else:
-        print("all is as it was written")
+        print("the store is intact")
     return not faults and store.manifest is not None
 
 

@@ -1,15 +1,14 @@
-"""Text encoders alone: tokens of prompts, and the activations of several sites in one forward pass."""
+"""Text encoders without their pipeline: tokens of prompts, and activations of several hook points in one pass."""
 
 import contextlib
 import dataclasses
-import typing
-from collections.abc import Callable
 
 import numpy as np
 import pyarrow
 import tensorstore as ts
 import torch
 
+from extract.jobs import Progress, Sample, ShardRows
 from revelio_jax.config import ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
@@ -17,166 +16,175 @@ from revelio_jax.pipelines.hook_points import HookPoint
 from revelio_jax.pipelines.loading import DTYPES, TextEncoder, as_numpy
 from revelio_jax.pipelines.tokens import KEPT, PADDING, kinds
 
-TOKENISED = 8192  # prompts at a time: a tokenizer's own records of a prompt are many times its tokens
+# Prompts per tokenizer call: the tokenizer's own records of a prompt take many times the memory of its ids.
+TOKENIZER_BATCH = 8192
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Token ids and attention mask int64 [sample, position], and what each token is, int8."""
+    """Tokens of prompts: ``ids`` and attention ``mask``, int64 [prompt, position], and ``kinds``, int8 of that shape.
+
+    A kind is BOS, CONTENT, EOS or PADDING of :mod:`revelio_jax.pipelines.tokens`.
+    """
 
     ids: np.ndarray
     mask: np.ndarray
     kinds: np.ndarray
 
-    def __getitem__(self, at: slice | np.ndarray | tuple) -> "Tokens":
-        return Tokens(self.ids[at], self.mask[at], self.kinds[at])
+    def __getitem__(self, index: slice | np.ndarray | tuple) -> "Tokens":
+        """Index all three arrays."""
+        return Tokens(self.ids[index], self.mask[index], self.kinds[index])
 
-    def kept(self, positions: str) -> np.ndarray:
-        """bool [sample, position]: the positions that config.extract.positions asks for, auto resolved."""
-        return np.isin(self.kinds, KEPT[positions])
-
-
-def positions(rule: str, site: HookPoint) -> str:
-    """config.extract.positions with auto resolved: padding is steered in CLIP, and most rows of T5."""
-    return rule if rule != "auto" else "all" if site.name.startswith("clip") else "no_padding"
+    def selected(self, rule: str) -> np.ndarray:
+        """Return which positions are rows: bool [prompt, position]. ``rule`` is all, no_padding or content."""
+        return np.isin(self.kinds, KEPT[rule])
 
 
-def tokenise(encoder: TextEncoder, prompts: list[str]) -> Tokens:
-    """Tokens as the pipeline makes them: cut and padded to the tokenizer's length.
+def position_rule(positions: str, point: HookPoint) -> str:
+    """Return config.extract.positions with auto resolved: all for CLIP, no_padding for other encoders.
 
-    An encoder that is given a mask sees no padding; its prompts are padded to the longest one only.
+    Steering CLIP changes its padding too. Of T5's rows, most are padding.
+    """
+    if positions != "auto":
+        return positions
+    return "all" if point.name.startswith("clip") else "no_padding"
+
+
+def tokenize(encoder: TextEncoder, prompts: list[str]) -> Tokens:
+    """Tokenize prompts as the pipeline does: truncated and padded to the tokenizer's length.
+
+    An encoder with an attention mask ignores padding, so its prompts are padded to the longest one only.
     """
     tokenizer = encoder.tokenizer
-    # A tokenizer without a length says 1e30; the encoder's own positions, or T5's 512, bound it.
+    # A tokenizer without a length reports 1e30. The encoder's position embeddings, or 512 for T5, are the limit.
     length = min(tokenizer.model_max_length, getattr(encoder.model.config, "max_position_embeddings", 512))
     padding = "longest" if encoder.masked else "max_length"
-    parts: list[tuple[np.ndarray, np.ndarray]] = []
-    for start in range(0, len(prompts), TOKENISED):
-        got = tokenizer(
-            prompts[start : start + TOKENISED],
+    batches: list[tuple[np.ndarray, np.ndarray]] = []
+    for start in range(0, len(prompts), TOKENIZER_BATCH):
+        encoding = tokenizer(
+            prompts[start : start + TOKENIZER_BATCH],
             padding=padding,
             padding_side="right",
             max_length=length,
             truncation=True,
             return_tensors="np",
         )
-        parts.append((got["input_ids"], got["attention_mask"]))
-    longest = max(ids.shape[1] for ids, _ in parts)
-    padding_id = tokenizer.pad_token_id or 0
-    ids, mask = (
-        np.concatenate(
-            [np.pad(part, ((0, 0), (0, longest - part.shape[1])), constant_values=value) for part in column]
-        ).astype(np.int64)
-        for column, value in zip(zip(*parts, strict=True), (padding_id, 0), strict=True)
-    )
+        batches.append((encoding["input_ids"], encoding["attention_mask"]))
+    longest = max(ids.shape[1] for ids, _ in batches)
+    ids = _concatenate([ids for ids, _ in batches], longest, tokenizer.pad_token_id or 0)
+    mask = _concatenate([mask for _, mask in batches], longest, 0)
     return Tokens(ids, mask, kinds(ids, tokenizer, mask if encoder.masked else None))
 
 
-def described(
-    samples: list[dict[str, typing.Any]], encoders: dict[str, TextEncoder], tokens: dict[str, Tokens]
-) -> pyarrow.Table:
-    """The samples with the tokens of each encoder, named as in its sites: ``clip.tokens``, as the tokenizer
-    writes them, and ``clip.kinds``, what they are: 0 BOS, 1 content, 2 EOS. All positions after are padding.
+def _concatenate(batches: list[np.ndarray], length: int, padding: int) -> np.ndarray:
+    """Pad batches [prompt, position] to ``length`` positions and concatenate them: int64."""
+    widths = [((0, 0), (0, length - batch.shape[1])) for batch in batches]
+    padded = [np.pad(batch, width, constant_values=padding) for batch, width in zip(batches, widths, strict=True)]
+    return np.concatenate(padded).astype(np.int64)
+
+
+def samples_table(samples: list[Sample], encoders: dict[str, TextEncoder], tokens: dict[str, Tokens]) -> pyarrow.Table:
+    """Return the samples with two columns per encoder, named like its hook points.
+
+    ``clip.tokens`` are the tokens as the tokenizer writes them. ``clip.kinds`` are 0 for BOS, 1 for content and 2
+    for EOS. Both end at the last token before the padding. Raises InputError if the samples already have a column
+    of that name.
     """
     table = pyarrow.Table.from_pylist(samples)
     for component, encoder in encoders.items():
-        of = tokens[component]
-        lengths = of.kinds.shape[1] - np.argmax(of.kinds[:, ::-1] != PADDING, axis=1)
-        shown = np.arange(of.kinds.shape[1]) < lengths[:, None]
+        ids, kinds = tokens[component].ids, tokens[component].kinds
+        lengths = kinds.shape[1] - np.argmax(kinds[:, ::-1] != PADDING, axis=1)
+        is_token = np.arange(kinds.shape[1]) < lengths[:, None]
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        used, numbers = np.unique(of.ids[shown], return_inverse=True)
-        words = pyarrow.array(encoder.tokenizer.convert_ids_to_tokens(used.tolist()), pyarrow.string())
-        columns = {"tokens": words.take(pyarrow.array(numbers)), "kinds": pyarrow.array(of.kinds[shown])}
-        for name, values in columns.items():
-            name = f"{encoder.name}.{name}"
+        vocabulary, numbers = np.unique(ids[is_token], return_inverse=True)
+        words = pyarrow.array(encoder.tokenizer.convert_ids_to_tokens(vocabulary.tolist()), pyarrow.string())
+        columns = {"tokens": words.take(pyarrow.array(numbers)), "kinds": pyarrow.array(kinds[is_token])}
+        for suffix, values in columns.items():
+            name = f"{encoder.name}.{suffix}"
             if name in samples[0]:
-                raise InputError(f"prompts: a column is called {name!r}, as what is kept of tokens; rename it")
+                raise InputError(f"prompts: column {name!r} is reserved for tokens; rename it")
             table = table.append_column(name, pyarrow.ListArray.from_arrays(starts, values))
     return table
 
 
-class _LastSiteReached(Exception):
-    """Ends a forward pass: no later layer is wanted."""
+class _LastHookPointReached(Exception):
+    """Ends a forward pass after the last hook point."""
 
 
 @torch.inference_mode()
 def activations(
-    encoder: TextEncoder, wanted: list[HookPoint], tokens: Tokens, dtype: str, kept: np.ndarray | None = None
+    encoder: TextEncoder, points: list[HookPoint], tokens: Tokens, dtype: str, selected: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Activations [sample, position, d] of every wanted site, in one pass that ends after the last.
+    """Run one forward pass that ends after the last hook point, and return activations [prompt, position, d].
 
-    With ``kept``, bool [sample, position], only those, [rows, d]: the others never leave the device.
-    ``dtype`` is that of the result (bfloat16 as TensorStore has it). The pipelines give their text
-    encoders no attention mask unless the encoder's config asks for one; neither is one given here.
+    With ``selected``, bool [prompt, position], return only those rows, [rows, d]: the others stay on the device.
+    ``dtype`` is the dtype of the result. Like the pipelines, this passes an attention mask only if the encoder's
+    config asks for one.
     """
     device = encoder.device
     arguments = {"input_ids": torch.from_numpy(tokens.ids).to(device)}
     if encoder.masked:
         arguments["attention_mask"] = torch.from_numpy(tokens.mask).to(device)
-    if kept is not None:
-        rows = torch.from_numpy(kept).to(device)
-    found: dict[str, torch.Tensor] = {}
+    rows = None if selected is None else torch.from_numpy(selected).to(device)
+    recorded: dict[str, torch.Tensor] = {}
     with contextlib.ExitStack() as hooks:
-        for site in wanted:
+        for point in points:
 
-            def keep(hidden: torch.Tensor, name: str = site.name) -> None:
-                found[name] = (hidden if kept is None else hidden[rows]).to(DTYPES[dtype])
-                if len(found) == len(wanted):
-                    raise _LastSiteReached
+            def record(hidden: torch.Tensor, name: str = point.name) -> None:
+                recorded[name] = (hidden if rows is None else hidden[rows]).to(DTYPES[dtype])
+                if len(recorded) == len(points):
+                    raise _LastHookPointReached
 
-            hooks.callback(hook_points.hook(site, keep))
-        with contextlib.suppress(_LastSiteReached):
+            hooks.callback(hook_points.hook(point, record))
+        with contextlib.suppress(_LastHookPointReached):
             encoder.model(**arguments)
-    return {site.name: as_numpy(found[site.name]) for site in wanted}
+    return {point.name: as_numpy(recorded[point.name]) for point in points}
 
 
 def rows(
     encoder: TextEncoder,
-    wanted: list[HookPoint],
+    points: list[HookPoint],
     tokens: Tokens,
     samples: range,
     extract: ExtractConfig,
-    progress: Callable[[int], typing.Any],
-) -> dict[str, dict[str, np.ndarray]]:
-    """Kept rows of the samples numbered ``samples``, in their order.
+    progress: Progress,
+) -> ShardRows:
+    """Return the rows of the prompts numbered ``samples``, in their order, at every hook point.
 
-    Per site ``activations`` [rows, d] and int32 ``sample``, ``position`` and ``timestep`` [rows]; text has
-    no timestep, so that is -1. Prompts go through the encoder sorted by length: a batch is cut where its
-    last kept token is, if what comes after cannot be seen. ``progress`` is told how many are done.
+    ``timestep`` is -1: text has no timestep. Prompts pass through the encoder sorted by length. A batch is cut
+    after its longest prompt if the encoder's activations do not depend on later positions.
     """
     part = tokens[samples.start : samples.stop]
-    kept = part.kept(positions(extract.positions, wanted[0]))
-    sample, position = (axis.astype(np.int32) for axis in np.nonzero(kept))
+    selected = part.selected(position_rule(extract.positions, points[0]))
+    sample, position = (axis.astype(np.int32) for axis in np.nonzero(selected))
     index = {
         "sample": sample + np.int32(samples.start),
         "position": position,
         "timestep": np.full(len(sample), -1, np.int32),
     }
-    length = np.full(len(kept), kept.shape[1])
-    if _is_cut(encoder):
-        length -= np.argmax(kept[:, ::-1], axis=1)
-    first = np.concatenate([[0], np.cumsum(kept.sum(1))])  # row of every sample
+    lengths = np.full(len(selected), selected.shape[1])
+    if _ignores_padding(encoder):
+        lengths -= np.argmax(selected[:, ::-1], axis=1)
+    first_rows = np.concatenate([[0], np.cumsum(selected.sum(1))])  # of each prompt
     dtype = ts.dtype(extract.dtype).numpy_dtype
-    gathered = {site.name: np.empty((len(sample), site.d), dtype) for site in wanted}
-    by_length = np.argsort(length, kind="stable")
+    gathered = {point.name: np.empty((len(sample), point.d), dtype) for point in points}
+    by_length = np.argsort(lengths, kind="stable")
     for start in range(0, len(part.ids), extract.batch_size):
         batch = by_length[start : start + extract.batch_size]
-        if not kept[batch].any():  # only empty prompts
-            progress(len(batch))
-            continue
-        seen = (batch, slice(length[batch].max()))
-        got = activations(encoder, wanted, part[seen], extract.dtype, kept[seen])
-        to = np.concatenate([np.arange(first[i], first[i + 1]) for i in batch])
-        for name, hidden in got.items():
-            gathered[name][to] = hidden
+        if selected[batch].any():  # a batch of empty prompts may have no rows
+            cut = (batch, slice(lengths[batch].max()))
+            recorded = activations(encoder, points, part[cut], extract.dtype, selected[cut])
+            row_numbers = np.concatenate([np.arange(first_rows[i], first_rows[i + 1]) for i in batch])
+            for name, hidden in recorded.items():
+                gathered[name][row_numbers] = hidden
         progress(len(batch))
     return {name: {"activations": hidden, **index} for name, hidden in gathered.items()}
 
 
-def _is_cut(encoder: TextEncoder) -> bool:
-    """Whether a token's activations are the same without the padding after it.
+def _ignores_padding(encoder: TextEncoder) -> bool:
+    """Return whether a token's activations do not depend on the padding after it.
 
-    They are where padding is masked, and in CLIP, which looks back only. In a pipeline's T5 every token
-    sees the padding.
+    They do not if padding is masked, nor in CLIP, whose attention is causal. In a pipeline's T5, every token
+    attends to the padding.
     """
     return encoder.masked or encoder.model.config.model_type.startswith("clip")

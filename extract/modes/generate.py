@@ -1,10 +1,10 @@
-"""Activations of a denoiser while its pipeline makes pictures of the prompts.
+"""Mode generate: activations of a denoiser while its pipeline generates images of the prompts.
 
-The pipeline is called as anyone would call it, a generator a sample. Only the branch that sees the
-prompt is kept. Without pictures or latents to keep, sampling ends at the last wanted timestep.
+The pipeline is called in the ordinary way, with one random generator per sample. Only rows of the conditional
+branch are recorded. Unless images or latents are saved, sampling ends at the last timestep to record.
 """
 
-import functools
+import dataclasses
 import typing
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ import pyarrow
 import torch
 
 from extract import artifacts, denoiser_rows, jobs, text_encoder
-from extract.jobs import Done, ExtractionJob, Row, Rows
+from extract.jobs import Progress, Sample, ShardRows
 from revelio_jax.config import Config, ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.inputs.prompts import read_prompts
@@ -21,141 +21,175 @@ from revelio_jax.pipelines import denoiser, hook_points, loading, placement, rec
 from revelio_jax.pipelines.denoiser import ActivationShape
 from revelio_jax.pipelines.loading import TextEncoder
 from revelio_jax.pipelines.recorder import Found
-from revelio_jax.store import Worker
+from revelio_jax.store import StorePlan, Worker
+
+# Fields of config.extract that decide the rows, beside those of denoiser_rows.
+FIELDS = ("steps", "guidance", "true_cfg", "negative_prompt", "save_images", "save_latents")
 
 
-def prepare(config: Config, worker: Worker) -> ExtractionJob:
-    """Check all that can be refused, load the model, plan the store. Raises InputError."""
-    extract = config.extract
-    samples = read_prompts(extract.prompts, extract.prompt_column, extract.shuffle)
-    samples = _seeded(samples, extract.seed)
+@dataclasses.dataclass(frozen=True)
+class GenerateJob:
+    """The prompts, the pipeline, and what to record of it.
+
+    ``shapes`` has an entry per hook point. ``schedule`` maps each value of the denoiser's timestep argument to the
+    timestep to record, or to None. ``model`` describes the model in the manifest.
+    """
+
+    config: Config
+    prompts: list[Sample]
+    pipe: typing.Any
+    shapes: dict[str, ActivationShape]
+    schedule: dict[float, int | None]
+    model: dict[str, typing.Any]
+    unit: typing.ClassVar[str] = "image"
+    passes: typing.ClassVar[int] = 1
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """The timesteps to record, in the order of the schedule."""
+        return tuple(timestep for timestep in self.schedule.values() if timestep is not None)
+
+
+def read_inputs(extract: ExtractConfig) -> list[Sample]:
+    """Return the prompts, each with an integer ``seed``. Raise InputError if the file or a seed is wrong."""
+    prompts = read_prompts(extract.prompts, extract.prompt_column, extract.shuffle)
+    return [prompt | {"seed": _seed(prompt, extract.seed)} for prompt in prompts]
+
+
+def load(config: Config, prompts: list[Sample], worker: Worker) -> GenerateJob:
+    """Load the pipeline. Raise InputError if a field of the config does not fit it."""
+    extract, model = config.extract, config.model
     denoiser.quiet()
-    device = loading.device(config.model.device, worker.number)
-    source = loading.find(config.model.id, config.model.revision, config.model.family)
+    device = loading.device(model.device, worker.number)
+    source = loading.find(model.id, model.revision, model.family)
     if extract.save_latents and source.family == "dit":
-        raise InputError("config.extract.save_latents is True, but the family dit does not give its latents")
+        raise InputError(
+            "config.extract.save_latents is True; it must be False for the family dit, whose pipeline does not return "
+            "latents"
+        )
     shapes, latent = denoiser.wanted_shapes(source, extract)
-    schedule = denoiser.schedule(source, config, latent)
-    timesteps = _kept(extract.timesteps, schedule)
-
-    pipe = denoiser.load(source, config.model, vae_dtype=config.model.dtype)
+    schedule = _selected(denoiser.schedule(source, config, latent), extract.timesteps)
+    pipe = denoiser.load(source, model, vae_dtype=model.dtype)
     if source.family == "dit":
-        for sample in samples:
-            denoiser.class_number(pipe, sample["prompt"])
-    decisive = ("steps", "guidance", "true_cfg", "negative_prompt", "save_images", "save_latents")
-    facts = {
-        "model": denoiser.described(source, config.model, device, pipe),
-        "extract": {name: getattr(extract, name) for name in decisive},
-        "input": {"samples": jobs.fingerprint(samples)},
-    }
-    placement.place(pipe, denoiser.components(source.family), config.model, device)
-    plan = denoiser_rows.plan(extract, shapes, timesteps, len(samples), facts)
-    wanted = {value: t if t in timesteps else None for value, t in schedule.items()}
-    shard = functools.partial(_shard, config, pipe, samples, shapes, timesteps, wanted)
-    of_text = extract.pool != "mean" and any(name.endswith(".text") for name in shapes)
-    return ExtractionJob(_with_tokens(pipe, samples) if of_text else samples, plan, shard, "image")
+        for prompt in prompts:
+            denoiser.class_number(pipe, prompt["prompt"])
+    # The fingerprint reads the weights on the CPU, before placement moves them.
+    description = denoiser.described(source, model, device, pipe)
+    placement.place(pipe, denoiser.components(source.family), model, device)
+    return GenerateJob(config, prompts, pipe, shapes, schedule, description)
 
 
-def _with_tokens(pipe: typing.Any, samples: list[Row]) -> pyarrow.Table:
-    """The samples with T5's tokens: they are the positions of the text in FLUX's blocks."""
-    encoder = TextEncoder("text_encoder_2", pipe.text_encoder_2, pipe.tokenizer_2, "t5")
-    tokens = text_encoder.tokenise(encoder, [sample["prompt"] for sample in samples])
-    return text_encoder.described(samples, {"t5": encoder}, {"t5": tokens})
+def plan(job: GenerateJob) -> StorePlan:
+    """Return the store's plan."""
+    extract = job.config.extract
+    return denoiser_rows.plan(
+        extract,
+        job.shapes,
+        job.timesteps,
+        len(job.prompts),
+        model=job.model,
+        settings={name: getattr(extract, name) for name in FIELDS},
+        inputs={"samples": jobs.samples_fingerprint(job.prompts)},
+    )
 
 
-def _shard(
-    config: Config,
-    pipe: typing.Any,
-    samples: list[Row],
-    shapes: dict[str, ActivationShape],
-    timesteps: tuple[int, ...],
-    schedule: dict[float, int | None],
-    part: range,
-    advance: Done,
-) -> Rows:
-    extract = config.extract
-    hooked = [hook_points.resolve(pipe, name) for name in shapes]
-    keep = extract.save_images or extract.save_latents
-
-    def batches() -> Iterator[tuple[list[int], Found]]:
-        for start in range(part.start, part.stop, extract.batch_size):
-            batch = samples[start : min(start + extract.batch_size, part.stop)]
-            with recorder.recorded(pipe, hooked, schedule, len(batch), extract, stop=not keep) as found:
-                pictures, latents = _sampled(pipe, batch, extract)
-                artifacts.save(extract, batch, pictures, latents)
-            yield [sample["id"] for sample in batch], found
-            advance(len(batch))
-
-    return denoiser_rows.rows(batches(), shapes, timesteps, part, extract)
+def samples_table(job: GenerateJob) -> list[Sample] | pyarrow.Table:
+    """Return the prompts, with T5's tokens if they are the positions of a hook point, as in FLUX's text streams."""
+    has_text = any(name.endswith(".text") for name in job.shapes)
+    if not has_text or job.config.extract.pool == "mean":
+        return job.prompts
+    encoder = TextEncoder("text_encoder_2", job.pipe.text_encoder_2, job.pipe.tokenizer_2, "t5")
+    tokens = text_encoder.tokenize(encoder, [prompt["prompt"] for prompt in job.prompts])
+    return text_encoder.samples_table(job.prompts, {"t5": encoder}, {"t5": tokens})
 
 
-def _sampled(
-    pipe: typing.Any, batch: list[Row], extract: ExtractConfig
+def shard_rows(job: GenerateJob, samples: range, progress: Progress) -> ShardRows:
+    """Generate images of the prompts numbered ``samples`` and return the rows of every hook point."""
+    batches = _recorded_batches(job, samples, progress)
+    return denoiser_rows.shard_rows(batches, job.shapes, job.timesteps, samples, job.config.extract)
+
+
+def _recorded_batches(job: GenerateJob, samples: range, progress: Progress) -> Iterator[tuple[list[int], Found]]:
+    """Call the pipeline on one batch after another; yield ids and recorded activations of each."""
+    extract = job.config.extract
+    points = [hook_points.resolve(job.pipe, name) for name in job.shapes]
+    runs_to_end = extract.save_images or extract.save_latents
+    for start in range(samples.start, samples.stop, extract.batch_size):
+        batch = job.prompts[start : min(start + extract.batch_size, samples.stop)]
+        with recorder.recorded(job.pipe, points, job.schedule, len(batch), extract, stop=not runs_to_end) as recorded:
+            images, latents = _generate(job.pipe, batch, extract)
+            artifacts.save(extract, batch, images, latents)
+        yield [prompt["id"] for prompt in batch], recorded
+        progress(len(batch))
+
+
+def _generate(
+    pipe: typing.Any, batch: list[Sample], extract: ExtractConfig
 ) -> tuple[list[PIL.Image.Image], torch.Tensor | None]:
-    """Call the pipeline: pictures where they are asked for, and the final latents but of a DiT."""
+    """Call the pipeline; return the images and the final latents, which a DiT does not give."""
     family = hook_points.family(pipe)
-    prompts = [sample["prompt"] for sample in batch]
-    given: dict[str, typing.Any] = {
+    prompts = [prompt["prompt"] for prompt in batch]
+    arguments: dict[str, typing.Any] = {
         "num_inference_steps": extract.steps,
         "guidance_scale": extract.guidance,
-        # On the CPU, where a seed means the same numbers on every machine.
-        "generator": [torch.Generator().manual_seed(sample["seed"]) for sample in batch],
+        # On the CPU, where a seed gives the same numbers on every machine.
+        "generator": [torch.Generator().manual_seed(prompt["seed"]) for prompt in batch],
     }
     if family == "dit":
         labels = [denoiser.class_number(pipe, prompt) for prompt in prompts]
-        return pipe(class_labels=labels, **given).images, None
-    given |= {"prompt": prompts, "height": extract.height, "width": extract.width}
+        return pipe(class_labels=labels, **arguments).images, None
+    arguments |= {"prompt": prompts, "height": extract.height, "width": extract.width}
     if family == "flux":
-        given["max_sequence_length"] = denoiser.prompt_length(pipe)
+        arguments["max_sequence_length"] = denoiser.prompt_length(pipe)
     if family == "flux" and extract.true_cfg > 1:
-        given |= {
+        arguments |= {
             "true_cfg_scale": extract.true_cfg,
             "negative_prompt": [extract.negative_prompt] * len(batch),
         }
     elif extract.negative_prompt:
-        given["negative_prompt"] = [extract.negative_prompt] * len(batch)
-    last: dict[str, torch.Tensor] = {}
+        arguments["negative_prompt"] = [extract.negative_prompt] * len(batch)
+    final: dict[str, torch.Tensor] = {}
 
     def after_step(_pipe, _step, _timestep, tensors: dict[str, torch.Tensor]) -> dict:
-        last.update(tensors)
+        final.update(tensors)
         return {}
 
-    pictures = pipe(
-        **given,
+    images = pipe(
+        **arguments,
         output_type="pil" if extract.save_images else "latent",
         callback_on_step_end=after_step,
         callback_on_step_end_tensor_inputs=["latents"],
     ).images
-    latents = last["latents"]
+    latents = final["latents"]
     if family == "flux":
         latents = pipe._unpack_latents(latents, extract.height, extract.width, pipe.vae_scale_factor)
-    return pictures, latents
+    return images, latents
 
 
-def _seeded(samples: list[Row], first: int) -> list[Row]:
-    """Samples with an integer ``seed``: that of their own column, else counted up from ``first``."""
-    seeded = []
-    for sample in samples:
-        given = sample.get("seed", first + sample["id"])
-        try:
-            seed = int(given)
-            torch.Generator().manual_seed(seed)
-            if not isinstance(given, str) and seed != given:
-                raise ValueError
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise InputError(
-                f"prompts: the seed of prompt {sample['id']} is {given!r}; it must be a whole number"
-            ) from error
-        seeded.append(sample | {"seed": seed})
-    return seeded
+def _seed(prompt: Sample, first: int) -> int:
+    """Return the prompt's column ``seed``, or else ``first`` plus its id. Raise InputError for a wrong seed."""
+    value = prompt.get("seed", first + prompt["id"])
+    try:
+        seed = int(value)
+        torch.Generator().manual_seed(seed)
+        if not isinstance(value, str) and seed != value:
+            raise ValueError
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(
+            f"prompts: the seed of prompt {prompt['id']} is {value!r}; it must be a 64-bit whole number"
+        ) from error
+    return seed
 
 
-def _kept(asked: tuple[int, ...], schedule: dict[float, int]) -> tuple[int, ...]:
-    """Timesteps in the order of the schedule. Raises InputError for one that it does not have."""
-    for timestep in asked:
+def _selected(schedule: dict[float, int], timesteps: tuple[int, ...]) -> dict[float, int | None]:
+    """Return the schedule with None for timesteps that are not in ``timesteps``, which may be empty: all.
+
+    Raises InputError for a timestep that the schedule does not have.
+    """
+    for timestep in timesteps:
         if timestep not in schedule.values():
             raise InputError(
-                f"config.extract.timesteps has {timestep}; with config.extract.steps={len(schedule)} "
-                f"there are {', '.join(map(str, schedule.values()))}"
+                f"config.extract.timesteps contains {timestep}; with config.extract.steps={len(schedule)} the "
+                f"timesteps are {', '.join(map(str, schedule.values()))}"
             )
-    return tuple(t for t in schedule.values() if not asked or t in asked)
+    return {value: timestep if not timesteps or timestep in timesteps else None for value, timestep in schedule.items()}

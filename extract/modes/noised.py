@@ -1,11 +1,11 @@
-"""Activations of a denoiser on noised pictures: one forward pass a timestep, which ends after the last site.
+"""Mode noised: activations of a denoiser on noised images, with one forward pass per timestep.
 
-A picture becomes the mode of the VAE's latents; at each of config.extract.timesteps it gets noise that
-depends on the sample's seed and the timestep alone, so it is the same in every batch and process. A
-picture that does not decode is skipped and counted; its row of samples.parquet stays.
+An image becomes the mode of the VAE's latent distribution. At each of config.extract.timesteps it gets noise that
+depends only on the sample's seed and the timestep, so it is the same in every batch and process. A pass ends after
+the last hook point. An image that cannot be decoded is skipped and counted; it keeps its row of samples.parquet.
 """
 
-import functools
+import dataclasses
 import typing
 from collections.abc import Iterator
 
@@ -14,138 +14,162 @@ import numpy as np
 import torch
 
 from extract import denoiser_rows, jobs
-from extract.jobs import Done, ExtractionJob, Row, Rows
+from extract.jobs import Progress, Sample, ShardRows
 from revelio_jax.config import Config, ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.inputs.images import Images, read_images
 from revelio_jax.pipelines import denoiser, hook_points, loading, placement, recorder
 from revelio_jax.pipelines.denoiser import ActivationShape, Tensors
 from revelio_jax.pipelines.recorder import Found
-from revelio_jax.store import Worker
+from revelio_jax.store import StorePlan, Worker
 
 
-def prepare(config: Config, worker: Worker) -> ExtractionJob:
-    """Check all that can be refused, load the model, plan the store. Raises InputError."""
-    extract = config.extract
+@dataclasses.dataclass(frozen=True)
+class NoisedJob:
+    """The images, the pipeline, and what to record of it.
+
+    ``conditioning`` is what the denoiser gets for config.extract.prompt, one row. ``shapes`` has an entry per hook
+    point. ``model`` describes the model in the manifest.
+    """
+
+    config: Config
+    images: Images
+    pipe: typing.Any
+    conditioning: Tensors
+    shapes: dict[str, ActivationShape]
+    model: dict[str, typing.Any]
+    unit: typing.ClassVar[str] = "image"
+    passes: typing.ClassVar[int] = 1
+
+
+def read_inputs(extract: ExtractConfig) -> Images:
+    """Find the images and decode the first good one. Raise InputError if there is none."""
     images = read_images(extract.images, extract.image_column, extract.label_column, extract.split)
+    numbers = range(len(images.samples))
+    if all(images.load(number, extract.height, extract.width) is None for number in numbers):
+        raise InputError(f"config.extract.images {extract.images!r}: none of its {len(numbers)} images can be decoded")
+    return images
+
+
+def load(config: Config, images: Images, worker: Worker) -> NoisedJob:
+    """Load the pipeline and encode the prompt. Raise InputError if a field of the config does not fit the model."""
+    extract, model = config.extract, config.model
     denoiser.quiet()
-    device = loading.device(config.model.device, worker.number)
-    source = loading.find(config.model.id, config.model.revision, config.model.family)
+    device = loading.device(model.device, worker.number)
+    source = loading.find(model.id, model.revision, model.family)
     shapes, _ = denoiser.wanted_shapes(source, extract)
     _check_timesteps(extract.timesteps, denoiser.scheduler(source).config.num_train_timesteps)
-    every = range(len(images.samples))
-    if all(images.load(number, extract.height, extract.width) is None for number in every):
-        raise InputError(f"config.extract.images {extract.images!r}: none of its {len(every)} pictures can be decoded")
-
-    samples = [sample | {"seed": extract.seed + sample["id"]} for sample in images.samples]
-    pipe = denoiser.load(source, config.model, vae_dtype="float32")
-    fields = {"prompt": extract.prompt} | ({"guidance": extract.guidance} if source.family == "flux" else {})
-    facts = {
-        "model": denoiser.described(source, config.model, device, pipe),
-        "extract": fields,
-        "input": {"samples": jobs.fingerprint(samples), "images": images.fingerprint},
-    }
-    placement.place(pipe, denoiser.components(source.family), config.model, device)
-    plan = denoiser_rows.plan(extract, shapes, extract.timesteps, len(samples), facts)
+    pipe = denoiser.load(source, model, vae_dtype="float32")
+    # The fingerprint reads the weights on the CPU, before placement moves them.
+    description = denoiser.described(source, model, device, pipe)
+    placement.place(pipe, denoiser.components(source.family), model, device)
     conditioning = denoiser.encoded(pipe, extract)
     for component in hook_points.TEXT_ENCODERS[source.family].values():
-        setattr(pipe, component, None)  # they are not needed again, and T5 is large
-    shard = functools.partial(_shard, config, pipe, conditioning, images, samples, shapes)
-    return ExtractionJob(samples, plan, shard, "image")
+        setattr(pipe, component, None)  # frees the memory of encoders that are not needed again; T5 is large
+    return NoisedJob(config, images, pipe, conditioning, shapes, description)
 
 
-@torch.inference_mode()
-def noised(schedule: typing.Any, latents: torch.Tensor, seeds: list[int], timestep: int) -> torch.Tensor:
-    """Latents [sample, channel, height, width] with the noise of ``timestep``, in float32.
+def plan(job: NoisedJob) -> StorePlan:
+    """Return the store's plan."""
+    extract, samples = job.config.extract, samples_table(job)
+    settings: dict[str, typing.Any] = {"prompt": extract.prompt}
+    if job.config.model.family == "flux":
+        settings["guidance"] = extract.guidance
+    return denoiser_rows.plan(
+        extract,
+        job.shapes,
+        extract.timesteps,
+        len(samples),
+        model=job.model,
+        settings=settings,
+        inputs={"samples": jobs.samples_fingerprint(samples), "images": job.images.fingerprint},
+    )
 
-    A sample's noise depends on its seed and the timestep alone. ``schedule`` is :func:`noise_schedule`.
-    """
-    noise = torch.stack([_noise(latents.shape[1:], seed, timestep) for seed in seeds]).to(latents)
-    if not hasattr(schedule, "add_noise"):  # rectified flow: a straight line from picture to noise
-        sigma = timestep / schedule.config.num_train_timesteps
-        return (1 - sigma) * latents + sigma * noise
-    return schedule.add_noise(latents, noise, torch.full((len(latents),), timestep, device=latents.device))
+
+def samples_table(job: NoisedJob) -> list[Sample]:
+    """Return the images' samples, each with its ``seed``."""
+    first = job.config.extract.seed
+    return [sample | {"seed": first + sample["id"]} for sample in job.images.samples]
+
+
+def shard_rows(job: NoisedJob, samples: range, progress: Progress) -> ShardRows:
+    """Run the denoiser on the noised images numbered ``samples`` and return the rows of every hook point."""
+    batches = _recorded_batches(job, samples, progress)
+    return denoiser_rows.shard_rows(batches, job.shapes, job.config.extract.timesteps, samples, job.config.extract)
 
 
 def noise_schedule(pipe: typing.Any) -> typing.Any:
-    """A scheduler with the noise that the denoiser was trained on, whatever the pipeline samples with."""
+    """Return a scheduler with the noise that the denoiser was trained on, whatever the pipeline samples with."""
     if hook_points.family(pipe) == "flux":
         return pipe.scheduler
     return diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
 
 
 @torch.inference_mode()
-def latents_of(pipe: typing.Any, pictures: np.ndarray) -> torch.Tensor:
-    """Latents, float32, of pictures [sample, 3, height, width]: the mode, shifted and scaled."""
+def encode_images(pipe: typing.Any, images: np.ndarray) -> torch.Tensor:
+    """Return the latents of images [sample, 3, height, width]: the mode, shifted and scaled, in float32."""
     vae = pipe.vae
-    pixels = torch.from_numpy(pictures).to(pipe._execution_device, vae.dtype)
+    pixels = torch.from_numpy(images).to(pipe._execution_device, vae.dtype)
     mode = vae.encode(pixels).latent_dist.mode().float()
     return (mode - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
 
-def _shard(
-    config: Config,
-    pipe: typing.Any,
-    conditioning: Tensors,
-    images: Images,
-    samples: list[Row],
-    shapes: dict[str, ActivationShape],
-    part: range,
-    advance: Done,
-) -> Rows:
-    extract = config.extract
-    wanted = [hook_points.resolve(pipe, name) for name in shapes]
+@torch.inference_mode()
+def add_noise(schedule: typing.Any, latents: torch.Tensor, seeds: list[int], timestep: int) -> torch.Tensor:
+    """Return latents [sample, channel, height, width] with the noise of ``timestep``, in float32.
 
-    schedule = noise_schedule(pipe)
-    size = extract.batch_size
-    numbers = [part[start : start + size] for start in range(0, len(part), size)]
+    The noise of a sample depends only on its seed and the timestep. ``schedule`` is :func:`noise_schedule`.
+    """
+    noise = torch.stack([_noise(latents.shape[1:], seed, timestep) for seed in seeds]).to(latents)
+    if not hasattr(schedule, "add_noise"):  # rectified flow: a straight line from image to noise
+        sigma = timestep / schedule.config.num_train_timesteps
+        return (1 - sigma) * latents + sigma * noise
+    return schedule.add_noise(latents, noise, torch.full((len(latents),), timestep, device=latents.device))
 
-    def batches() -> Iterator[tuple[list[int], Found]]:
-        loading = images.batches(numbers, extract.height, extract.width)
-        for asked, loaded in zip(numbers, loading, strict=True):
-            pictures = {number: picture for number, picture in zip(asked, loaded, strict=True) if picture is not None}
-            if pictures:
-                seeds = [samples[number]["seed"] for number in pictures]
-                latents = latents_of(pipe, np.stack(list(pictures.values())))
-                found: Found = {}
-                for timestep in extract.timesteps:
-                    given = noised(schedule, latents, seeds, timestep)
-                    found |= _pass(pipe, given, timestep, conditioning, wanted, extract)
-                yield list(pictures), found
-            advance(len(asked))
 
-    return denoiser_rows.rows(batches(), shapes, extract.timesteps, part, extract)
+def _recorded_batches(job: NoisedJob, samples: range, progress: Progress) -> Iterator[tuple[list[int], Found]]:
+    """Run the denoiser on one batch after another; yield ids and recorded activations of each."""
+    extract = job.config.extract
+    points = [hook_points.resolve(job.pipe, name) for name in job.shapes]
+    schedule = noise_schedule(job.pipe)
+    batches = [samples[start : start + extract.batch_size] for start in range(0, len(samples), extract.batch_size)]
+    for batch, loaded in zip(batches, job.images.batches(batches, extract.height, extract.width), strict=True):
+        images = {number: image for number, image in zip(batch, loaded, strict=True) if image is not None}
+        if images:
+            seeds = [extract.seed + number for number in images]
+            latents = encode_images(job.pipe, np.stack(list(images.values())))
+            recorded: Found = {}
+            for timestep in extract.timesteps:
+                recorded |= _pass(job, add_noise(schedule, latents, seeds, timestep), timestep, points)
+            yield list(images), recorded
+        progress(len(batch))
 
 
 @torch.inference_mode()
-def _pass(
-    pipe: typing.Any,
-    latents: torch.Tensor,
-    timestep: int,
-    conditioning: Tensors,
-    wanted: list[hook_points.HookPoint],
-    extract: ExtractConfig,
-) -> Found:
-    """Run the denoiser once on noised latents, as far as its last wanted site."""
-    family = hook_points.family(pipe)
-    model = getattr(pipe, hook_points.DENOISERS[family])
-    # Any value of the argument is this pass's.
-    with recorder.recorded(pipe, wanted, {0.0: timestep}, len(latents), extract, stop=True) as found:
-        model(**denoiser.arguments(family, latents.to(model.dtype), timestep, conditioning))
-    return found
+def _pass(job: NoisedJob, latents: torch.Tensor, timestep: int, points: list[hook_points.HookPoint]) -> Found:
+    """Run the denoiser once on noised latents, up to the last hook point, and return what was recorded."""
+    family = hook_points.family(job.pipe)
+    model = getattr(job.pipe, hook_points.DENOISERS[family])
+    # With one entry in the schedule, every value of the timestep argument counts as this timestep.
+    schedule = {0.0: timestep}
+    with recorder.recorded(job.pipe, points, schedule, len(latents), job.config.extract, stop=True) as recorded:
+        model(**denoiser.arguments(family, latents.to(model.dtype), timestep, job.conditioning))
+    return recorded
 
 
 def _noise(shape: torch.Size, seed: int, timestep: int) -> torch.Tensor:
-    # On the CPU, where a seed means the same numbers on every machine.
-    mixed = int(np.random.SeedSequence([seed, timestep]).generate_state(1, np.uint64)[0])
-    return torch.randn(shape, generator=torch.Generator().manual_seed(mixed))
+    # On the CPU, where a seed gives the same numbers on every machine.
+    mixed_seed = int(np.random.SeedSequence([seed, timestep]).generate_state(1, np.uint64)[0])
+    return torch.randn(shape, generator=torch.Generator().manual_seed(mixed_seed))
 
 
-def _check_timesteps(timesteps: tuple[int, ...], trained: int) -> None:
+def _check_timesteps(timesteps: tuple[int, ...], train_timesteps: int) -> None:
     if not timesteps:
-        raise InputError("config.extract.timesteps is empty; mode noised needs some, such as (25, 100)")
+        raise InputError("config.extract.timesteps is empty; mode noised needs at least one, for example 25,100")
     for timestep in timesteps:
-        if not 0 <= timestep < trained:
-            raise InputError(f"config.extract.timesteps has {timestep}; this model has 0 to {trained - 1}")
+        if not 0 <= timestep < train_timesteps:
+            raise InputError(
+                f"config.extract.timesteps contains {timestep}; this model has timesteps 0 to {train_timesteps - 1}"
+            )
         if timesteps.count(timestep) > 1:
-            raise InputError(f"config.extract.timesteps has {timestep} twice")
+            raise InputError(f"config.extract.timesteps contains {timestep} twice")

@@ -1,78 +1,125 @@
-"""Activations of text encoders over prompts: the mode text. Encoders run alone, in batches."""
+"""Mode text: activations of the text encoders on prompts. The encoders run alone, in batches."""
+
+import dataclasses
+import typing
 
 import numpy as np
+import pyarrow
 
 from extract import jobs, text_encoder
-from extract.jobs import Done, ExtractionJob, Rows
+from extract.jobs import Progress, Sample, ShardRows, SiteRows, SiteSize
 from extract.text_encoder import Tokens
-from revelio_jax.config import Config
+from revelio_jax.config import Config, ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.inputs.prompts import read_prompts
 from revelio_jax.pipelines import hook_points, loading, placement
-from revelio_jax.store import Worker
+from revelio_jax.pipelines.hook_points import HookPoint
+from revelio_jax.pipelines.loading import TextEncoder
+from revelio_jax.store import StorePlan, Worker
 
 
-def prepare(config: Config, worker: Worker) -> ExtractionJob:
-    """Check all that can be refused, load the encoders, plan the store. Raises InputError."""
-    extract = config.extract
-    samples = read_prompts(extract.prompts, extract.prompt_column, extract.shuffle)
+@dataclasses.dataclass(frozen=True)
+class TextJob:
+    """The prompts, and the text encoders that read them.
+
+    ``hook_points`` maps each name in config.extract.sites to the hook points that it joins, often just one.
+    ``encoders`` and ``tokens`` are by component of the pipeline. ``model`` describes the model in the manifest.
+    """
+
+    config: Config
+    prompts: list[Sample]
+    hook_points: dict[str, tuple[HookPoint, ...]]
+    encoders: dict[str, TextEncoder]
+    tokens: dict[str, Tokens]
+    model: dict[str, typing.Any]
+    unit: typing.ClassVar[str] = "prompt"
+
+    @property
+    def passes(self) -> int:
+        """How often each prompt is read: once by each encoder."""
+        return len(self.encoders)
+
+
+def read_inputs(extract: ExtractConfig) -> list[Sample]:
+    """Return the prompts. Raise InputError if the file cannot be read."""
+    return read_prompts(extract.prompts, extract.prompt_column, extract.shuffle)
+
+
+def load(config: Config, prompts: list[Sample], worker: Worker) -> TextJob:
+    """Load the text encoders of config.extract.sites and tokenize the prompts. Raise InputError for wrong fields."""
+    sites, model = config.extract.sites, config.model
     loading.quiet()
-    device = loading.device(config.model.device, worker.number)
-    source = loading.find(config.model.id, config.model.revision, config.model.family)
+    device = loading.device(model.device, worker.number)
+    source = loading.find(model.id, model.revision, model.family)
     pipe = loading.skeleton(source)
-    parts = [part for name in extract.sites for part in name.split("+")]
-    needed = dict.fromkeys(loading.site(pipe, part).component for part in parts)
-    encoders = {c: loading.load_text_encoder(source, c, config.model.dtype, device) for c in needed}
+    components = dict.fromkeys(loading.site(pipe, part).component for name in sites for part in name.split("+"))
+    encoders = {name: loading.load_text_encoder(source, name, model.dtype, device) for name in components}
     for component, encoder in encoders.items():
         setattr(pipe, component, encoder.model)
-    joined = {name: [hook_points.resolve(pipe, part) for part in name.split("+")] for name in extract.sites}
-    prompts = [sample["prompt"] for sample in samples]
-    tokens = {component: text_encoder.tokenise(encoder, prompts) for component, encoder in encoders.items()}
-    kept = {name: _kept(name, hooked, tokens, extract.positions) for name, hooked in joined.items()}
+    joined = {name: hook_points.resolve_joined(pipe, name) for name in sites}
+    texts = [prompt["prompt"] for prompt in prompts]
+    tokens = {component: text_encoder.tokenize(encoder, texts) for component, encoder in encoders.items()}
+    _check_joined(joined, tokens, config.extract.positions)
+    # The fingerprint reads the weights on the CPU, before placement moves them.
+    description = loading.described(model, source, device, encoders.values())
+    placement.place(pipe, encoders, model, device)
+    return TextJob(config, prompts, joined, encoders, tokens, description)
 
-    hooked = {site.name: site for each in joined.values() for site in each}
 
-    def shard(part: range, advance: Done) -> Rows:
-        rows: Rows = {}
-        for component, encoder in encoders.items():  # each reads every prompt
-            wanted = [site for site in hooked.values() if site.component == component]
-            rows |= text_encoder.rows(encoder, wanted, tokens[component], part, extract, advance)
-        return {name: _joined([rows[site.name] for site in each]) for name, each in joined.items()}
-
-    facts = {
-        "model": loading.described(config.model, source, device, encoders.values()),
-        "extract": {"positions": _rule(extract.positions, joined)},
-        "input": {
-            "samples": jobs.fingerprint(samples),
-            "tokens": jobs.digest(*(of.ids.tobytes() for of in tokens.values())),
+def plan(job: TextJob) -> StorePlan:
+    """Return the store's plan. How many rows a prompt has follows from its tokens."""
+    positions = job.config.extract.positions
+    rules = {name: text_encoder.position_rule(positions, parts[0]) for name, parts in job.hook_points.items()}
+    sizes = [
+        SiteSize(name, sum(part.d for part in parts), _selected(parts[0], job.tokens, positions).sum(1))
+        for name, parts in job.hook_points.items()
+    ]
+    return jobs.store_plan(
+        job.config.extract,
+        sizes,
+        model=job.model,
+        settings={"positions": rules if len(set(rules.values())) > 1 else next(iter(rules.values()))},
+        inputs={
+            "samples": jobs.samples_fingerprint(job.prompts),
+            "tokens": jobs.sha256(*(tokens.ids.tobytes() for tokens in job.tokens.values())),
         },
-    }
-    placement.place(pipe, encoders, config.model, device)
-    # How many rows a sample has follows from its tokens alone.
-    rows = {name: (sum(site.d for site in each), kept[name].sum(1)) for name, each in joined.items()}
-    plan = jobs.plan(extract, rows, facts)
-    described = text_encoder.described(samples, encoders, tokens)
-    return ExtractionJob(described, plan, shard, "prompt", rounds=len(encoders))
+    )
 
 
-def _rule(positions: str, joined: dict[str, list[hook_points.HookPoint]]) -> str | dict[str, str]:
-    """The positions kept: one rule, or that of every site where auto has several."""
-    rules = {name: text_encoder.positions(positions, parts[0]) for name, parts in joined.items()}
-    return rules if len(set(rules.values())) > 1 else next(iter(rules.values()))
+def samples_table(job: TextJob) -> pyarrow.Table:
+    """Return the prompts with the tokens of each encoder. Raise InputError if a column name is taken."""
+    return text_encoder.samples_table(job.prompts, job.encoders, job.tokens)
 
 
-def _kept(name: str, parts: list[hook_points.HookPoint], tokens: dict[str, Tokens], rule: str) -> np.ndarray:
-    """The rows of a site, bool [sample, position]. Raises InputError where its parts have not the same."""
-    first, *others = (tokens[site.component].kept(text_encoder.positions(rule, site)) for site in parts)
-    if not all(np.array_equal(first, other) for other in others):
-        raise InputError(
-            f"config.extract.sites: {name} joins encoders that do not have the same tokens of every prompt"
-        )
-    return first
+def shard_rows(job: TextJob, samples: range, progress: Progress) -> ShardRows:
+    """Return the rows of the prompts numbered ``samples`` at every hook point."""
+    points = {point.name: point for parts in job.hook_points.values() for point in parts}.values()
+    rows: ShardRows = {}
+    for component, encoder in job.encoders.items():
+        own_points = [point for point in points if point.component == component]
+        tokens = job.tokens[component]
+        rows |= text_encoder.rows(encoder, own_points, tokens, samples, job.config.extract, progress)
+    return {name: _join([rows[part.name] for part in parts]) for name, parts in job.hook_points.items()}
 
 
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The rows of one site from those of its parts, side by side."""
+def _check_joined(joined: dict[str, tuple[HookPoint, ...]], tokens: dict[str, Tokens], positions: str) -> None:
+    """Raise InputError if hook points that a name joins do not have the same rows."""
+    for name, parts in joined.items():
+        first, *others = (_selected(part, tokens, positions) for part in parts)
+        if not all(np.array_equal(first, other) for other in others):
+            raise InputError(
+                f"config.extract.sites: {name} joins encoders whose tokens differ; joined encoders must have the "
+                "same tokens for every prompt"
+            )
+
+
+def _selected(point: HookPoint, tokens: dict[str, Tokens], positions: str) -> np.ndarray:
+    """Return which positions of each prompt are rows of the hook point: bool [prompt, position]."""
+    return tokens[point.component].selected(text_encoder.position_rule(positions, point))
+
+
+def _join(parts: list[SiteRows]) -> SiteRows:
+    """Concatenate the activations of several hook points along their width."""
     if len(parts) == 1:
         return parts[0]
     return parts[0] | {"activations": np.concatenate([part["activations"] for part in parts], axis=1)}

@@ -32,8 +32,7 @@ import PIL.Image
 import results
 import torch
 
-from extract import shards, text_encoder
-from extract.jobs import ExtractionJob
+from extract import run, text_encoder
 from extract.modes import noised, text
 from revelio_jax.config import Config, ExtractConfig, ModelConfig
 from revelio_jax.errors import reported
@@ -87,19 +86,19 @@ def of_text(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
     pipe = loading.skeleton(source)
     site = [name for name in hook_points.known_sites(pipe) if name.startswith("clip.")][-2]
     asked = config(given, sites=(site,), positions="all", prompts=str(folder / "prompts.txt"))
-    work = text.prepare(asked, Worker())
+    job = text.load(asked, text.read_inputs(asked.extract), Worker())
 
     cut = copy.deepcopy(encoder.model)
     inner = getattr(cut, "text_model", cut)
     inner.encoder.layers = inner.encoder.layers[: int(site.rpartition(".")[2]) + 1]
-    ids = torch.from_numpy(text_encoder.tokenise(encoder, prompts).ids)
+    ids = torch.from_numpy(text_encoder.tokenize(encoder, prompts).ids)
 
     @torch.inference_mode()
     def bare() -> None:
         for batch in ids.split(given.batch):
             cut(batch)
 
-    bare_s, extract_s = in_turn(given.rounds, bare, lambda: extraction(work, folder))
+    bare_s, extract_s = in_turn(given.rounds, bare, lambda: extraction(text, job, folder))
     found = [row("text", site, bare_s, extract_s)]
     if given.full:
         return found
@@ -128,7 +127,7 @@ def of_pictures(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
     source = loading.find(given.model, "", "sd")
     pipe = denoiser.load(source, ModelConfig(id=given.model), "float32")
     asked = {name: config(given, sites=(name,), **fields) for name in names}
-    works = {name: noised.prepare(asked[name], Worker()) for name in names}
+    jobs = {name: noised.load(asked[name], noised.read_inputs(asked[name].extract), Worker()) for name in names}
     conditioning = denoiser.encoded(pipe, asked[names[0]].extract)
     pictures = torch.rand(given.pictures, 3, given.size, given.size) * 2 - 1
     noise = torch.randn(pipe.unet.config.in_channels, *latents_size(pipe, given.size))
@@ -146,7 +145,7 @@ def of_pictures(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
     times = in_turn(
         given.rounds,
         lambda: bare(middle),
-        *(lambda name=name: extraction(works[name], folder) for name in names),
+        *(lambda name=name: extraction(noised, jobs[name], folder) for name in names),
     )
     bare_s, extract_s = times[0], dict(zip(names, times[1:], strict=True))
     last = extract_s[names[-1]]
@@ -163,22 +162,22 @@ def latents_size(pipe, size: int) -> tuple[int, int]:
     return size // factor, size // factor
 
 
-def extraction(work: ExtractionJob, folder: pathlib.Path) -> None:
-    """The loop of extract.run, to a new store."""
+def extraction(mode, job, folder: pathlib.Path) -> None:
+    """Run the loop of extract.run into a new store."""
     with tempfile.TemporaryDirectory(dir=folder) as store:
-        writer = StoreWriter(store, work.plan, work.samples)
-        shards.write(writer, Worker(), work)
+        writer = StoreWriter(store, mode.plan(job), mode.samples_table(job))
+        run.write_missing_shards(mode, job, writer, Worker())
 
 
 def in_turn(rounds: int, *runs: Callable[[], None]) -> list[float]:
     """Median seconds of each, one round after another, after one that warms up."""
     seconds: list[list[float]] = [[] for _ in runs]
     for number in range(rounds + (rounds > 1)):
-        for run, of in zip(runs, seconds, strict=True):
+        for function, times in zip(runs, seconds, strict=True):
             started = time.perf_counter()
-            run()
+            function()
             if number or rounds == 1:
-                of.append(time.perf_counter() - started)
+                times.append(time.perf_counter() - started)
     return [statistics.median(of) for of in seconds]
 
 

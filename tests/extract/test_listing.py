@@ -1,4 +1,4 @@
-"""--list_sites: shapes at full width and depth, from the configs of the real models alone."""
+"""--list_sites: shapes of the real models at full width and depth, from their config files alone."""
 
 import json
 
@@ -34,7 +34,7 @@ T5_XXL = {
 }
 VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4, "layers_per_block": 2}
 DOWN, CROSS_DOWN, UP, CROSS_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
-# Class of the pipeline, and class and config of every component that its sites depend on.
+# Class of the pipeline, and class and config of every component with hook points.
 MODELS = {
     "sd": (
         "StableDiffusionPipeline",
@@ -122,9 +122,9 @@ MODELS = {
 
 @pytest.fixture
 def listed(tmp_path, capsys):
-    """A function that lists a model's sites: {name: cells}, from a folder that holds configs alone."""
+    """A function that lists the hook points of a model, {name: cells}, from a folder that holds only config files."""
 
-    def run_it(family: str, tokens: int = 512, **fields) -> dict[str, list[str]]:
+    def list_points(family: str, tokens: int = 512, **fields) -> dict[str, list[str]]:
         pipeline, components = MODELS[family]
         index = {"_class_name": pipeline, "scheduler": ["diffusers", "DDIMScheduler"]}
         for name, (cls, config) in components.items():
@@ -148,14 +148,14 @@ def listed(tmp_path, capsys):
         assert not (tmp_path / "store").exists()
         return {line.split()[0]: [cell.strip() for cell in line.split("  ") if cell.strip()][1:] for line in lines}
 
-    return run_it
+    return list_points
 
 
-def test_sd_1(listed):
-    found = listed("sd", extract__timesteps="(0, 25)", extract__mode="noised")
-    assert found["clip.layer.11"] == ["[77, 768]", "236.5 kB"]
-    assert "clip.layer.12" not in found
-    shapes = {name: cells[0] for name, cells in found.items()}
+def test_stable_diffusion_1(listed):
+    cells_of = listed("sd", extract__timesteps="(0, 25)", extract__mode="noised")
+    assert cells_of["clip.layer.11"] == ["[77, 768]", "236.5 kB"]
+    assert "clip.layer.12" not in cells_of
+    shapes = {name: cells[0] for name, cells in cells_of.items()}
     assert shapes["unet.mid_block"] == "[64, 1,280]"
     assert [shapes[f"unet.up_blocks.{i}"] for i in range(4)] == [
         "[256, 1,280]",
@@ -168,24 +168,24 @@ def test_sd_1(listed):
     assert attentions["unet.down_blocks.2.attentions.1"] == "[256, 1,280]"
     assert attentions["unet.up_blocks.1.attentions.2"] == "[256, 1,280]"
     assert attentions["unet.up_blocks.3.attentions.0"] == "[4,096, 320]"
-    # float32, two timesteps; what goes into the middle block has its shape, into an up block not.
-    assert found["unet.mid_block"][1:] == ["327.7 kB", "655.4 kB", "yes"]
-    assert found["unet.up_blocks.1"][-1] == "no"
+    # float32, two timesteps. The input of the middle block has the shape of its output; that of an up block does not.
+    assert cells_of["unet.mid_block"][1:] == ["327.7 kB", "655.4 kB", "yes"]
+    assert cells_of["unet.up_blocks.1"][-1] == "no"
 
 
 def test_sdxl(listed):
-    found = listed("sdxl", extract__height=1024, extract__width=1024, extract__dtype="float16")
-    assert len([name for name in found if ".attentions." in name]) == 11
-    assert found["clip_g.layer.31"][0] == "[77, 1,280]"
-    assert found["unet.down_blocks.1.attentions.1"][0] == "[4,096, 640]"
-    assert found["unet.mid_block.attentions.0"][0] == "[1,024, 1,280]"
-    assert found["unet.up_blocks.0.attentions.2"][:2] == ["[1,024, 1,280]", "2.621 MB"]
+    cells_of = listed("sdxl", extract__height=1024, extract__width=1024, extract__dtype="float16")
+    assert len([name for name in cells_of if ".attentions." in name]) == 11
+    assert cells_of["clip_g.layer.31"][0] == "[77, 1,280]"
+    assert cells_of["unet.down_blocks.1.attentions.1"][0] == "[4,096, 640]"
+    assert cells_of["unet.mid_block.attentions.0"][0] == "[1,024, 1,280]"
+    assert cells_of["unet.up_blocks.0.attentions.2"][:2] == ["[1,024, 1,280]", "2.621 MB"]
 
 
 def test_flux(listed):
-    found = listed("flux", extract__height=1024, extract__width=1024, extract__dtype="bfloat16")
-    assert found["t5.block.22"] == ["[512, 4,096]", "4.194 MB"]
-    blocks = {name: cells for name, cells in found.items() if name.startswith("flux.")}
+    cells_of = listed("flux", extract__height=1024, extract__width=1024, extract__dtype="bfloat16")
+    assert cells_of["t5.block.22"] == ["[512, 4,096]", "4.194 MB"]
+    blocks = {name: cells for name, cells in cells_of.items() if name.startswith("flux.")}
     assert len(blocks) == 2 * (19 + 38)
     assert {cells[0] for name, cells in blocks.items() if name.endswith("text")} == {"[512, 3,072]"}
     assert {cells[0] for name, cells in blocks.items() if name.endswith("image")} == {"[4,096, 3,072]"}
@@ -193,19 +193,19 @@ def test_flux(listed):
     assert blocks["flux.double.18.image"][1] == "25.17 MB"
 
 
-def test_flux_with_a_tokenizer_of_fewer_tokens(listed):
-    found = listed("flux", tokens=24, extract__height=1024, extract__width=1024)
-    assert found["t5.block.22"][0] == "[24, 4,096]"
-    assert found["flux.double.18.text"][0] == "[24, 3,072]"
+def test_the_tokenizer_of_flux_limits_the_text_positions(listed):
+    cells_of = listed("flux", tokens=24, extract__height=1024, extract__width=1024)
+    assert cells_of["t5.block.22"][0] == "[24, 4,096]"
+    assert cells_of["flux.double.18.text"][0] == "[24, 3,072]"
 
 
 def test_dit_xl_2(listed):
-    found = listed("dit", extract__height=256, extract__width=256, extract__pool="mean")
-    assert list(found) == [f"dit.block.{i}" for i in range(28)]
-    assert {cells[0] for cells in found.values()} == {"[1, 1,152]"}
+    cells_of = listed("dit", extract__height=256, extract__width=256, extract__pool="mean")
+    assert list(cells_of) == [f"dit.block.{i}" for i in range(28)]
+    assert {cells[0] for cells in cells_of.values()} == {"[1, 1,152]"}
 
 
-def test_bad_input_is_one_line(listed, capsys):
+def test_wrong_input_is_refused_in_one_line(listed, capsys):
     with pytest.raises(SystemExit) as exit:
         listed("dit", extract__height=512)
     assert exit.value.code == 2

@@ -1,4 +1,4 @@
-"""Making and writing shards side by side, alone and with other workers: real stores, real processes."""
+"""Shards are computed and written side by side, alone and with other workers: real stores, real processes."""
 
 import os
 import pathlib
@@ -9,13 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import weakref
 
 import numpy as np
 import pytest
 
-from extract import shards
-from extract.jobs import ExtractionJob
+from extract import run
 from revelio_jax.errors import InputError, reported
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter, Worker, check, open_store
 from tests.helpers import ROOT
@@ -24,18 +24,21 @@ ROWS, D = 40, 64  # of a shard, 10 kB
 SITE = "clip.layer.0"
 
 
-def make_shard(shard, done):
+JOB = types.SimpleNamespace(unit="prompt", passes=1)
+
+
+def compute_shard(shard, progress):
     """Rows of a shard, a function of its number alone; four batches of a sample each."""
     for _ in range(4):
-        done(1)
+        progress(1)
     index = {"sample": 4 * shard + np.arange(ROWS) // 10, "position": np.arange(ROWS) % 10}
     rows = np.random.default_rng(shard).normal(size=(ROWS, D)).astype(np.float32)
     return {SITE: {"activations": rows, "timestep": np.full(ROWS, -1), **index}}
 
 
-def made_by(make):
-    """Work whose shards ``make(shard, done)`` makes; a shard has 4 samples."""
-    return ExtractionJob([], None, lambda part, done: make(part.start // 4, done), "prompt")
+def mode_of(compute):
+    """A mode whose shards ``compute(shard, progress)`` returns; a shard has 4 samples."""
+    return types.SimpleNamespace(shard_rows=lambda _, samples, progress: compute(samples.start // 4, progress))
 
 
 def begin(location, count, writer=StoreWriter):
@@ -44,15 +47,15 @@ def begin(location, count, writer=StoreWriter):
 
 
 def work(location, count, number=0, workers=1, seconds=0.0):
-    """What each process of these tests does: its part of a store, ``seconds`` a batch."""
+    """Write one worker's part of a store, as each process of these tests does; a batch takes ``seconds``."""
 
-    def slowly(shard, done):
-        return make_shard(shard, lambda n: (time.sleep(seconds), done(n)))
+    def compute_slowly(shard, progress):
+        return compute_shard(shard, lambda n: (time.sleep(seconds), progress(n)))
 
     with reported():
         writer = begin(location, count)
         if not writer.finished:
-            shards.write(writer, Worker(number, workers), made_by(slowly))
+            run.write_missing_shards(mode_of(compute_slowly), JOB, writer, Worker(number, workers))
 
 
 def start(location, count, number=0, workers=1, seconds=0.0, **options):
@@ -73,7 +76,7 @@ def start(location, count, number=0, workers=1, seconds=0.0, **options):
 def wait_for(location, markers):
     until = time.monotonic() + 60
     while len(list(pathlib.Path(location).glob("shards/*.json"))) < markers:
-        assert time.monotonic() < until, "no shard is written"
+        assert time.monotonic() < until, "no shard was written in time"
         time.sleep(0.005)
 
 
@@ -81,45 +84,45 @@ def tree(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in pathlib.Path(folder).rglob("*") if p.is_file()}
 
 
-def test_a_shard_is_made_while_the_one_before_is_written(tmp_path):
-    second_is_made = threading.Event()
+def test_a_shard_is_computed_while_the_previous_one_is_written(tmp_path):
+    second_is_computed = threading.Event()
 
     class Writer(StoreWriter):
         def write_shard(self, index, sites):
-            assert index or second_is_made.wait(30), "shard 1 waits for shard 0"
+            assert index or second_is_computed.wait(30), "shard 1 waits for shard 0"
             super().write_shard(index, sites)
 
-    def make(shard, done):
-        rows = make_shard(shard, done)
+    def compute(shard, progress):
+        rows = compute_shard(shard, progress)
         if shard == 1:
-            second_is_made.set()
+            second_is_computed.set()
         return rows
 
-    shards.write(begin(tmp_path, 3, Writer), Worker(), made_by(make))
+    run.write_missing_shards(mode_of(compute), JOB, begin(tmp_path, 3, Writer), Worker())
     assert open_store(str(tmp_path)).site().rows == 3 * ROWS
 
 
-def test_two_shards_are_in_memory_however_many_there_are(tmp_path):
+def test_at_most_two_shards_are_in_memory(tmp_path):
     alive, most = weakref.WeakSet(), 0
 
-    class Held(np.ndarray):
-        """An array that can be told apart, and counted."""
+    class Hashable(np.ndarray):
+        """An array with a hash, so that a set can count it."""
 
         __hash__ = object.__hash__
 
-    def make(shard, done):
+    def compute(shard, progress):
         nonlocal most
-        rows = make_shard(shard, done)
-        rows[SITE]["activations"] = rows[SITE]["activations"].view(Held)
+        rows = compute_shard(shard, progress)
+        rows[SITE]["activations"] = rows[SITE]["activations"].view(Hashable)
         alive.add(rows[SITE]["activations"])
         most = max(most, len(alive))
         return rows
 
-    shards.write(begin(tmp_path, 20), Worker(), made_by(make))
+    run.write_missing_shards(mode_of(compute), JOB, begin(tmp_path, 20), Worker())
     assert most <= 2
 
 
-def test_an_error_of_the_thread_ends_the_run_at_the_batch_that_is_made(tmp_path):
+def test_an_error_in_the_writing_thread_ends_the_run_at_the_next_batch(tmp_path):
     failed = threading.Event()
 
     class Full(StoreWriter):
@@ -127,25 +130,25 @@ def test_an_error_of_the_thread_ends_the_run_at_the_batch_that_is_made(tmp_path)
             failed.set()
             raise InputError("no space")
 
-    def make(shard, done):
+    def compute(shard, progress):
         if shard == 1:
             assert failed.wait(30)
-            for _ in range(1000):  # the thread has raised, and says so in a moment
-                done(0)
+            for _ in range(1000):  # the thread has raised; progress reports it in a moment
+                progress(0)
                 time.sleep(0.01)
-            pytest.fail("the shard was made to its end")
-        return make_shard(shard, done)
+            pytest.fail("the shard was computed to its end")
+        return compute_shard(shard, progress)
 
     with pytest.raises(InputError, match="no space"):
-        shards.write(begin(tmp_path, 5, Full), Worker(), made_by(make))
-    work(tmp_path, 5)  # the lock is free again
+        run.write_missing_shards(mode_of(compute), JOB, begin(tmp_path, 5, Full), Worker())
+    work(tmp_path, 5)  # the lock was released
     assert open_store(str(tmp_path)).site().rows == 5 * ROWS
 
 
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
-    """A limit on the size of files stands for the disk: the system refuses to write either way."""
+def test_a_full_disk_is_reported_in_one_line_and_the_command_resumes(tmp_path):
+    """A limit on file sizes stands in for the full disk: the system refuses the write either way."""
     work(tmp_path / "whole", 3)
-    size = resource.RLIMIT_FSIZE, (8000, 8000)  # less than a shard has
+    size = resource.RLIMIT_FSIZE, (8000, 8000)  # less than one shard
     process = start(tmp_path / "full", 3, preexec_fn=lambda: resource.setrlimit(*size))
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -157,7 +160,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
     assert tree(tmp_path / "full") == tree(tmp_path / "whole")
 
 
-def test_workers_that_are_killed_and_started_again_make_the_store_of_one(tmp_path):
+def test_killed_and_restarted_workers_write_the_store_of_one_worker(tmp_path):
     work(tmp_path / "whole", 40)
     store, moments = tmp_path / "shared", random.Random(0)
     running = {number: start(store, 40, number, 4, 0.005) for number in range(4)}
@@ -179,7 +182,7 @@ def test_workers_that_are_killed_and_started_again_make_the_store_of_one(tmp_pat
     assert tree(store) == tree(tmp_path / "whole")
 
 
-def test_a_worker_that_is_done_first_says_what_is_missing_and_by_whom(tmp_path, capsys):
+def test_a_worker_that_ends_first_reports_the_missing_shards_of_the_others(tmp_path, capsys):
     work(tmp_path, 7, 1, 3)
     work(tmp_path, 7, 2, 3)
     first, second = capsys.readouterr().out.splitlines()
@@ -188,28 +191,28 @@ def test_a_worker_that_is_done_first_says_what_is_missing_and_by_whom(tmp_path, 
     with pytest.raises(InputError, match="unfinished"):
         open_store(str(tmp_path))
     work(tmp_path, 7, 0, 3)
-    work(tmp_path, 7, 9, 20)  # one that has no shard
+    work(tmp_path, 7, 9, 20)  # a worker without a shard
     assert open_store(str(tmp_path)).site().rows == 7 * ROWS
 
 
-def test_a_store_that_another_run_is_writing_is_refused_until_that_ends(tmp_path):
+def test_a_store_that_another_run_is_writing_is_refused_until_it_ends(tmp_path):
     def refused(number, workers):
         with pytest.raises(InputError) as error:
-            shards.write(begin(tmp_path, 12), Worker(number, workers), made_by(make_shard))
+            run.write_missing_shards(mode_of(compute_shard), JOB, begin(tmp_path, 12), Worker(number, workers))
         return str(error.value)
 
     holder = start(tmp_path, 12, 1, 4, seconds=60.0)
     until = time.monotonic() + 60
     while not (tmp_path / ".locks/1-of-4").exists() and time.monotonic() < until:
         time.sleep(0.005)
-    time.sleep(0.1)  # between the file and its lock
+    time.sleep(0.1)  # the lock follows the creation of its file
     before = tree(tmp_path)
     assert refused(0, 1) == refused(1, 4) == refused(1, 2) == refused(3, 6)
     assert "is being written by another run, as worker 1 of 4" in refused(5, 8)
     assert {k: v for k, v in tree(tmp_path).items() if ".locks" not in k} == {
         k: v for k, v in before.items() if ".locks" not in k
     }
-    work(tmp_path, 12, 0, 2)  # who has other shards may go on beside it
+    work(tmp_path, 12, 0, 2)  # a worker with other shards may run at the same time
     assert sorted(check.find(str(tmp_path)).done) == [0, 2, 4, 6, 8, 10]
     holder.kill()
     holder.communicate()
@@ -217,7 +220,7 @@ def test_a_store_that_another_run_is_writing_is_refused_until_that_ends(tmp_path
     assert not (tmp_path / ".locks").exists()
 
 
-def test_a_store_elsewhere_is_written_without_locks():
+def test_a_remote_store_is_written_without_locks():
     work("memory://shards/", 5, 0, 2)
     work("memory://shards/", 5, 1, 2)
     assert open_store("memory://shards/").site().rows == 5 * ROWS

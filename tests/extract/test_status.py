@@ -1,4 +1,4 @@
-"""python -m extract.run --status and --verify: what they say of good, unfinished and damaged stores."""
+"""python -m extract.run --status and --verify on good, unfinished and damaged stores."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ from extract import run, status
 from revelio_jax.errors import InputError, reported
 from tests.helpers import ROOT
 
-ROWS = np.random.default_rng(0).normal(size=(96, 16)).astype(np.float32)  # 16 a sample, 32 a shard
+ROWS = np.random.default_rng(0).normal(size=(96, 16)).astype(np.float32)  # 16 per sample, 32 per shard
 SITE = "clip.layer.1"
 
 
@@ -31,10 +31,10 @@ def unfinished(good):
 
 
 def verified(store, capsys):
-    """Whether the store is good, and what is said beside its status."""
+    """Return whether the store is good, and the printed lines after its progress."""
     capsys.readouterr()
-    found = status.report(str(store), 1, verify=True)
-    return found, capsys.readouterr().out.splitlines()[3:]
+    is_good = status.report(str(store), 1, verify=True)
+    return is_good, capsys.readouterr().out.splitlines()[3:]
 
 
 def read_files(folder):
@@ -47,30 +47,30 @@ def flip(path, position):
     path.write_bytes(data)
 
 
-def test_a_good_store(good, capsys):
+def test_a_good_store_is_intact(good, capsys):
     assert status.report(str(good), 1, verify=False)
     assert capsys.readouterr().out.splitlines() == [
         f"store {good} is finished: 3 of 3 shards, 6 of 6 samples",
         f"{SITE}: 96 of 96 rows x 16; 0 dropped, samples skipped: 0",
-        "nothing is missing",
+        "no shard is missing",
     ]
-    assert verified(good, capsys) == (True, ["all is as it was written"])
+    assert verified(good, capsys) == (True, ["the store is intact"])
 
 
-def test_an_unfinished_store(unfinished, capsys):
+def test_the_missing_shards_of_an_unfinished_store_are_listed(unfinished, capsys):
     assert status.report(str(unfinished), 2, verify=False)
     assert capsys.readouterr().out.splitlines() == [
         f"store {unfinished} is unfinished: 2 of 3 shards, 4 of 6 samples",
         f"{SITE}: 64 of 96 rows x 16",
-        "worker 0 of 2: nothing is missing",
-        "worker 1 of 2: missing: 1",
+        "worker 0 of 2: no shard is missing",
+        "worker 1 of 2: missing shards: 1",
     ]
-    found, said = verified(unfinished, capsys)
-    assert not found
-    assert said == ["what is there is as it was written; the store is unfinished"]
+    is_good, lines = verified(unfinished, capsys)
+    assert not is_good
+    assert lines == ["the written shards are intact; the store is unfinished"]
 
 
-def test_any_byte_of_any_array_that_changes_is_found_and_its_shard_named(good, tmp_path, capsys):
+def test_a_changed_byte_in_any_array_is_found_in_its_shard(good, tmp_path, capsys):
     files = sorted(good.glob(f"{SITE}/*/c/**/*"))
     files = [path for path in files if path.is_file()]
     assert len(files) == 3 * 4
@@ -78,30 +78,30 @@ def test_any_byte_of_any_array_that_changes_is_found_and_its_shard_named(good, t
     for path in files:
         for position in (0, -1, *(moments.randrange(path.stat().st_size) for _ in range(4))):
             flip(path, position)
-            found, said = verified(good, capsys)
+            is_good, lines = verified(good, capsys)
             flip(path, position)
             shard = int(path.relative_to(good / SITE).parts[2])
             array = path.relative_to(good).parts[1]
-            assert not found
-            assert said[0].startswith(f"shard {shard}: {SITE}/{array}: ")
-            assert said[1:] == [
-                f"delete manifest.json, shards/0000{shard}.json in {good} and extract again: it is made anew"
+            assert not is_good
+            assert lines[0].startswith(f"shard {shard}: {SITE}/{array}: ")
+            assert lines[1:] == [
+                f"to repair the store, delete manifest.json, shards/0000{shard}.json in {good} and extract again"
             ]
     assert verified(good, capsys)[0]
 
 
 @pytest.mark.parametrize("array", ["activations", "sample", "position", "timestep"])
-def test_a_file_that_is_gone_or_another_shards_is_found(good, array, capsys):
+def test_a_missing_or_swapped_file_is_found(good, array, capsys):
     paths = sorted(path for path in good.glob(f"{SITE}/{array}/c/**/*") if path.is_file())
     paths[2].rename(good / "away")
-    found, said = verified(good, capsys)
-    assert not found
-    assert said[0].startswith(f"shard 2: {SITE}/{array}")
-    if array in ("activations", "sample"):  # the others are the same in every shard of this store
+    is_good, lines = verified(good, capsys)
+    assert not is_good
+    assert lines[0].startswith(f"shard 2: {SITE}/{array}")
+    if array in ("activations", "sample"):  # the other arrays are the same in every shard of this store
         shutil.copy(paths[1], paths[2])
-        found, said = verified(good, capsys)
-        assert not found
-        assert said[0].startswith(f"shard 2: {SITE}/{array}: not the ")
+        is_good, lines = verified(good, capsys)
+        assert not is_good
+        assert lines[0].startswith(f"shard 2: {SITE}/{array}: not the ")
 
 
 @pytest.mark.parametrize(
@@ -113,80 +113,80 @@ def test_a_file_that_is_gone_or_another_shards_is_found(good, array, capsys):
         ({"mean": None}, "shard 1: fields are missing from its marker"),
     ],
 )
-def test_a_marker_that_is_wrong_is_found(good, change, message, capsys):
+def test_a_wrong_marker_is_found(good, change, message, capsys):
     path = good / "shards/00001.json"
     marker = json.loads(path.read_text())
     marker[SITE] |= change
     path.write_text(json.dumps(marker))
-    found, said = verified(good, capsys)
-    assert not found
-    assert said[0].startswith(message)
+    is_good, lines = verified(good, capsys)
+    assert not is_good
+    assert lines[0].startswith(message)
 
 
-def test_a_marker_without_a_site_or_without_json_is_found(good, capsys):
+def test_a_marker_without_a_site_or_with_broken_json_is_found(good, capsys):
     for text in ("{}", "{", "[]"):
         (good / "shards/00001.json").write_text(text)
-        found, said = verified(good, capsys)
-        assert not found
-        assert said[0].startswith("shard 1: ")
+        is_good, lines = verified(good, capsys)
+        assert not is_good
+        assert lines[0].startswith("shard 1: ")
 
 
-def test_a_manifest_that_does_not_agree_is_found(good, capsys):
+def test_a_manifest_that_contradicts_the_markers_is_found(good, capsys):
     path = good / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["sites"][SITE]["rows"] = 95
     path.write_text(json.dumps(manifest))
-    found, said = verified(good, capsys)
-    assert not found
-    assert said == [
+    is_good, lines = verified(good, capsys)
+    assert not is_good
+    assert lines == [
         f"manifest.json: has sites.{SITE}.rows 95, the markers have 96",
-        f"delete manifest.json in {good} and extract again: it is made anew",
+        f"to repair the store, delete manifest.json in {good} and extract again",
     ]
     (good / "shards/00001.json").unlink()
     assert verified(good, capsys)[1][0] == "manifest.json: exists, but only 2 of 3 shards do"
 
 
-def test_samples_and_arrays_that_cannot_be_read_are_found(good, capsys):
+def test_unreadable_samples_and_arrays_are_found(good, capsys):
     flip(good / "samples.parquet", -1)
     assert verified(good, capsys)[1][0].startswith("samples.parquet: cannot be read")
     array = good / f"{SITE}/position/zarr.json"
     whole = array.read_text()
     array.write_text("{")
-    said = verified(good, capsys)[1]
-    assert said[0].startswith(f"{SITE}/position/zarr.json: the array cannot be opened")
-    assert said[1:4] == [f"shard {shard}: {SITE}/position cannot be opened" for shard in range(3)]
+    lines = verified(good, capsys)[1]
+    assert lines[0].startswith(f"{SITE}/position/zarr.json: the array cannot be opened")
+    assert lines[1:4] == [f"shard {shard}: {SITE}/position cannot be opened" for shard in range(3)]
     array.write_text(whole)
 
 
-def test_a_manifest_that_is_broken_is_to_be_deleted(good):
+def test_the_advice_for_a_broken_manifest_is_to_delete_it(good):
     (good / "manifest.json").write_text("{")
     with pytest.raises(InputError, match="delete this file and run the same extract command"):
         status.report(str(good), 1, verify=True)
 
 
-def test_a_sample_that_changes_is_found(good, capsys):
+def test_a_changed_sample_is_found(good, capsys):
     file = good / "samples.parquet"
     flip(file, file.read_bytes().index(b"prompt 0"))
     assert verified(good, capsys)[1][0].startswith("samples.parquet: cannot be read")
 
 
-def test_an_array_that_is_gone_is_not_made_anew_under_markers_that_say_it_is_there(good, write_store, capsys):
-    """Else its rows would read as the fill value in a store that says that it is finished."""
+def test_a_missing_array_is_not_recreated_under_existing_markers(good, write_store, capsys):
+    """Otherwise its rows would read as the fill value in a finished store."""
     array = good / f"{SITE}/position/zarr.json"
     before, whole = array.read_text(), read_files(good)
     array.unlink()
     (good / "manifest.json").unlink()
     with pytest.raises(InputError, match=rf"{SITE}/position is missing, but shards are marked as finished; .*ver"):
         write_store(good, ROWS, shard_samples=2)
-    _, said = verified(good, capsys)
-    for name in said[-1].removeprefix("delete ").partition(" in ")[0].split(", "):
+    _, lines = verified(good, capsys)
+    for name in lines[-1].removeprefix("to repair the store, delete ").partition(" in ")[0].split(", "):
         (good / name).unlink(missing_ok=True)
     write_store(good, ROWS, shard_samples=2)
     assert array.read_text() == before
     assert read_files(good) == whole
 
 
-def test_deleting_what_verify_says_and_extracting_again_repairs_the_store(good, tmp_path, write_store, capsys):
+def test_following_the_advice_of_verify_repairs_the_store(good, tmp_path, write_store, capsys):
     whole = write_store(tmp_path / "whole", ROWS, shard_samples=2)
     for number, array in ((0, "activations"), (2, "sample")):
         path = (
@@ -196,8 +196,8 @@ def test_deleting_what_verify_says_and_extracting_again_repairs_the_store(good, 
         )
         flip(path, -1)
     (good / "samples.parquet").write_bytes(b"")
-    _, said = verified(good, capsys)
-    for name in said[-1].removeprefix("delete ").partition(" in ")[0].split(", "):
+    _, lines = verified(good, capsys)
+    for name in lines[-1].removeprefix("to repair the store, delete ").partition(" in ")[0].split(", "):
         (good / name).unlink()
     write_store(good, ROWS, shard_samples=2)
     files = {p.relative_to(good) for p in good.rglob("*") if p.is_file()}
@@ -208,21 +208,21 @@ def test_deleting_what_verify_says_and_extracting_again_repairs_the_store(good, 
 
 @pytest.mark.parametrize("array", ["activations", "sample"])
 @pytest.mark.parametrize("broken", [b"", b"no shard"])
-def test_a_last_shard_that_is_shorter_than_the_others_is_repaired_too(array, broken, tmp_path, write_store, capsys):
-    """It ends in the middle of what TensorStore writes at once, which it would read before it writes."""
+def test_a_shorter_last_shard_is_repaired(array, broken, tmp_path, write_store, capsys):
+    """The shard ends within the block that TensorStore writes, so TensorStore would read the broken block first."""
     store = pathlib.Path(write_store(tmp_path / "store", ROWS, shard_samples=4))
     before = read_files(store)
     path = store / f"{SITE}/{array}/c/1"
     (path / "0" if path.is_dir() else path).write_bytes(broken)
-    _, said = verified(store, capsys)
-    for name in said[-1].removeprefix("delete ").partition(" in ")[0].split(", "):
+    _, lines = verified(store, capsys)
+    for name in lines[-1].removeprefix("to repair the store, delete ").partition(" in ")[0].split(", "):
         (store / name).unlink()
     write_store(store, ROWS, shard_samples=4)
     assert read_files(store) == before
 
 
-def test_the_command(good, tmp_path, capsys):
-    """Exit status 0, 1 or 2; no model is named or loaded, and torch is not even imported."""
+def test_the_exit_status_of_the_command(good, tmp_path, capsys):
+    """It is 0, 1 or 2. The command needs no model and does not import torch."""
     config = tmp_path / "config.py"
     config.write_text("from revelio_jax.config import default\n\ndef get_config():\n    return default()\n")
 
@@ -244,11 +244,13 @@ def test_the_command(good, tmp_path, capsys):
         "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
     )
     flags = [f"--config={config}", f"--config.extract.store={good}", "--verify"]
-    done = subprocess.run([sys.executable, "-c", program, *flags], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "1 False"
+    process = subprocess.run(
+        [sys.executable, "-c", program, *flags], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert process.stdout.splitlines()[-1] == "1 False"
 
 
-def test_a_place_without_a_store_or_of_another_version_is_refused(good, tmp_path):
+def test_a_missing_store_or_another_format_version_is_refused(good, tmp_path):
     with pytest.raises(InputError, match="it does not exist"):
         status.report(str(tmp_path / "none"), 1, verify=False)
     plan = json.loads((good / "plan.json").read_text())

@@ -1,4 +1,4 @@
-"""Who of several workers this process is."""
+"""The number of this process among several workers."""
 
 import pytest
 import torch
@@ -28,12 +28,12 @@ STEP = {"SLURM_ARRAY_TASK_STEP": "2"}
         ({"workers": 1}, TASKS, Worker(0, 1)),
     ],
 )
-def test_fields_come_first_then_torchrun_then_slurm(fields, environment, worker):
+def test_fields_take_precedence_over_torchrun_and_torchrun_over_slurm(fields, environment, worker):
     assert workers.find(ExtractConfig(**fields), environment) == worker
 
 
-def test_an_array_of_jobs_with_tasks_has_every_number_once():
-    found = [
+def test_each_task_of_a_job_array_has_its_own_number():
+    numbers = [
         workers.find(
             ExtractConfig(),
             ARRAY | {"SLURM_ARRAY_TASK_ID": str(job), "SLURM_PROCID": str(task), "SLURM_NTASKS": "3"},
@@ -41,24 +41,24 @@ def test_an_array_of_jobs_with_tasks_has_every_number_once():
         for job in range(1, 5)
         for task in range(3)
     ]
-    assert found == [Worker(number, 12) for number in range(12)]
+    assert numbers == [Worker(number, 12) for number in range(12)]
 
 
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"RANK": "3", "WORLD_SIZE": "3"}, "RANK is 3; with WORLD_SIZE 3 it must be from 0 to 2"),
+        ({"RANK": "3", "WORLD_SIZE": "3"}, "RANK is 3; with WORLD_SIZE=3 it must be from 0 to 2"),
         ({"RANK": "-1", "WORLD_SIZE": "3"}, "RANK is -1"),
-        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE is 0 in the environment"),
-        ({"RANK": "first", "WORLD_SIZE": "3"}, "RANK is 'first' in the environment; it must be a number"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE is 0, in steps of 1; both must be at least 1"),
+        ({"RANK": "first", "WORLD_SIZE": "3"}, "RANK is 'first'; it must be a whole number"),
         ({"RANK": "0"}, "WORLD_SIZE is ''"),
         ({"WORLD_SIZE": "2"}, "RANK is ''"),
         ({"SLURM_PROCID": "0"}, "SLURM_NTASKS is ''"),
-        (ARRAY, "SLURM_ARRAY_TASK_ID is 7; with SLURM_ARRAY_TASK_COUNT 4 it must be from 1 to 4"),
+        (ARRAY, "SLURM_ARRAY_TASK_ID is 7; with SLURM_ARRAY_TASK_COUNT=4 it must be from 1 to 4"),
         (ARRAY | STEP | {"SLURM_ARRAY_TASK_ID": "4"}, "from 1 to 7 in steps of 2"),
     ],
 )
-def test_an_environment_that_contradicts_itself_is_refused(environment, message):
+def test_a_contradictory_environment_is_refused(environment, message):
     with pytest.raises(InputError, match=message):
         workers.find(ExtractConfig(), environment)
 
@@ -71,12 +71,12 @@ def test_an_environment_that_contradicts_itself_is_refused(environment, message)
         ({"workers": 4}, "config.extract.workers is 4; set config.extract.worker too, from 0 to 3"),
     ],
 )
-def test_fields_that_contradict_each_other_are_refused(fields, message):
+def test_contradictory_fields_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         ExtractConfig(**fields)
 
 
-def test_workers_of_one_machine_take_its_gpus_in_turn(monkeypatch):
+def test_workers_of_one_machine_take_turns_on_its_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert [loading.device("auto", number).index for number in range(5)] == [0, 1, 2, 0, 1]

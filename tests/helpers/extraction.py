@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import sys
 
 import numpy as np
 import PIL.Image
@@ -12,6 +13,8 @@ import pytest
 import torch
 import transformers
 
+from extract import run
+from revelio_jax.errors import reported
 from revelio_jax.pipelines.loading import TextEncoder
 from revelio_jax.store import open_store
 from tests.helpers.pipelines import CLASSES, LAYERS, WIDTH, dit, fitted, flux, make_clip, sd, sdxl, t5, vae  # noqa: F401
@@ -115,3 +118,61 @@ def called():
     handle = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, _: modules.append(module))
     yield modules
     handle.remove()
+
+
+CONFIG = """
+from revelio_jax.config import default
+
+def get_config():
+    c = default()
+    c.model.id = {model!r}
+    c.extract.prompts = {prompts!r}
+    c.extract.sites = ("clip.layer.1", "clip.layer.0")
+    c.extract.store = {store!r}
+    c.extract.batch_size = 2
+    c.extract.shard_samples = 3
+    c.extract.chunk_rows = 8
+    return c
+"""
+
+
+@pytest.fixture
+def text_config(tmp_path, sd_folder, prompts) -> pathlib.Path:
+    """A config file of mode text: two hook points of CLIP, ten prompts in four shards, the store in tmp_path/store."""
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.format(model=str(sd_folder), prompts=str(prompts), store=str(tmp_path / "store")))
+    return path
+
+
+def flags_of(**fields) -> list[str]:
+    """Return the flags of config fields: extract__store=x is --config.extract.store=x."""
+    return [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
+
+
+def run_extract(config, **fields) -> None:
+    """Run the extraction command in this process."""
+    with reported():
+        run.main(["--config", str(config), *flags_of(**fields)])
+
+
+def command(config, **fields) -> list[str]:
+    """Return the arguments of the extraction command, for a process."""
+    return [sys.executable, "-m", "extract.run", "--config", str(config), *flags_of(**fields)]
+
+
+def refusal(capsys, config, **fields) -> str:
+    """Run a command that must exit with status 2; return its one line on stderr."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        run_extract(config, **fields)
+    assert exit.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def read_files(folder) -> dict[str, bytes]:
+    """Return the bytes of every file of a folder, by path in it."""
+    paths = pathlib.Path(folder).rglob("*")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}

@@ -213,8 +213,8 @@ def test_a_picture_that_is_gone_or_broken_is_found_and_made_again(config, name, 
         capsys.readouterr()
         assert not status.report(str(store), 1, verify=True)
         assert capsys.readouterr().out.splitlines()[-2:] == [
-            f"shard 0: {name} is gone or broken",
-            f"delete manifest.json, shards/00000.json in {store} and extract again: it is made anew",
+            f"shard 0: {name} is missing or broken",
+            f"to repair the store, delete manifest.json, shards/00000.json in {store} and extract again",
         ]
     (store / "manifest.json").unlink()
     (store / "shards/00000.json").unlink()
@@ -293,13 +293,13 @@ def test_seeds_of_the_prompts_file_go_before(config, tmp_path):
 
 
 BAD = [
-    ("sd", {"timesteps": (500,)}, "has 500; with config.extract.steps=4 there are 751, 501, 251, 1"),
+    ("sd", {"timesteps": (500,)}, "contains 500; with config.extract.steps=4 the timesteps are 751, 501, 251, 1"),
     ("sd", {"sites": ("clip.layer.0",)}, "which config.extract.mode=generate records"),
     ("sd", {"sites": ("dit.block.0",)}, "unknown hook point 'dit.block.0'; this sd pipeline has"),
     ("sd", {"sites": ("unet.up_blocks.1",), "value": "difference"}, "allowed: output"),
-    ("sd", {"prompts": "seeds.csv"}, "the seed of prompt 0 is 'x'; it must be a whole number"),
-    ("sd", {"prompts": "half.jsonl"}, "the seed of prompt 1 is 1.5; it must be a whole number"),
-    ("sd", {"prompts": "infinite.jsonl"}, "the seed of prompt 0 is inf; it must be a whole number"),
+    ("sd", {"prompts": "seeds.csv"}, "the seed of prompt 0 is 'x'; it must be a 64-bit whole number"),
+    ("sd", {"prompts": "half.jsonl"}, "the seed of prompt 1 is 1.5; it must be a 64-bit whole number"),
+    ("sd", {"prompts": "infinite.jsonl"}, "the seed of prompt 0 is inf; it must be a 64-bit whole number"),
     ("sd", {"prompts": "none.csv"}, "No such file"),
     ("sd", {"steps": 2000}, "config.extract.steps is 2000; it must be at most 1000, this model's timesteps"),
     ("flux", {"height": 9}, "config.extract.height is 9; it must be a multiple of 2 for this model"),

@@ -190,11 +190,11 @@ def test_a_resumed_store_counts_what_was_skipped_before(config, tmp_path):
 def test_noise_depends_on_seed_and_timestep_alone(sd):
     zeros = torch.zeros(3, 4, 8, 8)
     schedule = noised.noise_schedule(sd)
-    together = noised.noised(schedule, zeros, [5, 6, 7], 300)
-    alone = torch.cat([noised.noised(schedule, zeros[:1], [seed], 300) for seed in (5, 6, 7)])
+    together = noised.add_noise(schedule, zeros, [5, 6, 7], 300)
+    alone = torch.cat([noised.add_noise(schedule, zeros[:1], [seed], 300) for seed in (5, 6, 7)])
     assert torch.equal(together, alone)
     assert not torch.equal(together[0], together[1])
-    other = noised.noised(schedule, zeros[:1], [5], 299)
+    other = noised.add_noise(schedule, zeros[:1], [5], 299)
     assert torch.corrcoef(torch.stack([other.flatten(), alone[0].flatten()]))[0, 1].abs() < 0.5
 
 
@@ -216,16 +216,16 @@ def test_difference_is_output_minus_input(config, name, tmp_path, read_rows, sd,
 
 BAD = [
     ({"timesteps": ()}, "config.extract.timesteps is empty"),
-    ({"timesteps": (1000,)}, "config.extract.timesteps has 1000; this model has 0 to 999"),
-    ({"timesteps": (-1,)}, "has -1; this model has 0 to 999"),
-    ({"timesteps": (5, 5)}, "has 5 twice"),
-    ({"sites": ("clip.layer.0",)}, "clip.layer.0 is no site of a denoiser, which config.extract.mode=noised"),
+    ({"timesteps": (1000,)}, "config.extract.timesteps contains 1000; this model has timesteps 0 to 999"),
+    ({"timesteps": (-1,)}, "contains -1; this model has timesteps 0 to 999"),
+    ({"timesteps": (5, 5)}, "contains 5 twice"),
+    ({"sites": ("clip.layer.0",)}, "clip.layer.0 is not a hook point of a denoiser, which config.extract.mode=noised"),
     ({"sites": ("unet.mid_blok",)}, "unknown hook point 'unet.mid_blok'"),
     ({"sites": ("unet.up_blocks.0",), "value": "difference"}, "input and output of unet.up_blocks.0"),
     ({"images": ""}, "config.extract.images is empty"),
     ({"images": "nowhere"}, "it must be an existing folder"),
     ({"images": "empty"}, "the folder has no images"),
-    ({"images": "broken"}, "none of its 1 pictures can be decoded"),
+    ({"images": "broken"}, "none of its 1 images can be decoded"),
 ]
 
 
