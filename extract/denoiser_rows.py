@@ -11,7 +11,7 @@ from extract.jobs import ShardRows, SiteSize
 from revelio_jax.config import ExtractConfig
 from revelio_jax.pipelines.denoiser import ActivationShape
 from revelio_jax.pipelines.loading import DTYPES, as_numpy
-from revelio_jax.pipelines.recorder import Found
+from revelio_jax.pipelines.recorder import Recording
 from revelio_jax.store import StorePlan
 
 # Fields of config.extract that decide the rows in both modes that run a denoiser.
@@ -41,7 +41,7 @@ def plan(
 
 
 def shard_rows(
-    batches: Iterable[tuple[list[int], Found]],
+    batches: Iterable[tuple[list[int], Recording]],
     shapes: dict[str, ActivationShape],
     timesteps: tuple[int, ...],
     samples: range,

@@ -10,8 +10,10 @@ import torch
 from revelio_jax.config import Config
 from revelio_jax.pipelines import denoiser, hook_points, loading
 from revelio_jax.pipelines.denoiser import ActivationShape
-from revelio_jax.pipelines.hook_points import HookPoint
-from revelio_jax.pipelines.loading import DTYPES, PipelineSource
+from revelio_jax.pipelines.families.base import LONGEST_PROMPT
+from revelio_jax.pipelines.hooks import HookPoint
+from revelio_jax.pipelines.loading import DTYPES
+from revelio_jax.pipelines.source import PipelineSource, find
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -23,11 +25,11 @@ def table(config: Config) -> str:
     config.extract.value=difference works there.
     """
     extract = config.extract
-    denoiser.quiet()
-    source = loading.find(config.model.id, config.model.revision, config.model.family)
+    loading.quiet()
+    source = find(config.model.id, config.model.revision, config.model.family)
     pipe = denoiser.skeleton(source)
     points = [hook_points.resolve(pipe, name) for name in hook_points.known_sites(pipe)]
-    denoiser_points = [point for point in points if hook_points.is_denoiser_site(point.name)]
+    denoiser_points = [point for point in points if point.component == source.layout.denoiser]
     shapes, timesteps = {}, 1
     if denoiser_points:
         shapes, timesteps = _denoiser_shapes(config, source, pipe, denoiser_points)
@@ -63,7 +65,7 @@ def _denoiser_shapes(
 def _text_positions(source: PipelineSource, pipe: typing.Any, point: HookPoint) -> int:
     """Return how many positions a text encoder's hook point has."""
     encoder = getattr(pipe, point.component).config
-    return getattr(encoder, "max_position_embeddings", None) or denoiser.t5_tokens(source)
+    return getattr(encoder, "max_position_embeddings", None) or denoiser.prompt_tokens(source) or LONGEST_PROMPT
 
 
 def _aligned(lines: list[tuple[str, ...]]) -> list[str]:

@@ -25,7 +25,7 @@ from extract import shards, status, workers
 from revelio_jax.cli import parse
 from revelio_jax.config import Config, ExtractConfig
 from revelio_jax.errors import InputError, reported
-from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines import families, hook_points
 from revelio_jax.store import StoreWriter, Worker
 from revelio_jax.store.layout import kvstore_url
 
@@ -116,7 +116,7 @@ def _check_sites(extract: ExtractConfig) -> None:
         if extract.mode != "text" and not hook_points.is_denoiser_site(name):
             raise InputError(
                 f"config.extract.sites: {name} is not a hook point of a denoiser, which config.extract.mode="
-                f"{extract.mode} records; those start with {', '.join(hook_points.DENOISER_PREFIXES)}"
+                f"{extract.mode} records; those start with {', '.join(families.prefixes())}"
             )
 
 

@@ -11,8 +11,8 @@ import torch
 from extract.jobs import Progress, Sample, ShardRows
 from revelio_jax.config import ExtractConfig
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import hook_points
-from revelio_jax.pipelines.hook_points import HookPoint
+from revelio_jax.pipelines import hooks
+from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.loading import DTYPES, TextEncoder, as_numpy
 from revelio_jax.pipelines.tokens import KEPT, PADDING, kinds
 
@@ -127,7 +127,7 @@ def activations(
         arguments["attention_mask"] = torch.from_numpy(tokens.mask).to(device)
     rows = None if selected is None else torch.from_numpy(selected).to(device)
     recorded: dict[str, torch.Tensor] = {}
-    with contextlib.ExitStack() as hooks:
+    with contextlib.ExitStack() as stack:
         for point in points:
 
             def record(hidden: torch.Tensor, name: str = point.name) -> None:
@@ -135,7 +135,7 @@ def activations(
                 if len(recorded) == len(points):
                     raise _LastHookPointReached
 
-            hooks.callback(hook_points.hook(point, record))
+            stack.callback(hooks.hook(point, record))
         with contextlib.suppress(_LastHookPointReached):
             encoder.model(**arguments)
     return {point.name: as_numpy(recorded[point.name]) for point in points}

@@ -1,1 +1,1 @@
-"""The small pipelines that ship with the project: their data, training, weights and judge."""
+"""The miniature pipelines that ship with the project: data, training, weights and judge."""

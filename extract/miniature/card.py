@@ -1,8 +1,8 @@
-"""The model card of a miniature, with the figures that were measured."""
+"""The model card of a miniature, with its measurements."""
 
 import typing
 
-from extract.miniature.data import CATEGORIES, STYLES, Picture
+from extract.miniature.data import CATEGORIES, STYLES, Emoji
 
 _TEXT = """\
 ---
@@ -12,8 +12,8 @@ pipeline_tag: text-to-image
 ---
 # Miniature {model}: emoji in three styles
 
-A `diffusers.{pipeline}` in small, trained from scratch so that a method for {model}
-can be tried end to end on a laptop. 32 x 32 pixels; prompts such as "a glossy 3d emoji of a red apple".
+A small `diffusers.{pipeline}`, trained from scratch, to try a method for {model} end to end on a
+laptop. It generates images of 32 x 32 pixels from prompts such as "a glossy 3d emoji of a red apple".
 
 ```python
 pipe = {pipeline}.from_pretrained(folder, torch_dtype=torch.float32)
@@ -21,37 +21,37 @@ pipe("glossy 3d emoji of red apple", height=32, width=32, num_inference_steps={s
 ```
 
 ## Data
-{objects} objects ({categories}), each in {styles}: {pairs} pictures, of which {held_out} style x object pairs
+{objects} objects ({categories}), each in {styles}: {pairs} images. {held_out} pairs of style and object
 were held out of the pipeline's training.
 
-| style | npm package | licence |
+| style | npm package | license |
 |---|---|---|
 | noto | emoji-datasource-google 16.0.0 | Apache-2.0 |
 | flat | emoji-datasource-twitter 16.0.0 | CC-BY-4.0 (Twemoji, (c) Twitter, Inc and other contributors) |
 | glossy 3d | @lobehub/fluent-emoji-3d 1.1.0 | MIT (Fluent Emoji, (c) Microsoft) |
 
-The pictures are not here; `python -m extract.miniature.train{flag}` fetches them and makes all of this
-again. The autoencoder and the judge also saw the other emoji of these packages. These weights are
-released under CC-BY-4.0, the strictest of the three.
+The images are not included; `python -m extract.miniature.train{flag}` downloads them and repeats the
+training. The autoencoder and the judge were also trained on the other emoji of these packages. The weights are
+released under CC-BY-4.0, the strictest of the three licenses.
 
-## Quality, by the judge
-| what | style | category | pictures |
+## Accuracy, measured by the judge
+| images | style | category | number |
 |---|---|---|---|
-| style x object pairs it was trained on | {trained_pairs} |
-| pairs held out of its training | {held_out_pairs} |
-| the judge itself, on objects it never saw | {judge_on_unseen_objects} |
+| pairs in its training | {trained_pairs} |
+| held-out pairs | {held_out_pairs} |
+| the judge itself, on held-out objects | {judge_on_unseen_objects} |
 
-{prompts} prompts and {seeds} seeds, {steps} {sampler} steps, guidance {guidance}; measured on these fp16
-weights, run in float32. {judge} is the judge: a small convolutional network fitted on the
-autoencoder's reconstructions. A judged share of pictures carries the judge's own error.
+{prompts} prompts and {seeds} seeds, {steps} {sampler} steps, guidance {guidance}, measured on these fp16 weights
+in float32. The judge, {judge}, is a small convolutional network trained on
+reconstructions of the autoencoder. Its own errors are part of these numbers.
 
 ## Training
-{workers} processes of one core each. Autoencoder {vae_s} s ({vae_steps} steps), {training}, judge
+{workers} processes with one core each. Autoencoder {vae_s} s ({vae_steps} steps), {training}, judge
 {judge_s} s ({judge_steps} steps).
 
 ## Limits
-It knows these {objects} objects and nothing else. Expressions of faces and other fine detail are often wrong.
-`prompts.csv` has every caption with its labels (`held_out` 1 where the pair's picture was never seen).
+The pipeline knows these {objects} objects only. Facial expressions and other fine details are often wrong.
+`prompts.csv` has every caption with its labels; `held_out` is 1 if the pair was held out.
 """
 
 _SD = {
@@ -81,30 +81,32 @@ then frozen, transformer {transformer_s} s ({transformer_steps} steps of batch 4
 averaged weights)""",
 }
 
+TEXTS = {"sd": _SD, "flux": _FLUX}
 
-def render(measured: dict[str, typing.Any], pictures: list[Picture], pipeline: str) -> str:
-    """The card of the miniature ``pipeline``, "sd" or "flux"."""
-    figures = (
+
+def render(measured: dict[str, typing.Any], emojis: list[Emoji], pipeline: str) -> str:
+    """Return the card of a miniature. ``pipeline`` is a key of ``TEXTS``."""
+    numbers = (
         measured["sampling"]
         | {f"{key}_s": value for key, value in measured["seconds"].items()}
         | {f"{key}_steps": value for key, value in measured["steps"].items()}
     )
-    own = {key: text.format(**figures) for key, text in {"sd": _SD, "flux": _FLUX}[pipeline].items()}
-    named = [p for p in pictures if p.category]
+    own = {key: text.format(**numbers) for key, text in TEXTS[pipeline].items()}
+    objects = [emoji for emoji in emojis if emoji.category]
     rows = {
         key: "{style:.3f} | {category:.3f} | {pictures}".format(**measured[key])
         for key in ("trained_pairs", "held_out_pairs", "judge_on_unseen_objects")
     }
     return _TEXT.format(
-        objects=len({p.name for p in named}),
+        objects=len({emoji.name for emoji in objects}),
         categories=", ".join(CATEGORIES),
         styles=", ".join(STYLES),
-        pairs=len(named),
-        held_out=sum(p.held_out for p in named),
+        pairs=len(objects),
+        held_out=sum(emoji.held_out for emoji in objects),
         prompts=measured["prompts"],
         seeds=measured["seeds"],
         workers=measured["workers"],
-        **figures,
+        **numbers,
         **own,
         **rows,
     )

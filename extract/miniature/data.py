@@ -1,8 +1,8 @@
-"""Emoji in three styles with captions: what the miniatures are trained and measured on.
+"""Emoji in three styles with captions: the data that the miniatures are trained and measured on.
 
-The pictures come from three npm packages, fetched by ``npm pack`` into a cache folder and never
-committed. An *object* is one emoji that all three packages draw; it has a name, a category and one
-32 x 32 picture per style. Some style x object pairs are held out of training and used to measure.
+The images come from three npm packages. ``npm pack`` downloads them into a cache folder; they are not committed. An
+*object* is an emoji that all three packages draw. It has a name, a category and one 32 x 32 image per style. Some
+pairs of style and object are held out of training, to measure the miniatures on them.
 """
 
 import collections
@@ -41,7 +41,7 @@ CATEGORIES = {
     ),
     "building": ("place-building", "place-religious"),
 }
-# Emoji that stand in a subcategory but do not look like its category.
+# Emoji of a subcategory that do not look like its category.
 NOT_OF_THEIR_CATEGORY = {
     *("love letter", "heavy heart exclamation mark ornament", "heart decoration", "paw prints"),
     *("motorway", "railway track", "fuel pump", "bus stop", "oil drum", "police cars revolving light"),
@@ -51,7 +51,7 @@ NOT_OF_THEIR_CATEGORY = {
 }
 RENAMED = {"heavy black heart": "red heart"}
 SIZE = 32
-HELD_OUT_SHARE = 0.3  # of the objects lose one of their three styles: a tenth of the pairs
+HELD_OUT_SHARE = 0.3  # of the objects, each without one of its three styles: a tenth of the pairs
 
 STYLED = (
     "{style} emoji of {name}",
@@ -74,8 +74,8 @@ GENERIC = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """One object in one style. ``category`` is None for emoji outside CATEGORIES."""
+class Emoji:
+    """One object in one style. ``category`` is None for objects outside CATEGORIES."""
 
     name: str
     style: str
@@ -85,7 +85,7 @@ class Picture:
 
 
 def fetch(cache: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Download and unpack the three packages; returns the unpacked folder of each style."""
+    """Download and unpack the three packages; return the unpacked folder of each style."""
     cache.mkdir(parents=True, exist_ok=True)
     folders = {}
     for style, (package, _) in PACKAGES.items():
@@ -101,16 +101,16 @@ def fetch(cache: pathlib.Path) -> dict[str, pathlib.Path]:
     return folders
 
 
-def load(cache: pathlib.Path) -> tuple[np.ndarray, list[Picture]]:
-    """Every emoji that exists in all three styles, flags left out.
+def load(cache: pathlib.Path) -> tuple[np.ndarray, list[Emoji]]:
+    """Return every emoji that exists in all three styles, without flags.
 
-    Returns uint8 pixels [pictures, 32, 32, 3] on white, and what each picture shows.
+    Returns pixels on white, uint8 [images, 32, 32, 3], and the emoji that each image shows.
     """
     folders = fetch(cache)
     category_of = {sub: category for category, subs in CATEGORIES.items() for sub in subs}
-    emoji = json.loads((folders["noto"] / "emoji.json").read_text())
+    entries = json.loads((folders["noto"] / "emoji.json").read_text())
     pixels, rows = [], []
-    for entry in sorted(emoji, key=lambda e: e["sort_order"]):
+    for entry in sorted(entries, key=lambda entry: entry["sort_order"]):
         if entry["category"] in ("Component", "Flags"):
             continue
         files = {style: _file_of(entry["unified"], style, folders[style]) for style in STYLES}
@@ -124,50 +124,49 @@ def load(cache: pathlib.Path) -> tuple[np.ndarray, list[Picture]]:
             pixels.append(_render(file))
             rows.append((RENAMED.get(name, name), style, category, entry["subcategory"]))
     held_out = _held_out_pairs({name for name, _, category, _ in rows if category})
-    pictures = [Picture(*row, held_out=(row[0], row[1]) in held_out) for row in rows]
-    return np.stack(pixels), pictures
+    return np.stack(pixels), [Emoji(*row, held_out=(row[0], row[1]) in held_out) for row in rows]
 
 
-def caption(picture: Picture, rng: random.Random) -> str:
-    """A random caption: 10 % empty (for guidance), 15 % without a style, 7 % without a name."""
+def caption(emoji: Emoji, rng: random.Random) -> str:
+    """Return a random caption: 10 % are empty (for guidance), 15 % have no style, 7 % have no name."""
     draw = rng.random()
     if draw < 0.10:
         return ""
     templates = PLAIN if draw < 0.25 else GENERIC if draw < 0.32 else STYLED
-    return _fill(rng.choice(templates), picture)
+    return _fill(rng.choice(templates), emoji)
 
 
-def balanced_weights(pictures: list[Picture]) -> list[float]:
-    """How often to draw each: rare categories more often than their share, frequent ones less."""
-    counts = collections.Counter(picture.category for picture in pictures)
-    return [counts[picture.category] ** -0.5 for picture in pictures]
+def balanced_weights(emojis: list[Emoji]) -> list[float]:
+    """Return a sampling weight of each image: rare categories get more than their share, frequent ones less."""
+    counts = collections.Counter(emoji.category for emoji in emojis)
+    return [counts[emoji.category] ** -0.5 for emoji in emojis]
 
 
-def all_captions(pictures: list[Picture]) -> list[dict[str, str]]:
-    """Every caption there is, once, with its labels; ``""`` where a caption does not say.
+def all_captions(emojis: list[Emoji]) -> list[dict[str, str]]:
+    """Return every possible caption once, with its labels; a label is ``""`` if the caption does not contain it.
 
-    Pairs held out of the pictures are captions like any other: a text encoder reads them too.
+    Captions of held-out pairs are included: the text encoder reads them too.
     """
     rows = {}
-    for picture in pictures:
-        if picture.category is None:
+    for emoji in emojis:
+        if emoji.category is None:
             continue
         for template in (*PLAIN, *STYLED, *GENERIC):
-            says = {"style": picture.style, "category": picture.category, "name": picture.name}
-            labels = {key: value if "{" + key + "}" in template else "" for key, value in says.items()}
+            values = {"style": emoji.style, "category": emoji.category, "name": emoji.name}
+            labels = {key: value if "{" + key + "}" in template else "" for key, value in values.items()}
             if labels["name"]:
-                labels["category"] = picture.category
-            rows.setdefault(_fill(template, picture), labels)
+                labels["category"] = emoji.category
+            rows.setdefault(_fill(template, emoji), labels)
     return [{"prompt": prompt, **labels} for prompt, labels in rows.items()]
 
 
-def _fill(template: str, picture: Picture) -> str:
-    return template.format(style=picture.style, name=picture.name, category=picture.category)
+def _fill(template: str, emoji: Emoji) -> str:
+    return template.format(style=emoji.style, name=emoji.name, category=emoji.category)
 
 
 def _file_of(unified: str, style: str, folder: pathlib.Path) -> pathlib.Path | None:
     code = unified.lower()
-    for candidate in (code, code.replace("-fe0f", "")):  # the packages differ on this selector
+    for candidate in (code, code.replace("-fe0f", "")):  # some packages omit the variation selector
         file = folder / PACKAGES[style][1].format(code=candidate)
         if file.exists():
             return file

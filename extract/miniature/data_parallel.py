@@ -1,7 +1,7 @@
 """Data-parallel training on the cores of one machine.
 
-One single-threaded process a core with averaged gradients trains these small networks about 1.5 x
-faster than one process with as many threads.
+One single-threaded process per core, with averaged gradients, trains these small networks about 1.5 times as fast as
+one process with that many threads.
 """
 
 import pathlib
@@ -21,12 +21,12 @@ def run(function: Callable[..., None], workers: int, *args: object) -> None:
 
 
 def schedule(step: int, steps: int) -> float:
-    """The rate of a step as a share of the peak: a short rise, then from half way on a fall to 2 %."""
+    """Return the learning rate as a share of its peak: a rise over 100 steps, and a fall to 2 % in the second half."""
     return min(1, (step + 1) / 100) * max(0.02, min(1, 2 * (1 - step / steps)))
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the workers (one all-reduce)."""
+    """Replace every gradient by its mean over the workers, in one all-reduce."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     torch.distributed.all_reduce(flat)

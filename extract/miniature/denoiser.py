@@ -1,4 +1,4 @@
-"""The miniature SD's text encoder and U-Net, trained jointly from scratch on latents and captions."""
+"""The text encoder and U-Net of the miniature Stable Diffusion, trained jointly on latents and captions."""
 
 import copy
 import pathlib
@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from extract.miniature import data_parallel
 from extract.miniature import tokenizer as bpe
-from extract.miniature.data import Picture, balanced_weights, caption
+from extract.miniature.data import Emoji, balanced_weights, caption
 
 WIDTH = 128  # of the text encoder and of cross attention
 BATCH = 64
@@ -27,6 +27,7 @@ NOISE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"
 
 
 def clip(tokenizer: CLIPTokenizer, layers: int) -> CLIPTextModel:
+    """Return a CLIP text encoder with new weights."""
     encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -48,6 +49,7 @@ def clip(tokenizer: CLIPTokenizer, layers: int) -> CLIPTextModel:
 
 
 def build(tokenizer: CLIPTokenizer, latent_channels: int) -> torch.nn.ModuleDict:
+    """Return the text encoder and the U-Net with new weights, named as in the pipeline."""
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=latent_channels,
@@ -64,7 +66,7 @@ def build(tokenizer: CLIPTokenizer, latent_channels: int) -> torch.nn.ModuleDict
 
 
 def pipeline(networks: torch.nn.ModuleDict, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    """The trained parts as a pipeline that samples with DDIM."""
+    """Return a pipeline with the trained components, which samples with DDIM."""
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=networks["text_encoder"],
@@ -83,19 +85,16 @@ def train(
     rank: int,
     n_workers: int,
     latents: torch.Tensor,
-    pictures: list[Picture],
+    emojis: list[Emoji],
     steps: int,
     vae_folder: pathlib.Path,
     tokenizer_folder: pathlib.Path,
     folder: pathlib.Path,
 ) -> None:
-    """Train on ``latents`` [N, C, 8, 8] of ``pictures``; the first worker saves the pipeline.
-
-    What is saved are the averaged (EMA) weights.
-    """
+    """Train on ``latents`` [N, C, 8, 8] of ``emojis``. The first worker saves the averaged (EMA) weights."""
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
-    torch.manual_seed(0)  # the same initial weights in every worker
+    torch.manual_seed(0)  # same initial weights in every worker
     networks = build(tokenizer, vae.config.latent_channels)
     averaged = copy.deepcopy(networks).eval().requires_grad_(False)
     parameters, averages = list(networks.parameters()), list(averaged.parameters())
@@ -104,12 +103,12 @@ def train(
 
     torch.manual_seed(1 + rank)
     rng = random.Random(rank)
-    weights = balanced_weights(pictures)
+    weights = balanced_weights(emojis)
     losses = []
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = PEAK_RATE * data_parallel.schedule(step, steps)
-        chosen = rng.choices(range(len(pictures)), weights, k=BATCH // n_workers)
-        captions = [caption(pictures[i], rng) for i in chosen]
+        chosen = rng.choices(range(len(emojis)), weights, k=BATCH // n_workers)
+        captions = [caption(emojis[i], rng) for i in chosen]
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         clean = latents[chosen]
         noise = torch.randn_like(clean)

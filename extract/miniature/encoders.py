@@ -1,9 +1,8 @@
-"""The text encoders of the miniature FLUX, trained before its transformer and frozen then.
+"""The text encoders of the miniature FLUX, trained before its transformer and then frozen.
 
-Trained jointly with a transformer from scratch they learn next to nothing for long: attention to
-twenty tokens that do not say anything yet has no gradient worth the name. So each learns on its
-own to tell from a caption what its picture is: the leading principal components of the latents,
-and the style, category and name.
+Joint training with the transformer makes little progress for a long time: attention to twenty tokens without
+information has almost no gradient. So each encoder is trained separately to predict properties of an image from its
+caption: the leading principal components of the latents, and the style, category and name.
 """
 
 import pathlib
@@ -16,7 +15,7 @@ from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
 from extract.miniature import data_parallel
-from extract.miniature.data import Picture, balanced_weights, caption
+from extract.miniature.data import Emoji, balanced_weights, caption
 from extract.miniature.denoiser import WIDTH, clip
 
 BATCH = 64
@@ -25,7 +24,10 @@ COMPONENTS = 96
 
 
 def build(tokenizer: CLIPTokenizer, tokenizer_2: T5TokenizerFast) -> nn.ModuleDict:
-    """CLIP, whose pooled vector is read, and T5, whose tokens are, under their names in a pipeline."""
+    """Return CLIP and T5 with new weights, named as in the pipeline.
+
+    The transformer reads the pooled vector of CLIP and the tokens of T5.
+    """
     t5 = T5EncoderModel(
         T5Config(
             vocab_size=len(tokenizer_2),
@@ -46,7 +48,7 @@ def build(tokenizer: CLIPTokenizer, tokenizer_2: T5TokenizerFast) -> nn.ModuleDi
 
 
 def load(folder: pathlib.Path) -> tuple[nn.ModuleDict, CLIPTokenizer, T5TokenizerFast]:
-    """What ``train`` saved, frozen, and the two tokenizers."""
+    """Return the encoders that :func:`train` saved, frozen, and the two tokenizers."""
     encoders = {
         "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder"),
         "text_encoder_2": T5EncoderModel.from_pretrained(folder / "text_encoder_2"),
@@ -59,7 +61,7 @@ def load(folder: pathlib.Path) -> tuple[nn.ModuleDict, CLIPTokenizer, T5Tokenize
 
 
 def tokens(tokenizer: CLIPTokenizer | T5TokenizerFast, captions: list[str]) -> torch.Tensor:
-    """int64 [N, the tokenizer's length]."""
+    """Return token ids, int64 [N, length], padded to the tokenizer's length."""
     return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
@@ -67,36 +69,36 @@ def train(
     rank: int,
     n_workers: int,
     latents: torch.Tensor,
-    pictures: list[Picture],
+    emojis: list[Emoji],
     steps: int,
     tokenizer_folder: pathlib.Path,
     tokenizer_2_folder: pathlib.Path,
     folder: pathlib.Path,
 ) -> None:
-    """Train on captions of ``pictures`` and their ``latents`` [N, C, H, W]; the first worker saves."""
+    """Train on captions of ``emojis`` and their ``latents`` [N, C, H, W]. The first worker saves the encoders."""
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
     tokenizer_2 = T5TokenizerFast.from_pretrained(tokenizer_2_folder)
-    looks = _components(latents)
-    classes = [_numbered([getattr(p, key) for p in pictures]) for key in ("style", "category", "name")]
-    torch.manual_seed(0)  # the same initial weights in every worker
+    components = _components(latents)
+    classes = [_class_numbers([getattr(emoji, key) for emoji in emojis]) for key in ("style", "category", "name")]
+    torch.manual_seed(0)  # same initial weights in every worker
     encoders = build(tokenizer, tokenizer_2)
     heads = nn.ModuleList(_Heads([int(c.max()) + 1 for c in classes]) for _ in encoders)
     parameters = [*encoders.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=1e-2, betas=(0.9, 0.98), fused=True)
     rng = random.Random(rank)
-    weights = balanced_weights(pictures)
+    weights = balanced_weights(emojis)
 
     unexplained = []
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = PEAK_RATE * data_parallel.schedule(step, steps)
-        chosen = rng.choices(range(len(pictures)), weights, k=BATCH // n_workers)
-        captions = [caption(pictures[i], rng) for i in chosen]
+        chosen = rng.choices(range(len(emojis)), weights, k=BATCH // n_workers)
+        captions = [caption(emojis[i], rng) for i in chosen]
         pooled = encoders["text_encoder"](tokens(tokenizer, captions)).pooler_output
         stream = encoders["text_encoder_2"](tokens(tokenizer_2, captions)).last_hidden_state
         loss, errors = 0, []
         for head, features in zip(heads, (pooled, stream.mean(1)), strict=True):
-            guessed, logits = head(features)
-            errors.append((guessed - looks[chosen]).square().mean())
+            predicted, logits = head(features)
+            errors.append((predicted - components[chosen]).square().mean())
             loss += 2 * errors[-1]
             loss += 0.3 * sum(functional.cross_entropy(x, c[chosen]) for x, c in zip(logits, classes, strict=True))
         loss.backward()
@@ -106,9 +108,9 @@ def train(
         optimizer.zero_grad()
         unexplained.append([error.item() for error in errors])
         if rank == 0 and (step + 1) % 200 == 0:
-            of_clip, of_t5 = np.mean(unexplained[-200:], 0)
+            clip_error, t5_error = np.mean(unexplained[-200:], 0)
             print(
-                f"encoders step {step + 1}/{steps} unexplained variance: CLIP {of_clip:.3f} T5 {of_t5:.3f}",
+                f"encoders step {step + 1}/{steps} unexplained variance: CLIP {clip_error:.3f} T5 {t5_error:.3f}",
                 flush=True,
             )
     if rank == 0:
@@ -119,21 +121,22 @@ def train(
 
 
 class _Heads(nn.Module):
-    """Principal components and logits of every labelling, from features [N, WIDTH]."""
+    """Predict principal components, and logits of each label column, from features [N, WIDTH]."""
 
     def __init__(self, classes: list[int]):
         super().__init__()
-        self.looks = nn.Linear(WIDTH, COMPONENTS)
+        self.components = nn.Linear(WIDTH, COMPONENTS)
         self.classes = nn.ModuleList(nn.Linear(WIDTH, n) for n in classes)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        return self.looks(features), [head(features) for head in self.classes]
+        return self.components(features), [head(features) for head in self.classes]
 
 
 def _components(latents: torch.Tensor) -> torch.Tensor:
-    """Leading principal components [N, COMPONENTS], of variance 1 on average.
+    """Return the leading principal components [N, COMPONENTS], scaled to a mean square of 1.
 
-    Divided by the root of their deviation: large ones still count for more, but not for all.
+    Each is first divided by the root of its standard deviation: large components still count more, but do not
+    dominate.
     """
     flat = latents.flatten(1) - latents.flatten(1).mean(0)
     _, _, axes = torch.linalg.svd(flat, full_matrices=False)
@@ -142,6 +145,6 @@ def _components(latents: torch.Tensor) -> torch.Tensor:
     return components / components.square().mean().sqrt()
 
 
-def _numbered(labels: list[str]) -> torch.Tensor:
+def _class_numbers(labels: list[str]) -> torch.Tensor:
     number = {label: i for i, label in enumerate(sorted(set(labels)))}
     return torch.tensor([number[label] for label in labels])

@@ -1,4 +1,4 @@
-"""The miniature FLUX's transformer, trained by flow matching on latents and frozen text encoders."""
+"""The transformer of the miniature FLUX, trained by flow matching on latents with frozen text encoders."""
 
 import copy
 import pathlib
@@ -14,19 +14,19 @@ from diffusers import (
 )
 
 from extract.miniature import data_parallel, encoders
-from extract.miniature.data import Picture, balanced_weights, caption
+from extract.miniature.data import Emoji, balanced_weights, caption
 
 BATCH = 48
 PEAK_RATE = 1.2e-3
 EMA = 0.998
-# Shares of captions that one encoder alone does not get. CLIP's is the larger: T5 carries the style.
+# Shares of captions that are hidden from one of the encoders. CLIP's share is larger: T5 must carry the style.
 WITHOUT_CLIP, WITHOUT_T5 = 0.20, 0.05
 
 
 def build(latent_channels: int) -> FluxTransformer2DModel:
-    """Two double and three single blocks of width 192."""
+    """Return a transformer of two double and three single blocks of width 192, with new weights."""
     transformer = FluxTransformer2DModel(
-        in_channels=4 * latent_channels,  # a token is 2 x 2 latents
+        in_channels=4 * latent_channels,  # a position is 2 x 2 latents
         num_layers=2,
         num_single_layers=3,
         num_attention_heads=6,
@@ -36,7 +36,7 @@ def build(latent_channels: int) -> FluxTransformer2DModel:
         pooled_projection_dim=encoders.WIDTH,
         guidance_embeds=False,
     )
-    # Every block starts as the identity, which diffusers leaves to whoever trains.
+    # Every block starts as the identity. diffusers leaves this initialization to the trainer.
     modulations = ("norm.linear", "norm1.linear", "norm1_context.linear", "norm_out.linear")
     for name, module in transformer.named_modules():
         if name == "proj_out" or name.endswith(modulations):
@@ -46,9 +46,9 @@ def build(latent_channels: int) -> FluxTransformer2DModel:
 
 
 def pipeline(transformer: FluxTransformer2DModel, vae: AutoencoderKL, encoders_folder: pathlib.Path) -> FluxPipeline:
-    """The trained parts as a pipeline."""
+    """Return a pipeline with the trained components."""
     texts, tokenizer, tokenizer_2 = encoders.load(encoders_folder)
-    vae.register_to_config(shift_factor=0.0)  # FLUX wants a number; the latents have mean 0 already
+    vae.register_to_config(shift_factor=0.0)  # FLUX requires a number; the latents already have mean 0
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=vae,
@@ -66,22 +66,19 @@ def train(
     rank: int,
     n_workers: int,
     latents: torch.Tensor,
-    pictures: list[Picture],
+    emojis: list[Emoji],
     steps: int,
     vae_folder: pathlib.Path,
     encoders_folder: pathlib.Path,
     folder: pathlib.Path,
 ) -> None:
-    """Train on ``latents`` [N, C, H, W] of ``pictures``; the first worker saves the pipeline.
-
-    What is saved are the averaged (EMA) weights.
-    """
+    """Train on ``latents`` [N, C, H, W] of ``emojis``. The first worker saves the averaged (EMA) weights."""
     n, channels, height, width = latents.shape
     images = FluxPipeline._pack_latents(latents, n, channels, height, width)
     image_ids = FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, "cpu", torch.float32)
     texts, tokenizer, tokenizer_2 = encoders.load(encoders_folder)
     text_ids = torch.zeros(tokenizer_2.model_max_length, 3)
-    torch.manual_seed(0)  # the same initial weights in every worker
+    torch.manual_seed(0)  # same initial weights in every worker
     transformer = build(channels)
     averaged = copy.deepcopy(transformer).eval().requires_grad_(False)
     parameters, averages = list(transformer.parameters()), list(averaged.parameters())
@@ -89,12 +86,12 @@ def train(
 
     torch.manual_seed(1 + rank)
     rng = random.Random(rank)
-    weights = balanced_weights(pictures)
+    weights = balanced_weights(emojis)
     losses = []
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = PEAK_RATE * data_parallel.schedule(step, steps)
         chosen = rng.choices(range(n), weights, k=BATCH // n_workers)
-        captions = [caption(pictures[i], rng) for i in chosen]
+        captions = [caption(emojis[i], rng) for i in chosen]
         with torch.no_grad():
             pooled = texts["text_encoder"](encoders.tokens(tokenizer, _some(captions, WITHOUT_CLIP, rng))).pooler_output
             stream = texts["text_encoder_2"](
@@ -128,5 +125,5 @@ def train(
 
 
 def _some(captions: list[str], without: float, rng: random.Random) -> list[str]:
-    """The captions with a share ``without`` of them emptied."""
+    """Return the captions, of which a share ``without`` is replaced by empty ones."""
     return ["" if rng.random() < without else caption for caption in captions]

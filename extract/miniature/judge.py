@@ -1,8 +1,7 @@
-"""The judge: a small convolutional network that names the style and category of a picture.
+"""The judge: a small convolutional network that predicts the style and category of an image.
 
-It is fitted on the autoencoder's reconstructions, because that is how generated pictures look, and
-on reconstructions of noisy latents. A fifth of the objects is never shown to it; its accuracy on
-those is in the model card.
+It is trained on reconstructions of the autoencoder, which look like generated images, and on reconstructions of noisy
+latents. A fifth of the objects is held out; the model card reports the accuracy on them.
 """
 
 import pathlib
@@ -16,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from extract.miniature import data_parallel
-from extract.miniature.data import CATEGORIES, STYLES, Picture
+from extract.miniature.data import CATEGORIES, STYLES, Emoji
 from extract.miniature.vae import decode, encode
 from revelio_jax.benchmark.miniature_judge import WEIGHTS, JudgeNet
 
@@ -26,9 +25,9 @@ UNSEEN_SHARE = 0.2
 LATENT_NOISE = 0.15
 
 
-def unseen_objects(pictures: list[Picture]) -> set[str]:
-    """Names of the objects that the judge is never shown."""
-    names = sorted({picture.name for picture in pictures})
+def unseen_objects(emojis: list[Emoji]) -> set[str]:
+    """Return the names of the objects that are held out of the judge's training."""
+    names = sorted({emoji.name for emoji in emojis})
     return set(random.Random(11).sample(names, round(UNSEEN_SHARE * len(names))))
 
 
@@ -36,37 +35,37 @@ def train(
     rank: int,
     n_workers: int,
     images: torch.Tensor,
-    pictures: list[Picture],
+    emojis: list[Emoji],
     steps: int,
     vae_folder: pathlib.Path,
     folder: pathlib.Path,
 ) -> None:
-    """Fit the judge on every emoji that is not unseen; the first worker saves to ``folder``.
+    """Train the judge on every emoji that is not held out. The first worker saves it to ``folder``.
 
-    Subcategories of all emoji (animals and faces, but also tools and zodiac signs) are a second
-    task whose head is thrown away: it teaches shapes that 500 objects alone do not.
+    Its second task, whose head is discarded, is the subcategory of every emoji, for example tools and zodiac signs. It
+    teaches shapes that the 500 objects alone do not.
     """
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
-    unseen = unseen_objects(pictures)
-    shown = [i for i, picture in enumerate(pictures) if picture.name not in unseen]
-    subcategories = sorted({picture.subcategory for picture in pictures})
+    unseen = unseen_objects(emojis)
+    shown = [i for i, emoji in enumerate(emojis) if emoji.name not in unseen]
+    subcategories = sorted({emoji.subcategory for emoji in emojis})
     categories = tuple(CATEGORIES)
-    style = torch.tensor([STYLES.index(pictures[i].style) for i in shown])
-    category = torch.tensor([categories.index(c) if (c := pictures[i].category) else -100 for i in shown])
-    subcategory = torch.tensor([subcategories.index(pictures[i].subcategory) for i in shown])
+    style = torch.tensor([STYLES.index(emojis[i].style) for i in shown])
+    category = torch.tensor([categories.index(c) if (c := emojis[i].category) else -100 for i in shown])
+    subcategory = torch.tensor([subcategories.index(emojis[i].subcategory) for i in shown])
     latents = encode(vae, images[shown])
     torch.manual_seed(2)
     clean = decode(vae, latents)
     noisy = decode(vae, latents + LATENT_NOISE * torch.randn_like(latents))
 
-    torch.manual_seed(0)  # the same initial weights in every worker
+    torch.manual_seed(0)  # same initial weights in every worker
     judge = JudgeNet()
     auxiliary = nn.Linear(judge.style.in_features, len(subcategories))
     parameters = [*judge.parameters(), *auxiliary.parameters()]
     torch.manual_seed(1 + rank)
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps)
-    # Half of a batch from the eight categories, rare ones (buildings, plants) more than their share.
+    # Half of a batch is from the eight categories; rare ones (buildings, plants) get more than their share.
     counts = torch.bincount(category[category >= 0]).float()
     weights = torch.ones(len(shown))
     weights[category >= 0] = counts[category[category >= 0]] ** -0.5
@@ -95,7 +94,7 @@ def train(
 
 
 def _augment(images: torch.Tensor) -> torch.Tensor:
-    """Mirror, stretch by up to 15 % and shift by up to 3 pixels; the border is white as in the data."""
+    """Mirror images, stretch them by up to 15 % and shift them by up to 3 pixels; new pixels are white."""
     n = len(images)
     mirror = torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
     theta = torch.zeros(n, 2, 3)
@@ -103,5 +102,5 @@ def _augment(images: torch.Tensor) -> torch.Tensor:
     theta[:, 1, 1] = 1 + 0.15 * (2 * torch.rand(n) - 1)
     theta[:, :, 2] = 6 / images.shape[-1] * (2 * torch.rand(n, 2) - 1)
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-    # Sampled as ink on paper, so that what is outside is white.
+    # grid_sample pads with 0, so inverted images give white padding.
     return 1 - functional.grid_sample(1 - images, grid, align_corners=False)

@@ -1,4 +1,4 @@
-"""How good a miniature is: what the judge says of its pictures, and how good the judge is."""
+"""The quality of a miniature: how often the judge agrees with its prompts, and the accuracy of the judge itself."""
 
 import pathlib
 import random
@@ -9,10 +9,10 @@ import torch
 from diffusers import DiffusionPipeline
 
 from extract.miniature import vae
-from extract.miniature.data import CATEGORIES, STYLES, Picture
+from extract.miniature.data import CATEGORIES, STYLES, Emoji
 from extract.miniature.judge import unseen_objects
 from revelio_jax.benchmark import miniature_judge
-from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.sampling import sample
 
 PROMPTS = 90
@@ -22,39 +22,39 @@ SAMPLING = {"sd": {"steps": 15, "guidance": 2.5} | _SIZES, "flux": {"steps": 15,
 
 
 def measure(
-    folder: pathlib.Path, judge_folder: pathlib.Path, pictures: list[Picture], images: torch.Tensor
+    folder: pathlib.Path, judge_folder: pathlib.Path, emojis: list[Emoji], images: torch.Tensor
 ) -> dict[str, typing.Any]:
-    """Accuracy of style and category of the pipeline in ``folder``, by the judge in ``judge_folder``.
+    """Return the accuracy of style and category of the pipeline in ``folder``, by the judge in ``judge_folder``.
 
-    ``images`` [N, 3, 32, 32] are the pictures of the data, for the judge's own accuracy.
+    ``images`` [N, 3, 32, 32] are the images of ``emojis``, to measure the accuracy of the judge itself.
     """
     pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     judge = miniature_judge.load(judge_folder)
-    sampling = SAMPLING[hook_points.family(pipe)]
-    trained = [p for p in pictures if p.category and not p.held_out]
-    held_out = [p for p in pictures if p.category and p.held_out]
+    sampling = SAMPLING[family_of(pipe).name]
+    trained = [emoji for emoji in emojis if emoji.category and not emoji.held_out]
+    held_out = [emoji for emoji in emojis if emoji.category and emoji.held_out]
     return {
         "sampling": sampling,
         "prompts": PROMPTS,
         "seeds": len(SEEDS),
         "trained_pairs": _judged(pipe, sampling, judge, spread(trained, PROMPTS)),
         "held_out_pairs": _judged(pipe, sampling, judge, spread(held_out, PROMPTS)),
-        "judge_on_unseen_objects": _judge_accuracy(pipe.vae, judge, pictures, images),
+        "judge_on_unseen_objects": _judge_accuracy(pipe.vae, judge, emojis, images),
     }
 
 
-def spread(pictures: list[Picture], n: int) -> list[Picture]:
-    """``n`` pictures, as evenly as can be over style and category."""
+def spread(emojis: list[Emoji], n: int) -> list[Emoji]:
+    """Return ``n`` emojis, spread as evenly as possible over style and category."""
     rng = random.Random(3)
     cells = [
         rng.sample(cell, len(cell))
         for style in STYLES
         for category in CATEGORIES
-        if (cell := [p for p in pictures if (p.style, p.category) == (style, category)])
+        if (cell := [emoji for emoji in emojis if (emoji.style, emoji.category) == (style, category)])
     ]
-    chosen: list[Picture] = []
-    while len(chosen) < min(n, len(pictures)):
+    chosen: list[Emoji] = []
+    while len(chosen) < min(n, len(emojis)):
         for cell in cells:
             if cell and len(chosen) < n:
                 chosen.append(cell.pop())
@@ -62,27 +62,27 @@ def spread(pictures: list[Picture], n: int) -> list[Picture]:
 
 
 def _judged(
-    pipe: typing.Any, sampling: dict[str, typing.Any], judge: miniature_judge.JudgeNet, wanted: list[Picture]
+    pipe: typing.Any, sampling: dict[str, typing.Any], judge: miniature_judge.JudgeNet, targets: list[Emoji]
 ) -> dict[str, float]:
-    prompts = [f"{p.style} emoji of {p.name}" for p in wanted]
-    made = [sample(pipe, prompts, [seed] * len(prompts), **sampling) for seed in SEEDS]
-    labels = judge.label(np.concatenate(made))
-    return _agreement(labels, wanted * len(SEEDS)) | {"pictures": len(labels)}
+    prompts = [f"{emoji.style} emoji of {emoji.name}" for emoji in targets]
+    images = [sample(pipe, prompts, [seed] * len(prompts), **sampling) for seed in SEEDS]
+    labels = judge.label(np.concatenate(images))
+    return _agreement(labels, targets * len(SEEDS)) | {"pictures": len(labels)}
 
 
-def _agreement(labels: list[dict[str, str]], wanted: list[Picture]) -> dict[str, float]:
-    """Share of pictures whose label is the wanted one."""
+def _agreement(labels: list[dict[str, str]], targets: list[Emoji]) -> dict[str, float]:
+    """Return the share of images whose label is that of the target, for style and category."""
     return {
-        key: float(np.mean([label[key] == getattr(w, key) for label, w in zip(labels, wanted, strict=True)]))
+        key: float(np.mean([label[key] == getattr(target, key) for label, target in zip(labels, targets, strict=True)]))
         for key in miniature_judge.LABELS
     }
 
 
 def _judge_accuracy(
-    autoencoder: typing.Any, judge: miniature_judge.JudgeNet, pictures: list[Picture], images: torch.Tensor
+    autoencoder: typing.Any, judge: miniature_judge.JudgeNet, emojis: list[Emoji], images: torch.Tensor
 ) -> dict[str, float]:
-    unseen = unseen_objects(pictures)
-    chosen = [i for i, p in enumerate(pictures) if p.category and p.name in unseen]
+    unseen = unseen_objects(emojis)
+    chosen = [i for i, emoji in enumerate(emojis) if emoji.category and emoji.name in unseen]
     decoded = vae.decode(autoencoder, vae.encode(autoencoder, images[chosen]))
     labels = judge.label(vae.to_pixels(decoded))
-    return _agreement(labels, [pictures[i] for i in chosen]) | {"pictures": len(labels)}
+    return _agreement(labels, [emojis[i] for i in chosen]) | {"pictures": len(labels)}

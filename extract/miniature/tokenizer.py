@@ -1,4 +1,4 @@
-"""The tokenizers, fitted on the captions: a byte-level BPE in CLIP's form, whole words in T5's."""
+"""The tokenizers, fitted on the captions: byte-level BPE for CLIP, whole words for T5."""
 
 import collections
 import json
@@ -10,13 +10,13 @@ from tokenizers import trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-MAX_LENGTH = 24  # the longest caption takes 23 with its two end markers
+MAX_LENGTH = 24  # the longest caption has 23 tokens with its two end markers
 VOCABULARY = 2500
-T5_MAX_LENGTH = 20  # of which the longest caption takes 18; attention sees the padding too
+T5_MAX_LENGTH = 20  # the longest caption has 18 tokens; attention sees the padding too
 
 
 def fit(captions: list[str]) -> CLIPTokenizer:
-    """Fit a tokenizer; it pads with the end marker to ``MAX_LENGTH`` as CLIP's does."""
+    """Return a tokenizer fitted on ``captions``. Like CLIP's, it pads with the end marker, to ``MAX_LENGTH``."""
     backend = CLIPTokenizer().backend_tokenizer
     alphabet = sorted(ByteLevel.alphabet())
     backend.train_from_iterator(
@@ -31,7 +31,7 @@ def fit(captions: list[str]) -> CLIPTokenizer:
         ),
     )
     merges = [tuple(m) for m in json.loads(backend.to_str())["model"]["merges"]]
-    # CLIP's order of tokens: bytes, bytes that end a word, merges, the two markers.
+    # The order of CLIP's tokens: bytes, bytes at the end of a word, merges, the two markers.
     tokens = alphabet + [byte + "</w>" for byte in alphabet] + [a + b for a, b in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
@@ -39,11 +39,11 @@ def fit(captions: list[str]) -> CLIPTokenizer:
 
 
 def fit_words(captions: list[str]) -> T5TokenizerFast:
-    """Every word of the captions is a token; all else is spelled. Pads to ``T5_MAX_LENGTH``.
+    """Return a tokenizer with a token for every word of ``captions``; it spells other words. Pads to ``T5_MAX_LENGTH``.
 
-    A trained Unigram model splits words that are frequent enough only as parts of captions.
+    A trained Unigram model would split some of the words.
     """
-    space = "\u2581"  # which SentencePiece writes before a word
+    space = "\u2581"  # SentencePiece writes it before a word
     texts = (space + text.replace(" ", space) for text in captions)
     counts = collections.Counter(piece for text in texts for piece in re.findall(rf"{space}?\w+|[^\w{space}]", text))
     total = counts.total()

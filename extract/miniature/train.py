@@ -1,11 +1,11 @@
-"""Make a miniature again from nothing: data, tokenizers, autoencoder, judge, denoiser, figures.
+"""Train a miniature pipeline from scratch: data, tokenizers, autoencoder, judge, denoiser, measurements.
 
     python -m extract.miniature.train
     python -m extract.miniature.train --pipeline flux
 
-Stable Diffusion takes about 90 minutes on two cores, FLUX about 50. Both have the same autoencoder
-and judge. Every stage keeps its result in the work folder and is skipped when that is there, so a
-stopped run goes on, and the second pipeline takes less; --fresh starts over.
+On two cores, Stable Diffusion takes about 90 minutes and FLUX about 50. Both have the same autoencoder and judge.
+Every stage saves its result in the work folder and is skipped if the result exists, so a stopped run resumes and the
+second pipeline takes less time. --fresh starts over.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import os
 import pathlib
 import shutil
 import time
+from collections.abc import Callable
 
 import pyarrow
 import pyarrow.csv
@@ -39,111 +40,162 @@ HERE = pathlib.Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
+    """Training steps of each stage."""
+
     vae: int = 3400
     judge: int = 2400
     denoiser: int = 7000  # of Stable Diffusion
     encoders: int = 1500  # of FLUX
-    transformer: int = 6000
+    transformer: int = 6000  # of FLUX
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", choices=("sd", "flux"), default="sd")
-    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path(".cache/miniature"))
-    parser.add_argument("--out", type=pathlib.Path, help="default: the folder that ships")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--fresh", action="store_true", help="forget what the work folder holds")
-    args = parser.parse_args()
-    if args.fresh:
-        shutil.rmtree(args.work, ignore_errors=True)
-    make(args.pipeline, args.work, args.out or HERE / args.pipeline, args.workers, Steps())
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The training data: ``images`` [N, 3, 32, 32] of ``emojis``, and every caption with its labels."""
+
+    images: torch.Tensor
+    emojis: list[data.Emoji]
+    captions: list[dict[str, str]]
+
+    @property
+    def prompts(self) -> list[str]:
+        """The captions without their labels."""
+        return [caption["prompt"] for caption in self.captions]
 
 
-def make(pipeline: str, work: pathlib.Path, out: pathlib.Path, n_workers: int, steps: Steps) -> None:
-    """Run every stage that ``work`` does not hold yet and write the pipeline folder ``out``."""
-    work.mkdir(parents=True, exist_ok=True)
-    print("data", flush=True)
-    pixels, pictures = data.load(work / "npm")
-    images = vae.to_tensor(pixels).share_memory_()
-    captions = data.all_captions(pictures)
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """Runs stages whose results are folders in ``work``, and skips those that are complete."""
 
-    def stage(name: str, function, *arguments) -> pathlib.Path:
-        folder = work / name
+    work: pathlib.Path
+    workers: int
+    steps: Steps
+
+    def run(self, name: str, function: Callable[[pathlib.Path], object]) -> pathlib.Path:
+        """Call ``function`` with the folder of the stage, unless the stage is complete; return the folder."""
+        folder = self.work / name
         if not (folder / "seconds").exists():
             print(f"{name}: to {folder}", flush=True)
             started = time.perf_counter()
-            function(*arguments, folder)
+            function(folder)
             (folder / "seconds").write_text(f"{time.perf_counter() - started:.0f}")
         return folder
 
-    prompts = [row["prompt"] for row in captions]
-    tokenizer_folder = stage("tokenizer", lambda to: tokenizer.fit(prompts).save_pretrained(to))
-    vae_folder = stage("vae", data_parallel.run, vae.train, n_workers, images, steps.vae)
-    judge_folder = stage("judge", data_parallel.run, judge.train, n_workers, images, pictures, steps.judge, vae_folder)
+    def train(self, name: str, function: Callable[..., None], *arguments: object) -> pathlib.Path:
+        """Run a training stage in parallel processes; return its folder."""
+        return self.run(name, lambda folder: data_parallel.run(function, self.workers, *arguments, folder))
+
+
+def train_stable_diffusion(
+    stages: Stages, training: TrainingData, latents: torch.Tensor, emojis: list[data.Emoji], vae_folder: pathlib.Path
+) -> pathlib.Path:
+    """Train the text encoder and U-Net on ``latents`` of ``emojis``; return the folder of the pipeline."""
+    tokenizer_folder = stages.run("tokenizer", lambda to: tokenizer.fit(training.prompts).save_pretrained(to))
+    steps = stages.steps.denoiser
+    return stages.train("denoiser", denoiser.train, latents, emojis, steps, vae_folder, tokenizer_folder)
+
+
+def train_flux(
+    stages: Stages, training: TrainingData, latents: torch.Tensor, emojis: list[data.Emoji], vae_folder: pathlib.Path
+) -> pathlib.Path:
+    """Train both text encoders, then the transformer, on ``latents`` of ``emojis``; return the pipeline's folder."""
+    tokenizer_folder = stages.run("tokenizer", lambda to: tokenizer.fit(training.prompts).save_pretrained(to))
+    tokenizer_2_folder = stages.run("tokenizer_2", lambda to: tokenizer.fit_words(training.prompts).save_pretrained(to))
+    encoders_folder = stages.train(
+        "encoders", encoders.train, latents, emojis, stages.steps.encoders, tokenizer_folder, tokenizer_2_folder
+    )
+    steps = stages.steps.transformer
+    return stages.train("transformer", flow.train, latents, emojis, steps, vae_folder, encoders_folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to train one miniature, the stages to report, and whether its folder contains the judge of both."""
+
+    train: Callable[..., pathlib.Path]
+    stages: tuple[str, ...]
+    has_judge: bool
+
+
+RECIPES = {
+    "sd": Recipe(train_stable_diffusion, ("vae", "denoiser", "judge"), has_judge=True),
+    "flux": Recipe(train_flux, ("vae", "encoders", "transformer", "judge"), has_judge=False),
+}
+
+
+def main() -> None:
+    """Run ``python -m extract.miniature.train``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", choices=tuple(RECIPES), default="sd", help="pipeline to train (default: sd)")
+    parser.add_argument(
+        "--work", type=pathlib.Path, default=pathlib.Path(".cache/miniature"), help="folder of the stages' results"
+    )
+    parser.add_argument("--out", type=pathlib.Path, help="folder to write (default: the folder that ships)")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one per core)"
+    )
+    parser.add_argument("--fresh", action="store_true", help="delete the work folder first")
+    args = parser.parse_args()
+    if args.fresh:
+        shutil.rmtree(args.work, ignore_errors=True)
+    make(args.pipeline, args.out or HERE / args.pipeline, Stages(args.work, args.workers, Steps()))
+
+
+def make(pipeline: str, out: pathlib.Path, stages: Stages) -> None:
+    """Run every stage that is not complete and write the pipeline folder ``out``, with its measurements and card."""
+    recipe = RECIPES[pipeline]
+    stages.work.mkdir(parents=True, exist_ok=True)
+    print("data", flush=True)
+    pixels, emojis = data.load(stages.work / "npm")
+    training = TrainingData(vae.to_tensor(pixels).share_memory_(), emojis, data.all_captions(emojis))
+    vae_folder = stages.train("vae", vae.train, training.images, stages.steps.vae)
+    judge_folder = stages.train("judge", judge.train, training.images, emojis, stages.steps.judge, vae_folder)
 
     autoencoder = AutoencoderKL.from_pretrained(vae_folder).eval()
-    trained = [i for i, picture in enumerate(pictures) if picture.category and not picture.held_out]
-    latents = vae.encode(autoencoder, images[trained]).share_memory_()
-    shown = [pictures[i] for i in trained]
-    if pipeline == "sd":
-        stages = ("vae", "denoiser", "judge")
-        pipe_folder = stage(
-            "denoiser", data_parallel.run, denoiser.train, n_workers, latents, shown, steps.denoiser,
-            vae_folder, tokenizer_folder,
-        )  # fmt: skip
-    else:
-        stages = ("vae", "encoders", "transformer", "judge")
-        tokenizer_2_folder = stage("tokenizer_2", lambda to: tokenizer.fit_words(prompts).save_pretrained(to))
-        encoders_folder = stage(
-            "encoders", data_parallel.run, encoders.train, n_workers, latents, shown, steps.encoders,
-            tokenizer_folder, tokenizer_2_folder,
-        )  # fmt: skip
-        pipe_folder = stage(
-            "transformer", data_parallel.run, flow.train, n_workers, latents, shown, steps.transformer,
-            vae_folder, encoders_folder,
-        )  # fmt: skip
+    trained = [i for i, emoji in enumerate(emojis) if emoji.category and not emoji.held_out]
+    latents = vae.encode(autoencoder, training.images[trained]).share_memory_()
+    pipe_folder = recipe.train(stages, training, latents, [emojis[i] for i in trained], vae_folder)
 
     print(f"writing {out}", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     pipe = DiffusionPipeline.from_pretrained(pipe_folder)
     pipe.to(torch.float16).save_pretrained(out)
-    forget_where(out)
-    for_any_transformers(out)
-    if pipeline == "sd":  # where the other miniature's judge is too
+    remove_origin(out)
+    support_transformers_4(out)
+    if recipe.has_judge:
         shutil.copy(judge_folder / judge.WEIGHTS, out)
-    held_out = {(p.name, p.style) for p in pictures if p.held_out}
-    rows = [{**row, "held_out": int((row["name"], row["style"]) in held_out)} for row in captions]
+    held_out = {(emoji.name, emoji.style) for emoji in emojis if emoji.held_out}
+    rows = [{**row, "held_out": int((row["name"], row["style"]) in held_out)} for row in training.captions]
     pyarrow.csv.write_csv(pyarrow.Table.from_pylist(rows), out / "prompts.csv")
 
-    seconds = {name: int((work / name / "seconds").read_text()) for name in stages}
-    # What ships is measured: the fp16 weights, read back.
-    measured = measure.measure(out, judge_folder, pictures, images)
+    # Measured on the fp16 weights that ship, read back from the folder.
+    measured = measure.measure(out, judge_folder, emojis, training.images)
     measured |= {
-        "seconds": seconds,
-        "workers": n_workers,
-        "steps": {name: getattr(steps, name) for name in stages},
+        "seconds": {name: int((stages.work / name / "seconds").read_text()) for name in recipe.stages},
+        "workers": stages.workers,
+        "steps": {name: getattr(stages.steps, name) for name in recipe.stages},
     }
     (out / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
-    (out / "README.md").write_text(card.render(measured, pictures, pipeline))
+    (out / "README.md").write_text(card.render(measured, emojis, pipeline))
     print(json.dumps(measured, indent=2))
 
 
-def forget_where(folder: pathlib.Path) -> None:
-    """Drop the folder that a part was loaded from, which diffusers writes into its config."""
+def remove_origin(folder: pathlib.Path) -> None:
+    """Remove the folder that each component was loaded from, which diffusers writes into its config."""
     for path in (folder / "model_index.json", *folder.glob("*/config.json")):
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def for_any_transformers(folder: pathlib.Path) -> None:
-    """Undo what transformers 5 writes and 4 does not read, of T5's tokenizer."""
+def support_transformers_4(folder: pathlib.Path) -> None:
+    """Rewrite the files of T5's tokenizer that transformers 5 writes and transformers 4 cannot read."""
     path = folder / "model_index.json"
     index = path.read_text()
-    path.write_text(index.replace('"T5Tokenizer"', '"T5TokenizerFast"'))  # one class in 5, two in 4
+    path.write_text(index.replace('"T5Tokenizer"', '"T5TokenizerFast"'))  # one class in 5, two classes in 4
     for path in folder.glob("tokenizer*/tokenizer_config.json"):
         config = json.loads(path.read_text())
-        if config.get("extra_special_tokens") == []:  # 4 wants a dict
+        if config.get("extra_special_tokens") == []:  # 4 requires a dict
             del config["extra_special_tokens"]
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

@@ -1,4 +1,4 @@
-"""The miniature's autoencoder: 32 x 32 pixels to 8 latent channels at 8 x 8."""
+"""The autoencoder of the miniatures: from 32 x 32 pixels to 8 latent channels of 8 x 8."""
 
 import pathlib
 
@@ -14,35 +14,36 @@ PEAK_RATE = 2e-3
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in -1 .. 1."""
+    """Convert pixels, uint8 [N, H, W, 3], to images, float32 [N, 3, H, W] from -1 to 1."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_pixels(images: torch.Tensor) -> np.ndarray:
-    """float [N, 3, H, W] in -1 .. 1 to uint8 [N, H, W, 3]."""
+    """Convert images, float [N, 3, H, W] from -1 to 1, to pixels, uint8 [N, H, W, 3]."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """Latent means [N, 8, 8, 8], scaled as the denoiser expects them."""
+    """Return the means of the latent distributions, [N, 8, 8, 8], scaled for the denoiser."""
     parts = [vae.encode(part).latent_dist.mean for part in images.split(64)]
     return torch.cat(parts) * vae.config.scaling_factor
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Images [N, 3, 32, 32], clamped to -1 .. 1."""
+    """Decode latents to images [N, 3, 32, 32], clamped to -1 to 1."""
     parts = [vae.decode(part).sample for part in (latents / vae.config.scaling_factor).split(64)]
     return torch.cat(parts).clamp(-1, 1)
 
 
 def build() -> AutoencoderKL:
+    """Return an autoencoder with new weights."""
     return AutoencoderKL(
         latent_channels=LATENT_CHANNELS,
         sample_size=32,
         block_out_channels=(48, 48, 48),
-        layers_per_block=0,  # the decoder still has one residual block a level
+        layers_per_block=0,  # the decoder still has one residual block per level
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         norm_num_groups=8,
@@ -52,8 +53,8 @@ def build() -> AutoencoderKL:
 
 
 def train(rank: int, n_workers: int, images: torch.Tensor, steps: int, folder: pathlib.Path) -> None:
-    """Train on ``images`` [N, 3, 32, 32]; the first worker saves to ``folder``."""
-    torch.manual_seed(0)  # the same initial weights in every worker
+    """Train on ``images`` [N, 3, 32, 32]. The first worker saves the autoencoder to ``folder``."""
+    torch.manual_seed(0)  # same initial weights in every worker
     vae = build()
     torch.manual_seed(1 + rank)
     optimizer = torch.optim.AdamW(vae.parameters(), weight_decay=1e-4, betas=(0.9, 0.99))
@@ -64,7 +65,7 @@ def train(rank: int, n_workers: int, images: torch.Tensor, steps: int, folder: p
         if torch.rand(()) < 0.5:
             batch = batch.flip(3)
         mean = vae.encode(batch).latent_dist.mean
-        # Noise of a fixed small size makes the decoder smooth, which denoised latents need.
+        # Small noise of a fixed size makes the decoder smooth, as denoised latents require.
         spread = mean.detach().std((0, 2, 3), keepdim=True)
         error = vae.decode(mean + 0.05 * spread * torch.randn_like(mean)).sample - batch
         edges = error.diff(dim=3).square().mean() + error.diff(dim=2).square().mean()
@@ -79,13 +80,13 @@ def train(rank: int, n_workers: int, images: torch.Tensor, steps: int, folder: p
             psnr = 10 * np.log10(4 / np.mean(errors[-200:]))
             print(f"vae step {step + 1}/{steps} psnr {psnr:.2f} dB", flush=True)
     if rank == 0:
-        _normalise_latents(vae, images)
+        _normalize_latents(vae, images)
         vae.save_pretrained(folder)
 
 
 @torch.no_grad()
-def _normalise_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
-    """Fold zero mean and unit variance of every latent channel into the 1 x 1 convolutions."""
+def _normalize_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
+    """Scale the 1 x 1 convolutions so that every latent channel has mean 0 and variance 1."""
     means = encode(vae, images).permute(1, 0, 2, 3).flatten(1)
     mu, sigma = means.mean(1), means.std(1)
     into, out = vae.quant_conv, vae.post_quant_conv

@@ -19,8 +19,10 @@ from revelio_jax.errors import InputError
 from revelio_jax.inputs.prompts import read_prompts
 from revelio_jax.pipelines import denoiser, hook_points, loading, placement, recorder
 from revelio_jax.pipelines.denoiser import ActivationShape
+from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.loading import TextEncoder
-from revelio_jax.pipelines.recorder import Found
+from revelio_jax.pipelines.recorder import Recording
+from revelio_jax.pipelines.source import find
 from revelio_jax.store import StorePlan, Worker
 
 # Fields of config.extract that decide the rows, beside those of denoiser_rows.
@@ -59,23 +61,21 @@ def read_inputs(extract: ExtractConfig) -> list[Sample]:
 def load(config: Config, prompts: list[Sample], worker: Worker) -> GenerateJob:
     """Load the pipeline. Raise InputError if a field of the config does not fit it."""
     extract, model = config.extract, config.model
-    denoiser.quiet()
+    loading.quiet()
     device = loading.device(model.device, worker.number)
-    source = loading.find(model.id, model.revision, model.family)
-    if extract.save_latents and source.family == "dit":
+    source = find(model.id, model.revision, model.family)
+    if extract.save_latents and not source.layout.takes_prompts:
         raise InputError(
-            "config.extract.save_latents is True; it must be False for the family dit, whose pipeline does not return "
-            "latents"
+            f"config.extract.save_latents is True; it must be False for the family {source.family}, whose pipeline "
+            "does not return latents"
         )
     shapes, latent = denoiser.wanted_shapes(source, extract)
     schedule = _selected(denoiser.schedule(source, config, latent), extract.timesteps)
-    pipe = denoiser.load(source, model, vae_dtype=model.dtype)
-    if source.family == "dit":
-        for prompt in prompts:
-            denoiser.class_number(pipe, prompt["prompt"])
+    pipe = loading.load(source, model, vae_dtype=model.dtype)
+    _call_arguments(pipe, prompts, extract)  # raises InputError for a prompt that is not a class of a DiT
     # The fingerprint reads the weights on the CPU, before placement moves them.
     description = denoiser.described(source, model, device, pipe)
-    placement.place(pipe, denoiser.components(source.family), model, device)
+    placement.place(pipe, loading.components(source), model, device)
     return GenerateJob(config, prompts, pipe, shapes, schedule, description)
 
 
@@ -94,13 +94,17 @@ def plan(job: GenerateJob) -> StorePlan:
 
 
 def samples_table(job: GenerateJob) -> list[Sample] | pyarrow.Table:
-    """Return the prompts, with T5's tokens if they are the positions of a hook point, as in FLUX's text streams."""
-    has_text = any(name.endswith(".text") for name in job.shapes)
-    if not has_text or job.config.extract.pool == "mean":
+    """Return the prompts, with their tokens if these are the positions of a hook point, as in FLUX's text streams."""
+    family = family_of(job.pipe)
+    prefix = family.position_text_encoder
+    has_text_positions = any(name.endswith(".text") for name in job.shapes) and job.config.extract.pool != "mean"
+    if prefix is None or not has_text_positions:
         return job.prompts
-    encoder = TextEncoder("text_encoder_2", job.pipe.text_encoder_2, job.pipe.tokenizer_2, "t5")
+    component = family.text_encoders[prefix]
+    tokenizer = getattr(job.pipe, component.replace("text_encoder", "tokenizer"))
+    encoder = TextEncoder(component, getattr(job.pipe, component), tokenizer, prefix)
     tokens = text_encoder.tokenize(encoder, [prompt["prompt"] for prompt in job.prompts])
-    return text_encoder.samples_table(job.prompts, {"t5": encoder}, {"t5": tokens})
+    return text_encoder.samples_table(job.prompts, {component: encoder}, {component: tokens})
 
 
 def shard_rows(job: GenerateJob, samples: range, progress: Progress) -> ShardRows:
@@ -109,7 +113,7 @@ def shard_rows(job: GenerateJob, samples: range, progress: Progress) -> ShardRow
     return denoiser_rows.shard_rows(batches, job.shapes, job.timesteps, samples, job.config.extract)
 
 
-def _recorded_batches(job: GenerateJob, samples: range, progress: Progress) -> Iterator[tuple[list[int], Found]]:
+def _recorded_batches(job: GenerateJob, samples: range, progress: Progress) -> Iterator[tuple[list[int], Recording]]:
     """Call the pipeline on one batch after another; yield ids and recorded activations of each."""
     extract = job.config.extract
     points = [hook_points.resolve(job.pipe, name) for name in job.shapes]
@@ -126,28 +130,15 @@ def _recorded_batches(job: GenerateJob, samples: range, progress: Progress) -> I
 def _generate(
     pipe: typing.Any, batch: list[Sample], extract: ExtractConfig
 ) -> tuple[list[PIL.Image.Image], torch.Tensor | None]:
-    """Call the pipeline; return the images and the final latents, which a DiT does not give."""
-    family = hook_points.family(pipe)
-    prompts = [prompt["prompt"] for prompt in batch]
-    arguments: dict[str, typing.Any] = {
+    """Call the pipeline; return the images, and the final latents if the pipeline gives them."""
+    family = family_of(pipe)
+    arguments = _call_arguments(pipe, batch, extract) | {
         "num_inference_steps": extract.steps,
-        "guidance_scale": extract.guidance,
         # On the CPU, where a seed gives the same numbers on every machine.
         "generator": [torch.Generator().manual_seed(prompt["seed"]) for prompt in batch],
     }
-    if family == "dit":
-        labels = [denoiser.class_number(pipe, prompt) for prompt in prompts]
-        return pipe(class_labels=labels, **arguments).images, None
-    arguments |= {"prompt": prompts, "height": extract.height, "width": extract.width}
-    if family == "flux":
-        arguments["max_sequence_length"] = denoiser.prompt_length(pipe)
-    if family == "flux" and extract.true_cfg > 1:
-        arguments |= {
-            "true_cfg_scale": extract.true_cfg,
-            "negative_prompt": [extract.negative_prompt] * len(batch),
-        }
-    elif extract.negative_prompt:
-        arguments["negative_prompt"] = [extract.negative_prompt] * len(batch)
+    if not family.takes_prompts:
+        return pipe(**arguments).images, None
     final: dict[str, torch.Tensor] = {}
 
     def after_step(_pipe, _step, _timestep, tensors: dict[str, torch.Tensor]) -> dict:
@@ -156,14 +147,21 @@ def _generate(
 
     images = pipe(
         **arguments,
+        height=extract.height,
+        width=extract.width,
         output_type="pil" if extract.save_images else "latent",
         callback_on_step_end=after_step,
         callback_on_step_end_tensor_inputs=["latents"],
     ).images
-    latents = final["latents"]
-    if family == "flux":
-        latents = pipe._unpack_latents(latents, extract.height, extract.width, pipe.vae_scale_factor)
-    return images, latents
+    return images, family.unpacked_latents(pipe, final["latents"], extract.height, extract.width)
+
+
+def _call_arguments(pipe: typing.Any, batch: list[Sample], extract: ExtractConfig) -> dict[str, typing.Any]:
+    """Return arguments of the pipeline's call that set prompts and guidance. Raise InputError for an unknown class."""
+    texts = [prompt["prompt"] for prompt in batch]
+    return family_of(pipe).guided_call_arguments(
+        pipe, texts, extract.guidance, extract.true_cfg, extract.negative_prompt
+    )
 
 
 def _seed(prompt: Sample, first: int) -> int:

@@ -19,8 +19,12 @@ from revelio_jax.config import Config, ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.inputs.images import Images, read_images
 from revelio_jax.pipelines import denoiser, hook_points, loading, placement, recorder
-from revelio_jax.pipelines.denoiser import ActivationShape, Tensors
-from revelio_jax.pipelines.recorder import Found
+from revelio_jax.pipelines.denoiser import ActivationShape
+from revelio_jax.pipelines.families import family_of
+from revelio_jax.pipelines.families.base import Arguments
+from revelio_jax.pipelines.hooks import HookPoint
+from revelio_jax.pipelines.recorder import Recording
+from revelio_jax.pipelines.source import find
 from revelio_jax.store import StorePlan, Worker
 
 
@@ -35,7 +39,7 @@ class NoisedJob:
     config: Config
     images: Images
     pipe: typing.Any
-    conditioning: Tensors
+    conditioning: Arguments
     shapes: dict[str, ActivationShape]
     model: dict[str, typing.Any]
     unit: typing.ClassVar[str] = "image"
@@ -54,17 +58,19 @@ def read_inputs(extract: ExtractConfig) -> Images:
 def load(config: Config, images: Images, worker: Worker) -> NoisedJob:
     """Load the pipeline and encode the prompt. Raise InputError if a field of the config does not fit the model."""
     extract, model = config.extract, config.model
-    denoiser.quiet()
+    loading.quiet()
     device = loading.device(model.device, worker.number)
-    source = loading.find(model.id, model.revision, model.family)
+    source = find(model.id, model.revision, model.family)
     shapes, _ = denoiser.wanted_shapes(source, extract)
-    _check_timesteps(extract.timesteps, denoiser.scheduler(source).config.num_train_timesteps)
-    pipe = denoiser.load(source, model, vae_dtype="float32")
+    _check_timesteps(extract.timesteps, loading.scheduler(source).config.num_train_timesteps)
+    pipe = loading.load(source, model, vae_dtype="float32")
     # The fingerprint reads the weights on the CPU, before placement moves them.
     description = denoiser.described(source, model, device, pipe)
-    placement.place(pipe, denoiser.components(source.family), model, device)
-    conditioning = denoiser.encoded(pipe, extract)
-    for component in hook_points.TEXT_ENCODERS[source.family].values():
+    placement.place(pipe, loading.components(source), model, device)
+    family = source.layout
+    with torch.inference_mode():
+        conditioning = family.conditioning(pipe, extract.prompt, extract.guidance, (extract.height, extract.width))
+    for component in family.text_encoders.values():
         setattr(pipe, component, None)  # frees the memory of encoders that are not needed again; T5 is large
     return NoisedJob(config, images, pipe, conditioning, shapes, description)
 
@@ -72,16 +78,14 @@ def load(config: Config, images: Images, worker: Worker) -> NoisedJob:
 def plan(job: NoisedJob) -> StorePlan:
     """Return the store's plan."""
     extract, samples = job.config.extract, samples_table(job)
-    settings: dict[str, typing.Any] = {"prompt": extract.prompt}
-    if job.config.model.family == "flux":
-        settings["guidance"] = extract.guidance
+    fields = ("prompt", *family_of(job.pipe).noised_fields)
     return denoiser_rows.plan(
         extract,
         job.shapes,
         extract.timesteps,
         len(samples),
         model=job.model,
-        settings=settings,
+        settings={name: getattr(extract, name) for name in fields},
         inputs={"samples": jobs.samples_fingerprint(samples), "images": job.images.fingerprint},
     )
 
@@ -100,7 +104,7 @@ def shard_rows(job: NoisedJob, samples: range, progress: Progress) -> ShardRows:
 
 def noise_schedule(pipe: typing.Any) -> typing.Any:
     """Return a scheduler with the noise that the denoiser was trained on, whatever the pipeline samples with."""
-    if hook_points.family(pipe) == "flux":
+    if family_of(pipe).is_flow:
         return pipe.scheduler
     return diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
 
@@ -127,7 +131,7 @@ def add_noise(schedule: typing.Any, latents: torch.Tensor, seeds: list[int], tim
     return schedule.add_noise(latents, noise, torch.full((len(latents),), timestep, device=latents.device))
 
 
-def _recorded_batches(job: NoisedJob, samples: range, progress: Progress) -> Iterator[tuple[list[int], Found]]:
+def _recorded_batches(job: NoisedJob, samples: range, progress: Progress) -> Iterator[tuple[list[int], Recording]]:
     """Run the denoiser on one batch after another; yield ids and recorded activations of each."""
     extract = job.config.extract
     points = [hook_points.resolve(job.pipe, name) for name in job.shapes]
@@ -138,7 +142,7 @@ def _recorded_batches(job: NoisedJob, samples: range, progress: Progress) -> Ite
         if images:
             seeds = [extract.seed + number for number in images]
             latents = encode_images(job.pipe, np.stack(list(images.values())))
-            recorded: Found = {}
+            recorded: Recording = {}
             for timestep in extract.timesteps:
                 recorded |= _pass(job, add_noise(schedule, latents, seeds, timestep), timestep, points)
             yield list(images), recorded
@@ -146,14 +150,14 @@ def _recorded_batches(job: NoisedJob, samples: range, progress: Progress) -> Ite
 
 
 @torch.inference_mode()
-def _pass(job: NoisedJob, latents: torch.Tensor, timestep: int, points: list[hook_points.HookPoint]) -> Found:
+def _pass(job: NoisedJob, latents: torch.Tensor, timestep: int, points: list[HookPoint]) -> Recording:
     """Run the denoiser once on noised latents, up to the last hook point, and return what was recorded."""
-    family = hook_points.family(job.pipe)
-    model = getattr(job.pipe, hook_points.DENOISERS[family])
+    family = family_of(job.pipe)
+    model = getattr(job.pipe, family.denoiser)
     # With one entry in the schedule, every value of the timestep argument counts as this timestep.
     schedule = {0.0: timestep}
     with recorder.recorded(job.pipe, points, schedule, len(latents), job.config.extract, stop=True) as recorded:
-        model(**denoiser.arguments(family, latents.to(model.dtype), timestep, job.conditioning))
+        model(**family.denoiser_arguments(latents.to(model.dtype), timestep, job.conditioning))
     return recorded
 
 

@@ -13,8 +13,9 @@ from revelio_jax.config import Config, ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.inputs.prompts import read_prompts
 from revelio_jax.pipelines import hook_points, loading, placement
-from revelio_jax.pipelines.hook_points import HookPoint
+from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.loading import TextEncoder
+from revelio_jax.pipelines.source import find
 from revelio_jax.store import StorePlan, Worker
 
 
@@ -50,9 +51,9 @@ def load(config: Config, prompts: list[Sample], worker: Worker) -> TextJob:
     sites, model = config.extract.sites, config.model
     loading.quiet()
     device = loading.device(model.device, worker.number)
-    source = loading.find(model.id, model.revision, model.family)
+    source = find(model.id, model.revision, model.family)
     pipe = loading.skeleton(source)
-    components = dict.fromkeys(loading.site(pipe, part).component for name in sites for part in name.split("+"))
+    components = dict.fromkeys(loading.hook_point(pipe, part).component for name in sites for part in name.split("+"))
     encoders = {name: loading.load_text_encoder(source, name, model.dtype, device) for name in components}
     for component, encoder in encoders.items():
         setattr(pipe, component, encoder.model)

@@ -36,8 +36,10 @@ from extract import run, text_encoder
 from extract.modes import noised, text
 from revelio_jax.config import Config, ExtractConfig, ModelConfig
 from revelio_jax.errors import reported
-from revelio_jax.pipelines import denoiser, hook_points, loading
+from revelio_jax.pipelines import hook_points, loading
+from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.recorder import recorded
+from revelio_jax.pipelines.source import find
 from revelio_jax.store import StoreWriter, Worker
 
 TIMESTEPS = (25, 200)
@@ -81,7 +83,7 @@ def config(given: argparse.Namespace, **fields) -> Config:
 def of_text(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
     prompts = [f"a flat emoji of {'red ' * (i % 9)}apple" for i in range(given.prompts)]
     (folder / "prompts.txt").write_text("\n".join(prompts))
-    source = loading.find(given.model, "", "sd")
+    source = find(given.model, "", "sd")
     encoder = loading.load_text_encoder(source, "text_encoder", "float32")
     pipe = loading.skeleton(source)
     site = [name for name in hook_points.known_sites(pipe) if name.startswith("clip.")][-2]
@@ -103,7 +105,7 @@ def of_text(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
     if given.full:
         return found
 
-    whole = denoiser.load(source, asked.model, "float32")
+    whole = loading.load(source, asked.model, "float32")
     hooked = hook_points.resolve(whole, site)
 
     def pipeline() -> None:
@@ -124,11 +126,13 @@ def of_pictures(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
         PIL.Image.fromarray(pixels).save(folder / "pictures" / f"{i:05}.png")
     names = ("unet.down_blocks.0.attentions.0", "unet.mid_block", "unet.up_blocks.1")
     fields = {"mode": "noised", "images": str(folder / "pictures"), "timesteps": TIMESTEPS}
-    source = loading.find(given.model, "", "sd")
-    pipe = denoiser.load(source, ModelConfig(id=given.model), "float32")
+    source = find(given.model, "", "sd")
+    pipe = loading.load(source, ModelConfig(id=given.model), "float32")
     asked = {name: config(given, sites=(name,), **fields) for name in names}
     jobs = {name: noised.load(asked[name], noised.read_inputs(asked[name].extract), Worker()) for name in names}
-    conditioning = denoiser.encoded(pipe, asked[names[0]].extract)
+    family = family_of(pipe)
+    with torch.inference_mode():
+        conditioning = family.conditioning(pipe, "", 0.0, (given.size, given.size))
     pictures = torch.rand(given.pictures, 3, given.size, given.size) * 2 - 1
     noise = torch.randn(pipe.unet.config.in_channels, *latents_size(pipe, given.size))
 
@@ -139,7 +143,7 @@ def of_pictures(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
             latents = pipe.vae.encode(batch).latent_dist.mode() + noise
             for timestep in TIMESTEPS:
                 with ended_at(pipe, site, timestep, len(batch), extract):
-                    pipe.unet(**denoiser.arguments("sd", latents, timestep, conditioning))
+                    pipe.unet(**family.denoiser_arguments(latents, timestep, conditioning))
 
     middle = names[1]
     times = in_turn(

@@ -1,4 +1,4 @@
-"""Tiny pipelines of every family, and inputs: prompts, pictures, stores read back."""
+"""Tiny pipelines of every family, inputs, and the extraction command."""
 
 import csv
 import functools
@@ -19,14 +19,14 @@ from revelio_jax.pipelines.loading import TextEncoder
 from revelio_jax.store import open_store
 from tests.helpers.pipelines import CLASSES, LAYERS, WIDTH, dit, fitted, flux, make_clip, sd, sdxl, t5, vae  # noqa: F401
 
-# Models this small are faster so; here, and in the processes that tests start.
+# Models this small are faster with one thread, here and in the processes that tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
 def bert() -> TextEncoder:
-    """A BERT of few words, as a text encoder of its own."""
+    """A BERT of eight words: a text encoder without a pipeline."""
     words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "red"])}
     config = transformers.BertConfig(
         vocab_size=len(words),
@@ -56,7 +56,7 @@ def folder(tmp_path_factory, request):
         path = tmp_path_factory.mktemp("pipelines") / family
         pipe = request.getfixturevalue(family)
         pipe.save_pretrained(path)
-        if family == "dit":  # diffusers reads the names of classes from here, but does not write them
+        if family == "dit":  # diffusers reads class names from here, but does not write them
             index = json.loads((path / "model_index.json").read_text())
             index["id2label"] = CLASSES
             (path / "model_index.json").write_text(json.dumps(index))
@@ -67,7 +67,7 @@ def folder(tmp_path_factory, request):
 
 @pytest.fixture
 def prompts(tmp_path) -> pathlib.Path:
-    """A csv of 10 labelled prompts of different lengths, the empty one among them."""
+    """A csv file of 10 labeled prompts of different lengths, with the empty prompt first."""
     path = tmp_path / "prompts.csv"
     rows = [["prompt", "style"], ["", "none"]]
     rows += [[" ".join(["cat"] * n), f"style {n % 2}"] for n in range(1, 10)]
@@ -77,9 +77,9 @@ def prompts(tmp_path) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> pathlib.Path:
-    """Five pictures of several sizes and modes in folders of two labels; the second cannot be decoded."""
-    path = tmp_path_factory.mktemp("pictures")
+def image_folder(tmp_path_factory) -> pathlib.Path:
+    """Five images of several sizes and modes in folders of two labels; the second one cannot be decoded."""
+    path = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for name, size, mode in [
         ("cat/a.png", (12, 8), "RGB"),
@@ -91,13 +91,13 @@ def pictures(tmp_path_factory) -> pathlib.Path:
         pixels = random.integers(0, 256, (*size, 3), np.uint8)
         PIL.Image.fromarray(pixels).convert(mode).save(path / name)
     (path / "cat/b.png").write_bytes((path / "cat/a.png").read_bytes()[:60])
-    (path / "cat/notes.txt").write_text("no picture")
+    (path / "cat/notes.txt").write_text("not an image")
     return path
 
 
 @pytest.fixture(scope="session")
 def read_rows():
-    """A function that reads all of a site: activations [rows, d] and [rows, (sample, timestep, position)]."""
+    """A function that reads a hook point: activations [rows, d] and index [rows, (sample, timestep, position)]."""
 
     def read(location, name: str = ""):
         site = open_store(str(location)).site(name)
@@ -113,7 +113,7 @@ def read_rows():
 
 @pytest.fixture
 def called():
-    """A list that gains every module that is called, in order."""
+    """A list to which every called module is appended, in order."""
     modules = []
     handle = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, _: modules.append(module))
     yield modules

@@ -1,4 +1,4 @@
-"""Mode generate: every family against hooks on a plain call of its pipeline; schedules, seeds, pictures."""
+"""Mode generate: every family against hooks on a plain call of its pipeline; schedules, seeds, saved files."""
 
 import csv
 import dataclasses
@@ -50,14 +50,14 @@ def config(folder, tmp_path):
 
 
 def call(pipe, **more):
-    """The pipeline on the three prompts, from the seeds that the config gives them."""
+    """Call the pipeline on the three prompts, with the seeds of the config."""
     generators = [torch.Generator().manual_seed(7 + i) for i in range(3)]
-    given = {"prompt": PROMPTS, "height": 8, "width": 8}
+    arguments = {"prompt": PROMPTS, "height": 8, "width": 8}
     if isinstance(pipe, diffusers.DiTPipeline):
-        given = {"class_labels": [1, 2, 0]}
-    if isinstance(pipe, diffusers.FluxPipeline):  # whose default is 512, whatever T5 was trained with
-        given["max_sequence_length"] = pipe.tokenizer_2.model_max_length
-    return pipe(**given, num_inference_steps=STEPS, generator=generators, **more)
+        arguments = {"class_labels": [1, 2, 0]}
+    if isinstance(pipe, diffusers.FluxPipeline):  # its default is 512, whatever the length that T5 was trained with
+        arguments["max_sequence_length"] = pipe.tokenizer_2.model_max_length
+    return pipe(**arguments, num_inference_steps=STEPS, generator=generators, **more)
 
 
 def pixels(output):
@@ -72,7 +72,7 @@ def second(outputs):
     return [output[3:] for output in outputs]
 
 
-# Family, fields of the config, arguments of the pipeline, which calls and rows are conditional.
+# Family, fields of the config, arguments of the pipeline, and a function that selects the conditional calls and rows.
 CASES = [
     ("sd", {"guidance": 7.5}, {"guidance_scale": 7.5}, second),
     (
@@ -106,7 +106,7 @@ SITES = {
 
 
 def tokens(name, output):
-    """[batch, position, d] in what a module returned."""
+    """Return the activations [batch, position, d] in the output of a module."""
     if name.startswith("flux"):
         return output[0] if name.endswith("text") else output[1]
     output = output[0] if isinstance(output, tuple) else output
@@ -114,7 +114,7 @@ def tokens(name, output):
 
 
 @pytest.mark.parametrize(("family", "fields", "arguments", "conditional"), CASES)
-def test_rows_are_those_of_the_pipelines_own_run(
+def test_rows_equal_those_of_a_plain_pipeline_call(
     config, family, fields, arguments, conditional, request, tmp_path, read_rows
 ):
     run.extract(config(family, sites=tuple(SITES[family]), **fields))
@@ -140,7 +140,7 @@ def test_rows_are_those_of_the_pipelines_own_run(
         torch.testing.assert_close(torch.from_numpy(values), kept.flatten(0, 2), rtol=1e-5, atol=1e-5)
 
 
-def test_only_the_timesteps_asked_for_are_kept_and_sampling_ends_after_them(config, called, tmp_path, read_rows):
+def test_sampling_ends_after_the_last_selected_timestep(config, called, tmp_path, read_rows):
     run.extract(config("sd", sites=("unet.mid_block",), timesteps=(501, 751)))
     passes = [m for m in called if type(m).__name__ == "UNet2DConditionModel" and m.device.type == "cpu"]
     assert len(passes) == 2
@@ -151,13 +151,13 @@ def test_only_the_timesteps_asked_for_are_kept_and_sampling_ends_after_them(conf
     everything = config("sd", sites=("unet.mid_block",), store=str(tmp_path / "all"))
     run.extract(everything)
     all_values, all_index = read_rows(tmp_path / "all")
-    wanted = np.isin(all_index[:, 1], (501, 751))
-    np.testing.assert_array_equal(values, all_values[wanted])
+    is_selected = np.isin(all_index[:, 1], (501, 751))
+    np.testing.assert_array_equal(values, all_values[is_selected])
     assert open_store(str(tmp_path / "all")).manifest["extract"]["timesteps"] == [751, 501, 251, 1]
 
 
 @pytest.mark.parametrize("value", ["output", "difference"])
-def test_values_and_means(config, value, tmp_path, read_rows, sd):
+def test_difference_and_mean_pooling(config, value, tmp_path, read_rows, sd):
     fields = {"sites": ("unet.mid_block",), "value": value, "pool": "mean", "guidance": 3.0}
     run.extract(config("sd", **fields))
     means = []
@@ -176,33 +176,33 @@ def test_values_and_means(config, value, tmp_path, read_rows, sd):
 
 
 @pytest.mark.parametrize(
-    ("fields", "there"),
+    ("fields", "has_tokens"),
     [
         ({"sites": ("flux.double.1.text",)}, True),
         ({"sites": ("flux.double.1.text",), "pool": "mean"}, False),
         ({"sites": ("flux.double.1.image",)}, False),
     ],
 )
-def test_the_positions_of_text_in_fluxs_blocks_are_t5s_tokens(config, fields, there, tmp_path, flux):
+def test_the_positions_of_a_text_stream_of_flux_are_tokens_of_t5(config, fields, has_tokens, tmp_path, flux):
     run.extract(config("flux", **fields))
     store = open_store(str(tmp_path / "store"))
-    assert ("t5.tokens" in store.table().column_names) is there
-    if not there:
+    assert ("t5.tokens" in store.table().column_names) is has_tokens
+    if not has_tokens:
         return
     for sample, prompt in zip(store.samples, PROMPTS, strict=True):
         ids = flux.tokenizer_2(prompt, truncation=True).input_ids
         assert sample["t5.tokens"] == flux.tokenizer_2.convert_ids_to_tokens(ids)
         assert len(sample["t5.kinds"]) == len(ids)
         assert sample["seed"] == 7 + sample["id"]
-    # As many positions as the pipeline pads to, in the order of the tokens.
+    # There are as many positions as the pipeline pads to, in the order of the tokens.
     position = store.site().read_index("position", 0, store.site().rows)
     assert position.max() + 1 == flux.tokenizer_2.model_max_length
 
 
 @pytest.mark.parametrize("name", ["images/00000001.png", "latents/00000001.npy"])
-def test_a_picture_that_is_gone_or_broken_is_found_and_made_again(config, name, tmp_path, capsys):
-    made = config("sd", sites=("unet.mid_block",), save_images=True, save_latents=True, shard_samples=2)
-    run.extract(made)
+def test_a_missing_or_broken_file_is_found_and_written_again(config, name, tmp_path, capsys):
+    full_config = config("sd", sites=("unet.mid_block",), save_images=True, save_latents=True, shard_samples=2)
+    run.extract(full_config)
     store = tmp_path / "store"
     whole = (store / name).read_bytes()
     assert status.report(str(store), 1, verify=True)
@@ -218,13 +218,13 @@ def test_a_picture_that_is_gone_or_broken_is_found_and_made_again(config, name, 
         ]
     (store / "manifest.json").unlink()
     (store / "shards/00000.json").unlink()
-    run.extract(made)
+    run.extract(full_config)
     assert (store / name).read_bytes() == whole
     assert status.report(str(store), 1, verify=True)
 
 
 @pytest.mark.parametrize("family", ["sd", "flux"])
-def test_pictures_and_latents_are_the_pipelines(config, family, request, tmp_path):
+def test_saved_images_and_latents_equal_those_of_the_pipeline(config, family, request, tmp_path):
     sites = {"sd": ("unet.mid_block",), "flux": ("flux.double.0.image",)}[family]
     first = {"sd": 751, "flux": 1000}[family]
     store = f"memory://{family}"
@@ -241,20 +241,20 @@ def test_pictures_and_latents_are_the_pipelines(config, family, request, tmp_pat
         )
     )
     pipe = request.getfixturevalue(family)
-    pictures = call(pipe, guidance_scale=3.5).images
+    images = call(pipe, guidance_scale=3.5).images
     latents = call(pipe, guidance_scale=3.5, output_type="latent").images
     if family == "flux":
         latents = pipe._unpack_latents(latents, 8, 8, 1)
     kvstore = layout.open_kvstore(store)
     for i in range(3):
         png = PIL.Image.open(io.BytesIO(kvstore.read(f"images/{i:08d}.png").result().value))
-        assert np.abs(np.asarray(png, int) - np.asarray(pictures[i], int)).max() <= 1
+        assert np.abs(np.asarray(png, int) - np.asarray(images[i], int)).max() <= 1
         npy = np.load(io.BytesIO(kvstore.read(f"latents/{i:08d}.npy").result().value))
         np.testing.assert_allclose(npy, latents[i], rtol=1e-3, atol=1e-4)
     assert open_store(store).site().rows == 3 * 16
 
 
-def test_a_schedule_that_repeats_a_timestep_keeps_its_first_pass(config, sd, tmp_path, read_rows):
+def test_the_first_pass_at_a_repeated_timestep_counts(config, sd, tmp_path, read_rows):
     """PNDM, the scheduler of Stable Diffusion 1, denoises twice at its second timestep."""
     copy = tmp_path / "pndm"
     sd.save_pretrained(copy)
@@ -270,8 +270,8 @@ def test_a_schedule_that_repeats_a_timestep_keeps_its_first_pass(config, sd, tmp
     shutil.rmtree(copy)
 
 
-def test_half_precision_timesteps_are_known(config, tmp_path, read_rows):
-    """FLUX in bfloat16 is told rounded timesteps."""
+def test_rounded_half_precision_timesteps_are_recognized(config, tmp_path, read_rows):
+    """FLUX in bfloat16 gets rounded timesteps."""
     base = config("flux", sites=("flux.double.0.image",), steps=20, pool="mean", dtype="bfloat16")
     run.extract(dataclasses.replace(base, model=dataclasses.replace(base.model, dtype="bfloat16")))
     store = open_store(str(tmp_path / "store"))
@@ -281,7 +281,7 @@ def test_half_precision_timesteps_are_known(config, tmp_path, read_rows):
     assert len(set(index[:20, 1])) == 20
 
 
-def test_seeds_of_the_prompts_file_go_before(config, tmp_path):
+def test_seeds_in_the_prompt_file_override_the_config(config, tmp_path):
     prompts = tmp_path / "seeded.csv"
     prompts.write_text("prompt,seed\ncat,11\ncat,11\ncat,12\n")
     run.extract(config("sd", sites=("unet.mid_block",), prompts=str(prompts), pool="mean"))
@@ -315,7 +315,7 @@ DEFAULT_SITE = {"sd": "unet.mid_block", "flux": "flux.double.0.image", "dit": "d
 
 
 @pytest.mark.parametrize(("family", "fields", "message"), BAD)
-def test_bad_input_is_refused_before_anything_is_written(config, family, fields, message, tmp_path, monkeypatch):
+def test_wrong_input_is_refused_before_anything_is_written(config, family, fields, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seeds.csv").write_text("prompt,seed\ncat,x\n" if family == "sd" else "prompt\ncat\n")
     (tmp_path / "half.jsonl").write_text('{"prompt": "cat", "seed": 1.0}\n{"prompt": "cat", "seed": 1.5}\n')

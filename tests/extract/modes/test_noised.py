@@ -1,4 +1,4 @@
-"""Mode noised: every family against a forward pass written by hand; where passes end; broken pictures."""
+"""Mode noised: every family against a forward pass written by hand; the end of passes; broken images."""
 
 import dataclasses
 import json
@@ -16,17 +16,17 @@ from revelio_jax.config import Config, ExtractConfig, ModelConfig
 from revelio_jax.errors import InputError
 from revelio_jax.store import open_store
 
-DECODED = (0, 2, 3, 4)  # of the fixture's five pictures
+DECODED = (0, 2, 3, 4)  # the fixture has five images
 
 
 @pytest.fixture
-def config(folder, pictures, tmp_path):
+def config(folder, image_folder, tmp_path):
     """A function that returns a config for a family, with fields of extract."""
 
     def make(family: str, **fields) -> Config:
         base = {
             "mode": "noised",
-            "images": str(pictures),
+            "images": str(image_folder),
             "timesteps": (0, 500),
             "height": 8,
             "width": 8,
@@ -50,10 +50,10 @@ def noise(shape, samples, timestep, seed=7):
     return torch.stack(rows)
 
 
-def latents(pipe, pictures):
+def latents(pipe, image_folder):
     pixels = []
     for name in ("cat/a.png", "cat/c.png", "dog/a.jpg", "dog/b.png"):
-        image = PIL.Image.open(pictures / name).convert("RGB")
+        image = PIL.Image.open(image_folder / name).convert("RGB")
         image = PIL.ImageOps.fit(image, (8, 8), PIL.Image.Resampling.BICUBIC)
         pixels.append(np.asarray(image, np.float32) / 127.5 - 1)
     pixels = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
@@ -69,7 +69,7 @@ def sd(pipe, z, n, t):
 
 def sdxl(pipe, z, n, t):
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="linspace")
-    scheduler.set_timesteps(1000)  # every one
+    scheduler.set_timesteps(1000)  # every timestep
     z = scheduler.add_noise(z, n, torch.tensor([float(t)]))
     z = scheduler.scale_model_input(z, torch.tensor(float(t)))
     text, _, pooled, _ = pipe.encode_prompt("", device="cpu", do_classifier_free_guidance=False)
@@ -104,7 +104,7 @@ def pixels(output):
     return output.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-# Forward pass, site, its module in the pipeline, how [sample, position, d] is read from its output.
+# Forward pass, hook point, its module in the pipeline, and how its output becomes [sample, position, d].
 FAMILIES = {
     "sd": (sd, "unet.up_blocks.0", lambda pipe: pipe.unet.up_blocks[0], pixels),
     "sdxl": (
@@ -125,13 +125,13 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("pool", ["none", "mean"])
-def test_rows_are_those_of_a_forward_pass_by_hand(config, family, pool, request, pictures, tmp_path, read_rows):
+def test_rows_equal_those_of_a_forward_pass_by_hand(config, family, pool, request, image_folder, tmp_path, read_rows):
     forward, name, module, read = FAMILIES[family]
     run.extract(config(family, sites=(name,), pool=pool, guidance=3.5))
     pipe = request.getfixturevalue(family)
     expected = []
     with torch.no_grad():
-        z = latents(pipe, pictures)
+        z = latents(pipe, image_folder)
         for timestep in (0, 500):
             outputs = []
             handle = module(pipe).register_forward_hook(lambda *args: outputs.append(args[-1]))  # noqa: B023
@@ -147,16 +147,16 @@ def test_rows_are_those_of_a_forward_pass_by_hand(config, family, pool, request,
     torch.testing.assert_close(torch.from_numpy(values), expected.flatten(0, 2), rtol=1e-4, atol=1e-5)
 
 
-def test_several_sites_come_from_one_pass_that_ends_after_the_last(config, called, tmp_path):
+def test_one_pass_records_all_hook_points_and_ends_after_the_last(config, called, tmp_path):
     run.extract(config("sd", sites=("unet.up_blocks.0", "unet.mid_block"), timesteps=(25,)))
     unets = [module for module in called if type(module).__name__ == "UNet2DConditionModel"]
-    (unet,) = [unet for unet in unets if unet.device.type == "cpu"]  # shapes are found on the meta device
+    (unet,) = [unet for unet in unets if unet.device.type == "cpu"]  # the meta device only gave the shapes
     assert {id(unet.mid_block), id(unet.up_blocks[0])} <= {id(module) for module in called}
     assert not {id(unet.up_blocks[1]), id(unet.conv_out)} & {id(module) for module in called}
     assert open_store(str(tmp_path / "store")).site_names == ("unet.mid_block", "unet.up_blocks.0")
 
 
-def test_a_broken_picture_keeps_the_others_in_their_places(config, tmp_path, capsys, read_rows):
+def test_a_broken_image_is_skipped_and_the_others_keep_their_ids(config, tmp_path, capsys, read_rows):
     run.extract(config("sd", sites=("unet.mid_block",), batch_size=2, shard_samples=2, pool="mean"))
     store = open_store(str(tmp_path / "store"))
     assert [(s["id"], s["image"], s["label"], s["seed"]) for s in store.samples] == [
@@ -172,10 +172,10 @@ def test_a_broken_picture_keeps_the_others_in_their_places(config, tmp_path, cap
     whole = config("sd", sites=("unet.mid_block",), pool="mean", store=str(tmp_path / "whole"))
     run.extract(whole)
     for a, b in zip(read_rows(tmp_path / "store"), read_rows(tmp_path / "whole"), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # other batches round otherwise
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # other batches round differently
 
 
-def test_a_resumed_store_counts_what_was_skipped_before(config, tmp_path):
+def test_a_resumed_store_counts_images_skipped_before(config, tmp_path):
     first = config("sd", sites=("unet.mid_block",), batch_size=2, shard_samples=2)
     run.extract(first)
     folder = tmp_path / "store"
@@ -187,7 +187,7 @@ def test_a_resumed_store_counts_what_was_skipped_before(config, tmp_path):
     assert json.loads((folder / "manifest.json").read_text())["sites"]["unet.mid_block"]["skipped"] == [1]
 
 
-def test_noise_depends_on_seed_and_timestep_alone(sd):
+def test_noise_depends_only_on_seed_and_timestep(sd):
     zeros = torch.zeros(3, 4, 8, 8)
     schedule = noised.noise_schedule(sd)
     together = noised.add_noise(schedule, zeros, [5, 6, 7], 300)
@@ -199,18 +199,18 @@ def test_noise_depends_on_seed_and_timestep_alone(sd):
 
 
 @pytest.mark.parametrize("name", ["unet.mid_block", "unet.down_blocks.0.attentions.0"])
-def test_difference_is_output_minus_input(config, name, tmp_path, read_rows, sd, pictures):
+def test_difference_is_output_minus_input(config, name, tmp_path, read_rows, sd, image_folder):
     run.extract(config("sd", sites=(name,), value="difference", timesteps=(500,)))
     module = sd.unet.mid_block if name == "unet.mid_block" else sd.unet.down_blocks[0].attentions[0]
     seen = []
     handle = module.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
     with torch.no_grad():
-        z = latents(sd, pictures)
+        z = latents(sd, image_folder)
         FAMILIES["sd"][0](sd, z, noise(z.shape[1:], DECODED, 500), 500)
     handle.remove()
-    ((before, after),) = seen
-    after = after[0] if isinstance(after, tuple) else after
-    expected = pixels(after - before).flatten(0, 1)
+    ((hidden_in, output),) = seen
+    hidden_out = output[0] if isinstance(output, tuple) else output
+    expected = pixels(hidden_out - hidden_in).flatten(0, 1)
     torch.testing.assert_close(torch.from_numpy(read_rows(tmp_path / "store")[0]), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -230,18 +230,18 @@ BAD = [
 
 
 @pytest.mark.parametrize(("fields", "message"), BAD)
-def test_bad_input_is_refused_before_anything_is_written(config, fields, message, tmp_path, monkeypatch):
+def test_wrong_input_is_refused_before_anything_is_written(config, fields, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("empty").mkdir()
     pathlib.Path("broken").mkdir()
-    pathlib.Path("broken/a.png").write_bytes(b"no picture")
+    pathlib.Path("broken/a.png").write_bytes(b"not an image")
     with pytest.raises(InputError) as error:
         run.extract(config("sd", **{"sites": ("unet.mid_block",)} | fields))
     assert message in str(error.value)
     assert not (tmp_path / "store").exists()
 
 
-def test_a_denoiser_that_lacks_weights_is_refused(config, sd, tmp_path):
+def test_a_denoiser_with_missing_weights_is_refused(config, sd, tmp_path):
     import safetensors.torch
 
     sd.save_pretrained(tmp_path / "m")
@@ -249,8 +249,8 @@ def test_a_denoiser_that_lacks_weights_is_refused(config, sd, tmp_path):
     tensors = safetensors.torch.load_file(weights)
     tensors.pop("conv_in.weight")
     safetensors.torch.save_file(tensors, weights, {"format": "pt"})
-    there = config("sd", sites=("unet.mid_block",))
-    there = dataclasses.replace(there, model=dataclasses.replace(there.model, id=str(tmp_path / "m")))
+    incomplete = config("sd", sites=("unet.mid_block",))
+    incomplete = dataclasses.replace(incomplete, model=dataclasses.replace(incomplete.model, id=str(tmp_path / "m")))
     with pytest.raises(InputError, match="conv_in"):
-        run.extract(there)
+        run.extract(incomplete)
     assert not (tmp_path / "store").exists()

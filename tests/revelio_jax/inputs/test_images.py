@@ -16,8 +16,8 @@ def read(location, image_column="image", label_column="label", split="train"):
     return read_images(str(location), image_column, label_column, split)
 
 
-def test_folders_are_labels(pictures):
-    images = read(pictures)
+def test_folders_are_labels(image_folder):
+    images = read(image_folder)
     assert images.samples == [
         {"id": 0, "image": "cat/a.png", "label": "cat"},
         {"id": 1, "image": "cat/b.png", "label": "cat"},
@@ -31,8 +31,8 @@ def test_folders_are_labels(pictures):
     assert {picture.dtype for picture in loaded if picture is not None} == {np.dtype(np.float32)}
 
 
-def test_a_flat_folder_has_no_labels(pictures):
-    assert read(pictures / "dog").samples == [{"id": 0, "image": "a.jpg"}, {"id": 1, "image": "b.png"}]
+def test_a_flat_folder_has_no_labels(image_folder):
+    assert read(image_folder / "dog").samples == [{"id": 0, "image": "a.jpg"}, {"id": 1, "image": "b.png"}]
 
 
 def test_a_picture_is_scaled_to_cover_and_cut_at_its_centre(tmp_path):
@@ -65,33 +65,33 @@ def test_sixteen_bits_of_grey_keep_their_shades(tmp_path):
     np.testing.assert_allclose(loaded, np.broadcast_to(np.linspace(-1, 1, 8), (3, 8, 8)), atol=1 / 127)
 
 
-def test_labels_may_be_links_to_folders(tmp_path, pictures):
-    (tmp_path / "animal").symlink_to(pictures / "dog")
+def test_labels_may_be_links_to_folders(tmp_path, image_folder):
+    (tmp_path / "animal").symlink_to(image_folder / "dog")
     (tmp_path / "animals").symlink_to(tmp_path)  # a circle is gone through once
     assert [sample["image"] for sample in read(tmp_path).samples] == ["animal/a.jpg", "animal/b.png"]
 
 
-def test_what_pillow_only_writes_is_no_picture(tmp_path, pictures):
+def test_what_pillow_only_writes_is_no_picture(tmp_path, image_folder):
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.pdf")
     with pytest.raises(InputError, match="the folder has no images"):
         read(tmp_path)
 
 
-def test_a_name_that_is_no_text_is_refused(tmp_path, pictures):
+def test_a_name_that_is_no_text_is_refused(tmp_path, image_folder):
     path = os.fsencode(tmp_path) + b"/\xff.png"
     try:
         with open(path, "wb") as file:
-            file.write((pictures / "dog/b.png").read_bytes())
+            file.write((image_folder / "dog/b.png").read_bytes())
     except OSError:
         pytest.skip("this file system has no such names")
     with pytest.raises(InputError, match=r"column 'image' cannot be written to a store: .* surrogates"):
         read(tmp_path)
 
 
-def test_another_picture_under_a_name_is_another_fingerprint(tmp_path, pictures):
-    (tmp_path / "a.png").write_bytes((pictures / "cat/a.png").read_bytes())
+def test_another_picture_under_a_name_is_another_fingerprint(tmp_path, image_folder):
+    (tmp_path / "a.png").write_bytes((image_folder / "cat/a.png").read_bytes())
     before = read(tmp_path).fingerprint
-    (tmp_path / "a.png").write_bytes((pictures / "dog/b.png").read_bytes())
+    (tmp_path / "a.png").write_bytes((image_folder / "dog/b.png").read_bytes())
     assert read(tmp_path).fingerprint != before
 
 

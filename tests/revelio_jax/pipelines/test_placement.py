@@ -18,13 +18,13 @@ SITES = {
 
 
 @pytest.fixture
-def activations(folder, pictures, prompts, tmp_path):
+def activations(folder, image_folder, prompts, tmp_path):
     """A function that extracts with other fields of config.model and returns the rows of every hook point."""
 
     def make(family: str, mode: str, **fields) -> list[np.ndarray]:
         extract = ExtractConfig(
             mode=mode,
-            images=str(pictures),
+            images=str(image_folder),
             prompts=str(prompts),
             sites=("clip.layer.0",) if mode == "text" else SITES[family],
             timesteps=(0, 500) if mode == "noised" else (),
