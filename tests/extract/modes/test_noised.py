@@ -223,7 +223,7 @@ BAD = [
     ({"sites": ("unet.mid_blok",)}, "unknown hook point 'unet.mid_blok'"),
     ({"sites": ("unet.up_blocks.0",), "value": "difference"}, "input and output of unet.up_blocks.0"),
     ({"images": ""}, "config.extract.images is empty"),
-    ({"images": "nowhere"}, "it must be an existing folder"),
+    ({"images": "nowhere"}, "config.extract.images is 'nowhere'; it must be a folder"),
     ({"images": "empty"}, "the folder has no images"),
     ({"images": "broken"}, "none of its 1 images can be decoded"),
 ]
