@@ -80,9 +80,9 @@ def parse(argv: Sequence[str], doc: str, **flags: tuple[typing.Any, str]) -> tup
     """Read ``--config``, overrides of its fields and the command's own flags.
 
     ``argv`` is the command's module and its arguments. ``flags`` maps the name of each own flag to its default and
-    its help; a flag has the type of its default, and one with a tuple may be given several times. Returns the
-    checked config and the values of the own flags. ``--help`` prints every flag and exits with status 0. Raise
-    InputError with the field or flag, its value and what is allowed.
+    its help. A flag has the type of its default, and None stands for an optional text; a flag with a tuple may be
+    repeated. Returns the checked config and the values of the own flags. ``--help`` prints every flag and exits with
+    status 0. Raise InputError with the field or flag, its value and what is allowed.
     """
     parser = Parser(argv[0], doc)
     parser.usage = f"{parser.prog} --config NAME_OR_FILE [--flag value ...] [--config.section.field=value ...]"
@@ -174,6 +174,8 @@ def _add_flag(parser: Parser, name: str, value: typing.Any, help: str) -> None:
 
 
 def _flag_value(name: str, given: typing.Any, value: typing.Any) -> typing.Any:
+    if value is None:
+        return given or None
     return tuple(given) if isinstance(value, tuple) else _scalar(f"--{name}", given, type(value))
 
 

@@ -1,11 +1,11 @@
-"""Steering as a technique of eval-unlearn, which compares ways to make a model forget a concept.
+"""Steering as a technique of eval-unlearn, a benchmark of methods that make a model forget a concept.
 
-Where both are installed, eval-unlearn finds it by its entry point and knows it as ``revelio_jax``:
+If both packages are installed, eval-unlearn finds the technique by its entry point, under the name ``revelio_jax``:
 
     {"technique": {"name": "revelio_jax", "config": {"erase_concept": "nudity", "sae": "owner/name"}},
      "metrics": [{"name": "asr_i2p", "config": {"concept_name": "nudity"}}]}
 
-Nothing of eval-unlearn is imported here: a technique is what has ``generate``.
+This module does not import eval-unlearn: a technique is any class with a method ``generate``.
 """
 
 import typing
@@ -20,15 +20,15 @@ from revelio_jax.steering.steerer import Steerer
 
 
 class SteererTechnique:
-    """A pipeline in which a concept is steered away.
+    """A pipeline from which a concept is removed by steering.
 
-    ``erase_concept`` is the text that says it, ``sae`` a folder or hub id, with ``site``, ``subfolder``
-    and ``revision`` as in :meth:`Steerer.from_pretrained`. ``strength`` below 0 removes, 0 is the plain
-    pipeline. ``model_id`` is by default the model that the SAE was trained on; float16 is for cuda alone.
-    Raises InputError where they do not fit together.
+    ``erase_concept`` is the text of the concept. ``sae`` is a folder or hub id; ``site``, ``subfolder`` and
+    ``revision`` are those of :meth:`Steerer.from_pretrained`. A ``strength`` below 0 removes the concept, 0 is the
+    plain pipeline. ``model_id`` is by default the model that the SAE was trained on. ``device`` is by default cuda,
+    mps or cpu, the first that exists. ``use_fp16`` applies to cuda only. Raises InputError if the parts do not fit.
     """
 
-    def __init__(
+    def __init__(  # eval-unlearn passes its JSON config as keywords
         self,
         *,
         erase_concept: str,
@@ -38,47 +38,47 @@ class SteererTechnique:
         site: str | None = None,
         subfolder: str = "",
         revision: str | None = None,
-        model_id: str = "",
-        device: str = "",
+        model_id: str | None = None,
+        device: str | None = None,
         use_fp16: bool = True,
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
     ):
         if not erase_concept.strip():
-            raise InputError("erase_concept is empty; it is a text that says the concept")
+            raise InputError("erase_concept is empty; it must be the text of the concept")
         self.steerer = Steerer.from_pretrained(sae, site=site, subfolder=subfolder, revision=revision)
-        chosen, model_id = model_id, model_id or self.steerer.sae.metadata.get("model_id", "")
+        self.is_other_model = bool(model_id)
+        model_id = model_id or self.steerer.sae.metadata.get("model_id")
         if not model_id:
-            raise InputError("model_id is empty, and the SAE does not say which model it was trained on")
-        device = device or _device()
+            raise InputError("model_id is missing, and the SAE does not name the model that it was trained on")
+        device = device or _default_device()
         half = use_fp16 and device.startswith("cuda")
         self.pipe = DiffusionPipeline.from_pretrained(
             shipped.locate(model_id), torch_dtype=torch.float16 if half else torch.float32
         ).to(device)
         self.pipe.set_progress_bar_config(disable=True)
-        if getattr(self.pipe, "safety_checker", None) is not None:  # or its black pictures would be counted
+        if getattr(self.pipe, "safety_checker", None) is not None:  # its black images would be counted as results
             self.pipe.register_modules(safety_checker=None)
         self.concepts, self.rule = {erase_concept: strength}, rule
-        self.is_chosen = bool(chosen)
         self.sampling = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-        with self._attached():  # what does not fit is said before the first prompt
+        with self._attach():  # an SAE that does not fit fails here, before the first prompt
             pass
 
     def generate(self, prompts: list[str], seed: int | None = None, **kwargs: typing.Any) -> list[Image.Image]:
-        """A picture a prompt; prompt i has the seed ``seed`` + i. ``kwargs`` go to the pipeline."""
-        pictures = []
-        with self._attached():
+        """Return one image per prompt; prompt i has the seed ``seed`` + i. ``kwargs`` go to the pipeline's call."""
+        images = []
+        with self._attach():
             for i, prompt in enumerate(prompts):
                 generator = None if seed is None else torch.Generator("cpu").manual_seed(seed + i)
-                made = self.pipe(prompt, generator=generator, **self.sampling | kwargs)
-                pictures.append(made.images[0])
-        return pictures
+                output = self.pipe(prompt, generator=generator, **self.sampling | kwargs)
+                images.append(output.images[0])
+        return images
 
-    def _attached(self) -> typing.ContextManager:
-        return self.steerer.attach(self.pipe, self.concepts, rule=self.rule, other_model=self.is_chosen)
+    def _attach(self) -> typing.ContextManager:
+        return self.steerer.attach(self.pipe, self.concepts, rule=self.rule, other_model=self.is_other_model)
 
 
-def _device() -> str:
+def _default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""The judge that a config names: what labels pictures when an effect is measured."""
+"""The judge that a config names: a model that labels images, so that the effect of steering can be measured."""
 
 import pathlib
 
@@ -8,9 +8,11 @@ from revelio_jax.benchmark.measurement import Judge
 from revelio_jax.errors import InputError
 
 
-def load_judge(folder: str) -> Judge:
-    """The miniature's judge from its folder. Raises InputError where there is none."""
+def load_judge(folder: str | None) -> Judge:
+    """Load the miniatures' judge from config.steer.judge. Raise InputError if it is not set or has no judge."""
+    if not folder:
+        raise InputError("config.steer.judge is missing; it must be the folder of a judge")
     path = pathlib.Path(shipped.locate(folder))
     if not (path / miniature_judge.WEIGHTS).is_file():
-        raise InputError(f"config.steer.judge is {folder!r}: {miniature_judge.WEIGHTS} is not there")
+        raise InputError(f"config.steer.judge is {folder!r}, but {miniature_judge.WEIGHTS} is missing there")
     return miniature_judge.load(path)

@@ -19,21 +19,22 @@ WIDTH = 44
 
 
 class JudgeNet(nn.Module):
-    """Logits of style [N, 3] and category [N, 8] for images [N, 3, 32, 32] in -1 .. 1."""
+    """A network that returns logits of style [N, 3] and category [N, 8] for images [N, 3, 32, 32] in -1 .. 1."""
 
     def __init__(self):
         super().__init__()
         widths = (WIDTH, 2 * WIDTH, 4 * WIDTH)
-        levels, before = [], 3
+        levels, channels = [], 3
         for i, width in enumerate(widths):
-            levels.append(nn.Sequential(*_convolution(before, width, 1 + (i > 0)), *_convolution(width, width, 1)))
-            before = width
+            levels.append(nn.Sequential(*_convolution(channels, width, 1 + (i > 0)), *_convolution(width, width, 1)))
+            channels = width
         self.levels = nn.ModuleList(levels)
-        features = 2 * sum(widths)  # mean and maximum of every level: textures and shapes
+        features = 2 * sum(widths)  # the mean shows textures, the maximum shapes
         self.style = nn.Linear(features, len(LABELS["style"]))
         self.category = nn.Linear(features, len(LABELS["category"]))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the mean and the maximum of every channel of every level, [N, features]."""
         pooled = []
         for level in self.levels:
             images = level(images)
@@ -46,7 +47,7 @@ class JudgeNet(nn.Module):
 
     @torch.no_grad()
     def label(self, pixels: np.ndarray) -> list[dict[str, str]]:
-        """Style and category of uint8 pictures [N, 32, 32, 3], each seen as it is and mirrored."""
+        """Return style and category of uint8 images [N, 32, 32, 3], from each image and its mirror image."""
         views = [[a + b for a, b in zip(self(part), self(part.flip(3)), strict=True)]
                  for part in _to_tensor(pixels).split(256)]  # fmt: skip
         indices = [torch.cat(logits).argmax(1).tolist() for logits in zip(*views, strict=True)]
@@ -54,15 +55,16 @@ class JudgeNet(nn.Module):
 
 
 def load(folder: pathlib.Path) -> JudgeNet:
+    """Load the judge of a miniature's folder, ready to label images."""
     judge = JudgeNet()
     judge.load_state_dict(load_file(pathlib.Path(folder) / WEIGHTS), strict=True)
     return judge.float().eval()
 
 
-def _convolution(before: int, after: int, stride: int) -> tuple[nn.Module, ...]:
+def _convolution(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
     return (
-        nn.Conv2d(before, after, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(after),
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(outputs),
         nn.ReLU(),
     )
 

@@ -1,15 +1,15 @@
-"""A strip of pictures: a row a prompt, a column a strength, with both written beside them."""
+"""A strip of images: one row per prompt, one column per strength, with both written beside the images."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-CELL = 112  # pixels on the strip, at least
+CELL = 112  # pixels; images are enlarged by a whole factor to about this width
 MARGIN, GAP = 34, 4
 
 
-def draw(pictures: list[list[np.ndarray]], prompts: list[str], strengths: list[float], title: str) -> Image.Image:
-    """``pictures[prompt][strength]`` are uint8 [height, width, 3]."""
-    height, width = pictures[0][0].shape[:2]
+def draw(images: list[list[np.ndarray]], prompts: list[str], strengths: list[float], title: str) -> Image.Image:
+    """Draw a strip. ``images[prompt][strength]`` are uint8 [height, width, 3]."""
+    height, width = images[0][0].shape[:2]
     scale = max(1, round(CELL / width))
     height, width = height * scale, width * scale
     small, large = ImageFont.load_default(13), ImageFont.load_default(15)
@@ -26,7 +26,7 @@ def draw(pictures: list[list[np.ndarray]], prompts: list[str], strengths: list[f
     for row, prompt in enumerate(prompts):
         y = MARGIN + 18 + row * (height + GAP)
         pen.text((8, y + height / 2), prompt, "black", small, anchor="lm")
-        for column, picture in enumerate(pictures[row]):
-            image = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+        for column, pixels in enumerate(images[row]):
+            image = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(image, (label + column * (width + GAP), y))
     return sheet

@@ -1,103 +1,119 @@
-"""Which strength: a grid of prompts x strengths, and a curve of what is removed and what is kept.
+"""Sweep over strengths: draw a strip and a curve of removal and retention, and suggest a strength.
 
     python -m revelio_jax.steering sweep --config configs/mini_sd.py --concept "style=glossy 3d" \\
         --strength=-3,-2.5,-2,-1.5,-1,-0.5,0 --suggest 0.9
 
-Writes sweep_<concept>.png, the grid, and sweep.json into runs/<name>/steering/. Where the config names
-labelled prompts and a judge, and the concept is one of their labels, also sweep_<concept>_curve.png:
-shares of pictures by the judge, with 95 % intervals over prompts. --suggest names the smallest strength
-that takes the concept out of that share of pictures, chosen on every second prompt and reported on the
-others.
+Writes sweep_<concept>.png, the strip, and sweep.json into runs/<name>/steering/. If the config has labeled prompts and
+a judge, and the concept is one of the labels, it also writes sweep_<concept>_curve.png: shares of images by the judge,
+with 95 % intervals over prompts. --suggest prints the smallest strength that removes the concept from that share of
+images. The strength is chosen on every second prompt and reported on the others.
 """
 
 import math
-import os
 import sys
 import typing
 from collections.abc import Sequence
 
 import tqdm
 
+from revelio_jax import files
 from revelio_jax.benchmark import curve, strip
-from revelio_jax.benchmark.experiment import Experiment, prepare
-from revelio_jax.benchmark.measurement import FIGURES, Outcome, make_bench, measure
+from revelio_jax.benchmark.bench import make_bench
+from revelio_jax.benchmark.experiment import Experiment, load_experiment
+from revelio_jax.benchmark.measurement import FIGURES, Interval, Outcome, measure
 from revelio_jax.cli import parse
 from revelio_jax.errors import InputError, reported, require
 from revelio_jax.steering.learned_concepts import file_name
 from revelio_jax.steering.strengths import parse_strengths
 
 FLAGS = {
-    "prompt": ((), "what to draw; may be given several times. Without it, five prompts with the concept"),
-    "concept": ("", 'what to remove or add: a text such as "glossy 3d", or a label, as "style=glossy 3d"'),
+    "prompt": ((), "prompt of one row of the strip; may be repeated. Default: five prompts with the concept"),
+    "concept": (None, 'concept to steer: a text such as "glossy 3d", or a label such as "style=glossy 3d"'),
     "strength": ("-3,-2.5,-2,-1.5,-1,-0.5,0", "strengths, separated by commas"),
-    "seed": (0, "seed of the grid's pictures, and the first of those that are judged"),
-    "seeds": (1, "judged pictures a prompt"),
-    "measure": (40, "labelled prompts to judge, with the concept and as many without; 0: none"),
-    "suggest": (
-        "",
-        "wanted removal, the share of pictures without the concept, as 0.9; empty: no suggestion",
-    ),
-    "sae": ("", "SAE folder or hub id; empty is runs/<name>/export"),
+    "seed": (0, "seed of the strip, and first seed of the judged images"),
+    "seeds": (1, "judged images per prompt, from consecutive seeds"),
+    "measure": (40, "labeled prompts with the concept to judge, and as many without it; 0 judges nothing"),
+    "suggest": (None, "share of images to remove the concept from, above 0 and at most 1; None suggests nothing"),
+    "sae": (None, "SAE folder or hub id; None is the export of the run"),
 }
+
+
+class Maximum(typing.TypedDict):
+    """The largest removal of a sweep, a share of images, and its strength."""
+
+    strength: float
+    removal: float
+
+
+class Suggestion(typing.TypedDict):
+    """The smallest strength whose removal reaches ``wanted``, a share of images.
+
+    ``strength`` and ``chosen_at``, its removal on the prompts that it was chosen on, are None if no strength reaches
+    it. ``reported`` are the figures on the other prompts.
+    """
+
+    wanted: float
+    strength: float | None
+    chosen_at: float | None
+    most: Maximum
+    reported: dict[str, Interval] | None
 
 
 def main(argv: Sequence[str]) -> None:
     config, flags = parse(["revelio_jax.steering sweep", *argv], __doc__, **FLAGS)
     strengths = sorted(set(parse_strengths(flags["strength"])))
-    wanted = _wanted(flags["suggest"])
+    target = _parse_target(flags["suggest"])
     judged = flags["measure"] if config.steer.judge else 0
-    if wanted and judged < 2:
-        raise InputError("--suggest needs a judge: set config.steer.judge, and --measure to 2 prompts or more")
+    if target and judged < 2:
+        raise InputError("--suggest needs a judge: set config.steer.judge, and --measure to at least 2 prompts")
     if flags["seeds"] < 1:
-        raise InputError(f"--seeds is {flags['seeds']}; it must be 1 or more")
+        raise InputError(f"--seeds is {flags['seeds']}; it must be at least 1")
     if judged:
         require("matplotlib", "plot", "the curve")
-    run, prompts = prepare(
-        config, flags["concept"], flags["prompt"], flags["sae"], judged > 0, must_judge=wanted is not None
+    experiment = load_experiment(
+        config, flags["concept"], flags["prompt"], flags["sae"], judged > 0, needs_judge=target is not None
     )
-    stem = f"sweep_{file_name(run.text)}"
-    title = f"{run.text}: {run.rule} at {run.steerer.site}"
+    stem = f"sweep_{file_name(experiment.text)}"
+    title = f"{experiment.text}: {experiment.rule} at {experiment.steerer.site}"
     seeds = list(range(flags["seed"], flags["seed"] + flags["seeds"]))
 
-    pictures = run.pictures(prompts, strengths, flags["seed"])
-    outcomes = _measured(run, strengths, seeds, judged) if run.judge else {}
+    images = experiment.sample(strengths, flags["seed"])
+    outcomes = _measure_strengths(experiment, strengths, seeds, judged) if experiment.judge else {}
 
-    grid = run.folder / f"{stem}.png"
-    strip.draw(pictures, prompts, strengths, f"{title}, seed {flags['seed']}").save(grid)
-    results = {"prompts": prompts, "strengths": strengths, "seeds": seeds, "grid": str(grid)}
-    print(f"pictures: {grid}")
+    grid = experiment.folder / f"{stem}.png"
+    strip.draw(images, experiment.prompts, strengths, f"{title}, seed {flags['seed']}").save(grid)
+    results = {"prompts": experiment.prompts, "strengths": strengths, "seeds": seeds, "grid": str(grid)}
+    print(f"images: {grid}")
     if outcomes:
         summaries = {strength: outcome.summary() for strength, outcome in outcomes.items()}
-        suggestion = suggest(outcomes, wanted) if wanted else None
-        drawn = run.folder / f"{stem}_curve.png"
-        partial = drawn.with_suffix(".partial")
-        curve.draw(summaries, title, suggestion).savefig(partial, format="png")
-        os.replace(partial, drawn)
+        suggestion = suggest(outcomes, target) if target else None
+        plot = experiment.folder / f"{stem}_curve.png"
+        with files.replacing(plot) as part:
+            curve.draw(summaries, title, suggestion).savefig(part, format="png")
         results |= {
-            "curve": str(drawn),
+            "curve": str(plot),
             "judged": judged,
             "measured": {f"{strength:g}": summary for strength, summary in summaries.items()},
             "suggestion": suggestion,
         }
-        print(f"curve: {drawn}")
+        print(f"curve: {plot}")
         if suggestion:
-            print(said(run.text, suggestion))
-    run.record("sweep.json", results)
+            print(describe(experiment.text, suggestion))
+    experiment.record("sweep.json", results)
 
 
-def suggest(outcomes: dict[float, Outcome], wanted: float) -> dict[str, typing.Any]:
-    """The smallest strength whose removal is ``wanted``, a share of pictures, or that there is none.
+def suggest(outcomes: dict[float, Outcome], target: float) -> Suggestion:
+    """Return the smallest strength whose removal is at least ``target``, a share of images.
 
-    It is chosen on every second prompt: ``strength`` (None where none does it) and ``chosen_at``, the
-    removal there. ``reported`` are the figures of the other prompts, who had no say in it. ``most`` is
-    the largest removal, with its strength.
+    The strength is chosen on every second prompt. Its figures are reported on the others, so that the choice does not
+    bias them.
     """
     removal = {strength: 1 - float(outcome.half(0).concept.mean()) for strength, outcome in outcomes.items()}
-    enough = [strength for strength in removal if removal[strength] >= wanted]
+    sufficient = [strength for strength in removal if removal[strength] >= target]
     most = max(removal, key=lambda strength: (removal[strength], -abs(strength)))
-    strength = min(enough, key=abs) if enough else None
+    strength = min(sufficient, key=abs) if sufficient else None
     return {
-        "wanted": wanted,
+        "wanted": target,
         "strength": strength,
         "chosen_at": None if strength is None else removal[strength],
         "most": {"strength": most, "removal": removal[most]},
@@ -105,40 +121,42 @@ def suggest(outcomes: dict[float, Outcome], wanted: float) -> dict[str, typing.A
     }
 
 
-def said(text: str, suggestion: dict[str, typing.Any]) -> str:
-    """A suggestion as lines for a person."""
-    wanted, most = suggestion["wanted"], suggestion["most"]
+def describe(text: str, suggestion: Suggestion) -> str:
+    """Return a suggestion as lines to print."""
     if suggestion["strength"] is None:
+        most = suggestion["most"]
         return (
-            f"no strength of these takes {text!r} out of {wanted:.0%} of the pictures; the most is "
+            f"no strength removes {text!r} from {suggestion['wanted']:.0%} of the images; the most is "
             f"{most['removal']:.0%} at {most['strength']:g}"
         )
-    lines = [f"suggested strength: {suggestion['strength']:g}; on prompts that it was not chosen on:"]
+    lines = [f"suggested strength: {suggestion['strength']:g}; on the prompts that it was not chosen on:"]
     for name, figure in suggestion["reported"].items():
         lines.append(f"  {FIGURES[name]:34} " + "{mean:.3f} ({low:.2f}-{high:.2f})".format(**figure))
     return "\n".join(lines)
 
 
-def _measured(run: Experiment, strengths: list[float], seeds: list[int], n: int) -> dict[float, Outcome]:
-    bench = make_bench(run.labelled, *run.label, n)
-    total = len(strengths) * len(seeds) * bench.prompts
-    with tqdm.tqdm(total=total, unit="picture", desc="judging") as progress:
+def _measure_strengths(
+    experiment: Experiment, strengths: list[float], seeds: list[int], n: int
+) -> dict[float, Outcome]:
+    bench = make_bench(experiment.labeled, *experiment.label, n)
+    pipe, judge, settings = experiment.pipe, experiment.judge, experiment.config.steer
+    with tqdm.tqdm(total=len(strengths) * len(seeds) * bench.prompts, unit="image", desc="judging") as progress:
         return {
-            strength: measure(run.pipe, run.judge, bench, seeds, run.config.steer, run.steering(strength), progress)
+            strength: measure(pipe, judge, bench, seeds, settings, experiment.attach(strength), progress)
             for strength in strengths
         }
 
 
-def _wanted(text: str) -> float | None:
+def _parse_target(text: str | None) -> float | None:
     if not text:
         return None
     try:
-        wanted = float(text)
+        target = float(text)
     except ValueError:
-        wanted = math.nan
-    if not 0 < wanted <= 1:
-        raise InputError(f"--suggest is {text!r}; it must be a share of pictures above 0, at most 1, as 0.9")
-    return wanted
+        target = math.nan
+    if not 0 < target <= 1:
+        raise InputError(f"--suggest is {text!r}; it must be a share of images above 0 and at most 1, for example 0.9")
+    return target
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The explorer: a pipeline and its latents in a page, live. torch only, never JAX."""
+"""The explorer: a page that shows which latents fire, and steers images. Imports torch, never JAX."""

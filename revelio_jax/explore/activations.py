@@ -1,6 +1,7 @@
-"""Which latents fire where: on the tokens of a prompt, or on a picture at each timestep."""
+"""Active latents: which latents fire on the tokens of a prompt, or in an image at each timestep."""
 
 import dataclasses
+import typing
 
 import numpy as np
 import torch
@@ -8,16 +9,31 @@ import torch
 from revelio_jax.pipelines.tokens import PADDING
 from revelio_jax.steering.sae import Sae
 
-ROWS = 1024  # encoded at a time: a matrix of all positions and latents may not fit in memory
+ROWS = 1024  # rows encoded at once; the matrix of all positions and latents may not fit in memory
+
+
+class LatentSummary(typing.TypedDict):
+    """A latent that fires: its largest ``value``, the ``step`` and ``position`` of it, and where it fires.
+
+    ``empty`` is its largest value on the empty prompt. ``share`` is the share of positions on which it fires.
+    """
+
+    latent: int
+    value: float
+    empty: float
+    step: int
+    position: int
+    share: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ActiveLatents:
-    """What is above 0 of the latents [steps, positions, F] of one prompt or picture, sorted by latent.
+    """The values above 0 of latents [steps, positions, F] of one prompt or image, sorted by latent.
 
-    ``timesteps`` are those of a denoiser, () for a text encoder, which runs once. ``tokens`` and ``kinds``
-    are of the positions where they are tokens, ``grid`` their height and width where they are a map; both
-    None: a stream that is neither. ``empty`` [F] is the largest value of each latent on the empty prompt.
+    Value i is of latent ``latent[i]`` at ``step[i]`` and ``position[i]``; ``shape`` is (steps, positions).
+    ``timesteps`` are those of a denoiser, () for a text encoder, which runs once. If the positions are tokens,
+    ``tokens`` and ``kinds`` describe them. If they are an image map, ``grid`` is its height and width. ``empty`` [F]
+    is the largest value of each latent on the empty prompt.
     """
 
     latent: np.ndarray
@@ -32,17 +48,16 @@ class ActiveLatents:
     empty: np.ndarray
 
     def map(self, latent: int) -> np.ndarray:
-        """The values of a latent, float32 [steps, positions]."""
+        """Return the values of a latent, float32 [steps, positions]."""
         values = np.zeros(self.shape, np.float32)
-        here = slice(*np.searchsorted(self.latent, [latent, latent + 1]))
-        values[self.step[here], self.position[here]] = self.value[here]
+        entries = slice(*np.searchsorted(self.latent, [latent, latent + 1]))
+        values[self.step[entries], self.position[entries]] = self.value[entries]
         return values
 
-    def strongest(self, top: int, position: int | None = None) -> list[dict[str, float]]:
-        """The ``top`` latents by their largest value beyond that on the empty prompt.
+    def strongest(self, top: int, position: int | None = None) -> list[LatentSummary]:
+        """Return the ``top`` latents by their largest value minus the largest on the empty prompt.
 
-        Of one position where it is given; else of all but padding. Rows are {latent, value, empty, step,
-        position}, where that value is, and ``share`` of the positions on which it fires at some step.
+        By default all positions count except padding; with ``position`` only that one.
         """
         counts = np.ones(len(self.latent), bool)
         if position is not None:
@@ -52,27 +67,24 @@ class ActiveLatents:
         latent, value = self.latent[counts], self.value[counts]
         step, position = self.step[counts], self.position[counts]
         order = np.lexsort((-value, latent))
-        first = order[np.unique(latent[order], return_index=True)[1]]  # a latent's largest value
-        more = value[first] - self.empty[latent[first]]
-        first = first[np.argsort(-more, kind="stable")][:top]
-        rows = []
-        for at in first.tolist():
-            here = latent == latent[at]
-            rows.append(
-                {
-                    "latent": int(latent[at]),
-                    "value": float(value[at]),
-                    "empty": float(self.empty[latent[at]]),
-                    "step": int(step[at]),
-                    "position": int(position[at]),
-                    "share": len(np.unique(position[here])) / self.shape[1],
-                }
-            )
-        return rows
+        largest = order[np.unique(latent[order], return_index=True)[1]]  # the largest value of each latent
+        excess = value[largest] - self.empty[latent[largest]]
+        largest = largest[np.argsort(-excess, kind="stable")][:top]
+        return [
+            {
+                "latent": int(latent[i]),
+                "value": float(value[i]),
+                "empty": float(self.empty[latent[i]]),
+                "step": int(step[i]),
+                "position": int(position[i]),
+                "share": len(np.unique(position[latent == latent[i]])) / self.shape[1],
+            }
+            for i in largest.tolist()
+        ]
 
 
 @torch.inference_mode()
-def fired(
+def find_active(
     sae: Sae,
     activations: list[torch.Tensor],
     *,
@@ -82,16 +94,16 @@ def fired(
     grid: tuple[int, int] | None = None,
     empty: np.ndarray | None = None,
 ) -> ActiveLatents:
-    """Encode activations [positions, D], one of each step."""
-    found: list[tuple[np.ndarray, ...]] = []
+    """Encode activations [positions, D] of each step; the other arguments are fields of the result."""
+    parts: list[tuple[np.ndarray, ...]] = []
     for step, x_PD in enumerate(activations):
         for start in range(0, len(x_PD), ROWS):
             codes_PF = sae.codes(x_PD[start : start + ROWS].to(sae.W_dec_FD.device))
             position, latent = codes_PF.nonzero(as_tuple=True)
             value = codes_PF[position, latent].cpu().numpy()
             position, latent = position.cpu().numpy() + start, latent.cpu().numpy()
-            found.append((latent, np.full(len(latent), step), position, value))
-    latent, step, position, value = (np.concatenate(column) for column in zip(*found, strict=True))
+            parts.append((latent, np.full(len(latent), step), position, value))
+    latent, step, position, value = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(latent, kind="stable")
     return ActiveLatents(
         latent[order].astype(np.int32),
@@ -108,7 +120,10 @@ def fired(
 
 
 def grid_of(positions: int, height: int, width: int) -> tuple[int, int] | None:
-    """Height and width of a site's positions over latents of height x width; None where they are no map."""
+    """Return height and width of the map that a hook point's positions form, or None if they are not a map.
+
+    ``height`` and ``width`` are those of the diffusion latents; the map is smaller by a power of 2.
+    """
     factor, grid = 1, (0, 0)
     while grid != (1, 1):
         grid = -(-height // factor), -(-width // factor)

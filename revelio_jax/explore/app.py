@@ -1,4 +1,4 @@
-"""The page: which use of which field is answered by which handler, and in which turn."""
+"""The page: which event of which field runs which handler, and in which queue."""
 
 import functools
 import pathlib
@@ -10,60 +10,68 @@ from revelio_jax.explore.catalog import Catalog
 from revelio_jax.explore.fields import lay_out
 from revelio_jax.explore.handlers import Handlers
 
-WAITING = 32  # that may wait for their turn, over all who use the page
+MAX_WAITING = 32  # events in the queue, over all users of the page
 
 
-def build(live: Backend, known: Catalog, report: pathlib.Path, examples: list[str]) -> gr.Blocks:
-    """The page of a pipeline; ``report`` is where its report is, once it is made, ``examples`` prompts."""
-    title = f"{live.site} of {live.config.model.id}: explorer"
+def build(backend: Backend, catalog: Catalog, report: pathlib.Path, examples: list[str]) -> gr.Blocks:
+    """Return the page. ``report`` is the folder of the report, which need not exist; ``examples`` are prompts."""
+    title = f"{backend.site} of {backend.config.model.id}: explorer"
     with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(600, 3600)) as page:
-        fields = lay_out(live, report, examples)
-        _wire(page, Handlers(live, known, report, examples, fields))
-    return page.queue(max_size=WAITING, api_open=False)
+        fields = lay_out(backend, report, examples)
+        _connect(page, Handlers(backend, catalog, report, examples, fields))
+    return page.queue(max_size=MAX_WAITING, api_open=False)
 
 
-def _wire(page: gr.Blocks, on: Handlers) -> None:
-    fields = on.fields
-    # Pictures are made one at a time; of changes that come meanwhile only the last is drawn.
-    turn = {
+def _connect(page: gr.Blocks, handlers: Handlers) -> None:
+    fields = handlers.fields
+    # One image is sampled at a time; of the changes that arrive meanwhile only the last one is drawn.
+    one_image = {
         "concurrency_limit": 1,
-        "concurrency_id": "pictures",
+        "concurrency_id": "images",
         "show_progress": "minimal",
         "show_progress_on": fields.status,
     }
-    last = {"trigger_mode": "always_last"}
-    reads = last | {"concurrency_limit": 1, "concurrency_id": "reads", "show_progress": "hidden"}
-    quick = {"show_progress": "hidden"}
+    last_only = {"trigger_mode": "always_last"}
+    lookup = last_only | {"concurrency_limit": 1, "concurrency_id": "lookups", "show_progress": "hidden"}
+    quiet = {"show_progress": "hidden"}
 
-    asked = [fields.seen, fields.chosen, *on.asks]
-    draw = {"fn": on.draw, "inputs": asked, "outputs": on.made, **turn}
-    change = {"fn": on.change, "inputs": [fields.at_once, *asked], "outputs": on.made, **turn}
-    follow = {"fn": on.follow, "inputs": [fields.said, fields.at_once, *asked], "outputs": on.made, **turn}
+    inputs, outputs = [fields.drawn, fields.latent, *handlers.request_fields], handlers.image_fields
+    draw = {"fn": handlers.draw, "inputs": inputs, "outputs": outputs, **one_image}
+    redraw = {"fn": handlers.redraw, "inputs": [fields.auto_draw, *inputs], "outputs": outputs, **one_image}
+    after_change = {
+        "fn": handlers.redraw_unless_failed,
+        "inputs": [fields.message, fields.auto_draw, *inputs],
+        "outputs": outputs,
+        **one_image,
+    }
     typed = (fields.prompt, fields.seed, fields.steps, fields.guidance)
-    gr.on([fields.draw.click, *(field.submit for field in typed)], **draw, **last)
+    gr.on([fields.draw.click, *(field.submit for field in typed)], **draw, **last_only)
     changed = (*(row.slider for row in fields.rows), fields.rule, fields.mask)
-    gr.on([*(field.input for field in changed), *fields.where.changes], **change, **last)
-    fields.stop.click(on.stop, None, None, queue=False, **quick)
-    fields.examples.select(on.example, None, fields.prompt, **quick).then(**draw)
+    gr.on([*(field.input for field in changed), *fields.region.changes], **redraw, **last_only)
+    fields.stop.click(handlers.stop, None, None, queue=False, **quiet)
+    fields.examples.select(handlers.use_example, None, fields.prompt, **quiet).then(**draw)
 
-    opened = [fields.seen, fields.chosen]
-    for listed in (fields.tokens, fields.firing, fields.results, fields.card):
-        listed.select(on.select, opened, on.opens, **reads)
-    page.load(on.load, None, on.opens, **reads)
-    found = [fields.said, fields.results]
-    gr.on([fields.query.submit, fields.find.click], on.search, [fields.query, fields.chosen], found, **reads)
+    shown = [fields.drawn, fields.latent]
+    for part in (fields.tokens, fields.active, fields.results, fields.card):
+        part.select(handlers.select, shown, handlers.latent_fields, **lookup)
+    page.load(handlers.open_address, None, handlers.latent_fields, **lookup)
+    found = [fields.message, fields.results]
+    gr.on([fields.query.submit, fields.search.click], handlers.search, [fields.query, fields.latent], found, **lookup)
 
-    steered = [fields.steered, *on.held]
-    fields.take.click(on.take, [fields.chosen, *steered], on.of_rows, **quick).then(**follow)
+    steered = [fields.concepts, *handlers.strength_fields]
+    rows = handlers.row_fields
+    fields.steer.click(handlers.steer_latent, [fields.latent, *steered], rows, **quiet).then(**after_change)
     added = [fields.add.click, fields.concept.submit]
-    gr.on(added, on.add, [fields.concept, *steered], on.of_rows, **quick).then(**follow)
+    gr.on(added, handlers.add_concept, [fields.concept, *steered], rows, **quiet).then(**after_change)
     for i, row in enumerate(fields.rows):
-        removed = functools.partial(on.remove, i)
-        row.remove.click(removed, steered, on.of_rows, **quick).then(**change)
-        how = functools.partial(on.mode, i)
-        row.mode.input(how, [fields.steered, row.mode], [row.line, row.slider, row.mode], **quick).then(**change)
+        remove = functools.partial(handlers.remove, i)
+        row.remove.click(remove, steered, rows, **quiet).then(**redraw)
+        set_mode = functools.partial(handlers.set_mode, i)
+        mode_outputs = [row.line, row.slider, row.mode]
+        row.mode.input(set_mode, [fields.concepts, row.mode], mode_outputs, **quiet).then(**redraw)
 
-    strip = [fields.strengths, fields.vary]
-    fields.compare.click(on.compare, [*strip, *on.asks], [fields.said, fields.strip], **turn)
-    placed = [fields.said, *(row.slider for row in fields.rows)]
-    fields.strip.select(on.place, strip, placed, **quick).then(**change)
+    strip = [fields.strengths, fields.varied]
+    compared = [fields.message, fields.strip]
+    fields.compare.click(handlers.compare, [*strip, *handlers.request_fields], compared, **one_image)
+    sliders = [fields.message, *(row.slider for row in fields.rows)]
+    fields.strip.select(handlers.use_strength, strip, sliders, **quiet).then(**redraw)

@@ -1,6 +1,6 @@
-"""The pipeline and its autoencoder behind the page: what fires, and pictures, plain and steered.
+"""The pipeline and its SAE behind the page: active latents, and images with and without steering.
 
-One picture is made at a time, whoever asks; what was made is kept, as long as there is room.
+One image is sampled at a time, for all users together. Images are cached up to a limit.
 """
 
 import collections
@@ -15,44 +15,48 @@ import torch
 
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
-from revelio_jax.explore.activations import ActiveLatents, fired, grid_of
+from revelio_jax.explore.activations import ActiveLatents, find_active, grid_of
 from revelio_jax.explore.requests import SamplingRequest, SteeringRequest, mask_of
-from revelio_jax.pipelines import denoiser, hook_points, loading, recorder, tokens
-from revelio_jax.pipelines.families import family_of
-from revelio_jax.pipelines.loading import PipelineSource
-from revelio_jax.pipelines.sampling import arguments, sample
-from revelio_jax.pipelines.whole import load_pipeline
+from revelio_jax.pipelines import denoiser, hook_points, loading, recorder, source, tokens
+from revelio_jax.pipelines.families import FAMILIES, family_of
+from revelio_jax.pipelines.families.base import LONGEST_PROMPT
+from revelio_jax.pipelines.loading import load_pipeline
+from revelio_jax.pipelines.sampling import sample
+from revelio_jax.pipelines.source import PipelineSource
 from revelio_jax.steering import Attachment, Steerer
+from revelio_jax.steering.compatibility import same_model
 from revelio_jax.steering.concept import hidden_states, is_masked, tokenizer_of
 from revelio_jax.steering.learned_concepts import LearnedConcept, saved_concepts
 
-FAMILIES = ("sd", "sdxl", "flux")
-KEPT_BYTES = 512 * 2**20  # of pictures
-KEPT_FIRED = 4  # of prompts and pictures: at the size of Stable Diffusion 100 MB each
+EXPLORED = tuple(family.name for family in FAMILIES if family.takes_prompts and not family.is_standalone)
+IMAGE_CACHE_BYTES = 512 * 2**20
+ACTIVE_CACHE_SIZE = 4  # prompts or images; about 100 MB each for Stable Diffusion
 
 OnStep = Callable[[int, int], None]
-"""Told of the steps that are done, and of how many there are; what it raises ends the picture."""
+"""A callback for finished steps and the number of steps; an exception that it raises ends the sampling."""
 Key = typing.Hashable
 
 
 class BoundedCache:
-    """What was made last, by its key, as many as ``room`` is for; ``size`` says how much one takes."""
+    """A cache that drops its oldest items if the sum of their sizes exceeds ``limit``; the newest always stays."""
 
-    def __init__(self, room: int, size: Callable[[typing.Any], int]):
-        self._room, self._size = room, size
-        self._kept: collections.OrderedDict[Key, typing.Any] = collections.OrderedDict()
+    def __init__(self, limit: int, size: Callable[[typing.Any], int]):
+        self._limit, self._size = limit, size
+        self._items: collections.OrderedDict[Key, typing.Any] = collections.OrderedDict()
 
     def get(self, key: Key) -> typing.Any:
-        return self._kept.get(key)
+        """Return an item, or None if it is not in the cache."""
+        return self._items.get(key)
 
-    def put(self, key: Key, made: typing.Any) -> None:
-        self._kept[key] = made
-        while len(self._kept) > 1 and sum(map(self._size, self._kept.values())) > self._room:
-            self._kept.popitem(last=False)
+    def put(self, key: Key, item: typing.Any) -> None:
+        """Add an item, and drop the oldest ones if there is no room."""
+        self._items[key] = item
+        while len(self._items) > 1 and sum(map(self._size, self._items.values())) > self._limit:
+            self._items.popitem(last=False)
 
 
 class Backend:
-    """See the module. Its methods may be called from several threads; they raise InputError."""
+    """A pipeline, its SAE and caches. Methods may be called from several threads; they raise InputError."""
 
     def __init__(
         self,
@@ -65,87 +69,82 @@ class Backend:
     ):
         self.config, self.source, self.sae = config, source, sae
         self.pipe, self.steerer, self.learned = pipe, steerer, learned
-        self.family, self.site = hook_points.family(pipe), steerer.site
-        self.hooked = hook_points.resolve_joined(pipe, self.site)
+        self.family, self.site = family_of(pipe), steerer.site
+        self.points = hook_points.resolve_joined(pipe, self.site)
         self.in_denoiser = hook_points.is_denoiser_site(self.site)
         self.sees_text = not self.in_denoiser or self.site.endswith(".text")
-        self._turn = threading.Lock()
-        self._pictures = BoundedCache(KEPT_BYTES, lambda picture: picture.nbytes)
-        self._fired = BoundedCache(KEPT_FIRED, lambda _: 1)
-
-    # What the page offers
+        self._lock = threading.Lock()  # one image at a time
+        self._images = BoundedCache(IMAGE_CACHE_BYTES, lambda image: image.nbytes)
+        self._active = BoundedCache(ACTIVE_CACHE_SIZE, lambda _: 1)
 
     @property
     def n_latents(self) -> int:
+        """Return the dictionary size of the SAE."""
         return self.steerer.sae.n_latents
 
     @property
     def takes_pooled(self) -> bool:
-        """Whether a pooled vector stands beside the site, which may be steered or left."""
-        vector = family_of(self.pipe).pooled
-        if vector is None or self.in_denoiser:
+        """Return whether the pipeline has a pooled vector that steering can change or leave."""
+        pooled = self.family.pooled
+        if pooled is None or self.in_denoiser:
             return False
-        return not (vector.is_all and any(point.component == vector.component for point in self.hooked))
+        is_own_encoder = any(point.component == pooled.component for point in self.points)
+        return not (pooled.is_all and is_own_encoder)  # there the pooled vector is all that steering changes
 
     @property
     def positions(self) -> int:
-        """Tokens of a prompt at the site, padding among them."""
-        return self._limit("text_encoder_2" if self.in_denoiser else self.hooked[0].component)
+        """Return the tokens of a prompt at the hook point, padding included."""
+        return self._token_limit(self._position_encoder)
 
-    # What is asked of it
+    # Requests
 
-    def check_prompt(self, prompt: str, what: str = "prompt") -> None:
-        """Raises InputError where a prompt has more tokens than the model takes: they would be cut off."""
-        for component in self._readers():
-            limit = self._limit(component)
+    def check_prompt(self, prompt: str, field: str = "prompt") -> None:
+        """Raise InputError if a prompt has more tokens than the model reads; the rest would be cut off."""
+        for component in self._limiting_encoders():
+            limit = self._token_limit(component)
             count = len(tokenizer_of(self.pipe, component)(prompt, truncation=False).input_ids)
             if count > limit:
-                raise InputError(
-                    f"the {what} has {count} tokens, marks of start and end among them; this model takes "
-                    f"{limit} at most: shorten it"
-                )
+                raise InputError(f"the {field} has {count} tokens; this model reads at most {limit}; shorten it")
 
-    def fires(self, sampling: SamplingRequest, on_step: OnStep | None = None) -> ActiveLatents:
-        """Which latents fire on the prompt; at a denoiser while the picture is made, which it then is."""
-        self.check_prompt(sampling.prompt)
-        key = sampling if self.in_denoiser else sampling.prompt
-        if (found := self._fired.get(key)) is None:
-            with self._turn:
-                made = self._plain(sampling, on_step)[1] if self.in_denoiser else self._read(sampling.prompt)
-                found = self._fired.get(key) or made
-                self._fired.put(key, found)
-        return found
+    def find_active(self, request: SamplingRequest, on_step: OnStep | None = None) -> ActiveLatents:
+        """Return the latents that fire on the prompt, or in the image if the hook point is in the denoiser."""
+        self.check_prompt(request.prompt)
+        key = request if self.in_denoiser else request.prompt
+        if (active := self._active.get(key)) is None:
+            with self._lock:
+                new = self._sample_plain(request, on_step)[1] if self.in_denoiser else self._encode(request.prompt)
+                active = self._active.get(key) or new
+                self._active.put(key, active)
+        return active
 
-    def plain(self, sampling: SamplingRequest, on_step: OnStep | None = None) -> np.ndarray:
-        """The picture without steering, uint8 [height, width, 3]."""
-        self.check_prompt(sampling.prompt)
-        if (picture := self._pictures.get(sampling)) is None:
-            with self._turn:
-                picture = self._plain(sampling, on_step)[0]
-        return picture
+    def plain(self, request: SamplingRequest, on_step: OnStep | None = None) -> np.ndarray:
+        """Return the image without steering, uint8 [height, width, 3]."""
+        self.check_prompt(request.prompt)
+        if (image := self._images.get(request)) is None:
+            with self._lock:
+                image = self._sample_plain(request, on_step)[0]
+        return image
 
-    def steered(
-        self, sampling: SamplingRequest, steering: SteeringRequest, on_step: OnStep | None = None
-    ) -> np.ndarray:
-        """The picture with steering, from the same seed."""
-        self.check_prompt(sampling.prompt)
+    def steered(self, request: SamplingRequest, steering: SteeringRequest, on_step: OnStep | None = None) -> np.ndarray:
+        """Return the image with steering, from the same seed, uint8 [height, width, 3]."""
+        self.check_prompt(request.prompt)
         for concept, _ in steering.concepts:
             if isinstance(concept, str):
                 self.check_prompt(concept, "concept")
-        key = sampling, steering
-        if (picture := self._pictures.get(key)) is None:
-            with self._turn, self.attach(steering):
-                picture = self._sample(sampling, on_step)
-            self._pictures.put(key, picture)
-        return picture
+        key = request, steering
+        if (image := self._images.get(key)) is None:
+            with self._lock, self.attach(steering):
+                image = self._sample(request, on_step)
+            self._images.put(key, image)
+        return image
 
     def attach(self, steering: SteeringRequest) -> Attachment:
-        """What is asked for as :meth:`Steerer.attach` takes it."""
+        """Attach the steering of a request to the pipeline."""
         positions: str | torch.Tensor = "all"
         if isinstance(steering.positions, str):
             positions = steering.positions
         elif steering.positions[-1] >= self.positions:
-            raise InputError(f"positions has {steering.positions[-1]}; a prompt has the tokens 0-{self.positions - 1}")
+            raise InputError(f"tokens has {steering.positions[-1]}; a prompt has tokens 0-{self.positions - 1}")
         else:
             positions = torch.zeros(self.positions, dtype=torch.bool)
             positions[list(steering.positions)] = True
@@ -163,132 +162,147 @@ class Backend:
         )
 
     def latents_for(self, text: str, top: int) -> list[dict[str, typing.Any]]:
-        """See :meth:`Steerer.latents_for`."""
+        """Return the latents that a text uses most, see :meth:`Steerer.latents_for`."""
         self.check_prompt(text, "text")
-        with self._turn:
+        with self._lock:
             return self.steerer.latents_for(self.pipe, text, top)
 
-    def call(self, sampling: SamplingRequest) -> dict[str, typing.Any]:
-        """Arguments of the pipeline's call for one picture that its family needs."""
-        given = arguments(self.pipe, sampling.guidance, 1)
-        return {name: value[0] if isinstance(value, list) else value for name, value in given.items()}
+    def call_arguments(self, request: SamplingRequest) -> dict[str, typing.Any]:
+        """Return the guidance arguments of the pipeline's call for one image."""
+        call = self.family.call_arguments(self.pipe, [request.prompt], request.guidance)
+        del call["prompt"]
+        return {name: value[0] if isinstance(value, list) else value for name, value in call.items()}
 
-    # Inside; in these a thread has its turn
+    # Helpers; callers of those that run the pipeline hold the lock
 
-    def _readers(self) -> list[str]:
-        """The text encoders that a prompt has to fit in. FLUX's CLIP cuts every long one."""
-        readers = hook_points.TEXT_ENCODERS[self.family].values()
-        needed = {site.component for site in self.hooked} | {"text_encoder_2"}
-        return [reader for reader in readers if self.family != "flux" or reader in needed]
+    @property
+    def _position_encoder(self) -> str:
+        """Return the text encoder whose tokens are the positions of the hook point."""
+        if not self.in_denoiser:
+            return self.points[0].component
+        return self.family.text_encoders[self.family.position_text_encoder]
 
-    def _limit(self, component: str) -> int:
-        return min(denoiser.T5_TOKENS, tokenizer_of(self.pipe, component).model_max_length)
+    def _limiting_encoders(self) -> list[str]:
+        """Return the text encoders that must read the whole prompt.
 
-    def _sample(self, sampling: SamplingRequest, on_step: OnStep | None) -> np.ndarray:
+        An encoder that gives only the pooled vector cuts every long prompt, and counts only if it has the hook point.
+        """
+        pooled, points = self.family.pooled, {point.component for point in self.points}
+        exempt = {pooled.component} - points if pooled and pooled.is_all else set()
+        return [encoder for encoder in self.family.text_encoders.values() if encoder not in exempt]
+
+    def _token_limit(self, component: str) -> int:
+        return min(LONGEST_PROMPT, tokenizer_of(self.pipe, component).model_max_length)
+
+    def _sample(self, request: SamplingRequest, on_step: OnStep | None) -> np.ndarray:
         done = 0
 
         def step() -> None:
             nonlocal done
             done += 1
             if on_step:
-                on_step(done, sampling.steps)
+                on_step(done, request.steps)
 
-        (picture,) = sample(
+        (image,) = sample(
             self.pipe,
-            [sampling.prompt],
-            [sampling.seed],
-            steps=sampling.steps,
-            guidance=sampling.guidance,
-            height=sampling.height,
-            width=sampling.width,
+            [request.prompt],
+            [request.seed],
+            steps=request.steps,
+            guidance=request.guidance,
+            height=request.height,
+            width=request.width,
             batch_size=1,
             on_step=step,
         )
-        return picture
+        return image
 
-    def _plain(self, sampling: SamplingRequest, on_step: OnStep | None) -> tuple[np.ndarray, ActiveLatents | None]:
-        """The picture, and what fired in its making where that is in the denoiser."""
-        picture, found = self._pictures.get(sampling), self._fired.get(sampling)
-        if picture is not None and (found or not self.in_denoiser):
-            return picture, found
+    def _sample_plain(
+        self, request: SamplingRequest, on_step: OnStep | None
+    ) -> tuple[np.ndarray, ActiveLatents | None]:
+        """Return the image without steering, and the latents that fire in it if the hook point is in the denoiser."""
+        image, active = self._images.get(request), self._active.get(request)
+        if image is not None and (active or not self.in_denoiser):
+            return image, active
         if self.in_denoiser:
-            picture, found = self._recorded(sampling, on_step)
-            self._fired.put(sampling, found)
+            image, active = self._record(request, on_step)
+            self._active.put(request, active)
         else:
-            picture = self._sample(sampling, on_step)
-        self._pictures.put(sampling, picture)
-        return picture, found
+            image = self._sample(request, on_step)
+        self._images.put(request, image)
+        return image, active
 
-    def _recorded(self, sampling: SamplingRequest, on_step: OnStep | None) -> tuple[np.ndarray, ActiveLatents]:
+    def _record(self, request: SamplingRequest, on_step: OnStep | None) -> tuple[np.ndarray, ActiveLatents]:
+        """Sample an image and encode the denoiser's activations of every step."""
         extract = dataclasses.replace(
             self.config.extract,
-            steps=sampling.steps,
-            height=sampling.height,
-            width=sampling.width,
+            steps=request.steps,
+            height=request.height,
+            width=request.width,
             value=self.steerer.sae.metadata.get("value", "output"),
             pool="none",
             dtype="float32",
         )
-        model = getattr(self.pipe, hook_points.DENOISERS[self.family])
+        model = getattr(self.pipe, self.family.denoiser)
         latent = denoiser.latent_shape(self.source, model, extract)
         schedule = denoiser.schedule(self.source, dataclasses.replace(self.config, extract=extract), latent)
-        with recorder.recorded(self.pipe, list(self.hooked), schedule, 1, extract, stop=False) as found:
-            picture = self._sample(sampling, on_step)
+        with recorder.recorded(self.pipe, list(self.points), schedule, 1, extract, stop=False) as recording:
+            image = self._sample(request, on_step)
         activations = [
-            torch.cat([of_sites[site.name][0] for site in self.hooked], dim=-1) for of_sites in found.values()
+            torch.cat([by_site[point.name][0] for point in self.points], dim=-1) for by_site in recording.values()
         ]
-        shown: dict[str, typing.Any] = {"grid": grid_of(len(activations[0]), *latent[1:])}
+        layout: dict[str, typing.Any] = {"grid": grid_of(len(activations[0]), *latent[1:])}
         if self.sees_text:
-            shown = self._tokens("text_encoder_2", sampling.prompt)
-        return picture, fired(self.steerer.placed(self.pipe), activations, timesteps=tuple(found), **shown)
-
-    def _read(self, prompt: str) -> ActiveLatents:
-        of_prompt, of_empty = hidden_states(self.pipe, self.site, [prompt, ""])
+            layout = self._tokens(self._position_encoder, request.prompt)
         sae = self.steerer.placed(self.pipe)
-        empty = sae.codes(of_empty).amax(0).cpu().numpy()
-        return fired(sae, [of_prompt], empty=empty, **self._tokens(self.hooked[0].component, prompt))
+        return image, find_active(sae, activations, timesteps=tuple(recording), **layout)
+
+    def _encode(self, prompt: str) -> ActiveLatents:
+        """Encode the text encoder's activations of a prompt and of the empty prompt."""
+        prompt_TD, empty_TD = hidden_states(self.pipe, self.site, [prompt, ""])
+        sae = self.steerer.placed(self.pipe)
+        empty_F = sae.codes(empty_TD).amax(0).cpu().numpy()
+        return find_active(sae, [prompt_TD], empty=empty_F, **self._tokens(self.points[0].component, prompt))
 
     def _tokens(self, component: str, prompt: str) -> dict[str, typing.Any]:
-        """The tokens of a prompt as the tokenizer spells them, and what they are."""
+        """Return the tokens of a prompt and their kinds, as arguments of ``find_active``."""
         tokenizer = tokenizer_of(self.pipe, component)
-        got = tokenizer(
+        batch = tokenizer(
             [prompt],
             padding="max_length",
-            max_length=self._limit(component),
+            max_length=self._token_limit(component),
             truncation=True,
             return_tensors="np",
         )
-        mask = got.attention_mask if is_masked(getattr(self.pipe, component)) else None
-        (kinds,) = tokens.kinds(got.input_ids, tokenizer, mask)
-        return {"tokens": tuple(tokenizer.convert_ids_to_tokens(got.input_ids[0].tolist())), "kinds": kinds}
+        mask = batch.attention_mask if is_masked(getattr(self.pipe, component)) else None
+        (kinds,) = tokens.kinds(batch.input_ids, tokenizer, mask)
+        return {"tokens": tuple(tokenizer.convert_ids_to_tokens(batch.input_ids[0].tolist())), "kinds": kinds}
 
 
-def load(config: Config, sae: str) -> Backend:
-    """Load what the config names; the SAE first, since it is small. Raises InputError."""
-    if config.model.family not in FAMILIES:
-        raise InputError(f"config.model.family is {config.model.family!r}; the explorer samples {', '.join(FAMILIES)}")
+def load(config: Config, sae: str | None) -> Backend:
+    """Load the pipeline and the SAE of a config; ``sae`` is a folder or hub id, by default the run's export.
+
+    The SAE is read and checked before the pipeline, which is large. Raises InputError if the two do not fit.
+    """
+    if config.model.family not in EXPLORED:
+        raise InputError(
+            f"config.model.family is {config.model.family!r}; the explorer needs one of {', '.join(EXPLORED)}"
+        )
     if not (sae or config.run):
-        raise InputError("config.run is empty; it names the run whose export is explored, or --sae does")
+        raise InputError("config.run is missing; it must be the folder of a run with an export, or use --sae")
     sae = sae or str(pathlib.Path(config.run, "export"))
     steerer = Steerer.from_pretrained(sae)
-    facts = steerer.sae.metadata
-    trained_on = facts.get("model_id")
-    if trained_on and trained_on != config.model.id:
+    trained_on = steerer.sae.metadata.get("model_id")
+    if trained_on and not same_model(trained_on, config.model.id):
         raise InputError(f"config.model.id is {config.model.id!r}; the SAE was trained on {trained_on!r}")
-    denoiser.quiet()
-    source = loading.find(config.model.id, config.model.revision, config.model.family)
-    skeleton = denoiser.skeleton(source)
-    steer = config.steer
-    size = dataclasses.replace(config.extract, height=steer.height, width=steer.width)
-    try:
-        denoiser.latent_shape(source, getattr(skeleton, hook_points.DENOISERS[source.family]), size)
-    except InputError as error:
-        raise InputError(str(error).replace("config.extract", "config.steer")) from error
-    width = sum(site.d for site in hook_points.resolve_joined(skeleton, steerer.site))
+    loading.quiet()
+    origin = source.find(config.model.id, config.model.revision, config.model.family)
+    skeleton = denoiser.skeleton(origin)
+    denoiser.latent_shape(origin, getattr(skeleton, origin.layout.denoiser), config.steer, "steer")
+    width = sum(point.d for point in hook_points.resolve_joined(skeleton, steerer.site))
     if width != steerer.sae.d:
         raise InputError(
-            f"the SAE is for another model: its width is {steerer.sae.d}, {steerer.site} of "
-            f"{config.model.id!r} has {width}"
+            f"the SAE is for another model: its width is {steerer.sae.d}, but {steerer.site} of "
+            f"{config.model.id!r} has width {width}"
         )
     learned = saved_concepts(config.run) if config.run else {}
-    return Backend(config, source, load_pipeline(config.model), sae, steerer, learned)
+    return Backend(config, origin, load_pipeline(config.model), sae, steerer, learned)

@@ -1,4 +1,4 @@
-"""What is known of the latents: words, tags and samples that interpreting kept, to be searched and shown."""
+"""The catalog of latents: words, tags and samples from ``revelio interpret``, to search and to show."""
 
 import dataclasses
 import hashlib
@@ -20,19 +20,20 @@ from revelio_jax.store import Store, open_store
 
 Row = dict[str, typing.Any]
 STARTS = ("<|startoftext|>", "<s>", "[CLS]")
-MOSTLY = 0.6  # share of the strongest samples from which on a class names a latent
+MIN_PURITY = 0.6  # a class names a latent from this share of its strongest samples on
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Catalog:
-    """What :class:`revelio_jax.interpret.latents.results.Results` and its tags say, by latent.
+    """Words, tags and samples of every latent.
 
-    ``missing`` says in one line why nothing is known; "" where all is well, and ``found`` is there. ``texts``
-    is all that is said of each latent in words, ``frequency`` [F] the share of the rows on which it fires.
+    If nothing is known, ``missing`` says why in one line and ``results`` is None; otherwise ``missing`` is "".
+    ``texts`` has all words of each latent, to search in. ``frequency`` [F] is the share of rows on which it fires.
+    ``store`` is None if the activation store is gone.
     """
 
     missing: str
-    found: Results | None = None
+    results: Results | None = None
     tags: dict[int, list[Row]] = dataclasses.field(default_factory=dict)
     texts: tuple[str, ...] = ()
     frequency: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
@@ -40,123 +41,126 @@ class Catalog:
 
     @property
     def labels(self) -> list[str]:
-        """Columns whose purity was measured."""
-        return list(self.found.facts.get("labels", [])) if self.found else []
+        """Return the label columns whose purity was measured."""
+        return list(self.results.facts.get("labels", [])) if self.results else []
 
     def row(self, latent: int) -> Row:
-        """Its row of ``latents``; {} where nothing is known."""
-        return self.found.latents.slice(latent, 1).to_pylist()[0] if self.found else {}
+        """Return a latent's row of ``Results.latents``; {} if nothing is known."""
+        return self.results.latents.slice(latent, 1).to_pylist()[0] if self.results else {}
 
     def name(self, latent: int) -> str:
-        """A latent in a few words: its best tag, else the words it is strongest at, else its classes."""
+        """Return a short name: the best tag, otherwise the strongest words, otherwise the classes."""
         if tags := self.tags.get(latent):
             return tags[0]["label"]
-        return marks(self.row(latent).get("words") or "").strip() or ", ".join(self.classes(latent))
+        return name_marks(self.row(latent).get("words") or "").strip() or ", ".join(self.classes(latent))
 
     def classes(self, latent: int) -> list[str]:
-        """Those that most of its strongest samples are of, the purest first."""
+        """Return the classes that most of its strongest samples belong to, the purest first."""
         row = self.row(latent)
-        shares = [(row.get(f"{label}.purity") or 0.0, row.get(f"{label}.majority")) for label in self.labels]
-        return [majority for share, majority in sorted(shares, key=lambda pair: -pair[0]) if share >= MOSTLY]
+        pairs = [(row.get(f"{label}.purity") or 0.0, row.get(f"{label}.majority")) for label in self.labels]
+        return [majority for purity, majority in sorted(pairs, key=lambda pair: -pair[0]) if purity >= MIN_PURITY]
 
     def highest(self, latent: int) -> float | None:
-        """Its largest value, where that is known and above 0."""
+        """Return the largest value of a latent; None if it is not known or not above 0."""
         value = self.row(latent).get("max")
         return float(value) if value and math.isfinite(value) and value > 0 else None
 
-    def search(self, typed: str, most: int) -> list[tuple[int, str]]:
-        """Latents whose tags, words or labels hold every word that was typed, with what holds it.
+    def search(self, query: str, top: int) -> list[tuple[int, str]]:
+        """Return latents whose tags, words or labels contain every word of the query, with the text that does.
 
-        A whole word goes before the start of one, that before any part; then the more frequent.
+        Whole words come first, then starts of words, then other parts; among equals the most frequent latent.
         """
-        wanted = typed.casefold().split()
+        words = query.casefold().split()
         ranked = []
-        for latent, held in enumerate(self.texts):
-            if all(word in held for word in wanted):
-                worst = max(_place(word, held) for word in wanted)
+        for latent, text in enumerate(self.texts):
+            if all(word in text for word in words):
+                worst = max(_match_rank(word, text) for word in words)
                 ranked.append((worst, -self.frequency[latent], latent))
-        return [(latent, self._why(latent, wanted)) for _, _, latent in sorted(ranked)[:most]]
+        return [(latent, self._matching_text(latent, words)) for _, _, latent in sorted(ranked)[:top]]
 
-    def _why(self, latent: int, wanted: list[str]) -> str:
-        for source, said in _said(self.row(latent), self.tags.get(latent, []), self.labels):
-            if any(word in said.casefold() for word in wanted):
-                return f"{source}: {said}"
+    def _matching_text(self, latent: int, words: list[str]) -> str:
+        for source, text in _descriptions(self.row(latent), self.tags.get(latent, []), self.labels):
+            if any(word in text.casefold() for word in words):
+                return f"{source}: {text}"
         return ""
 
-    def samples(self, latent: int, most: int) -> list[Row]:
-        """The strongest samples of a latent: {value, text, position, timestep}; text "" where it is gone."""
-        if not self.found:
+    def samples(self, latent: int, top: int) -> list[Row]:
+        """Return the strongest samples of a latent: {value, text, position, timestep}; text is "" if it is gone."""
+        if not self.results:
             return []
-        table = self.found.samples
-        here = pc.and_(pc.equal(table["latent"], latent), pc.equal(table["kind"], "top"))
-        rows = table.filter(here).slice(0, most).to_pylist()
-        described = self.store.samples if self.store else []
+        table = self.results.samples
+        is_top = pc.and_(pc.equal(table["latent"], latent), pc.equal(table["kind"], "top"))
+        rows = table.filter(is_top).slice(0, top).to_pylist()
+        samples = self.store.samples if self.store else []
         for row in rows:
-            sample = described[row["sample"]] if row["sample"] < len(described) else {}
+            sample = samples[row["sample"]] if row["sample"] < len(samples) else {}
             row["text"] = str(sample.get("prompt") or sample.get("image") or "")
         return rows
 
-    def neighbours(self, latent: int, name: str, score: str) -> list[tuple[int, float]]:
-        """Latents of an array of neighbours, with their scores."""
-        if not self.found:
+    def neighbors(self, latent: int, name: str, score: str) -> list[tuple[int, float]]:
+        """Return a latent's neighbors in the arrays ``name`` and ``score`` of the results, with their scores."""
+        if not self.results:
             return []
-        (latents,), (scores,) = (self.found.part(array, latent, latent + 1) for array in (name, score))
+        (latents,), (scores,) = (self.results.part(array, latent, latent + 1) for array in (name, score))
         return [(int(i), float(s)) for i, s in zip(latents, scores, strict=True) if i >= 0]
 
 
-def marks(said: str) -> str:
-    """Words in which a tokenizer's marks are called what they are."""
-    return token_text.SPECIAL.sub(lambda mark: "(start)" if mark[0] in STARTS else "(end)", said)
+def name_marks(text: str) -> str:
+    """Replace a tokenizer's special tokens by the words (start) and (end)."""
+    return token_text.SPECIAL.sub(lambda mark: "(start)" if mark[0] in STARTS else "(end)", text)
 
 
-def know(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Catalog:
-    """Read what interpreting wrote for this SAE; without it the explorer knows numbers only."""
+def load_catalog(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Catalog:
+    """Read the results of ``revelio interpret`` for an SAE; without them latents have numbers only."""
+    if not config.run:
+        return Catalog("no words for latents: config.run is missing; it must be the folder of the run")
     try:
-        found = results.load(results.folder_of(config.run))
+        loaded = results.load(results.folder_of(config.run))
     except InputError as error:
         return Catalog(str(error))
-    # A results folder of other weights would put wrong words beside a latent.
-    read, here = str(found.facts.get("sae", {}).get("sha256", "")), sha256(sae_folder / WEIGHTS)
-    if found.facts["latents"] != n_latents or (read and here and read != here):
-        return Catalog(f"{found.folder} is of another SAE; python -m revelio_jax.interpret makes it anew")
+    # Results of other weights would show wrong words for a latent.
+    interpreted, current = str(loaded.facts.get("sae", {}).get("sha256", "")), sha256(sae_folder / WEIGHTS)
+    if loaded.facts["latents"] != n_latents or (interpreted and current and interpreted != current):
+        return Catalog(f"{loaded.folder} is for another SAE; run python -m revelio_jax.interpret again")
     tags: dict[int, list[Row]] = {}
-    for row in table.to_pylist() if (table := found.tags()) else []:
-        if row["label"]:  # no answer names a latent
+    for row in table.to_pylist() if (table := loaded.tags()) else []:
+        if row["label"]:  # null if the model gave no label
             tags.setdefault(row["latent"], []).append(row)
     for rows in tags.values():
         rows.sort(key=lambda row: -(row["score"] if row["score"] is not None else 0.0))
-    labels = list(found.facts.get("labels", []))
+    labels = list(loaded.facts.get("labels", []))
     columns = ["words", *(f"{label}.majority" for label in labels)]
-    rows = found.latents.select(columns).to_pylist()
+    rows = loaded.latents.select(columns).to_pylist()
     texts = tuple(
-        "\n".join(said.casefold() for _, said in _said(row, tags.get(i, []), labels)) for i, row in enumerate(rows)
+        "\n".join(text.casefold() for _, text in _descriptions(row, tags.get(i, []), labels))
+        for i, row in enumerate(rows)
     )
-    frequency = found.latents["frequency"].to_numpy()
+    frequency = loaded.latents["frequency"].to_numpy()
     try:
-        store = open_store(found.facts["store"]["location"])
+        store = open_store(loaded.facts["store"]["location"])
     except (InputError, KeyError, TypeError):
-        store = None  # it may have been moved; words and figures are still there
-    return Catalog("", found, tags, texts, frequency, store)
+        store = None  # it may have been moved; words and values are still known
+    return Catalog("", loaded, tags, texts, frequency, store)
 
 
 def sha256(file: pathlib.Path) -> str:
-    """ "" where there is no such file."""
+    """Return the checksum of a file; "" if it does not exist."""
     if not file.is_file():
         return ""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _said(row: Row, tags: list[Row], labels: list[str]) -> list[tuple[str, str]]:
-    """All that is said of a latent in words, with what says it."""
-    said = [("tag", tag["label"]) for tag in tags if tag["label"]]
+def _descriptions(row: Row, tags: list[Row], labels: list[str]) -> list[tuple[str, str]]:
+    """Return all texts that describe a latent, with their sources."""
+    texts = [("tag", tag["label"]) for tag in tags if tag["label"]]
     if row.get("words"):
-        said.append(("words", marks(row["words"])))
-    return said + [(label, row[f"{label}.majority"]) for label in labels if row.get(f"{label}.majority")]
+        texts.append(("words", name_marks(row["words"])))
+    return texts + [(label, row[f"{label}.majority"]) for label in labels if row.get(f"{label}.majority")]
 
 
-def _place(word: str, held: str) -> int:
-    """0 where ``word`` is a whole word of ``held``, 1 where it starts one, 2 where it is a part."""
-    if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", held):
+def _match_rank(word: str, text: str) -> int:
+    """Return 0 if ``word`` is a whole word of ``text``, 1 if it starts a word, otherwise 2."""
+    if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text):
         return 0
-    return 1 if re.search(rf"(?<!\w){re.escape(word)}", held) else 2
+    return 1 if re.search(rf"(?<!\w){re.escape(word)}", text) else 2

@@ -1,7 +1,7 @@
-"""What happens when fields of the page are used.
+"""The handlers of the page's events.
 
-Every handler yields the fields that it changes. What a person got wrong, and what a pipeline fails at, is
-one line in the page; nothing else of the page is lost, and the next one may do.
+Every handler yields new values of the fields that it changes. Input errors and failures of the pipeline become one
+line in the page; the rest of the page stays as it is.
 """
 
 import functools
@@ -13,331 +13,339 @@ from collections.abc import Callable, Iterator, Sequence
 import gradio as gr
 
 from revelio_jax.errors import InputError
-from revelio_jax.explore import fields, requests, views
+from revelio_jax.explore import requests, views
 from revelio_jax.explore.backend import Backend
-from revelio_jax.explore.catalog import Catalog, marks
-from revelio_jax.explore.fields import MOST, SET, Fields, Key, Update, hint
+from revelio_jax.explore.catalog import Catalog, name_marks
+from revelio_jax.explore.fields import DEFAULT_CLAMP, MAX_CONCEPTS, SET, Fields, Key, Update, hint
 from revelio_jax.explore.requests import SamplingRequest, SteeringRequest
 from revelio_jax.explore.snippet import snippet
 from revelio_jax.interpret.token_text import word
 from revelio_jax.steering.strengths import Clamp, Strength, parse_strengths
 
-LISTED = 40  # latents of a list
-STRIP = 15  # pictures of a strip
-OF_URL = "latent"  # /?latent=17 opens that one
+LIST_LENGTH = 40  # latents in a list
+MAX_STRIP = 15  # images of a strip
+URL_PARAMETER = "latent"  # the address /?latent=17 opens latent 17
 
 
-def told(handler: Callable[..., Iterator[Update]]) -> Callable[..., Iterator[Update]]:
-    """A handler that says in the page what went wrong."""
+def reports_errors(handler: Callable[..., Iterator[Update]]) -> Callable[..., Iterator[Update]]:
+    """Wrap a handler so that the page shows its errors as one line."""
 
-    @functools.wraps(handler)  # Gradio reads the names and kinds of its arguments
-    def run(self: "Handlers", *given: typing.Any) -> Iterator[Update]:
-        said = self.fields.said
+    @functools.wraps(handler)  # Gradio reads the names and kinds of the arguments
+    def run(self: "Handlers", *values: typing.Any) -> Iterator[Update]:
+        message = self.fields.message
         try:
-            yield {said: ""}
-            yield from handler(self, *given)
+            yield {message: ""}
+            yield from handler(self, *values)
         except InputError as error:
-            yield {said: views.message(str(error))}
-        except Exception as error:  # of a pipeline, whatever it is
+            yield {message: views.error(str(error))}
+        except Exception as error:  # a pipeline may raise anything
             logging.getLogger(__name__).exception("the pipeline failed")
             text = " ".join(str(error).split())[:300]
-            yield {said: views.message(f"the pipeline failed: {type(error).__name__}: {text}")}
+            yield {message: views.error(f"the pipeline failed: {type(error).__name__}: {text}")}
 
     return run
 
 
 class Handlers:
-    """Those of one page. Fields come as Gradio gives them, in the order of ``asks``, ``held`` and so on."""
+    """The handlers of one page. Gradio passes values of fields in the order of ``request_fields`` and so on."""
 
-    def __init__(self, live: Backend, known: Catalog, report: pathlib.Path, examples: list[str], page: Fields):
-        self.live, self.known, self.report = live, known, report
-        self.examples, self.fields = examples, page
-        self._stopping: set[str] = set()  # sessions whose picture is to end
-        steer = live.config.steer
+    def __init__(self, backend: Backend, catalog: Catalog, report: pathlib.Path, examples: list[str], fields: Fields):
+        self.backend, self.catalog, self.report = backend, catalog, report
+        self.examples, self.fields = examples, fields
+        self._stopping: set[str] = set()  # sessions whose image is to be stopped
+        steer = backend.config.steer
         self._size = steer.height, steer.width
-        self.sampled = [page.prompt, page.seed, page.steps, page.guidance]
-        self.held = [part for row in page.rows for part in (row.mode, row.slider)]
-        self.asks = [*self.sampled, page.mask, page.rule, *page.where.parts, page.steered, *self.held]
-        self.view = [page.tokens, page.firing, page.maps]
-        self.made = [page.said, page.seen, page.plain, page.changed, page.status, page.code, page.mask]
-        self.made += self.view
-        self.opens = [page.said, page.chosen, page.opened, page.name, page.card, *self.view]
-        self.of_rows = [page.said, page.steered, page.vary, page.concept]
-        self.of_rows += [part for row in page.rows for part in (row.line, row.slider, row.mode)]
+        self.sampling_fields = [fields.prompt, fields.seed, fields.steps, fields.guidance]
+        self.strength_fields = [field for row in fields.rows for field in (row.mode, row.slider)]
+        self.request_fields = [*self.sampling_fields, fields.mask, fields.rule, *fields.region.parts]
+        self.request_fields += [fields.concepts, *self.strength_fields]
+        self.active_fields = [fields.tokens, fields.active, fields.maps]
+        self.image_fields = [fields.message, fields.drawn, fields.plain, fields.steered, fields.status, fields.code]
+        self.image_fields += [fields.mask, *self.active_fields]
+        self.latent_fields = [fields.message, fields.latent, fields.latent_line, fields.name, fields.card]
+        self.latent_fields += self.active_fields
+        self.row_fields = [fields.message, fields.concepts, fields.varied, fields.concept]
+        self.row_fields += [field for row in fields.rows for field in (row.line, row.slider, row.mode)]
 
-    # Pictures
+    # Images
 
-    @told
+    @reports_errors
     def draw(
         self,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-        request: gr.Request = None,
+        session: gr.Request = None,
         drawn: SamplingRequest | None = None,
         latent: int | None = None,
-        *given: typing.Any,
+        *values: typing.Any,
     ) -> Iterator[Update]:
-        page, live = self.fields, self.live
-        sampling, steering = self._asked(given)
-        if not live.in_denoiser:  # what fires is known before there is a picture
-            yield {page.seen: sampling} | self._view(sampling, latent)
-        before = live.plain(sampling, self._on_step(request, progress, "plain"))
-        made: Update = {page.plain: views.picture("Plain", before, sampling.prompt), page.seen: sampling}
-        if live.in_denoiser:
-            made |= self._view(sampling, latent)
-        if live.in_denoiser and not live.sees_text and sampling != drawn:
-            made[page.mask] = gr.HTML(picture=views.png(before))
-        yield made
+        """Draw the plain and the steered image, and list the latents that fire."""
+        fields, backend = self.fields, self.backend
+        request, steering = self._requests(values)
+        if not backend.in_denoiser:  # a text encoder's latents are known before there is an image
+            yield {fields.drawn: request} | self._show_active(request, latent)
+        plain = backend.plain(request, self._on_step(session, progress, "plain image"))
+        update: Update = {fields.plain: views.image("Plain", plain, request.prompt), fields.drawn: request}
+        if backend.in_denoiser:
+            update |= self._show_active(request, latent)
+        if backend.in_denoiser and not backend.sees_text and request != drawn:
+            update[fields.mask] = gr.HTML(image=views.png(plain))
+        yield update
         if steering is None:
+            advice = "Open a latent and steer it." if backend.in_denoiser else "Steer a latent or add a concept."
             yield {
-                page.changed: views.no_picture("Steered"),
-                page.status: hint(
-                    f"Nothing is steered: open a latent{'' if live.in_denoiser else ', or add a concept'}."
-                ),
-                page.code: snippet(live, sampling),
+                fields.steered: views.no_image("Steered"),
+                fields.status: hint(f"Nothing is steered. {advice}"),
+                fields.code: snippet(backend, request),
             }
             return
-        after = live.steered(sampling, steering, self._on_step(request, progress, "steered"))
-        named = ", ".join(f"{self._named(key)} {views.signed(value)}" for key, value in steering.concepts)
+        steered = backend.steered(request, steering, self._on_step(session, progress, "steered image"))
+        names = ", ".join(f"{self._name(key)} {views.signed(value)}" for key, value in steering.concepts)
         yield {
-            page.changed: views.picture("Steered", after, f"{sampling.prompt}, with {named}"),
-            page.status: hint(f"{named}: {views.difference(before, after)}"),
-            page.code: snippet(live, sampling, steering),
+            fields.steered: views.image("Steered", steered, f"{request.prompt}, with {names}"),
+            fields.status: hint(f"{names}: {views.difference(plain, steered)}"),
+            fields.code: snippet(backend, request, steering),
         }
 
-    def change(
+    def redraw(
         self,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-        request: gr.Request = None,
-        at_once: bool = True,
+        session: gr.Request = None,
+        auto_draw: bool = True,
         drawn: SamplingRequest | None = None,
-        *given: typing.Any,
+        *values: typing.Any,
     ) -> Iterator[Update]:
-        """Draw again, where that is wanted and there is a picture."""
-        if at_once and drawn is not None:
-            yield from self.draw(progress, request, drawn, *given)
+        """Draw again after a change, if that is switched on and an image has been drawn."""
+        if auto_draw and drawn is not None:
+            yield from self.draw(progress, session, drawn, *values)
         else:
-            said = "Press Draw to see it." if drawn is None else "Changed since: press Draw."
-            yield {self.fields.status: hint(said)}
+            text = "Press Draw." if drawn is None else "Settings have changed: press Draw to update the image."
+            yield {self.fields.status: hint(text)}
 
-    def follow(
+    def redraw_unless_failed(
         self,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-        request: gr.Request = None,
-        said: str = "",
-        *given: typing.Any,
+        session: gr.Request = None,
+        message: str = "",
+        *values: typing.Any,
     ) -> Iterator[Update]:
-        """As :meth:`change`, after another handler that had nothing to complain of."""
-        if said:
+        """Draw again if the handler before this one showed no error."""
+        if message:
             yield self._nothing()
         else:
-            yield from self.change(progress, request, *given)
+            yield from self.redraw(progress, session, *values)
 
-    def stop(self, request: gr.Request) -> None:
-        self._stopping.add(request.session_hash)
+    def stop(self, session: gr.Request) -> None:
+        """Stop the image of this session after its current step."""
+        self._stopping.add(session.session_hash)
 
-    @told
+    @reports_errors
     def compare(
         self,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-        request: gr.Request = None,
-        wanted: str = "",
-        at: int | None = None,
-        *given: typing.Any,
+        session: gr.Request = None,
+        strengths: str = "",
+        varied: int | None = None,
+        *values: typing.Any,
     ) -> Iterator[Update]:
-        """The picture over strengths of one of what is steered, beside each other."""
-        sampling, steering = self._asked(given)
-        if steering is None or at is None:
-            raise InputError("nothing is steered: open a latent, or add a concept, to compare its strengths")
-        numbers = _strengths(wanted)
-        key, now = steering.concepts[at]
-        pictures, shown = [], []
-        on_step = self._on_step(request, progress, "compare")
-        for number in numbers:
-            strength: Strength = Clamp(number) if isinstance(now, Clamp) else number
-            pictures.append(self.live.steered(sampling, steering.with_strength(key, strength), on_step))
+        """Draw the image at several strengths of one latent or concept."""
+        request, steering = self._requests(values)
+        if steering is None or varied is None:
+            raise InputError("nothing is steered; steer a latent or add a concept first")
+        key, current = steering.concepts[varied]
+        images, shown = [], []
+        on_step = self._on_step(session, progress, "comparison")
+        for number in _parse_strengths(strengths):
+            strength: Strength = Clamp(number) if isinstance(current, Clamp) else number
+            images.append(self.backend.steered(request, steering.with_strength(key, strength), on_step))
             shown.append(strength)
-            yield {self.fields.strip: views.strip(pictures, shown, now)}
+            yield {self.fields.strip: views.strip(images, shown, current)}
 
-    def place(self, wanted: str, at: int | None, event: gr.EventData) -> Update:
-        """Take the strength of a picture of the strip."""
+    def use_strength(self, strengths: str, varied: int | None, event: gr.EventData) -> Update:
+        """Move the slider to the strength of the image that was clicked in the strip."""
         try:
-            return {self.fields.rows[at].slider: _strengths(wanted)[int(event._data["number"])]}
+            return {self.fields.rows[varied].slider: _parse_strengths(strengths)[int(event._data["number"])]}
         except (InputError, IndexError, TypeError):  # the fields have changed since
-            return {self.fields.said: views.message("the strengths have changed: press Compare")}
+            return {self.fields.message: views.error("the strengths have changed; press Compare again")}
 
     # Latents
 
-    @told
-    def select(self, sampling: SamplingRequest | None, latent: int | None, event: gr.EventData) -> Iterator[Update]:
+    @reports_errors
+    def select(self, drawn: SamplingRequest | None, latent: int | None, event: gr.EventData) -> Iterator[Update]:
+        """Open the latent that was clicked, or list the latents on the token that was clicked."""
         kind, number = event._data["kind"], int(event._data["number"])
         if kind == "latent":
-            yield self._opened(number, sampling)
-        elif kind == "token" and sampling is not None:
-            yield self._view(sampling, latent, number)
+            yield self._open(number, drawn)
+        elif kind == "token" and drawn is not None:
+            yield self._show_active(drawn, latent, number)
 
-    def load(self, request: gr.Request) -> Iterator[Update]:
-        """Open the latent of the address, where it has one."""
-        typed = request.query_params.get(OF_URL)
-        yield from [self._nothing()] if typed is None else self._load(typed)
+    def open_address(self, session: gr.Request) -> Iterator[Update]:
+        """Open the latent in the page's address, if there is one."""
+        value = session.query_params.get(URL_PARAMETER)
+        yield from [self._nothing()] if value is None else self._open_number(value)
 
-    @told
-    def _load(self, typed: str) -> Iterator[Update]:
-        if not (typed.isdecimal() and len(typed) < 10):
-            raise InputError(f"the address says {OF_URL}={typed[:40]}; it must be the number of a latent")
-        yield self._opened(int(typed), None)
+    @reports_errors
+    def _open_number(self, value: str) -> Iterator[Update]:
+        if not (value.isdecimal() and len(value) < 10):
+            raise InputError(f"the address has {URL_PARAMETER}={value[:40]}; it must be the number of a latent")
+        yield self._open(int(value), None)
 
-    @told
-    def search(self, typed: str | None, latent: int | None) -> Iterator[Update]:
-        """Latents by number, by what is known of them, and by firing where the site sees a text."""
-        typed = requests.text("search", typed)
+    @reports_errors
+    def search(self, query: str | None, latent: int | None) -> Iterator[Update]:
+        """List latents by number, by their words, and for a text encoder by firing on the query."""
+        query = requests.text("search", query)
         found: dict[int, tuple[str, float | None]] = {}
-        if there := typed.isdecimal() and len(typed) < 10 and int(typed) < self.live.n_latents:
-            found[int(typed)] = "by its number", None
-        for number, why in self.known.search(typed, LISTED):
-            found.setdefault(number, (why, None))
-        if not self.live.in_denoiser:
-            for row in self.live.latents_for(typed, LISTED // 2):
-                why, _ = found.get(row["latent"], (f"fires at {marks(word(row['token']))}", None))
-                found[row["latent"]] = why, row["value"]
-        listed = views.found_list([(n, why, value) for n, (why, value) in found.items()], self.known, latent)
-        if not found:
-            listed = hint(f"No latent for {typed}.")
-        if typed.isdecimal() and not there:
-            listed = hint(f"Latents are numbered from 0 to {self.live.n_latents - 1}.") + listed
-        yield {self.fields.results: listed + (self.known.missing and hint(self.known.missing))}
+        is_number = query.isdecimal() and len(query) < 10
+        if is_number and int(query) < self.backend.n_latents:
+            found[int(query)] = "number", None
+        for number, reason in self.catalog.search(query, LIST_LENGTH):
+            found.setdefault(number, (reason, None))
+        if not self.backend.in_denoiser:
+            for row in self.backend.latents_for(query, LIST_LENGTH // 2):
+                reason, _ = found.get(row["latent"], (f"fires on {name_marks(word(row['token']))}", None))
+                found[row["latent"]] = reason, row["value"]
+        results = [(number, reason, value) for number, (reason, value) in found.items()]
+        listing = views.search_list(results, self.catalog, latent) if found else hint(f"No latent matches {query}.")
+        if query.isdecimal() and not (is_number and int(query) < self.backend.n_latents):
+            listing = hint(f"This SAE has latents 0 to {self.backend.n_latents - 1}.") + listing
+        yield {self.fields.results: listing + (self.catalog.missing and hint(self.catalog.missing))}
 
-    # What is steered
+    # Steered concepts
 
-    @told
-    def take(self, latent: int, keys: list[Key], *held: typing.Any) -> Iterator[Update]:
-        yield self._with(latent, keys, held)
+    @reports_errors
+    def steer_latent(self, latent: int, keys: list[Key], *values: typing.Any) -> Iterator[Update]:
+        """Add a row for the open latent."""
+        yield self._with(latent, keys, values)
 
-    @told
-    def add(self, typed: str | None, keys: list[Key], *held: typing.Any) -> Iterator[Update]:
-        text = requests.concept(typed)
-        self.live.check_prompt(text, "concept")
-        yield self._with(text, keys, held) | {self.fields.concept: ""}
+    @reports_errors
+    def add_concept(self, value: str | None, keys: list[Key], *values: typing.Any) -> Iterator[Update]:
+        """Add a row for a text."""
+        text = requests.concept(value)
+        self.backend.check_prompt(text, "concept")
+        yield self._with(text, keys, values) | {self.fields.concept: ""}
 
-    def remove(self, i: int, keys: list[Key], *held: typing.Any) -> Update:
-        strengths = _strengths_of(keys, held)
+    def remove(self, i: int, keys: list[Key], *values: typing.Any) -> Update:
+        """Remove row ``i``."""
+        strengths = _strengths_of(keys, values)
         return self._rows(keys[:i] + keys[i + 1 :], strengths[:i] + strengths[i + 1 :])
 
-    def mode(self, i: int, keys: list[Key], mode: str) -> Update:
-        """Multiply a latent, or set it."""
+    def set_mode(self, i: int, keys: list[Key], mode: str) -> Update:
+        """Make row ``i`` multiply its latent, or set it to a value."""
         highest = self._highest(keys[i])
         strength: Strength = Clamp(highest) if mode == SET else -1.0
-        return self.fields.rows[i].shown(keys[i], self._named(keys[i]), strength, highest)
+        return self.fields.rows[i].show(keys[i], self._name(keys[i]), strength, highest)
 
-    def example(self, event: gr.EventData) -> Update:
+    def use_example(self, event: gr.EventData) -> Update:
+        """Copy the example that was clicked to the prompt."""
         return {self.fields.prompt: self.examples[int(event._data["number"])]}
 
-    # Inside
+    # Helpers
 
     def _nothing(self) -> Update:
-        """Gradio takes no empty dict."""
-        return {self.fields.said: gr.skip()}
+        """Return an update without a change; Gradio does not accept an empty dict."""
+        return {self.fields.message: gr.skip()}
 
-    def _asked(self, given: Sequence) -> tuple[SamplingRequest, SteeringRequest | None]:
-        """What the fields ``asks`` say. Raises InputError."""
-        sampled, (painted, rule, *rest) = given[: len(self.sampled)], given[len(self.sampled) :]
-        sampling = requests.sampling(*sampled, self._size)
-        count = len(self.fields.where.parts)
-        where, (keys, *held) = rest[:count], rest[count:]
+    def _requests(self, values: Sequence) -> tuple[SamplingRequest, SteeringRequest | None]:
+        """Return the requests in values of ``request_fields``; the second is None if nothing is steered."""
+        count = len(self.sampling_fields)
+        request = requests.sampling(*values[:count], self._size)
+        url, rule, *rest = values[count:]
+        count = len(self.fields.region.parts)
+        region, (keys, *strengths) = rest[:count], rest[count:]
         if not keys:
-            return sampling, None
-        concepts = tuple(zip(keys, _strengths_of(keys, held), strict=True))
-        mask = requests.painted(painted, *self._size)
-        limits = self.fields.where.read(where)
+            return request, None
+        concepts = tuple(zip(keys, _strengths_of(keys, strengths), strict=True))
+        mask = requests.painted_mask(url, *self._size)
+        limits = self.fields.region.read(region)
         if limits["pooled"] and any(isinstance(key, int) for key in keys):
             limits["pooled"] = None  # a latent has no pooled vector
-        return sampling, SteeringRequest(concepts, rule, mask=mask, **limits)
+        return request, SteeringRequest(concepts, rule, mask=mask, **limits)
 
-    def _on_step(self, request: gr.Request, progress: gr.Progress, what: str) -> Callable[[int, int], None]:
-        session = request.session_hash
-        self._stopping.discard(session)
+    def _on_step(self, session: gr.Request, progress: gr.Progress, name: str) -> Callable[[int, int], None]:
+        """Return a callback that shows progress, and stops the image if the user asked for it."""
+        user = session.session_hash
+        self._stopping.discard(user)
 
-        def on_step(done: int, of: int) -> None:
-            if session in self._stopping:
-                raise InputError("stopped: the picture was not finished")
-            progress((done, of), desc=what, unit="steps")
+        def on_step(done: int, steps: int) -> None:
+            if user in self._stopping:
+                raise InputError("stopped: the image is not finished")
+            progress((done, steps), desc=name, unit="steps")
 
         return on_step
 
-    def _view(self, sampling: SamplingRequest | None, latent: int | None, token: int | None = None) -> Update:
-        """Tokens, list and heatmaps of a prompt or picture, nothing of None."""
-        if sampling is None:
+    def _show_active(self, request: SamplingRequest | None, latent: int | None, token: int | None = None) -> Update:
+        """Return tokens, list and heatmaps of a request; nothing if it is None."""
+        if request is None:
             return {}
-        page, fired = self.fields, self.live.fires(sampling)
-        listed = fired.strongest(LISTED, token)
-        made: Update = {page.firing: views.firing_list(fired, listed, self.known, latent)}
-        if self.live.sees_text:
-            made[page.tokens] = views.token_row(fired, latent, token)
-        if self.live.in_denoiser and latent is not None:
-            if self.live.sees_text:
-                made[page.maps] = views.timeline(fired, latent)
-            elif fired.grid:
-                made[page.maps] = views.heatmaps(fired, latent, self.live.plain(sampling))
-        return made
+        fields, backend, active = self.fields, self.backend, self.backend.find_active(request)
+        rows = active.strongest(LIST_LENGTH, token)
+        update: Update = {fields.active: views.active_list(active, rows, self.catalog, latent)}
+        if backend.sees_text:
+            update[fields.tokens] = views.token_row(active, latent, token)
+        if backend.in_denoiser and latent is not None:
+            if backend.sees_text:
+                update[fields.maps] = views.timeline(active, latent)
+            elif active.grid:
+                update[fields.maps] = views.heatmaps(active, latent, backend.plain(request))
+        return update
 
-    def _opened(self, latent: int, sampling: SamplingRequest | None) -> Update:
-        if not 0 <= latent < self.live.n_latents:
-            raise InputError(f"latent {latent} is none of this SAE's, which has 0-{self.live.n_latents - 1}")
-        page = self.fields
+    def _open(self, latent: int, request: SamplingRequest | None) -> Update:
+        """Return the card of a latent, and its values on a request. Raise InputError if it does not exist."""
+        last = self.backend.n_latents - 1
+        if not 0 <= latent <= last:
+            raise InputError(f"latent {latent} is out of range: this SAE has latents 0-{last}")
+        fields = self.fields
         return {
-            page.chosen: latent,
-            page.opened: gr.Row(visible=True),
-            page.name: views.heading(latent, self.known, (self.report / "latent.html").is_file()),
-            page.card: views.card(latent, self.known),
-        } | self._view(sampling, latent)
+            fields.latent: latent,
+            fields.latent_line: gr.Row(visible=True),
+            fields.name: views.heading(latent, self.catalog, (self.report / "latent.html").is_file()),
+            fields.card: views.card(latent, self.catalog),
+        } | self._show_active(request, latent)
 
-    def _with(self, key: Key, keys: list[Key], held: Sequence) -> Update:
-        """The rows with one more. Raises InputError."""
+    def _with(self, key: Key, keys: list[Key], values: Sequence) -> Update:
+        """Return the rows with one more. Raise InputError if it is there already, or if all rows are used."""
         if key in keys:
-            raise InputError(f"{self._named(key)} is steered already; change its strength")
-        if len(keys) == MOST:
-            raise InputError(f"{MOST} are steered already; remove one first")
-        return self._rows([*keys, key], [*_strengths_of(keys, held), -1.0])
+            raise InputError(f"{self._name(key)} is already steered; change its strength instead")
+        if len(keys) == MAX_CONCEPTS:
+            raise InputError(f"at most {MAX_CONCEPTS} latents and concepts can be steered; remove one first")
+        return self._rows([*keys, key], [*_strengths_of(keys, values), -1.0])
 
     def _rows(self, keys: list[Key], strengths: list[Strength]) -> Update:
-        page = self.fields
-        names = [self._named(key) for key in keys]
+        fields = self.fields
+        names = [self._name(key) for key in keys]
         choices = [(name, i) for i, name in enumerate(names)]
         update: Update = {
-            page.steered: keys,
-            page.vary: gr.Dropdown(choices, value=len(keys) - 1 if keys else None),
+            fields.concepts: keys,
+            fields.varied: gr.Dropdown(choices, value=len(keys) - 1 if keys else None),
         }
-        for row, key, name, strength in zip(page.rows, keys, names, strengths, strict=False):
-            update |= row.shown(key, name, strength, self._highest(key))
-        for row in page.rows[len(keys) :]:
-            update |= row.hidden()
+        for row, key, name, strength in zip(fields.rows, keys, names, strengths, strict=False):
+            update |= row.show(key, name, strength, self._highest(key))
+        for row in fields.rows[len(keys) :]:
+            update |= row.hide()
         return update
 
     def _highest(self, key: Key) -> float:
-        known = self.known.highest(key) if isinstance(key, int) else None
-        return known or fields.CLAMPED
+        highest = self.catalog.highest(key) if isinstance(key, int) else None
+        return highest or DEFAULT_CLAMP
 
-    def _named(self, key: Key) -> str:
+    def _name(self, key: Key) -> str:
         if isinstance(key, str):
             return f"“{key}”"
-        name = self.known.name(key)
+        name = self.catalog.name(key)
         return f"latent {key}, {name[:40]}" if name else f"latent {key}"
 
 
-def _strengths(wanted: str) -> list[float]:
-    """Raises InputError."""
-    try:
-        numbers = parse_strengths(wanted or "")
-    except InputError as error:
-        raise InputError(str(error).replace("--strength has", "strengths has")) from error
-    if len(numbers) > STRIP:
-        raise InputError(f"strengths has {len(numbers)} numbers; at most {STRIP} are compared")
-    return numbers
+def _parse_strengths(text: str) -> list[float]:
+    """Return the numbers of the field Strengths. Raise InputError if they are malformed or too many."""
+    strengths = parse_strengths(text or "", "strengths")
+    if len(strengths) > MAX_STRIP:
+        raise InputError(f"strengths has {len(strengths)} numbers; at most {MAX_STRIP} are compared")
+    return strengths
 
 
-def _strengths_of(keys: list[Key], held: Sequence) -> list[Strength]:
-    """The strengths of what is steered, from modes and sliders. Raises InputError."""
+def _strengths_of(keys: list[Key], values: Sequence) -> list[Strength]:
+    """Return the strengths of the rows, from values of ``strength_fields``. Raise InputError."""
     strengths: list[Strength] = []
-    for key, mode, value in zip(keys, held[::2], held[1::2], strict=False):
+    for key, mode, value in zip(keys, values[::2], values[1::2], strict=False):
         value = requests.number("strength", value, -1e6, 1e6)
         strengths.append(Clamp(value) if mode == SET and isinstance(key, int) else value)
     return strengths

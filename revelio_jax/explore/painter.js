@@ -1,4 +1,4 @@
-// A brush on the picture. The mask is what is opaque; it is the field's value, as the address of a PNG, or ''.
+// A brush on the image. The opaque part is the mask; the field's value is it as the data URL of a PNG, or ''.
 const canvas = element.querySelector('canvas'), pen = canvas.getContext('2d', {willReadFrequently: true});
 const size = element.querySelector('[type=range]'), erase = element.querySelector('[type=checkbox]');
 let last = null;
@@ -22,7 +22,7 @@ const done = () => {
   props.value = bytes.some((byte, i) => i % 4 === 3 && byte) ? canvas.toDataURL('image/png') : '';
   trigger('input');
 };
-const show = () => { canvas.parentElement.style.backgroundImage = props.picture ? `url(${props.picture})` : ''; };
+const show = () => { canvas.parentElement.style.backgroundImage = props.image ? `url(${props.image})` : ''; };
 
 canvas.addEventListener('pointerdown', event => {
   canvas.setPointerCapture(event.pointerId);
@@ -41,5 +41,5 @@ element.querySelector('button').addEventListener('click', () => {
   pen.clearRect(0, 0, canvas.width, canvas.height);
   done();
 });
-watch('picture', show);
+watch('image', show);
 show();

@@ -1,4 +1,4 @@
-"""What a person asks for in the page: a picture, and what is steered in it. Both are keys of what is kept."""
+"""Requests of the page, an image and its steering, read from the page's fields. Both are keys of the image cache."""
 
 import base64
 import dataclasses
@@ -12,13 +12,13 @@ from revelio_jax.errors import InputError
 from revelio_jax.pipelines import tokens
 from revelio_jax.steering.strengths import Strength
 
-MOST_STEPS, MOST_TEXT = 1000, 10_000
-MOST_PAINTED, MOST_SIDE = 8_000_000, 4096  # bytes and pixels of what is painted
+MAX_STEPS, MAX_CHARACTERS, MAX_TOKENS = 1000, 10_000, 4096
+MAX_MASK_BYTES, MAX_MASK_SIDE = 8_000_000, 4096  # of a painted mask; the side is in pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingRequest:
-    """A picture without steering."""
+    """An image without steering."""
 
     prompt: str
     seed: int
@@ -30,7 +30,7 @@ class SamplingRequest:
 
 @dataclasses.dataclass(frozen=True)
 class SteeringRequest:
-    """What :meth:`Steerer.attach` is given; ``mask`` is :func:`png_of` one, ``positions`` may be numbers."""
+    """Arguments of :meth:`Steerer.attach`. ``mask`` is a PNG file, ``positions`` may be token numbers."""
 
     concepts: tuple[tuple[str | int, Strength], ...]
     rule: str
@@ -42,36 +42,36 @@ class SteeringRequest:
     negative_branch: bool | None = None
 
     def with_strength(self, key: str | int, strength: Strength) -> "SteeringRequest":
-        """The same with another strength of one concept."""
-        concepts = tuple((k, strength if k == key else held) for k, held in self.concepts)
+        """Return the request with another strength of one concept."""
+        concepts = tuple((k, strength if k == key else old) for k, old in self.concepts)
         return dataclasses.replace(self, concepts=concepts)
 
 
 def sampling(
     prompt: str | None, seed: float | None, steps: float | None, guidance: float | None, size: tuple[int, int]
 ) -> SamplingRequest:
-    """What the fields of the page say, and the picture's height and width. Raises InputError."""
+    """Return the request in the page's fields; ``size`` is the image's height and width. Raise InputError."""
     return SamplingRequest(
         text("prompt", prompt),
         whole("seed", seed, 0, 2**53),
-        whole("steps", steps, 1, MOST_STEPS),
+        whole("steps", steps, 1, MAX_STEPS),
         number("guidance", guidance, 0.0, 100.0),
         *size,
     )
 
 
-def text(name: str, given: str | None) -> str:
-    """What was typed, without the space around it. Raises InputError where nothing is left."""
-    typed = (given or "").strip()
-    if not typed:
-        raise InputError(f"the {name} is empty; type what the picture shows, as a red apple")
-    if len(typed) > MOST_TEXT:
-        raise InputError(f"the {name} has {len(typed):,} letters; {MOST_TEXT:,} are allowed")
-    return typed
+def text(name: str, value: str | None) -> str:
+    """Return the text of a field without the space around it. Raise InputError if it is empty or too long."""
+    stripped = (value or "").strip()
+    if not stripped:
+        raise InputError(f"the {name} is empty; type a text, for example: a red apple")
+    if len(stripped) > MAX_CHARACTERS:
+        raise InputError(f"the {name} has {len(stripped):,} characters; it must have at most {MAX_CHARACTERS:,}")
+    return stripped
 
 
 def whole(name: str, value: float | None, low: int, high: int) -> int:
-    """Raises InputError where ``value`` is no whole number in low .. high."""
+    """Return ``value`` as an int. Raise InputError if it is not a whole number in low .. high."""
     if value is None or not math.isfinite(value) or value != int(value) or not low <= value <= high:
         shown = "empty" if value is None else f"{value:g}"
         raise InputError(f"{name} is {shown}; it must be a whole number from {low} to {high}")
@@ -79,79 +79,79 @@ def whole(name: str, value: float | None, low: int, high: int) -> int:
 
 
 def number(name: str, value: float | None, low: float, high: float) -> float:
-    """Raises InputError where ``value`` is no number in low .. high."""
+    """Return ``value`` as a float. Raise InputError if it is not a number in low .. high."""
     if value is None or not math.isfinite(value) or not low <= value <= high:
         shown = "empty" if value is None else f"{value:g}"
         raise InputError(f"{name} is {shown}; it must be a number from {low:g} to {high:g}")
     return float(value)
 
 
-def concept(typed: str | None) -> str:
-    """A concept as a text. Raises InputError: a name of a file would be read as one."""
-    typed = text("concept", typed)
-    if typed.endswith(".safetensors"):
-        raise InputError(f"the concept is {typed!r}; here it is a text, such as glossy 3d, and no file")
-    return typed
+def concept(value: str | None) -> str:
+    """Return the text of a concept. Raise InputError for a file name, which the steerer would open."""
+    stripped = text("concept", value)
+    if stripped.endswith(".safetensors"):
+        raise InputError(f"the concept is {stripped!r}; it must be a text, for example glossy 3d, not a file")
+    return stripped
 
 
-def positions(typed: str | None) -> str | tuple[int, ...]:
-    """``content``, or numbers of tokens as ``2,5-7``. Raises InputError."""
-    typed = (typed or "all").strip()
-    if typed in tokens.KEPT:
-        return typed
+def positions(value: str | None) -> str | tuple[int, ...]:
+    """Return the name of a kind of positions, or token numbers from a list such as ``2,5-7``. Raise InputError."""
+    stripped = (value or "all").strip()
+    if stripped in tokens.KEPT:
+        return stripped
     numbers: set[int] = set()
-    for part in typed.split(","):
+    for part in stripped.split(","):
         first, dash, last = part.strip().partition("-")
         if not (first.isdecimal() and (last.isdecimal() or not dash)) or len(part) > 12:
             raise InputError(
-                f"positions is {typed[:40]!r}; allowed: {', '.join(tokens.KEPT)}, or numbers of tokens, as 2,5-7"
+                f"tokens is {stripped[:40]!r}; it must be {', '.join(tokens.KEPT)}, or numbers such as 2,5-7"
             )
         first, last = int(first), int(last or first)
-        if not first <= last < 4096:
-            raise InputError(f"positions has {part.strip()}; numbers of tokens go up from 0")
+        if not first <= last < MAX_TOKENS:
+            raise InputError(f"tokens has {part.strip()}; a range must rise and stay below {MAX_TOKENS}")
         numbers |= set(range(first, last + 1))
     return tuple(sorted(numbers))
 
 
 def timesteps(first: float | None, last: float | None) -> tuple[float, float] | None:
-    """From first down to last; None where that is all. Raises InputError."""
-    steps = number("from timestep", first, 0, 1000), number("to timestep", last, 0, 1000)
-    if steps[0] < steps[1]:
-        raise InputError(f"timesteps go from {steps[0]:g} to {steps[1]:g}; they fall, as from 1000 to 600")
-    return None if steps == (1000, 0) else steps
+    """Return the first and the last timestep, or None for the whole range. Raise InputError if they rise."""
+    limits = number("from timestep", first, 0, 1000), number("to timestep", last, 0, 1000)
+    if limits[0] < limits[1]:
+        raise InputError(f"timesteps go from {limits[0]:g} to {limits[1]:g}; they must fall, for example 1000 to 600")
+    return None if limits == (1000, 0) else limits
 
 
 def png_of(mask: np.ndarray) -> bytes | None:
-    """A mask [height, width] in 0 .. 1 as PNG of 8 bit; None where nothing is painted."""
-    grey = np.round(mask * 255).astype(np.uint8)
-    if not grey.any():
+    """Return a mask [height, width] in 0 .. 1 as a PNG file of 8 bits; None if it is 0 everywhere."""
+    gray = np.round(mask * 255).astype(np.uint8)
+    if not gray.any():
         return None
-    written = io.BytesIO()
-    PIL.Image.fromarray(grey).save(written, "png", optimize=True)
-    return written.getvalue()
+    file = io.BytesIO()
+    PIL.Image.fromarray(gray).save(file, "png", optimize=True)
+    return file.getvalue()
 
 
 def mask_of(png: bytes) -> np.ndarray:
-    """The mask float32 [height, width] of :func:`png_of`."""
+    """Return the mask float32 [height, width] in a file of :func:`png_of`."""
     return np.asarray(PIL.Image.open(io.BytesIO(png)), np.float32) / 255
 
 
-def painted(address: str | None, height: int, width: int) -> bytes | None:
-    """The mask of a picture of height x width, from what was painted: where that is opaque, it is 1.
+def painted_mask(url: str | None, height: int, width: int) -> bytes | None:
+    """Return the painted mask of an image of height x width as a PNG file; None if nothing is painted.
 
-    ``address`` is that of a PNG of any size, data:image/png;base64,...; None or "" is nothing painted.
-    Raises InputError.
+    ``url`` is a data URL of a PNG of any size. The mask is 1 where that image is opaque. Raises InputError if the URL
+    is malformed or too large.
     """
-    if not address:
+    if not url:
         return None
     try:
-        head, _, data = address.partition(",")
-        if head != "data:image/png;base64" or len(data) > MOST_PAINTED:
+        head, _, data = url.partition(",")
+        if head != "data:image/png;base64" or len(data) > MAX_MASK_BYTES:
             raise ValueError(f"{len(data)} bytes of {head[:30]!r}")
-        picture = PIL.Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["PNG"])
-        if max(picture.size) > MOST_SIDE:
-            raise ValueError(f"{picture.size} pixels")
-        opaque = picture.convert("RGBA").getchannel("A")
+        image = PIL.Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["PNG"])
+        if max(image.size) > MAX_MASK_SIDE:
+            raise ValueError(f"{image.size} pixels")
+        alpha = image.convert("RGBA").getchannel("A")
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise InputError(f"the mask cannot be read: {error}; clear it and paint it again") from error
-    return png_of(np.asarray(opaque.resize((width, height), PIL.Image.Resampling.BOX), np.float32) / 255)
+    return png_of(np.asarray(alpha.resize((width, height), PIL.Image.Resampling.BOX), np.float32) / 255)

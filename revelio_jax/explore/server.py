@@ -1,7 +1,7 @@
-"""The page on a port: Gradio and the report in one application, which asks nothing of any other host.
+"""The web server: Gradio's page and the report in one application that contacts no other host.
 
-Gradio's analytics, version check, share links, monitoring and server-side rendering are off here, not in the
-environment of who runs it, and the page is told by a Content-Security-Policy to load from nowhere else.
+Gradio's analytics, version check, share links, monitoring and server-side rendering are off here, whatever the
+environment says. A Content-Security-Policy keeps the page from loading anything from another host.
 """
 
 import ipaddress
@@ -19,10 +19,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from revelio_jax.errors import InputError
 from revelio_jax.explore.theme import CSS, theme
 
-BESIDE = pathlib.Path(__file__).with_name("beside.js")
+REPORT_LINK = pathlib.Path(__file__).with_name("report_link.js")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 HEADERS = {
-    # Gradio makes its page with inline scripts and styles, and templates with functions of text.
+    # Gradio uses inline scripts and styles, and evaluates its templates.
     b"content-security-policy": b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
     b"frame-ancestors 'self'; base-uri 'self'; form-action 'self'",
     b"referrer-policy": b"no-referrer",
@@ -31,7 +31,7 @@ HEADERS = {
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on ``host``."""
+    """Return whether only this machine can reach a server on ``host``."""
     if host == "localhost":
         return True
     try:
@@ -41,9 +41,9 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 is any that is free. Raises InputError where it cannot be had."""
+    """Return a listening socket; port 0 chooses a free port. Raise InputError if the address cannot be used."""
     if not 0 <= port < 65536:
-        raise InputError(f"--port is {port}; it must be between 0, which takes one that is free, and 65535")
+        raise InputError(f"--port is {port}; it must be between 1 and 65535, or 0 for a free port")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -51,16 +51,16 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(128)
     except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"--host {host} --port {port} cannot be listened on: {why}; --port 0 takes one that is free"
+            f"cannot listen on --host {host} --port {port}: {reason}; --port 0 chooses a free port"
         ) from error
     return listener
 
 
 def application(page: gr.Blocks, report: pathlib.Path, host: str) -> ASGIApp:
-    """The page at /, the report of the run at /report, and headers on all that is answered."""
-    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # their pages come from a CDN
+    """Return the application: the page at /, the run's report at /report, and security headers on every response."""
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # these pages would load from a CDN
     app.mount("/report", ReportFiles(report))
     gr.mount_gradio_app(
         app,
@@ -74,37 +74,37 @@ def application(page: gr.Blocks, report: pathlib.Path, host: str) -> ASGIApp:
         mcp_server=False,
         enable_monitoring=False,
         pwa=False,
-        max_file_size=1,  # a byte: nothing of the page is uploaded
+        max_file_size=1,  # byte: the page has no uploads
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )
-    if is_loopback(host):  # a name that another host's page makes point here is refused
+    if is_loopback(host):  # refuse host names that another site points to this machine (DNS rebinding)
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, host])
     return WithHeaders(app)
 
 
 class ReportFiles:
-    """The static report, which may be made while the explorer runs; its pages get a link to the explorer."""
+    """The static report, which may appear while the explorer runs; its pages get a link to the explorer."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder, self.files = folder, StaticFiles(directory=folder, html=True, check_dir=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer: ASGIApp = self.files
+        response: ASGIApp = self.files
         name = self.files.get_path(scope)
-        found, _ = self.files.lookup_path("index.html" if scope["path"].endswith("/") else name)
+        path, _ = self.files.lookup_path("index.html" if scope["path"].endswith("/") else name)
         if not (self.folder / "index.html").is_file():
-            text = "There is no report yet: python -m revelio_jax.interpret.report makes it."
-            answer = HTMLResponse(f"<p>{text} <a href='/'>Explorer</a></p>", 404)
-        elif name == BESIDE.name:
-            answer = FileResponse(BESIDE)
-        elif found.endswith(".html"):
-            page = pathlib.Path(found).read_text()
-            answer = HTMLResponse(page.replace("</body>", f'<script src="{BESIDE.name}"></script></body>'))
-        await answer(scope, receive, send)
+            text = "There is no report yet. Run python -m revelio_jax.interpret.report to write it."
+            response = HTMLResponse(f"<p>{text} <a href='/'>Explorer</a></p>", 404)
+        elif name == REPORT_LINK.name:
+            response = FileResponse(REPORT_LINK)
+        elif path.endswith(".html"):
+            page = pathlib.Path(path).read_text()
+            response = HTMLResponse(page.replace("</body>", f'<script src="{REPORT_LINK.name}"></script></body>'))
+        await response(scope, receive, send)
 
 
 class WithHeaders:
-    """Adds HEADERS to every answer."""
+    """An application that adds HEADERS to every response of another one."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -112,13 +112,13 @@ class WithHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message):
             if message["type"] == "http.response.start":
-                kept = [pair for pair in message["headers"] if pair[0].lower() not in HEADERS]
-                message["headers"] = [*kept, *HEADERS.items()]
+                others = [pair for pair in message["headers"] if pair[0].lower() not in HEADERS]
+                message["headers"] = [*others, *HEADERS.items()]
             await send(message)
 
         await self.app(scope, receive, with_headers)
 
 
 def server(app: ASGIApp) -> uvicorn.Server:
-    """What answers, once its ``run(sockets=[...])`` is called, until a signal or ``should_exit`` ends it."""
+    """Return the server; ``run(sockets=[...])`` serves until a signal arrives or ``should_exit`` is set."""
     return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))

@@ -1,4 +1,4 @@
-"""The Python that makes what the page shows."""
+"""The Python program that samples the image of the page."""
 
 import base64
 import json
@@ -8,10 +8,10 @@ from revelio_jax.explore.requests import SamplingRequest, SteeringRequest
 from revelio_jax.steering.strengths import Clamp, Strength
 
 
-def snippet(live: Backend, sampling: SamplingRequest, steering: SteeringRequest | None = None) -> str:
-    """A program that makes the steered picture, bit for bit; the plain one where nothing is steered."""
+def snippet(backend: Backend, request: SamplingRequest, steering: SteeringRequest | None = None) -> str:
+    """Return a program that samples the same image bit by bit: the steered one, or the plain one without steering."""
     masked = steering is not None and steering.mask is not None
-    learned = steering is not None and any(key in live.learned for key, _ in steering.concepts)
+    learned = steering is not None and any(key in backend.learned for key, _ in steering.concepts)
     clamped = steering is not None and any(isinstance(value, Clamp) for _, value in steering.concepts)
     lines = ["import base64", "import io", ""] if masked else []
     lines += ["import numpy as np"] if masked else []
@@ -21,23 +21,23 @@ def snippet(live: Backend, sampling: SamplingRequest, steering: SteeringRequest 
         lines += ["", f"from revelio_jax.steering import {'Clamp, ' if clamped else ''}Steerer"]
     if learned:
         lines += ["from revelio_jax.steering.learned_concepts import saved_concepts"]
-    lines += ["", f"pipe = {_pipeline(live)}"]
+    lines += ["", f"pipe = {_pipeline(backend)}"]
     call = [
-        f"    {_quoted(sampling.prompt)},",
-        f"    height={sampling.height},",
-        f"    width={sampling.width},",
-        f"    num_inference_steps={sampling.steps},",
-        *(f"    {name}={_quoted(value)}," for name, value in live.call(sampling).items()),
-        f"    generator=torch.Generator().manual_seed({sampling.seed}),",
+        f"    {_quoted(request.prompt)},",
+        f"    height={request.height},",
+        f"    width={request.width},",
+        f"    num_inference_steps={request.steps},",
+        *(f"    {name}={_quoted(value)}," for name, value in backend.call_arguments(request).items()),
+        f"    generator=torch.Generator().manual_seed({request.seed}),",
     ]
     if not steering:
         return "\n".join([*lines, "image = pipe(", *call, ").images[0]", 'image.save("plain.png")', ""])
-    lines += [f"steerer = Steerer.from_pretrained({_quoted(live.sae)})"]
+    lines += [f"steerer = Steerer.from_pretrained({_quoted(backend.sae)})"]
     if masked:
         lines += _wrapped("mask = ", base64.b64encode(steering.mask).decode())
         lines += ["mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(mask))), np.float32) / 255"]
     if isinstance(steering.positions, tuple):
-        lines += [f"positions = torch.zeros({live.positions}, dtype=torch.bool)"]
+        lines += [f"positions = torch.zeros({backend.positions}, dtype=torch.bool)"]
         lines += [f"positions[{list(steering.positions)}] = True"]
     lines += ["", "with steerer.attach(", "    pipe,", "    {"]
     lines += [f"        {_quoted(key)}: {_strength(value)}," for key, value in steering.concepts]
@@ -54,21 +54,21 @@ def snippet(live: Backend, sampling: SamplingRequest, steering: SteeringRequest 
     lines += [f"    pooled={steering.pooled},"] if steering.pooled is not None else []
     if steering.negative_branch is not None:
         lines += [f"    negative_branch={steering.negative_branch},"]
-    lines += [f"    learned=saved_concepts({_quoted(live.config.run)}),"] if learned else []
+    lines += [f"    learned=saved_concepts({_quoted(backend.config.run)}),"] if learned else []
     lines += ["):", "    image = pipe(", *(f"    {line}" for line in call), "    ).images[0]"]
     return "\n".join([*lines, 'image.save("steered.png")', ""])
 
 
-def _pipeline(live: Backend) -> str:
-    model = live.config.model
+def _pipeline(backend: Backend) -> str:
+    model = backend.config.model
     revision = f", revision={_quoted(model.revision)}" if model.revision else ""
-    to = "" if live.pipe.device.type == "cpu" else f".to({_quoted(live.pipe.device.type)})"
-    given = f"{_quoted(model.id)}{revision}, torch_dtype=torch.{model.dtype}"
-    return f"DiffusionPipeline.from_pretrained({given}){to}"
+    to = "" if backend.pipe.device.type == "cpu" else f".to({_quoted(backend.pipe.device.type)})"
+    arguments = f"{_quoted(model.id)}{revision}, torch_dtype=torch.{model.dtype}"
+    return f"DiffusionPipeline.from_pretrained({arguments}){to}"
 
 
 def _quoted(value: str | float) -> str:
-    """A value as Python; a text in the quotes that its formatters use."""
+    """Return a value as Python; a text is in double quotes, as formatters write it."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
@@ -77,6 +77,6 @@ def _strength(value: Strength) -> str:
 
 
 def _wrapped(start: str, text: str) -> list[str]:
-    """A long string over lines, in brackets."""
+    """Return the assignment of a long string, split over lines in parentheses."""
     parts = [text[i : i + 88] for i in range(0, len(text), 88)]
     return [f"{start}(", *(f"    {_quoted(part)}" for part in parts), ")"]

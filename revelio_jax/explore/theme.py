@@ -1,4 +1,4 @@
-"""How the page looks: the report's colours for light and dark, and fonts that every system has."""
+"""The theme of the page: the report's colors for light and dark mode, and fonts of the system."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ FONTS = {
 
 
 def theme() -> gr.themes.Base:
-    """The report's colours, and system fonts: Gradio's own would be another thing to load."""
+    """Return the theme. Gradio's default fonts would be downloaded; these are not."""
     both = {
         "body_background_fill": ("#f8f7f4", "#131312"),
         "body_text_color": ("#1d1c1a", "#ebe9e4"),
@@ -36,7 +36,7 @@ def theme() -> gr.themes.Base:
         "checkbox_background_color_selected": ("#17599a", "#2a6ca8"),
         "checkbox_border_color_selected": ("#17599a", "#2a6ca8"),
     }
-    colours = {name: light for name, (light, _) in both.items()}
-    colours |= {f"{name}_dark": dark for name, (_, dark) in both.items()}
+    colors = {name: light for name, (light, _) in both.items()}
+    colors |= {f"{name}_dark": dark for name, (_, dark) in both.items()}
     base = gr.themes.Default(primary_hue="blue", neutral_hue="stone", radius_size="md", **FONTS)
-    return base.set(button_border_width="1px", **colours)
+    return base.set(button_border_width="1px", **colors)

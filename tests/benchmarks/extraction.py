@@ -1,20 +1,22 @@
-"""How near extraction comes to the forward passes that it cannot do without.
+"""Compare the speed of extraction with the forward passes that it needs.
 
     python tests/benchmarks/extraction.py --json extraction.json
-    python tests/benchmarks/extraction.py --json full.json --full --prompts 64 --pictures 2 --batch 2
+    python tests/benchmarks/extraction.py --json full.json --full --prompts 64 --images 2 --batch 2
 
-On the miniature, or with ``--full`` on Stable Diffusion 1.4's architecture at 512 pixels with random weights.
-There is no row ``pipeline`` of it, which would take hours on a CPU. ``text`` and ``noised`` take whole
-batches of prompts and of pictures through ``extract.run``'s loop to a store in a temporary folder, from
-after the model is loaded until the manifest is written. Their bare time is that of the forward passes
-alone: the same batches, the encoder cut off after the same layer, or the VAE and a denoiser that ends at the
-same site, with inputs that are ready and outputs that nobody keeps. ``ratio`` is bare over extraction, 1
-at best. ``pipeline`` is the papers' way: the whole pipeline, one prompt at a time, with a hook on its text
-encoder; its ratio is extraction over that, in times faster. ``early`` rows take the first, the middle and the
-last site of the denoiser alone; their ratio is to the last.
+Measures the miniature, or with --full Stable Diffusion 1.4's architecture at 512 pixels with random weights. Modes:
 
-Times are medians of ``--rounds`` runs of each in turn. Rows: {mode, site, bare_s, extract_s, ratio}, of
-``pipeline`` bare_s being seconds of the pipeline for as many prompts.
+    text      prompts through extract.run's loop to a store, against the text encoder alone
+    pipeline  the same store, against the whole pipeline with a hook, one prompt at a time, as in the papers; not with
+              --full, where it would take hours on a CPU
+    noised    images through extract.run's loop to a store, against the VAE and the denoiser alone
+    early     the same for the first, middle and last hook point of the denoiser; the ratio is to the last one
+
+Extraction is timed from the loaded model to the finished manifest. The bare passes use the same batches, the model cut
+off after the same layer, inputs that are ready, and drop the outputs.
+
+Times are medians of --rounds runs of each, in turn. Rows are {mode, site, bare_s, extract_s, ratio}. ``ratio`` is bare
+time over extraction time, at most about 1. In mode ``pipeline``, bare_s is the pipeline's time for --prompts prompts,
+and the ratio is how many times faster extraction is.
 """
 
 import argparse
@@ -36,10 +38,9 @@ from extract import run, text_encoder
 from extract.modes import noised, text
 from revelio_jax.config import Config, ExtractConfig, ModelConfig
 from revelio_jax.errors import reported
-from revelio_jax.pipelines import hook_points, loading
+from revelio_jax.pipelines import hook_points, loading, source
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.recorder import recorded
-from revelio_jax.pipelines.source import find
 from revelio_jax.store import StoreWriter, Worker
 
 TIMESTEPS = (25, 200)
@@ -49,25 +50,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--json", default="", metavar="FILE", help="where the rows are written")
-    parser.add_argument("--full", action="store_true", help="the real width and depth, not the miniature")
-    parser.add_argument("--prompts", type=int, default=4096)
-    parser.add_argument("--pictures", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pipeline-prompts", type=int, default=8, help="prompts of pipeline, counted up to --prompts")
-    given = parser.parse_args()
-    path = results.checked(given.json)
+    parser.add_argument("--json", metavar="FILE", help="file to write the rows to")
+    parser.add_argument("--full", action="store_true", help="measure the real width and depth, not the miniature")
+    parser.add_argument("--prompts", type=int, default=4096, help="number of prompts (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=512, help="number of images (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="prompts or images per batch (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each mode (default: %(default)s)")
+    parser.add_argument(
+        "--pipeline-prompts",
+        type=int,
+        default=8,
+        help="prompts timed in mode pipeline; its time is scaled up to --prompts (default: %(default)s)",
+    )
+    options = parser.parse_args()
+    results.check(options.json)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        given.model, given.size = str(full_width.MINIATURE), 32
-        if given.full:
-            given.model, given.size = str(folder / "model"), full_width.SIZE
-            full_width.stable_diffusion().save_pretrained(given.model)
-        rows += of_text(given, folder)
-        rows += of_pictures(given, folder)
-    results.write(path, rows)
+        options.model, options.size = str(full_width.MINIATURE), 32
+        if options.full:
+            options.model, options.size = str(folder / "model"), full_width.SIZE
+            full_width.stable_diffusion().save_pretrained(options.model)
+        rows += measure_text(options, folder)
+        rows += measure_images(options, folder)
+    results.write(options.json, rows)
     for row in rows:
         print(
             f"{row['mode']:9} {row['site']:16} bare {row['bare_s']:8.3f} s  extract {row['extract_s']:8.3f} s"
@@ -75,20 +81,20 @@ def main() -> None:
         )
 
 
-def config(given: argparse.Namespace, **fields) -> Config:
-    extract = ExtractConfig(batch_size=given.batch, height=given.size, width=given.size, **fields)
-    return dataclasses.replace(Config(), model=ModelConfig(id=given.model), extract=extract)
+def config(options: argparse.Namespace, **fields) -> Config:
+    extract = ExtractConfig(batch_size=options.batch, height=options.size, width=options.size, **fields)
+    return dataclasses.replace(Config(), model=ModelConfig(id=options.model), extract=extract)
 
 
-def of_text(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
-    prompts = [f"a flat emoji of {'red ' * (i % 9)}apple" for i in range(given.prompts)]
+def measure_text(options: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
+    prompts = [f"a flat emoji of {'red ' * (i % 9)}apple" for i in range(options.prompts)]
     (folder / "prompts.txt").write_text("\n".join(prompts))
-    source = find(given.model, "", "sd")
-    encoder = loading.load_text_encoder(source, "text_encoder", "float32")
-    pipe = loading.skeleton(source)
+    origin = source.find(options.model, "", "sd")
+    encoder = loading.load_text_encoder(origin, "text_encoder", "float32")
+    pipe = loading.skeleton(origin)
     site = [name for name in hook_points.known_sites(pipe) if name.startswith("clip.")][-2]
-    asked = config(given, sites=(site,), positions="all", prompts=str(folder / "prompts.txt"))
-    job = text.load(asked, text.read_inputs(asked.extract), Worker())
+    text_config = config(options, sites=(site,), positions="all", prompts=str(folder / "prompts.txt"))
+    job = text.load(text_config, text.read_inputs(text_config.extract), Worker())
 
     cut = copy.deepcopy(encoder.model)
     inner = getattr(cut, "text_model", cut)
@@ -97,49 +103,49 @@ def of_text(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
 
     @torch.inference_mode()
     def bare() -> None:
-        for batch in ids.split(given.batch):
+        for batch in ids.split(options.batch):
             cut(batch)
 
-    bare_s, extract_s = in_turn(given.rounds, bare, lambda: extraction(text, job, folder))
-    found = [row("text", site, bare_s, extract_s)]
-    if given.full:
-        return found
+    bare_s, extract_s = in_turn(options.rounds, bare, lambda: extraction(text, job, folder))
+    rows = [row("text", site, bare_s, extract_s)]
+    if options.full:
+        return rows
 
-    whole = loading.load(source, asked.model, "float32")
+    whole = loading.load(origin, text_config.model, "float32")
     hooked = hook_points.resolve(whole, site)
 
     def pipeline() -> None:
         with hook_points.captured(hooked):
-            for prompt in prompts[: given.pipeline_prompts]:
-                whole(prompt, height=given.size, width=given.size, num_inference_steps=50, output_type="np")
+            for prompt in prompts[: options.pipeline_prompts]:
+                whole(prompt, height=options.size, width=options.size, num_inference_steps=50, output_type="np")
 
     (pipeline_s,) = in_turn(1, pipeline)
-    pipeline_s *= given.prompts / given.pipeline_prompts
-    return [*found, {**row("pipeline", site, pipeline_s, extract_s), "ratio": pipeline_s / extract_s}]
+    pipeline_s *= options.prompts / options.pipeline_prompts
+    return [*rows, {**row("pipeline", site, pipeline_s, extract_s), "ratio": pipeline_s / extract_s}]
 
 
-def of_pictures(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
+def measure_images(options: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
     random = np.random.default_rng(0)
-    (folder / "pictures").mkdir()
-    for i in range(given.pictures):
-        pixels = random.integers(0, 256, (given.size, given.size, 3), dtype=np.uint8)
-        PIL.Image.fromarray(pixels).save(folder / "pictures" / f"{i:05}.png")
+    (folder / "images").mkdir()
+    for i in range(options.images):
+        pixels = random.integers(0, 256, (options.size, options.size, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / "images" / f"{i:05}.png")
     names = ("unet.down_blocks.0.attentions.0", "unet.mid_block", "unet.up_blocks.1")
-    fields = {"mode": "noised", "images": str(folder / "pictures"), "timesteps": TIMESTEPS}
-    source = find(given.model, "", "sd")
-    pipe = loading.load(source, ModelConfig(id=given.model), "float32")
-    asked = {name: config(given, sites=(name,), **fields) for name in names}
-    jobs = {name: noised.load(asked[name], noised.read_inputs(asked[name].extract), Worker()) for name in names}
-    family = family_of(pipe)
+    fields = {"mode": "noised", "images": str(folder / "images"), "timesteps": TIMESTEPS}
+    origin = source.find(options.model, "", "sd")
+    pipe = loading.load(origin, ModelConfig(id=options.model), "float32")
+    configs = {name: config(options, sites=(name,), **fields) for name in names}
+    jobs = {name: noised.load(configs[name], noised.read_inputs(configs[name].extract), Worker()) for name in names}
+    extract, family = configs[names[0]].extract, family_of(pipe)
     with torch.inference_mode():
-        conditioning = family.conditioning(pipe, "", 0.0, (given.size, given.size))
-    pictures = torch.rand(given.pictures, 3, given.size, given.size) * 2 - 1
-    noise = torch.randn(pipe.unet.config.in_channels, *latents_size(pipe, given.size))
+        conditioning = family.conditioning(pipe, extract.prompt, extract.guidance, (options.size, options.size))
+    images = torch.rand(options.images, 3, options.size, options.size) * 2 - 1
+    noise = torch.randn(pipe.unet.config.in_channels, *latents_size(pipe, options.size))
 
     @torch.inference_mode()
     def bare(name: str) -> None:
-        site, extract = hook_points.resolve(pipe, name), asked[name].extract
-        for batch in pictures.split(given.batch):
+        site, extract = hook_points.resolve(pipe, name), configs[name].extract
+        for batch in images.split(options.batch):
             latents = pipe.vae.encode(batch).latent_dist.mode() + noise
             for timestep in TIMESTEPS:
                 with ended_at(pipe, site, timestep, len(batch), extract):
@@ -147,7 +153,7 @@ def of_pictures(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
 
     middle = names[1]
     times = in_turn(
-        given.rounds,
+        options.rounds,
         lambda: bare(middle),
         *(lambda name=name: extraction(noised, jobs[name], folder) for name in names),
     )
@@ -174,15 +180,15 @@ def extraction(mode, job, folder: pathlib.Path) -> None:
 
 
 def in_turn(rounds: int, *runs: Callable[[], None]) -> list[float]:
-    """Median seconds of each, one round after another, after one that warms up."""
+    """Return the median seconds of each run; the runs take turns, and a first round warms up."""
     seconds: list[list[float]] = [[] for _ in runs]
     for number in range(rounds + (rounds > 1)):
-        for function, times in zip(runs, seconds, strict=True):
+        for function, function_seconds in zip(runs, seconds, strict=True):
             started = time.perf_counter()
             function()
             if number or rounds == 1:
-                times.append(time.perf_counter() - started)
-    return [statistics.median(of) for of in seconds]
+                function_seconds.append(time.perf_counter() - started)
+    return [statistics.median(run_seconds) for run_seconds in seconds]
 
 
 def row(mode: str, site: str, bare_s: float, extract_s: float) -> dict:

@@ -1,6 +1,6 @@
-"""Stable Diffusion 1.4 at its real width and depth, with random weights: what time and memory depend on.
+"""Stable Diffusion 1.4 at its real width and depth, with random weights, to measure time and memory.
 
-Its tokenizer is the miniature's, at CLIP's length: words cost nothing.
+Its tokenizer is the miniature's at CLIP's length, since the vocabulary costs no time.
 """
 
 import pathlib
@@ -13,7 +13,7 @@ SIZE = 512  # pixels
 
 
 def stable_diffusion() -> StableDiffusionPipeline:
-    """The pipeline, float32: 860 M parameters of U-Net, 85 M of CLIP without its words, 84 M of VAE."""
+    """Return the pipeline in float32: 860 M parameters of U-Net, 85 M of CLIP without embeddings, 84 M of VAE."""
     tokenizer = transformers.CLIPTokenizerFast.from_pretrained(MINIATURE, subfolder="tokenizer", model_max_length=77)
     text = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -28,7 +28,7 @@ def stable_diffusion() -> StableDiffusionPipeline:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    # What is left out are the defaults of diffusers, which are Stable Diffusion 1's.
+    # All other settings are the defaults of diffusers, which are those of Stable Diffusion 1.
     unet = UNet2DConditionModel(sample_size=SIZE // 8, cross_attention_dim=768)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,

@@ -1,12 +1,11 @@
-"""Runs in the peers' venv: seconds of training steps of one library, for train_step.py.
+"""Time train steps of one library, for train_step.py. Runs in the peers' venv.
 
 .venv-peers/bin/python tests/benchmarks/in_peers.py SYSTEM D LATENTS K BATCH DEAD_FRACTION REPEATS
 
-The library's own training loop runs, on an iterator that hands out the same batch again and again; with
-other batches, train_in_peers.py lets the same loops learn. A
-step is what the loop does between two requests for a batch. Between two steps this writes the line
-"floor" and waits for a line, while train_step.py times JAX's product; then it times torch's. The last line
-that it writes is {step_s, torch_floor_s}, medians.
+The library's own training loop runs on an iterator that repeats one batch; train_in_peers.py runs the same loops on
+real batches. A step is what the loop does between two requests for a batch. Between two steps this script prints the
+line "floor" and waits for a line, while train_step.py times JAX's product; then it times torch's product. The last
+line that it prints is {step_s, torch_floor_s}, medians as JSON.
 """
 
 import contextlib
@@ -22,16 +21,16 @@ import torch
 from learning import Learning
 from torch import nn
 
-WARM_UP = 2  # steps in which allocations are made, biases are initialised and Adam makes its moments
-MANY = 1_000_000  # steps that a loop is told of; the batches end it
+WARM_UP = 2  # untimed steps: allocations, initial biases, Adam's moments
+MANY = 1_000_000  # steps to configure; the end of the batches ends the loop
 
 
 class Library(typing.NamedTuple):
-    """A library that is set up. ``fit`` is its loop over batches.
+    """A configured library. ``fit`` runs its loop over batches.
 
-    ``W_enc_FD`` are its encoder's weights as rows, ``age_F`` its count of how long each latent has been
-    silent, ``dead_age`` a count at which it takes a latent for dead. ``run`` gives its reconstruction and
-    its latents, [B, F], of rows; ``W_dec_FD`` its decoder's weights as they are when it is called.
+    ``W_enc_FD`` are the encoder's weights as rows. ``age_F`` counts how long each latent has been silent; the library
+    treats a latent as dead at ``dead_age``. ``run`` returns the reconstruction and the latents [B, F] of rows [B, D].
+    ``W_dec_FD`` returns the current decoder weights as rows.
     """
 
     fit: Callable[[Iterator[torch.Tensor]], None]
@@ -42,27 +41,27 @@ class Library(typing.NamedTuple):
     W_dec_FD: Callable[[], torch.Tensor]
 
 
-# Each is imported only when it is asked for, since nnsight, which dictionary_learning brings, patches torch.
-# Without ``learning`` rates and windows are the library's defaults.
+# Each library is imported only when it is used, since nnsight, which dictionary_learning imports, patches torch.
+# Without ``learning``, rates and windows are the library's defaults.
 
 
 def sae_lens(d: int, n: int, k: int, batch: int, learning: Learning | None = None) -> Library:
-    """SAETrainer.fit with its defaults: AuxK, decoder norms kept in the latents' scale, clipping, Adam."""
+    """Set up SAETrainer.fit with its defaults: AuxK, latents scaled by decoder norms, clipping, Adam."""
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d, d_sae=n, k=k))
-    steps, asked = MANY, {}
+    steps, settings = MANY, {}
     if learning:
         steps = learning.steps
-        asked = {
+        settings = {
             "lr": learning.learning_rate,
             "lr_warm_up_steps": learning.warm_up,
             "lr_decay_steps": steps - learning.warm_up,
             "dead_feature_window": learning.dead_after_rows // batch,
         }
-    options = SAETrainerConfig(steps * batch, train_batch_size_samples=batch, lr_end=3e-5, **asked)
+    options = SAETrainerConfig(steps * batch, train_batch_size_samples=batch, lr_end=3e-5, **settings)
     trainer = SAETrainer(options, sae, data_provider=iter(()))
 
     def fit(batches):
@@ -79,15 +78,16 @@ def sae_lens(d: int, n: int, k: int, batch: int, learning: Learning | None = Non
 
 
 def dictionary_learning(d: int, n: int, k: int, batch: int, learning: Learning | None = None) -> Library:
-    """trainSAE, which calls TopKTrainer.update, with its defaults: AuxK, unit norms, clipping, Adam."""
+    """Set up trainSAE, which calls TopKTrainer.update, with its defaults: AuxK, unit norms, clipping, Adam."""
     from dictionary_learning.trainers.top_k import TopKTrainer
     from dictionary_learning.training import trainSAE
 
-    steps, asked = MANY, {}
+    steps, settings = MANY, {}
     if learning:
-        steps, asked = learning.steps, {"lr": learning.learning_rate, "warmup_steps": learning.warm_up}
-        asked["decay_start"] = learning.warm_up + 1  # it refuses the step before
-    trainer = TopKTrainer(steps=steps, activation_dim=d, dict_size=n, k=k, layer=0, lm_name="", device="cpu", **asked)
+        steps, settings = learning.steps, {"lr": learning.learning_rate, "warmup_steps": learning.warm_up}
+        settings["decay_start"] = learning.warm_up + 1  # the library refuses an earlier step
+    settings |= {"layer": 0, "lm_name": "", "device": "cpu"}
+    trainer = TopKTrainer(steps=steps, activation_dim=d, dict_size=n, k=k, **settings)
     if learning:
         trainer.dead_feature_threshold = learning.dead_after_rows
 
@@ -103,9 +103,9 @@ def dictionary_learning(d: int, n: int, k: int, batch: int, learning: Learning |
 
 
 def sparsify(d: int, n: int, k: int, batch: int, learning: Learning | None = None) -> Library:
-    """Trainer.fit with AuxK at 1/32 and Adam, which its defaults leave out; unit-norm decoder.
+    """Set up Trainer.fit with a unit-norm decoder, AuxK at 1/32 and Adam, which are not its defaults.
 
-    It takes activations from a language model as that runs. Here the model's one layer gives the batch.
+    The trainer reads activations from a running language model. Here the model has one layer, which gives the batch.
     """
     from sparsify import SparseCoderConfig, TrainConfig, Trainer
 
@@ -134,9 +134,9 @@ def sparsify(d: int, n: int, k: int, batch: int, learning: Learning | None = Non
 
     model, texts = Model(), Texts()
     coder = SparseCoderConfig(num_latents=n, k=k)
-    asked = {}
-    if learning:  # its rate always falls to 0 after the warm-up
-        asked = {
+    settings = {}
+    if learning:  # the rate always decays to 0 after the warm-up
+        settings = {
             "lr": learning.learning_rate,
             "lr_warmup_steps": learning.warm_up,
             "dead_feature_threshold": learning.dead_after_rows,
@@ -149,10 +149,10 @@ def sparsify(d: int, n: int, k: int, batch: int, learning: Learning | None = Non
         auxk_alpha=1 / 32,
         hookpoints=["layer"],
         log_to_wandb=False,
-        **asked,
+        **settings,
     )
     trainer = Trainer(options, texts, model)
-    trainer.save = lambda: None  # every 1000 steps, and after the last
+    trainer.save = lambda: None  # the trainer saves every 1000 steps and at the end
 
     def fit(batches):
         texts.batches = batches
@@ -183,20 +183,20 @@ def main(
     batch: int,
     dead_fraction: float,
     repeats: int,
-    ask: Callable[[], None],
+    time_floor: Callable[[], None],
 ) -> dict[str, float]:
-    """Medians over ``repeats`` steps; ``ask`` is called before each."""
+    """Return medians over ``repeats`` steps; ``time_floor`` is called before each."""
     torch.set_num_threads(os.cpu_count())
     torch.manual_seed(0)
     x_BD, W_FD = torch.randn(batch, d), torch.randn(n, d)
     library = LIBRARIES[system](d, n, k, batch)
     dead = torch.randperm(n)[: round(dead_fraction * n)]
-    library.W_enc_FD[dead] *= 0.1  # so that they are never among the k largest
+    library.W_enc_FD[dead] *= 0.1  # never among the k largest, so dead
     step_s, floor_s = [], []
 
     def batches():
         for _ in range(WARM_UP + repeats):
-            ask()
+            time_floor()
             start = time.perf_counter()
             x_BD @ W_FD.T
             floor_s.append(time.perf_counter() - start)
@@ -214,11 +214,11 @@ def main(
 
 if __name__ == "__main__":
     system, d, n, k, batch, dead_fraction, repeats = sys.argv[1:]
-    answers, sys.stdout = sys.stdout, sys.stderr  # the libraries print
+    output, sys.stdout = sys.stdout, sys.stderr  # the libraries print to stdout
 
-    def ask():
-        print("floor", file=answers, flush=True)
+    def time_floor():
+        print("floor", file=output, flush=True)
         sys.stdin.readline()
 
-    measured = main(system, int(d), int(n), int(k), int(batch), float(dead_fraction), int(repeats), ask)
-    print(json.dumps(measured), file=answers)
+    times = main(system, int(d), int(n), int(k), int(batch), float(dead_fraction), int(repeats), time_floor)
+    print(json.dumps(times), file=output)

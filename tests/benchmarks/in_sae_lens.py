@@ -1,8 +1,8 @@
-"""Runs in the peers' venv: latents and reconstruction of rows by SAELens, for the test of the export.
+"""Write the latents and reconstructions that SAELens computes, for the test of the export. Runs in the peers' venv.
 
 .venv-peers/bin/python tests/benchmarks/in_sae_lens.py ROWS.npy OUT.npz EXPORT_FOLDER...
 
-OUT.npz holds latents0, reconstruction0 of the first folder, and so on.
+OUT.npz has latents0 and reconstruction0 of the first folder, latents1 and reconstruction1 of the second, and so on.
 """
 
 import sys

@@ -1,29 +1,30 @@
-"""What interpretation costs beside reading and encoding, which it cannot do without, and its memory.
+"""Compare the speed of interpretation with reading and encoding alone, and measure its memory.
 
     python tests/benchmarks/interpretation.py --json interpretation.json
     python tests/benchmarks/interpretation.py --json interpretation.json --sizes 128x512x20 --rounds 9
-    python tests/benchmarks/interpretation.py --json statement.json --sizes "" --state 65536x64
+    python tests/benchmarks/interpretation.py --json estimate.json --sizes "" --state 65536x64
 
-On a store of random rows and a random top-k SAE of each size, width x latents x k, in rows a second:
+Every size, width x latents x k, gets a store of random rows and a random top-k SAE. Modes, in rows per second:
 
-    loader     the training loader alone, as tests/benchmarks/loader_speed.py measures it
-    reading    chunks in the order of the store, as interpretation reads them
-    encoding   reading and encoding; the codes are dropped
-    interpret  all of it: reading, encoding, and collecting what is kept of every latent
-    collecting codes that are ready, a part after another: what the host does while the device computes
+    loader      the training loader alone, as in tests/benchmarks/loader_speed.py
+    reading     reading chunks in store order, as interpretation does
+    encoding    reading and encoding; the codes are dropped
+    interpret   reading, encoding and collecting the results of every latent
+    collecting  collecting codes that are ready: what the host does while the device computes
 
-in turn, --rounds times; ``ratio`` is the median over rounds of the rate over the loader's, or in
-``of_encoding`` over that of encoding, which on a CPU is the floor: there the encoder's product, 2 x width x
-latents operations a row, takes far longer than anything else. ``state`` is what is kept, in bytes.
+The modes take turns for --rounds rounds. ``ratio`` is the median over rounds of the rate over the loader's rate;
+``of_encoding`` is the same over the rate of encoding. On a CPU encoding is the floor: its product of 2 x width x
+latents operations per row takes far longer than the rest. ``state`` is the size of the collected results in bytes.
 
---state LATENTSxK allocates the state of so many latents, with five timesteps and maps of 256 position_map, feeds it
-batches of random codes, and says what a pass over 100 million rows takes: memory, and the host's time.
-The store was just written, so it comes from the page cache wherever it fits.
+--state LATENTSxK allocates the results of that many latents, with five timesteps and maps of 256 cells, feeds them
+batches of random codes, and estimates memory and host time of a pass over 100 million rows. The store has just been
+written, so it is read from the page cache if it fits there.
 """
 
 import argparse
 import dataclasses
 import itertools
+import json
 import pathlib
 import resource
 import statistics
@@ -47,31 +48,33 @@ from revelio_jax.training import loader
 from revelio_jax.training.mixture import open_mixture
 
 SIZES = "128x512x20,768x12288x32"
-SECONDS = 4  # that the slowest mode of a size may take, about: the store is as large
-FLOPS = 5e10  # of the slowest machine, for that
+SECONDS = 4  # approximate time of the slowest mode; sets the size of the store
+FLOPS = 5e10  # per second on the slowest machine, to estimate that time
 MOST_ROWS = 1 << 20
-ROWS = 100_000_000  # of the statement
+ROWS = 100_000_000  # rows of the estimated pass
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--json", required=True, metavar="FILE", help="where the rows are written")
-    parser.add_argument("--sizes", default=SIZES, help=f"width x latents x k, several; default {SIZES}")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=0, help="rows of a store; 0 is by the size")
-    parser.add_argument("--state", default="", help="latents x k of the statement, as 65536x64")
-    parser.add_argument("--state-batches", type=int, default=400, help="batches of 4,096 rows that it is fed")
-    given = parser.parse_args()
-    path = results.checked(given.json)
-    if given.rounds < 1:
-        raise InputError(f"--rounds is {given.rounds}; it must be at least 1")
-    sizes, state = parsed("--sizes", given.sizes, 3), parsed("--state", given.state, 2)
+    parser.add_argument("--json", required=True, metavar="FILE", help="file to write the rows to")
+    parser.add_argument("--sizes", default=SIZES, help="width x latents x k, one or more (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each mode (default: %(default)s)")
+    parser.add_argument("--rows", type=int, help="rows of a store (default: depends on the size)")
+    parser.add_argument("--state", default="", help="latents x k to estimate, for example 65536x64 (default: none)")
+    parser.add_argument(
+        "--state-batches", type=int, default=400, help="batches of 3,840 rows for the estimate (default: %(default)s)"
+    )
+    options = parser.parse_args()
+    results.check(options.json)
+    if options.rounds < 1:
+        raise InputError(f"--rounds is {options.rounds}; it must be at least 1")
+    sizes, states = parse_sizes("--sizes", options.sizes, 3), parse_sizes("--state", options.state, 2)
     rows = []
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            rows += measured(pathlib.Path(folder), *size, given.rows, given.rounds)
+            rows += measure(pathlib.Path(folder), *size, options.rows, options.rounds)
         for row in rows[-5:]:
             of_encoding = f"  {row['of_encoding']:6.2f} of encoding" if "of_encoding" in row else ""
             print(
@@ -79,25 +82,26 @@ def main() -> None:
                 f"rows/s  {row['ratio']:6.2f} of the loader{of_encoding}",
                 flush=True,
             )
-    statements = [statement(*size, given.state_batches) for size in state]
-    results.write(path, {"rows": rows, "statements": statements})
+    estimates = [estimate(*size, options.state_batches) for size in states]
+    results.write(options.json, {"rows": rows, "statements": estimates})
 
 
-def parsed(flag: str, text: str, numbers: int) -> list[tuple[int, ...]]:
-    found = []
+def parse_sizes(flag: str, text: str, numbers: int) -> list[tuple[int, ...]]:
+    """Parse sizes such as 128x512x20, separated by commas. Raise InputError."""
+    sizes = []
     for part in filter(None, text.split(",")):
         try:
             size = tuple(int(n) for n in part.split("x"))
         except ValueError:
             size = ()
         if len(size) != numbers or min(size) < 1:
-            raise InputError(f"{flag} has {part!r}; it must be {' x '.join(['a count'] * numbers)}")
-        found.append(size)
-    return found
+            raise InputError(f"{flag} has {part!r}; it must be {numbers} whole numbers joined by x")
+        sizes.append(size)
+    return sizes
 
 
-def measured(folder: pathlib.Path, d: int, latents: int, k: int, rows: int, rounds: int) -> list[dict]:
-    """Rows of all modes of one size."""
+def measure(folder: pathlib.Path, d: int, latents: int, k: int, rows: int | None, rounds: int) -> list[dict]:
+    """Return the rows of all modes of one size."""
     rows = rows or min(MOST_ROWS, int(SECONDS * FLOPS / (2 * d * latents)))
     shards = -(-rows // loader_speed.SHARD_ROWS)
     gigabytes = shards * loader_speed.SHARD_ROWS * d * 4e-9
@@ -113,7 +117,7 @@ def measured(folder: pathlib.Path, d: int, latents: int, k: int, rows: int, roun
     strata = layout.make_strata(None, store.table(), timesteps)
     position_map = layout.make_map(site.name, store, positions, config.interpret.cells)
     mixture = open_mixture([f"1:{folder / 'store'}"])
-    # Buffers of the loader as large as usual, but where the store is smaller.
+    # The loader's usual buffers, unless the store is smaller.
     loader_speed.BUFFER_CHUNKS = min(loader_speed.BUFFER_CHUNKS, len(site.chunks) // 2)
     order = loader.make_order(mixture, 0, loader_speed.BATCH, loader_speed.BUFFER_CHUNKS, 0.0, 1)
     parts = list(itertools.islice(stream.whole_samples(store_pass.encoded_rows(config, site, sae)), 32))
@@ -123,7 +127,7 @@ def measured(folder: pathlib.Path, d: int, latents: int, k: int, rows: int, roun
         for _ in store_pass.encoded_rows(config, site, sae):
             pass
 
-    def all_of_it():
+    def interpret_all():
         collection, _ = store_pass.accumulate(config, store, site, sae, strata, position_map)
         state[:] = [collection.nbytes]
 
@@ -132,56 +136,57 @@ def measured(folder: pathlib.Path, d: int, latents: int, k: int, rows: int, roun
             pass
 
     modes: dict[str, Callable[[], float]] = {
-        "loader": lambda: loader_speed.loader(mixture, order) * 1e6 / (4 * d),
+        "loader": lambda: loader_speed.read_batches(mixture, order) * 1e6 / (4 * d),
         "reading": lambda: rate(read, site.rows),
         "encoding": lambda: rate(encode, site.rows),
-        "interpret": lambda: rate(all_of_it, site.rows),
+        "interpret": lambda: rate(interpret_all, site.rows),
         "collecting": lambda: collecting(latents, strata, position_map, parts),
     }
     rates: dict[str, list[float]] = {name: [] for name in modes}
     for _ in range(rounds):
         for name, measure in modes.items():
             rates[name].append(measure())
-    found = []
+    results_of_modes = []
     for name in modes:
         row = {"mode": name, "d": d, "latents": latents, "k": k, "rows": site.rows}
         row |= {"rows_per_s": statistics.median(rates[name]), "ratio": paired(rates[name], rates["loader"])}
         if name == "interpret":
             row |= {"of_encoding": paired(rates[name], rates["encoding"]), "state": state[0]}
-        found.append(row | {"all": rates[name]})
-    return found
+        results_of_modes.append(row | {"all": rates[name]})
+    return results_of_modes
 
 
 def paired(rates: list[float], others: list[float]) -> float:
+    """Return the median of the ratios of two lists of rates."""
     return statistics.median(rate / other for rate, other in zip(rates, others, strict=True))
 
 
 def rate(run: Callable[[], None], rows: int) -> float:
+    """Return the rows per second of a run over ``rows`` rows."""
     started = time.perf_counter()
     run()
     return rows / (time.perf_counter() - started)
 
 
 def collecting(
-    latents: int, strata: Strata, position_map: PositionMap, parts: list[stream.CodeBatch], again: int = 4
+    latents: int, strata: Strata, position_map: PositionMap, parts: list[stream.CodeBatch], repeats: int = 4
 ) -> float:
-    """Rows a second of what the host does; parts come several times, as if they were of later samples."""
+    """Return the rows per second of the host; the parts are repeated with later sample numbers."""
     count = sum(len(part.sample_N) for part in parts)
     later = int(parts[-1].sample_N[-1]) + 1
     collection = LatentAccumulator(latents, 20, 10, 1.0, position_map, strata, np.arange(256))
-    sampled = CoactivationRows(262_144, again * count)
+    sampled = CoactivationRows(262_144, repeats * count)
     started = time.perf_counter()
-    for turn in range(again):
+    for repeat in range(repeats):
         for part in parts:
-            part = dataclasses.replace(part, sample_N=part.sample_N + np.int32(turn * later))
+            part = dataclasses.replace(part, sample_N=part.sample_N + np.int32(repeat * later))
             collection.add(part)
             sampled.add(part)
-    return again * count / (time.perf_counter() - started)
+    return repeats * count / (time.perf_counter() - started)
 
 
 def write_sae(folder: pathlib.Path, d: int, latents: int, k: int) -> None:
-    import json
-
+    """Write the folder of a random SAE."""
     W_dec = np.random.default_rng(0).standard_normal((latents, d), np.float32)
     W_dec /= np.linalg.norm(W_dec, axis=1, keepdims=True)
     folder.mkdir(parents=True)
@@ -191,14 +196,14 @@ def write_sae(folder: pathlib.Path, d: int, latents: int, k: int) -> None:
     (folder / "cfg.json").write_text(json.dumps(cfg_json("topk", d, latents, k, {})))
 
 
-def statement(latents: int, k: int, batches: int) -> dict:
-    """Memory of the state, and the host's time for 100 million rows, from batches of random codes."""
+def estimate(latents: int, k: int, batches: int) -> dict:
+    """Return the memory of the results and the host's time for 100 million rows, from batches of random codes."""
     strata, positions, timesteps = 5, 256, np.arange(5, dtype=np.int32)
     position_map = PositionMap((16, 16), (16, 16), np.arange(positions, dtype=np.int32))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    told_apart = Strata("timestep", tuple(map(str, timesteps)), timesteps=timesteps)
-    collection = LatentAccumulator(latents, 20, 10, 1.0, position_map, told_apart, np.arange(256))
-    rows = strata * positions * 3  # three samples a batch, 3,840 rows
+    by_timestep = Strata("timestep", tuple(map(str, timesteps)), timesteps=timesteps)
+    collection = LatentAccumulator(latents, 20, 10, 1.0, position_map, by_timestep, np.arange(256))
+    rows = strata * positions * 3  # three samples per batch, 3,840 rows
     sampled = CoactivationRows(262_144, batches * rows)
     random = np.random.default_rng(0)
     seconds = []
@@ -210,7 +215,7 @@ def statement(latents: int, k: int, batches: int) -> dict:
         seconds.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     last = statistics.median(seconds[-len(seconds) // 4 :]) / rows
-    found = {
+    row = {
         "latents": latents,
         "k": k,
         "state_gib": collection.nbytes / 2**30,
@@ -219,15 +224,15 @@ def statement(latents: int, k: int, batches: int) -> dict:
         "host_hours": ROWS * last / 3600,
     }
     print(
-        f"{latents:,} latents, k {k}: state {found['state_gib']:.2f} GiB, peak of all "
-        f"{found['peak_gib']:.2f} GiB; the host takes {found['host_us_per_row']:.2f} us a row at last, "
-        f"{60 * found['host_hours']:.0f} minutes for {ROWS:,} rows"
+        f"{latents:,} latents, k {k}: state {row['state_gib']:.2f} GiB, peak "
+        f"{row['peak_gib']:.2f} GiB; the host takes {row['host_us_per_row']:.2f} us per row at the end, "
+        f"{60 * row['host_hours']:.0f} minutes for {ROWS:,} rows"
     )
-    return found
+    return row
 
 
 def random_part(random, batch, rows, positions, strata, latents, k):
-    """Codes of which half of a row's are those of its sample, some latents being far more frequent."""
+    """Return random codes. Half of a row's latents are those of its sample, and some latents are far more frequent."""
     samples = rows // (positions * strata)
     latent = (latents * np.square(random.random((rows, k)))).astype(np.int32)
     shared = (latents * np.square(random.random((samples, k // 2)))).astype(np.int32)

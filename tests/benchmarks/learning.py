@@ -1,11 +1,11 @@
-"""What every trainer that is compared by quality is told; read in the peers' venv too."""
+"""The settings that quality.py gives to every trainer. Also imported in the peers' venv."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Learning:
-    """A run that is to learn: a linear warm-up, then a linear decay to 0."""
+    """Settings of a training run. The learning rate rises linearly in the warm-up, then decays linearly to 0."""
 
     steps: int
     learning_rate: float

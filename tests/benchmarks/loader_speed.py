@@ -1,14 +1,13 @@
-"""The loader alone against reading chunks and nothing else, on a store that is made for it.
+"""Compare the speed of the loader with reading chunks alone, on a store that is created for it.
 
     python tests/benchmarks/loader_speed.py --json loader.json
     python tests/benchmarks/loader_speed.py --json loader.json --gb 8 --dtype bfloat16 --lanes 4
 
-``raw`` reads all chunks in the order of the file, in as many threads as the loader has, and drops them.
-``loader`` takes as many rows from ``data.batches``, after a warm-up of one group, so that the groups that
-are read ahead before the clock starts make up for those that are read ahead when it stops. Both in
-turn, ``--rounds`` times; a row has the median rate, in 10^6 bytes of rows as stored a second, all rates, and
-the ratio to raw. The store was just written, so it comes from the page cache wherever it fits: a
-disk makes raw slower, and the ratio better.
+``raw`` reads all chunks in file order, in as many threads as the loader has, and drops them. ``loader`` takes the same
+number of rows from ``loader.batches``, after a warm-up of one group of chunks. The warm-up makes up for the groups that
+are still being read ahead at the end. The two take turns for --rounds rounds. A row has the median rate in 10^6 bytes
+of stored rows per second, all rates, and the ratio to ``raw``. The store has just been written, so it is read from the
+page cache if it fits there. Reading from a disk makes ``raw`` slower and the ratio higher.
 """
 
 import argparse
@@ -31,40 +30,42 @@ BATCH, BUFFER_CHUNKS, CHUNK_ROWS, SHARD_ROWS, SAMPLE_ROWS = 4096, 256, 256, 32_7
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", required=True, help="file for the result")
-    parser.add_argument("--gb", type=float, default=2, help="size of the store in 10^9 bytes")
-    parser.add_argument("--d", type=int, default=768, help="width of a row")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--lanes", type=int, default=1, help="config.data.lanes")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", help="where the store is made; a temporary folder where it is left out")
+    parser.add_argument("--json", required=True, metavar="FILE", help="file to write the rows to")
+    parser.add_argument("--gb", type=float, default=2, help="size of the store in 10^9 bytes (default: %(default)s)")
+    parser.add_argument("--d", type=int, default=768, help="width of a row (default: %(default)s)")
+    dtypes = ("float32", "float16", "bfloat16")
+    parser.add_argument("--dtype", default="float32", choices=dtypes, help="dtype of the store (default: %(default)s)")
+    parser.add_argument("--lanes", type=int, default=1, help="value of config.data.lanes (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each mode (default: %(default)s)")
+    parser.add_argument("--folder", help="folder to create the store in (default: a temporary folder)")
     options = parser.parse_args()
-    results.checked(options.json)
+    results.check(options.json)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         write(folder, options.gb, options.d, options.dtype)
         mixture = open_mixture([f"1:{folder}"])
         order = loader.make_order(mixture, 0, BATCH, BUFFER_CHUNKS, 0.0, options.lanes)
-        modes = {"raw": lambda: raw(mixture), "loader": lambda: loader(mixture, order)}
+        modes = {"raw": lambda: read_raw(mixture), "loader": lambda: read_batches(mixture, order)}
         rates = {name: [] for name in modes}
         for _ in range(options.rounds):
             for name, measure in modes.items():
                 rates[name].append(measure())
-    median = {name: statistics.median(found) for name, found in rates.items()}
-    found = [
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    rows = [
         {"mode": name, "mb_per_s": median[name], "ratio": median[name] / median["raw"], "all": rates[name]}
         for name in modes
     ]
-    results.write(options.json, {"options": vars(options), "rows": found})
-    for row in found:
+    results.write(options.json, {"options": vars(options), "rows": rows})
+    for row in rows:
         print(f"{row['mode']:8} {row['mb_per_s']:8.0f} MB/s  {row['ratio']:.2f}")
 
 
 def write(folder: str, gb: float, d: int, dtype: str) -> None:
+    """Write a store of random rows, of about ``gb`` x 10^9 bytes."""
     item = 4 if dtype == "float32" else 2
     shards = max(1, round(gb * 1e9 / (SHARD_ROWS * d * item)))
     samples = SHARD_ROWS // SAMPLE_ROWS
     site = SitePlan("site", d, (SHARD_ROWS,) * shards)
-    plan = StorePlan((site,), dtype, CHUNK_ROWS, samples, shards * samples, {"made": "for a benchmark"})
+    plan = StorePlan((site,), dtype, CHUNK_ROWS, samples, shards * samples, {"created_by": "benchmark"})
     writer = StoreWriter(folder, plan, [{"id": i} for i in range(plan.samples)])
     values = np.random.default_rng(0).standard_normal((SHARD_ROWS, d), np.float32)
     row = np.arange(SHARD_ROWS, dtype=np.int32)
@@ -74,7 +75,8 @@ def write(folder: str, gb: float, d: int, dtype: str) -> None:
     writer.finish()
 
 
-def raw(mixture: Mixture) -> float:
+def read_raw(mixture: Mixture) -> float:
+    """Read all chunks; return the rate in 10^6 bytes per second."""
     (site,) = mixture.sites
     array = site.arrays["activations"]
 
@@ -88,7 +90,8 @@ def raw(mixture: Mixture) -> float:
     return 1e-6 * site.rows * site.d * mixture.dtype.itemsize / (time.perf_counter() - start)
 
 
-def loader(mixture: Mixture, order: loader.Order) -> float:
+def read_batches(mixture: Mixture, order: loader.Order) -> float:
+    """Read all rows with the loader; return the rate in 10^6 bytes per second."""
     stream = loader.batches(mixture, order, 0)
     for _ in itertools.islice(stream, BUFFER_CHUNKS * CHUNK_ROWS // BATCH):
         pass

@@ -1,9 +1,9 @@
-"""Runs in the peers' venv: small autoencoders written by SAELens and sparsify, and what those compute.
+"""Write small SAEs of SAELens and sparsify with the latents that these libraries compute. Runs in the peers' venv.
 
 .venv-peers/bin/python tests/benchmarks/peer_saes.py FOLDER
 
-FOLDER gains a folder for each, with the library's own files and with theirs.safetensors: rows x [N, D],
-codes [N, F] and reconstruction [N, D]. The ones in tests/revelio_jax/steering/saes were made by this.
+Every SAE gets a folder in FOLDER with the library's own files and theirs.safetensors: rows x [N, D], codes [N, F] and
+reconstruction [N, D]. This script wrote tests/revelio_jax/steering/saes.
 """
 
 import pathlib
@@ -41,7 +41,7 @@ for name, fields in SAE_LENS.items():
     if architecture == "jumprelu":
         sae.threshold.data = random(F).exp()
     sae.save_model(out / f"sae_lens_{name}")
-    sae.to(dtype=torch.float32)  # bfloat16 is how it is kept, not how it is compared
+    sae.to(dtype=torch.float32)  # stored as bfloat16, compared in float32
     x = random(N, D)
     with torch.inference_mode():
         codes = sae.encode(x)

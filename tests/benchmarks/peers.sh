@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv-peers with the libraries that this project is compared with. They bring some 100
-# packages that the project itself does not need, so they live apart.
+# Creates .venv-peers with the libraries that this project is compared with. They depend on about 100
+# packages that the project does not need, so they have their own venv.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
@@ -8,14 +8,14 @@ python=${PYTHON:-python3}
 install() { .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
 torch=$(grep '^torch==' constraints.txt)
 install "$torch" numpy
-# dictionary-learning cannot be imported without nnsight, which asks for a torchvision that may not be of the
-# same build as this torch, and then nothing that needs transformers can be imported. Neither uses it.
+# dictionary-learning imports nnsight, which depends on a torchvision that may not match this torch; then
+# transformers cannot be imported. Neither library uses torchvision.
 install "$torch" sae-lens==6.54.12 eai-sparsify==1.3.3 'python-socketio[client]' pillow sentencepiece zstandard
 install --no-deps dictionary-learning==0.1.0 nnsight==0.3.7
 .venv-peers/bin/python - <<'END'
 from importlib.metadata import version
 
-import dictionary_learning.training, sae_lens, sparsify  # or what was installed does not fit together
+import dictionary_learning.training, sae_lens, sparsify  # fails if the versions do not fit together
 
 for name in ("torch", "sae-lens", "eai-sparsify", "dictionary-learning"):
     print(name, version(name))

@@ -1,21 +1,25 @@
-"""What is learnt, here and in three other libraries, from the same rows in the same order.
+"""Compare what this project and three other libraries learn from the same rows in the same order.
 
-    bash tests/benchmarks/peers.sh      # once; makes .venv-peers with the other libraries
-    python -m extract.run --config configs/mini_sd.py  # once; makes the store of the miniature
+    bash tests/benchmarks/peers.sh      # once: creates .venv-peers with the other libraries
+    python -m extract.run --config configs/mini_sd.py  # once: creates the miniature's store
     python tests/benchmarks/quality.py --json quality.json
     python tests/benchmarks/quality.py --json quality.json --data planted --systems revelio_jax --steps 200
 
-``planted``: rows of width 64 are sums of 8 of 256 unit directions, of which the most used comes 256 times
-as often as the least, with noise and far from the origin; the directions are known. ``miniature``: the
-activations of the quickstart. All systems get the same batches, centred and scaled the same way, and the same
-dictionary size, k, peak learning rate of Adam, warm-up over a tenth of the steps, decay to 0 over the
-rest, and number of rows after which a latent counts as dead; all else is the system's own default, and
-AuxK is on. One evaluator takes each system's own reconstructions of held-out rows.
+Data sets:
 
-Prints a table, and with ``--json`` writes its rows: {data, system, seed, learning_rate, k, rows, fvu,
-dead_fraction, mmcs, matched}. ``rows`` were trained on, ``dead_fraction`` of the latents were above 0 on none
-of the held-out rows. Of planted directions, ``mmcs`` is the mean of the largest cosine with a decoder row,
-``matched`` the share where it is above 0.9; null elsewhere.
+    planted    rows of width 64, each a sum of 8 of 256 known unit directions, plus noise and a large offset; the most
+               frequent direction is used 256 times as often as the least frequent
+    miniature  the activations of the quickstart
+
+All systems get the same batches, centered and scaled in the same way, and the same dictionary size, k, peak learning
+rate of Adam, warm-up over a tenth of the steps, decay to 0 over the rest, and number of rows after which a latent
+counts as dead. AuxK is on; everything else is the system's own default. One evaluator scores each system's own
+reconstructions of held-out rows.
+
+Prints a table. With --json also writes its rows: {data, system, seed, learning_rate, k, rows, fvu, dead_fraction, mmcs,
+matched}. ``rows`` is the number of training rows. ``dead_fraction`` is the share of latents that are 0 on all held-out
+rows. For planted directions, ``mmcs`` is the mean of the largest cosine with a decoder row, and ``matched`` the share
+of directions with a cosine above 0.9; both are null for the miniature.
 """
 
 import argparse
@@ -33,7 +37,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import results
 from learning import Learning
-from train_step import OURS, PEERS, PYTHON_OF_PEERS, systems
+from train_step import OURS, PEERS, PYTHON_OF_PEERS, parse_systems
 
 from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.errors import InputError, reported
@@ -47,13 +51,13 @@ from revelio_jax.training.step import initial_state, make_train_step
 LATENTS, DEAD_AFTER_ROWS = 512, 50_000
 BATCH = {"planted": 512, "miniature": 2048}
 STEPS = {"planted": 4000, "miniature": 3000}
-D, DIRECTIONS, ACTIVE, NOISE = 64, 256, 8, 0.05  # of planted
+D, DIRECTIONS, ACTIVE, NOISE = 64, 256, 8, 0.05  # of the planted data
 K = {"planted": ACTIVE, "miniature": 20}
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """``batches()`` are [batch, d] float32, the same every time; all rows are centred and scaled."""
+    """A data set. ``batches()`` yields the same [batch, d] float32 every time; all rows are centered and scaled."""
 
     name: str
     batches: Callable[[], Iterator[np.ndarray]]
@@ -69,8 +73,8 @@ class Task:
         return K[self.name]
 
 
-class Learnt(typing.NamedTuple):
-    """Of the held-out rows: what they were reconstructed as, and which latents fired on any."""
+class Learned(typing.NamedTuple):
+    """A trained SAE: reconstructions of the held-out rows, latents that fire on any of them, decoder rows."""
 
     x_hat_ND: np.ndarray
     fired_F: np.ndarray
@@ -78,6 +82,7 @@ class Learnt(typing.NamedTuple):
 
 
 def planted() -> Task:
+    """Return the data set of planted directions."""
     random, batch = np.random.default_rng(0), BATCH["planted"]
     directions_PD = unit(random.normal(size=(DIRECTIONS, D)))
     offset_D = 3 * random.normal(size=D)
@@ -85,7 +90,7 @@ def planted() -> Task:
 
     def rows(*stream):
         random = np.random.default_rng(stream)
-        # The first to arrive of arrivals at these rates: drawn by use, none twice.
+        # The first ACTIVE arrivals of Poisson processes: drawn in proportion to use, without repetition.
         arrival_BP = random.standard_exponential((batch, DIRECTIONS)) / use_P
         active_BK = np.argpartition(arrival_BP, ACTIVE, axis=1)[:, :ACTIVE]
         code_BP = np.zeros((batch, DIRECTIONS))
@@ -97,23 +102,23 @@ def planted() -> Task:
     mean_D = sample_ND.mean(0)
     scale = np.sqrt(sample_ND.var(0).mean())
 
-    def normalized(x_BD):
+    def normalize(x_BD):
         return ((x_BD - mean_D) / scale).astype(np.float32)
 
     return Task(
         "planted",
-        lambda: (normalized(rows(train, step)) for step in itertools.count()),
-        np.concatenate([normalized(rows(held_out, i)) for i in range(128)]),
+        lambda: (normalize(rows(train, step)) for step in itertools.count()),
+        np.concatenate([normalize(rows(held_out, i)) for i in range(128)]),
         directions_PD,
     )
 
 
 def miniature(store: str) -> Task:
-    """Raises InputError where the store is missing."""
+    """Return the data set of the quickstart's store. Raise InputError if it is missing."""
     if not (pathlib.Path(store) / "manifest.json").exists():
         raise InputError(
-            f"--store is {store!r}, which holds no finished store; "
-            "make it with: python -m extract.run --config configs/mini_sd.py"
+            f"--store is {store!r}, which is not a finished store; "
+            "run python -m extract.run --config configs/mini_sd.py"
         )
     mixture = open_mixture([f"1:{store}"])
     batch = BATCH["miniature"]
@@ -121,8 +126,8 @@ def miniature(store: str) -> Task:
     mean_D, scale = normalization("center_scale", mixture)
 
     def batches():
-        with contextlib.closing(loader.batches(mixture, order, 0)) as stored:
-            for x_BD in stored:
+        with contextlib.closing(loader.batches(mixture, order, 0)) as stored_batches:
+            for x_BD in stored_batches:
                 yield (x_BD - mean_D) / np.float32(scale)
 
     held_out_ND = np.concatenate(list(loader.held_out_rows(mixture, order, batch)))
@@ -130,11 +135,12 @@ def miniature(store: str) -> Task:
 
 
 def unit(W_FD: np.ndarray) -> np.ndarray:
+    """Return rows scaled to norm 1."""
     return W_FD / np.maximum(np.linalg.norm(W_FD, axis=1, keepdims=True), 1e-30)
 
 
-def train_ours(task: Task, learning: Learning) -> Learnt:
-    """As revelio_jax.train does it."""
+def train_ours(task: Task, learning: Learning) -> Learned:
+    """Train this project's SAE as revelio_jax.train does."""
     d = task.held_out_ND.shape[1]
     sae = SaeConfig(k=task.k, latents=LATENTS, k_aux=d // 2, dead_after_rows=learning.dead_after_rows)
     train = TrainConfig(
@@ -161,50 +167,50 @@ def train_ours(task: Task, learning: Learning) -> Learnt:
         x_hat_BD, fired, _ = reconstruct(state, x_BD, np.ones(len(x_BD), bool))
         x_hats.append(np.asarray(x_hat_BD))
         fired_F |= np.asarray(fired) > 0
-    return Learnt(np.concatenate(x_hats), fired_F, np.asarray(state.params["W_dec_FD"]))
+    return Learned(np.concatenate(x_hats), fired_F, np.asarray(state.params["W_dec_FD"]))
 
 
-def train_peer(system: str, task: Task, learning: Learning) -> Learnt:
-    """Ends this process with what the library's process wrote, where that fails."""
+def train_peer(system: str, task: Task, learning: Learning) -> Learned:
+    """Train a library in the peers' venv. If its process fails, print its output and exit."""
     script = pathlib.Path(__file__).with_name("train_in_peers.py")
     sizes = (task.held_out_ND.shape[1], LATENTS, task.k, task.batch)
     learning_json = json.dumps(dataclasses.asdict(learning))
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
         folder = pathlib.Path(folder)
         np.save(folder / "held_out.npy", task.held_out_ND)
         command = map(str, [PYTHON_OF_PEERS, script, system, *sizes, learning_json, folder])
-        # It may write files of its own where it runs.
-        streams = {"stdin": subprocess.PIPE, "stdout": said, "stderr": said, "cwd": folder}
+        # The library may write files into its working directory.
+        streams = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log, "cwd": folder}
         with (
-            contextlib.suppress(BrokenPipeError),  # its status says that it failed
+            contextlib.suppress(BrokenPipeError),  # the exit status shows the failure
             subprocess.Popen(list(command), **streams) as process,
             contextlib.closing(task.batches()) as batches,
         ):
             for x_BD in itertools.islice(batches, learning.steps):
                 process.stdin.write(np.ascontiguousarray(x_BD).data)
         if process.returncode:
-            said.seek(0)
-            sys.exit(f"{said.read()}\n{system} on {task.name} ended with status {process.returncode}")
-        return Learnt(*(np.load(folder / f"{name}.npy") for name in ("x_hat", "fired", "W_dec_FD")))
+            log.seek(0)
+            sys.exit(f"{log.read()}\n{system} on {task.name} ended with status {process.returncode}")
+        return Learned(*(np.load(folder / f"{name}.npy") for name in ("x_hat", "fired", "W_dec_FD")))
 
 
-def score(task: Task, learnt: Learnt) -> dict[str, float | None]:
+def score(task: Task, learned: Learned) -> dict[str, float | None]:
     x_ND = task.held_out_ND.astype(np.float64)
-    fvu = np.square(x_ND - learnt.x_hat_ND).sum() / np.square(x_ND - x_ND.mean(0)).sum()
+    fvu = np.square(x_ND - learned.x_hat_ND).sum() / np.square(x_ND - x_ND.mean(0)).sum()
     row = {
         "fvu": float(fvu),
-        "dead_fraction": float(1 - learnt.fired_F.mean()),
+        "dead_fraction": float(1 - learned.fired_F.mean()),
         "mmcs": None,
         "matched": None,
     }
     if task.directions_PD is not None:
-        cosine_P = (task.directions_PD @ unit(learnt.W_dec_FD).T).max(1)
+        cosine_P = (task.directions_PD @ unit(learned.W_dec_FD).T).max(1)
         row |= {"mmcs": float(cosine_P.mean()), "matched": float((cosine_P > 0.9).mean())}
     return row
 
 
 def line(row: dict) -> str:
-    """A row of the table."""
+    """Return a row as a line of the table."""
     recovered = "| |" if row["mmcs"] is None else f"| {row['mmcs']:.3f} | {row['matched']:.1%}"
     return (
         f"| {row['data']} | {row['system']} | {row['seed']} | {row['learning_rate']:g} | {row['k']} "
@@ -212,50 +218,52 @@ def line(row: dict) -> str:
     )
 
 
-def numbers(flag: str, text: str, kind: type, low: float) -> list:
+def parse_numbers(flag: str, text: str, kind: type, low: float) -> list:
+    """Parse a list of numbers of at least ``low``. Raise InputError."""
     try:
-        found = [kind(part) for part in text.split(",")]
+        numbers = [kind(part) for part in text.split(",")]
     except ValueError:
-        found = [float("nan")]
-    if not all(low <= number < float("inf") for number in found):
+        numbers = [float("nan")]
+    if not all(low <= number < float("inf") for number in numbers):
         raise InputError(f"{flag} is {text!r}; it must be numbers of at least {low:g}")
-    return found
+    return numbers
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--json", default="", metavar="FILE", help="where the rows are written")
-    parser.add_argument("--data", default=",".join(STEPS), help="what is learnt from; default both")
-    parser.add_argument("--systems", default=",".join((OURS, *PEERS)), help="what learns; default all")
-    parser.add_argument("--rates", default="3e-4,1e-3", help="peak learning rates; default 3e-4,1e-3")
-    parser.add_argument("--seeds", default="0", help="seeds of the initial weights; default 0")
-    parser.add_argument("--steps", default=0, type=int, help=f"steps of each; 0, the default, is {STEPS}")
-    parser.add_argument("--store", default="stores/mini_sd", help="store of the miniature")
-    given = parser.parse_args()
-    path = results.checked(given.json)
-    if given.steps and given.steps < 20:
-        raise InputError(f"--steps is {given.steps}; it must be None or at least 20")
-    names = given.data.split(",")
+    parser.add_argument("--json", metavar="FILE", help="file to write the rows to")
+    parser.add_argument("--data", default=",".join(STEPS), help="data sets (default: %(default)s)")
+    parser.add_argument("--systems", default=",".join((OURS, *PEERS)), help="systems to train (default: %(default)s)")
+    parser.add_argument("--rates", default="3e-4,1e-3", help="peak learning rates (default: %(default)s)")
+    parser.add_argument("--seeds", default="0", help="seeds of the initial weights (default: %(default)s)")
+    default_steps = " and ".join(f"{steps} for {name}" for name, steps in STEPS.items())
+    parser.add_argument("--steps", type=int, help=f"training steps, at least 20 (default: {default_steps})")
+    parser.add_argument("--store", default="stores/mini_sd", help="the miniature's store (default: %(default)s)")
+    options = parser.parse_args()
+    results.check(options.json)
+    if options.steps is not None and options.steps < 20:
+        raise InputError(f"--steps is {options.steps}; it must be at least 20")
+    names = options.data.split(",")
     for name in names:
         if name not in STEPS:
-            raise InputError(f"--data has {name!r}; allowed: {', '.join(STEPS)}")
-    learners = systems(given.systems)
-    rates, seeds = numbers("--rates", given.rates, float, 1e-9), numbers("--seeds", given.seeds, int, 0)
-    tasks = [planted() if name == "planted" else miniature(given.store) for name in names]
+            raise InputError(f"--data has {name!r}; it must be one of {', '.join(STEPS)}")
+    systems = parse_systems(options.systems)
+    rates, seeds = parse_numbers("--rates", options.rates, float, 1e-9), parse_numbers("--seeds", options.seeds, int, 0)
+    tasks = [planted() if name == "planted" else miniature(options.store) for name in names]
 
     print("| data | system | seed | learning rate | k | rows | FVU | dead | mean max cosine | matched |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
-    measured = []
-    for task, rate, seed, system in itertools.product(tasks, rates, seeds, learners):
-        steps = given.steps or STEPS[task.name]
+    rows = []
+    for task, rate, seed, system in itertools.product(tasks, rates, seeds, systems):
+        steps = options.steps or STEPS[task.name]
         learning = Learning(steps, rate, steps // 10, DEAD_AFTER_ROWS, seed)
-        learnt = train_ours(task, learning) if system == OURS else train_peer(system, task, learning)
+        learned = train_ours(task, learning) if system == OURS else train_peer(system, task, learning)
         facts = {"data": task.name, "system": system, "seed": seed, "learning_rate": rate}
-        measured.append(facts | {"k": task.k, "rows": steps * task.batch, **score(task, learnt)})
-        print(line(measured[-1]), flush=True)
-        results.write(path, measured)  # after each, since all of them take long
+        rows.append(facts | {"k": task.k, "rows": steps * task.batch, **score(task, learned)})
+        print(line(rows[-1]), flush=True)
+        results.write(options.json, rows)  # after each, since all together take long
 
 
 if __name__ == "__main__":

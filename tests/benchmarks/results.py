@@ -1,24 +1,21 @@
-"""The file that a benchmark writes with ``--json``: whole, or not at all."""
+"""The JSON file that a benchmark writes with ``--json``."""
 
 import json
-import os
 import pathlib
 import typing
 
+from revelio_jax import files
 from revelio_jax.errors import InputError
 
 
-def checked(path: str) -> str:
-    """The value of ``--json``, before anything is measured. Raises InputError."""
-    folder = pathlib.Path(path).parent
-    if path and not folder.is_dir():
-        raise InputError(f"--json is {path!r}; there is no folder {str(folder)!r}")
-    return path
+def check(path: str | None) -> None:
+    """Raise InputError, before anything is measured, if the folder of ``--json`` does not exist."""
+    folder = pathlib.Path(path or "").parent
+    if not folder.is_dir():
+        raise InputError(f"--json is {path!r}; the folder {str(folder)!r} does not exist")
 
 
-def write(path: str, rows: typing.Any) -> None:
-    """Nothing where ``path`` is empty."""
+def write(path: str | None, rows: typing.Any) -> None:
+    """Write ``rows`` to ``path`` in one step; do nothing if it is None."""
     if path:
-        part = pathlib.Path(f"{path}.part")
-        part.write_text(json.dumps(rows, indent=1) + "\n")
-        os.replace(part, path)
+        files.write_text(pathlib.Path(path), json.dumps(rows, indent=1) + "\n")

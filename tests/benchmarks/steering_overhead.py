@@ -1,14 +1,14 @@
-"""What steering costs: pictures with it against pictures without, in pairs.
+"""Measure the overhead of steering: pairs of images with and without it.
 
     python tests/benchmarks/steering_overhead.py --json overhead.json
     python tests/benchmarks/steering_overhead.py --json overhead.json --families sd14 --pairs 3 --steps 2
 
-``sd14`` is the architecture of Stable Diffusion 1.4 at its full width, with random weights: 512 x 512
-pixels, a batch of 2 in the denoiser. ``mini_sd`` and ``mini_flux`` are the miniatures, 32 x 32 pixels.
-An SAE of random weights, four times as wide as the text encoder with 32 latents a token, steers its site
-by ``--rule``; gated is the dearest, since it encodes every prompt. Every second pair is steered first.
-Times are of the whole call, from the prompt to the pixels; attaching, which is done once, is not in them.
-A row is {family, plain_s, steered_s, ratio}: medians in seconds, and the median of the pairs' ratios.
+``sd14`` is the architecture of Stable Diffusion 1.4 at its full width with random weights: 512 x 512 pixels, a batch of
+2 in the denoiser. ``mini_sd`` and ``mini_flux`` are the miniatures, 32 x 32 pixels. A random SAE steers the text
+encoder by --rule. It is four times as wide as the encoder and has 32 active latents per token. The rule gated is the
+slowest, since it encodes every prompt. The order alternates: every second pair starts with steering. A time is that of
+the whole call, from the prompt to the pixels, without attaching, which happens once. A row is {family, plain_s,
+steered_s, ratio}: medians in seconds, and the median of the ratios of pairs.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import transformers
 
 from revelio_jax.errors import InputError, reported
 from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.families import family_of
 from revelio_jax.steering import Attachment, Steerer
 from revelio_jax.steering.sae import Sae
 
@@ -35,16 +36,16 @@ EXPANSION, K = 4, 32
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", required=True, help="file for the result")
-    parser.add_argument("--families", default=",".join(SITES))
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="sampling steps")
-    parser.add_argument("--rule", default="gated")
+    parser.add_argument("--json", required=True, metavar="FILE", help="file to write the rows to")
+    parser.add_argument("--families", default=",".join(SITES), help="pipelines to measure (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=5, help="pairs of images (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="sampling steps (default: %(default)s)")
+    parser.add_argument("--rule", default="gated", help="steering rule (default: %(default)s)")
     options = parser.parse_args()
-    results.checked(options.json)
+    results.check(options.json)
     families = options.families.split(",")
     if unknown := set(families) - set(SITES):
-        raise InputError(f"--families has {min(unknown)!r}; allowed: {', '.join(SITES)}")
+        raise InputError(f"--families has {min(unknown)!r}; it must be one of {', '.join(SITES)}")
     rows = []
     print("family      plain s   steered s   ratio")
     for family in families:
@@ -54,6 +55,7 @@ def main() -> None:
 
 
 def measure(family: str, pairs: int, steps: int, rule: str) -> dict[str, typing.Any]:
+    """Return the row of one pipeline."""
     pipe = stable_diffusion_14() if family == "sd14" else miniature(family.removeprefix("mini_"))
     pipe.set_progress_bar_config(disable=True)
     steerer = Steerer(random_sae(pipe, SITES[family]))
@@ -62,15 +64,15 @@ def measure(family: str, pairs: int, steps: int, rule: str) -> dict[str, typing.
         return steerer.attach(pipe, {CONCEPT: -1.0}, rule=rule)
 
     def seconds(steered: bool) -> float:
-        attached = attach() if steered else None
+        attachment = attach() if steered else None
         started = time.perf_counter()
         call(pipe, family, steps)
-        taken = time.perf_counter() - started
-        if attached:
-            attached.remove()
-        return taken
+        elapsed = time.perf_counter() - started
+        if attachment:
+            attachment.remove()
+        return elapsed
 
-    attach().remove()  # the concept is encoded now
+    attach().remove()  # encodes the concept
     call(pipe, family, 1)
     times = []
     for pair in range(pairs):
@@ -88,16 +90,16 @@ def measure(family: str, pairs: int, steps: int, rule: str) -> dict[str, typing.
 
 def call(pipe: typing.Any, family: str, steps: int) -> None:
     size = 512 if family == "sd14" else 32
-    given = {"height": size, "width": size, "num_inference_steps": steps, "output_type": "np"}
+    arguments = {"height": size, "width": size, "num_inference_steps": steps, "output_type": "np"}
     if family == "mini_flux":
-        given |= {"true_cfg_scale": 3.0, "negative_prompt": "", "max_sequence_length": 20}
-    pipe(PROMPT, generator=torch.Generator().manual_seed(0), **given)
+        arguments |= {"true_cfg_scale": 3.0, "negative_prompt": "", "max_sequence_length": 20}
+    pipe(PROMPT, generator=torch.Generator().manual_seed(0), **arguments)
 
 
 def random_sae(pipe: typing.Any, site: str) -> Sae:
     d = hook_points.resolve(pipe, site).d
     W_dec_FD = torch.nn.functional.normalize(torch.randn(EXPANSION * d, d), dim=1)
-    metadata = {"site": site, "family": hook_points.family(pipe)}
+    metadata = {"site": site, "family": family_of(pipe).name}
     return Sae(W_dec_FD.T.contiguous(), torch.zeros(EXPANSION * d), W_dec_FD, torch.zeros(d), K, metadata)
 
 
@@ -106,7 +108,7 @@ def miniature(name: str) -> typing.Any:
 
 
 def stable_diffusion_14() -> diffusers.StableDiffusionPipeline:
-    """The pipeline of CompVis/stable-diffusion-v1-4 with random weights; the tokenizer is the miniature's."""
+    """Return CompVis/stable-diffusion-v1-4 with random weights and the miniature's tokenizer."""
     torch.manual_seed(0)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(MINIATURES / "sd" / "tokenizer")
     tokenizer.model_max_length = 77

@@ -1,4 +1,4 @@
-"""The benchmark of quality runs at a small size, writes the rows it promises, and sees what is learnt."""
+"""The benchmark of quality writes the rows that its docstring describes and scores what is learned."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ FIELDS = {
 
 @pytest.fixture
 def benchmark(tmp_path, one_device):
-    """A function that runs the benchmark with flags, on one device, and returns the process and its rows."""
+    """``benchmark(*flags)`` runs the benchmark on one device and returns the process and its rows."""
 
     def run(*flags):
         out = tmp_path / "rows.json"
@@ -65,25 +65,25 @@ def test_planted_directions_are_found(benchmark):
 
 
 @pytest.mark.peers
-@pytest.mark.skipif(not PEERS.exists(), reason="the peers are not installed: bash tests/benchmarks/peers.sh")
+@pytest.mark.skipif(not PEERS.exists(), reason="the peers are not installed; run bash tests/benchmarks/peers.sh")
 @pytest.mark.parametrize("system", ["sae-lens", "eai-sparsify", "dictionary-learning"])
-def test_of_a_peer(benchmark, system):
+def test_a_peer_has_a_row(benchmark, system):
     done, rows = benchmark("--data=planted", f"--systems={system}", "--rates=1e-3", "--steps=20")
     check(done, rows, [system], 20)
 
 
 @pytest.mark.parametrize(
-    ("flag", "said"),
+    ("flag", "message"),
     [
-        ("--data=real", "allowed: planted, miniature"),
-        ("--systems=torch", "allowed: revelio_jax, sae-lens"),
+        ("--data=real", "one of planted, miniature"),
+        ("--systems=torch", "one of revelio_jax, sae-lens"),
         ("--rates=fast", "numbers of at least"),
-        ("--steps=3", "0 or at least 20"),
+        ("--steps=3", "at least 20"),
         ("--store=nowhere", "python -m extract.run --config configs/mini_sd.py"),
     ],
 )
-def test_a_wrong_flag_is_refused(benchmark, flag, said):
+def test_a_wrong_flag_is_refused(benchmark, flag, message):
     done, rows = benchmark("--systems=revelio_jax", "--data=miniature", flag)
     assert (done.returncode, rows, done.stdout) == (2, None, "")
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1

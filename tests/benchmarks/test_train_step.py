@@ -1,4 +1,4 @@
-"""The benchmark of the training step runs at a small size and writes the rows it promises."""
+"""The benchmark of the train step writes the rows that its docstring describes."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ FIELDS = {"system", "d", "n", "k", "batch", "dead_fraction", "step_s", "floor_s"
 
 @pytest.fixture
 def benchmark(tmp_path, one_device):
-    """A function that runs the benchmark with flags, on one device, and returns the process and its rows."""
+    """``benchmark(*flags)`` runs the benchmark on one device and returns the process and its rows."""
 
     def run(*flags):
         out = tmp_path / "rows.json"
@@ -37,7 +37,7 @@ def check(done, rows):
 
 
 @pytest.mark.slow
-def test_of_this_project(benchmark):
+def test_this_project_has_a_row_per_dead_fraction(benchmark):
     done, rows = benchmark("--systems=revelio_jax", "--sizes=16x100x3x64", "--dead=0,0.2")
     check(done, rows)
     assert [(row["system"], row["dead_fraction"]) for row in rows] == [
@@ -47,9 +47,9 @@ def test_of_this_project(benchmark):
 
 
 @pytest.mark.peers
-@pytest.mark.skipif(not PEERS.exists(), reason="the peers are not installed: bash tests/benchmarks/peers.sh")
+@pytest.mark.skipif(not PEERS.exists(), reason="the peers are not installed; run bash tests/benchmarks/peers.sh")
 @pytest.mark.parametrize("system", ["sae-lens", "eai-sparsify", "dictionary-learning"])
-def test_of_a_peer(benchmark, system):
+def test_a_peer_has_a_row(benchmark, system):
     done, rows = benchmark(f"--systems={system}", "--sizes=16x100x3x64", "--dead-peers=0.2")
     check(done, rows)
     assert [(row["system"], row["dead_fraction"]) for row in rows] == [(system, 0.2)]
@@ -57,16 +57,16 @@ def test_of_a_peer(benchmark, system):
 
 
 @pytest.mark.parametrize(
-    ("flag", "said"),
+    ("flag", "message"),
     [
         ("--sizes=16x100x3", "d x latents x k x batch"),
-        ("--sizes=16x100x101x64", "k must be at most the latents"),
-        ("--systems=torch", "allowed: revelio_jax, sae-lens"),
+        ("--sizes=16x100x101x64", "k must be at most the number of latents"),
+        ("--systems=torch", "one of revelio_jax, sae-lens"),
         ("--dead=1", "from 0 to below 1"),
     ],
 )
-def test_a_wrong_flag_is_refused(benchmark, flag, said):
+def test_a_wrong_flag_is_refused(benchmark, flag, message):
     done, rows = benchmark("--systems=revelio_jax", flag)
     assert (done.returncode, rows, done.stdout) == (2, None, "")
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1

@@ -1,10 +1,10 @@
-"""Runs in the peers' venv: one library learns from batches on standard input, for quality.py.
+"""Train one library on batches from standard input, for quality.py. Runs in the peers' venv.
 
 .venv-peers/bin/python tests/benchmarks/train_in_peers.py SYSTEM D LATENTS K BATCH LEARNING FOLDER
 
-LEARNING is learning.Learning as JSON. Standard input holds its ``steps`` batches, float32 [BATCH, D] one
-after another. FOLDER holds held_out.npy, rows that are reconstructed at the end; written there are
-x_hat.npy, fired.npy (which latents were above 0 on any of those rows) and W_dec_FD.npy.
+LEARNING is learning.Learning as JSON. Standard input has its ``steps`` batches, float32 [BATCH, D], one after another.
+FOLDER has held_out.npy, rows to reconstruct after training. Writes x_hat.npy, fired.npy (latents above 0 on any of
+these rows) and W_dec_FD.npy into FOLDER.
 """
 
 import json
@@ -18,7 +18,7 @@ from learning import Learning
 
 
 def main(system: str, d: int, n: int, k: int, batch: int, learning: Learning, folder: pathlib.Path) -> None:
-    torch.set_num_threads(1)  # so small a step takes longer when two threads meet at every operation
+    torch.set_num_threads(1)  # steps are so small that two threads are slower
     torch.manual_seed(learning.seed)
     library = LIBRARIES[system](d, n, k, batch, learning)
 

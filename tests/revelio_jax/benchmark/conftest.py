@@ -1,3 +1,3 @@
-"""The miniatures, tiny pipelines of every family, and a small random SAE: see tests/helpers/steering.py."""
+"""Fixtures: the miniatures, tiny pipelines of every family, and a small random SAE; see tests/helpers/steering.py."""
 
 from tests.helpers.steering import *  # noqa: F403

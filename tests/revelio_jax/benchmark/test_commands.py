@@ -1,11 +1,10 @@
-"""The commands of steering on wrong input: one line, status 2, nothing written."""
+"""Commands of steering end with one line and status 2 on wrong input, and write nothing."""
 
 import json
 
 import pytest
 
-from revelio_jax.benchmark import steer as steering
-from revelio_jax.benchmark import table
+from revelio_jax.benchmark import steer, table
 from revelio_jax.errors import reported
 from revelio_jax.steering import latents
 from tests.helpers import ROOT
@@ -13,7 +12,7 @@ from tests.helpers import ROOT
 
 @pytest.fixture
 def refused(monkeypatch, capsys, tmp_path, sae_folder):
-    """``refused(main, *flags)``: the one line that a command ends with."""
+    """``refused(main, *flags)`` returns the line that a command prints before it exits with status 2."""
     monkeypatch.chdir(ROOT)
     run = tmp_path / "run"
 
@@ -31,38 +30,38 @@ def refused(monkeypatch, capsys, tmp_path, sae_folder):
 
 
 @pytest.mark.parametrize("strength", ["strong", "1,two", "nan", "1,,2", ""])
-def test_a_strength_that_is_no_number(refused, strength):
-    assert "must be finite numbers" in refused(steering.main, "--concept=flat", f"--strength={strength}")
+def test_a_strength_that_is_not_a_finite_number_is_refused(refused, strength):
+    assert "it must be finite numbers" in refused(steer.main, "--concept=flat", f"--strength={strength}")
 
 
-def test_steering_without_a_concept_or_a_prompt(refused):
-    assert "--concept is missing" in refused(steering.main)
-    assert "--prompt is missing" in refused(steering.main, "--concept=wood")
+def test_a_missing_concept_or_prompt_is_refused(refused):
+    assert "--concept is missing" in refused(steer.main)
+    assert "--prompt is missing" in refused(steer.main, "--concept=wood")
 
 
-def test_an_sae_folder_that_is_missing(refused):
-    assert "cfg.json is missing" in refused(steering.main, "--concept=flat")
+def test_a_missing_sae_folder_is_refused(refused):
+    assert "cfg.json is missing" in refused(steer.main, "--concept=flat")
 
 
-def test_an_sae_folder_for_another_model(refused, sae_folder):
+def test_an_sae_of_another_model_is_refused(refused, sae_folder):
     config = json.loads((sae_folder / "cfg.json").read_text())
     config["metadata"]["model_id"] = "owner/another"
     (sae_folder / "cfg.json").write_text(json.dumps(config))
-    said = refused(steering.main, "--concept=flat", f"--sae={sae_folder}")
-    assert "extract/miniature/sd" in said
-    assert "owner/another" in said
+    line = refused(steer.main, "--concept=flat", f"--sae={sae_folder}")
+    assert "extract/miniature/sd" in line
+    assert "owner/another" in line
 
 
-def test_a_judge_or_prompts_that_are_missing(refused):
-    assert "judge.safetensors" in refused(steering.main, "--concept=flat", "--config.steer.judge=nowhere")
-    assert "no/prompts.csv" in refused(steering.main, "--concept=flat", "--config.steer.prompts=no/prompts.csv")
+def test_a_missing_judge_or_prompt_file_is_refused(refused):
+    assert "judge.safetensors" in refused(steer.main, "--concept=flat", "--config.steer.judge=nowhere")
+    assert "no/prompts.csv" in refused(steer.main, "--concept=flat", "--config.steer.prompts=no/prompts.csv")
 
 
 @pytest.mark.parametrize("command", [latents, table])
-def test_a_concept_that_the_labels_do_not_have(refused, command):
+def test_a_concept_that_is_not_a_label_is_refused(refused, command):
     assert "flat, glossy 3d, noto" in refused(command.main, "--concept=style=wooden")
     assert "style, category" in refused(command.main, "--concept=wooden")
 
 
-def test_a_ratio_that_is_no_number(refused):
+def test_a_ratio_that_is_not_a_number_is_refused(refused):
     assert "--ratio" in refused(latents.main, "--concept=style=flat", "--ratio=big")

@@ -1,4 +1,4 @@
-"""The technique by its own protocol, and in eval-unlearn where that is installed."""
+"""The eval-unlearn technique by itself, and inside eval-unlearn if that is installed."""
 
 import importlib.metadata
 import json
@@ -31,23 +31,23 @@ def pixels(images: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(image) for image in images])
 
 
-def test_it_steers_every_prompt_from_a_seed_of_its_own(settings):
+def test_every_prompt_is_steered_from_its_own_seed(settings):
     technique = SteererTechnique(**settings)
     plain = SteererTechnique(**settings, strength=0.0)
-    made = technique.generate(PROMPTS, seed=3)
-    assert [image.size for image in made] == [(32, 32)] * 2
-    np.testing.assert_array_equal(pixels(technique.generate(PROMPTS, seed=3)), pixels(made))
-    np.testing.assert_array_equal(pixels(technique.generate(PROMPTS[1:], seed=4)), pixels(made[1:]))
-    without = pixels(plain.generate(PROMPTS, seed=3))
-    assert (pixels(made) != without).any()
+    images = technique.generate(PROMPTS, seed=3)
+    assert [image.size for image in images] == [(32, 32)] * 2
+    np.testing.assert_array_equal(pixels(technique.generate(PROMPTS, seed=3)), pixels(images))
+    np.testing.assert_array_equal(pixels(technique.generate(PROMPTS[1:], seed=4)), pixels(images[1:]))
+    plain_pixels = pixels(plain.generate(PROMPTS, seed=3))
+    assert (pixels(images) != plain_pixels).any()
     sampling = {"num_inference_steps": 2, "guidance_scale": 2.5}
-    own = plain.pipe(PROMPTS[0], generator=torch.Generator().manual_seed(3), **sampling).images
-    np.testing.assert_array_equal(pixels(own), without[:1])
+    direct = plain.pipe(PROMPTS[0], generator=torch.Generator().manual_seed(3), **sampling).images
+    np.testing.assert_array_equal(pixels(direct), plain_pixels[:1])
     assert len(technique.generate(PROMPTS, num_inference_steps=1)) == 2
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         ({"erase_concept": " "}, "erase_concept is empty"),
         ({"sae": "/nowhere"}, "cfg.json is missing"),
@@ -55,13 +55,13 @@ def test_it_steers_every_prompt_from_a_seed_of_its_own(settings):
         ({"rule": "magic"}, "rule is 'magic'"),
     ],
 )
-def test_what_does_not_fit_is_said_before_the_first_prompt(settings, wrong, says):
-    with pytest.raises(InputError, match=says):
+def test_wrong_settings_are_refused_before_the_first_prompt(settings, wrong, message):
+    with pytest.raises(InputError, match=message):
         SteererTechnique(**settings | wrong)
 
 
-def test_an_sae_that_names_no_model_asks_for_one(sae_folder):
-    with pytest.raises(InputError, match="model_id is empty"):
+def test_model_id_is_required_if_the_sae_does_not_name_its_model(sae_folder):
+    with pytest.raises(InputError, match="model_id is missing"):
         SteererTechnique(erase_concept="flat", sae=str(sae_folder))
 
 
@@ -71,13 +71,13 @@ def entry_point() -> importlib.metadata.EntryPoint:
     return importlib.metadata.EntryPoint(name, value, GROUP)
 
 
-def test_the_entry_point_names_the_class_and_eval_unlearn_is_not_needed():
+def test_the_entry_point_loads_the_class_without_eval_unlearn():
     assert entry_point().load() is SteererTechnique
     assert entry_point().name == "revelio_jax"
 
 
-def test_eval_unlearn_runs_it(settings, tmp_path, monkeypatch):
-    """Its own runner, with a metric that keeps what it is shown."""
+def test_eval_unlearn_runs_the_technique(settings, tmp_path, monkeypatch):
+    """Uses eval-unlearn's runner, with a metric that records the images."""
     pytest.importorskip("eval_unlearn", reason="eval-unlearn is not installed")
     from eval_unlearn.registry import entrypoints, get_technique, register_metric
     from eval_unlearn.runners import SingleBenchmarkRunner
@@ -99,7 +99,7 @@ def test_eval_unlearn_runs_it(settings, tmp_path, monkeypatch):
         def compute(self):
             return MetricResult("shown", float(len(shown)))
 
-    # As if the project were installed anew: only what pyproject.toml declares is found.
+    # As after an installation: only the entry point in pyproject.toml is found.
     monkeypatch.setattr(entrypoints, "entry_points", lambda group: [entry_point()] if group == GROUP else [])
     report = SingleBenchmarkRunner(
         "revelio_jax", "shown", technique_config=settings, output_dir=str(tmp_path / "results"), seed=3

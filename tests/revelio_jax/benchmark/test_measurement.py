@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from revelio_jax.benchmark.measurement import FIGURES, Outcome, interval, make_bench, worst
+from revelio_jax.benchmark.bench import make_bench
+from revelio_jax.benchmark.measurement import FIGURES, Outcome, interval, worst
 from revelio_jax.errors import InputError
 from revelio_jax.steering.labels import find_concept, parse_concept, spread
 
@@ -22,7 +23,7 @@ ROWS = [
 def test_a_bench_has_the_concept_on_one_side_only_and_spreads_over_the_other_label():
     bench = make_bench(ROWS, "style", "flat", 4)
     assert {row["style"] for row in bench.with_concept} == {"flat"}
-    assert {row["style"] for row in bench.without} == {"noto"}  # a prompt without a style shows nothing
+    assert {row["style"] for row in bench.without} == {"noto"}  # prompts without a style are left out
     assert collections.Counter(row["category"] for row in bench.with_concept) == {"heart": 2, "face": 2}
     halves = bench.half(0).with_concept + bench.half(1).with_concept
     assert sorted(row["prompt"] for row in halves) == sorted(row["prompt"] for row in bench.with_concept)
@@ -31,7 +32,7 @@ def test_a_bench_has_the_concept_on_one_side_only_and_spreads_over_the_other_lab
         make_bench(ROWS, "name", "red", 4)
 
 
-def test_spread_draws_every_row_at_most_once():
+def test_spread_returns_every_row_at_most_once():
     rows = spread(ROWS, "category", 100, random.Random(0))
     assert sorted(row["prompt"] for row in rows) == sorted(row["prompt"] for row in ROWS)
 
@@ -40,12 +41,12 @@ def test_concepts_are_named_by_column_and_value():
     assert parse_concept("style=flat", ROWS) == ("style", "flat")
     assert find_concept("heart", ROWS) == ("category", "heart")
     assert find_concept("wooden", ROWS) is None
-    for concept, says in {
+    for concept, message in {
         "flat": "column=value",
         "colour=red": "style, category",
         "style=wooden": "flat, noto",
     }.items():
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(InputError, match=message):
             parse_concept(concept, ROWS)
 
 
@@ -58,8 +59,8 @@ def test_the_interval_holds_the_mean_and_shrinks_with_more_prompts():
     assert interval(many)["high"] - interval(many)["low"] < interval(few)["high"] - interval(few)["low"]
 
 
-def test_a_strength_is_as_good_as_its_worst_figure():
+def test_the_score_of_a_strength_is_its_worst_figure():
     plain = Outcome(*(np.full(4, 0.8) for _ in FIGURES))
     steered = Outcome(np.full(4, 0.1), np.full(4, 0.8), np.full(4, 0.4), np.full(4, 0.8))
-    assert worst(steered, plain) == pytest.approx(0.5)  # others lost half of their label
+    assert worst(steered, plain) == pytest.approx(0.5)  # the other prompts lost half of their label
     assert worst(dataclasses.replace(steered, others_label=np.full(4, 0.8)), plain) == pytest.approx(0.9)

@@ -1,4 +1,4 @@
-"""Explorers of the shipped miniatures with small random SAEs, on a port of this machine, and a browser."""
+"""Explorers of the miniatures with small random SAEs, served on this machine, and a browser."""
 
 import base64
 import contextlib
@@ -20,7 +20,7 @@ import torch
 from revelio_jax.config import Config, ExtractConfig, ModelConfig, SteerConfig
 from revelio_jax.explore import requests
 from revelio_jax.explore.backend import Backend, load
-from revelio_jax.explore.catalog import know
+from revelio_jax.explore.catalog import load_catalog
 from revelio_jax.interpret.latents import results
 from revelio_jax.sae_folder.reader import WEIGHTS
 from revelio_jax.steering.hub import write_sae
@@ -28,7 +28,7 @@ from revelio_jax.steering.sae import Sae
 from tests.helpers import ROOT
 
 LATENTS, K = 48, 6
-SITES = {  # the miniature, and the width of its activations
+SITES = {  # hook point -> miniature, width of the activations
     "clip.layer.2": ("sd", 128),
     "unet.up_blocks.1": ("sd", 64),
     "t5.block.2": ("flux", 128),
@@ -36,12 +36,12 @@ SITES = {  # the miniature, and the width of its activations
 }
 EXAMPLES = ["flat emoji of tiger", "glossy 3d emoji of red apple"]
 
-torch.set_num_threads(1)  # more only wait for each other on models this small
+torch.set_num_threads(1)  # more threads are slower on models this small
 
 
 @pytest.fixture(scope="session")
 def write_run():
-    """A function that writes a run with a random SAE of a site into a folder; returns its config."""
+    """``write_run(folder, site)`` writes a run with a random SAE and returns its config."""
 
     def write(folder: pathlib.Path, site: str) -> Config:
         family, d = SITES[site]
@@ -63,8 +63,8 @@ def write_run():
 
 
 @pytest.fixture(scope="session")
-def save_known():
-    """A function that writes what interpreting would know of a run's latents."""
+def save_results():
+    """``save_results(run)`` writes results of interpreting and tags for a run."""
 
     def save(run: pathlib.Path) -> None:
         words = ["zebra, stripes" if i == 7 else "<|endoftext|>, tail" if i == 8 else "" for i in range(LATENTS)]
@@ -84,11 +84,11 @@ def save_known():
         columns = ("latent", "sample", "kind", "stratum", "rank", "position", "timestep", "value", "quantile")
         samples = pyarrow.table({name: [] for name in columns})
         samples = samples.cast(pyarrow.schema([(n, "string" if n == "kind" else "int32") for n in columns]))
-        none = np.full((LATENTS, 1), -1, np.int32)
-        near = none.copy()
-        near[7] = 8
+        empty = np.full((LATENTS, 1), -1, np.int32)
+        nearest = empty.copy()
+        nearest[7] = 8
         score = np.full((LATENTS, 1), 0.5, np.float32)
-        arrays = {"coactive": none, "coactive_score": score, "nearest": near, "nearest_cosine": score}
+        arrays = {"coactive": empty, "coactive_score": score, "nearest": nearest, "nearest_cosine": score}
         sha256 = hashlib.sha256((run / "export" / WEIGHTS).read_bytes()).hexdigest()
         facts = {
             "latents": LATENTS,
@@ -112,10 +112,10 @@ def save_known():
 
 @dataclasses.dataclass(frozen=True)
 class Explorer:
-    """One that is served: its address, and what is behind it."""
+    """A served explorer: its address, backend and config."""
 
     url: str
-    live: Backend
+    backend: Backend
     config: Config
 
     @property
@@ -124,8 +124,8 @@ class Explorer:
 
 
 @pytest.fixture(scope="session")
-def explorer(tmp_path_factory, write_run, save_known):
-    """A function that serves the explorer of a site, once a session."""
+def explorer(tmp_path_factory, write_run, save_results):
+    """``explorer(site)`` serves the explorer of a hook point, once per session."""
     pytest.importorskip("gradio", reason="gradio is not installed")
     from revelio_jax.explore import app, server
 
@@ -137,9 +137,9 @@ def explorer(tmp_path_factory, write_run, save_known):
             config = write_run(tmp_path_factory.mktemp("runs") / site, site)
             run = pathlib.Path(config.run)
             if site == "clip.layer.2":
-                save_known(run)
-            live = load(config, "")
-            page = app.build(live, know(config, run / "export", LATENTS), run / "report", EXAMPLES)
+                save_results(run)
+            backend = load(config, None)
+            page = app.build(backend, load_catalog(config, run / "export", LATENTS), run / "report", EXAMPLES)
             listener = server.listen("127.0.0.1", 0)
             page_server = server.server(server.application(page, run / "report", "127.0.0.1"))
             thread = threading.Thread(target=page_server.run, kwargs={"sockets": [listener]})
@@ -148,43 +148,44 @@ def explorer(tmp_path_factory, write_run, save_known):
             stack.callback(setattr, page_server, "should_exit", True)
             while not page_server.started:
                 time.sleep(0.01)
-            return Explorer(f"http://127.0.0.1:{listener.getsockname()[1]}/", live, config)
+            return Explorer(f"http://127.0.0.1:{listener.getsockname()[1]}/", backend, config)
 
         yield get
 
 
-def decoded(address: str) -> np.ndarray:
-    return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
+def decode(url: str) -> np.ndarray:
+    """Return the pixels of an image in a data URL."""
+    return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
 
 
-class Use:
-    """The page as a person uses it."""
+class ExplorerPage:
+    """The page in the browser, with the actions of a user."""
 
     def __init__(self, visited, explorer: Explorer):
-        self.visited, self.page, self.explorer, self.live = visited, visited.page, explorer, explorer.live
+        self.visited, self.page, self.explorer, self.backend = visited, visited.page, explorer, explorer.backend
         self.page.get_by_role("button", name="Draw", exact=True).wait_for()
         self.page.locator("#status .hint").wait_for()
 
-    def sampling(self, prompt: str):
-        """What the fields say when nobody has changed them."""
+    def request(self, prompt: str):
+        """Return the request of a prompt with all other fields at their defaults."""
         steer = self.explorer.config.steer
         return requests.sampling(prompt, 0, steer.steps, steer.guidance, (steer.height, steer.width))
 
-    def said(self) -> str:
-        return self.page.locator("#said").inner_text().strip()
+    def message(self) -> str:
+        return self.page.locator("#message").inner_text().strip()
 
-    def until_said(self, text: str) -> None:
-        self.page.locator("#said .said", has_text=text).wait_for()
+    def wait_for_message(self, text: str) -> None:
+        self.page.locator("#message .message", has_text=text).wait_for()
 
     def status(self) -> str:
         return self.page.locator("#status").inner_text().strip()
 
-    def until_status(self, text: str) -> str:
+    def wait_for_status(self, text: str) -> str:
         self.page.locator("#status .hint", has_text=text).wait_for()
         return self.status()
 
     def fill(self, name: str, text: str) -> None:
-        """Fill a field that was just shown: within milliseconds of showing it, Gradio sets it back."""
+        """Fill a field that has just appeared; Gradio may reset it within milliseconds."""
         field = self.page.locator(f"#{name} textarea, #{name} input").first
         while field.input_value() != text:
             field.fill(text)
@@ -194,27 +195,25 @@ class Use:
         self.page.locator("#prompt textarea").fill(prompt)
         self.page.locator("#draw").click()
 
-    def drawn(self, prompt: str) -> None:
+    def draw_and_wait(self, prompt: str) -> None:
         self.draw(prompt)
         self.page.locator(f'#plain img[alt="Plain: {prompt}"]').wait_for()
 
     def pixels(self, name: str) -> np.ndarray:
-        """The pixels of a picture as the page holds them."""
-        return decoded(self.page.locator(f"#{name} img").get_attribute("src"))
+        """Return the pixels of an image in the page."""
+        return decode(self.page.locator(f"#{name} img").get_attribute("src"))
 
-    decoded = staticmethod(decoded)
-
-    def steered(self) -> str:
-        """The address of the steered picture."""
+    def steered_url(self) -> str:
+        """Return the data URL of the steered image."""
         return self.page.locator("#steered img").get_attribute("src")
 
-    def until_other(self, before: str) -> None:
-        """Wait for another steered picture."""
-        differs = "before => document.querySelector('#steered img')?.src != before"
-        self.page.wait_for_function(differs, arg=before)
+    def wait_for_new_image(self, old_url: str) -> None:
+        """Wait until the steered image is not the old one."""
+        differs = "old => document.querySelector('#steered img')?.src != old"
+        self.page.wait_for_function(differs, arg=old_url)
 
-    def until_set(self, event: threading.Event) -> None:
-        while not event.is_set():  # the browser's requests go through this thread
+    def wait_for_event(self, event: threading.Event) -> None:
+        while not event.is_set():  # this thread must serve the browser's requests
             self.page.wait_for_timeout(20)
 
     def search(self, text: str) -> None:
@@ -222,41 +221,41 @@ class Use:
         self.page.locator("#find").click()
 
     def open(self, latent: int) -> None:
-        """By the search, as who knows its number."""
+        """Open a latent by searching for its number."""
         self.page.get_by_role("tab", name="Search").click()
         self.search(str(latent))
         self.page.locator(f'#results [data-latent="{latent}"]').click()
         self.page.locator("#name", has_text=f"Latent {latent}").wait_for()
 
     def strength(self, row: int, value: float) -> None:
-        """Types a strength beside its slider."""
+        """Type a strength in the field beside its slider."""
         field = self.page.locator(f"#strength-{row} input[type=number]")
         field.fill(str(value))
         field.press("Enter")
         field.blur()
 
     def python(self) -> str:
-        """What the button copies."""
+        """Return the Python code that the Copy button copies."""
         if not self.page.locator("#code .cm-content").is_visible():
-            self.page.get_by_role("button", name="The same in Python").click()
+            self.page.get_by_role("button", name="Python code for this image").click()
         self.page.locator("#code").get_by_title("Copy").click()
         return self.page.evaluate("navigator.clipboard.readText()")
 
 
-USUAL = ("/gradio_api/queue/data", "/gradio_api/heartbeat")  # streams, which end when a page is left
+STREAMS = ("/gradio_api/queue/data", "/gradio_api/heartbeat")  # they end with an error when a page is closed
 
 
 @pytest.fixture
-def use(visit, explorer):
-    """``use(site, query="", **context)`` opens the page of a site's explorer."""
+def open_page(visit, explorer):
+    """``open_page(site, query="", **context)`` opens the explorer of a hook point in the browser."""
     opened = []
 
-    def get(site: str, query: str = "", **context) -> Use:
+    def get(site: str, query: str = "", **context) -> ExplorerPage:
         context.setdefault("permissions", ["clipboard-read", "clipboard-write"])
-        opened.append(Use(visit(explorer(site).url + query, **context), explorer(site)))
+        opened.append(ExplorerPage(visit(explorer(site).url + query, **context), explorer(site)))
         return opened[-1]
 
     yield get
-    for used in opened:
-        used.page.close()
-        used.visited.errors[:] = [e for e in used.visited.errors if not any(word in e for word in USUAL)]
+    for ui in opened:
+        ui.page.close()
+        ui.visited.errors[:] = [e for e in ui.visited.errors if not any(url in e for url in STREAMS)]

@@ -1,4 +1,4 @@
-"""Which latents fire where, against the plain matrix of codes."""
+"""Active latents equal the dense matrix of codes."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revelio_jax.explore import activations as module
-from revelio_jax.explore.activations import fired, grid_of
+from revelio_jax.explore.activations import find_active, grid_of
 from revelio_jax.pipelines.tokens import BOS, CONTENT, EOS, PADDING
 from revelio_jax.steering.sae import Sae
 
@@ -22,39 +22,39 @@ def sae(request) -> Sae:
     return Sae(W_dec_FD.T.contiguous(), torch.zeros(LATENTS), W_dec_FD, torch.zeros(D), k, {})
 
 
-def test_maps_are_the_codes_of_all_steps(sae, monkeypatch):
-    monkeypatch.setattr(module, "ROWS", 4)  # in parts
+def test_maps_equal_the_codes_of_all_steps(sae, monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 4)  # several batches
     x = [torch.randn(9, D, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    found = fired(sae, x, timesteps=(900, 500, 100))
-    codes = torch.stack([sae.codes(each) for each in x])
-    assert found.shape == (3, 9)
+    active = find_active(sae, x, timesteps=(900, 500, 100))
+    codes = torch.stack([sae.codes(x_PD) for x_PD in x])
+    assert active.shape == (3, 9)
     for latent in range(LATENTS):
-        torch.testing.assert_close(torch.from_numpy(found.map(latent)), codes[..., latent])
+        torch.testing.assert_close(torch.from_numpy(active.map(latent)), codes[..., latent])
 
 
-def test_the_strongest_are_those_beyond_the_empty_prompt_and_not_on_padding(sae):
+def test_strongest_ranks_by_excess_over_the_empty_prompt_without_padding(sae):
     x = torch.randn(6, D, generator=torch.Generator().manual_seed(3))
     x[5] *= 100  # padding
     kinds = np.array([BOS, CONTENT, CONTENT, CONTENT, EOS, PADDING])
     empty = np.linspace(0, 2, LATENTS).astype(np.float32)
-    found = fired(sae, [x], tokens=tuple("abcdef"), kinds=kinds, empty=empty)
+    active = find_active(sae, [x], tokens=tuple("abcdef"), kinds=kinds, empty=empty)
     codes_PF = sae.codes(x)[:5].numpy()
     peaks_F = codes_PF.max(0)
     expected = [f for f in np.argsort(-(peaks_F - empty)) if peaks_F[f] > 0]
-    rows = found.strongest(LATENTS)
+    rows = active.strongest(LATENTS)
     assert [row["latent"] for row in rows] == expected
     for row in rows:
         latent = row["latent"]
         assert row["value"] == pytest.approx(peaks_F[latent])
         assert row["position"] == codes_PF[:, latent].argmax()
         assert row["share"] == pytest.approx((codes_PF[:, latent] > 0).sum() / 6)
-    assert [row["latent"] for row in found.strongest(2)] == expected[:2]
-    assert {row["latent"] for row in found.strongest(LATENTS, 5)} == set(np.flatnonzero(sae.codes(x)[5].numpy()))
+    assert [row["latent"] for row in active.strongest(2)] == expected[:2]
+    assert {row["latent"] for row in active.strongest(LATENTS, 5)} == set(np.flatnonzero(sae.codes(x)[5].numpy()))
 
 
 @settings(deadline=None)
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 4))
-def test_a_grid_is_found_from_the_number_of_positions(height, width, halvings):
+def test_grid_of_inverts_the_number_of_positions(height, width, halvings):
     grid = -(-height // 2**halvings), -(-width // 2**halvings)
     found = grid_of(grid[0] * grid[1], height, width)
     assert found is not None
@@ -63,5 +63,5 @@ def test_a_grid_is_found_from_the_number_of_positions(height, width, halvings):
         assert found == grid
 
 
-def test_what_is_no_map():
+def test_grid_of_is_none_for_token_positions():
     assert grid_of(77, 64, 64) is None

@@ -1,4 +1,4 @@
-"""What the page asks of the pipeline: the same as by hand."""
+"""The backend gives the same latents and images as direct calls of the pipeline and the steerer."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import torch
 from revelio_jax.errors import InputError
 from revelio_jax.explore import requests, views
 from revelio_jax.explore.backend import BoundedCache
-from revelio_jax.explore.catalog import know
+from revelio_jax.explore.catalog import load_catalog
 from revelio_jax.explore.requests import SteeringRequest
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.sampling import sample
@@ -20,95 +20,97 @@ from tests.revelio_jax.explore.conftest import LATENTS
 PROMPT = "glossy 3d emoji of red apple"
 
 
-def sampling(explorer, **fields):
+def request_of(explorer, **fields):
     steer = explorer.config.steer
-    made = requests.sampling(PROMPT, 3, steer.steps, steer.guidance, (steer.height, steer.width))
-    return dataclasses.replace(made, **fields)
+    request = requests.sampling(PROMPT, 3, steer.steps, steer.guidance, (steer.height, steer.width))
+    return dataclasses.replace(request, **fields)
 
 
-def test_what_fires_on_a_prompt_is_what_the_encoder_makes(explorer):
-    live = explorer("clip.layer.2").live
-    fired = live.fires(sampling(explorer("clip.layer.2")))
-    codes_TF = live.steerer.sae.codes(hidden_states(live.pipe, live.site, [PROMPT])[0]).numpy()
+def test_active_latents_of_a_prompt_equal_the_codes_of_the_text_encoder(explorer):
+    backend = explorer("clip.layer.2").backend
+    active = backend.find_active(request_of(explorer("clip.layer.2")))
+    codes_TF = backend.steerer.sae.codes(hidden_states(backend.pipe, backend.site, [PROMPT])[0]).numpy()
     for latent in range(LATENTS):
-        np.testing.assert_allclose(fired.map(latent)[0], codes_TF[:, latent], rtol=1e-4)
-    first = fired.strongest(1)[0]
-    by_hand = live.latents_for(PROMPT, 5)
-    assert first["latent"] == by_hand[0]["latent"]
+        np.testing.assert_allclose(active.map(latent)[0], codes_TF[:, latent], rtol=1e-4)
+    first = active.strongest(1)[0]
+    ranked = backend.latents_for(PROMPT, 5)
+    assert first["latent"] == ranked[0]["latent"]
 
 
-def test_what_fires_in_a_picture_is_what_its_denoiser_makes(explorer):
-    """Of the branch that sees the prompt, at every timestep; and the picture is the plain one."""
+def test_active_latents_of_an_image_equal_the_codes_of_the_denoiser(explorer):
+    """Only the conditional branch counts, at every timestep, and the image is the plain one."""
     explored = explorer("unet.up_blocks.1")
-    live, wanted = explored.live, sampling(explorer("unet.up_blocks.1"), seed=5)
-    fired = live.fires(wanted)
-    site, seen = hook_points.resolve(live.pipe, live.site), []
+    backend, request = explored.backend, request_of(explored, seed=5)
+    active = backend.find_active(request)
+    site, seen = hook_points.resolve(backend.pipe, backend.site), []
     handle = site.module.register_forward_hook(lambda m, a, output: seen.append(site.read(output)[1]))
-    picture = live._sample(wanted, None)
+    image = backend._sample(request, None)
     handle.remove()
-    np.testing.assert_array_equal(live.plain(wanted), picture)
-    assert fired.timesteps == tuple(live.pipe.scheduler.timesteps.tolist())
-    codes = torch.stack([live.steerer.sae.codes(x) for x in seen]).numpy()
-    assert fired.grid[0] * fired.grid[1] == codes.shape[1]
+    np.testing.assert_array_equal(backend.plain(request), image)
+    assert active.timesteps == tuple(backend.pipe.scheduler.timesteps.tolist())
+    codes = torch.stack([backend.steerer.sae.codes(x) for x in seen]).numpy()
+    assert active.grid[0] * active.grid[1] == codes.shape[1]
     for latent in range(LATENTS):
-        np.testing.assert_allclose(fired.map(latent), codes[..., latent], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(active.map(latent), codes[..., latent], rtol=1e-4, atol=1e-5)
 
 
-def test_the_stream_of_text_in_flux_s_denoiser_is_shown_by_its_tokens(explorer):
+def test_positions_of_flux_s_text_stream_are_tokens(explorer):
     explored = explorer("flux.double.0.text")
-    fired = explored.live.fires(sampling(explored))
-    assert fired.grid is None
-    assert fired.shape == (3, explored.live.positions)
-    assert views.shown_tokens(fired)[:3] == ["glossy", " 3d", " emoji"]
-    latent = fired.strongest(1)[0]["latent"]
-    assert views.timeline(fired, latent).count("<tr>") == 4
+    active = explored.backend.find_active(request_of(explored))
+    assert active.grid is None
+    assert active.shape == (3, explored.backend.positions)
+    assert views.token_texts(active)[:3] == ["glossy", " 3d", " emoji"]
+    latent = active.strongest(1)[0]["latent"]
+    assert views.timeline(active, latent).count("<tr>") == 4
     steering = SteeringRequest(((latent, Clamp(50.0)),), "gated", positions=(0, 1))
-    assert (explored.live.steered(sampling(explored), steering) != explored.live.plain(sampling(explored))).any()
+    assert (
+        explored.backend.steered(request_of(explored), steering) != explored.backend.plain(request_of(explored))
+    ).any()
 
 
-def test_steering_is_as_by_hand_and_a_strength_of_0_changes_no_bit(explorer):
+def test_steering_equals_the_steerer_and_strength_0_changes_no_bit(explorer):
     explored = explorer("clip.layer.2")
-    live, wanted = explored.live, sampling(explored)
-    plain = live.plain(wanted)
-    latent = live.fires(wanted).strongest(1)[0]["latent"]
+    backend, request = explored.backend, request_of(explored)
+    plain = backend.plain(request)
+    latent = backend.find_active(request).strongest(1)[0]["latent"]
     for concepts in (((latent, -1.5),), ((latent, Clamp(30.0)), ("glossy 3d", -1.0))):
-        steered = live.steered(wanted, SteeringRequest(concepts, "contrast"))
-        with live.steerer.attach(live.pipe, dict(concepts), rule="contrast"):
-            (by_hand,) = sample(live.pipe, [PROMPT], [3], steps=3, guidance=2.5, height=32, width=32, batch_size=1)
-        np.testing.assert_array_equal(steered, by_hand)
+        steered = backend.steered(request, SteeringRequest(concepts, "contrast"))
+        with backend.steerer.attach(backend.pipe, dict(concepts), rule="contrast"):
+            (expected,) = sample(backend.pipe, [PROMPT], [3], steps=3, guidance=2.5, height=32, width=32, batch_size=1)
+        np.testing.assert_array_equal(steered, expected)
         assert (steered != plain).any()
-    np.testing.assert_array_equal(live.steered(wanted, SteeringRequest(((latent, 0.0),), "contrast")), plain)
+    np.testing.assert_array_equal(backend.steered(request, SteeringRequest(((latent, 0.0),), "contrast")), plain)
 
 
-def test_positions_that_a_prompt_does_not_have(explorer):
-    live = explorer("clip.layer.2").live
-    with pytest.raises(InputError, match="a prompt has the tokens 0-23"):
-        live.attach(SteeringRequest(((1, -1.0),), "contrast", positions=(3, 24)))
+def test_token_numbers_out_of_range_are_refused(explorer):
+    backend = explorer("clip.layer.2").backend
+    with pytest.raises(InputError, match="a prompt has tokens 0-23"):
+        backend.attach(SteeringRequest(((1, -1.0),), "contrast", positions=(3, 24)))
 
 
-def test_what_is_kept_has_room_for_the_newest():
-    kept = BoundedCache(10, len)
-    for name, made in (("a", "x" * 4), ("b", "x" * 4), ("c", "x" * 4), ("d", "x" * 40)):
-        kept.put(name, made)
-        assert kept.get(name) == made
-        assert name != "c" or kept.get("a") is None
-    assert kept.get("c") is None
+def test_the_cache_drops_the_oldest_and_keeps_the_newest():
+    cache = BoundedCache(10, len)
+    for name, item in (("a", "x" * 4), ("b", "x" * 4), ("c", "x" * 4), ("d", "x" * 40)):
+        cache.put(name, item)
+        assert cache.get(name) == item
+        assert name != "c" or cache.get("a") is None
+    assert cache.get("c") is None
 
 
-def test_what_is_known_of_another_sae_is_not_shown(tmp_path, write_run, save_known):
+def test_results_of_another_sae_are_not_shown(tmp_path, write_run, save_results):
     config = write_run(tmp_path / "run", "clip.layer.2")
     export = tmp_path / "run" / "export"
-    assert "python -m revelio_jax.interpret" in know(config, export, LATENTS).missing
-    save_known(tmp_path / "run")
-    known = know(config, export, LATENTS)
-    assert (known.missing, known.name(7)) == ("", "zebra, stripes")
-    assert known.search("zeb", 5) == [(7, "words: zebra, stripes")]
-    assert [latent for latent, _ in known.search("e", 5)] == [8, 7, 9]  # end starts with it
-    assert known.search("zebra tail", 5) == []
-    assert known.search("orchard", 5) == [(9, "tag: orchard")]
-    assert known.name(9) == "<b>red fruit</b>"  # the better tag
-    assert "&lt;b&gt;red fruit&lt;/b&gt;" in views.heading(9, known, False)
-    assert "<b>" not in views.card(9, known)
+    assert "python -m revelio_jax.interpret" in load_catalog(config, export, LATENTS).missing
+    save_results(tmp_path / "run")
+    catalog = load_catalog(config, export, LATENTS)
+    assert (catalog.missing, catalog.name(7)) == ("", "zebra, stripes")
+    assert catalog.search("zeb", 5) == [(7, "words: zebra, stripes")]
+    assert [latent for latent, _ in catalog.search("e", 5)] == [8, 7, 9]  # the word "end" starts with e
+    assert catalog.search("zebra tail", 5) == []
+    assert catalog.search("orchard", 5) == [(9, "tag: orchard")]
+    assert catalog.name(9) == "<b>red fruit</b>"  # the better tag
+    assert "&lt;b&gt;red fruit&lt;/b&gt;" in views.heading(9, catalog, False)
+    assert "<b>" not in views.card(9, catalog)
     with open(export / "sae_weights.safetensors", "ab") as file:
         file.write(b" ")
-    assert "another SAE" in know(config, export, LATENTS).missing
+    assert "another SAE" in load_catalog(config, export, LATENTS).missing

@@ -1,4 +1,4 @@
-"""The command: what it refuses before it loads a model, what it listens on, and whom it asks: nobody."""
+"""The command refuses wrong input before it loads a model, and contacts no other host."""
 
 import dataclasses
 import json
@@ -16,14 +16,13 @@ import pytest
 from revelio_jax.errors import reported
 from revelio_jax.explore import backend, command
 from tests.helpers import ROOT
-from tests.revelio_jax.explore.conftest import Use
+from tests.revelio_jax.explore.conftest import ExplorerPage
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 from revelio_jax.explore import server
 
 SITE = "clip.layer.2"
-# In the explorer's process: no name is looked up and nothing connected to but this machine; what tries is
-# written down.
+# Runs in the explorer's process: it refuses and records every connection and name lookup to another machine.
 GUARD = """
 import socket, os
 
@@ -61,7 +60,7 @@ def config(tmp_path, write_run, monkeypatch):
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
-    """``refused(config, *flags)``: the one line that the command ends with, before a model is loaded."""
+    """``refused(config, *flags)`` returns the line that the command prints before it exits with status 2."""
     monkeypatch.setattr(backend, "load_pipeline", lambda model: pytest.fail("the model was loaded"))
 
     def run(config, *flags: str) -> str:
@@ -80,44 +79,43 @@ def replaced(config, section: str, **values):
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
 
 
-def test_a_run_that_has_no_export(refused, config, tmp_path):
-    other = replaced(config, "train", run=str(tmp_path / "other"))
-    assert "python -m revelio_jax.export makes it" in refused(other)
-    assert "config.run is empty" in refused(replaced(config, "train", run=""))
+def test_a_run_without_an_export_is_refused(refused, config, tmp_path):
+    other = dataclasses.replace(config, run=str(tmp_path / "other"))
+    assert "python -m revelio_jax.export" in refused(other)
+    assert "config.run is missing" in refused(dataclasses.replace(config, run=None))
     assert "cfg.json is missing" in refused(config, f"--sae={tmp_path}")
 
 
-def test_a_model_that_cannot_be_sampled_or_is_another(refused, config):
+def test_a_model_that_is_not_a_pipeline_or_not_that_of_the_sae_is_refused(refused, config):
     for family in ("text", "dit"):
-        assert "samples sd, sdxl, flux" in refused(replaced(config, "model", family=family))
+        assert "needs one of sd, sdxl, flux" in refused(replaced(config, "model", family=family))
     assert "was trained on 'extract/miniature/sd'" in refused(replaced(config, "model", id="another"))
-    said = refused(replaced(config, "steer", height=36))
-    assert said.startswith("error: config.steer.height")
+    assert refused(replaced(config, "steer", height=36)).startswith("error: config.steer.height")
 
 
 @pytest.mark.parametrize(
-    ("site", "said"), [("clip.layer.9", "unknown hook point"), ("unet.up_blocks.1", "its width is 128")]
+    ("site", "message"), [("clip.layer.9", "unknown hook point"), ("unet.up_blocks.1", "its width is 128")]
 )
-def test_a_site_that_is_not_the_model_s(refused, config, site, said):
+def test_a_hook_point_that_does_not_fit_the_model_is_refused(refused, config, site, message):
     file = pathlib.Path(config.run, "export", "cfg.json")
     cfg = json.loads(file.read_text())
     cfg["metadata"]["site"] = site
     file.write_text(json.dumps(cfg))
-    assert said in refused(config)
+    assert message in refused(config)
 
 
-def test_a_port_or_an_address_that_cannot_be_had(refused, config):
+def test_a_port_or_address_that_cannot_be_used_is_refused(refused, config):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"--port {port} cannot be listened on: Address already in use" in refused(config, f"--port={port}")
-    assert "between 0" in refused(config, "--port=70000")
-    assert "cannot be listened on" in refused(config, "--host=no.such.host.invalid")
+        assert f"--port {port}: Address already in use" in refused(config, f"--port={port}")
+    assert "between 1 and 65535" in refused(config, "--port=70000")
+    assert "cannot listen on" in refused(config, "--host=no.such.host.invalid")
 
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])
-def test_who_listens_to_others_is_warned(config, tmp_path, monkeypatch, capsys, host, warned):
+def test_a_public_address_prints_a_warning(config, tmp_path, monkeypatch, capsys, host, warned):
     class Silent:
         def run(self, sockets):
             assert sockets[0].getsockname()[0] == host
@@ -129,13 +127,13 @@ def test_who_listens_to_others_is_warned(config, tmp_path, monkeypatch, capsys, 
     command.main(argv)
     out, err = capsys.readouterr()
     assert out.startswith(f"explorer: http://{host}:")
-    assert ("whoever reaches this machine" in err) == warned
+    assert ("everyone who can reach this machine" in err) == warned
     assert len(err.strip().splitlines()) == warned
 
 
 @pytest.fixture
 def running(config, tmp_path):
-    """The command in a process of its own that reaches nothing but this machine; its address."""
+    """Run the command in a process that can only reach this machine; yield the process and its address."""
     (tmp_path / "config.json").write_text(config.to_json())
     (tmp_path / "guard").mkdir()
     (tmp_path / "guard" / "sitecustomize.py").write_text(GUARD)
@@ -144,7 +142,7 @@ def running(config, tmp_path):
         "PYTHONPATH": os.pathsep.join([str(tmp_path / "guard"), str(ROOT)]),
         "GUARD": str(tmp_path / "left"),
         "TMPDIR": str(tmp_path / "tmp"),
-        "GRADIO_ANALYTICS_ENABLED": "True",  # the environment does not turn them on again
+        "GRADIO_ANALYTICS_ENABLED": "True",  # the command must override this
     }
     argv = [sys.executable, "-m", "revelio_jax.explore", f"--config={tmp_path / 'config.json'}", "--port=0"]
     process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -155,7 +153,7 @@ def running(config, tmp_path):
     process.wait()
 
 
-def answer(url: str, **headers: str) -> tuple[int, dict[str, str], str]:
+def fetch(url: str, **headers: str) -> tuple[int, dict[str, str], str]:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as got:
             return got.status, dict(got.headers), got.read().decode()
@@ -163,38 +161,38 @@ def answer(url: str, **headers: str) -> tuple[int, dict[str, str], str]:
         return error.code, dict(error.headers), error.read().decode()
 
 
-def test_it_asks_nobody_and_leaves_nothing(running, config, visit, explorer, tmp_path):
+def test_the_explorer_contacts_no_other_host_and_leaves_no_files(running, config, visit, explorer, tmp_path):
     process, url = running
-    used = Use(visit(url, permissions=["clipboard-read", "clipboard-write"]), explorer(SITE))
-    used.drawn("flat emoji of owl")
-    used.page.locator("#firing [data-latent]").first.click()
-    used.page.locator("#take").click()
-    used.until_status("of pixels differ")
-    used.page.close()
-    used.visited.errors[:] = [e for e in used.visited.errors if "/gradio_api/" not in e]
+    ui = ExplorerPage(visit(url, permissions=["clipboard-read", "clipboard-write"]), explorer(SITE))
+    ui.draw_and_wait("flat emoji of owl")
+    ui.page.locator("#firing [data-latent]").first.click()
+    ui.page.locator("#take").click()
+    ui.wait_for_status("of pixels differ")
+    ui.page.close()
+    ui.visited.errors[:] = [e for e in ui.visited.errors if "/gradio_api/" not in e]
     assert not (tmp_path / "left").exists()
 
-    status, headers, _ = answer(url)
+    status, headers, _ = fetch(url)
     assert status == 200
     assert headers["content-security-policy"].startswith("default-src 'self'")
-    assert "no report yet" in answer(f"{url}report/")[2]
+    assert "no report yet" in fetch(f"{url}report/")[2]
     report = pathlib.Path(config.run, "report")
     report.mkdir()
-    for name in ("index.html", "latent.html"):  # made while the explorer runs
-        (report / name).write_text("<!doctype html><body>what the latents mean</body>")
-    (report / "a.txt").write_text("as it is </body>")
-    assert "what the latents mean" in answer(f"{url}report/")[2]
-    assert answer(f"{url}report/a.txt")[2] == "as it is </body>"
-    page = visit(f"{url}report/latent.html#7").page  # and there is a way back
+    for name in ("index.html", "latent.html"):  # written while the explorer runs
+        (report / name).write_text("<!doctype html><body>all latents</body>")
+    (report / "a.txt").write_text("unchanged </body>")
+    assert "all latents" in fetch(f"{url}report/")[2]
+    assert fetch(f"{url}report/a.txt")[2] == "unchanged </body>"
+    page = visit(f"{url}report/latent.html#7").page  # the link back to the explorer
     page.evaluate("location.hash = '#11&more'")
     page.get_by_role("link", name="Steer latent 11").click()
     page.locator("#name", has_text="Latent 11").wait_for()
     page.close()
-    assert answer(f"{url}report/../export/cfg.json")[0] == 404
-    assert answer(f"{url}report/%2e%2e/export/cfg.json")[0] == 404
-    assert answer(url, Host="elsewhere.example")[0] == 400  # a name that points here
+    assert fetch(f"{url}report/../export/cfg.json")[0] == 404
+    assert fetch(f"{url}report/%2e%2e/export/cfg.json")[0] == 404
+    assert fetch(url, Host="elsewhere.example")[0] == 400  # DNS rebinding
     for page in ("docs", "redoc", "openapi.json"):
-        assert "swagger" not in answer(f"{url}{page}")[2].lower()
+        assert "swagger" not in fetch(f"{url}{page}")[2].lower()
 
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143

@@ -1,4 +1,4 @@
-"""What is typed and painted: read as it is meant, or refused in one line."""
+"""Values of the page's fields are read, or refused with one line."""
 
 import base64
 import contextlib
@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from revelio_jax.errors import InputError
 from revelio_jax.explore import requests
-from revelio_jax.explore.requests import mask_of, painted, positions
+from revelio_jax.explore.requests import mask_of, painted_mask, positions
 
 
-def address(layer: np.ndarray) -> str:
-    written = io.BytesIO()
-    PIL.Image.fromarray(layer).save(written, "png")
-    return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
+def data_url(layer: np.ndarray) -> str:
+    file = io.BytesIO()
+    PIL.Image.fromarray(layer).save(file, "png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 @settings(deadline=None)
 @given(st.sets(st.integers(0, 90), min_size=1))
-def test_positions_as_numbers_and_ranges(numbers):
+def test_positions_reads_numbers_and_ranges(numbers):
     parts, numbers = [], sorted(numbers)
     start = 0
     for i, number in enumerate(numbers):
@@ -34,51 +34,51 @@ def test_positions_as_numbers_and_ranges(numbers):
     assert positions(",".join(parts)) == tuple(numbers)
 
 
-@pytest.mark.parametrize("typed", ["some", "1,,2", "3-1", "-1", "1-", "9999", "1" * 30, "²"])
-def test_positions_that_are_none(typed):
-    with pytest.raises(InputError, match="positions"):
-        positions(typed)
+@pytest.mark.parametrize("text", ["some", "1,,2", "3-1", "-1", "1-", "9999", "1" * 30, "²"])
+def test_malformed_positions_are_refused(text):
+    with pytest.raises(InputError, match="tokens"):
+        positions(text)
 
 
 @settings(deadline=None)
 @given(st.text(max_size=40))
-def test_any_text_for_positions_is_read_or_refused(typed):
+def test_any_text_for_positions_is_read_or_refused(text):
     with contextlib.suppress(InputError):
-        positions(typed)
+        positions(text)
 
 
-def test_a_mask_is_the_share_that_is_painted():
+def test_the_mask_is_the_painted_share_of_each_pixel():
     layer = np.zeros((8, 8, 4), np.uint8)
-    layer[:4, :4, 3] = 255  # a quarter, whole
-    layer[4:, 4:6, 3] = 255  # half of a quarter
-    mask = mask_of(painted(address(layer), 2, 2))
+    layer[:4, :4, 3] = 255  # one quarter, completely
+    layer[4:, 4:6, 3] = 255  # half of another quarter
+    mask = mask_of(painted_mask(data_url(layer), 2, 2))
     np.testing.assert_allclose(mask, [[1, 0], [0, 0.5]], atol=1 / 255)
 
 
-@pytest.mark.parametrize("nothing", [None, "", address(np.zeros((4, 4, 4), np.uint8))])
-def test_nothing_painted_is_no_mask(nothing):
-    assert painted(nothing, 8, 8) is None
+@pytest.mark.parametrize("nothing", [None, "", data_url(np.zeros((4, 4, 4), np.uint8))])
+def test_an_empty_painting_is_no_mask(nothing):
+    assert painted_mask(nothing, 8, 8) is None
 
 
 @pytest.mark.parametrize(
-    "sent",
+    "url",
     [
         "http://127.0.0.1/mask.png",
         "/etc/passwd",
         "data:image/png;base64,????",
-        "data:image/png;base64," + base64.b64encode(b"no picture").decode(),
+        "data:image/png;base64," + base64.b64encode(b"not an image").decode(),
         "data:image/svg+xml;base64," + base64.b64encode(b"<svg/>").decode(),
         "data:image/png;base64," + "A" * 9_000_000,
-        address(np.zeros((1, 5000, 4), np.uint8)),
+        data_url(np.zeros((1, 5000, 4), np.uint8)),
     ],
 )
-def test_what_is_no_painting_is_refused(sent):
+def test_a_malformed_painting_is_refused(url):
     with pytest.raises(InputError, match="the mask cannot be read"):
-        painted(sent, 8, 8)
+        painted_mask(url, 8, 8)
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"prompt": None}, "prompt is empty"),
         ({"seed": 1.5}, "seed is 1.5"),
@@ -88,20 +88,20 @@ def test_what_is_no_painting_is_refused(sent):
         ({"guidance": float("inf")}, "guidance is inf"),
     ],
 )
-def test_fields_that_are_wrong(fields, said):
-    right = {"prompt": "a cat", "seed": 0, "steps": 2, "guidance": 2.5, "size": (32, 32)}
-    assert requests.sampling(**right).prompt == "a cat"
-    with pytest.raises(InputError, match=said):
-        requests.sampling(**right | fields)
+def test_wrong_fields_are_refused(fields, message):
+    valid = {"prompt": "a cat", "seed": 0, "steps": 2, "guidance": 2.5, "size": (32, 32)}
+    assert requests.sampling(**valid).prompt == "a cat"
+    with pytest.raises(InputError, match=message):
+        requests.sampling(**valid | fields)
 
 
-def test_timesteps_fall():
+def test_rising_timesteps_are_refused():
     assert requests.timesteps(1000, 0) is None
     assert requests.timesteps(900, 200) == (900, 200)
-    with pytest.raises(InputError, match="they fall"):
+    with pytest.raises(InputError, match="they must fall"):
         requests.timesteps(200, 900)
 
 
-def test_a_file_is_no_concept():
-    with pytest.raises(InputError, match="no file"):
+def test_a_file_is_refused_as_a_concept():
+    with pytest.raises(InputError, match="not a file"):
         requests.concept("/somewhere/glossy.safetensors")

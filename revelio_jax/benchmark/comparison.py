@@ -1,0 +1,118 @@
+"""A comparison of steering rules on one concept, with a difference of means and a random direction as baselines."""
+
+import typing
+
+import torch
+import tqdm
+
+from revelio_jax.benchmark.bench import Bench
+from revelio_jax.benchmark.measurement import Judge, Outcome, measure, worst
+from revelio_jax.config import Config, SteerConfig
+from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.sampling import call_settings
+from revelio_jax.steering.labels import LabeledPrompt
+from revelio_jax.steering.latents import few, find_latents, split
+from revelio_jax.steering.pooled import pooled_of
+from revelio_jax.steering.rules import ON_BOTH_BRANCHES, RULES, Change, change_of
+from revelio_jax.steering.steerer import Steerer
+from revelio_jax.steering.vectors import change as vector_change
+from revelio_jax.steering.vectors import difference_of_means
+
+LEARNING_RULES = ("gated", "swap")  # rules that use latents found from labeled prompts
+RATIO, MAX_LATENTS, IMAGES = 4.0, 24, 64  # for the latents of these rules; the defaults of `revelio learn`
+
+ConceptChange = tuple[Change, bool]
+"""The change of a concept at strength 1, and whether the negative branch gets the opposite change."""
+
+
+def compare(
+    config: Config,
+    steerer: Steerer,
+    pipe: typing.Any,
+    judge: Judge,
+    bench: Bench,
+    labeled: list[LabeledPrompt],
+    strengths: list[float],
+    seeds: list[int],
+) -> dict[str, typing.Any]:
+    """Compare all rules on one concept; return its rows, one per rule and baseline.
+
+    The strength of a rule is chosen on one half of the prompts with the first seed. Its outcome is measured on the
+    other half with all seeds.
+    """
+    changes, latents = rule_changes(config.steer, steerer, pipe, bench, labeled)
+    pooled = {"concept": pooled_of(pipe, bench.value)} if config.steer.pooled else None
+    halves = [bench.half(0), bench.half(1)]
+    total = (len(changes) * (len(strengths) + len(seeds)) + 1 + 2 * len(seeds)) * halves[0].prompts
+    with tqdm.tqdm(total=total, desc=bench.value, unit="image") as progress:
+
+        def run(half: int, change: Change | None, strength: float, negative: bool) -> Outcome:
+            steering = change and steerer.attach_changes(
+                pipe,
+                {"concept": change},
+                {"concept": strength},
+                negative_branch=negative,
+                pooled=pooled,
+            )
+            half_seeds = seeds if half else seeds[:1]
+            return measure(pipe, judge, halves[half], half_seeds, config.steer, steering, progress)
+
+        plain = [run(half, None, 0.0, False) for half in (0, 1)]
+
+        def row(rule: str, strength: float, outcome: Outcome) -> dict[str, typing.Any]:
+            return {"rule": rule, "strength": strength, "worst": worst(outcome, plain[1]), **outcome.summary()}
+
+        rows = [row("none", 0.0, plain[1])]
+        best: tuple[float, Change, float, bool] | None = None
+        for name, (change, negative) in changes.items():
+            scores = {s: worst(run(0, change, s, negative), plain[0]) for s in strengths}
+            strength = max(scores, key=lambda s: (round(scores[s], 3), -abs(s)))
+            outcome = run(1, change, strength, negative)
+            rows.append(row(name, strength, outcome) | {"chosen_from": scores})
+            if name in RULES and (best is None or rows[-1]["worst"] > best[0]):
+                best = (rows[-1]["worst"], change, strength, negative)
+        _, change, strength, negative = best
+        outcome = run(1, random_direction(change, torch.Generator()), strength, negative)
+        rows.append(row("random direction", strength, outcome))
+    return {
+        "concept": f"{bench.column}={bench.value}",
+        "adding": bench.adding,
+        "prompts": halves[1].prompts,
+        "latents": latents,
+        "rows": rows,
+    }
+
+
+def rule_changes(
+    settings: SteerConfig, steerer: Steerer, pipe: typing.Any, bench: Bench, labeled: list[LabeledPrompt]
+) -> tuple[dict[str, ConceptChange], list[dict[str, float]]]:
+    """Return the change of a concept by each rule and by the difference of means, and the latents of the concept.
+
+    Labeled prompts that the bench reports on are left out.
+    """
+    reported = {row["prompt"] for row in bench.with_concept[1::2] + bench.without[1::2]}
+    with_concept, without = split([row for row in labeled if row["prompt"] not in reported], bench.column, bench.value)
+    sae, sampling = steerer.placed(pipe), None
+    if hook_points.is_denoiser_site(steerer.site):
+        sampling = call_settings(pipe, settings)
+        with_concept, without = few(with_concept, IMAGES), few(without, IMAGES)
+    learned, latents = find_latents(pipe, steerer.site, sae, with_concept, without, RATIO, MAX_LATENTS, sampling)
+    concept = steerer.concept(pipe, bench.value, learned, sampling=sampling)
+    text_concept = steerer.concept(pipe, bench.value, sampling=sampling)
+    means = difference_of_means(pipe, steerer.site, with_concept, without, sampling=sampling)
+    changes = {name: (change_of(name, sae, concept), name in ON_BOTH_BRANCHES) for name in RULES}
+    changes |= {f"{name}, from its text alone": (change_of(name, sae, text_concept), False) for name in LEARNING_RULES}
+    changes["difference of means"] = (vector_change(means), True)
+    return changes, latents
+
+
+def random_direction(change: Change, generator: torch.Generator) -> Change:
+    """Return the control: a random direction at every position, with the length of ``change`` there."""
+
+    def control(x_BTD: torch.Tensor, strength: float) -> torch.Tensor:
+        length = change(x_BTD, strength).norm(dim=-1, keepdim=True)
+        generator.manual_seed(0)  # the same direction in every call
+        direction = torch.randn(x_BTD.shape[1:], generator=generator).to(x_BTD)
+        return length * direction / direction.norm(dim=-1, keepdim=True)
+
+    return control
