@@ -13,7 +13,7 @@ import torch
 from revelio_jax.config import Config, ExtractConfig, ModelConfig
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import loading
-from revelio_jax.pipelines.families import BY_NAME, FAMILIES, family_of
+from revelio_jax.pipelines.families import FAMILIES
 from revelio_jax.pipelines.families.base import LONGEST_PROMPT
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.source import PipelineSource, component_config, tokenizer_config
@@ -143,34 +143,3 @@ def described(
     """Return what a store records about a pipeline; the fingerprint covers every component with weights."""
     parts = [loading.Component(name, getattr(pipe, name)) for name in loading.components(source)]
     return loading.described(model, source, device, parts) | {"scheduler": component_config(source, "scheduler")}
-
-
-# Transition: the names below go with their last caller.
-Tensors, T5_TOKENS = dict[str, torch.Tensor], LONGEST_PROMPT
-quiet, load, scheduler = loading.quiet, loading.load, loading.scheduler
-
-
-def components(family: str) -> list[str]:
-    return [*BY_NAME[family].text_encoders.values(), BY_NAME[family].denoiser or "", "vae"]
-
-
-def encoded(pipe: typing.Any, extract: ExtractConfig) -> dict[str, torch.Tensor]:
-    with torch.inference_mode():
-        size = (extract.height, extract.width)
-        return family_of(pipe).conditioning(pipe, extract.prompt, extract.guidance, size)
-
-
-def arguments(family: str, latents: torch.Tensor, timestep: int, conditioning: dict) -> dict[str, torch.Tensor]:
-    return BY_NAME[family].denoiser_arguments(latents, timestep, conditioning)
-
-
-def prompt_length(pipe: typing.Any) -> int | None:
-    return family_of(pipe).prompt_tokens(pipe)
-
-
-def t5_tokens(source: PipelineSource) -> int | None:
-    return prompt_tokens(source)
-
-
-def class_number(pipe: typing.Any, name: str) -> int:
-    return family_of(pipe).class_number(pipe, name)

@@ -43,6 +43,3 @@ def named_branches(denoiser: typing.Any) -> Iterator[list[str | None]]:
             del denoiser.cache_context  # the class's own method shows again
         else:
             denoiser.cache_context = before
-
-
-told = named_branches  # Transition

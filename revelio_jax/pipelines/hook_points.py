@@ -17,20 +17,8 @@ import re
 import typing
 
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines.families import FAMILIES, family_of, prefixes
-from revelio_jax.pipelines.hooks import HookPoint, after, before, captured, hook
-
-__all__ = ["HookPoint", "abbreviate", "after", "before", "captured", "hook", "is_denoiser_site", "known_sites"]
-
-# TODO: callers are being moved to the family objects; these three names and family() go with the last one.
-TEXT_ENCODERS = {each.name: each.text_encoders for each in FAMILIES}
-DENOISERS = {each.name: each.denoiser for each in FAMILIES if each.denoiser}
-DENOISER_PREFIXES = prefixes()
-
-
-def family(pipe: typing.Any) -> str:
-    """Return the name of a pipeline's family."""
-    return family_of(pipe).name
+from revelio_jax.pipelines.families import family_of, prefixes
+from revelio_jax.pipelines.hooks import HookPoint
 
 
 def is_denoiser_site(name: str) -> bool:

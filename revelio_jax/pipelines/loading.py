@@ -23,9 +23,7 @@ from revelio_jax.config import ModelConfig
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.hooks import HookPoint
-from revelio_jax.pipelines.source import PipelineSource, component_config, find, tokenizer_config
-
-__all__ = ["PipelineSource", "component_config", "find", "tokenizer_config"]
+from revelio_jax.pipelines.source import PipelineSource, component_config, find
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -269,6 +267,3 @@ def _tokenizer_class(source: PipelineSource, component: str) -> tuple[type, str]
     name = component.replace("text_encoder", "tokenizer")
     # The fast class reads what every version wrote; since transformers 5 there is only one.
     return getattr(transformers, source.index[name][1].removesuffix("Fast") + "Fast"), name
-
-
-site = hook_point  # transition

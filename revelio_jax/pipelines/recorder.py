@@ -83,6 +83,3 @@ def _conditional(hidden: torch.Tensor, samples: int, family: Family) -> torch.Te
     if len(hidden) != 2 * samples:
         raise ValueError(f"{samples} samples, but the denoiser ran on a batch of {len(hidden)}")
     return hidden[family.branches(len(hidden), guided=True)[guidance.CONDITIONAL]]
-
-
-Found = Recording  # transition

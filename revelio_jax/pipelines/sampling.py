@@ -57,11 +57,3 @@ def call_settings(pipe: typing.Any, settings: SteerConfig) -> dict[str, typing.A
         arguments.pop(name, None)
     size = {"height": settings.height, "width": settings.width} if family.takes_prompts else {}
     return arguments | size
-
-
-sampling_of = call_settings  # TODO: callers use the old name
-
-
-def arguments(pipe: typing.Any, guidance: float, n: int) -> dict[str, typing.Any]:  # transition
-    call = family_of(pipe).call_arguments(pipe, [""] * n, guidance)
-    return {name: value for name, value in call.items() if name != "prompt"}

@@ -9,7 +9,7 @@ import torch
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines.families import Family
 from revelio_jax.pipelines.guidance import CONDITIONAL
-from revelio_jax.pipelines.hook_points import HookPoint
+from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.steering.concept import execution_device
 from revelio_jax.steering.pooled import Pooled
 from revelio_jax.steering.rules import Add, Change

@@ -4,12 +4,12 @@ import pathlib
 import typing
 
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines import hook_points, hooks
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.steering.sae import Sae
 
 
-def hook_points_of(sae: Sae, pipe: typing.Any) -> tuple[hook_points.HookPoint, ...]:
+def hook_points_of(sae: Sae, pipe: typing.Any) -> tuple[hooks.HookPoint, ...]:
     """Return the hook points of ``pipe`` that the SAE was trained on; several share one SAE if joined by +.
 
     Raises InputError if the SAE belongs to another family, or has another width.

@@ -20,8 +20,8 @@ import tqdm
 from revelio_jax.cli import parse
 from revelio_jax.errors import InputError, reported
 from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.loading import load_pipeline
 from revelio_jax.pipelines.sampling import call_settings
-from revelio_jax.pipelines.whole import load_pipeline
 from revelio_jax.steering.concept import GATE, hidden_states, presence
 from revelio_jax.steering.labels import LabeledPrompt, parse_concept, read_labeled
 from revelio_jax.steering.learned_concepts import LearnedConcept, file_name, save_learned

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import guidance, hook_points
+from revelio_jax.pipelines import guidance, hook_points, hooks
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering.concept import GATE, EncodedConcept, own_latents, presence
@@ -33,7 +33,7 @@ OnPass = Callable[[str, torch.Tensor], typing.Any]
 @torch.no_grad()
 def watch(
     pipe: typing.Any,
-    point: hook_points.HookPoint,
+    point: hooks.HookPoint,
     prompts: list[str],
     on_pass: OnPass,
     sampling: CallArguments | None = None,
@@ -60,7 +60,7 @@ def watch(
         stack.enter_context(unsteered(pipe))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         named_branches = stack.enter_context(guidance.named_branches(getattr(pipe, point.component)))
-        stack.callback(hook_points.after(point.module, after))
+        stack.callback(hooks.after(point.module, after))
         pipe(**arguments)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines import hooks
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.steering import calls
 from revelio_jax.steering.attachment import Attachment
@@ -48,7 +48,7 @@ def attach(pipe: typing.Any, attachment: Attachment) -> Attachment:
         state.hooks[point.name].add(part)
         if point.component not in state.unwatch:
             before: typing.Any = torch.compiler.disable(functools.partial(before_pass, state, point.component))
-            state.unwatch[point.component] = hook_points.before(model, before)
+            state.unwatch[point.component] = hooks.before(model, before)
     if needs_recompiling:
         torch.compiler.reset()  # code that is compiled already does not contain the new hooks
     return attachment

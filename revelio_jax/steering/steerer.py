@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines import hook_points, hooks
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.steering import hub, session, text_latents, vectors
 from revelio_jax.steering.attachment import AttachedConcept, Attachment, ConceptSource
@@ -206,7 +206,7 @@ class Steerer:
     def _attach(
         self,
         pipe: typing.Any,
-        points: tuple[hook_points.HookPoint, ...],
+        points: tuple[hooks.HookPoint, ...],
         concepts: Mapping[Key, AttachedConcept],
         where: Where,
     ) -> Attachment:

@@ -4,7 +4,7 @@ import typing
 
 import torch
 
-from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines import hooks
 from revelio_jax.steering.attachment import HookPointPart
 from revelio_jax.steering.concept import execution_device
 
@@ -16,7 +16,7 @@ class SteeringHook:
     sees; the hook itself only reads tensors.
     """
 
-    def __init__(self, point: hook_points.HookPoint):
+    def __init__(self, point: hooks.HookPoint):
         self.point = point
         self.parts: list[HookPointPart] = []
         self.active: tuple[HookPointPart, ...] = ()
@@ -25,7 +25,7 @@ class SteeringHook:
         self.grid: tuple[int, int] | None = None  # of the positions, if the module's output does not show it
         self.recorded: list[torch.Tensor] | None = None  # activations of each pass, while it is a list
         _ = point.argument  # cached now, since compiled code cannot inspect signatures
-        self.remove = hook_points.after(point.module, self.after)
+        self.remove = hooks.after(point.module, self.after)
 
     def add(self, part: HookPointPart) -> None:
         """Add the part of an attachment."""

@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from revelio_jax.errors import InputError
 from revelio_jax.files import write_bytes
-from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines import hook_points, hooks
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.sae_folder.untrusted import one_line, read_header
 from revelio_jax.steering import session
@@ -166,7 +166,7 @@ def attach_vectors(
     return session.attach(pipe, attachment)
 
 
-def fit(pipe: typing.Any, concept: Concept) -> tuple[hook_points.HookPoint, ...]:
+def fit(pipe: typing.Any, concept: Concept) -> tuple[hooks.HookPoint, ...]:
     """Return the hook points of a concept in ``pipe``. Raises InputError if its vectors are for another model."""
     if concept.family and concept.family != family_of(pipe).name:
         raise InputError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import hook_points, tokens
+from revelio_jax.pipelines import hook_points, hooks, tokens
 from revelio_jax.pipelines.families import Family
 
 NO_RAMP = (1.0, 1.0)
@@ -64,7 +64,7 @@ class Where:
         start, end = self.ramp
         return start + (end - start) * progress
 
-    def checked(self, points: Sequence[hook_points.HookPoint], family: Family) -> "Where":
+    def checked(self, points: Sequence[hooks.HookPoint], family: Family) -> "Where":
         """Return a copy whose positions and mask are tensors.
 
         Raises InputError if a field is malformed, or has no effect at these hook points.
@@ -105,7 +105,7 @@ class Where:
             raise InputError(f"mask is {list(mask.shape)}; it must be [height, width] with values in 0 .. 1")
         return mask
 
-    def _check_pooled(self, points: Sequence[hook_points.HookPoint], name: str, family: Family) -> None:
+    def _check_pooled(self, points: Sequence[hooks.HookPoint], name: str, family: Family) -> None:
         if self.pooled is None:
             return
         vector = family.pooled

@@ -38,7 +38,7 @@ from extract import run, text_encoder
 from extract.modes import noised, text
 from revelio_jax.config import Config, ExtractConfig, ModelConfig
 from revelio_jax.errors import reported
-from revelio_jax.pipelines import hook_points, loading, source
+from revelio_jax.pipelines import hook_points, hooks, loading, source
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.recorder import recorded
 from revelio_jax.store import StoreWriter, Worker
@@ -115,7 +115,7 @@ def measure_text(options: argparse.Namespace, folder: pathlib.Path) -> list[dict
     hooked = hook_points.resolve(whole, site)
 
     def pipeline() -> None:
-        with hook_points.captured(hooked):
+        with hooks.captured(hooked):
             for prompt in prompts[: options.pipeline_prompts]:
                 whole(prompt, height=options.size, width=options.size, num_inference_steps=50, output_type="np")
 
@@ -163,7 +163,7 @@ def measure_images(options: argparse.Namespace, folder: pathlib.Path) -> list[di
     return [row("noised", middle, bare_s, extract_s[middle]), *early]
 
 
-def ended_at(pipe, site: hook_points.HookPoint, timestep: int, count: int, extract: ExtractConfig):
+def ended_at(pipe, site: hooks.HookPoint, timestep: int, count: int, extract: ExtractConfig):
     return recorded(pipe, [site], {0.0: timestep}, count, extract, stop=True)
 
 

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.families import family_of
 from revelio_jax.steering import Steerer
 from revelio_jax.steering.sae import Sae
 from tests.helpers import MINIATURES
@@ -72,7 +73,7 @@ def make_steerer():
         d = sum(part.d for part in hook_points.resolve_joined(pipe, site))
         generator = torch.Generator().manual_seed(d)
         W_dec_FD = torch.nn.functional.normalize(torch.randn(latents, d, generator=generator), dim=1)
-        metadata = {"site": site, "model_id": "", "family": hook_points.family(pipe), **metadata}
+        metadata = {"site": site, "model_id": "", "family": family_of(pipe).name, **metadata}
         return Steerer(Sae(W_dec_FD.T, torch.zeros(latents), W_dec_FD, torch.zeros(d), k, metadata))
 
     return make
@@ -97,7 +98,7 @@ def run():
     @torch.no_grad()
     def run(pipe, prompts=PROMPTS, guided=True, negative=None, n=1, steps=2, **given) -> torch.Tensor:
         """Return the final latents, or the images of a DiT."""
-        family = hook_points.family(pipe)
+        family = family_of(pipe).name
         count = 2 if family == "dit" else n * (1 if isinstance(prompts, str) else len(prompts))
         given["generator"] = [torch.Generator().manual_seed(i) for i in range(count)]
         given["num_inference_steps"] = steps

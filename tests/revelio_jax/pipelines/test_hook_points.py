@@ -8,7 +8,8 @@ import torch
 import transformers
 
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines import hook_points, hooks
+from revelio_jax.pipelines.families import family_of
 
 T = 6  # text tokens
 
@@ -105,7 +106,7 @@ def denoise(pipe):
     """Run the denoiser once on fixed inputs and return a tensor."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        if hook_points.family(pipe) == "dit":
+        if family_of(pipe).name == "dit":
             latents = torch.randn(2, 4, 8, 8, generator=generator)
             return pipe.transformer(latents, torch.tensor([3, 3]), torch.tensor([1, 2])).sample
         if hasattr(pipe, "unet"):
@@ -166,7 +167,7 @@ EVERY = [(k, name) for k, names in NAMES.items() for name in names if (k, name[:
 @pytest.mark.parametrize("kind", NAMES)
 def test_every_hook_point_of_a_family_is_listed(kind, request):
     pipe = request.getfixturevalue(kind)
-    assert hook_points.family(pipe) == kind
+    assert family_of(pipe).name == kind
     assert hook_points.known_sites(pipe) == NAMES[kind]
 
 
@@ -174,7 +175,7 @@ def test_every_hook_point_of_a_family_is_listed(kind, request):
 def test_a_hook_point_reads_and_replaces_activations(kind, name, request):
     pipe = request.getfixturevalue(kind)
     site = hook_points.resolve(pipe, name)
-    with hook_points.captured(site) as got:
+    with hooks.captured(site) as got:
         plain = run(pipe, site)
     (hidden,) = got
     assert hidden.ndim == 3
@@ -183,7 +184,7 @@ def test_a_hook_point_reads_and_replaces_activations(kind, name, request):
     assert site.d == WIDTHS.get(name.partition(".")[0], site.d)
 
     def replaced(function):
-        remove = hook_points.hook(site, function)
+        remove = hooks.hook(site, function)
         out = run(pipe, site)
         remove()
         return out
@@ -197,7 +198,7 @@ def test_a_hook_point_reads_and_replaces_activations(kind, name, request):
 
 
 def test_positions_of_a_map_are_its_pixels_in_row_order():
-    site = hook_points.HookPoint("unet.mid_block", "unet", None, 2, is_map=True)
+    site = hooks.HookPoint("unet.mid_block", "unet", None, 2, is_map=True)
     output = torch.arange(2 * 2 * 3 * 4.0).reshape(2, 2, 3, 4)
     assert site.read(output).shape == (2, 12, 2)
     torch.testing.assert_close(site.read(output)[1, 5], output[1, :, 1, 1])
@@ -206,14 +207,14 @@ def test_positions_of_a_map_are_its_pixels_in_row_order():
 
 def test_replacing_keeps_the_structure_of_the_output():
     hidden, other, new = torch.zeros(2, 3, 4), torch.ones(1), torch.full((2, 3, 4), 7.0)
-    layer = hook_points.HookPoint("clip.layer.0", "text_encoder", None, 4)
+    layer = hooks.HookPoint("clip.layer.0", "text_encoder", None, 4)
     assert layer.replace(hidden, new) is new
     assert layer.replace((hidden,), new) == (new,)
     t5_block = layer.replace((hidden, other, None), new)
     assert t5_block[0] is new
     assert t5_block[1] is other
     assert len(t5_block) == 3
-    image = hook_points.HookPoint("flux.double.0.image", "transformer", None, 4, part=1, needs_tuple=True)
+    image = hooks.HookPoint("flux.double.0.image", "transformer", None, 4, part=1, needs_tuple=True)
     assert image.replace((other, hidden), new) == (other, new)
     assert layer.replace(hidden, new.to(torch.float64)).dtype == torch.float32
 
@@ -229,7 +230,7 @@ def test_the_input_of_a_hook_point_is_the_output_of_the_block_before(kind, name,
         with_kwargs=True,
     )
     before = name.replace(".1.", ".0.") if kind == "flux" else name.replace("block.1", "block.0")
-    with hook_points.captured(hook_points.resolve(pipe, before)) as previous:
+    with hooks.captured(hook_points.resolve(pipe, before)) as previous:
         denoise(pipe)
     handle.remove()
     ((given, returned),) = seen
@@ -241,7 +242,7 @@ def test_the_input_of_a_hook_point_is_the_output_of_the_block_before(kind, name,
 
 
 def test_one_tensor_of_text_and_image_is_refused():
-    site = hook_points.HookPoint("flux.single.0.image", "transformer", None, 4, part=1, needs_tuple=True)
+    site = hooks.HookPoint("flux.single.0.image", "transformer", None, 4, part=1, needs_tuple=True)
     with pytest.raises(InputError, match="one tensor"):
         site.read(torch.zeros(2, 3, 4))
 
@@ -258,7 +259,7 @@ def test_hook_points_of_transformers_4_resolve():
     old = types.SimpleNamespace(text_model=inner, config=types.SimpleNamespace(hidden_size=4))
     site = hook_points.resolve(types.SimpleNamespace(text_encoder=old), "clip.layer.1")
     assert site.module is layers[1]
-    with hook_points.captured(site) as got:
+    with hooks.captured(site) as got:
         layers[1](torch.zeros(2, 3, 4))
     assert (got[0] == 1).all()
 
@@ -269,7 +270,7 @@ def test_a_hook_runs_before_the_capture_hooks_of_transformers(sdxl):
     site = hook_points.resolve(sdxl, "clip_g.layer.1")
     with torch.no_grad():
         before = sdxl.text_encoder_2(ids, output_hidden_states=True).hidden_states[-2]
-        remove = hook_points.hook(site, lambda hidden: hidden + 1)
+        remove = hooks.hook(site, lambda hidden: hidden + 1)
         after = sdxl.text_encoder_2(ids, output_hidden_states=True).hidden_states[-2]
         remove()
     torch.testing.assert_close(after, before + 1)
@@ -292,4 +293,4 @@ def test_consecutive_numbers_are_abbreviated():
 
 def test_an_object_that_is_not_a_pipeline_is_refused():
     with pytest.raises(InputError, match="not a known pipeline; known families: sd, sdxl, flux, dit, text"):
-        hook_points.family(types.SimpleNamespace(vae=None))
+        family_of(types.SimpleNamespace(vae=None))

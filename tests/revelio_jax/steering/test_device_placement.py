@@ -6,7 +6,7 @@ import accelerate
 import pytest
 import torch
 
-from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.families import BY_NAME
 from revelio_jax.steering import Clamp
 
 SITES = {
@@ -77,7 +77,7 @@ def test_models_that_are_compiled_already_are_steered(own, make_steerer, run, fa
         graphs.append(graph)
         return graph.forward
 
-    for name in [*hook_points.TEXT_ENCODERS[family].values(), hook_points.DENOISERS[family]]:
+    for name in [*BY_NAME[family].text_encoders.values(), BY_NAME[family].denoiser]:
         setattr(pipe, name, compiled(getattr(pipe, name), backend))
     torch.testing.assert_close(run(pipe), plain)
     assert graphs

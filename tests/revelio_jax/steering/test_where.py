@@ -5,6 +5,7 @@ import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.families import BY_NAME
 from revelio_jax.steering import Clamp, Where
 from revelio_jax.steering.session import state_of
 
@@ -102,7 +103,7 @@ def test_steps_and_ramp_follow_the_timestep(tiny, make_steerer, run, family):
             handle.remove()
         return found
 
-    denoiser = getattr(pipe, hook_points.DENOISERS[family])
+    denoiser = BY_NAME[family].denoiser_of(pipe)
 
     def note(_module, args, kwargs):
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
