@@ -4,7 +4,7 @@ import json
 import pathlib
 
 from revelio_jax import shipped
-from revelio_jax.pipelines.hook_points import TEXT_ENCODERS
+from revelio_jax.pipelines.families import BY_NAME
 
 # Widths of text encoders, by hub id and first part of the hook point's name; from the models' config.json.
 HUB = {
@@ -27,9 +27,9 @@ def known_width(model_id: str, family: str, site: str) -> int | None:
 
 
 def _encoder_width(model_id: str, family: str, encoder: str) -> int | None:
-    if encoder not in TEXT_ENCODERS[family]:
+    if encoder not in BY_NAME[family].text_encoders:
         return None
-    path = pathlib.Path(shipped.locate(model_id)) / TEXT_ENCODERS[family][encoder] / "config.json"
+    path = pathlib.Path(shipped.locate(model_id)) / BY_NAME[family].text_encoders[encoder] / "config.json"
     if model_id and path.is_file():
         config = json.loads(path.read_text())
         return config.get("d_model", config.get("hidden_size"))  # T5, CLIP
