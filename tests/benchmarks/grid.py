@@ -1,15 +1,14 @@
-"""How long a grid of autoencoders takes side by side, and one after another, on a store made for it.
+"""Compare the time of training a grid of SAEs side by side and one after another, on a store created for it.
 
     python tests/benchmarks/grid.py --json grid.json
     python tests/benchmarks/grid.py --json grid.json --forms map,vmap --sizes 128x4x2048x300
 
-The grid is four k and two learning rates: 8 members. ``together`` is the one program of revelio_jax.grid, in
-the forms that make_grid_step knows; ``one_by_one`` is the program of revelio_jax.train for each member,
-in the same process. Both read the store for what they train on, and log and save nothing. A row is
-{d, n, batch, steps, members, form, together_s, one_by_one_s, ratio, together_compile_s,
-one_by_one_compile_s, ratio_with_compile}: seconds of all steps without compiling, and of compiling; a ratio
-above 1 says that together is faster. Times of forms and members are taken in turn, ``--rounds`` times, and
-are medians.
+The grid has four k and two learning rates: 8 members. ``together`` is the single program of revelio_jax.grid, in each
+form that make_grid_step has. ``one_by_one`` is the program of revelio_jax.train for each member, in the same process.
+Both read their rows from the store, and neither logs nor saves. A row is {d, n, batch, steps, members, form,
+together_s, one_by_one_s, ratio, together_compile_s, one_by_one_compile_s, ratio_with_compile}: seconds of all steps
+without compilation, and of compilation. A ratio above 1 means that together is faster. Forms and members take turns
+for --rounds rounds, and the times are medians.
 """
 
 import argparse
@@ -38,17 +37,17 @@ RATES = "train.learning_rate=1e-3,4e-4"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", required=True, help="file for the result")
-    parser.add_argument("--forms", default="map,vmap")
-    parser.add_argument("--ks", default="8,16,24,32", help="k of the members")
+    parser.add_argument("--json", required=True, metavar="FILE", help="file to write the rows to")
+    parser.add_argument("--forms", default="map,vmap", help="forms of the grid step (default: %(default)s)")
+    parser.add_argument("--ks", default="8,16,24,32", help="k of the members (default: %(default)s)")
     parser.add_argument("--sizes", default="128x4x2048x300,768x8x2048x20", help="width x expansion x batch x steps")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="timed runs of each (default: %(default)s)")
     options = parser.parse_args()
-    results.checked(options.json)
-    found = []
+    results.check(options.json)
+    rows = []
     for size in options.sizes.split(","):
-        found += measure(*map(int, size.split("x")), options.forms.split(","), options.ks, options.rounds)
-    results.write(options.json, {"options": vars(options), "rows": found})
+        rows += measure(*map(int, size.split("x")), options.forms.split(","), options.ks, options.rounds)
+    results.write(options.json, {"options": vars(options), "rows": rows})
 
 
 def measure(d: int, expansion: int, batch: int, steps: int, forms: list[str], ks: str, rounds: int) -> list:
@@ -71,7 +70,7 @@ def measure(d: int, expansion: int, batch: int, steps: int, forms: list[str], ks
             (state,) = initial_states([Group((member,))], streams, mesh)
             return jax.tree.map(lambda array: array[0], state)
 
-        x_BD = sharding.put_batch(mesh, np.zeros((batch, d), np.float32))  # to compile with
+        x_BD = sharding.put_batch(mesh, np.zeros((batch, d), np.float32))  # an example batch to compile the steps
         compile_s, programs = {}, {}
         for form in forms:
             step = make_grid_step(groups[form], mesh, form)
@@ -118,14 +117,14 @@ def measure(d: int, expansion: int, batch: int, steps: int, forms: list[str], ks
 
 
 def compiled(step, *arguments):
-    """The step's program, and the seconds of tracing and compiling it."""
+    """Return the compiled step and the seconds to trace and compile it."""
     started = time.perf_counter()
     program = step.lower(*arguments).compile()
     return program, time.perf_counter() - started
 
 
 def write(folder: str, d: int) -> None:
-    """Rows that are sums of ACTIVE of 4 d directions, so that latents live and die as on real ones."""
+    """Write a store whose rows are sums of ACTIVE of 4 d directions, so that latents die as on real rows."""
     random = np.random.default_rng(0)
     directions = random.standard_normal((4 * d, d), np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -141,7 +140,7 @@ def write(folder: str, d: int) -> None:
     writer = StoreWriter(folder, plan, [{"id": i} for i in range(plan.samples)])
     row = np.arange(SHARD_ROWS, dtype=np.int32)
     for shard in range(SHARDS):
-        # Some directions far more often than others, as the words of prompts are.
+        # Some directions are far more frequent than others, like words in prompts.
         chosen = (4 * d * random.random((SHARD_ROWS, ACTIVE)) ** 3).astype(int)
         weights = random.uniform(1, 2, (SHARD_ROWS, ACTIVE)).astype(np.float32)
         rows = sum(weights[:, i, None] * directions[chosen[:, i]] for i in range(ACTIVE))
