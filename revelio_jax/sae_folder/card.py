@@ -48,30 +48,30 @@ def cfg_json(
     }
 
 
-def card(cfg: dict[str, typing.Any], name: str = "FOLDER", licence: str = "unknown") -> str:
-    """README.md of the folder; ``name`` is what it is loaded by, ``licence`` as the hub spells it.
+def card(cfg: dict[str, typing.Any], name: str = "FOLDER", license: str = "unknown") -> str:
+    """README.md of the folder; ``name`` is what it is loaded by, ``license`` as the hub spells it.
 
     Reads cfg.json alone, which may be another library's: what that does not say is left out.
     """
     metadata, architecture = cfg["metadata"], cfg["architecture"]
     model = metadata.get("model_id") or ""
     k = metadata.get("k") or cfg.get("k")
-    active = "those above a threshold active on a row" if architecture == "jumprelu" and not k else ""
+    active = "latents above a threshold fire on a row" if architecture == "jumprelu" and not k else ""
     facts = {
         "Hook point": f"`{metadata['site']}`",
         "Latents": f"{cfg['d_sae']:,} of width {cfg['d_in']}, {active or ACTIVE[architecture].format(k=k)}",
-        "Positions of the prompt": metadata.get("positions"),
+        "Token positions": metadata.get("positions"),
         "Training": _training(metadata),
         "Quality": _quality(metadata.get("evaluation")),
     }
     rows = "\n".join(f"| {fact} | {text} |" for fact, text in facts.items() if text)
     kind = "Dense autoencoder" if architecture == "standard" else "k-sparse autoencoder"
     return f"""---
-{_front(model, licence)}
+{_front(model, license)}
 ---
 # {kind} of {model or "a pipeline"}, {metadata["site"]}
 
-It turns concepts up and down in pictures while a diffusers pipeline samples, with revelio_jax:
+Use it with revelio_jax to add or remove concepts while a diffusers pipeline generates images:
 
 ```python
 import torch
@@ -80,8 +80,8 @@ from revelio_jax.steering import Steerer
 
 pipe = DiffusionPipeline.from_pretrained({json.dumps(model or "MODEL")}, torch_dtype=torch.float16).to("cuda")
 steerer = Steerer.from_pretrained({json.dumps(name)})
-with steerer.attach(pipe, {{"a concept": -1.0}}):  # below 0 removes, above 0 adds
-    pipe("a prompt").images[0].save("picture.png")
+with steerer.attach(pipe, {{"a concept": -1.0}}):  # negative removes, positive adds
+    pipe("a prompt").images[0].save("image.png")
 ```
 
 | | |
@@ -90,17 +90,17 @@ with steerer.attach(pipe, {{"a concept": -1.0}}):  # below 0 removes, above 0 ad
 
     z = {CODES[architecture]}        x_hat = z @ W_dec + b_dec
 
-Normalisation is folded into the tensors: x is the residual stream as the pipeline has it. SAELens reads the
-folder too: `sae_lens.SAE.load_from_disk(FOLDER)`.
+Normalization is folded into the tensors, so x is the unchanged residual stream of the pipeline. SAELens also reads
+this folder: `sae_lens.SAE.load_from_disk(FOLDER)`.
 """
 
 
 def _training(metadata: dict[str, typing.Any]) -> str | None:
     try:
-        return "by revelio_jax, {steps:,} steps on {rows:,} rows, {count:,} different ones".format(
+        return "by revelio_jax, {steps:,} steps on {rows:,} rows, {count:,} of them distinct".format(
             **metadata["training"], count=metadata["activations"]["count"]
         )
-    except (KeyError, TypeError, ValueError):  # another library's, which says it otherwise or not at all
+    except (KeyError, TypeError, ValueError):  # written by another library
         return None
 
 
@@ -114,10 +114,10 @@ def _quality(measured: typing.Any) -> str:
         return "not evaluated; `python -m revelio_jax.evaluate` measures it"
 
 
-def _front(model: str, licence: str) -> str:
+def _front(model: str, license: str) -> str:
     """Return the card's YAML header, written as JSON values."""
-    fields = {"library_name": "saelens", "license": licence}
-    if HUB_ID.fullmatch(model):  # a folder is nothing that the hub knows
+    fields = {"library_name": "saelens", "license": license}
+    if HUB_ID.fullmatch(model):  # a local folder has no hub id
         fields["base_model"] = model
     fields["tags"] = ["sparse-autoencoder", "diffusion", "concept-steering", "revelio_jax"]
     return "\n".join(f"{name}: {json.dumps(value)}" for name, value in fields.items())

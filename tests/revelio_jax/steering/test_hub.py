@@ -249,7 +249,7 @@ def test_the_card_is_valid_and_its_code_runs(hub, sae_folder, tmp_path, monkeypa
     assert on_a_gpu in code
     monkeypatch.chdir(tmp_path)
     exec(code.replace(on_a_gpu, f"{str(MINIATURE)!r}, torch_dtype=torch.float32)"), {})
-    assert Image.open("picture.png").size == (32, 32)
+    assert Image.open("image.png").size == (32, 32)
 
 
 def test_a_cached_snapshot_is_read_as_a_folder(hub, sae_folder):
