@@ -56,7 +56,7 @@ class Images:
 def read_images(location: str, image_column: str, label_column: str, split: str) -> Images:
     """Find the images of config.extract.images without decoding them. Raise InputError if there are none."""
     if not location:
-        raise InputError("config.extract.images is empty; mode noised needs a folder of images or a dataset")
+        raise InputError("config.extract.images is not set; mode noised needs a folder of images or a dataset")
     path = pathlib.Path(location)
     saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
     if path.is_dir() and not saved:

@@ -27,7 +27,7 @@ def read_prompts(path: str, column: str = "prompt", shuffle: bool = False) -> li
     """
     readers = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
     if not path:
-        raise InputError(f"config.extract.prompts is empty; it must be a file: {', '.join(readers)}")
+        raise InputError(f"config.extract.prompts is not set; it must be a file: {', '.join(readers)}")
     file = pathlib.Path(shipped.locate(path))
     if file.suffix not in readers:
         raise InputError(f"prompts {path}: unknown suffix {file.suffix!r}; known: {', '.join(readers)}")

@@ -222,7 +222,7 @@ BAD = [
     ({"sites": ("clip.layer.0",)}, "clip.layer.0 is not a hook point of a denoiser, which config.extract.mode=noised"),
     ({"sites": ("unet.mid_blok",)}, "unknown hook point 'unet.mid_blok'"),
     ({"sites": ("unet.up_blocks.0",), "value": "difference"}, "input and output of unet.up_blocks.0"),
-    ({"images": ""}, "config.extract.images is empty"),
+    ({"images": ""}, "config.extract.images is not set"),
     ({"images": "nowhere"}, "config.extract.images is 'nowhere'; it must be a folder"),
     ({"images": "empty"}, "the folder has no images"),
     ({"images": "broken"}, "none of its 1 images can be decoded"),
