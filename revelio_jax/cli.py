@@ -168,6 +168,8 @@ def _add_flag(parser: Parser, name: str, value: typing.Any, help: str) -> None:
     text = f"{help} (default: {value!r})".replace("%", "%%")
     if isinstance(value, bool):
         parser.add_argument(f"--{name}", nargs="?", const="true", metavar="BOOL", help=text)
+        # --noflag is short for --flag=no
+        parser.add_argument(f"--no{name}", dest=name, action="store_const", const="no", help=argparse.SUPPRESS)
     else:
         action = "append" if isinstance(value, tuple) else "store"
         parser.add_argument(f"--{name}", action=action, metavar="VALUE", help=text)

@@ -1,24 +1,23 @@
-"""Compile the train step for a TPU that this machine does not have, and say what the run would take.
+"""Compile the train step for a TPU that this machine does not have, and print memory, time and collectives.
 
-    python -m revelio_jax.plan --config configs/flux_t5.py --topology v5e:4x4
-    python -m revelio_jax.plan --config configs/flux_t5.py --topology v5e:4x4 --mesh 4x4 --nosmallest
+    revelio plan --config configs/flux_t5.py --topology v5e:4x4
+    revelio plan --config configs/flux_t5.py --topology v5e:4x4 --mesh 4x4 --smallest no
 
-Needs `pip install '.[plan]'`, which is libtpu: XLA's compiler for TPU. No TPU, store or model is read;
-of a store that is there, the width and the number of rows are used. A mesh takes about a minute.
+Needs `pip install '.[plan]'`, which brings libtpu with XLA's compiler for TPU. No TPU, store or model is needed; if
+the store exists, its width and number of rows are used. Compiling for one mesh takes about a minute.
 
-For every mesh (data x feature) of the topology's chips:
+One line per mesh (data x feature) of the topology's chips:
 
-    GiB/chip    arguments, temporaries and program, as XLA placed them; one that does not fit is refused
-                by XLA itself
-    XLA         the step without dead latents: XLA's own cycles, and the bytes of what it gives no cycles
-                for (gathers, scatters, sorts) and of collectives at the chip's published rates
-    dead        the same where so many latents are dead that AuxK takes its dearest branch
-    roof        what no program could beat: the encoder's and the sparse products at peak, the state read
-                and written once, or the collectives; the largest of the three, which is named
-    rows/s, h   of column XLA, for config.train.steps
+    GiB/chip    arguments, temporaries and program, as XLA places them; XLA refuses a mesh that does not fit
+    XLA         the step without dead latents: XLA's own cycle estimates, and at the chip's published rates the
+                bytes of collectives and of gathers, scatters and sorts, for which XLA estimates no cycles
+    dead        the same with so many dead latents that AuxK takes its most expensive branch
+    roof        a lower bound for any program: the encoder's and the sparse products at peak, reading and writing
+                the state once, or the collectives; the largest of the three, by name
+    rows/s, h   from the column XLA, for config.train.steps
 
-These are estimates of a compiler, not measurements: above all, gathers and scatters of single rows are
-often slower than their bytes.
+These numbers are a compiler's estimates, not measurements. Gathers and scatters of single rows in particular are
+often slower than their bytes suggest.
 """
 
 import contextlib
@@ -53,17 +52,17 @@ CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published rates of a chip, and the slices of it that can be had, smallest first."""
+    """Published rates of a chip, and the slices that are offered, smallest first."""
 
-    hbm: float  # bytes that XLA may use: a little less than is built in
+    hbm: float  # bytes that XLA may use, slightly less than the chip has
     bytes_s: float  # of HBM
-    flops_s: float  # bfloat16, in which TPUs multiply float32 matrices by default
+    flops_s: float  # bfloat16, the default of TPUs also for float32 matrices
     sent_s: float  # bytes over all links to other chips, one way
-    clock: float  # Hz: flops_s over the operations a cycle of its matrix units
+    clock: float  # Hz: flops_s divided by the operations per cycle of the matrix units
     slices: tuple[str, ...]
 
 
-# Sources: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; hbm as libtpu 0.0.42 states it when memory runs out.
+# Sources: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; hbm from libtpu 0.0.42's out-of-memory message.
 # clock: 4 x 128 x 128 multipliers (v5e), 8 x 128 x 128 (v5p), 4 x 256 x 256 (v6e), 2 operations each.
 CHIPS = {
     "v5e": Chip(15.75 * GIB, 819e9, 197e12, 200e9, 1.50e9, FLAT),
@@ -74,18 +73,18 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class StepWork:
-    """What is to be trained: one site of width ``d`` with ``latents``."""
+    """The run to plan: an SAE with ``latents`` latents on a site of width ``d``."""
 
     config: Config
     site: str
     d: int
     latents: int
-    rows: int | None  # of the store, where there is one
+    rows: int | None  # rows of the store, None without a store
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The step on one mesh, in bytes and seconds of a chip; of one that does not fit, memory alone."""
+    """Bytes and seconds per chip of the train step on one mesh; only memory if the mesh does not fit."""
 
     mesh: tuple[int, int]
     memory: float
@@ -98,7 +97,7 @@ class Plan:
 
 
 def plan(config: Config, topology: str, meshes: tuple[str, ...], width: int, smallest: bool) -> None:
-    """Print the report. Raises InputError before anything is compiled."""
+    """Print the report. Raise InputError before anything is compiled."""
     kind, shape = parse_topology(topology)
     work = describe_work(config, width)
     chips = math.prod(shape)
@@ -126,7 +125,7 @@ def plan(config: Config, topology: str, meshes: tuple[str, ...], width: int, sma
 
 
 def describe_work(config: Config, width: int) -> StepWork:
-    """Site, width and latents. ``width`` 0 asks the store, the model's folder, then what is known of hubs."""
+    """Return the run to plan. ``width`` 0: take it from the store, the model's folder, or the known hub models."""
     site = config.data.site or next(iter(config.extract.sites), "")
     if width < 0:
         raise InputError(f"--width is {width}; it must be at least 1, or 0 to find it")
@@ -147,7 +146,7 @@ def describe_work(config: Config, width: int) -> StepWork:
 
 
 def parse_topology(topology: str) -> tuple[str, tuple[int, ...]]:
-    """Kind of chip and shape. Raises InputError that says what there is."""
+    """Return the kind of chip and the shape. Raise InputError with the allowed values."""
     kind, _, shape = topology.partition(":")
     if kind not in CHIPS or shape not in CHIPS[kind].slices:
         known = f"{kind}:" + f", {kind}:".join(CHIPS[kind].slices) if kind in CHIPS else ""
@@ -164,7 +163,7 @@ def parse_mesh(mesh: str, chips: int, topology: str) -> tuple[int, int]:
 
 
 def configured(config: Config, chips: int, topology: str) -> list[tuple[int, int]]:
-    """The config's own mesh, if it fixes one."""
+    """Return the mesh that the config sets, or no mesh for the default."""
     data, feature = given = config.mesh.data, config.mesh.feature
     if given == (1, None):  # the default
         return []
@@ -181,23 +180,23 @@ def configured(config: Config, chips: int, topology: str) -> list[tuple[int, int
 
 
 def possible(work: StepWork, chips: int) -> list[tuple[int, int]]:
-    """Every mesh of all chips that divides the batch and the latents; most feature first."""
+    """Return every mesh of all chips that divides the batch and the latents, ordered by the data axis."""
     pairs = [(data, chips // data) for data in range(1, chips + 1) if chips % data == 0]
     return [(a, b) for a, b in pairs if work.config.train.batch_size % a == 0 and work.latents % b == 0]
 
 
 @functools.cache
 def topology_devices(topology: str) -> tuple[jax.Device, ...]:
-    """The chips of a slice that need not exist. Raises InputError where libtpu cannot be used."""
+    """Return the chips of a slice, which need not exist. Raise InputError if libtpu cannot be used."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("libtpu, XLA's compiler for TPU, is not installed: pip install '.[plan]'")
     from jax.experimental import topologies
 
-    # libtpu reads these when it is loaded. It is to ask no metadata server, and not to claim the chips
-    # of this machine: a run beside it may hold them.
+    # libtpu reads these when it is loaded. It must not ask a metadata server, and must not claim the chips of this
+    # machine, which another run may hold.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # else it warns that it knows none
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # avoids a warning
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     single = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
     try:
@@ -209,7 +208,7 @@ def topology_devices(topology: str) -> tuple[jax.Device, ...]:
 
 
 def compile_step(work: StepWork, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
-    """The train step of a run, compiled for the devices of a mesh."""
+    """Compile the train step for the devices of a mesh."""
     sae, options = work.config.sae, work.config.train
     state = abstract_state(work.latents, work.d, sae, options, mesh)
     place = jax.sharding.NamedSharding(mesh, sharding.BATCH)
@@ -218,7 +217,7 @@ def compile_step(work: StepWork, mesh: jax.sharding.Mesh) -> jax.stages.Compiled
 
 
 def plan_mesh(work: StepWork, mesh: jax.sharding.Mesh, chip: Chip) -> Plan:
-    """Compile for one mesh and read what XLA says."""
+    """Compile for one mesh and read memory and cost from XLA."""
     data, feature = mesh.devices.shape
     try:
         compiled = compile_step(work, mesh)
@@ -260,13 +259,13 @@ def plan_mesh(work: StepWork, mesh: jax.sharding.Mesh, chip: Chip) -> Plan:
 
 
 def smallest_that_fits(work: StepWork, kind: str, known: dict[str, list[Plan]]) -> str:
-    """The slice with the fewest chips on which some mesh fits. Plans in ``known`` are not made again."""
+    """Return the slice with the fewest chips on which a mesh fits, as a line. Plans in ``known`` are reused."""
     chip = CHIPS[kind]
     for shape in chip.slices:
         topology = f"{kind}:{shape}"
         plans = {plan.mesh: plan for plan in known.get(topology, [])}
         for data, feature in possible(work, math.prod(map(int, shape.split("x")))):
-            # Two matrices and their moments in float32: where they alone are too large, spare compiling.
+            # Skip compiling if two matrices and their moments in float32 alone are too large.
             if 2 * 3 * 4 * work.latents * work.d / feature > chip.hbm:
                 continue
             found = plans.get((data, feature))
@@ -298,7 +297,7 @@ def describe(work: StepWork, topology: str) -> str:
 
 
 def line(plan: Plan, config: Config) -> str:
-    """A mesh in one line."""
+    """Return the line of a mesh."""
     start = f"{'{}x{}'.format(*plan.mesh):>8} {plan.memory / GIB:>9.2f} {'yes' if plan.fits else 'no':>5}"
     if not plan.roofs:
         return start
@@ -311,7 +310,7 @@ def line(plan: Plan, config: Config) -> str:
 
 
 def details(plan: Plan, chip: Chip) -> str:
-    """Memory, roofs and collectives of the best mesh."""
+    """Return memory, roofs and collectives of the best mesh."""
     lines = [
         "best: {}x{}".format(*plan.mesh),
         "  memory: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.parts.items())
@@ -327,14 +326,14 @@ def details(plan: Plan, chip: Chip) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    jax.config.update("jax_platforms", "cpu")  # whatever this machine has: nothing runs on it
+    jax.config.update("jax_platforms", "cpu")  # nothing runs on an accelerator of this machine
     config, extra = parse(
         ["revelio_jax.plan", *argv],
         __doc__,
-        topology=("v5e:4x4", "TPU slice to compile for, as v5e:4x4 or v5p:2x2x2"),
-        mesh=((), "data x feature, as 4x4; may be given several times; else all that divide"),
-        width=(0, "width of the activation; 0 asks the store, the model's folder, or what is known"),
-        smallest=(True, "also look for the smallest slice that fits"),
+        topology=("v5e:4x4", "TPU slice to compile for, for example v5e:4x4 or v5p:2x2x2"),
+        mesh=((), "data x feature, for example 4x4; repeat it for several; without it, every mesh that divides"),
+        width=(0, "width of the activation; 0: from the store, the model's folder, or the known hub models"),
+        smallest=(True, "also search for the smallest slice that fits"),
     )
     plan(config, extra["topology"], tuple(extra["mesh"] or ()), extra["width"], extra["smallest"])
 

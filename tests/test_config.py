@@ -115,6 +115,7 @@ def test_one_site_on_the_command_line_needs_no_brackets(file):
 def test_the_commands_own_flags(file):
     _, extra = parse(file(), "--n=3", "--word", "x", n=(1, "n"), word=("", "w"), quick=(False, "q"))
     assert extra == {"n": 3, "word": "x", "quick": False}
+    assert parse(file(), "--noquick", quick=(True, "q"))[1] == {"quick": False}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""What the text of a program that XLA compiled for TPU says: its collectives, and cycles that XLA estimates.
+"""Read collectives and XLA's cycle estimates from the text of a program that XLA compiled for TPU.
 
-``cost_analysis()`` has no use here: it counts -1 seconds for every gather and scatter, and takes the
-dearest branch of a conditional. The text (``Compiled.as_text()``) holds XLA's estimate of nearly every
-instruction; this file adds them up, loops by their trips, and one branch of every conditional.
+``cost_analysis()`` does not serve here: it counts -1 seconds for every gather and scatter, and takes the most
+expensive branch of a conditional. The text (``Compiled.as_text()``) holds XLA's estimate for nearly every
+instruction. This module adds the estimates up, with loops by their trips and one branch of every conditional.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one run costs a chip: cycles, bytes of moves without an estimate, and collectives, counted."""
+    """The cost of one run per chip: cycles, bytes of moves without an estimate, and counts of collectives."""
 
     cycles: int = 0
     moved: int = 0
@@ -72,10 +72,10 @@ class Cost:
 
 
 def cost(text: str, devices: int, branch: Callable = min) -> Cost:
-    """The cost of a program on ``devices``.
+    """Return the cost of a program on ``devices`` devices.
 
-    ``branch`` is ``min`` or ``max``: of every conditional the branch with the fewest or the most cycles.
-    A loop whose number of trips cannot be read counts once.
+    ``branch`` is ``min`` or ``max`` and picks the branch of every conditional with the fewest or the most cycles.
+    A loop counts once if its number of trips cannot be read.
     """
     entry, bodies = _computations(text)
 
@@ -114,7 +114,7 @@ def cost(text: str, devices: int, branch: Callable = min) -> Cost:
 
 
 def array_bytes(kind: str) -> int:
-    """Bytes of an HLO type, as f32[8,128]{1,0:T(8,128)} or a tuple (bf16[4], s32[]).
+    """Return the bytes of an HLO type, such as f32[8,128]{1,0:T(8,128)} or a tuple (bf16[4], s32[]).
 
     Padding of layouts is not counted; tokens and opaque values have no bytes.
     """

@@ -25,7 +25,9 @@ CONTEXT = ts.Context()
 def kvstore_url(location: str) -> str:
     """Return the TensorStore URL of a folder or URL. Raise InputError for an empty location or unknown scheme."""
     if not location:
-        raise InputError("config.extract.store is not set; it must be a folder or a URL, for example gs://bucket/store/")
+        raise InputError(
+            "config.extract.store is not set; it must be a folder or a URL, for example gs://bucket/store/"
+        )
     scheme, colon, _ = location.partition("://")
     if colon and scheme not in SCHEMES:
         raise InputError(f"store {location!r}: unknown scheme {scheme}; known: {', '.join(SCHEMES)}")
