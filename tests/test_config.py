@@ -274,7 +274,7 @@ def test_any_value_is_taken_or_refused_with_the_fields_name(value):
             except InputError as error:
                 message = str(error)
             if message:
-                assert message.startswith(f"config.{name}.{field.name} is ")
+                assert message.startswith(f"config.{name}.{field.name} ")
             else:
                 assert type(taken) in (int, float, str, bool, tuple, type(None))
 
