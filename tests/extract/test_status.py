@@ -101,7 +101,8 @@ def test_a_missing_or_swapped_file_is_found(good, array, capsys):
         shutil.copy(paths[1], paths[2])
         is_good, lines = verified(good, capsys)
         assert not is_good
-        assert lines[0].startswith(f"shard 2: {SITE}/{array}: not the ")
+        reason = {"activations": "the rows do not match", "sample": "these are not the samples"}[array]
+        assert lines[0].startswith(f"shard 2: {SITE}/{array}: {reason}")
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_step_that_does_not_fit(config_file, tmp_path):
         ((), {"meshes": ("3x3",)}, r"--mesh is '3x3'; it must be DATAxFEATURE with 16 chips \(v5e:4x4\)"),
         ((), {"meshes": ("4",)}, r"--mesh is '4'; it must be DATAxFEATURE"),
         ((), {"width": -1}, r"--width is -1; it must be at least 1"),
-        ((), {"width": 3}, r"config.sae.k is 64; it must be at most 48, the latents"),
+        ((), {"width": 3}, r"config.sae.k is 64; it must be at most 48, the number of latents"),
         (("model.id=a/b",), {}, r"the width of site 't5.block.22' of 'a/b' is not known.* --width N"),
         (
             ("mesh.data=3",),
