@@ -149,6 +149,8 @@ def load_experiment(
     judge = load_judge(config.steer.judge) if label and config.steer.judge and with_judge else None
     if needs_judge and not judge:
         raise InputError(f"--concept is {concept!r}; a judge can only measure a label of config.steer.prompts")
+    if not config.run:
+        raise InputError("config.run is not set; it must be the folder of a run, for example runs/mini_sd")
     steerer = Steerer.from_pretrained(sae or pathlib.Path(config.run, "export"))
     trained_on = steerer.sae.metadata.get("model_id")
     if trained_on and not same_model(trained_on, config.model.id):

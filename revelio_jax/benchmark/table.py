@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> None:
     concepts = [parse_concept(concept, labeled) for concept in flags["concept"]]
     strengths = parse_strengths(flags["strength"])
     judge = load_judge(config.steer.judge)
+    if not config.run:
+        raise InputError("config.run is not set; it must be the folder of a run, for example runs/mini_sd")
     steerer = Steerer.from_pretrained(pathlib.Path(config.run, "export"))
     pipe = load_pipeline(config.model)
 

@@ -39,6 +39,11 @@ def test_a_missing_concept_or_prompt_is_refused(refused):
     assert "--prompt is missing" in refused(steer.main, "--concept=wood")
 
 
+@pytest.mark.parametrize("main", [steer.main, table.main])
+def test_an_unset_run_is_refused(refused, main):
+    assert "config.run is not set" in refused(main, "--concept=style=flat", "--config.run=")
+
+
 def test_a_missing_sae_folder_is_refused(refused):
     assert "cfg.json is missing" in refused(steer.main, "--concept=flat")
 
