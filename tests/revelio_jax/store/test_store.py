@@ -246,7 +246,7 @@ def test_places_that_hold_no_store_are_refused(tmp_path):
         StoreWriter(str(tmp_path / "other.txt"), make_plan([3]), [])
     with pytest.raises(InputError, match="unknown scheme ftp; known: file, gs"):
         open_store("ftp://host/store")
-    with pytest.raises(InputError, match="empty"):
+    with pytest.raises(InputError, match="store is not set"):
         open_store("")
 
 
