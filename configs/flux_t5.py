@@ -10,7 +10,7 @@ Hardware: a GPU with 16 GB for extraction, 24 GB for training (parameters and Ad
 or offload for steering.
 Store: 4,703 prompts x 512 tokens x 4,096 bfloat16, 2,407,936 rows: 19.7 GB. Most rows are padding, which the paper
 keeps; --config.extract.positions=no_padding drops them.
-Time, estimated: extraction 5 to 10 minutes, training some hours (400M rows, 65,536 latents).
+Time, estimated: extraction 5 to 10 minutes, training several hours (400M rows, 65,536 latents).
 """
 
 from revelio_jax import presets

@@ -1,4 +1,4 @@
-"""Revelio in small: which block of the miniature Stable Diffusion's U-Net holds which visual information.
+"""A small version of Revelio: which block of the miniature Stable Diffusion's U-Net encodes which label.
 
     revelio extract|train|evaluate|export|interpret --config mini_sd_unet
 
