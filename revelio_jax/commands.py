@@ -20,7 +20,7 @@ COMMANDS = {
     "steer": ("revelio_jax.benchmark.steer", "draw and measure images over strengths"),
     "sweep": ("revelio_jax.benchmark.sweep", "draw a curve over strengths and suggest one"),
     "benchmark": ("revelio_jax.benchmark.table", "compare steering rules and baselines"),
-    "interpret": ("revelio_jax.interpret.latents.command", "record what each latent fires on, and write the report"),
+    "interpret": ("revelio_jax.interpret.command", "record what each latent fires on, and write the report"),
     "report": ("revelio_jax.interpret.report.command", "write the report again, or compare runs"),
     "tags": ("revelio_jax.interpret.tags.command", "label latents with a vision-language model"),
     "probes": ("revelio_jax.interpret.probes.command", "train probes on activations and on latents"),

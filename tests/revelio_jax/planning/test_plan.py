@@ -14,7 +14,7 @@ import pytest
 from revelio_jax import cli, plan
 from revelio_jax.config import Config, ExtractConfig, ModelConfig
 from revelio_jax.errors import InputError
-from revelio_jax.planning import widths
+from revelio_jax.planning import chips, compiled_step, meshes, widths
 from tests.helpers import ROOT
 from tests.helpers.configs import changed
 
@@ -150,9 +150,9 @@ def test_a_mesh_that_does_not_divide_the_batch():
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    plan.topology_devices.cache_clear()
+    chips.topology_devices.cache_clear()
     with pytest.raises(InputError, match=r"not installed: pip install '\.\[plan\]'"):
-        plan.topology_devices("v5e:2x2")
+        chips.topology_devices("v5e:2x2")
 
 
 def test_width_of_a_site(tmp_path):
@@ -167,17 +167,17 @@ def test_width_of_a_site(tmp_path):
 
 def test_meshes_that_are_tried():
     work = plan.StepWork(Config(), "a", 8, 48, None)
-    assert plan.possible(work, 8) == [(1, 8), (2, 4), (4, 2), (8, 1)]
+    assert meshes.possible_meshes(work, 8) == [(1, 8), (2, 4), (4, 2), (8, 1)]
     odd = dataclasses.replace(work, latents=6)
-    assert plan.possible(odd, 8) == [(4, 2), (8, 1)]
+    assert meshes.possible_meshes(odd, 8) == [(4, 2), (8, 1)]
 
 
 def test_a_site_that_the_store_does_not_hold(base):
     config = changed(base, site="clip.layer.7")
     with pytest.raises(InputError, match=r"config\.data\.site is 'clip\.layer\.7'; store .* has clip\.layer\.1"):
-        plan.describe_work(config, 0)
+        compiled_step.describe_work(config, 0)
     away = Config(
         model=ModelConfig(id="extract/miniature/sd"),
         extract=ExtractConfig(store="nowhere/s", sites=("clip.layer.2",)),
     )
-    assert plan.describe_work(away, 0).d == 128
+    assert compiled_step.describe_work(away, 0).d == 128
