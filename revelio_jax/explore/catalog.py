@@ -42,7 +42,7 @@ class Catalog:
     @property
     def labels(self) -> list[str]:
         """Return the label columns whose purity was measured."""
-        return list(self.results.facts.get("labels", [])) if self.results else []
+        return list(self.results.summary.get("labels", [])) if self.results else []
 
     def row(self, latent: int) -> Row:
         """Return a latent's row of ``Results.latents``; {} if nothing is known."""
@@ -119,8 +119,8 @@ def load_catalog(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Ca
     except InputError as error:
         return Catalog(str(error))
     # Results of other weights would show wrong words for a latent.
-    interpreted, current = str(loaded.facts.get("sae", {}).get("sha256", "")), sha256(sae_folder / WEIGHTS)
-    if loaded.facts["latents"] != n_latents or (interpreted and current and interpreted != current):
+    interpreted, current = str(loaded.summary.get("sae", {}).get("sha256", "")), sha256(sae_folder / WEIGHTS)
+    if loaded.summary["latents"] != n_latents or (interpreted and current and interpreted != current):
         return Catalog(f"{loaded.folder} is for another SAE; run python -m revelio_jax.interpret again")
     tags: dict[int, list[Row]] = {}
     for row in table.to_pylist() if (table := loaded.tags()) else []:
@@ -128,7 +128,7 @@ def load_catalog(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Ca
             tags.setdefault(row["latent"], []).append(row)
     for rows in tags.values():
         rows.sort(key=lambda row: -(row["score"] if row["score"] is not None else 0.0))
-    labels = list(loaded.facts.get("labels", []))
+    labels = list(loaded.summary.get("labels", []))
     columns = ["words", *(f"{label}.majority" for label in labels)]
     rows = loaded.latents.select(columns).to_pylist()
     texts = tuple(
@@ -137,7 +137,7 @@ def load_catalog(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Ca
     )
     frequency = loaded.latents["frequency"].to_numpy()
     try:
-        store = open_store(loaded.facts["store"]["location"])
+        store = open_store(loaded.summary["store"]["location"])
     except (InputError, KeyError, TypeError):
         store = None  # it may have been moved; words and values are still known
     return Catalog("", loaded, tags, texts, frequency, store)

@@ -39,14 +39,14 @@ def main(argv: Sequence[str]) -> None:
 
 def summary_lines(results: Results) -> str:
     """Return a few lines of text: rows read, dead latents, L0, and the purity of each label."""
-    facts, rows = results.facts, results.latents["rows"].to_numpy()
+    summary, rows = results.summary, results.latents["rows"].to_numpy()
     lines = [
-        f"{facts['name']}, {facts['site']}: {facts['rows']:,} rows of {facts['samples']:,} samples in "
-        f"{facts['seconds']:.1f} s, {facts['rows'] / facts['seconds']:,.0f} rows per second",
-        f"{facts['latents']:,} latents, {(rows == 0).mean():.1%} never fire on these rows; "
-        f"L0 {rows.sum() / facts['rows']:.1f}",
+        f"{summary['name']}, {summary['site']}: {summary['rows']:,} rows of {summary['samples']:,} samples in "
+        f"{summary['seconds']:.1f} s, {summary['rows'] / summary['seconds']:,.0f} rows per second",
+        f"{summary['latents']:,} latents, {(rows == 0).mean():.1%} never fire on these rows; "
+        f"L0 {rows.sum() / summary['rows']:.1f}",
     ]
-    for label, purity in facts["purity"].items():
+    for label, purity in summary["purity"].items():
         of_measure, chance = purity["measured"], purity["chance"]
         if not of_measure["purity"] or not chance:
             lines.append(f"{label}: no latent fires on enough samples with this label")

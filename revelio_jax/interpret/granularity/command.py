@@ -27,7 +27,7 @@ from revelio_jax.interpret.granularity.runs import FIELDS, FIGURES, WHOLE, RunPu
 
 def panels_of(runs: Sequence[RunPurity], labels: Sequence[str], measures: Sequence[str]) -> list[tuple[str, str]]:
     """Return (label, measure) of each panel; without ``labels``, of all labels. The spread has the label ""."""
-    existing = dict.fromkeys(label for run in runs for label in run.facts["labels"])
+    existing = dict.fromkeys(label for run in runs for label in run.summary["labels"])
     for label in labels:
         if label not in existing:
             raise InputError(f"--label is {label!r}; the labels of the runs are {', '.join(existing) or 'none'}")
@@ -43,10 +43,10 @@ def table(runs: Sequence[RunPurity], panels: Sequence[tuple[str, str]]) -> str:
         lines.append(TITLES[measure].format(label=label))
         for run in runs:
             f = run.means.get((label, measure, WHOLE))
-            none = "label not measured" if label and label not in run.facts["labels"] else "too few samples"
+            none = "label not measured" if label and label not in run.summary["labels"] else "too few samples"
             shown = "{mean:.3f} ({low:.3f}-{high:.3f})".format(**f) if f else none
             chance = f", chance {f['chance']:.3f}" if f and np.isfinite(f["chance"]) else ""
-            lines.append(f"  {run.name:{width}}  {run.facts['site']}  {shown}{chance}")
+            lines.append(f"  {run.name:{width}}  {run.summary['site']}  {shown}{chance}")
     return "\n".join(lines)
 
 

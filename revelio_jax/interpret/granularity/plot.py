@@ -117,8 +117,8 @@ def _legend(runs, looks) -> list[typing.Any]:
 
 def _place(run: RunPurity, runs: Sequence[RunPurity]) -> str:
     """Return what has one color: the hook point, or the run if several SAEs share a hook point."""
-    site = run.facts["site"]
-    alone = sum((other.facts["site"], other.kind) == (site, run.kind) for other in runs) == 1
+    site = run.summary["site"]
+    alone = sum((other.summary["site"], other.kind) == (site, run.kind) for other in runs) == 1
     return site if alone else run.name
 
 
@@ -128,8 +128,8 @@ def _of(run: RunPurity, of: tuple[str, str], stratum: str) -> dict[str, float]:
 
 def called(run: RunPurity, runs: Sequence[RunPurity]) -> str:
     """Return the hook point if it is unique among runs of the same kind, otherwise run name and hook point."""
-    site = run.facts["site"]
-    alone = sum((other.facts["site"], other.kind) == (site, run.kind) for other in runs) == 1
+    site = run.summary["site"]
+    alone = sum((other.summary["site"], other.kind) == (site, run.kind) for other in runs) == 1
     if alone:
         return f"{site}, {run.kind}" if run.kind else site
     return f"{run.name}: {site}"
@@ -146,4 +146,4 @@ def _is_number(text: str) -> bool:
 
 
 def _column_name(runs: Sequence[RunPurity]) -> str:
-    return next(run.facts["stratum"]["column"] for run in runs if run.strata)
+    return next(run.summary["stratum"]["column"] for run in runs if run.strata)

@@ -30,25 +30,25 @@ class RunPurity:
 
     name: str
     kind: str
-    facts: Summary
+    summary: Summary
     means: dict[tuple[str, str, str], dict[str, float] | None]
 
     @property
     def strata(self) -> list[str]:
-        return [str(value) for value in self.facts["stratum"]["values"]]
+        return [str(value) for value in self.summary["stratum"]["values"]]
 
 
 def read_runs(folders: Sequence[str]) -> list[RunPurity]:
     """Read all results of the runs. Raises InputError if a folder has none, or if their strata differ in column."""
     loaded = [(folder, part) for folder in folders for part in _results(pathlib.Path(folder))]
-    names = [part.facts["name"] for _, part in loaded]
+    names = [part.summary["name"] for _, part in loaded]
     runs = []
     for folder, part in loaded:
-        kind = KINDS.get(part.facts["sae"]["architecture"], "")
+        kind = KINDS.get(part.summary["sae"]["architecture"], "")
         same = [name for (other, _), name in zip(loaded, names, strict=True) if other != folder]
-        name = folder if part.facts["name"] in same else part.facts["name"]
-        runs.append(RunPurity(f"{name}, {kind}" if kind else name, kind, part.facts, _means(part)))
-    columns = {run.facts["stratum"]["column"] for run in runs if run.strata}
+        name = folder if part.summary["name"] in same else part.summary["name"]
+        runs.append(RunPurity(f"{name}, {kind}" if kind else name, kind, part.summary, _means(part)))
+    columns = {run.summary["stratum"]["column"] for run in runs if run.strata}
     if len(columns) > 1:
         raise InputError(
             f"the runs have strata by {' and by '.join(sorted(columns))}; interpret them with the same "
@@ -66,18 +66,18 @@ def _results(folder: pathlib.Path) -> list[Results]:
 
 
 def _means(results: Results) -> dict[tuple[str, str, str], dict[str, float] | None]:
-    facts, means = results.facts, {}
-    strata = [str(value) for value in facts["stratum"]["values"]]
+    summary, means = results.summary, {}
+    strata = [str(value) for value in summary["stratum"]["values"]]
     spread = _column(results.latents, "spread", results.latents["rows"].to_numpy() > 0)
     means["", "spread", WHOLE] = _figures(spread, None)
-    shape = facts["latents"], len(strata)
+    shape = summary["latents"], len(strata)
     fires = results.strata["rows"].to_numpy().reshape(shape) > 0
     spread = _column(results.strata, "spread", fires.reshape(-1)).reshape(shape)
     for i, stratum in enumerate(strata):
         means["", "spread", stratum] = _figures(spread[:, i], None)
-    for label in facts["labels"]:
+    for label in summary["labels"]:
         for measure in MEASURES:
-            name, chance = f"{label}.{measure}", facts["purity"][label]
+            name, chance = f"{label}.{measure}", summary["purity"][label]
             means[label, measure, WHOLE] = _figures(
                 _column(results.latents, name), (chance["chance"] or {}).get(measure)
             )
@@ -105,8 +105,8 @@ def rows(runs: Sequence[RunPurity]) -> list[dict[str, typing.Any]]:
     """Return the rows of the CSV file; their fields are FIELDS and FIGURES."""
     lines = []
     for run in runs:
-        of_run = {"run": run.name, "site": run.facts["site"], "latents": run.facts["latents"]}
-        of_run["sae"] = run.facts["sae"]["architecture"]
+        of_run = {"run": run.name, "site": run.summary["site"], "latents": run.summary["latents"]}
+        of_run["sae"] = run.summary["sae"]["architecture"]
         for (label, measure, stratum), figures in run.means.items():
             if figures:
                 what = {"label": label, "measure": measure, "stratum": stratum}

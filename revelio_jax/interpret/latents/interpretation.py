@@ -34,7 +34,7 @@ def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
     identity, origin = _identity(options, store, site, latents), _origin(config, store)
     if not again and (existing := _reusable(folder, identity)):
         # The store and the SAE may have been moved since.
-        return results.update_summary(existing, {**existing.facts, **identity, **origin}), False
+        return results.update_summary(existing, {**existing.summary, **identity, **origin}), False
     samples = store.table()
     labels = purity.read_labels(samples, options.labels)
     positions, timesteps = layout.positions_and_timesteps(site)
@@ -113,12 +113,12 @@ def _reusable(folder: pathlib.Path, identity: Identity) -> Results | None:
         existing = results.load(folder)
     except InputError:
         return None
-    facts = existing.facts
+    summary = existing.summary
     same = (
-        facts.get("site") == identity["site"]
-        and facts.get("store", {}).get("fingerprint") == identity["store"]["fingerprint"]
-        and facts.get("sae", {}).get("sha256") == identity["sae"]["sha256"]
-        and facts.get("fields") == identity["fields"]
+        summary.get("site") == identity["site"]
+        and summary.get("store", {}).get("fingerprint") == identity["store"]["fingerprint"]
+        and summary.get("sae", {}).get("sha256") == identity["sae"]["sha256"]
+        and summary.get("fields") == identity["fields"]
     )
     return existing if same else None
 

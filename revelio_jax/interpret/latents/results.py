@@ -34,7 +34,7 @@ TABLES = ("latents", "strata", "samples")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Results:
-    """The results of a run: ``facts`` are the contents of summary.json; arrays stay on disk.
+    """The results of a run: ``summary`` are the contents of summary.json; arrays stay on disk.
 
     ``latents``, one row per latent, in order:
         latent           int32
@@ -50,7 +50,7 @@ class Results:
         LABEL.majority   string, that class; these four are null if it fires on too few samples
 
     ``strata``: latent, stratum (string), rows, samples, mean, max, spread, LABEL.sigma, .entropy, .purity and
-    .majority, sorted by latent and stratum, strata in the order of facts["stratum"].
+    .majority, sorted by latent and stratum, strata in the order of summary["stratum"].
 
     ``samples``, sorted by latent, kind ("stratum", "top", "weaker"), stratum and rank:
         latent, sample   int32
@@ -74,7 +74,7 @@ class Results:
     """
 
     folder: pathlib.Path
-    facts: Summary
+    summary: Summary
     latents: pyarrow.Table
     strata: pyarrow.Table
     samples: pyarrow.Table
@@ -105,8 +105,8 @@ class Results:
 
 def store_of(results: Results) -> Store:
     """Open the store that results were computed from. Raises InputError if it is missing or has changed."""
-    store = open_store(results.facts["store"]["location"])
-    if store.fingerprint != results.facts["store"]["fingerprint"]:
+    store = open_store(results.summary["store"]["location"])
+    if store.fingerprint != results.summary["store"]["fingerprint"]:
         raise InputError(
             f"store {store.location} is not the store that {results.folder} was computed from; "
             "run python -m revelio_jax.interpret again"
@@ -143,9 +143,9 @@ def update_summary(results: Results, summary: Summary) -> Results:
 
     Raises InputError if the file cannot be written.
     """
-    if summary != results.facts:
+    if summary != results.summary:
         _write_summary(results.folder, summary)
-    return dataclasses.replace(results, facts=summary)
+    return dataclasses.replace(results, summary=summary)
 
 
 def _write_summary(folder: pathlib.Path, summary: Summary) -> None:

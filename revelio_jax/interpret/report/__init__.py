@@ -50,7 +50,7 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
     store = store_of(results)
     for one in (results, *compare) if compare else ():
         matches.check(one)
-    images = open_images(store, config.extract) if results.facts["kind"] == "image" else None
+    images = open_images(store, config.extract) if results.summary["kind"] == "image" else None
     with files.replacing_folder(folder) as part:
         shutil.copytree(SITE, part, dirs_exist_ok=True)
         _fill(part, folder, config, results, compare, store, images)
@@ -78,7 +78,7 @@ def _fill(
         ours = dataclasses.replace(ours, with_image=with_image)
         others = [dataclasses.replace(o, with_image=with_image) if o in same else o for o in others]
 
-    facts = {name: results.facts[name] for name in FACTS} | {
+    facts = {name: results.summary[name] for name in FACTS} | {
         "name": name_of(results),
         "made": datetime.date.today().isoformat(),
         "version": importlib.metadata.version("revelio_jax"),
@@ -96,4 +96,4 @@ def _fill(
 
 
 def _fingerprint(results: Results) -> str:
-    return results.facts["store"]["fingerprint"]
+    return results.summary["store"]["fingerprint"]

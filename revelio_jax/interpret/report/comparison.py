@@ -29,7 +29,7 @@ def write(report: pathlib.Path, index: int, ours: ReportData, other: ReportData,
         )
         if match
     ]
-    if ours.facts["site"] != other.facts["site"]:
+    if ours.summary["site"] != other.summary["site"]:
         ways.reverse()  # decoder rows of different hook points are in different spaces: prefer samples
     base = f"compare/{index}"
     for number_, start in enumerate(range(0, ours.latents, ROWS)):
@@ -49,7 +49,7 @@ def write(report: pathlib.Path, index: int, ours: ReportData, other: ReportData,
         )
     for number_, (_, _, score) in enumerate(ways):
         scripts.write(report, f"{base}/columns/{number_}", scripts.packed(score.astype(np.float32)))
-    facts = other.facts
+    summary = other.summary
     shared = [label for label in ours.labels if label in other.labels]
     scripts.write(
         report,
@@ -65,7 +65,7 @@ def write(report: pathlib.Path, index: int, ours: ReportData, other: ReportData,
     )
     theirs = report_of(other.results.folder.parent, other.results)
     return {
-        **{name: facts[name] for name in ("site", "latents", "d", "k", "rows", "samples", "model")},
+        **{name: summary[name] for name in ("site", "latents", "d", "k", "rows", "samples", "model")},
         "name": name_of(other.results),
         "ways": [name for name, _, _ in ways],
         # Relative path to the other report, "" if there is none.

@@ -32,21 +32,21 @@ def by_decoder(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
 
     Return None if the widths differ, either has no decoder, or no latent of ``b`` fires.
     """
-    if a.facts["d"] != b.facts["d"] or not (_folder(a) and _folder(b)):
+    if a.summary["d"] != b.summary["d"] or not (_folder(a) and _folder(b)):
         return None
     # Dead latents of two SAEs of one seed can share their initial directions.
     dead_F = b.latents["rows"].to_numpy() == 0
     if dead_F.all():
         return None
-    nearest = np.zeros(a.facts["latents"], np.int32)
-    cosine = np.full(a.facts["latents"], -np.inf, np.float32)
+    nearest = np.zeros(a.summary["latents"], np.int32)
+    cosine = np.full(a.summary["latents"], -np.inf, np.float32)
     with _decoder(a) as file_a, _decoder(b) as file_b:
         rows_a, rows_b = file_a.get_slice("W_dec"), file_b.get_slice("W_dec")
         for start in tqdm.trange(0, len(nearest), BLOCK, desc="decoders", unit="block", dynamic_ncols=True):
             block = slice(start, start + BLOCK)
             ours = _unit(rows_a[start : min(start + BLOCK, len(nearest))])
-            for other in range(0, b.facts["latents"], BLOCK):
-                theirs = slice(other, min(other + BLOCK, b.facts["latents"]))
+            for other in range(0, b.summary["latents"], BLOCK):
+                theirs = slice(other, min(other + BLOCK, b.summary["latents"]))
                 product = ours @ _unit(rows_b[theirs]).T
                 product[:, dead_F[theirs]] = -np.inf
                 best = product.argmax(1)
@@ -62,11 +62,11 @@ def by_samples(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
 
     A latent that shares no sample has match -1 and score 0. Return None if the stores differ.
     """
-    if a.facts["store"]["fingerprint"] != b.facts["store"]["fingerprint"]:
+    if a.summary["store"]["fingerprint"] != b.summary["store"]["fingerprint"]:
         return None
     (latents_a, samples_a), (latents_b, samples_b) = _top(a), _top(b)
-    count_a = np.bincount(latents_a, minlength=a.facts["latents"])
-    count_b = np.bincount(latents_b, minlength=b.facts["latents"])
+    count_a = np.bincount(latents_a, minlength=a.summary["latents"])
+    count_b = np.bincount(latents_b, minlength=b.summary["latents"])
     # Sort b by sample, so that the latents of one sample are a slice.
     order = np.argsort(samples_b, kind="stable")
     latents_b, samples_b = latents_b[order], samples_b[order]
@@ -94,7 +94,7 @@ def by_samples(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _folder(results: Results) -> str:
-    return results.facts["sae"]["folder"]
+    return results.summary["sae"]["folder"]
 
 
 def _decoder(results: Results):

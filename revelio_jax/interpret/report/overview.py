@@ -38,7 +38,7 @@ def numbers(results: Results) -> dict[str, typing.Any]:
         "firing": len(firing),
         "l0": number(frequency.sum()),
         "frequency": number(np.median(firing)) if len(firing) else None,
-        "purity": [[label, *_mean(results.facts["purity"][label])] for label in results.facts["labels"]],
+        "purity": [[label, *_mean(results.summary["purity"][label])] for label in results.summary["labels"]],
     }
 
 
@@ -69,11 +69,11 @@ def _purity(label: str, runs: list[Results]) -> dict[str, typing.Any]:
     A cell has the mean over latents of each measure, and the number of latents. ``chance`` is a row with the values
     of random samples of the first run.
     """
-    facts, column = runs[0].facts, runs[0].facts["stratum"]["column"]
-    alike = [run for run in runs if run.facts["stratum"]["column"] == column]
-    strata = list(dict.fromkeys(str(value) for run in alike for value in run.facts["stratum"]["values"]))
-    of_label = facts["purity"][label]
-    by_chance = dict(zip(map(str, facts["stratum"]["values"]), of_label["chance_of_strata"], strict=True))
+    summary, column = runs[0].summary, runs[0].summary["stratum"]["column"]
+    alike = [run for run in runs if run.summary["stratum"]["column"] == column]
+    strata = list(dict.fromkeys(str(value) for run in alike for value in run.summary["stratum"]["values"]))
+    of_label = summary["purity"][label]
+    by_chance = dict(zip(map(str, summary["stratum"]["values"]), of_label["chance_of_strata"], strict=True))
     return {
         "label": label,
         "classes": of_label["classes"],
@@ -82,13 +82,13 @@ def _purity(label: str, runs: list[Results]) -> dict[str, typing.Any]:
         "runs": [
             {
                 "name": name_of(run),
-                "site": run.facts["site"],
+                "site": run.summary["site"],
                 "cells": [_cell(run.strata, label, stratum) for stratum in strata if run in alike]
                 + [[None] * len(MEASURES) + [0]] * (0 if run in alike else len(strata))
                 + [_cell(run.latents, label)],
             }
             for run in runs
-            if label in run.facts["labels"]
+            if label in run.summary["labels"]
         ],
         "chance": [
             [number((chance or {}).get(measure)) for measure in MEASURES]

@@ -47,7 +47,7 @@ class _Reader:
         strata = data.results.strata.sort_by([("latent", "ascending")])
         self.offsets = np.searchsorted(strata["latent"].to_numpy(), np.arange(data.latents + 1))
         self.by_stratum = strata
-        self.has_profile = bool(np.prod(data.facts["cells"]) > 1)
+        self.has_profile = bool(np.prod(data.summary["cells"]) > 1)
 
     def chunk(self, start: int, stop: int) -> dict[str, typing.Any]:
         data = self.data
@@ -122,11 +122,11 @@ class _Reader:
         }
 
     def _strata(self, latent: int, samples: dict[str, list]) -> list[dict[str, typing.Any]]:
-        """Return the strata in which the latent fires, in the order of the facts."""
+        """Return the strata in which the latent fires, in the order of the summary."""
         start, stop = self.offsets[latent : latent + 2]
         rows = self.by_stratum.slice(start, stop - start).to_pylist()
         rows = [row for row in rows if row["rows"]]
-        order = {str(value): i for i, value in enumerate(self.data.facts["stratum"]["values"])}
+        order = {str(value): i for i, value in enumerate(self.data.summary["stratum"]["values"])}
         rows.sort(key=lambda row: order.get(row["stratum"], len(order)))
         return [
             {

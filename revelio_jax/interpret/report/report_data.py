@@ -25,8 +25,8 @@ def report_of(run: pathlib.Path, results: Results) -> pathlib.Path:
 
 def name_of(results: Results) -> str:
     """Return the name of the run, with ", neurons" for the results of neurons."""
-    neurons = results.facts["sae"]["architecture"] == "neurons"
-    return f"{results.facts['name']}, neurons" if neurons else results.facts["name"]
+    neurons = results.summary["sae"]["architecture"] == "neurons"
+    return f"{results.summary['name']}, neurons" if neurons else results.summary["name"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,16 +41,16 @@ class ReportData:
     with_image: frozenset[int] = frozenset()
 
     @property
-    def facts(self) -> dict[str, typing.Any]:
-        return self.results.facts
+    def summary(self) -> dict[str, typing.Any]:
+        return self.results.summary
 
     @property
     def latents(self) -> int:
-        return self.facts["latents"]
+        return self.summary["latents"]
 
     @property
     def labels(self) -> list[str]:
-        return list(self.facts["labels"])
+        return list(self.summary["labels"])
 
     @functools.cached_property
     def samples(self) -> pyarrow.Table:

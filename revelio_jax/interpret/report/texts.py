@@ -35,7 +35,7 @@ def write(report: pathlib.Path, data: ReportData) -> int:
 
 
 def _rows(data: ReportData, ids: Sequence[int]) -> dict[int, list[typing.Any]]:
-    tokens, labels = data.facts.get("tokens"), data.labels
+    tokens, labels = data.summary.get("tokens"), data.labels
     rows = data.samples.take(ids).to_pylist()
     return {
         sample: [

@@ -182,7 +182,7 @@ def _folder(config: Config) -> pathlib.Path:
 
 def _checked(run_results: Results, latents: Sequence[int]) -> list[int]:
     """Return the latents sorted and without repeats. Raise InputError if one is out of range."""
-    count = run_results.facts["latents"]
+    count = run_results.summary["latents"]
     for latent in latents:
         if not 0 <= latent < count:
             raise InputError(
@@ -218,9 +218,9 @@ def parse_latents(text: str) -> list[int]:
 
 def summary(run: TaggingRun) -> str:
     """Return the summary that the command prints."""
-    tags, facts = run.tags, run.results.facts
+    tags, summary = run.tags, run.results.summary
     lines = [
-        f"{facts['name']}, {facts['site']}: {len(tags):,} latents, {run.answers.requested:,} new answers "
+        f"{summary['name']}, {summary['site']}: {len(tags):,} latents, {run.answers.requested:,} new answers "
         f"in {run.seconds:.1f} s, {run.answers.reused:,} answers reused",
     ]
     kinds = Counter(tag.granularity for tag in tags if tag.granularity)

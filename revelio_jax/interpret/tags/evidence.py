@@ -50,11 +50,11 @@ class LatentEvidence:
     @property
     def kind(self) -> str:
         """ "image" or "text"."""
-        return self.results.facts["kind"]
+        return self.results.summary["kind"]
 
     @property
     def has_maps(self) -> bool:
-        return bool(self.results.facts["grid"])
+        return bool(self.results.summary["grid"])
 
     def recorded(self, latent: int) -> list[dict[str, typing.Any]]:
         """Return the recorded samples of a latent: rows of the results' table."""
@@ -109,7 +109,7 @@ class LatentEvidence:
             return None
         if not self.has_maps:
             return ShownSample(number, annotation.png(annotation.panel(image)), "")
-        heat_HW = unfolded(profile_C, self.results.facts["cells"], self.results.facts["grid"]) / 255
+        heat_HW = unfolded(profile_C, self.results.summary["cells"], self.results.summary["grid"]) / 255
         peak = divmod(row["position"], heat_HW.shape[1])
         return ShownSample(number, annotation.png(annotation.panel(image, heat_HW, peak)), "")
 
@@ -124,12 +124,12 @@ class LatentEvidence:
         tokens = self._tokens(number)
         if not tokens:
             return self._prompt(number)
-        positions = self.results.facts["positions"]
-        shade_P = unfolded(profile_C, self.results.facts["cells"], (1, positions))[0]
+        positions = self.results.summary["positions"]
+        shade_P = unfolded(profile_C, self.results.summary["cells"], (1, positions))[0]
         return annotation.cut(annotation.text(tokens, shade_P, position))
 
     def _tokens(self, number: int) -> list[str] | None:
-        column = self.results.facts["tokens"]
+        column = self.results.summary["tokens"]
         return self.samples[column][number].as_py() if column else None
 
     def _prompt(self, number: int) -> str:
@@ -138,10 +138,10 @@ class LatentEvidence:
 
 def open_evidence(results: Results, extract: ExtractConfig) -> LatentEvidence:
     """Open the store that the results were read from. Raise InputError if it has no images or prompts."""
-    facts = results.facts
+    summary = results.summary
     store = store_of(results)
     images = None
-    if facts["kind"] == "image":
+    if summary["kind"] == "image":
         images = open_images(store, extract)
         if images is None:
             raise InputError(
@@ -149,10 +149,10 @@ def open_evidence(results: Results, extract: ExtractConfig) -> LatentEvidence:
                 "config.extract.save_images=True"
             )
     samples = store.table()
-    columns = [facts["tokens"] or "prompt", "prompt"] if images is None else []
+    columns = [summary["tokens"] or "prompt", "prompt"] if images is None else []
     if missing := set(columns) - set(samples.column_names):
         raise InputError(f"store {store.location} has no column {missing.pop()!r}; tags need it")
-    offsets = np.searchsorted(results.samples["latent"].to_numpy(), np.arange(facts["latents"] + 1))
+    offsets = np.searchsorted(results.samples["latent"].to_numpy(), np.arange(summary["latents"] + 1))
     samples = samples.select(sorted(set(columns)))
     return LatentEvidence(results, samples, images, results.array("fires"), results.array("drawn"), offsets)
 

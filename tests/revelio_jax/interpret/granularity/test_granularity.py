@@ -34,12 +34,12 @@ def test_the_csv_has_the_numbers_of_the_results(run, tmp_path, capsys):
     with out.with_suffix(".csv").open() as file:
         rows = {(r["sae"], r["label"], r["measure"], r["stratum"]): r for r in csv.DictReader(file)}
     found = results.load(results.folder_of(run))
-    wanted = found.facts["purity"]["kind"]["measured"]["purity"]
+    wanted = found.summary["purity"]["kind"]["measured"]["purity"]
     got = rows["topk", "kind", "purity", "all"]
     assert float(got["mean"]) == pytest.approx(wanted["mean"])
     assert float(got["low"]) == pytest.approx(wanted["low"])
     assert int(got["measured"]) == wanted["latents"]
-    assert float(got["chance"]) == pytest.approx(found.facts["purity"]["kind"]["chance"]["purity"])
+    assert float(got["chance"]) == pytest.approx(found.summary["purity"]["kind"]["chance"]["purity"])
     of_501 = found.strata.filter(pyarrow.compute.equal(found.strata["stratum"], "501"))
     spread = [s for s, n in zip(of_501["spread"].to_pylist(), of_501["rows"].to_pylist(), strict=True) if n]
     assert float(rows["topk", "", "spread", "501"]["mean"]) == pytest.approx(sum(spread) / len(spread))
@@ -59,7 +59,7 @@ def test_flags_select_labels_and_measures(run, tmp_path):
 
 def test_the_table_names_runs_without_a_label(run):
     (one, *_) = command.read_runs([run])
-    other = dataclasses.replace(one, facts=one.facts | {"labels": ["kind"]}, means={})
+    other = dataclasses.replace(one, summary=one.summary | {"labels": ["kind"]}, means={})
     lines = command.table([one, other], [("style", "purity"), ("kind", "purity")]).splitlines()
     assert [line.endswith("label not measured") for line in lines] == [False, False, True, False, False, False]
     assert lines[5].endswith("too few samples")

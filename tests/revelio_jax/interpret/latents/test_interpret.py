@@ -106,7 +106,7 @@ def test_neurons_fire_above_their_mean(own, interpreted):
     x = np.concatenate([site.read(start, stop) for start, stop in site.chunks])
     above = x > x.mean(0, dtype=np.float64)
     assert found.latents["rows"].to_pylist() == above.sum(0).tolist()
-    assert found.facts["k"] is None
+    assert found.summary["k"] is None
 
 
 def test_an_interrupt_keeps_the_previous_results(own, monkeypatch):
@@ -162,9 +162,9 @@ def test_a_moved_store_is_not_read_again(own, interpreted, tmp_path):
     moved = interpreted(own, extract={"store": str(tmp_path / "moved")})
     found, is_new = interpretation.interpret(moved)
     assert not is_new
-    assert results.store_of(found).location == results.load(found.folder).facts["store"]["location"]
-    assert found.facts["store"]["location"] == str(tmp_path / "moved")
-    assert found.facts["images"] == str(tmp_path / "moved" / "images")
+    assert results.store_of(found).location == results.load(found.folder).summary["store"]["location"]
+    assert found.summary["store"]["location"] == str(tmp_path / "moved")
+    assert found.summary["images"] == str(tmp_path / "moved" / "images")
 
 
 def test_an_unwritable_folder_is_refused_before_the_store_is_read(own, monkeypatch):
@@ -211,8 +211,8 @@ def test_strata_by_language_of_texts(tmp_path, write_samples, write_sae, interpr
         interpret=InterpretConfig(stratum="language", top=12, batch_size=7),
     )
     found, _ = interpretation.interpret(config)
-    assert (found.facts["kind"], found.facts["tokens"]) == ("text", "clip_l.tokens")
-    assert found.facts["stratum"] == {"column": "language", "values": ["de", "fr"]}
+    assert (found.summary["kind"], found.summary["tokens"]) == ("text", "clip_l.tokens")
+    assert found.summary["stratum"] == {"column": "language", "values": ["de", "fr"]}
     heart, other = found.latents.to_pylist()
     assert (heart["words"], heart["language.purity"], heart["language.majority"]) == ("cœur", 1, "fr")
     assert (heart["rows"], heart["max"], heart["spread"]) == (30, 89, pytest.approx(1 / 5))
@@ -228,7 +228,7 @@ def test_strata_by_language_of_texts(tmp_path, write_samples, write_sae, interpr
 
 def test_strata_by_a_column_separate_its_values(own, interpreted):
     found, _ = interpretation.interpret(interpreted(own, stratum="style"))
-    assert found.facts["stratum"] == {"column": "style", "values": ["a", "b"]}
+    assert found.summary["stratum"] == {"column": "style", "values": ["a", "b"]}
     table = open_store(own.extract.store).table()
     for row in rows_of(found.samples, kind="stratum"):
         assert table["style"][row["sample"]].as_py() == row["stratum"]

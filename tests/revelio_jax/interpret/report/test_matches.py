@@ -19,10 +19,10 @@ UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def with_decoder(folder, rows, dead=()):
     folder.mkdir()
     save_file({"W_dec": rows.astype(np.float32)}, folder / "sae_weights.safetensors")
-    facts = {"d": rows.shape[1], "latents": len(rows), "sae": {"folder": str(folder)}}
+    summary = {"d": rows.shape[1], "latents": len(rows), "sae": {"folder": str(folder)}}
     fired = np.ones(len(rows), np.int64)
     fired[list(dead)] = 0
-    return types.SimpleNamespace(facts=facts, folder=folder, latents=pyarrow.table({"rows": fired}))
+    return types.SimpleNamespace(summary=summary, folder=folder, latents=pyarrow.table({"rows": fired}))
 
 
 def with_samples(samples, store="one"):
@@ -35,8 +35,8 @@ def with_samples(samples, store="one"):
             "kind": pyarrow.array(["top"] * len(pairs), pyarrow.string()),
         }
     )
-    facts = {"latents": len(samples), "store": {"fingerprint": store}}
-    return types.SimpleNamespace(facts=facts, samples=table)
+    summary = {"latents": len(samples), "store": {"fingerprint": store}}
+    return types.SimpleNamespace(summary=summary, samples=table)
 
 
 def test_by_decoder_in_blocks_equals_all_cosines(tmp_path, monkeypatch):
@@ -66,7 +66,7 @@ def test_different_widths_and_neurons_have_no_decoder_matches(tmp_path):
     a = with_decoder(tmp_path / "a", np.ones((3, 4)))
     assert matches.by_decoder(a, with_decoder(tmp_path / "b", np.ones((3, 5)))) is None
     # Results of neurons have no SAE folder.
-    neurons = types.SimpleNamespace(facts=a.facts | {"sae": {"folder": ""}}, folder=tmp_path)
+    neurons = types.SimpleNamespace(summary=a.summary | {"sae": {"folder": ""}}, folder=tmp_path)
     assert matches.by_decoder(a, neurons) is None
 
 

@@ -69,8 +69,8 @@ def test_a_dead_latent_has_a_page_without_samples(image_report):
 def test_the_overview_counts_all_latents(image_report):
     found = results.load(image_report.parent / "latents")
     overview = data(image_report, "overview")
-    assert overview["numbers"]["firing"] == sum(overview["density"]["counts"]) == found.facts["latents"] - 1
-    assert sum(n for _, _, n in overview["scatter"][0]["bins"]) == found.facts["latents"] - 1
+    assert overview["numbers"]["firing"] == sum(overview["density"]["counts"]) == found.summary["latents"] - 1
+    assert sum(n for _, _, n in overview["scatter"][0]["bins"]) == found.summary["latents"] - 1
     purity = overview["purity"][0]
     assert [one["name"] for one in purity["runs"]] == ["images", "other"]
     of_25 = found.strata.filter(pyarrow.compute.equal(found.strata["stratum"], "25"))
@@ -188,7 +188,7 @@ def test_the_old_report_stays_when_writing_fails(run, config_of, monkeypatch):
 
 
 def test_a_different_store_is_refused_before_writing(run, config_of):
-    run.facts["store"]["fingerprint"] = "another"
+    run.summary["store"]["fingerprint"] = "another"
     with pytest.raises(InputError, match="is not the store that"):
         report.write(config_of(run.folder.parent), run)
     assert not (run.folder.parent / "report").exists()
@@ -197,8 +197,8 @@ def test_a_different_store_is_refused_before_writing(run, config_of):
 def test_neurons_have_their_own_report(tmp_path, text_store, config_of):
     found = planted.make(tmp_path / "run", text_store, "text", planted.Size())
     (tmp_path / "run/latents").rename(tmp_path / "run/neurons")
-    facts = found.facts | {"sae": {"folder": "", "sha256": "neurons", "architecture": "neurons"}}
-    neurons = dataclasses.replace(found, folder=tmp_path / "run/neurons", facts=facts)
+    summary = found.summary | {"sae": {"folder": "", "sha256": "neurons", "architecture": "neurons"}}
+    neurons = dataclasses.replace(found, folder=tmp_path / "run/neurons", summary=summary)
     folder = report.write(config_of(tmp_path / "run"), neurons)
     assert folder == tmp_path / "run/neurons_report"
     assert data(folder, "facts")["name"] == "run, neurons"

@@ -317,7 +317,7 @@ def test_compare_without_another_run_shows_the_command(visit, text_report):
 def test_reports_without_labels_and_images(visit, tmp_path, config_of):
     store = planted.make_store(tmp_path / "store", "image", planted.Size(), pictures=False)
     found = planted.make(tmp_path / "run", store, "image", planted.Size())
-    found.facts["labels"] = []
+    found.summary["labels"] = []
     folder = report.write(config_of(tmp_path / "run"), found)
     page = visit(from_disk(folder, "index.html")).page
     until(page, "/no labels/.test(document.querySelector('main').textContent)")
