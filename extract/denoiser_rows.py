@@ -58,11 +58,11 @@ def shard_rows(
         size = (len(samples), len(timesteps), 1 if is_pooled else shape.positions, shape.d)
         arrays[name] = torch.empty(size, dtype=DTYPES[extract.dtype])
     ids: list[int] = []
-    for batch, recorded in batches:
+    for batch, recording in batches:
         places = slice(len(ids), len(ids) + len(batch))
         for name, array in arrays.items():
             for i, timestep in enumerate(timesteps):
-                array[places, i] = recorded[timestep][name]
+                array[places, i] = recording[timestep][name]
         ids += batch
     rows: ShardRows = {}
     for name, array in arrays.items():

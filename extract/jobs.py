@@ -56,7 +56,7 @@ def store_plan(
         chunk_rows=extract.chunk_rows,
         shard_samples=size,
         samples=samples,
-        facts={"model": model, "extract": settings, "input": inputs},
+        provenance={"model": model, "extract": settings, "input": inputs},
         notes={"versions": {name: importlib.metadata.version(name) for name in LIBRARIES}},
     )
 

@@ -28,7 +28,7 @@ def table(config: Config) -> str:
     loading.quiet()
     source = find(config.model.id, config.model.revision, config.model.family)
     pipe = denoiser.skeleton(source)
-    points = [hook_points.resolve(pipe, name) for name in hook_points.known_sites(pipe)]
+    points = [hook_points.resolve(pipe, name) for name in hook_points.point_names(pipe)]
     denoiser_points = [point for point in points if point.component == source.layout.denoiser]
     shapes, timesteps = {}, 1
     if denoiser_points:

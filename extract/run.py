@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from extract import shards, status, workers
 from revelio_jax.cli import parse
 from revelio_jax.config import Config, ExtractConfig
-from revelio_jax.errors import InputError, reported
+from revelio_jax.errors import InputError, report_errors
 from revelio_jax.pipelines import families, hook_points
 from revelio_jax.store import StoreWriter, Worker
 from revelio_jax.store.layout import kvstore_url
@@ -69,7 +69,7 @@ def write_missing_shards(mode: typing.Any, job: typing.Any, writer: StoreWriter,
     while other workers have shards to write. Raises InputError if the store cannot be written or if another run is
     writing the same shards.
     """
-    with writer.claimed(worker):
+    with writer.lock_shards(worker):
         missing = shards.missing_shards(writer, worker)
         with (
             shards.progress_bar(writer, worker, missing, job.unit, job.passes) as progress,
@@ -108,12 +108,12 @@ def _check_sites(extract: ExtractConfig) -> None:
     for name in extract.sites:
         if extract.sites.count(name) > 1:
             raise InputError(f"config.extract.sites contains {name} twice")
-        if extract.mode == "text" and any(hook_points.is_denoiser_site(part) for part in name.split("+")):
+        if extract.mode == "text" and any(hook_points.is_denoiser_point(part) for part in name.split("+")):
             raise InputError(
                 f"config.extract.sites: {name} is a hook point of the denoiser, which config.extract.mode=text does "
                 "not run; use generate or noised"
             )
-        if extract.mode != "text" and not hook_points.is_denoiser_site(name):
+        if extract.mode != "text" and not hook_points.is_denoiser_point(name):
             raise InputError(
                 f"config.extract.sites: {name} is not a hook point of a denoiser, which config.extract.mode="
                 f"{extract.mode} records; those start with {', '.join(families.prefixes())}"
@@ -157,5 +157,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main(sys.argv[1:])

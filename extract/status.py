@@ -12,7 +12,7 @@ def report(location: str, workers: int, verify: bool) -> bool:
     Returns whether the store is good. Without ``verify`` every store is; with it, an unfinished store is not.
     Raises InputError if there is no store.
     """
-    store = check.find(location)
+    store = check.read_state(location)
     _print_progress(store, workers)
     return _verify(store) if verify else True
 

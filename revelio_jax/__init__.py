@@ -1,7 +1,6 @@
 """Open diffusion models with k-sparse autoencoders: extract activations, train in JAX, steer in PyTorch.
 
-The names below are imported from their modules when they are first used, so ``import revelio_jax`` loads neither
-PyTorch nor JAX.
+The names below are imported from their modules on first use, so ``import revelio_jax`` loads neither PyTorch nor JAX.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The command line that every command shares: ``--config``, overrides of its fields, and own flags.
+"""The command line that all commands share: ``--config``, overrides of its fields, and flags of the command.
 
 ``--config`` takes the name of a shipped config, a config file, or the ``config.json`` of a run.
 ``--config.train.steps=1000`` overrides a field. Lists are written as ``a,b``; an empty value empties a field;
@@ -31,7 +31,7 @@ _program: contextvars.ContextVar[str | None] = contextvars.ContextVar("program",
 
 
 @contextlib.contextmanager
-def called_as(program: str) -> Iterator[None]:
+def program_name(program: str) -> Iterator[None]:
     """Set the name of the running command in help and messages; the default is ``python -m MODULE``."""
     token = _program.set(program)
     try:
@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         namespace, rest = self.parse_known_args(self._joined(arguments))
         for argument in rest:
             if argument.startswith("--config."):
-                raise InputError(schema.unknown(argument.removeprefix("--config.").partition("=")[0]))
+                raise InputError(schema.unknown_field(argument.removeprefix("--config.").partition("=")[0]))
             if argument.startswith("-"):
                 raise InputError(f"unknown flag {argument.partition('=')[0]}; see {self.prog} --help")
             raise InputError(f"unexpected argument {argument!r}; see {self.prog} --help")
@@ -80,9 +80,9 @@ def parse(argv: Sequence[str], doc: str, **flags: tuple[typing.Any, str]) -> tup
     """Read ``--config``, overrides of its fields and the command's own flags.
 
     ``argv`` is the command's module and its arguments. ``flags`` maps the name of each own flag to its default and
-    its help. A flag has the type of its default, and None stands for an optional text; a flag with a tuple may be
-    repeated. Returns the checked config and the values of the own flags. ``--help`` prints every flag and exits with
-    status 0. Raise InputError with the field or flag, its value and what is allowed.
+    its help. A flag has the type of its default; with the default None it is an optional text, and with a tuple it
+    may be repeated. Return the checked config and the values of the own flags. ``--help`` prints every flag and exits
+    with status 0. Raise InputError with the field or flag, its value and what is allowed.
     """
     parser = Parser(argv[0], doc)
     parser.usage = f"{parser.prog} --config NAME_OR_FILE [--flag value ...] [--config.section.field=value ...]"
@@ -92,17 +92,17 @@ def parse(argv: Sequence[str], doc: str, **flags: tuple[typing.Any, str]) -> tup
     for name, (value, help) in flags.items():
         _add_flag(parser, name, value, help)
     _add_fields(parser)
-    given = vars(parser.parse(argv[1:]))
-    if not given["config"]:
+    texts = vars(parser.parse(argv[1:]))
+    if not texts["config"]:
         raise InputError("--config is missing; for example --config mini_sd")
-    values = load(given["config"])
-    for name in schema.names():
-        if f"config.{name}" in given:
+    values = load(texts["config"])
+    for name in schema.field_names():
+        if f"config.{name}" in texts:
             section, _, key = name.rpartition(".")
             part = values.setdefault(section, {}) if section else values
-            part[key] = parse_value(f"config.{name}", given[f"config.{name}"], schema.declared(name)[0])
+            part[key] = parse_value(f"config.{name}", texts[f"config.{name}"], schema.field_spec(name)[0])
     own = {
-        name: _flag_value(name, given[name], value) if given[name] is not None else value
+        name: _flag_value(name, texts[name], value) if texts[name] is not None else value
         for name, (value, _) in flags.items()
     }
     return resolve(values), own
@@ -111,8 +111,8 @@ def parse(argv: Sequence[str], doc: str, **flags: tuple[typing.Any, str]) -> tup
 def load(location: str) -> dict[str, typing.Any]:
     """Read a config as a nested dict of fields, not checked yet.
 
-    ``location`` is the name of a shipped config, a Python file, or the config.json of a run. A name or a Python
-    file may be followed by a colon and an argument for its ``get_config``. Raise InputError if it cannot be read.
+    ``location`` is the name of a shipped config, a Python file, or the config.json of a run. A colon after a name or
+    a Python file introduces an argument for its ``get_config``. Raise InputError if it cannot be read.
     """
     name, _, argument = location.partition(":")
     if re.fullmatch(r"[\w-]+", name):
@@ -175,17 +175,18 @@ def _add_flag(parser: Parser, name: str, value: typing.Any, help: str) -> None:
         parser.add_argument(f"--{name}", action=action, metavar="VALUE", help=text)
 
 
-def _flag_value(name: str, given: typing.Any, value: typing.Any) -> typing.Any:
-    if value is None:
-        return given or None
-    return tuple(given) if isinstance(value, tuple) else _scalar(f"--{name}", given, type(value))
+def _flag_value(name: str, text: typing.Any, default: typing.Any) -> typing.Any:
+    """Return the value of a flag from its text, or from its list of texts if it may be repeated."""
+    if default is None:
+        return text or None
+    return tuple(text) if isinstance(default, tuple) else _scalar(f"--{name}", text, type(default))
 
 
 def _add_fields(parser: Parser) -> None:
     groups = {"": parser.add_argument_group("the run")}
     groups |= {name: parser.add_argument_group((cls.__doc__ or "").strip()) for name, cls in SECTIONS.items()}
-    for name in schema.names():
-        hint, metadata = schema.declared(name)
+    for name in schema.field_names():
+        hint, metadata = schema.field_spec(name)
         section, _, key = name.rpartition(".")
         default = getattr(SECTIONS[section] if section else Config, key)
         allowed = f"; one of {', '.join(metadata['choices'])}" if metadata["choices"] else ""
@@ -212,7 +213,7 @@ def _read_json(path: pathlib.Path) -> Mapping[str, typing.Any]:
 
 
 def _run_python(path: pathlib.Path, argument: str) -> Mapping[str, typing.Any]:
-    """Call the file's ``get_config``. A config file is a program: it may raise anything."""
+    """Call ``get_config`` of a config file, which is a program and may raise any exception."""
     try:
         spec = importlib.util.spec_from_file_location(f"revelio_config_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""The console script ``revelio``: every command under one name. A command's module is imported when it runs."""
+"""The console script ``revelio``, with one subcommand per task. A command's module is imported when it runs."""
 
 import importlib
 import importlib.metadata
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from revelio_jax import cli
 from revelio_jax.config import did_you_mean
-from revelio_jax.errors import InputError, reported
+from revelio_jax.errors import InputError, report_errors
 
 # Command -> its module, whose main(arguments) runs it, and its help.
 COMMANDS = {
@@ -17,8 +17,8 @@ COMMANDS = {
     "evaluate": ("revelio_jax.evaluate", "measure FVU, L0 and dead latents on held-out rows"),
     "export": ("revelio_jax.export", "write the SAE folder"),
     "learn": ("revelio_jax.steering.latents", "find the latents of a concept from labeled prompts"),
-    "steer": ("revelio_jax.benchmark.steer", "draw and measure images over strengths"),
-    "sweep": ("revelio_jax.benchmark.sweep", "draw a curve over strengths and suggest one"),
+    "steer": ("revelio_jax.benchmark.steer", "draw and measure images at several strengths"),
+    "sweep": ("revelio_jax.benchmark.sweep", "draw the effect against the strength; suggest a strength"),
     "benchmark": ("revelio_jax.benchmark.table", "compare steering rules and baselines"),
     "interpret": ("revelio_jax.interpret.command", "record what each latent fires on, and write the report"),
     "report": ("revelio_jax.interpret.report.command", "write the report again, or compare runs"),
@@ -32,13 +32,13 @@ COMMANDS = {
 GRAMMAR = """\
 --config takes the name of a shipped config, a config file, or the config.json
 of a run. --config.train.steps=1000 overrides a field; a list is a,b; an empty
-value unsets a field. COMMAND --help describes the command and all its flags."""
+value unsets a field. COMMAND --help describes a command and all its flags."""
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "revelio") -> None:
-    """Run a command. ``program`` is how the user called this one, for messages. End with status 2 on wrong input."""
+    """Run a command. ``program`` is the name of this program in messages. Exit with status 2 on wrong input."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    with reported():
+    with report_errors():
         command = arguments[0] if arguments else "--help"
         if command in ("--help", "-h", "help"):
             print(overview(program))
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "revelio") -> No
         elif command not in COMMANDS:
             raise InputError(f"unknown command {command!r}; {did_you_mean(command, COMMANDS, 'commands')}")
         else:
-            with cli.called_as(f"{program} {command}"):
+            with cli.program_name(f"{program} {command}"):
                 importlib.import_module(COMMANDS[command][0]).main(arguments[1:])
 
 

@@ -1,4 +1,4 @@
-"""Errors in what the user passed: one line on stderr and exit status 2."""
+"""User errors, which end a command with one line on stderr and exit status 2."""
 
 import contextlib
 import importlib.util
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 
 class InputError(ValueError):
-    """A field, an argument or a file cannot be used; the message names it, its value and what is allowed."""
+    """An invalid field, argument or file. The message names it, its value and what is allowed."""
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Run a command. Turn errors that need no traceback into one line and an exit status.
+def report_errors() -> Iterator[None]:
+    """Run a command in the block. Turn errors that need no traceback into one line and an exit status.
 
     Exit with status 2 on InputError, with 130 on Ctrl-C, and with 141 and no line if the reader of stdout is gone,
     for example after ``| head``.

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from revelio_jax.cli import parse
 from revelio_jax.config import Config, SaeConfig
-from revelio_jax.errors import InputError, reported
+from revelio_jax.errors import InputError, report_errors
 from revelio_jax.files import write_text
 from revelio_jax.sae import SparseAutoencoder, sharding
 from revelio_jax.training import loader
@@ -58,7 +58,7 @@ class Evaluation(Quality):
 def evaluate(config: Config) -> Evaluation:
     """Evaluate the checkpoint that config.train.use chooses, the newest or the best.
 
-    Writes evaluation.json and returns its contents. Raises InputError if no rows were held out or the run has
+    Writes evaluation.json and returns its contents. Raises InputError if no rows are held out or if the run has
     no checkpoint of this configuration.
     """
     options = config.train
@@ -120,8 +120,8 @@ def measure(
     """Return the reconstruction quality over all rows of ``batches``, in units of the stored rows.
 
     Sums are float64. FVU = E / (Q - |S|^2 / N), with E the sum of squared errors, S the sum of the rows and Q
-    the sum of their squares, both about the training mean, which improves rounding only. ``dead_fraction`` is
-    the share of latents that are never above ``dead_threshold``.
+    the sum of their squares. S and Q are taken about the training mean, which only reduces rounding errors.
+    ``dead_fraction`` is the share of latents that are never above ``dead_threshold``.
     """
     reconstruct = make_reconstruct(sae, mesh)
     mean_D, scale = np.asarray(state.mean_D, np.float64), float(state.scale)
@@ -164,5 +164,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main(sys.argv[1:])

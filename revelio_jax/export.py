@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 from revelio_jax.files import replacing_folder
 from revelio_jax.sae_folder.card import card, cfg_json
 from revelio_jax.training.mixture import Mixture
@@ -46,13 +46,13 @@ def export(config: Config) -> pathlib.Path:
         weights = folder / "sae_weights.safetensors"
         save_file(tensors, weights, metadata={"format": "pt"})
         (folder / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
-        shutil.copymode(folder / "cfg.json", weights)  # safetensors makes files that only their owner can read
+        shutil.copymode(folder / "cfg.json", weights)  # safetensors creates files that only the owner can read
         (folder / "README.md").write_text(card(cfg))
     return run / "export"
 
 
 def fold(state: State, architecture: str) -> dict[str, np.ndarray]:
-    """Fold the normalization into the parameters, so that they apply to rows of the pipeline.
+    """Fold the normalization into the parameters, so that they apply to unnormalized rows.
 
     Returns float32 W_enc [d, n], b_enc [n], W_dec [n, d] and b_dec [d]; for batch_topk and jumprelu also
     threshold [n].
@@ -82,7 +82,7 @@ def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) 
     step = int(state.step)
     manifests = [store.manifest for store in mixture.stores]
     model = {"id": config.model.id, "revision": config.model.revision or "", "family": config.model.family}
-    model |= manifests[0].get("model", {})  # all stores have the same
+    model |= manifests[0].get("model", {})  # the same in all stores
     positions = [manifest.get("extract", {}).get("positions") for manifest in manifests]
     latents = len(state.params["b_enc_F"])
     metadata = {
@@ -123,7 +123,7 @@ def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) 
 
 
 def evaluation(run: pathlib.Path, step: int) -> dict[str, float] | None:
-    """Return the numbers of evaluation.json, or None if it is missing or of another step."""
+    """Return the numbers of evaluation.json, or None if it is missing or belongs to another step."""
     path = run / "evaluation.json"
     contents = json.loads(path.read_text()) if path.exists() else {}
     if contents.get("step") != step:
@@ -137,5 +137,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main(sys.argv[1:])

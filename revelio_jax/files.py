@@ -1,7 +1,7 @@
 """Atomic writes of files and folders, and the output file of commands that take run folders.
 
-A reader sees the old content or the new content, never a part of the new. Every failed write raises InputError
-with the path and the system's reason.
+A reader sees either the old or the new content, never part of the new. A failed write raises InputError with the path
+and the system's reason.
 """
 
 import contextlib
@@ -65,9 +65,9 @@ def replacing_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def prepare_folder(folder: pathlib.Path) -> None:
-    """Create the empty folder that :func:`replacing_folder` yields, to fail before long work instead of after it.
+    """Create the empty folder that :func:`replacing_folder` yields. Call it before long work, to fail early.
 
-    If an earlier process was killed while it replaced ``folder``, put the old content back. Raise InputError if
+    If an earlier process was killed while it replaced ``folder``, restore the old content. Raise InputError if
     ``folder`` cannot be written.
     """
     part, old = _beside(folder, ".part"), _beside(folder, ".old")
@@ -83,15 +83,15 @@ def prepare_folder(folder: pathlib.Path) -> None:
 
 
 def unwritable(path: pathlib.Path, error: OSError) -> InputError:
-    """Return the InputError for a file or folder that the system refuses to write."""
+    """Return the InputError for a file or folder that cannot be written."""
     return InputError(f"{path} cannot be written: {error.strerror or error}")
 
 
 def output_file(out: pathlib.Path | None, runs: Sequence[str], name: str) -> pathlib.Path:
     """Return the file that a command writes: ``out`` if set, otherwise ``name`` in the run folder.
 
-    With several runs, the default is ``name`` in the parent folder of the first run. Raise InputError, before any
-    work is done, if the file cannot be written or its suffix is not that of ``name``.
+    With several runs, the default is ``name`` in the parent folder of the first run. Raise InputError if the file
+    cannot be written or its suffix differs from the suffix of ``name``.
     """
     first, suffix = pathlib.Path(runs[0]), pathlib.Path(name).suffix
     path = out or (first if len(runs) == 1 else first.absolute().parent) / name

@@ -9,11 +9,11 @@ ordinary run in a subfolder of config.run, named after its values. Every other c
 ``--config``, and train can continue it alone. ``--config.train.resume=True`` continues the grid if all members
 have a checkpoint of one step.
 
-One compiled program runs a step of all members. ``--form vmap`` batches them in every operation. ``--form map``
-runs one after another, which saves only reading and compiling; it is the default on a CPU, where batched gathers
-and scatters are slow. Rows are read once per store, hook point and seed, each with its own buffers in memory.
-All hook points must have the same width. For a grid over timesteps, vary extract.store and give one store per
-timestep.
+One compiled program runs a step of all members. ``--form vmap`` batches the members in every operation.
+``--form map`` runs one member after another, which saves only reading and compiling. It is the default on a CPU,
+where batched gathers and scatters are slow. Rows are read once per store, hook point and seed, each with its own
+buffers in memory. All hook points must have the same width. For a grid over timesteps, extract one store per timestep
+and vary extract.store.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from revelio_jax.cli import parse
 from revelio_jax.config import Config, resolve, schema
-from revelio_jax.errors import InputError, reported
+from revelio_jax.errors import InputError, report_errors
 from revelio_jax.sae import sharding
 from revelio_jax.training import checkpoints, metrics, nonfinite_report, processes, trackers
 from revelio_jax.training.groups import (
@@ -73,7 +73,7 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
     if config.logging.wandb:
         raise InputError(f"config.logging.wandb is {config.logging.wandb!r}; a grid supports only TensorBoard")
     data, feature = config.mesh.data, config.mesh.feature
-    # Every dictionary size must fit the mesh, which is the same for all.
+    # All members share one mesh; make_mesh checks that it divides each dictionary size.
     meshes = [sharding.make_mesh(data, feature, options.batch_size, member.latents) for member in members]
     mesh = meshes[0]
     lanes = sharding.own_lanes(sharding.processes(mesh), config.data.lanes, jax.process_index())
@@ -123,7 +123,7 @@ def configs(config: Config, axes: Sequence[str]) -> list[Config]:
     names = [axis[0][0] for axis in axis_values]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"--grid has {name} twice; give all its values at once")
+            raise InputError(f"--grid has {name} twice; give all its values in one --grid")
     if "sae.expansion" in names and ("sae.latents" in names or config.sae.latents):
         raise InputError("--grid sae.expansion has no effect if sae.latents is set; set sae.latents to None")
     if "extract.store" in names and config.data.stores:
@@ -150,8 +150,8 @@ def _axis(axis: str) -> list[tuple[str, typing.Any]]:
     """Return the field and one value for every value of ``FIELD=VALUE,VALUE``."""
     name, _, values = axis.partition("=")
     if name not in FIELDS:
-        raise InputError(f"--grid {axis}: a grid cannot vary {name or 'nothing'}; allowed: {', '.join(FIELDS)}")
-    kind = schema.base_type(schema.declared(name)[0])
+        raise InputError(f"--grid {axis}: a grid cannot vary {name!r}; allowed: {', '.join(FIELDS)}")
+    kind = schema.base_type(schema.field_spec(name)[0])
     parsed: list[tuple[str, typing.Any]] = []
     for value in values.split(","):
         try:
@@ -166,7 +166,7 @@ def _axis(axis: str) -> list[tuple[str, typing.Any]]:
 
 
 def _short(value: object) -> str:
-    """Return a value as a folder's name shows it; the last part of a location."""
+    """Return a value as it appears in the name of a folder; of a location, its last part."""
     return pathlib.PurePosixPath(value).name if isinstance(value, str) else str(value)
 
 
@@ -196,7 +196,7 @@ def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[RowStrea
 def common_step(members: Sequence[Member], resume: bool) -> int:
     """Return the newest step of which all members have a checkpoint, or 0 if none has any. Raises InputError."""
     newest = {member.folder: resumed_step(member.folder, resume, member.identity) for member in members}
-    step = checkpoints.newest(*newest)
+    step = checkpoints.newest_step(*newest)
     if not step and any(newest.values()):
         raise InputError(
             "--grid: the members have no checkpoint of the same step; the newest are "
@@ -264,5 +264,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main(sys.argv[1:])

@@ -9,11 +9,11 @@ the store exists, its width and number of rows are used. Compiling for one mesh 
 One line per mesh (data x feature) of the topology's chips:
 
     GiB/chip    arguments, temporaries and program, as XLA places them; XLA refuses a mesh that does not fit
-    XLA         the step without dead latents: XLA's own cycle estimates, and at the chip's published rates the
-                bytes of collectives and of gathers, scatters and sorts, for which XLA estimates no cycles
-    dead        the same with so many dead latents that AuxK takes its most expensive branch
-    roof        a lower bound for any program: the encoder's and the sparse products at peak, reading and writing
-                the state once, or the collectives; the largest of the three, by name
+    XLA         the step without dead latents: XLA's cycle estimates, plus the bytes of collectives, gathers,
+                scatters and sorts at the chip's published rates, since XLA estimates no cycles for these
+    dead        the step with so many dead latents that AuxK takes its most expensive branch
+    roof        a lower bound for any program, with its name: the largest of the encoder's and the sparse products
+                at peak rate, reading and writing the state once, and the collectives
     rows/s, h   from the column XLA, for config.train.steps
 
 These numbers are a compiler's estimates, not measurements. Gathers and scatters of single rows in particular are
@@ -27,7 +27,7 @@ import jax
 
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 from revelio_jax.planning.chips import CHIPS, GIB, Chip, parse_topology
 from revelio_jax.planning.compiled_step import Plan, StepWork, describe_work, plan_mesh
 from revelio_jax.planning.meshes import place_mesh, select_meshes, smallest_slice
@@ -39,12 +39,12 @@ def plan(config: Config, topology: str, meshes: tuple[str, ...], width: int, sma
     """Print the report. Raise InputError before anything is compiled."""
     kind, _ = parse_topology(topology)
     work = describe_work(config, width)
-    placed = [place_mesh(work, topology, shape) for shape in select_meshes(work, topology, meshes)]
+    device_meshes = [place_mesh(work, topology, shape) for shape in select_meshes(work, topology, meshes)]
 
     print(describe(work, topology))
     print(HEAD, flush=True)
     plans = []
-    for mesh in placed:
+    for mesh in device_meshes:
         plans.append(plan_mesh(work, mesh, CHIPS[kind]))
         print(line(plans[-1], config), flush=True)
     fitting = [plan for plan in plans if plan.fits]
@@ -67,7 +67,7 @@ def describe(work: StepWork, topology: str) -> str:
 
 
 def line(plan: Plan, config: Config) -> str:
-    """Return the line of a mesh."""
+    """Return the line of the report for one mesh."""
     start = f"{'{}x{}'.format(*plan.mesh):>8} {plan.memory / GIB:>9.2f} {'yes' if plan.fits else 'no':>5}"
     if not plan.roofs:
         return start
@@ -111,13 +111,13 @@ def main(argv: Sequence[str]) -> None:
         ["revelio_jax.plan", *argv],
         __doc__,
         topology=("v5e:4x4", "TPU slice to compile for, for example v5e:4x4 or v5p:2x2x2"),
-        mesh=((), "data x feature, for example 4x4; repeat it for several; without it, every mesh that divides"),
-        width=(0, "width of the activation; 0: from the store, the model's folder, or the known hub models"),
+        mesh=((), "data x feature, for example 4x4; may be repeated; empty: every mesh that divides batch and latents"),
+        width=(0, "width of the activation; 0: look it up in the store, the model's folder, or a table of hub models"),
         smallest=(True, "also search for the smallest slice that fits"),
     )
     plan(config, extra["topology"], tuple(extra["mesh"] or ()), extra["width"], extra["smallest"])
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Draw the curves of runs: loss, FVU and dead latents over the steps, and how often latents fire.
+"""Draw the curves of runs: loss, FVU and dead latents by step, and how often latents fire.
 
     revelio plot runs/a runs/b --out plot.png
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from revelio_jax import files
 from revelio_jax.cli import RunsParser
-from revelio_jax.errors import InputError, reported, require
+from revelio_jax.errors import InputError, report_errors, require
 
 if typing.TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,8 +53,8 @@ class RunCurves:
     """The curves and the firing density of a run.
 
     ``curves`` has arrays [lines] of the steps and of every field of CURVES. ``edges`` [bins + 1] are log10
-    of the share of held-out rows that a latent fires on, ``latents`` [bins] the share of all latents in
-    each bin and ``never`` the share that fires on none; they are None where the run was not evaluated.
+    of the share of held-out rows that a latent fires on, ``latents`` [bins] is the share of all latents in
+    each bin, and ``never`` is the share of latents that never fire. They are None if the run was not evaluated.
     """
 
     name: str
@@ -78,7 +78,7 @@ def draw(runs: Sequence[RunCurves]) -> "Figure":
     from matplotlib.figure import Figure
 
     colors = matplotlib.color_sequences["petroff10"]  # distinguishable with color blindness
-    looks = [
+    styles = [
         {"color": colors[i % 10], "linestyle": ("-", "--", ":")[i // 10 % 3], "label": run.name}
         for i, run in enumerate(runs)
     ]
@@ -86,17 +86,17 @@ def draw(runs: Sequence[RunCurves]) -> "Figure":
         figure = Figure(figsize=(7, 5), dpi=200, layout="constrained")
         axes = figure.subplots(2, 2).flat
         for ax, (field, title) in zip(axes, CURVES.items(), strict=False):
-            _draw_curves(ax, field, title, runs, looks)
-        _draw_density(axes[3], runs, looks)
+            _draw_curves(ax, field, title, runs, styles)
+        _draw_density(axes[3], runs, styles)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(runs), 4))
     return figure
 
 
-def _draw_curves(ax: "Axes", field: str, title: str, runs: Sequence[RunCurves], looks: list[dict]) -> None:
+def _draw_curves(ax: "Axes", field: str, title: str, runs: Sequence[RunCurves], styles: list[dict]) -> None:
     from matplotlib.ticker import LogLocator
 
-    for run, look in zip(runs, looks, strict=True):
-        ax.plot(run.curves["step"], run.curves[field], **look)
+    for run, style in zip(runs, styles, strict=True):
+        ax.plot(run.curves["step"], run.curves[field], **style)
     ax.set_title(title)
     ax.set_xlabel("step")
     ax.xaxis.set_major_formatter("{x:,.0f}")
@@ -112,9 +112,9 @@ def _draw_curves(ax: "Axes", field: str, title: str, runs: Sequence[RunCurves], 
         ax.yaxis.set_major_formatter("{x:g}")
 
 
-def _draw_density(ax: "Axes", runs: Sequence[RunCurves], looks: list[dict]) -> None:
+def _draw_density(ax: "Axes", runs: Sequence[RunCurves], styles: list[dict]) -> None:
     ax.set_title("How often latents fire")
-    evaluated = [(run, look) for run, look in zip(runs, looks, strict=True) if run.latents is not None]
+    evaluated = [(run, style) for run, style in zip(runs, styles, strict=True) if run.latents is not None]
     missing = [run.name for run in runs if run.latents is None]
     if missing:
         note = missing[0] + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
@@ -123,10 +123,10 @@ def _draw_density(ax: "Axes", runs: Sequence[RunCurves], looks: list[dict]) -> N
         ax.set_axis_off()
         return
     lowest = min(run.edges[:-1][run.latents > 0].min(initial=-1) for run, _ in evaluated)
-    for run, look in evaluated:
+    for run, style in evaluated:
         for shares, edges in ((run.latents, run.edges), ([run.never], [lowest - 1, lowest - 0.75])):
-            ax.stairs(shares, edges, fill=True, alpha=0.24 / len(evaluated), color=look["color"])
-            ax.stairs(shares, edges, linewidth=1.2, **look)
+            ax.stairs(shares, edges, fill=True, alpha=0.24 / len(evaluated), color=style["color"])
+            ax.stairs(shares, edges, linewidth=1.2, **style)
     ax.set_xlim(lowest - 1.2, 0.1)
     ax.set_xlabel("share of held-out rows that a latent fires on")
     ticks = np.arange(np.ceil(lowest), 1)
@@ -168,7 +168,7 @@ def _read_density(path: pathlib.Path) -> dict[str, typing.Any]:
     return {"edges": edges, "latents": shares, "never": never}
 
 
-def named(runs: Sequence[RunCurves], folders: Sequence[str]) -> list[RunCurves]:
+def with_unique_names(runs: Sequence[RunCurves], folders: Sequence[str]) -> list[RunCurves]:
     """Return the runs, with the path as the name if several folders have the same name."""
     count = collections.Counter(run.name for run in runs)
     return [
@@ -180,7 +180,7 @@ def named(runs: Sequence[RunCurves], folders: Sequence[str]) -> list[RunCurves]:
 def main(argv: Sequence[str]) -> None:
     arguments = RunsParser("revelio_jax.plot", __doc__, "PNG").parse(argv)
     require("matplotlib", "plot", "revelio_jax.plot")
-    runs = named([read_run(folder) for folder in arguments.runs], arguments.runs)
+    runs = with_unique_names([read_run(folder) for folder in arguments.runs], arguments.runs)
     out = files.output_file(arguments.out, arguments.runs, "plot.png")
     with files.replacing(out) as part:
         draw(runs).savefig(part, format="png")
@@ -188,5 +188,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main(sys.argv[1:])

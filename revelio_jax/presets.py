@@ -4,9 +4,9 @@
     presets.steerers(c)
     c.sae.k = 64  # changes of an experiment come after the preset
 
-Each sets the fields of ``c.sae`` and ``c.train`` that its paper states. ``normalize`` and ``clip_norm`` keep the
-project's defaults, because neither paper mentions them. With normalization, training does not depend on the scale of
-a hook point, and the export folds it in, so that an SAE takes rows unchanged.
+Each function sets the fields of ``c.sae`` and ``c.train`` that its paper states. ``normalize`` and ``clip_norm`` keep
+the project's defaults, because neither paper mentions them. With normalization, training does not depend on the scale
+of a hook point. The export folds the normalization in, so an exported SAE takes unnormalized rows.
 """
 
 import ml_collections
@@ -41,8 +41,8 @@ def revelio(c: ml_collections.ConfigDict) -> None:
 
     The paper's top-k has no ReLU. The 32 largest of 81,920 latents are positive, so the ReLU after the selection here
     changes nothing. The paper has no auxiliary loss. Its released code initializes the decoder independently and
-    takes the encoder's fan from the latents, so the initial encoder is sqrt(64) times smaller. Here the decoder
-    starts as the transposed encoder.
+    takes the encoder's fan-in from the number of latents, so the initial encoder is sqrt(64) times smaller. Here the
+    decoder starts as the transposed encoder.
     """
     c.sae.architecture = "topk"
     c.sae.k = 32

@@ -13,7 +13,7 @@ MINIATURES = pathlib.PurePath("extract", "miniature")
 def locate(path: str) -> str:
     """Return ``path``, or the shipped file or folder of that name if the working directory has none.
 
-    Configs name the miniatures by paths in a clone, for example extract/miniature/sd. This function makes those
+    Configs refer to the miniatures by paths in a clone, for example extract/miniature/sd. This function makes these
     paths valid in every working directory, so stores and exports record the same model id everywhere.
     """
     if pathlib.Path(path).exists() or not pathlib.PurePath(path).is_relative_to(MINIATURES):
@@ -47,6 +47,6 @@ def config_names() -> list[str]:
 
 
 def _configs() -> pathlib.Path:
-    """Return the folder of configs: inside of an installed package, or configs/ of a clone."""
+    """Return the folder of configs: in the installed package, or configs/ of a clone."""
     installed = HOME / "revelio_jax" / "shipped_configs"
     return installed if installed.is_dir() else HOME / "configs"

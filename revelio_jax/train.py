@@ -4,8 +4,8 @@
     python -m revelio_jax.train --config configs/mini_sd.py --config.train.resume=True
 
 Writes config.json, metrics.jsonl and checkpoints/ into the folder config.run. A run that is stopped at any
-moment and resumed gives the same bits as a run that never stopped. A non-finite loss ends the run with
-status 1 and writes the rows of that step to nonfinite.json.
+moment and resumed gives the same bits as an uninterrupted run. A non-finite loss ends the run with status 1 and
+writes the rows of that step to nonfinite.json.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import numpy as np
 
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 from revelio_jax.sae import initial, sharding
 from revelio_jax.training import checkpoints, metrics, nonfinite_report, processes, trackers
 from revelio_jax.training.loader import RowStream
@@ -94,5 +94,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main(sys.argv[1:])

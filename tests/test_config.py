@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from revelio_jax import cli
 from revelio_jax import config as configs
 from revelio_jax.config import renamed
-from revelio_jax.errors import InputError, reported
+from revelio_jax.errors import InputError, report_errors
 from tests.helpers import ROOT
 
 FIELDS = [
@@ -290,7 +290,7 @@ def test_help_describes_every_flag(capsys):
 
 
 def test_an_input_error_is_one_line_and_status_2(capsys):
-    with pytest.raises(SystemExit) as exit, reported():
+    with pytest.raises(SystemExit) as exit, report_errors():
         raise InputError("one\n  two")
     assert exit.value.code == 2
     assert capsys.readouterr().err == "error: one two\n"

@@ -80,7 +80,7 @@ def test_a_closed_pipe_prints_no_traceback(arguments):
 
 
 def test_a_closed_pipe_while_printing_ends_with_the_status_of_a_signal():
-    code = "from revelio_jax.errors import reported\nwith reported():\n    for i in range(100_000): print(i)"
+    code = "from revelio_jax.errors import report_errors\nwith report_errors():\n    for i in range(100_000): print(i)"
     done = subprocess.run(
         ["bash", "-c", f'"{sys.executable}" -c "{code}" | head -1; echo "${{PIPESTATUS[0]}}"'],
         cwd=ROOT,

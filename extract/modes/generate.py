@@ -69,12 +69,12 @@ def load(config: Config, prompts: list[Sample], worker: Worker) -> GenerateJob:
             f"config.extract.save_latents is True; it must be False for the family {source.family}, whose pipeline "
             "does not return latents"
         )
-    shapes, latent = denoiser.wanted_shapes(source, extract)
+    shapes, latent = denoiser.extraction_shapes(source, extract)
     schedule = _selected(denoiser.schedule(source, config, latent), extract.timesteps)
     pipe = loading.load(source, model, vae_dtype=model.dtype)
     _call_arguments(pipe, prompts, extract)  # raises InputError for a prompt that is not a class of a DiT
     # The fingerprint reads the weights on the CPU, before placement moves them.
-    description = denoiser.described(source, model, device, pipe)
+    description = denoiser.model_record(source, model, device, pipe)
     placement.place(pipe, loading.components(source), model, device)
     return GenerateJob(config, prompts, pipe, shapes, schedule, description)
 
@@ -120,10 +120,10 @@ def _recorded_batches(job: GenerateJob, samples: range, progress: Progress) -> I
     runs_to_end = extract.save_images or extract.save_latents
     for start in range(samples.start, samples.stop, extract.batch_size):
         batch = job.prompts[start : min(start + extract.batch_size, samples.stop)]
-        with recorder.recorded(job.pipe, points, job.schedule, len(batch), extract, stop=not runs_to_end) as recorded:
+        with recorder.record(job.pipe, points, job.schedule, len(batch), extract, stop=not runs_to_end) as recording:
             images, latents = _generate(job.pipe, batch, extract)
             artifacts.save(extract, batch, images, latents)
-        yield [prompt["id"] for prompt in batch], recorded
+        yield [prompt["id"] for prompt in batch], recording
         progress(len(batch))
 
 

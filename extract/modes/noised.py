@@ -61,11 +61,11 @@ def load(config: Config, images: Images, worker: Worker) -> NoisedJob:
     loading.quiet()
     device = loading.device(model.device, worker.number)
     source = find(model.id, model.revision, model.family)
-    shapes, _ = denoiser.wanted_shapes(source, extract)
+    shapes, _ = denoiser.extraction_shapes(source, extract)
     _check_timesteps(extract.timesteps, loading.scheduler(source).config.num_train_timesteps)
     pipe = loading.load(source, model, vae_dtype="float32")
     # The fingerprint reads the weights on the CPU, before placement moves them.
-    description = denoiser.described(source, model, device, pipe)
+    description = denoiser.model_record(source, model, device, pipe)
     placement.place(pipe, loading.components(source), model, device)
     family = source.layout
     with torch.inference_mode():
@@ -142,10 +142,10 @@ def _recorded_batches(job: NoisedJob, samples: range, progress: Progress) -> Ite
         if images:
             seeds = [extract.seed + number for number in images]
             latents = encode_images(job.pipe, np.stack(list(images.values())))
-            recorded: Recording = {}
+            recording: Recording = {}
             for timestep in extract.timesteps:
-                recorded |= _pass(job, add_noise(schedule, latents, seeds, timestep), timestep, points)
-            yield list(images), recorded
+                recording |= _pass(job, add_noise(schedule, latents, seeds, timestep), timestep, points)
+            yield list(images), recording
         progress(len(batch))
 
 
@@ -156,9 +156,9 @@ def _pass(job: NoisedJob, latents: torch.Tensor, timestep: int, points: list[Hoo
     model = getattr(job.pipe, family.denoiser)
     # With one entry in the schedule, every value of the timestep argument counts as this timestep.
     schedule = {0.0: timestep}
-    with recorder.recorded(job.pipe, points, schedule, len(latents), job.config.extract, stop=True) as recorded:
+    with recorder.record(job.pipe, points, schedule, len(latents), job.config.extract, stop=True) as recording:
         model(**family.denoiser_arguments(latents.to(model.dtype), timestep, job.conditioning))
-    return recorded
+    return recording
 
 
 def _noise(shape: torch.Size, seed: int, timestep: int) -> torch.Tensor:

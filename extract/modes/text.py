@@ -62,7 +62,7 @@ def load(config: Config, prompts: list[Sample], worker: Worker) -> TextJob:
     tokens = {component: text_encoder.tokenize(encoder, texts) for component, encoder in encoders.items()}
     _check_joined(joined, tokens, config.extract.positions)
     # The fingerprint reads the weights on the CPU, before placement moves them.
-    description = loading.described(model, source, device, encoders.values())
+    description = loading.model_record(model, source, device, encoders.values())
     placement.place(pipe, encoders, model, device)
     return TextJob(config, prompts, joined, encoders, tokens, description)
 

@@ -93,7 +93,7 @@ def rule_changes(
     reported = {row["prompt"] for row in bench.with_concept[1::2] + bench.without[1::2]}
     with_concept, without = split([row for row in labeled if row["prompt"] not in reported], bench.column, bench.value)
     sae, sampling = steerer.placed(pipe), None
-    if hook_points.is_denoiser_site(steerer.site):
+    if hook_points.is_denoiser_point(steerer.site):
         sampling = call_settings(pipe, settings)
         with_concept, without = few(with_concept, IMAGES), few(without, IMAGES)
     learned, latents = find_latents(pipe, steerer.site, sae, with_concept, without, RATIO, MAX_LATENTS, sampling)

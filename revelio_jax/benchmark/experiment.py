@@ -78,7 +78,7 @@ class Experiment:
     def limits(self) -> dict[str, typing.Any]:
         """Return the arguments of Steerer.attach that limit steering to a region. Raise InputError for a bad mask."""
         steer = self.config.steer
-        if not hook_points.is_denoiser_site(self.steerer.site):
+        if not hook_points.is_denoiser_point(self.steerer.site):
             return {"positions": steer.positions}
         return {
             "steps": steer.timesteps or None,

@@ -19,7 +19,7 @@ from revelio_jax.benchmark.bench import make_bench
 from revelio_jax.benchmark.experiment import load_experiment
 from revelio_jax.benchmark.measurement import FIGURES, Interval, measure
 from revelio_jax.cli import parse
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 from revelio_jax.steering.learned_concepts import file_name
 from revelio_jax.steering.strengths import parse_strengths
 
@@ -65,5 +65,5 @@ def _print_table(summaries: dict[str, dict[str, Interval]], prompts: int) -> Non
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main(sys.argv[1:])

@@ -22,7 +22,7 @@ from revelio_jax.benchmark.bench import make_bench
 from revelio_jax.benchmark.experiment import Experiment, load_experiment
 from revelio_jax.benchmark.measurement import FIGURES, Interval, Outcome, measure
 from revelio_jax.cli import parse
-from revelio_jax.errors import InputError, reported, require
+from revelio_jax.errors import InputError, report_errors, require
 from revelio_jax.steering.learned_concepts import file_name
 from revelio_jax.steering.strengths import parse_strengths
 
@@ -160,5 +160,5 @@ def _parse_target(text: str | None) -> float | None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main(sys.argv[1:])

@@ -24,7 +24,7 @@ from revelio_jax.benchmark.comparison import compare
 from revelio_jax.benchmark.judges import load_judge
 from revelio_jax.benchmark.measurement import FIGURES
 from revelio_jax.cli import parse
-from revelio_jax.errors import InputError, reported
+from revelio_jax.errors import InputError, report_errors
 from revelio_jax.pipelines.loading import load_pipeline
 from revelio_jax.steering.labels import parse_concept, read_labeled
 from revelio_jax.steering.steerer import Steerer
@@ -97,5 +97,5 @@ def markdown(result: dict[str, typing.Any]) -> str:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main(sys.argv[1:])

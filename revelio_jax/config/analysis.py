@@ -1,4 +1,4 @@
-"""Sections of the configuration for what follows training: steering, interpretation and tags."""
+"""Sections of the configuration for the steps after training: steering, interpretation and tags."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ RULES = ("auto", "paper", "contrast", "gated", "swap")
 
 @dataclasses.dataclass(frozen=True)
 class SteerConfig:
-    """Sampling with and without steering, and how the effect is measured."""
+    """Sampling with and without steering, and measuring the effect."""
 
     rule: str = field(
         "auto",
@@ -56,14 +56,14 @@ class SteerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InterpretConfig:
-    """What is recorded about each latent."""
+    """The data to record about each latent."""
 
     sae: str | None = field(
         None,
         "SAE folder; None: the run's export; neurons: treat each coordinate of the activations as a latent",
     )
     top: int = field(20, "top samples recorded per latent", low=1)
-    weaker: int = field(10, "samples recorded per latent from lower quantiles", low=0)
+    weaker: int = field(10, "samples recorded per latent from lower quantiles of its activations", low=0)
     neighbors: int = field(
         10, "neighbors recorded per latent: by firing on the same rows, and by decoder similarity", low=0
     )
@@ -71,7 +71,7 @@ class InterpretConfig:
     cells: int = field(256, "cells in the map of a sample; larger maps are reduced by maxima", low=1)
     batch_size: int = field(4096, "rows encoded together", low=1)
     stratum: str | None = field(
-        None, "sample column, such as language, whose values are reported separately; None: the timestep"
+        None, "column of the samples, such as language, to report each value of separately; None: the timestep"
     )
     labels: tuple[str, ...] = field((), "label columns to measure purity on; empty: every column whose values repeat")
     random_samples: int = field(256, "random samples whose active latents are recorded", low=0)
@@ -80,7 +80,7 @@ class InterpretConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TagsConfig:
-    """The vision-language model that labels latents; only the command tags needs it."""
+    """The vision-language model that labels latents; only the command tags uses it."""
 
     model: str | None = field(
         None,
@@ -96,13 +96,13 @@ class TagsConfig:
     )
     latents: int | None = field(100, "latents to label, drawn at random from those that fire; None: all", low=1)
     images: int = field(8, "top samples shown per latent", low=1)
-    held_out: int = field(20, "samples not shown, half of them firing, on which a label is tested; 0: no scores", low=0)
+    held_out: int = field(20, "other samples that test a label, half of them firing; 0: no scores", low=0)
     max_tokens: int = field(256, "largest number of tokens in an answer; thinking models need more", low=1)
     parallel: int = field(4, "simultaneous requests to the endpoint", low=1, high=256)
     timeout: float = field(120.0, "seconds until a request is abandoned and repeated", low=0.01)
 
     def __post_init__(self):
-        """Raise InputError for a malformed name or URL; never print a key given by mistake."""
+        """Raise InputError for a malformed name or URL; the message never repeats a value that may be a key."""
         if self.key and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.key):
             raise InputError(
                 "config.tags.key is not the name of an environment variable (letters, digits, underscores); "

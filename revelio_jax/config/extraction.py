@@ -1,4 +1,4 @@
-"""Sections of the configuration for extraction: the pipeline, and the activations taken from it."""
+"""Sections of the configuration for extraction: the pipeline and the activations to record."""
 
 import dataclasses
 
@@ -14,8 +14,8 @@ class ModelConfig:
     """The pipeline to extract from and to steer."""
 
     id: str | None = field(None, "hub id or folder of a diffusers pipeline")
-    revision: str | None = field(None, "hub revision; None is the newest")
-    family: str = field("sd", "family of the pipeline; text is a text encoder without a pipeline", choices=FAMILIES)
+    revision: str | None = field(None, "hub revision; None: the newest")
+    family: str = field("sd", "family of the pipeline; text: a text encoder without a pipeline", choices=FAMILIES)
     dtype: str = field("float32", "dtype of the weights", choices=DTYPES)
     device: str = field("auto", "torch device; auto picks cuda, then mps, then cpu")
     compile: bool = field(False, "extraction: compile each repeated block with torch.compile")
@@ -51,16 +51,16 @@ class ExtractConfig:
     prompt_column: str = field("prompt", "column with the prompt; every other column is a label")
     shuffle: bool = field(
         False,
-        "shuffle the prompts, always in the same order; without it, the chunks that training holds out from "
-        "a sorted file would contain prompts of one kind",
+        "shuffle the prompts, always into the same order; otherwise the chunks that training holds out from "
+        "a sorted file contain prompts of one kind only",
     )
     sites: tuple[str, ...] = field(
         (), "hook points, for example clip.layer.9; clip_l.layer.10+clip_g.layer.28 joins two, token by token"
     )
     positions: str = field(
         "auto",
-        "token positions to keep: all; no_padding drops padding; content also drops BOS and EOS; auto is all "
-        "for CLIP and no_padding for other encoders",
+        "token positions to keep. all; no_padding: drop padding; content: also drop BOS and EOS; auto: all "
+        "for CLIP, no_padding for other encoders",
         choices=("auto", "all", "no_padding", "content"),
     )
     images: str | None = field(
@@ -73,27 +73,28 @@ class ExtractConfig:
     split: str = field("train", "noised: split of the dataset")
     timesteps: tuple[int, ...] = field(
         (),
-        "noised: timesteps whose noise is added; generate: timesteps to keep, empty keeps the whole schedule",
+        "noised: timesteps whose noise is added; generate: timesteps to record, empty: the whole schedule",
     )
     value: str = field(
         "output",
-        "generate, noised: output: what a block returns; difference: its output minus its input",
+        "generate, noised. output: the output of a block; difference: its output minus its input",
         choices=("output", "difference"),
     )
     pool: str = field(
         "none",
-        "generate, noised: none: one row per position; mean: their mean as one row",
+        "generate, noised. none: one row per position; mean: one row, the mean over the positions",
         choices=("none", "mean"),
     )
     seed: int = field(
         0,
-        "generate, noised: seed of the first sample; each next sample adds 1; a prompt column seed overrides it",
+        "generate, noised: seed of the first sample, increased by 1 for each next sample; a prompt column called seed "
+        "overrides it",
         low=0,
         high=2**62,  # the seeds of all samples must fit 64 bits
     )
     steps: int = field(50, "generate: sampling steps", low=1)
     guidance: float = field(7.5, "generate, and noised for FLUX: guidance scale", low=0.0)
-    true_cfg: float = field(1.0, "generate: true_cfg_scale of FLUX; 1 runs no negative prompt", low=0.0)
+    true_cfg: float = field(1.0, "generate: true_cfg_scale of FLUX; 1: no negative prompt runs", low=0.0)
     prompt: str = field("", "noised: prompt for every image")
     negative_prompt: str = field("", "generate: negative prompt")
     height: int = field(512, "generate, noised: pixels, a multiple of 8", low=8, high=16_384, multiple=8)
@@ -110,9 +111,9 @@ class ExtractConfig:
         low=1,
         high=1_000_000,  # a reader holds a whole chunk in memory
     )
-    worker: int | None = field(None, "number of this worker, from 0; None: torchrun or SLURM decides", low=0)
+    worker: int | None = field(None, "number of this worker, from 0; None: taken from torchrun or SLURM", low=0)
     workers: int | None = field(
-        None, "processes that share the shards; None: torchrun or SLURM decides, otherwise 1", low=1
+        None, "processes that share the shards; None: taken from torchrun or SLURM, otherwise 1", low=1
     )
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""How a field of the configuration is declared: its default, its help text and the values it allows."""
+"""Declare a field of the configuration: its default, its help text and its allowed values."""
 
 import dataclasses
 import typing

@@ -49,7 +49,7 @@ SECTIONS: dict[str, type] = {
 
 
 def default() -> ml_collections.ConfigDict:
-    """Return every field with its default, for a config file to change."""
+    """Return a ConfigDict with the default of every field, which a config file changes."""
     return ml_collections.ConfigDict(dataclasses.asdict(Config()))
 
 
@@ -65,13 +65,13 @@ def resolve(config: Mapping[str, typing.Any] | ml_collections.ConfigDict) -> Con
         if name in SECTIONS:
             values[name] = _section(name, value)
         elif name == "run":
-            values[name] = _checked("config.run", value, *declared("run"))
+            values[name] = _checked("config.run", value, *field_spec("run"))
         else:
-            raise InputError(unknown(name))
+            raise InputError(unknown_field(name))
     return Config(**values)
 
 
-def names() -> list[str]:
+def field_names() -> list[str]:
     """Return the dotted name of every field, for example train.steps."""
     sections = ((name, section) for name, section in SECTIONS.items())
     return [
@@ -80,7 +80,7 @@ def names() -> list[str]:
     ]
 
 
-def declared(name: str) -> tuple[typing.Any, Mapping[str, typing.Any]]:
+def field_spec(name: str) -> tuple[typing.Any, Mapping[str, typing.Any]]:
     """Return the type hint and the metadata of a field by its dotted name."""
     section, _, key = name.rpartition(".")
     owner = SECTIONS[section] if section else Config
@@ -88,7 +88,7 @@ def declared(name: str) -> tuple[typing.Any, Mapping[str, typing.Any]]:
     return typing.get_type_hints(owner)[key], metadata
 
 
-def unknown(name: str) -> str:
+def unknown_field(name: str) -> str:
     """Return the message for a field or section that does not exist, by its dotted name."""
     if name in renamed.FIELDS:
         return f"config.{name} is now called config.{renamed.FIELDS[name]}"
@@ -100,7 +100,7 @@ def unknown(name: str) -> str:
 
 
 def did_you_mean(key: str, keys: Iterable[str], plural: str = "fields") -> str:
-    """Return the closest of ``keys``, or all of them, as advice; ``plural`` is what they are."""
+    """Return advice with the closest of ``keys``, or with all of them; ``plural`` is the word for them."""
     keys = list(keys)
     close = difflib.get_close_matches(key, keys, 1)
     return f"did you mean {close[0]}?" if close else f"{plural}: {', '.join(keys)}"
@@ -109,12 +109,12 @@ def did_you_mean(key: str, keys: Iterable[str], plural: str = "fields") -> str:
 def _section(name: str, section: typing.Any) -> typing.Any:
     if not isinstance(section, Mapping):
         raise InputError(f"config.{name} is {section!r}; it must be a section with fields")
-    known = {each.name for each in dataclasses.fields(SECTIONS[name])}
+    fields = {each.name for each in dataclasses.fields(SECTIONS[name])}
     for key in section:
-        if key not in known:
-            raise InputError(unknown(f"{name}.{key}"))
+        if key not in fields:
+            raise InputError(unknown_field(f"{name}.{key}"))
     return SECTIONS[name](
-        **{key: _checked(f"config.{name}.{key}", value, *declared(f"{name}.{key}")) for key, value in section.items()}
+        **{key: _checked(f"config.{name}.{key}", value, *field_spec(f"{name}.{key}")) for key, value in section.items()}
     )
 
 

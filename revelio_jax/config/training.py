@@ -21,8 +21,8 @@ class DataConfig:
 
     stores: tuple[str, ...] = field(
         (),
-        "stores to train on, as LOCATION or WEIGHT:LOCATION; a location may be a pattern such as stores/flux_*, "
-        "whose stores are read as one; empty: config.extract.store",
+        "stores to train on, as LOCATION or WEIGHT:LOCATION; stores that match a pattern such as stores/flux_* "
+        "are read as one; empty: config.extract.store",
     )
     site: str | None = field(None, "site of the stores to train on; None: the first one")
     held_out: float = field(0.05, "share of the chunks held out for evaluation", low=0.0, high=0.5)
@@ -38,9 +38,9 @@ class SaeConfig:
 
     architecture: str = field(
         "topk",
-        "topk: k latents per row; batch_topk: k per row on average over a batch; jumprelu: one learned "
-        "threshold per latent, k per row on average by a penalty; dense: every latent, for an undercomplete "
-        "baseline",
+        "latents that fire. topk: k per row; batch_topk: k per row on average over a batch; jumprelu: those above "
+        "a learned threshold per latent, with a penalty that pulls their mean number to k; dense: any, for an "
+        "undercomplete baseline",
         choices=("topk", "batch_topk", "jumprelu", "dense"),
     )
     k: int = field(32, "latents that may fire on a row", low=1)
@@ -51,8 +51,10 @@ class SaeConfig:
     prefixes: tuple[float, ...] = field(
         (), "Matryoshka: shares of the latents, increasing to 1; each prefix reconstructs the row by itself"
     )
-    multi_topk: float = field(0.0, "weight of the error with 4 k latents (MultiTopK), often 0.125", low=0.0)
-    k_aux: int = field(256, "dead latents that reconstruct the error in the auxiliary loss (AuxK)", low=0)
+    multi_topk: float = field(
+        0.0, "weight of the reconstruction error with 4 k latents (MultiTopK), usually 0.125", low=0.0
+    )
+    k_aux: int = field(256, "dead latents that reconstruct the error of the others in the auxiliary loss (AuxK)", low=0)
     aux_alpha: float = field(1 / 32, "weight of the auxiliary loss", low=0.0)
     dead_after_rows: int = field(10_000_000, "a latent is dead after this many rows without firing", low=1)
     dead_threshold: float = field(1e-3, "a latent fires if its value is above this threshold", low=0.0)
@@ -69,8 +71,9 @@ class SaeConfig:
     )
     init: str = field(
         "fitted",
-        "initial encoder. unit: the decoder's unit-norm rows; fitted: these rows times the factor that "
-        "reconstructs the first rows best; kaiming_uniform: drawn, and the decoder takes its normalized rows",
+        "initial encoder. unit: the unit-norm rows of the decoder; fitted: the same, times the factor that best "
+        "reconstructs the first training rows; kaiming_uniform: random, and the decoder takes its rows, scaled to "
+        "norm 1",
         choices=("fitted", "unit", "kaiming_uniform"),
     )
     b_dec_init: str = field(
@@ -78,13 +81,13 @@ class SaeConfig:
         "initial decoder bias, computed from the first b_dec_init_rows rows",
         choices=("geometric_median", "mean", "zero"),
     )
-    b_dec_init_rows: int = field(32_768, "rows for the initial decoder bias", low=1)
+    b_dec_init_rows: int = field(32_768, "rows used for the initial decoder bias", low=1)
     encode_chunk: int | None = field(
         None, "latents encoded at a time, which bounds memory for large dictionaries; None: all", low=1
     )
     products: str = field(
         "auto",
-        "products with codes. sparse: read and write only the rows of latents that fire; dense: multiply whole "
+        "matrix products with codes. sparse: use only the rows of latents that fire; dense: multiply whole "
         "matrices; auto: sparse on a CPU, dense on accelerators",
         choices=("auto", "sparse", "dense"),
     )
@@ -128,7 +131,7 @@ class TrainConfig:
     decay: str = field(
         "linear", "shape of the decay of the learning rate to 0 at the end", choices=("linear", "cosine")
     )
-    decay_share: float = field(0.0, "last share of the steps in which the learning rate decays", low=0.0, high=1.0)
+    decay_share: float = field(0.0, "share of the steps, at the end, with a decaying rate", low=0.0, high=1.0)
     adam_eps: float = field(6.25e-10, "epsilon of Adam", low=0.0)
     clip_norm: float | None = field(
         1e-3,
@@ -138,7 +141,7 @@ class TrainConfig:
     )
     ema: float | None = field(
         None,
-        "decay of a moving average of the parameters, which is then evaluated and exported; None: no average",
+        "decay of a moving average of the parameters, which evaluation and export then use; None: no average",
         low=0.0,
         high=0.999999,  # at 1 it would never move
     )
@@ -158,7 +161,7 @@ class MeshConfig:
     distributed: bool = field(
         False, "multi-process run; peers are detected on a cluster, otherwise set the next three fields"
     )
-    coordinator: str | None = field(None, "host:port of the first process, the same in every process")
+    coordinator: str | None = field(None, "host:port of the first process; all processes get the same value")
     processes: int = field(1, "number of processes", low=1)
     process: int = field(0, "number of this process, from 0", low=0)
 
@@ -168,5 +171,5 @@ class LoggingConfig:
     """Metrics during training."""
 
     every: int = field(50, "steps between lines of metrics.jsonl", low=1)
-    tensorboard: bool = field(False, "also write metrics for TensorBoard, to runs/<name>/tensorboard")
-    wandb: str | None = field(None, "also send metrics to this wandb project; None: no")
+    tensorboard: bool = field(False, "also write metrics for TensorBoard, to the folder tensorboard of the run")
+    wandb: str | None = field(None, "wandb project that also receives the metrics; None: do not use wandb")

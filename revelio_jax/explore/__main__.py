@@ -2,9 +2,9 @@
 
 import sys
 
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 from revelio_jax.explore import command
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         command.main(sys.argv[1:])

@@ -71,7 +71,7 @@ class Backend:
         self.pipe, self.steerer, self.learned = pipe, steerer, learned
         self.family, self.site = family_of(pipe), steerer.site
         self.points = hook_points.resolve_joined(pipe, self.site)
-        self.in_denoiser = hook_points.is_denoiser_site(self.site)
+        self.in_denoiser = hook_points.is_denoiser_point(self.site)
         self.sees_text = not self.in_denoiser or self.site.endswith(".text")
         self._lock = threading.Lock()  # one image at a time
         self._images = BoundedCache(IMAGE_CACHE_BYTES, lambda image: image.nbytes)
@@ -245,7 +245,7 @@ class Backend:
         model = getattr(self.pipe, self.family.denoiser)
         latent = denoiser.latent_shape(self.source, model, extract)
         schedule = denoiser.schedule(self.source, dataclasses.replace(self.config, extract=extract), latent)
-        with recorder.recorded(self.pipe, list(self.points), schedule, 1, extract, stop=False) as recording:
+        with recorder.record(self.pipe, list(self.points), schedule, 1, extract, stop=False) as recording:
             image = self._sample(request, on_step)
         activations = [
             torch.cat([by_site[point.name][0] for point in self.points], dim=-1) for by_site in recording.values()

@@ -58,16 +58,16 @@ def read_images(location: str, image_column: str, label_column: str, split: str)
     if not location:
         raise InputError("config.extract.images is not set; mode noised needs a folder of images or a dataset")
     path = pathlib.Path(location)
-    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    if path.is_dir() and not saved:
+    is_saved_dataset = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    if path.is_dir() and not is_saved_dataset:
         return _folder(path)
     is_file = path.suffix == ".parquet" and path.is_file()
     is_name = path.suffix != ".parquet" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", location)
-    if not (saved or is_file or is_name):
+    if not (is_saved_dataset or is_file or is_name):
         raise InputError(
             f"config.extract.images is {location!r}; it must be a folder, a .parquet file or a hub name (owner/name)"
         )
-    return _dataset(location, saved, image_column, label_column, split)
+    return _dataset(location, is_saved_dataset, image_column, label_column, split)
 
 
 def _folder(folder: pathlib.Path) -> Images:
@@ -96,15 +96,15 @@ def _folder(folder: pathlib.Path) -> Images:
     return Images(samples, hashlib.sha256(repr(sizes).encode()).hexdigest(), paths.__getitem__)
 
 
-def _dataset(location: str, saved: bool, image_column: str, label_column: str, split: str) -> Images:
+def _dataset(location: str, is_saved_dataset: bool, image_column: str, label_column: str, split: str) -> Images:
     require("datasets", "datasets", f"config.extract.images {location!r}")
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the error below has its message
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the InputError below repeats its messages
     where = f"config.extract.images {location!r}"
     try:
-        if saved:
+        if is_saved_dataset:
             data = datasets.load_from_disk(location)
         elif location.endswith(".parquet"):
             data = datasets.load_dataset("parquet", data_files=location, split="train")
@@ -125,7 +125,7 @@ def _dataset(location: str, saved: bool, image_column: str, label_column: str, s
         )
     if not len(data):
         raise InputError(f"{where}: the dataset has no images")
-    try:  # not decoded here, because a broken image would end the whole run
+    try:  # images are not decoded here, because one broken image would end the whole run
         images = data.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
     except (pyarrow.ArrowException, ValueError, TypeError) as error:
         raise InputError(

@@ -22,8 +22,8 @@ def read_prompts(path: str, column: str = "prompt", shuffle: bool = False) -> li
     """Return a dict per prompt: ``id`` (its number), ``prompt``, and every other column as a label.
 
     A .txt file has one prompt per line; blank lines are skipped. In .csv, .jsonl and .parquet files ``column`` holds
-    the prompt, which may be empty (the unconditional prompt). A column called id becomes file_id. ``shuffle`` puts
-    the prompts into a random order, always the same. Raise InputError if the file cannot be read completely.
+    the prompt, which may be empty (the unconditional prompt). A column called id becomes file_id. ``shuffle`` always
+    gives the same random order. Raise InputError if the file cannot be read completely.
     """
     readers = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
     if not path:
@@ -38,7 +38,7 @@ def read_prompts(path: str, column: str = "prompt", shuffle: bool = False) -> li
     rows = readers[file.suffix](path, data, column)
     if not rows:
         raise InputError(f"prompts {path}: the file has no prompts")
-    rows = _tidy(path, rows, column)
+    rows = _samples(path, rows, column)
     if shuffle:
         random.Random(0).shuffle(rows)
         rows = [row | {"id": i} for i, row in enumerate(rows)]
@@ -118,20 +118,20 @@ def _require(path: str, column: str, columns: typing.Iterable[str], where: str =
         )
 
 
-def _tidy(path: str, rows: list[Row], column: str) -> list[Row]:
-    """Return rows that all have the same columns, in the form of the store's samples."""
+def _samples(path: str, rows: list[Row], column: str) -> list[Row]:
+    """Return rows with the same columns, in the form of the store's samples."""
     names = {"id": "file_id", column: "prompt"}
     columns = list(dict.fromkeys(key for row in rows for key in row if key != column))
     labels = {key: names.get(key, key) for key in columns}
     if "prompt" in labels.values() or len(set(labels.values())) < len(labels):
         raise InputError(f"prompts {path}: two columns would be called 'prompt' or 'file_id'; rename one")
-    tidy = []
+    samples = []
     for i, row in enumerate(rows):
         if not isinstance(row[column], str):
             raise InputError(f"prompts {path}: prompt {i} is {row[column]!r}; it must be text")
-        tidy.append({"id": i, "prompt": row[column]} | {labels[key]: row.get(key) for key in columns})
-    check_columns(f"prompts {path}", tidy)
-    return tidy
+        samples.append({"id": i, "prompt": row[column]} | {labels[key]: row.get(key) for key in columns})
+    check_columns(f"prompts {path}", samples)
+    return samples
 
 
 def _lines(path: str, data: bytes) -> list[str]:

@@ -21,9 +21,9 @@ from revelio_jax.pipelines.source import PipelineSource, component_config, token
 
 @dataclasses.dataclass(frozen=True)
 class ActivationShape:
-    """The activations of a hook point for one sample at one timestep: [positions, d].
+    """The shape of a hook point's activations for one sample at one timestep: [positions, d].
 
-    ``same_input``: the module's input has the same shape, so that there is a difference to extract.
+    ``same_input``: the module's input has the same shape, so that its difference from the output can be extracted.
     """
 
     positions: int
@@ -32,28 +32,28 @@ class ActivationShape:
 
 
 def skeleton(source: PipelineSource) -> typing.Any:
-    """Return the pipeline's text encoders and denoiser on the meta device; no weights are read or made."""
+    """Return the pipeline's text encoders and denoiser on the meta device, without reading or allocating weights."""
     pipe = loading.skeleton(source)
     if component := source.layout.denoiser:
-        with loading.explained(source, component):
+        with loading.one_line_errors(source, component):
             cls = getattr(diffusers, source.index[component][1])
             with torch.device("meta"):
                 model = cls.from_config(component_config(source, component))
-        setattr(pipe, component, model.eval().to("meta"))  # tables that numpy made are not on meta yet
+        setattr(pipe, component, model.eval().to("meta"))  # tables created by numpy are not on meta yet
     return pipe
 
 
-def wanted_shapes(
+def extraction_shapes(
     source: PipelineSource, extract: ExtractConfig
 ) -> tuple[dict[str, ActivationShape], tuple[int, int, int]]:
     """Return the shapes of config.extract.sites, and of the latents: [channels, height, width].
 
-    Raises InputError if a hook point is unknown, or has no difference although config.extract.value asks for it.
+    Raises InputError if a hook point is unknown, or if config.extract.value is difference and a hook point has none.
     """
     if source.layout.denoiser is None:
         raise InputError(
-            f"config.model.family is {source.family!r}, which has no denoiser; config.extract.mode={extract.mode} "
-            f"needs one of {', '.join(family.name for family in FAMILIES if family.denoiser)}"
+            f"config.model.family is {source.family!r}, which has no denoiser; with config.extract.mode={extract.mode} "
+            f"it must be one of {', '.join(family.name for family in FAMILIES if family.denoiser)}"
         )
     pipe = skeleton(source)
     latent = latent_shape(source, source.layout.denoiser_of(pipe), extract)
@@ -71,7 +71,7 @@ def wanted_shapes(
 def shapes(
     source: PipelineSource, pipe: typing.Any, points: list[HookPoint], latent: tuple[int, int, int]
 ) -> dict[str, ActivationShape]:
-    """Return the shapes of hook points of a denoiser, found by a forward pass on the meta device."""
+    """Return the shapes of hook points of a denoiser, from a forward pass on the meta device."""
     family = source.layout
     latents = torch.empty(1, *latent, device="meta")
     shapes_by_name: dict[str, ActivationShape] = {}
@@ -111,7 +111,7 @@ def latent_shape(
 
 
 def prompt_tokens(source: PipelineSource) -> int | None:
-    """Return the tokens of the denoiser's text, padding included, if the pipeline pads to a fixed number."""
+    """Return the number of tokens of the denoiser's text, padding included, or None if it is not fixed."""
     if source.layout.position_text_encoder is None:
         return None
     component = source.layout.text_encoders[source.layout.position_text_encoder]
@@ -120,12 +120,12 @@ def prompt_tokens(source: PipelineSource) -> int | None:
 
 
 def schedule(source: PipelineSource, config: Config, latent: tuple[int, int, int]) -> dict[float, int]:
-    """Return the timesteps that the pipeline denoises at, in order, keyed by the value that the denoiser gets.
+    """Return the timesteps of the pipeline's schedule, in order, by the value that the denoiser receives.
 
-    Timesteps are rounded to whole numbers; of several with the same key or value the first one counts.
+    Timesteps are rounded to whole numbers. If several have the same key or value, the first one is kept.
     """
     scheduler = loading.scheduler(source)
-    with loading.explained(source, "scheduler"):
+    with loading.one_line_errors(source, "scheduler"):
         source.layout.set_timesteps(scheduler, config.extract.steps, latent)
     timesteps: dict[float, int] = {}
     for timestep in scheduler.timesteps:
@@ -137,9 +137,9 @@ def schedule(source: PipelineSource, config: Config, latent: tuple[int, int, int
     return timesteps
 
 
-def described(
+def model_record(
     source: PipelineSource, model: ModelConfig, device: torch.device, pipe: typing.Any
 ) -> dict[str, typing.Any]:
-    """Return what a store records about a pipeline; the fingerprint covers every component with weights."""
+    """Return the record of a pipeline in a store; its fingerprint covers every component with weights."""
     parts = [loading.Component(name, getattr(pipe, name)) for name in loading.components(source)]
-    return loading.described(model, source, device, parts) | {"scheduler": component_config(source, "scheduler")}
+    return loading.model_record(model, source, device, parts) | {"scheduler": component_config(source, "scheduler")}

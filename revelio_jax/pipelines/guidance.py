@@ -1,7 +1,7 @@
 """The branches of classifier-free guidance, and the branch that a pipeline names for a pass of its denoiser.
 
-With guidance a denoiser runs for the prompt and for the negative prompt. Most pipelines put both into one batch;
-FLUX runs one after the other and names each. Nothing here counts calls.
+With guidance a denoiser runs on the prompt and on the negative prompt. Most pipelines put both into one batch. FLUX
+runs them in separate passes and names the branch of each, so no calls have to be counted.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ BRANCH_OF_NAME = {"cond": CONDITIONAL, "uncond": UNCONDITIONAL}
 
 @contextlib.contextmanager
 def named_branches(denoiser: typing.Any) -> Iterator[list[str | None]]:
-    """Yield a list whose last item is the branch that the pipeline names for the current pass, None if it names none.
+    """Yield a list whose last item is the branch that the pipeline names for the current pass, or None.
 
-    Use it during one call of a pipeline: another pipeline may share the denoiser.
+    Use it during one call of a pipeline only, because another pipeline may share the denoiser.
     """
     branch: list[str | None] = [None]
-    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # of a compiled one
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps a module
     original = getattr(denoiser, "cache_context", None)
     if original is None:
         yield branch
@@ -34,12 +34,12 @@ def named_branches(denoiser: typing.Any) -> Iterator[list[str | None]]:
         finally:
             branch.pop()
 
-    before = vars(denoiser).get("cache_context")
+    previous = vars(denoiser).get("cache_context")
     denoiser.cache_context = cache_context
     try:
         yield branch
     finally:
-        if before is None:
-            del denoiser.cache_context  # the class's own method shows again
+        if previous is None:
+            del denoiser.cache_context  # uncovers the method of the class
         else:
-            denoiser.cache_context = before
+            denoiser.cache_context = previous

@@ -10,7 +10,7 @@ Layers count from 0; a hook point is the residual stream AFTER that layer.
     dit                                         dit.block.N
     text    text.layer.N, of a text encoder without a pipeline
 
-Each family lists its own in :mod:`revelio_jax.pipelines.families`.
+:mod:`revelio_jax.pipelines.families` defines the hook points of each family.
 """
 
 import re
@@ -21,23 +21,23 @@ from revelio_jax.pipelines.families import family_of, prefixes
 from revelio_jax.pipelines.hooks import HookPoint
 
 
-def is_denoiser_site(name: str) -> bool:
+def is_denoiser_point(name: str) -> bool:
     """Return whether a name has the form of a denoiser's hook point."""
     return name.partition(".")[0] in prefixes()
 
 
-def known_sites(pipe: typing.Any) -> list[str]:
-    """Return the names of every hook point of the components that the pipeline holds."""
+def point_names(pipe: typing.Any) -> list[str]:
+    """Return the names of all hook points of the components that the pipeline holds."""
     return [hook_point.name for hook_point in family_of(pipe).hook_points(pipe)]
 
 
 def resolve(pipe: typing.Any, name: str) -> HookPoint:
-    """Return the hook point with that name. Raise InputError with the names that exist if it is unknown."""
+    """Return a hook point by its name. Raise InputError with the known names if there is none of that name."""
     for hook_point in family_of(pipe).hook_points(pipe):
         if hook_point.name == name:
             return hook_point
     raise InputError(
-        f"unknown hook point {name!r}; this {family_of(pipe).name} pipeline has {abbreviate(known_sites(pipe))}"
+        f"unknown hook point {name!r}; this {family_of(pipe).name} pipeline has {abbreviate(point_names(pipe))}"
     )
 
 

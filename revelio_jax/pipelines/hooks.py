@@ -1,7 +1,7 @@
 """A hook point of one pipeline, and functions that run on its activations.
 
-The activations of a hook point are one tensor [sample, position, d], whatever its module returns: the layer of a
-text encoder, the block of a transformer, or a U-Net block whose positions are its pixels in row order.
+The activations of a hook point are always one tensor [sample, position, d]. The module may be a layer of a text
+encoder, a block of a transformer, or a U-Net block whose positions are its pixels in row order.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ if typing.TYPE_CHECKING:
 class HookPoint:
     """One hook point of one pipeline.
 
-    ``module`` is hooked; ``component`` is the pipeline's attribute that it belongs to; ``d`` is the width of its
-    activations. ``part`` is their index in a tuple that the module returns. ``is_map``: the module returns them as
+    ``module`` is the module to hook, ``component`` the attribute of the pipeline that contains it, and ``d`` the width
+    of the activations. ``part`` is their index if the module returns a tuple. ``is_map``: the module returns
     [sample, d, height, width]. ``needs_tuple``: the module must return a tuple of text and image.
     """
 
@@ -93,10 +93,10 @@ def hook(point: HookPoint, function: Callable[["torch.Tensor"], "torch.Tensor | 
         hidden = function(point.read(output))
         return None if hidden is None else point.replace(output, hidden)
 
-    return after(point.module, change)
+    return after_forward(point.module, change)
 
 
-def after(module: "torch.nn.Module", function: Callable[[tuple, dict, typing.Any], typing.Any]):
+def after_forward(module: "torch.nn.Module", function: Callable[[tuple, dict, typing.Any], typing.Any]):
     """Call ``function`` on the arguments and the output of every forward pass.
 
     A value that it returns, other than None, replaces the output. Returns a function that removes the hook. The hook
@@ -122,7 +122,7 @@ def after(module: "torch.nn.Module", function: Callable[[tuple, dict, typing.Any
     return _around_compiled(module, wrap)
 
 
-def before(module: "torch.nn.Module", function: Callable[[tuple, dict], None]) -> Callable[[], None]:
+def before_forward(module: "torch.nn.Module", function: Callable[[tuple, dict], None]) -> Callable[[], None]:
     """Call ``function`` on the arguments before every forward pass, outside compiled code.
 
     Returns a function that removes the hook.
@@ -162,7 +162,7 @@ def _around_compiled(module: "torch.nn.Module", wrap: Callable[[Callable], Calla
 
 
 @contextlib.contextmanager
-def captured(point: HookPoint) -> Iterator[list["torch.Tensor"]]:
+def capture(point: HookPoint) -> Iterator[list["torch.Tensor"]]:
     """Yield a list that collects the activations [sample, position, d] of every forward pass in the block."""
     outputs: list[torch.Tensor] = []
     remove = hook(point, outputs.append)

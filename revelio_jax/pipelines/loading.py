@@ -1,4 +1,4 @@
-"""Load diffusers pipelines and text encoders from a folder or the hub, no more of them than is needed."""
+"""Load diffusers pipelines and text encoders from a folder or the hub, and only the components that are needed."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ from revelio_jax.pipelines.source import PipelineSource, component_config, find
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-# What a loader may raise if files are missing, broken, or belong to another model.
+# Exceptions of loaders if files are missing, broken, or belong to another model.
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
 
 
@@ -35,7 +35,7 @@ LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, Attribute
 class TextEncoder:
     """A text encoder in evaluation mode and its tokenizer.
 
-    ``name`` is the first part of its hook points' names, for example clip. ``device`` is where it takes its input.
+    ``name`` is the first part of its hook points' names, for example clip. ``device`` is the device of its input.
     """
 
     component: str
@@ -59,7 +59,7 @@ class Component:
 
 
 def quiet() -> None:
-    """Silence the libraries' notes on stderr, where one line is one error."""
+    """Silence messages of the libraries, so that stderr holds only errors of this project."""
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -69,11 +69,11 @@ def quiet() -> None:
 
 
 def skeleton(source: PipelineSource) -> types.SimpleNamespace:
-    """Return the pipeline's text encoders on the meta device: enough to name their hook points without weights."""
+    """Return the pipeline's text encoders on the meta device, to list their hook points without weights."""
     pipe = types.SimpleNamespace(**{name: None for name in source.index if not name.startswith("_")})
     for component in source.layout.text_encoders.values():
         config = component_config(source, component)
-        with explained(source, component):
+        with one_line_errors(source, component):
             cls = _encoder_class(source, component, config)
             with torch.device("meta"):
                 if source.layout.is_standalone:
@@ -87,8 +87,8 @@ def skeleton(source: PipelineSource) -> types.SimpleNamespace:
 def load_text_encoder(
     source: PipelineSource, component: str, dtype: str, device: torch.device | str = "cpu"
 ) -> TextEncoder:
-    """Load one text encoder, to be placed on ``device``, and its tokenizer; read nothing else."""
-    with explained(source, component):
+    """Load one text encoder and its tokenizer, and nothing else. The caller moves the encoder to ``device``."""
+    with one_line_errors(source, component):
         tokenizer_class, subfolder = _tokenizer_class(source, component)
         tokenizer = tokenizer_class.from_pretrained(source.id, subfolder=subfolder, **_revision(source))
         cls = _encoder_class(source, component, component_config(source, component))
@@ -99,7 +99,7 @@ def load_text_encoder(
             output_loading_info=True,
             **_revision(source),
         )
-    # Poolers come after every hook point, and many folders lack them.
+    # A pooler runs after the last hook point, and many folders lack its weights.
     _check_weights(source, component, [key for key in info["missing_keys"] if not key.startswith("pooler.")])
     names = {component: name for name, component in source.layout.text_encoders.items()}
     return TextEncoder(component, model.eval(), tokenizer, names[component], device)
@@ -113,7 +113,7 @@ def load(source: PipelineSource, model: ModelConfig, vae_dtype: str) -> typing.A
         parts[component] = encoder.model
         parts[component.replace("text_encoder", "tokenizer")] = encoder.tokenizer
     for component, dtype in ((source.layout.denoiser or "", model.dtype), ("vae", vae_dtype)):
-        with explained(source, component):
+        with one_line_errors(source, component):
             cls = getattr(diffusers, source.index[component][1])
             part, info = cls.from_pretrained(
                 source.id, subfolder=component, torch_dtype=DTYPES[dtype], output_loading_info=True, **_revision(source)
@@ -126,7 +126,7 @@ def load(source: PipelineSource, model: ModelConfig, vae_dtype: str) -> typing.A
         setting = source.index.get(name)
         default = None if parameter.default is inspect.Parameter.empty else parameter.default
         arguments[name] = parts.get(name, default if setting is None or isinstance(setting, list) else setting)
-    with explained(source, "pipeline"):
+    with one_line_errors(source, "pipeline"):
         pipe = pipeline(**arguments)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -147,13 +147,13 @@ def load_pipeline(model: ModelConfig) -> typing.Any:
 
 def scheduler(source: PipelineSource) -> typing.Any:
     """Return the pipeline's scheduler. Raise InputError."""
-    with explained(source, "scheduler"):
+    with one_line_errors(source, "scheduler"):
         cls = getattr(diffusers, source.index["scheduler"][1])
         return cls.from_config(component_config(source, "scheduler"))
 
 
 def components(source: PipelineSource) -> list[str]:
-    """Return the components that hold weights, in the order in which they run."""
+    """Return the names of the components with weights, in the order in which they run."""
     return [*source.layout.text_encoders.values(), source.layout.denoiser or "", "vae"]
 
 
@@ -165,10 +165,10 @@ def hook_point(pipe: typing.Any, name: str) -> HookPoint:
         raise InputError(f"config.extract.sites: {error}") from error
 
 
-def described(
+def model_record(
     model: ModelConfig, source: PipelineSource, device: torch.device, parts: typing.Iterable[typing.Any]
 ) -> dict[str, typing.Any]:
-    """Return what a store records about its model; ``parts`` are the components that its rows depend on."""
+    """Return the record of a model in a store; ``parts`` are the components that the rows depend on."""
     return {
         "id": model.id,
         "revision": model.revision or "",
@@ -195,9 +195,9 @@ def fingerprint(source: PipelineSource, parts: typing.Iterable[typing.Any]) -> s
 
 
 def device(name: str, worker: int = 0) -> torch.device:
-    """Return a torch device by name; auto is cuda, otherwise mps, otherwise cpu. Raise InputError.
+    """Return a torch device by name; auto picks cuda, then mps, then cpu. Raise InputError if it is not available.
 
-    Workers on a machine with several GPUs take turns: worker N gets GPU N modulo their number.
+    With auto, worker N uses GPU N modulo the number of GPUs.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -208,19 +208,19 @@ def device(name: str, worker: int = 0) -> torch.device:
     except RuntimeError as error:
         raise InputError(f"config.model.device is {name!r}; it must be auto, cuda, cuda:1, mps or cpu") from error
     if not available.get(chosen.type, True):
-        raise InputError(f"config.model.device is {name!r}, but this machine's torch has no {chosen.type}")
+        raise InputError(f"config.model.device is {name!r}; {chosen.type} is not available on this machine")
     if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
-        raise InputError(f"config.model.device is {name!r}, but this machine has {count}, from cuda:0")
+        raise InputError(f"config.model.device is {name!r}; this machine has {count} GPUs, numbered from cuda:0")
     try:
         if chosen.type not in available:
-            torch.zeros(1, device=chosen).item()  # the device meta holds no values
+            torch.zeros(1, device=chosen).item()  # refuses meta, which holds no values
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"config.model.device is {name!r}; it does not work on this machine: {error}") from error
     return chosen
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """Return a tensor of any device as an array; bfloat16 has the dtype of TensorStore, since numpy has none."""
+    """Return a tensor of any device as an array. bfloat16 uses TensorStore's dtype, because numpy has none."""
     tensor = tensor.cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ts.bfloat16.numpy_dtype)
@@ -228,8 +228,8 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def explained(source: PipelineSource, component: str) -> Iterator[None]:
-    """Turn what a library raises about a component into an InputError of one line."""
+def one_line_errors(source: PipelineSource, component: str) -> Iterator[None]:
+    """Turn errors that a library raises about a component into an InputError of one line."""
     try:
         yield
     except InputError:
@@ -241,7 +241,7 @@ def explained(source: PipelineSource, component: str) -> Iterator[None]:
 
 
 def _check_weights(source: PipelineSource, component: str, missing: list[str]) -> None:
-    """Raise InputError if weights are missing: the libraries would go on with random numbers."""
+    """Raise InputError if weights are missing; the libraries would use random numbers instead."""
     if missing:
         raise InputError(
             f"config.model.id is {source.id!r}; its {component} cannot be loaded: its weights lack "
@@ -265,5 +265,5 @@ def _tokenizer_class(source: PipelineSource, component: str) -> tuple[type, str]
     if source.layout.is_standalone:
         return transformers.AutoTokenizer, ""
     name = component.replace("text_encoder", "tokenizer")
-    # The fast class reads what every version wrote; since transformers 5 there is only one.
+    # The fast class reads files of every version; transformers 5 has only this class.
     return getattr(transformers, source.index[name][1].removesuffix("Fast") + "Fast"), name

@@ -1,8 +1,9 @@
 """Place a pipeline's components on a device: config.model.device, compile and offload.
 
-Components are loaded and fingerprinted on the CPU first. ``compile`` compiles the forward of each repeated block
-separately: all blocks share the code, and hooks, which sit on whole blocks, run outside of it and may end a pass.
-``offload`` keeps weights on the CPU: ``model`` moves one component at a time to the device, ``sequential`` one layer.
+Components are loaded and fingerprinted on the CPU first. ``compile`` compiles the forward function of each repeated
+block separately, so that all blocks share the compiled code. Hooks belong to whole blocks, so they run outside of the
+compiled code and may end a pass. ``offload`` keeps weights on the CPU: ``model`` moves one component at a time to the
+device, ``sequential`` one layer.
 """
 
 import typing
@@ -15,8 +16,8 @@ from revelio_jax.pipelines import hook_points
 
 
 def place(pipe: typing.Any, components: typing.Iterable[str], model: ModelConfig, device: torch.device) -> None:
-    """Place ``components`` of a pipeline, given in the order in which they run."""
-    previous = None  # leaves the device when the next component arrives
+    """Place ``components`` of a pipeline; the names must be in the order in which the components run."""
+    previous = None  # the offload hook that moves the previous component back to the CPU
     for component in components:
         part = getattr(pipe, component)
         if model.compile:
@@ -31,10 +32,10 @@ def place(pipe: typing.Any, components: typing.Iterable[str], model: ModelConfig
 
 
 def _blocks(pipe: typing.Any, component: str) -> list[torch.nn.Module]:
-    """Return the blocks that a model repeats: those that diffusers names, otherwise its hook points."""
+    """Return the repeated blocks of a model: those that diffusers lists, otherwise the modules of its hook points."""
     part = getattr(pipe, component)
     names = getattr(part, "_repeated_blocks", None) or ()
     blocks = [module for module in part.modules() if type(module).__name__ in names]
     # One block may have two hook points.
-    points = (hook_points.resolve(pipe, name) for name in hook_points.known_sites(pipe))
+    points = (hook_points.resolve(pipe, name) for name in hook_points.point_names(pipe))
     return blocks or list({point.module: None for point in points if point.component == component})

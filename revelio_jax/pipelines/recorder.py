@@ -1,7 +1,7 @@
 """Record the activations of several hook points of a denoiser during its own forward passes.
 
-The timestep of a pass is read from the denoiser's arguments, and the rows of the conditional branch follow from the
-family. Nothing here depends on how often, or in which order, a pipeline calls its denoiser.
+The recorder reads the timestep of a pass from the denoiser's arguments, and the family defines the rows of the
+conditional branch. The number and order of the pipeline's calls of its denoiser do not matter.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ Recording = dict[int, dict[str, torch.Tensor]]
 
 
 class RecordingComplete(Exception):
-    """Ends a forward pass, or a whole sampling loop, once everything is recorded."""
+    """Raised to end a forward pass or a sampling loop when all activations are recorded."""
 
 
 @contextlib.contextmanager
-def recorded(
+def record(
     pipe: typing.Any,
     points: list[HookPoint],
     timesteps: Mapping[float, int | None],
@@ -36,13 +36,13 @@ def recorded(
 ) -> Iterator[Recording]:
     """Yield a recording that fills while the pipeline's denoiser runs on ``samples`` samples in the block.
 
-    ``timesteps`` maps each value that the denoiser may get to the timestep to record it under, or to None to skip it.
-    The nearest value counts, since half precision rounds timesteps. The first pass at a timestep counts. Only the
-    conditional branch is recorded. With ``stop`` the block ends, without an error, once everything is recorded.
+    ``timesteps`` maps each value that the denoiser may receive to the timestep to record, or to None to skip it. The
+    nearest key is used, because half precision rounds timesteps. Only the first pass at a timestep and only its
+    conditional branch are recorded. With ``stop`` the block ends without an error when all activations are recorded.
     """
     family = family_of(pipe)
     denoiser = family.denoiser_of(pipe)
-    complete = {timestep for timestep in timesteps.values() if timestep is not None}
+    all_timesteps = {timestep for timestep in timesteps.values() if timestep is not None}
     recording: Recording = {}
     current: int | None = None
 
@@ -50,14 +50,14 @@ def recorded(
         nonlocal current
         timestep = inspect.signature(module.forward).bind(*args, **kwargs).arguments["timestep"]
         value = float(torch.as_tensor(timestep).flatten()[0])
-        current = timesteps[min(timesteps, key=lambda known: abs(known - value))]
+        current = timesteps[min(timesteps, key=lambda key: abs(key - value))]
 
     with contextlib.ExitStack() as stack:
         branch = stack.enter_context(guidance.named_branches(denoiser))
         stack.callback(denoiser.register_forward_pre_hook(read_timestep, with_kwargs=True).remove)
         for point in points:
 
-            def record(_module, args, kwargs, output, point: HookPoint = point) -> None:
+            def record_output(_module, args, kwargs, output, point: HookPoint = point) -> None:
                 is_conditional = branch[-1] != guidance.UNCONDITIONAL
                 if current is None or not is_conditional or point.name in recording.get(current, {}):
                     return
@@ -67,10 +67,14 @@ def recorded(
                 if extract.pool == "mean":
                     hidden = hidden.float().mean(1, keepdim=True)
                 recording.setdefault(current, {})[point.name] = hidden.to(DTYPES[extract.dtype]).cpu()
-                if stop and len(recording) == len(complete) and all(len(r) == len(points) for r in recording.values()):
+                if (
+                    stop
+                    and len(recording) == len(all_timesteps)
+                    and all(len(r) == len(points) for r in recording.values())
+                ):
                     raise RecordingComplete
 
-            handle = point.module.register_forward_hook(record, prepend=True, with_kwargs=True)
+            handle = point.module.register_forward_hook(record_output, prepend=True, with_kwargs=True)
             stack.callback(handle.remove)
         with contextlib.suppress(RecordingComplete):
             yield recording

@@ -1,4 +1,4 @@
-"""Sample images from a pipeline, each from its own seed whatever the batch size."""
+"""Sample images from a pipeline, each from its own seed, independent of the batch size."""
 
 import typing
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def sample(
 
 
 def call_settings(pipe: typing.Any, settings: SteerConfig) -> dict[str, typing.Any]:
-    """Return the arguments of the pipeline's call that ``config.steer`` sets, without those that hold prompts."""
+    """Return the arguments of the pipeline's call that ``config.steer`` sets, without prompts."""
     family = family_of(pipe)
     arguments = {"num_inference_steps": settings.steps, **family.call_arguments(pipe, [], settings.guidance)}
     for name in ("prompt", "negative_prompt", "class_labels"):

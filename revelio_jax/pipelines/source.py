@@ -1,4 +1,4 @@
-"""A pipeline that is not loaded: its folder or hub id, and its small JSON files."""
+"""Read the small JSON files of a pipeline, from its folder or the hub, without loading the pipeline."""
 
 import dataclasses
 import json
@@ -13,13 +13,13 @@ from revelio_jax.errors import InputError
 from revelio_jax.pipelines.families import BY_CLASS, BY_NAME, Family
 
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
-# What saving writes into a config.json that does not change the model.
+# Fields of a config.json that record how it was saved; they do not change the model.
 SAVED_NOTES = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "architectures", "_diffusers_version")
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelineSource:
-    """A pipeline that is not loaded: where it is, the name of its family, and its model_index.json."""
+    """A pipeline that is not loaded: its folder or hub id, its family's name, and its model_index.json."""
 
     id: str
     revision: str | None
@@ -37,7 +37,7 @@ class PipelineSource:
 
 
 def find(model_id: str | None, revision: str | None, family: str) -> PipelineSource:
-    """Read what a pipeline consists of. Raise InputError if it does not exist or is of another family."""
+    """Read the components of a pipeline. Raise InputError if it does not exist or is of another family."""
     if not model_id:
         raise InputError("config.model.id is not set; it must be a folder or a hub id")
     model_id = shipped.locate(model_id)
@@ -45,7 +45,7 @@ def find(model_id: str | None, revision: str | None, family: str) -> PipelineSou
         if pathlib.Path(model_id, "model_index.json").exists():
             raise InputError(
                 f"config.model.family is {family!r}, but {model_id!r} is a pipeline: "
-                f"set config.model.family to one of {', '.join(found.name for found in BY_CLASS.values())}"
+                f"set config.model.family to one of {', '.join(each.name for each in BY_CLASS.values())}"
             )
         return PipelineSource(model_id, revision, family, {"encoder": ["transformers", "AutoModel"]})
     path = _fetch(model_id, revision, "model_index.json")
@@ -54,14 +54,15 @@ def find(model_id: str | None, revision: str | None, family: str) -> PipelineSou
         name = index["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"config.model.id is {model_id!r}; its model_index.json is malformed: {error}") from error
-    found = BY_CLASS.get(name)
-    if found is None:
+    family_object = BY_CLASS.get(name)
+    if family_object is None:
         raise InputError(f"config.model.id is {model_id!r}, a {name}; known pipelines: {', '.join(BY_CLASS)}")
-    if found.name != family:
+    if family_object.name != family:
         raise InputError(
-            f"config.model.family is {family!r}, but {model_id!r} is a {name}: set config.model.family={found.name}"
+            f"config.model.family is {family!r}, but {model_id!r} is a {name}: "
+            f"set config.model.family={family_object.name}"
         )
-    for component in found.text_encoders.values():
+    for component in family_object.text_encoders.values():
         encoder = index.get(component, [None, None])[1]
         if encoder not in TEXT_ENCODERS:
             raise InputError(
@@ -71,7 +72,7 @@ def find(model_id: str | None, revision: str | None, family: str) -> PipelineSou
 
 
 def component_config(source: PipelineSource, component: str) -> dict[str, typing.Any]:
-    """Return a component's config without the notes that saving adds."""
+    """Return a component's config without SAVED_NOTES."""
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
     config = _read(source, str(pathlib.PurePosixPath(source.folder(component), name)))
     return {key: value for key, value in config.items() if key not in SAVED_NOTES}
@@ -91,11 +92,11 @@ def _read(source: PipelineSource, name: str) -> dict[str, typing.Any]:
 
 
 def _fetch(model_id: str, revision: str | None, name: str) -> pathlib.Path:
-    """Return the path of a file in a folder or of a hub model. Raise InputError if it cannot be had."""
+    """Return the path of a file in a folder, or download it from the hub. Raise InputError if that fails."""
     if pathlib.Path(model_id).is_dir():
         path = pathlib.Path(model_id, name)
         if not path.is_file():
-            advice = "a diffusers pipeline has one; for a text encoder alone set config.model.family=text"
+            advice = "every diffusers pipeline has this file; for a text encoder alone set config.model.family=text"
             raise InputError(
                 f"config.model.id is {model_id!r}, a folder without {name}"
                 + (f"; {advice}" if name == "model_index.json" else "")
@@ -109,9 +110,9 @@ def _fetch(model_id: str, revision: str | None, name: str) -> pathlib.Path:
         if isinstance(error, huggingface_hub.errors.GatedRepoError):
             advice = "accept its license on the hub and log in with `hf auth login`"
         elif isinstance(error, huggingface_hub.errors.RepositoryNotFoundError):
-            advice = "check the name, log in with `hf auth login` if it is private, or give a folder"
+            advice = "check the name, log in with `hf auth login` if it is private, or set it to a folder"
         else:
-            advice = "check the network, or give the folder of a downloaded copy"
+            advice = "check the network, or set it to the folder of a downloaded copy"
         raise InputError(
             f"config.model.id is {model_id!r}; there is no such folder, and the hub does not provide {name} "
             f"({type(error).__name__}): {advice}"

@@ -1,10 +1,10 @@
-"""What each token of a prompt is: extraction keeps some kinds of them, steering changes some."""
+"""Classify the tokens of a prompt as BOS, content, EOS or padding, for extraction and steering to select from."""
 
 import typing
 
 import numpy as np
 
-# CLIP pads with its end token, so only the first one ends the prompt.
+# CLIP pads with its EOS token, so only the first EOS ends the prompt.
 BOS, CONTENT, EOS, PADDING = range(4)
 KEPT = {
     "all": (BOS, CONTENT, EOS, PADDING),
@@ -19,7 +19,7 @@ def kinds(ids: np.ndarray, tokenizer: typing.Any, mask: np.ndarray | None = None
     ``mask`` is the attention mask of the same shape, if the encoder gets one.
     """
     position = np.arange(ids.shape[1])
-    # BERT and its kin name the two ends differently; only they have all four tokens.
+    # Models like BERT use CLS and SEP for the two ends.
     start = _first(tokenizer.bos_token_id, tokenizer.cls_token_id)
     stop = _first(tokenizer.eos_token_id, tokenizer.sep_token_id)
     is_end = ids == stop

@@ -16,7 +16,7 @@ CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published rates of a chip, and the slices that are offered, smallest first."""
+    """Published rates of a chip, and the available slices, smallest first."""
 
     hbm: float  # bytes that XLA may use, slightly less than the chip has
     bytes_s: float  # of HBM
@@ -47,7 +47,7 @@ def parse_topology(topology: str) -> tuple[str, tuple[int, ...]]:
 
 @functools.cache
 def topology_devices(topology: str) -> tuple[jax.Device, ...]:
-    """Return the chips of a slice, which need not exist. Raise InputError if libtpu cannot be used."""
+    """Return the chips of a slice, which this machine need not have. Raise InputError if libtpu cannot be used."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("libtpu, XLA's compiler for TPU, is not installed: pip install '.[plan]'")
     from jax.experimental import topologies
@@ -60,8 +60,8 @@ def topology_devices(topology: str) -> tuple[jax.Device, ...]:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     single = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
     try:
-        described = topologies.get_topology_desc(topology_name=topology, platform="tpu", **single)
+        description = topologies.get_topology_desc(topology_name=topology, platform="tpu", **single)
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--topology {topology}: libtpu cannot describe it: {reason}") from error
-    return tuple(described.devices)
+    return tuple(description.devices)

@@ -22,7 +22,7 @@ from revelio_jax.training.step import abstract_state, make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class StepWork:
-    """The run to plan: an SAE with ``latents`` latents on a site of width ``d``."""
+    """The run to plan: an SAE with ``latents`` latents at a hook point of width ``d``."""
 
     config: Config
     site: str
@@ -45,14 +45,15 @@ class Plan:
     collectives: Counter = dataclasses.field(default_factory=Counter)
 
     def hours(self, steps: int) -> float:
+        """Return the hours of a run of ``steps`` steps."""
         return self.seconds * steps / 3600
 
 
 def describe_work(config: Config, width: int) -> StepWork:
-    """Return the run to plan. ``width`` 0: take it from the store, the model's folder, or the known hub models."""
+    """Return the run to plan. ``width`` 0: look it up in the store, the model's folder or a table of hub models."""
     site = config.data.site or next(iter(config.extract.sites), "")
     if width < 0:
-        raise InputError(f"--width is {width}; it must be at least 1, or 0 to find it")
+        raise InputError(f"--width is {width}; it must be at least 1, or 0 to look it up")
     d, rows = width or None, None
     store = None
     with contextlib.suppress(InputError):  # not extracted yet
@@ -63,8 +64,8 @@ def describe_work(config: Config, width: int) -> StepWork:
     d = d or known_width(config.model.id, config.model.family, site)
     if not d:
         raise InputError(
-            f"the width of site {site!r} of {config.model.id!r} is not known and there is no store at "
-            f"{config.extract.store!r}; give it as --width N"
+            f"the width of hook point {site!r} of {config.model.id!r} is unknown, and there is no store at "
+            f"{config.extract.store!r}; pass it as --width N"
         )
     return StepWork(config, site, d, dictionary_size(config, d), rows)
 
@@ -79,7 +80,7 @@ def compile_step(work: StepWork, mesh: jax.sharding.Mesh) -> jax.stages.Compiled
 
 
 def plan_mesh(work: StepWork, mesh: jax.sharding.Mesh, chip: Chip) -> Plan:
-    """Compile for one mesh and read memory and cost from XLA."""
+    """Compile the train step for one mesh and return XLA's memory and cost."""
     data, feature = mesh.devices.shape
     try:
         compiled = compile_step(work, mesh)

@@ -1,8 +1,8 @@
 """Read collectives and XLA's cycle estimates from the text of a program that XLA compiled for TPU.
 
-``cost_analysis()`` does not serve here: it counts -1 seconds for every gather and scatter, and takes the most
-expensive branch of a conditional. The text (``Compiled.as_text()``) holds XLA's estimate for nearly every
-instruction. This module adds the estimates up, with loops by their trips and one branch of every conditional.
+``cost_analysis()`` cannot be used: it counts -1 seconds for every gather and scatter, and takes the most expensive
+branch of a conditional. The text (``Compiled.as_text()``) has XLA's estimate for nearly every instruction. This module
+adds the estimates up. It multiplies loops by their trips and takes one branch of every conditional.
 """
 
 import dataclasses
@@ -12,17 +12,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-# Collectives, and the share of their bytes that every chip of a group of g sends, by a ring.
+# Collectives, and the share of their bytes that each chip of a group of g sends in a ring.
 COLLECTIVES: dict[str, Callable[[int], float]] = {
     "all-reduce": lambda g: 2 * (g - 1) / g,
     "all-gather": lambda g: (g - 1) / g,
-    "reduce-scatter": lambda g: g - 1,  # of the result, which is a g-th of what is reduced
+    "reduce-scatter": lambda g: g - 1,  # the result is 1 / g of the reduced array
     "all-to-all": lambda g: (g - 1) / g,
     "ragged-all-to-all": lambda g: (g - 1) / g,
     "collective-broadcast": lambda g: (g - 1) / g,
     "collective-permute": lambda g: 1,
 }
-# Instructions without an estimate that move much: timed by the bytes that they read and write.
+# Instructions that move much data but have no estimate; their time follows from the bytes that they read and write.
 MOVES = ("gather", "scatter", "sort")
 
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
@@ -106,7 +106,7 @@ def cost(text: str, devices: int, branch: Callable = min) -> Cost:
                 total += branch(branches, key=lambda cost: cost.cycles)
             elif "calls" in called or opcode == "call":
                 inner = sum((of(n) for names in called.values() for n in names), Cost())
-                # Cycles of a fusion stand at the fusion, not inside.
+                # The cycles of a fusion are given at the fusion, not inside.
                 total += dataclasses.replace(inner, moved=0) if cycles else inner
         return total
 
@@ -147,7 +147,7 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
             lines = bodies[header[2]] = []
             entry = header[2] if header[1] else entry
         else:
-            lines.append(re.sub(r"/\*.*?\*/", "", line))  # /*index=5*/ within long tuples
+            lines.append(re.sub(r"/\*.*?\*/", "", line))  # comments such as /*index=5*/ in long tuples
     return entry, bodies
 
 
@@ -157,8 +157,7 @@ def _called(line: str) -> dict[str, list[str]]:
     for match in CALLED.finditer(line):
         names = re.match(r"\{([^}]*)\}|%?([\w.\-]+)", line[match.end() :])
         if names:
-            found = (names[1] or names[2]).split(",")
-            called[match[1]] = [name.strip().removeprefix("%") for name in found]
+            called[match[1]] = [name.strip().removeprefix("%") for name in (names[1] or names[2]).split(",")]
     return called
 
 

@@ -1,4 +1,4 @@
-"""The width of a hook point without a store: from a pipeline's folder, or from a table of hub models."""
+"""Look up the width of a hook point without a store, in a pipeline's folder or in a table of hub models."""
 
 import json
 import pathlib

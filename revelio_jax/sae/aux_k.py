@@ -27,9 +27,10 @@ def aux_k(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the AuxK loss without ``sae.aux_alpha``, and the gradients of aux_alpha times it.
 
-    x_BD and error_BD have the rows of all devices. The gradients have the structure of ``params``. Without dead
-    latents a branch returns zeros. A few dead latents, the usual case, are gathered into one of several fixed
-    sizes and multiplied densely, because k_aux is often close to their number. Many are selected by top-k.
+    x_BD and error_BD have the rows of all devices. The gradients have the structure of ``params``. There are three
+    kinds of branches. Without dead latents, a branch returns zeros. A few dead latents, the usual case, are gathered
+    into one of several fixed sizes and multiplied densely, because k_aux is often close to their number. If there are
+    many, top-k selects from them.
     """
     sizes = _sizes(len(dead_F), sae)
     if not sae.k_aux:
@@ -39,7 +40,7 @@ def aux_k(
         *(lambda size=size: _few(size, params, x_BD, error_BD, deviation, dead_F, sae) for size in sizes),
         lambda: _many(params, x_BD, error_BD, deviation, dead_F, sae),
     ]
-    # All devices must take the same branch, since branches hold collectives.
+    # All devices must take the same branch, because branches contain collectives.
     most_dead = jax.lax.pmax(dead_F.sum(), "feature")
     branch = jnp.searchsorted(jnp.array([0, *sizes]), _largest_of_grid(most_dead))
     aux_loss, grads = jax.lax.switch(branch, branches)
@@ -66,9 +67,9 @@ def _few(
     dead_F: jax.Array,
     sae: SaeConfig,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Multiply with ``size`` gathered latents. Slots without a dead latent read zeros and are not written back."""
-    at_C = jnp.nonzero(dead_F, size=size, fill_value=len(dead_F))[0]
-    W_enc_CD, b_enc_C, W_dec_CD = (params[name].at[at_C].get(mode="fill", fill_value=0) for name in MATRICES)
+    """Return loss and gradients from ``size`` gathered latents. Slots without a dead latent read zeros."""
+    indices_C = jnp.nonzero(dead_F, size=size, fill_value=len(dead_F))[0]
+    W_enc_CD, b_enc_C, W_dec_CD = (params[name].at[indices_C].get(mode="fill", fill_value=0) for name in MATRICES)
     x_BD -= params["b_dec_D"]
     z_BC = jax.nn.relu(sparse.product(x_BD, W_enc_CD.T, sae.matmul_dtype) + b_enc_C)
     if size * jax.lax.axis_size("feature") > sae.k_aux:
@@ -84,8 +85,8 @@ def _few(
     }
     start = _zeros(params)
     grad_b_dec_D = jax.lax.psum(-(grads["b_enc_F"] @ W_enc_CD), "feature")
-    spread = {name: start[name].at[at_C].set(grads[name], mode="drop") for name in MATRICES}
-    return jnp.square(rest_BD).sum() / deviation, start | spread | {"b_dec_D": grad_b_dec_D}
+    scattered = {name: start[name].at[indices_C].set(grads[name], mode="drop") for name in MATRICES}
+    return jnp.square(rest_BD).sum() / deviation, start | scattered | {"b_dec_D": grad_b_dec_D}
 
 
 def _many(
@@ -96,7 +97,7 @@ def _many(
     dead_F: jax.Array,
     sae: SaeConfig,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Multiply with the slots of each row; the cost hardly depends on the number of dead latents."""
+    """Return loss and gradients from k_aux slots of each row. The cost hardly depends on the number of dead latents."""
     x_BD -= params["b_dec_D"]
     b_enc_F = jnp.where(dead_F, params["b_enc_F"], -jnp.inf)
     code = Code(*sparse.candidates(x_BD, params["W_enc_FD"], b_enc_F, sae.k_aux, sae.matmul_dtype, sae.encode_chunk))
@@ -121,9 +122,9 @@ def _zeros(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def _sizes(latents: int, sae: SaeConfig) -> list[int]:
     """Return the sizes for :func:`_few`, ascending from k_aux, at which no top-k is needed.
 
-    They grow in steps of half of k_aux at first, because few dead latents are the usual case and cost grows
-    with the size. Later they grow by half, because each size is one more branch to compile. The largest is a
-    quarter of the latents, or ``encode_chunk``.
+    At first they grow in steps of half of k_aux, because few dead latents are the usual case and the cost grows with
+    the size. Later they grow by half, because each size is one more branch to compile. The largest size is a quarter
+    of the latents, or ``encode_chunk``.
     """
     smallest = max(sae.k_aux // jax.lax.axis_size("feature"), 8)
     largest = sae.encode_chunk or latents // 4

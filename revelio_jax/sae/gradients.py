@@ -1,9 +1,9 @@
 """The loss of a batch and its gradients, inside ``jax.shard_map``.
 
-For codes with k latents per row the gradients are written by hand, because automatic differentiation would
+For codes with k latents per row the gradients are explicit formulas, because automatic differentiation would
 mostly multiply zeros. Rows are gathered over ``data`` first, and each device computes the whole gradient of its
-own latents, so that communication does not grow with the number of latents. The gradients are added to those of
-AuxK in place, which saves a pass over matrices that exceed every cache.
+own latents, so that communication does not grow with the number of latents. The gradients are added in place to the
+gradients of AuxK, which saves a pass over matrices that exceed every cache.
 """
 
 import jax
@@ -19,7 +19,7 @@ from revelio_jax.sae.sharding import total
 def batch_gradients(
     params: dict[str, jax.Array], x_BD: jax.Array, k: jax.Array | int, dead_F: jax.Array, sae: SaeConfig
 ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
-    """Return the gradients by parameter, the number of rows each latent fired on [F], and metrics.
+    """Return the gradients by parameter, the number of rows on which each latent fired [F], and metrics.
 
     Metrics are loss, fvu, aux_loss, l0 and ``smallest``, the smallest positive value of all codes.
     """
@@ -49,7 +49,7 @@ def _sparse(
         jnp.where(part.values > 0, sparse.dots(grad_BD, part.indices, params["W_dec_FD"], sae), 0)
         for (_, part), grad_BD in zip(weighted, by_x_hat, strict=True)
     ]
-    # From here on: the rows of all devices, and the latents of this device. Terms share slots, so also indices.
+    # From here on: rows of all devices and latents of this device. All terms have the same slots and indices.
     indices_BK, grad_BK, x_BD, error_BD = sparse.all_rows(code.indices, sum(by_values), x_BD, errors[0])
     aux_loss, grads = aux_k(params, x_BD, error_BD, deviation, dead_F, sae)
     for (_, part), grad_BD in zip(weighted, by_x_hat, strict=True):
@@ -71,7 +71,7 @@ def _sparse(
 def _dense(
     params: dict[str, jax.Array], x_BD: jax.Array, k: jax.Array | int, dead_F: jax.Array, sae: SaeConfig
 ) -> tuple[dict[str, jax.Array], jax.Array, Code, dict[str, jax.Array]]:
-    """Differentiate automatically: every latent may fire, and communication over ``data`` grows with them."""
+    """Differentiate automatically, for codes in which every latent may fire; communication grows with the latents."""
     deviation = losses.squared_deviation(x_BD)
 
     def loss(params):

@@ -1,4 +1,4 @@
-"""Initial parameters: unit-norm decoder rows, an encoder parallel to them, and a center as decoder bias."""
+"""Initial parameters: unit-norm decoder rows, an encoder parallel to them, and the center of the rows as bias."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from revelio_jax.config import SaeConfig
 from revelio_jax.sae import sharding
 from revelio_jax.sae.module import SparseAutoencoder
 
-FIT_ROWS = 512  # for the factor of the encoder; few, because each adds a row of pre-activations
+FIT_ROWS = 512  # to fit the encoder's factor; few, because each row adds F pre-activations in memory
 
 
 def initial_params(
@@ -18,10 +18,10 @@ def initial_params(
 ):
     """Return float32 parameters on their devices, equal on every mesh except for rounding in :func:`fit`.
 
-    Decoder rows are uniform on the unit sphere. The encoder starts as a copy of them; both are trained (and
-    donated) separately. With ``sae.init`` fitted, the encoder is scaled to the normalized rows ``x_ND``. With
-    kaiming_uniform the encoder is uniform in +- sqrt(6 / d), and the decoder has its rows scaled to norm 1.
-    jumprelu has one threshold per latent, stored as its logarithm.
+    Decoder rows are uniform on the unit sphere. The encoder starts as a separate copy of them. With ``sae.init``
+    fitted, the encoder is scaled to the normalized rows ``x_ND``. With kaiming_uniform the encoder is uniform in
+    +- sqrt(6 / d), and the decoder has the encoder's rows, scaled to norm 1. jumprelu has one threshold per latent,
+    stored as its logarithm.
     """
 
     def make(b_dec_D):
@@ -42,7 +42,7 @@ def initial_params(
             params["log_threshold_F"] = jnp.full(latents, np.log(sae.jump_threshold), jnp.float32)
         return params
 
-    shardings = sharding.named(mesh, sharding.params(sae.architecture))
+    shardings = sharding.named_shardings(mesh, sharding.params(sae.architecture))
     params = jax.jit(make, out_shardings=shardings)(np.asarray(b_dec_D, np.float32))
     if sae.init == "fitted":
         params["W_enc_FD"] *= fit(params, x_ND[:FIT_ROWS], sae, mesh)
@@ -50,11 +50,11 @@ def initial_params(
 
 
 def fit(params: dict[str, jax.Array], x_ND: np.ndarray, sae: SaeConfig, mesh: jax.sharding.Mesh) -> jax.Array:
-    """Return <x - b, y> / |y|^2 over all rows, where y are their reconstructions without the bias b: a scalar.
+    """Return <x - b, y> / |y|^2 over all rows: a scalar. y are the reconstructions without the bias b.
 
-    This factor of the encoder minimizes the squared error of the initial reconstructions. Random directions
-    overlap, so k unit vectors overshoot, which a run would have to unlearn first. For all architectures except
-    dense, only the k largest latents of a row are active.
+    Multiplying the encoder by this factor minimizes the squared error of the initial reconstructions. Random
+    directions overlap, so without it the sum of k unit vectors overshoots, and training first has to correct that.
+    For all architectures except dense, only the k largest latents of a row are active.
     """
     if sae.architecture != "dense":  # jumprelu also converges to k latents per row
         sae = dataclasses.replace(sae, architecture="topk", multi_topk=0.0)

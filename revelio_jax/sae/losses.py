@@ -22,10 +22,10 @@ def normalized_error(error_BD: jax.Array, deviation: jax.Array) -> jax.Array:
 
 
 def terms(model: SparseAutoencoder, code: Code, more: Code | None) -> list[tuple[float, Code]]:
-    """Return weights and codes; the loss is the weighted sum of the codes' normalized errors. ``code`` is first.
+    """Return weights and codes, ``code`` first. The loss is the weighted sum of the codes' normalized errors.
 
-    Matryoshka averages over the prefixes of the dictionary, of which the longest is the whole (Bussmann et al.
-    2025, arXiv 2503.17547). MultiTopK adds the code ``more``, of 4 k latents.
+    Matryoshka averages over the prefixes of the dictionary, the last of which is the whole dictionary (Bussmann et
+    al. 2025, arXiv 2503.17547). MultiTopK adds the code ``more`` with 4 k latents.
     """
     sae = model.sae
     parts = [code, *_prefixes(model, code)]
@@ -33,7 +33,7 @@ def terms(model: SparseAutoencoder, code: Code, more: Code | None) -> list[tuple
 
 
 def _prefixes(model: SparseAutoencoder, code: Code) -> list[Code]:
-    """Return the code restricted to the latents of each prefix, except the longest, which is the whole."""
+    """Return the code restricted to the latents of each prefix except the last, the whole dictionary."""
     local = len(model["b_enc_F"])
     latents = local * jax.lax.axis_size("feature")
     return [

@@ -10,7 +10,7 @@ from revelio_jax.config import SaeConfig
 from revelio_jax.sae import jump, sparse, topk
 from revelio_jax.sae.sharding import total
 
-# batch_topk: slots of a row as a multiple of k. A row with more latents above the threshold loses the smallest.
+# batch_topk: slots of a row as a multiple of k. If more latents are above the threshold, the smallest are lost.
 BATCH_SLOTS = 4
 MULTI = 4  # MultiTopK also reconstructs with this multiple of k latents
 
@@ -57,7 +57,7 @@ def decode(code: Code, W_dec_FD: jax.Array, sae: SaeConfig) -> jax.Array:
 class SparseAutoencoder(nnx.Module):
     """z = select(ReLU(W_enc (x - b_dec) + b_enc)), x_hat = W_dec z + b_dec.
 
-    ``sae.architecture`` chooses the selection. Parameters are float32. Both matrices are [F, D], one row per
+    ``sae.architecture`` determines ``select``. Parameters are float32. Both matrices are [F, D], one row per
     latent, so that sparse gradients touch whole rows. Methods run inside ``jax.shard_map`` over the axes of
     :mod:`revelio_jax.sae.sharding`, with the parameters of this device's latents.
 
@@ -82,7 +82,7 @@ class SparseAutoencoder(nnx.Module):
         return select(candidates, k), select(candidates, MULTI * k) if sae.multi_topk else None
 
     def infer(self, x_BD: jax.Array, threshold: jax.Array) -> Code:
-        """Return the inference code of rows, which does not depend on the other rows of a batch.
+        """Return the inference code of rows. The code of a row does not depend on the other rows of the batch.
 
         batch_topk keeps values above ``threshold``, at most the BATCH_SLOTS k largest of a row. An exported
         batch_topk is a jumprelu without this bound.
@@ -120,7 +120,7 @@ class SparseAutoencoder(nnx.Module):
         return Code(jax.nn.relu(pre_BF))
 
     def _pre(self, x_BD: jax.Array) -> jax.Array:
-        # No ReLU: it would move latents that are far from firing close to a small threshold.
+        # No ReLU, because it would move latents that are far from firing close to a small threshold.
         pre_BF = sparse.product(x_BD - self["b_dec_D"], self["W_enc_FD"].T, self.sae.matmul_dtype)
         return pre_BF + self["b_enc_F"]
 

@@ -1,6 +1,6 @@
 """The plain definition of the autoencoder, its loss and AuxK, which every fast form is tested against.
 
-Arrays are whole: there is no mesh, no sparse code and no chunk. Letters: B rows, D width of the activation,
+Arrays are complete: there is no mesh, no sparse code and no chunk. Letters: B rows, D width of the activation,
 F latents. Sources: TopK, MultiTopK and AuxK Gao et al. 2024 (arXiv 2406.04093); BatchTopK Bussmann et al. 2024
 (arXiv 2412.06410); Matryoshka Bussmann et al. 2025 (arXiv 2503.17547). The formulas of JumpReLU are in jump.py.
 """
@@ -18,7 +18,7 @@ def positive(params: dict[str, jax.Array], x_BD: jax.Array) -> jax.Array:
 
 
 def top_k(z_BF: jax.Array, k: int) -> jax.Array:
-    """Set all but the k largest values of each row to 0; of equal values the one with the lowest index stays."""
+    """Set all but the k largest values of each row to 0. Of equal values, the lowest index is kept."""
     kept_BK = jax.lax.top_k(z_BF, min(k, z_BF.shape[1]))[1]
     rows_B1 = jnp.arange(len(z_BF))[:, None]
     return z_BF * jnp.zeros_like(z_BF).at[rows_B1, kept_BK].set(1)

@@ -1,9 +1,9 @@
 """The mesh and the PartitionSpec of every array.
 
-The mesh always has the axes ``data`` (rows of a batch) and ``feature`` (latents), also on one device. Parameters
+The mesh always has the axes ``data`` (rows of a batch) and ``feature`` (latents), even on one device. Parameters
 with an axis of latents are split along it, so each device has whole rows of W_enc_FD and W_dec_FD. All other
-parameters are replicated. By default all devices are on the feature axis: communication per step then does not
-grow with the number of latents, and every product is split.
+parameters are replicated. By default all devices are on the feature axis. Communication per step then does not grow
+with the number of latents, and every matrix product is split.
 """
 
 import math
@@ -20,7 +20,7 @@ from revelio_jax.errors import InputError
 
 AXES = ("data", "feature")
 BATCH = P("data", None)
-ARRIVING = P(AXES, None)  # a batch from the host: each row is sent to one device only
+HOST_BATCH = P(AXES, None)  # a batch from the host: each row is sent to one device only
 ROWS = P("data")
 LATENTS = P("feature")
 REPLICATED = P()
@@ -77,28 +77,28 @@ def make_mesh(
     return jax.make_mesh((data, feature), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * feature])
 
 
-def like_params(optimizer: optax.GradientTransformation, specs: dict[str, P]) -> typing.Any:
-    """Return the PartitionSpecs of an optimizer's state: moments are split like their parameters ``specs``."""
+def optimizer_specs(optimizer: optax.GradientTransformation, specs: dict[str, P]) -> typing.Any:
+    """Return the PartitionSpecs of an optimizer's state; moments are split like their parameters."""
     state = jax.eval_shape(optimizer.init, dict.fromkeys(specs, jax.ShapeDtypeStruct((), "float32")))
     return optax.tree_utils.tree_map_params(
         optimizer, lambda _, spec: spec, state, specs, transform_non_params=lambda _: REPLICATED
     )
 
 
-def named(mesh: Mesh, specs: typing.Any) -> typing.Any:
-    """Return a tree with a NamedSharding for every PartitionSpec."""
+def named_shardings(mesh: Mesh, specs: typing.Any) -> typing.Any:
+    """Return the tree with a NamedSharding for every PartitionSpec."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
 
 
 def own_lanes(process_DF: np.ndarray, lanes: int, process: int) -> tuple[int, ...]:
-    """Return the lanes of a batch that ``process`` reads, because its devices hold their rows.
+    """Return the lanes of a batch whose rows the devices of ``process`` hold; this process reads them.
 
     ``process_DF`` is the process of every device of the mesh, int [data, feature]. Raises InputError if the rows
-    of a process are not whole lanes, since two processes would then read the same chunks.
+    of a process are not whole lanes, because two processes would then read the same chunks.
     """
-    mine_A = (process_DF == process).reshape(-1)
-    devices, borders = len(mine_A), np.flatnonzero(np.diff(mine_A, prepend=False, append=False))
-    if not mine_A.any():
+    is_own_A = (process_DF == process).reshape(-1)
+    devices, borders = len(is_own_A), np.flatnonzero(np.diff(is_own_A, prepend=False, append=False))
+    if not is_own_A.any():
         raise InputError(
             "config.mesh.data x config.mesh.feature is {} x {}, ".format(*process_DF.shape)
             + f"which leaves process {process} without a device"
@@ -108,7 +108,7 @@ def own_lanes(process_DF: np.ndarray, lanes: int, process: int) -> tuple[int, ..
         raise InputError(
             f"config.data.lanes is {lanes}; it must be a multiple of {parts}, the parts of a batch that processes read"
         )
-    return tuple(lane for lane in range(lanes) if mine_A[lane * devices // lanes])
+    return tuple(lane for lane in range(lanes) if is_own_A[lane * devices // lanes])
 
 
 def processes(mesh: Mesh) -> np.ndarray:
@@ -118,11 +118,11 @@ def processes(mesh: Mesh) -> np.ndarray:
 
 def put_batch(mesh: Mesh, x_BD: np.ndarray) -> jax.Array:
     """Put a batch on its devices; ``x_BD`` has the rows of the lanes of this process."""
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, ARRIVING), x_BD)
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, HOST_BATCH), x_BD)
 
 
 def total(x: jax.Array, reduce: Callable = jax.lax.psum) -> jax.Array:
     """Reduce ``x`` over the whole mesh, inside ``jax.shard_map``; an axis of size 1 may be replicated."""
-    for axis in AXES:  # one by one: a reduction needs the same type on all its axes
+    for axis in AXES:  # one at a time, because a reduction needs the same type on all its axes
         x = reduce(x, axis)
     return x

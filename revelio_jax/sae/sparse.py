@@ -4,10 +4,10 @@ The code of a row has K slots: values [B, K] and the indices [B, K] of their lat
 inside ``jax.shard_map`` over the axes of :mod:`revelio_jax.sae.sharding`: rows are split over ``data``, latents
 over ``feature``.
 
-Three products use the matrices, each in two forms (config.sae.products). The cost of the sparse form grows with
-k, not with the number of latents; it is faster on a CPU. The dense form multiplies whole matrices, mostly by
-zeros. On a TPU it is faster whenever latents are split, by XLA's estimates (see :mod:`revelio_jax.plan`),
-because scattered reads of rows leave the matrix units idle.
+Three products with the weight matrices exist in two forms (config.sae.products). The cost of the sparse form grows
+with k, not with the number of latents; it is faster on a CPU. The dense form multiplies whole matrices, mostly by
+zeros. By XLA's estimates (see :mod:`revelio_jax.plan`) it is faster on a TPU whenever latents are split, because
+scattered reads of rows leave the matrix units idle.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from revelio_jax.config import SaeConfig
 from revelio_jax.sae import topk
 
-ENTRIES = 256  # added to a gradient at a time, so that their rows, 256 x D, stay in the cache
+ENTRIES = 256  # entries added to a gradient at a time, so that their 256 rows of width D stay in the cache
 
 
 def candidates(
@@ -46,7 +46,7 @@ def candidates(
             jax.lax.dynamic_slice_in_dim(W_enc_FD, start, chunk),
             jax.lax.dynamic_slice_in_dim(b_enc_F, start, chunk),
         )
-        # The best so far come first, because of equal values the lower index wins.
+        # The best so far come first: of equal values, the lower index wins.
         pre_BC = jnp.concatenate([best[0], pre_BC], 1)
         indices_BC = jnp.concatenate([best[1], indices_BC + start], 1)
         pre_BK, at_BK = jax.lax.top_k(pre_BC, slots)
@@ -70,8 +70,8 @@ def product(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
 
 
 def all_rows(*arrays: jax.Array) -> list[jax.Array]:
-    """Gather rows over ``data``, so that every device has the rows of all."""
-    if jax.lax.axis_size("data") == 1:  # XLA would copy them; step.py declares them replicated
+    """Gather rows over ``data``, so that every device has the rows of all devices."""
+    if jax.lax.axis_size("data") == 1:  # all_gather would copy the rows; step.py declares them replicated
         return list(arrays)
     return [jax.lax.all_gather(array, "data", tiled=True, to="invarying") for array in arrays]
 
@@ -121,7 +121,7 @@ def add_outer(
 def _either(
     sae: SaeConfig, sparse: Callable[..., jax.Array], dense: Callable[..., jax.Array], *arrays: jax.Array
 ) -> jax.Array:
-    """Compute a product in the form of config.sae.products; auto chooses by the platform it is compiled for."""
+    """Compute a product in the form that config.sae.products sets; auto chooses by platform when it is compiled."""
     if sae.products == "auto":
         return jax.lax.platform_dependent(*arrays, cpu=sparse, default=dense)
     return (sparse if sae.products == "sparse" else dense)(*arrays)
@@ -141,12 +141,12 @@ def _scatter(start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, r
     """
     latents, slots = len(start_FD), values_BK.shape[1]
     entries = indices_BK.size
-    most = 2**32 // (latents + 1)  # entries sorted together, so that a key fits 32 bits
+    most = 2**32 // (latents + 1)  # largest number of entries to sort together, so that a key fits 32 bits
     block = -(-entries // -(-entries // most))
     padding = -entries % block
     indices_E = jnp.pad(indices_BK.reshape(-1), (0, padding), constant_values=latents)
     keys_NE = indices_E.reshape(-1, block).astype(jnp.uint32) * block + jnp.arange(block, dtype=jnp.uint32)
-    keys_NE = jnp.sort(keys_NE, 1)  # one number for latent and entry, which sorts much faster than pairs
+    keys_NE = jnp.sort(keys_NE, 1)  # a key combines latent and entry, and sorts much faster than pairs
     first_N1 = block * jnp.arange(len(keys_NE), dtype=jnp.int32)[:, None]
     at_NE = (keys_NE % block).astype(jnp.int32) + first_N1
 

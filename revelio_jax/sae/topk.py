@@ -1,4 +1,4 @@
-"""Exact top-k: of a row, of a row whose latents are split over devices, and by threshold."""
+"""Exact top-k of a row, also if its latents are split over devices, and the k-th largest value as a threshold."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ GROUP = 16
 
 
 def top_k(x_BF: jax.Array, k: int, bias_F: jax.Array | float = 0.0) -> tuple[jax.Array, jax.Array]:
-    """Return the k largest of each row of x + bias, largest first; of equal values the lowest index first.
+    """Return the k largest of each row of x + bias, largest first. Of equal values, the lowest index comes first.
 
     Returns values [B, k] and int32 indices [B, k], identical to ``jax.lax.top_k(x + bias, k)``, but faster. If
     fewer than k values are above -inf, the remaining slots may repeat an index. The maxima of groups of GROUP
@@ -53,15 +53,15 @@ def tournament(x_BF: jax.Array, bias_F: jax.Array, k: int) -> tuple[jax.Array, j
     rows = len(x_BF)
     row_B, member_M = jnp.arange(rows), jnp.arange(GROUP)
     x_BGM, bias_GM = x_BF.reshape(rows, -1, GROUP), bias_F.reshape(-1, GROUP)
-    of_groups = (x_BGM + bias_GM).max(-1)
-    of_groups = jnp.pad(of_groups, ((0, 0), (0, -of_groups.shape[1] % GROUP)), constant_values=-jnp.inf)
-    of_groups_BHM = of_groups.reshape(rows, -1, GROUP)
-    left_BG = jnp.full_like(of_groups, 2**GROUP - 1, jnp.int32)  # one bit for each remaining member
+    group_max = (x_BGM + bias_GM).max(-1)
+    group_max = jnp.pad(group_max, ((0, 0), (0, -group_max.shape[1] % GROUP)), constant_values=-jnp.inf)
+    group_max_BHM = group_max.reshape(rows, -1, GROUP)
+    left_BG = jnp.full_like(group_max, 2**GROUP - 1, jnp.int32)  # one bit for each remaining member
 
     def play(state, _):
-        of_halls_BH, of_groups_BHM, left_BG = state
-        hall_B = _first_largest(of_halls_BH)
-        groups_BM = of_groups_BHM[row_B, hall_B]
+        hall_max_BH, group_max_BHM, left_BG = state
+        hall_B = _first_largest(hall_max_BH)
+        groups_BM = group_max_BHM[row_B, hall_B]
         in_hall_B = _first_largest(groups_BM)
         group_B = hall_B * GROUP + in_hall_B
         left_B = left_BG[row_B, group_B]
@@ -69,17 +69,17 @@ def tournament(x_BF: jax.Array, bias_F: jax.Array, k: int) -> tuple[jax.Array, j
         members_BM = jnp.where(left_B[:, None] >> member_M & 1, members_BM, -jnp.inf)
         winner_B = _first_largest(members_BM)
         others_BM = jnp.where(member_M == winner_B[:, None], -jnp.inf, members_BM)
-        of_group_B = others_BM.max(1)
-        groups_BM = jnp.where(member_M == in_hall_B[:, None], of_group_B[:, None], groups_BM)
-        here_BH = jnp.arange(of_halls_BH.shape[1]) == hall_B[:, None]
+        new_max_B = others_BM.max(1)
+        groups_BM = jnp.where(member_M == in_hall_B[:, None], new_max_B[:, None], groups_BM)
+        is_hall_BH = jnp.arange(hall_max_BH.shape[1]) == hall_B[:, None]
         state = (
-            jnp.where(here_BH, groups_BM.max(1)[:, None], of_halls_BH),
-            of_groups_BHM.at[row_B, hall_B, in_hall_B].set(of_group_B, unique_indices=True),
+            jnp.where(is_hall_BH, groups_BM.max(1)[:, None], hall_max_BH),
+            group_max_BHM.at[row_B, hall_B, in_hall_B].set(new_max_B, unique_indices=True),
             left_BG.at[row_B, group_B].set(left_B & ~(1 << winner_B), unique_indices=True),
         )
         return state, (members_BM.max(1), group_B * GROUP + winner_B)
 
-    state = of_groups_BHM.max(-1), of_groups_BHM, left_BG
+    state = group_max_BHM.max(-1), group_max_BHM, left_BG
     _, (values_KB, indices_KB) = jax.lax.scan(play, state, length=k)
     return values_KB.T, indices_KB.T
 
@@ -95,8 +95,8 @@ def survivors(values_BK: jax.Array, k: jax.Array | int, axis: str) -> jax.Array:
 
     ``values_BK`` are the local top-K, largest first, with K at least k or all latents. Devices hold ascending
     ranges of latents. k may be traced. Returns a boolean mask [B, K] with exactly k entries set over the axis,
-    or all if there are fewer. The k-th largest value is the threshold; of the candidates equal to it the first
-    by (device, slot) survive, which is the order of the global index. Only values are exchanged, B x K x devices
+    or all if there are fewer. The k-th largest value is the threshold. Of the candidates equal to it, the first
+    by (device, slot) survive, which is the order of the global index. Devices exchange only values: B x K x devices
     numbers.
     """
     devices, slots = jax.lax.axis_size(axis), values_BK.shape[1]
@@ -119,8 +119,8 @@ def kth_largest(
     """Return the k-th largest of the float32 values x >= 0 along ``axis``, or of all elements if it is None.
 
     ``total`` sums over the devices that hold parts of x. The axis remains with size 1. The result is 0 if fewer
-    than k values are above 0. Floats >= 0 are ordered like their bits, so the result is found bit by bit: 31
-    counts of the elements above a guess replace a sort, and each device counts its own elements.
+    than k values are above 0. Floats >= 0 are ordered like their bits, so the result is found bit by bit. This
+    replaces a sort by 31 counts of the elements above a guess, and each device counts its own elements.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
 

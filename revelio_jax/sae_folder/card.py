@@ -1,4 +1,4 @@
-"""cfg.json and the model card of an SAE folder, which the trainer writes and steering publishes.
+"""cfg.json and the model card of an SAE folder. The trainer writes both, and steering publishes them.
 
 The trainer never imports torch and steering never imports JAX, so this module imports neither.
 """
@@ -28,7 +28,7 @@ def cfg_json(
     architecture: str, d: int, latents: int, k: int | None, metadata: dict[str, typing.Any]
 ) -> dict[str, typing.Any]:
     """Return cfg.json in the layout of SAELens; ``metadata`` holds the fields that steering needs."""
-    of_topk = {"k": k, "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}
+    topk_fields = {"k": k, "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}
     return {
         "architecture": architecture,
         "d_in": d,
@@ -38,7 +38,7 @@ def cfg_json(
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        **of_topk,
+        **topk_fields,
         "metadata": {
             **metadata,
             "sae_lens_version": SAE_LENS_VERSION,
@@ -49,22 +49,23 @@ def cfg_json(
 
 
 def card(cfg: dict[str, typing.Any], name: str = "FOLDER", license: str = "unknown") -> str:
-    """README.md of the folder; ``name`` is what it is loaded by, ``license`` as the hub spells it.
+    """Return the README.md of an SAE folder, from its cfg.json.
 
-    Reads cfg.json alone, which may be another library's: what that does not say is left out.
+    ``name`` is the folder or hub id in the example, ``license`` is the hub's name of the license. Fields that cfg.json
+    does not have are left out, because another library may have written it.
     """
     metadata, architecture = cfg["metadata"], cfg["architecture"]
     model = metadata.get("model_id") or ""
     k = metadata.get("k") or cfg.get("k")
     active = "latents above a threshold fire on a row" if architecture == "jumprelu" and not k else ""
-    facts = {
+    properties = {
         "Hook point": f"`{metadata['site']}`",
         "Latents": f"{cfg['d_sae']:,} of width {cfg['d_in']}, {active or ACTIVE[architecture].format(k=k)}",
         "Token positions": metadata.get("positions"),
         "Training": _training(metadata),
         "Quality": _quality(metadata.get("evaluation")),
     }
-    rows = "\n".join(f"| {fact} | {text} |" for fact, text in facts.items() if text)
+    rows = "\n".join(f"| {name} | {text} |" for name, text in properties.items() if text)
     kind = "Dense autoencoder" if architecture == "standard" else "k-sparse autoencoder"
     return f"""---
 {_front(model, license)}
@@ -90,26 +91,26 @@ with steerer.attach(pipe, {{"a concept": -1.0}}):  # negative removes, positive 
 
     z = {CODES[architecture]}        x_hat = z @ W_dec + b_dec
 
-Normalization is folded into the tensors, so x is the unchanged residual stream of the pipeline. SAELens also reads
-this folder: `sae_lens.SAE.load_from_disk(FOLDER)`.
+Normalization is folded into the tensors, so x is the unnormalized activation of the pipeline. SAELens also reads this
+folder: `sae_lens.SAE.load_from_disk(FOLDER)`.
 """
 
 
 def _training(metadata: dict[str, typing.Any]) -> str | None:
     try:
-        return "by revelio_jax, {steps:,} steps on {rows:,} rows, {count:,} of them distinct".format(
+        return "by revelio_jax, {steps:,} steps on {rows:,} rows from a store of {count:,} rows".format(
             **metadata["training"], count=metadata["activations"]["count"]
         )
     except (KeyError, TypeError, ValueError):  # written by another library
         return None
 
 
-def _quality(measured: typing.Any) -> str:
+def _quality(evaluation: typing.Any) -> str:
     try:
         return (
             "on {rows:,} held-out rows: FVU {fvu:.5f}, cosine {cosine:.5f}, L0 {l0:.1f}, "
             "{dead_fraction:.1%} of the latents never fire"
-        ).format(**measured)
+        ).format(**evaluation)
     except (KeyError, TypeError, ValueError):
         return "not evaluated; `python -m revelio_jax.evaluate` measures it"
 

@@ -1,6 +1,6 @@
 """Read an SAE folder into numpy. The folder is untrusted: only JSON and safetensors are opened.
 
-Two layouts are known by their files:
+Two layouts are supported:
 
     cfg.json, sae_weights.safetensors    this project, and SAELens from 6.0 on
     cfg.json, sae.safetensors            sparsify; one folder may hold a subfolder per hook point
@@ -27,7 +27,7 @@ class SaeFolder:
     """The content of an SAE folder: float32 arrays, the architecture and the metadata. D width, F latents.
 
     ``k`` is set for topk only, ``threshold_F`` for jumprelu only. ``weights`` is the path of the safetensors file.
-    ``metadata`` says which model and hook point the SAE belongs to.
+    ``metadata`` holds the model and the hook point that the SAE was trained on.
     """
 
     W_enc_DF: np.ndarray
@@ -44,7 +44,7 @@ class SaeFolder:
 def read_folder(folder: str | pathlib.Path, site: str | None = None, needs_site: bool = True) -> SaeFolder:
     """Read an SAE folder and check it.
 
-    ``site`` is the hook point of a folder whose metadata name none. Raise InputError, with the file and the field,
+    ``site`` is the hook point of a folder whose metadata have none. Raise InputError, with the file and the field,
     if a file is missing or malformed, if metadata and ``site`` disagree, or if ``needs_site`` is set and neither
     names a hook point.
     """
@@ -64,11 +64,11 @@ def hook_points(folder: pathlib.Path) -> list[str]:
 
 
 def _weights_file(folder: pathlib.Path) -> pathlib.Path:
-    """Return the file of weights. Its name never comes from a file of the folder."""
+    """Return the path of the weights. Its name is never read from a file of the folder."""
     if not (folder / CONFIG).is_file():
         if points := hook_points(folder):
             raise InputError(
-                f"{folder}/{CONFIG} is missing; subfolders hold an SAE each, so choose one as subfolder=: "
+                f"{folder}/{CONFIG} is missing, but subfolders hold SAEs; pass one of them as subfolder=: "
                 f"{one_line(', '.join(points))}"
             )
         raise InputError(f"{folder}/{CONFIG} is missing; python -m revelio_jax.export writes an SAE folder")
@@ -86,7 +86,7 @@ def _weights_file(folder: pathlib.Path) -> pathlib.Path:
 def _metadata(
     file: pathlib.Path, config: dict[str, typing.Any], site: str | None, needs_site: bool, optional: bool
 ) -> dict[str, typing.Any]:
-    """Return the metadata of cfg.json, with ``site`` if they name no hook point."""
+    """Return the metadata of cfg.json, with ``site`` added if they have no hook point."""
     metadata = config.get("metadata", {} if optional else None)
     if not isinstance(metadata, dict):
         raise InputError(f"{file}: metadata is {one_line(repr(metadata))}; it must be an object")
@@ -113,9 +113,8 @@ def _read_sae_lens(
     architecture = config.get("architecture")
     if architecture not in ARCHITECTURES:
         raise InputError(f"{file}: architecture is {one_line(repr(architecture))}; allowed: {', '.join(ARCHITECTURES)}")
-    stated = config.get("metadata", {})
-    version = str(stated.get("sae_lens_version"))
-    if not stated.get("site") and not re.match(r"[6-9]\.|\d\d+\.", version):
+    version = str(metadata.get("sae_lens_version"))
+    if not config.get("metadata", {}).get("site") and not re.match(r"[6-9]\.|\d\d+\.", version):
         raise InputError(
             f"{file}: metadata.sae_lens_version is {one_line(version)}; load the SAE in SAELens 6 or later and save it "
             "again, because older versions define latents differently"

@@ -1,7 +1,7 @@
 """Read untrusted JSON and safetensors files; anything malformed raises InputError.
 
-No other format is opened, and no file name is taken from inside a file. Dtypes and shapes in a header are checked
-before any tensor takes memory.
+No other format is opened, and no file name is read from a file. Dtypes and shapes in a header are checked before
+memory for tensors is allocated.
 """
 
 import contextlib
@@ -62,9 +62,9 @@ def read_tensors(
 ) -> dict[str, np.ndarray]:
     """Return the tensors of a safetensors file that ``shapes`` names.
 
-    Tensors of floating point are converted to float32 and must be finite. ``dtypes`` holds the allowed dtypes by
-    name; the default is FLOATS. ``required_by`` introduces the allowed dtypes and shape in
-    messages. Raise InputError if a tensor is missing or has another shape or dtype.
+    Floating-point tensors are converted to float32 and must be finite. ``dtypes`` holds the allowed dtypes by name;
+    the default is FLOATS. ``required_by`` introduces the allowed dtypes and shape in messages. Raise InputError if a
+    tensor is missing or has another shape or dtype.
     """
     _, header = read_header(path)
     for name, shape in shapes.items():
@@ -112,12 +112,14 @@ def _check(
     dtype: str,
     shape: list[int],
     dtypes: tuple[str, ...],
-    wanted: Shape,
+    allowed: Shape,
     required_by: str,
 ) -> None:
-    fits = len(shape) == len(wanted) and all(n > 0 if m is None else n == m for n, m in zip(shape, wanted, strict=True))
+    fits = len(shape) == len(allowed) and all(
+        n > 0 if m is None else n == m for n, m in zip(shape, allowed, strict=True)
+    )
     if not fits or dtype not in dtypes:
-        sizes = ", ".join("any" if n is None else str(n) for n in wanted)
+        sizes = ", ".join("any" if n is None else str(n) for n in allowed)
         raise InputError(
             f"{path}: {one_line(name)} is {dtype} {one_line(shape)}; {required_by} {' or '.join(dtypes)} [{sizes}]"
         )

@@ -63,7 +63,7 @@ def encode_prompt(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Ar
         return encode()
     if state.call is None:
         _refuse_embeddings(arguments)
-    if state.family.encodes_branches_apart:
+    if state.family.encodes_branches_separately:
         return _encode_branch(state, state.encoded_branch or CONDITIONAL, encode)
     guided = arguments["do_classifier_free_guidance"]
     arguments["do_classifier_free_guidance"] = False
@@ -145,7 +145,9 @@ def _encode_negative_prompt(state: SteeringState, arguments: Arguments) -> Argum
 
 def _is_encoded(state: SteeringState, arguments: Arguments) -> bool:
     """Return whether the prompt is the negative prompt that :func:`steered_call` has encoded."""
-    return state.call is not None and state.family.encodes_branches_apart and arguments["prompt_embeds"] is not None
+    return (
+        state.call is not None and state.family.encodes_branches_separately and arguments["prompt_embeds"] is not None
+    )
 
 
 def _refuse_embeddings(arguments: Arguments) -> None:

@@ -48,7 +48,7 @@ def hidden_states(
     parts: list[torch.Tensor] = []
     for point in hook_points.resolve_joined(pipe, site_name):
         # Compiled code would not contain the capturing hook, or would keep it.
-        with hooks.captured(point) as outputs, torch.compiler.set_stance("force_eager"):
+        with hooks.capture(point) as outputs, torch.compiler.set_stance("force_eager"):
             for start in range(0, len(prompts), batch_size):
                 run_encoder(pipe, point.component, prompts[start : start + batch_size], tokens)
         parts.append(torch.cat(outputs).float())

@@ -18,7 +18,7 @@ import torch
 import tqdm
 
 from revelio_jax.cli import parse
-from revelio_jax.errors import InputError, reported
+from revelio_jax.errors import InputError, report_errors
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.loading import load_pipeline
 from revelio_jax.pipelines.sampling import call_settings
@@ -54,8 +54,8 @@ def find_latents(
     first. ``mean_with`` is the mean of the largest value of each prompt, in a denoiser the mean of all positions.
     """
     codes_of = functools.partial(_for_codes, pipe, site, sae, sampling=sampling)
-    with_share, with_mean, with_code_TF = _firing(codes_of, with_concept, hook_points.is_denoiser_site(site))
-    without_share, _, without_code_TF = _firing(codes_of, without, hook_points.is_denoiser_site(site))
+    with_share, with_mean, with_code_TF = _firing(codes_of, with_concept, hook_points.is_denoiser_point(site))
+    without_share, _, without_code_TF = _firing(codes_of, without, hook_points.is_denoiser_point(site))
     belongs = (with_share >= ratio * without_share) & (with_share > 0)
     score = torch.where(belongs, with_mean * (with_share - without_share), -1.0)
     latents = score.argsort(descending=True)[:most]
@@ -108,7 +108,7 @@ def _for_codes(
     sampling: CallArguments | None,
 ) -> None:
     """Call ``on_codes`` with the codes [B, T, F] of all prompts; in a denoiser with the codes of each step."""
-    if hook_points.is_denoiser_site(site):
+    if hook_points.is_denoiser_point(site):
         sample_prompts(
             pipe,
             site,
@@ -148,7 +148,7 @@ def main(argv: Sequence[str]) -> None:
     pipe = load_pipeline(config.model)
     with_concept, without = split(labeled, column, value)
     sae, sampling = steerer.placed(pipe), None
-    if hook_points.is_denoiser_site(steerer.site):
+    if hook_points.is_denoiser_point(steerer.site):
         with_concept, without = few(with_concept, flags["images"]), few(without, flags["images"])
         sampling = call_settings(pipe, config.steer)
     learned, rows = find_latents(pipe, steerer.site, sae, with_concept, without, ratio, flags["most"], sampling)
@@ -165,5 +165,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main(sys.argv[1:])

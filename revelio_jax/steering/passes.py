@@ -24,7 +24,7 @@ def before_pass(state: SteeringState, component: str, args: Args, kwargs: Kwargs
     """Prepare the hooks of a component for the pass that begins, given the arguments of the component."""
     for hook in state.hooks.values():
         if hook.point.component == component:
-            if hook_points.is_denoiser_site(hook.point.name):
+            if hook_points.is_denoiser_point(hook.point.name):
                 hook.active = _prepare_denoiser(state, hook, args, kwargs)
             else:
                 hook.active = _prepare_text_encoder(state, hook, args, kwargs)

@@ -60,7 +60,7 @@ def watch(
         stack.enter_context(unsteered(pipe))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         named_branches = stack.enter_context(guidance.named_branches(getattr(pipe, point.component)))
-        stack.callback(hooks.after(point.module, after))
+        stack.callback(hooks.after_forward(point.module, after))
         pipe(**arguments)
 
 

@@ -48,7 +48,7 @@ def attach(pipe: typing.Any, attachment: Attachment) -> Attachment:
         state.hooks[point.name].add(part)
         if point.component not in state.unwatch:
             before: typing.Any = torch.compiler.disable(functools.partial(before_pass, state, point.component))
-            state.unwatch[point.component] = hooks.before(model, before)
+            state.unwatch[point.component] = hooks.before_forward(model, before)
     if needs_recompiling:
         torch.compiler.reset()  # code that is compiled already does not contain the new hooks
     return attachment

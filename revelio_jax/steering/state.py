@@ -45,7 +45,7 @@ class SteeringState:
     @property
     def steers_text(self) -> bool:
         """Whether a text encoder is steered."""
-        return any(not hook_points.is_denoiser_site(name) for name in self.hooks)
+        return any(not hook_points.is_denoiser_point(name) for name in self.hooks)
 
     def rest(self) -> None:
         """Make all hooks inactive."""

@@ -95,7 +95,7 @@ class Steerer:
         empty prompt, and the position and token of the former. At a hook point of the denoiser the values are means
         over images that are sampled of the text (see :meth:`attach`); position is -1 and token is "".
         """
-        if hook_points.is_denoiser_site(self.site):
+        if hook_points.is_denoiser_point(self.site):
             return text_latents.sampled_latents(self.concept(pipe, text, sampling=sampling), top)
         return text_latents.latents_for(pipe, self.site, self.placed(pipe), text, top)
 

@@ -25,7 +25,7 @@ class SteeringHook:
         self.grid: tuple[int, int] | None = None  # of the positions, if the module's output does not show it
         self.recorded: list[torch.Tensor] | None = None  # activations of each pass, while it is a list
         _ = point.argument  # cached now, since compiled code cannot inspect signatures
-        self.remove = hooks.after(point.module, self.after)
+        self.remove = hooks.after_forward(point.module, self.after)
 
     def add(self, part: HookPointPart) -> None:
         """Add the part of an attachment."""

@@ -124,7 +124,7 @@ def difference_of_means(
     At a hook point of the denoiser, images of the prompts are sampled with the call's arguments ``sampling``, and the
     mean is over positions too.
     """
-    if hook_points.is_denoiser_site(site):
+    if hook_points.is_denoiser_point(site):
         v_TD = sampled_mean(pipe, site, with_concept, sampling) - sampled_mean(pipe, site, without, sampling)
     else:
         v_TD = hidden_states(pipe, site, with_concept).mean(0) - hidden_states(pipe, site, without).mean(0)

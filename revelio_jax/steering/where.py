@@ -70,7 +70,7 @@ class Where:
         Raises InputError if a field is malformed, or has no effect at these hook points.
         """
         name = "+".join(point.name for point in points)
-        in_denoiser = hook_points.is_denoiser_site(name)
+        in_denoiser = hook_points.is_denoiser_point(name)
         if not in_denoiser and self.follows_timestep:
             raise InputError(f"steps and ramp are only for hook points of the denoiser; {name} runs before all steps")
         if self.steps is not None and not self.steps[0] >= self.steps[1]:
@@ -109,7 +109,7 @@ class Where:
         if self.pooled is None:
             return
         vector = family.pooled
-        if hook_points.is_denoiser_site(name) or vector is None:
+        if hook_points.is_denoiser_point(name) or vector is None:
             raise InputError(f"pooled is {self.pooled}, but {name} has no pooled vector in addition to its activations")
         if vector.is_all and any(point.component == vector.component for point in points):
             raise InputError(f"pooled is {self.pooled}, but the pooled vector is all that this pipeline uses of {name}")

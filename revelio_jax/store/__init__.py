@@ -1,7 +1,7 @@
-"""The activation store, which extraction writes and training reads. Only numpy and TensorStore are needed.
+"""The activation store, which extraction writes and training reads. It needs only numpy, pyarrow and TensorStore.
 
     STORE/manifest.json        written last; a store without it is unfinished
-    STORE/plan.json            the plan of the store; a second run must have the same plan
+    STORE/plan.json            the plan of the store; every run that writes the store must have the same plan
     STORE/samples.parquet      one row per sample: id, prompt, labels
     STORE/shards/00000.json    one per finished shard: rows and statistics of every site
     STORE/.locks/              locks of the workers; removed when the store is finished

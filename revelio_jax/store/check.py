@@ -10,7 +10,7 @@ import tensorstore as ts
 
 from revelio_jax.errors import InputError
 from revelio_jax.store import layout, parquet, statistics
-from revelio_jax.store.writer import difference, manifest_of
+from revelio_jax.store.writer import build_manifest, difference
 
 # Machines sum in different orders, so statistics of the same rows may differ in their last bits.
 TOLERANCE = 1e-9
@@ -18,7 +18,7 @@ TOLERANCE = 1e-9
 
 @dataclasses.dataclass(frozen=True)
 class StoreState:
-    """The state of a store: its plan, the shards with a marker, and the manifest if it is finished."""
+    """The state of a store: its plan, its finished shards, and its manifest, None if the store is unfinished."""
 
     location: str
     kvstore: ts.KvStore
@@ -35,8 +35,8 @@ class StoreState:
         return range(shard * size, min((shard + 1) * size, self.plan["samples"]))
 
 
-def find(location: str) -> StoreState:
-    """Return the state of a store, finished or not. Raise InputError if there is no store at ``location``."""
+def read_state(location: str) -> StoreState:
+    """Return the state of a finished or unfinished store. Raise InputError if there is no store at ``location``."""
     kvstore = layout.open_kvstore(location)
     plan = layout.read_json(kvstore, "plan.json")
     if plan is None:
@@ -56,11 +56,11 @@ def find(location: str) -> StoreState:
 
 
 def faults(store: StoreState) -> Iterator[tuple[int | str, str]]:
-    """Read the whole store. Yield (shard, "") for each good shard, and (shard or file, fault) for each fault.
+    """Read the whole store. Yield (shard, "") for each intact shard, and (shard or file, fault) for each fault.
 
     Reading verifies the checksum of every chunk. Rows are also compared with the statistics in the shard's marker,
-    because a missing file reads as the fill value. To repair a fault, delete the marker of the shard or the file,
-    and the manifest; the next run writes them again. At most one shard of one site is in memory.
+    because a missing file reads as the fill value. To repair a shard, delete its marker and the manifest; to repair a
+    file, delete the file and the manifest. The next run writes them again. Memory holds at most one shard of one site.
     """
     arrays, markers = {}, {}
     for name in store.plan["sites"] if store.done else ():
@@ -91,12 +91,12 @@ def faults(store: StoreState) -> Iterator[tuple[int | str, str]]:
         else:
             markers[shard] = marker
             yield shard, ""
-    # An index that is -1 in all rows, such as the timestep of text, has no file; it must be so in every shard.
+    # An index array with -1 in all rows, such as the timestep of text, has no file. That must hold for every shard.
     for (name, key), shards in unset.items():
         if shards != filled[name, key]:
             for shard in sorted(shards):
                 yield shard, f"{name}/{key} is missing"
-    yield from _of_the_whole(store, markers)
+    yield from _file_faults(store, markers)
 
 
 def _check(
@@ -108,56 +108,56 @@ def _check(
 ) -> list[str]:
     """Compare a shard of a site with its marker. Return the index arrays that are unset in all rows.
 
-    Raise ValueError if they differ.
+    Raise ValueError if the shard and its marker differ.
     """
     planned = store.plan["sites"][name]
-    wanted = statistics.Statistics.from_json(marker)
-    expected, rows = planned["expected_rows"][shard], wanted.count + marker["dropped"]
+    marked = statistics.Statistics.from_json(marker)
+    expected, rows = planned["expected_rows"][shard], marked.count + marker["dropped"]
     if rows > expected or (rows < expected and not marker.get("skipped")):
         raise ValueError(
-            f"{name}: the marker has {wanted.count} rows and {marker['dropped']} dropped, "
-            f"the plan has {planned['expected_rows'][shard]}"
+            f"{name}: the marker has {marked.count} rows and {marker['dropped']} dropped rows, "
+            f"the plan has {expected} rows"
         )
     start = shard * planned["shard_rows"]
     stop = min(start + planned["shard_rows"], arrays[name, "sample"].shape[0])
-    read = {key: arrays[name, key][start:stop].read() for key in ("activations", *layout.INDEX_ARRAYS)}
+    futures = {key: arrays[name, key][start:stop].read() for key in ("activations", *layout.INDEX_ARRAYS)}
     values = {}
-    for key, future in read.items():
+    for key, future in futures.items():
         try:
             values[key] = future.result()
         except ValueError as error:
             raise ValueError(f"{name}/{key}: {error}") from error
     sample, samples = values["sample"], store.samples(shard)
-    valid = sample[: wanted.count]
-    if (sample[wanted.count :] != -1).any() or ((valid < samples.start) | (valid >= samples.stop)).any():
-        raise ValueError(f"{name}/sample: these are not the samples of the {wanted.count} rows of this shard")
-    got = statistics.of_rows(values["activations"][: wanted.count])
-    scale = np.sqrt(wanted.variance + np.square(wanted.mean))
+    valid = sample[: marked.count]
+    if (sample[marked.count :] != -1).any() or ((valid < samples.start) | (valid >= samples.stop)).any():
+        raise ValueError(f"{name}/sample: these are not the samples of the {marked.count} rows of this shard")
+    stored = statistics.of_rows(values["activations"][: marked.count])
+    scale = np.sqrt(marked.variance + np.square(marked.mean))
     if not (
-        (np.abs(got.mean - wanted.mean) <= TOLERANCE * scale).all()
-        and (np.abs(got.variance - wanted.variance) <= TOLERANCE * np.square(scale)).all()
+        (np.abs(stored.mean - marked.mean) <= TOLERANCE * scale).all()
+        and (np.abs(stored.variance - marked.variance) <= TOLERANCE * np.square(scale)).all()
     ):
         raise ValueError(f"{name}/activations: the rows do not match the statistics in the marker")
-    return [key for key in layout.INDEX_ARRAYS if wanted.count and (values[key][: wanted.count] == -1).all()]
+    return [key for key in layout.INDEX_ARRAYS if marked.count and (values[key][: marked.count] == -1).all()]
 
 
-def _of_the_whole(store: StoreState, markers: dict[int, dict[str, typing.Any]]) -> Iterator[tuple[str, str]]:
+def _file_faults(store: StoreState, markers: dict[int, dict[str, typing.Any]]) -> Iterator[tuple[str, str]]:
     """Yield the faults of samples.parquet and of the manifest."""
     table = store.kvstore.read("samples.parquet").result()
     try:
         ids = parquet.read_table(table.value, page_checksum_verification=True)["id"].to_pylist()
         if ids != list(range(store.plan["samples"])):
-            yield "samples.parquet", f"its ids are not those of {store.plan['samples']} samples"
+            yield "samples.parquet", f"its ids must be 0 to {store.plan['samples'] - 1}"
     except (pyarrow.ArrowException, OSError, KeyError) as error:
         yield "samples.parquet", f"cannot be read: {_short(error)}"
     if store.manifest is None:
         return
     if store.done != frozenset(range(store.shards)):
-        yield "manifest.json", f"exists, but only {len(store.done)} of {store.shards} shards do"
+        yield "manifest.json", f"exists, but only {len(store.done)} of {store.shards} shards are finished"
     elif len(markers) == store.shards:
-        wanted = manifest_of(store.plan, (markers[shard] for shard in sorted(markers)))
-        if found := difference(store.manifest, wanted, other="the markers have"):
-            yield "manifest.json", f"has {found}"
+        expected = build_manifest(store.plan, (markers[shard] for shard in sorted(markers)))
+        if fields := difference(store.manifest, expected, other="the markers have"):
+            yield "manifest.json", f"has {fields}"
 
 
 def _short(error: Exception) -> str:

@@ -80,7 +80,7 @@ def shard_key(index: int) -> str:
 def done_shards(kvstore: ts.KvStore) -> set[int]:
     """Return the numbers of the shards that have a marker."""
     keys = kvstore.list(ts.KvStore.KeyRange("shards/", "shards0")).result()
-    return {int(found[1]) for key in keys if (found := re.fullmatch(rb"shards/(\d+)\.json", key))}
+    return {int(match[1]) for key in keys if (match := re.fullmatch(rb"shards/(\d+)\.json", key))}
 
 
 def open_array(kvstore: ts.KvStore, key: str) -> ts.TensorStore:

@@ -1,9 +1,8 @@
-"""Workers that write one store together, and the locks that keep two runs off the same shards.
+"""Workers that write one store together, and locks that keep two runs from writing the same shards.
 
-A worker holds a lock on a file of its own, ``STORE/.locks/NUMBER-of-COUNT``, as long as it writes;
-the system releases it when the process ends, however that happens. The folder goes when the store
-is finished. Only stores on file systems that have locks (flock) are guarded: with gs://, s3:// and
-memory:// two runs of the same command do each other's work again, which changes no byte.
+While a worker writes, it locks its own file ``STORE/.locks/NUMBER-of-COUNT``. The system releases the lock when the
+process ends for any reason. The folder of locks is removed when the store is finished. Locks need a file system with
+flock. On gs://, s3:// and memory:// two runs of the same command repeat each other's work and write the same bytes.
 """
 
 import contextlib
@@ -40,34 +39,34 @@ class Worker:
 
 
 @contextlib.contextmanager
-def alone(folder: pathlib.Path | None) -> Iterator[None]:
-    """Wait until no other process starts or finishes the store."""
+def exclusive(folder: pathlib.Path | None) -> Iterator[None]:
+    """Hold a lock in the block, so that only one process at a time starts or finishes the store."""
     with contextlib.ExitStack() as stack:
         if folder is not None:
-            file = stack.enter_context(_opened(folder / FOLDER / "turn"))
+            file = stack.enter_context(_open_lock(folder / FOLDER / "turn"))
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextlib.contextmanager
-def held(folder: pathlib.Path | None, location: str, worker: Worker) -> Iterator[None]:
-    """Lock the worker's shards. Raise InputError if another run writes some of them."""
+def lock_shards(folder: pathlib.Path | None, location: str, worker: Worker) -> Iterator[None]:
+    """Lock the worker's shards in the block. Raise InputError if another run is writing some of them."""
     with contextlib.ExitStack() as stack:
         if folder is not None:
-            with alone(folder):
+            with exclusive(folder):
                 for path in sorted((folder / FOLDER).glob("*-of-*")):
                     other = Worker(*map(int, path.name.split("-of-")))
                     if other != worker and worker.overlaps(other):
-                        with _opened(path) as file:
+                        with _open_lock(path) as file:
                             _lock(file, location, other)
                 name = f"{worker.number}-of-{worker.count}"
-                _lock(stack.enter_context(_opened(folder / FOLDER / name)), location, worker)
+                _lock(stack.enter_context(_open_lock(folder / FOLDER / name)), location, worker)
         yield
 
 
 def remove(folder: pathlib.Path | None) -> None:
-    """Remove the locks, so that a finished store does not depend on the number of workers."""
+    """Remove the folder of locks, so that the files of a finished store do not depend on the number of workers."""
     if folder is not None:
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
@@ -82,8 +81,8 @@ def _lock(file: typing.IO, location: str, worker: Worker) -> None:
         return
 
 
-def _opened(path: pathlib.Path) -> typing.IO:
-    """Open a lock for writing. Another worker may finish the store and remove the folder meanwhile."""
+def _open_lock(path: pathlib.Path) -> typing.IO:
+    """Open a lock file for writing; retry if another worker finishes the store and removes the folder meanwhile."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Read parquet tables from bytes, without threads that would delay the end of the process."""
+"""Read parquet tables from bytes, without references that Arrow's threads could hold at the end of the process."""
 
 import typing
 
@@ -7,11 +7,11 @@ import pyarrow.parquet
 
 
 def read_table(data: bytes, **options: typing.Any) -> pyarrow.Table:
-    """The table in a parquet file's bytes; ``options`` are pyarrow.parquet.read_table's, as are its errors.
+    """Return the table in the bytes of a parquet file; ``options`` and errors are those of pyarrow.parquet.read_table.
 
-    Arrow's threads may let go of a file after it was read. Where that is an object of Python's they need the
-    interpreter for it, and a process that just ends then aborts ("terminate called without an active
-    exception", status 134 in place of its own). So they are given memory of Arrow's own, a copy.
+    The bytes are copied into memory of Arrow. Otherwise Arrow's threads may release a Python object after the read,
+    which needs the interpreter. A process that is ending would then abort with status 134 ("terminate called without
+    an active exception").
     """
     memory = pyarrow.allocate_buffer(len(data))
     memoryview(memory).cast("B")[:] = data

@@ -17,9 +17,8 @@ from revelio_jax.store import layout, parquet
 class SiteReader:
     """One site of a finished store.
 
-    ``chunks`` are the (start, stop) array rows of every inner chunk that holds valid rows, in
-    order: read whole chunks, since that is what the disk reads. ``mean`` and ``variance`` [d] are
-    float64, over all valid rows.
+    ``chunks`` are the array rows (start, stop) of every inner chunk with valid rows, in order. Read whole chunks,
+    because the disk does so too. ``mean`` and ``variance`` [d] are float64, over all valid rows.
     """
 
     name: str
@@ -49,6 +48,8 @@ class SiteReader:
 
 @dataclasses.dataclass(frozen=True)
 class Store:
+    """A finished store: its location, its manifest, and the key-value store that holds its files."""
+
     location: str
     manifest: dict[str, typing.Any]
     kvstore: ts.KvStore
@@ -80,7 +81,7 @@ class Store:
         name = name or self.site_names[0]
         if name not in self.manifest["sites"]:
             raise InputError(f"config.data.site is {name!r}; store {self.location} has {', '.join(self.site_names)}")
-        facts = self.manifest["sites"][name]
+        entry = self.manifest["sites"][name]
         names = ("activations", *layout.INDEX_ARRAYS)
         arrays = {key: self._open(f"{name}/{key}") for key in names}
         stored = arrays["activations"].dtype.name
@@ -89,26 +90,26 @@ class Store:
                 f"store {self.location}: {name}/activations is {stored}, "
                 f"the manifest says {self.manifest['dtype']}; allowed: {', '.join(layout.DTYPES)}"
             )
-        if arrays["activations"].shape[1] != facts["d"]:
+        if arrays["activations"].shape[1] != entry["d"]:
             raise InputError(
                 f"store {self.location}: {name}/activations has width "
-                f"{arrays['activations'].shape[1]}, the manifest says {facts['d']}"
+                f"{arrays['activations'].shape[1]}, the manifest says {entry['d']}"
             )
-        chunk, shard_rows = self.manifest["chunk_rows"], facts["shard_rows"]
+        chunk, shard_rows = self.manifest["chunk_rows"], entry["shard_rows"]
         chunks = tuple(
             (shard * shard_rows + start, shard * shard_rows + min(start + chunk, valid))
-            for shard, valid in enumerate(facts["shard_valid_rows"])
+            for shard, valid in enumerate(entry["shard_valid_rows"])
             for start in range(0, valid, chunk)
         )
         return SiteReader(
             name=name,
-            d=facts["d"],
+            d=entry["d"],
             dtype=stored,
-            rows=facts["rows"],
-            dropped=facts["dropped"],
+            rows=entry["rows"],
+            dropped=entry["dropped"],
             chunks=chunks,
-            mean=np.asarray(facts["mean"]),
-            variance=np.asarray(facts["variance"]),
+            mean=np.asarray(entry["mean"]),
+            variance=np.asarray(entry["variance"]),
             arrays=arrays,
         )
 

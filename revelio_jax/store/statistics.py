@@ -11,7 +11,7 @@ BLOCK_ROWS = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Count of rows, mean [d] and centered sum of squares [d] of every column, in float64."""
+    """Number of rows, and mean [d] and centered sum of squares [d] of every column, in float64."""
 
     count: int
     mean: np.ndarray

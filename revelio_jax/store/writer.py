@@ -1,9 +1,9 @@
-"""Write a store: whole shards, a marker after each, the manifest last.
+"""Write a store: whole shards, a marker after each shard, and the manifest last.
 
-Every shard is a pure function of its samples and every key is written whole, so a run may be
-killed at any moment: the next writes what has no marker again, and the finished store equals that
-of a run that was never interrupted, byte for byte. So it does where several workers share the
-shards; whoever finds all of them there writes the manifest.
+Every shard is a pure function of its samples, and every key is written as a whole. A run may therefore be killed at any
+moment. The next run writes the shards without a marker again. The finished store is byte for byte the store of an
+uninterrupted run, also if several workers share the shards. The worker that finds all shards finished writes the
+manifest.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from revelio_jax.store.locks import Worker
 
 @dataclasses.dataclass(frozen=True)
 class SitePlan:
-    """A site: its width, and the rows of each shard before any is dropped."""
+    """The plan of a site: its width, and the number of rows of each shard before non-finite rows are dropped."""
 
     name: str
     d: int
@@ -37,10 +37,11 @@ class SitePlan:
 
 @dataclasses.dataclass(frozen=True)
 class StorePlan:
-    """All that is known of a store before its first activation.
+    """The description of a store before its first activation is computed.
 
-    ``facts`` decide its bytes beside the other fields: a run with others is refused, and they go
-    into the fingerprint. ``notes``, such as the versions of libraries, are only kept.
+    ``provenance`` (model, input and config) decides the content of the store, together with the other fields: it is
+    part of the fingerprint, and a run with a different one is refused. ``notes``, such as library versions, are only
+    recorded.
     """
 
     sites: tuple[SitePlan, ...]
@@ -48,7 +49,7 @@ class StorePlan:
     chunk_rows: int
     shard_samples: int
     samples: int
-    facts: dict[str, typing.Any]
+    provenance: dict[str, typing.Any]
     notes: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -59,14 +60,14 @@ class StorePlan:
         """Return the array rows reserved per shard: the rows of the fullest shard, rounded up to whole chunks."""
         return -(-max(max(site.rows), 1) // self.chunk_rows) * self.chunk_rows
 
-    def decisive(self) -> dict[str, typing.Any]:
-        """Return the plan as JSON, which two runs must share to write one store; the most telling fields come first."""
+    def identity(self) -> dict[str, typing.Any]:
+        """Return the fields that two runs must share to write one store; the most informative fields come first."""
         sites = {
             site.name: {"d": site.d, "shard_rows": self.shard_rows(site), "expected_rows": list(site.rows)}
             for site in self.sites
         }
         return {
-            **self.facts,
+            **self.provenance,
             "format_version": layout.FORMAT_VERSION,
             "dtype": self.dtype,
             "chunk_rows": self.chunk_rows,
@@ -76,34 +77,35 @@ class StorePlan:
         }
 
     def to_json(self) -> dict[str, typing.Any]:
-        decisive = self.decisive()
-        text = json.dumps(decisive, sort_keys=True)
+        """Return the contents of plan.json."""
+        identity = self.identity()
+        text = json.dumps(identity, sort_keys=True)
         return {
             "fingerprint": hashlib.sha256(text.encode()).hexdigest(),
-            **decisive,
+            **identity,
             "notes": self.notes,
         }
 
 
 class StoreWriter:
-    """Writer of the missing shards and of the manifest."""
+    """Writes the missing shards and the manifest of a store."""
 
     def __init__(self, location: str, plan: StorePlan, samples: list[dict[str, typing.Any]] | pyarrow.Table):
-        """Start or resume the store. Raise InputError if it holds the data of another run.
+        """Start or resume the store. Raise InputError if it belongs to a run with another plan.
 
-        Several workers may do so at once: the first one's plan is everybody's.
+        Several workers may start at once; the plan of the first one is binding for all.
         """
         self.location, self.plan = location, plan
         self._kvstore, self._folder = layout.open_kvstore(location), layout.local_folder(location)
         self.finished = layout.read_json(self._kvstore, "manifest.json") is not None
-        # Asked twice: what lies there may be what another worker began between.
-        if not self._planned() and (self.finished or self._holds_anything()) and not self._planned():
+        # Check for a plan twice: another worker may start the store between the first check and the listing.
+        if not self._has_plan() and (self.finished or self._has_files()) and not self._has_plan():
             raise InputError(f"store {location}: the folder is not empty and is not a store")
         if self.finished:
-            locks.remove(self._folder)  # a run that was killed at its very end left them
+            locks.remove(self._folder)  # a run that was killed just before its end may have left them
             return
-        with self._writing(), locks.alone(self._folder):
-            # The plan first: whatever else lies there is then known to be this store's.
+        with self._writing(), locks.exclusive(self._folder):
+            # Write the plan first: it identifies the other files as files of this store.
             if layout.read_json(self._kvstore, "plan.json") is None:
                 layout.write_new(self._kvstore, "plan.json", layout.json_bytes(plan.to_json()))
             if not self._kvstore.list(ts.KvStore.KeyRange("samples.parquet", "samples.parquet0")).result():
@@ -112,14 +114,14 @@ class StoreWriter:
                 pyarrow.parquet.write_table(table, buffer, write_page_checksum=True)
                 layout.write_new(self._kvstore, "samples.parquet", buffer.getvalue())
             self._arrays = self._open_arrays()
-        self._planned()  # another may have been first, with another plan
+        self._has_plan()  # raises InputError if another run was first, with another plan
 
     @contextlib.contextmanager
-    def claimed(self, worker: Worker) -> Iterator[None]:
-        """Lock the worker's shards. Raise InputError if another run writes some of them."""
+    def lock_shards(self, worker: Worker) -> Iterator[None]:
+        """Lock the worker's shards in the block. Raise InputError if another run is writing some of them."""
         with contextlib.ExitStack() as stack:
             with self._writing():
-                stack.enter_context(locks.held(self._folder, self.location, worker))
+                stack.enter_context(locks.lock_shards(self._folder, self.location, worker))
             yield
 
     def missing(self) -> list[int]:
@@ -134,8 +136,8 @@ class StoreWriter:
 
         ``sites`` maps a site to ``activations`` [rows, d] and int32 ``sample``, ``position`` and
         ``timestep`` [rows]. Rows with a non-finite value (after the cast to the store's dtype) are
-        dropped and counted. Where there is also ``skipped``, the numbers of samples that could not be
-        read, these have no rows, and there may be fewer than planned.
+        dropped and counted. Optional ``skipped`` are the numbers of samples that could not be read. They have no rows,
+        so the shard may have fewer rows than planned.
         """
         marker = {}
         for site in self.plan.sites:
@@ -151,7 +153,7 @@ class StoreWriter:
             index_arrays = {name: arrays[name].astype(np.int32, copy=False) for name in layout.INDEX_ARRAYS}
             with np.errstate(invalid="ignore"):
                 stats = statistics.of_rows(values)
-            # Sums in float64 are finite where all values are, which saves a pass over them.
+            # The float64 sums are finite if all values are, so finite rows need no second pass.
             if not np.isfinite(stats.m2).all():
                 finite = np.isfinite(values).all(1)
                 values = values[finite]
@@ -171,33 +173,33 @@ class StoreWriter:
             layout.write_json(self._kvstore, layout.shard_key(index), marker)
 
     def finish(self) -> dict[str, typing.Any]:
-        """Write the manifest; every shard must be there. Returns it.
+        """Write the manifest of a store whose shards are all finished, and return it.
 
-        It is the same whoever writes it, so that several may.
+        All workers would write the same manifest, so several may call this method.
         """
         if self.finished:
             return layout.read_json(self._kvstore, "manifest.json")
         if missing := self.missing():
             raise ValueError(f"shards {missing[:5]} are missing")
-        with self._writing(), locks.alone(self._folder):
+        with self._writing(), locks.exclusive(self._folder):
             manifest = layout.read_json(self._kvstore, "manifest.json")
             if manifest is None:
                 plan = layout.read_json(self._kvstore, "plan.json")
                 keys = map(layout.shard_key, range(self.plan.shards))
-                manifest = manifest_of(plan, (layout.read_json(self._kvstore, key) for key in keys))
+                manifest = build_manifest(plan, (layout.read_json(self._kvstore, key) for key in keys))
                 layout.write_json(self._kvstore, "manifest.json", manifest)
             locks.remove(self._folder)
         self.finished = True
         return manifest
 
-    def _planned(self) -> bool:
+    def _has_plan(self) -> bool:
         """Return whether the store has a plan. Raise InputError if the plan differs from this run's."""
         plan = layout.read_json(self._kvstore, "plan.json")
         if plan is None:
             return False
-        kept = {key: value for key, value in plan.items() if key not in ("fingerprint", "notes")}
-        if found := difference(kept, self.plan.decisive()):
-            raise InputError(f"store {self.location} was made with {found}; choose another config.extract.store")
+        identity = {key: value for key, value in plan.items() if key not in ("fingerprint", "notes")}
+        if fields := difference(identity, self.plan.identity()):
+            raise InputError(f"store {self.location} was made with {fields}; choose another config.extract.store")
         return True
 
     @contextlib.contextmanager
@@ -208,20 +210,21 @@ class StoreWriter:
         except InputError:
             raise
         except (ValueError, OSError) as error:
-            code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's text is long
+            code = re.search(r"os_error_code='(\d+)'", str(error))  # the whole message of TensorStore is long
             reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or error
             raise InputError(
                 f"store {self.location} cannot be written: {reason}; "
-                "finished shards stay, and the same command continues from them"
+                "finished shards are kept, and the same command continues from them"
             ) from error
 
-    def _holds_anything(self) -> bool:
+    def _has_files(self) -> bool:
+        """Return whether the location holds any file besides locks."""
         try:
             if self._folder is not None and self._folder == self._folder.parent:
-                return True  # of / TensorStore lists nothing
+                return True  # TensorStore lists no keys of the folder /
             keys = self._kvstore.list().result()
             return not all(key.startswith(f"{locks.FOLDER}/".encode()) for key in keys)
-        except (ValueError, OSError) as error:  # a file, or nothing that may be listed
+        except (ValueError, OSError) as error:  # a file, or a folder that may not be listed
             raise InputError(f"store {self.location}: {error}") from error
 
     def _write(self, index: int, site: SitePlan, name: str, valid: np.ndarray) -> ts.Future:
@@ -229,7 +232,7 @@ class StoreWriter:
         array = self._arrays[site.name, name]
         shard_rows = self.plan.shard_rows(site)
         start, stop = index * shard_rows, min((index + 1) * shard_rows, array.shape[0])
-        if stop - start < shard_rows:  # the last may end in the middle: it would be merged, broken or not
+        if stop - start < shard_rows:  # a partial last shard is deleted first, because TensorStore would merge it
             key = f"{site.name}/{name}/c/{index}" + "/0" * (array.ndim - 1)
             with self._writing():
                 self._kvstore.write(key, None).result()
@@ -241,7 +244,7 @@ class StoreWriter:
         return array[start:stop].write(rows, can_reference_source_data_indefinitely=True)
 
     def _open_arrays(self) -> dict[tuple[str, str], ts.TensorStore]:
-        opening, begun = {}, bool(layout.done_shards(self._kvstore))
+        futures, has_shards = {}, bool(layout.done_shards(self._kvstore))
         for site in self.plan.sites:
             shard_rows = self.plan.shard_rows(site)
             rows = (self.plan.shards - 1) * shard_rows + site.rows[-1]
@@ -249,17 +252,17 @@ class StoreWriter:
             for name, shape in shapes.items():
                 dtype = self.plan.dtype if name == "activations" else "int32"
                 key = f"{site.name}/{name}"
-                if begun and layout.read_json(self._kvstore, f"{key}/zarr.json") is None:
+                if has_shards and layout.read_json(self._kvstore, f"{key}/zarr.json") is None:
                     raise InputError(
                         f"store {self.location}: {key} is missing, but shards are marked as finished; "
-                        "revelio extract --verify prints what to delete"
+                        "revelio extract --verify prints the files to delete"
                     )
                 spec = layout.array_spec(self._kvstore, key, dtype, shape, shard_rows, self.plan.chunk_rows)
-                opening[site.name, name] = ts.open(spec, open=True, create=True, context=layout.CONTEXT)
-        return {key: future.result() for key, future in opening.items()}
+                futures[site.name, name] = ts.open(spec, open=True, create=True, context=layout.CONTEXT)
+        return {key: future.result() for key, future in futures.items()}
 
 
-def manifest_of(plan: dict[str, typing.Any], markers: Iterable[dict[str, typing.Any]]) -> dict[str, typing.Any]:
+def build_manifest(plan: dict[str, typing.Any], markers: Iterable[dict[str, typing.Any]]) -> dict[str, typing.Any]:
     """Return the manifest of a store from its plan.json and the markers of all shards, in order."""
     sites = {name: {"rows": 0, "dropped": 0, "skipped": [], "shard_valid_rows": []} for name in plan["sites"]}
     totals: dict[str, statistics.Statistics] = {}
@@ -273,21 +276,21 @@ def manifest_of(plan: dict[str, typing.Any], markers: Iterable[dict[str, typing.
     for name, stats in totals.items():
         mean, variance = stats.mean.tolist(), stats.variance.tolist()
         sites[name] |= {"rows": stats.count, "mean": mean, "variance": variance}
-    for facts in sites.values():
-        if not facts["skipped"]:  # as in stores from before there was such a thing
-            del facts["skipped"]
-    return plan | {"sites": {name: plan["sites"][name] | facts for name, facts in sites.items()}}
+    for entry in sites.values():
+        if not entry["skipped"]:  # older stores do not have this field
+            del entry["skipped"]
+    return plan | {"sites": {name: plan["sites"][name] | entry for name, entry in sites.items()}}
 
 
-def difference(before: typing.Any, now: typing.Any, path: str = "", other: str = "this run has") -> str:
+def difference(stored: typing.Any, own: typing.Any, path: str = "", other: str = "this run has") -> str:
     """Return the first leaf in which two plans differ, as 'path x, this run has y', or '' if they agree."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in dict.fromkeys([*now, *before]):
-            found = difference(before.get(key), now.get(key), f"{path}.{key}" if path else key, other)
-            if found:
-                return found
+    if isinstance(stored, dict) and isinstance(own, dict):
+        for key in dict.fromkeys([*own, *stored]):
+            text = difference(stored.get(key), own.get(key), f"{path}.{key}" if path else key, other)
+            if text:
+                return text
         return ""
-    return "" if before == now else f"{path} {_short(before)}, {other} {_short(now)}"
+    return "" if stored == own else f"{path} {_short(stored)}, {other} {_short(own)}"
 
 
 def _short(value: typing.Any) -> str:

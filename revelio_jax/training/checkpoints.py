@@ -1,4 +1,4 @@
-"""Checkpoints of a run, written by Orbax: the state, and the identity of the run it belongs to.
+"""Checkpoints of a run, written by Orbax: the state and the identity of the run.
 
 Saving is asynchronous. A checkpoint that a crash interrupts keeps its temporary name and is ignored.
 """
@@ -22,10 +22,10 @@ from revelio_jax.training.step import State, abstract_state
 
 @dataclasses.dataclass(frozen=True)
 class RunIdentity:
-    """The facts on which a checkpoint and the run that resumes it must agree.
+    """The values that a checkpoint and the run that resumes it must share.
 
-    Besides the autoencoder these are the stores and the fields that decide which rows a step sees, or which
-    rows are held out.
+    These are the autoencoder, the stores, and the fields that decide which rows a step reads and which rows are held
+    out.
     """
 
     fingerprint: str
@@ -38,7 +38,7 @@ class RunIdentity:
     lanes: int
 
     def sections(self) -> dict[str, dict[str, typing.Any]]:
-        """Return the facts as JSON stores them: a value by field name, by section of the configuration."""
+        """Return the values by section and field of the configuration, in the types that JSON restores."""
         data = ("held_out", "buffer_chunks", "lanes", "site")
         sections = {
             "config.sae": dataclasses.asdict(self.sae),
@@ -83,13 +83,13 @@ def manager(folder: pathlib.Path, keep: int) -> Iterator[ocp.CheckpointManager]:
         checkpoints.wait_until_finished()
 
 
-def newest(*folders: pathlib.Path) -> int:
-    """Return the newest step of which all runs have a finished checkpoint, or 0. Creates nothing."""
+def newest_step(*folders: pathlib.Path) -> int:
+    """Return the newest step for which all runs have a finished checkpoint, or 0. Create no folder."""
     return max(set.intersection(*(set(_steps(folder)) for folder in folders)), default=0)
 
 
-def best(folder: pathlib.Path) -> int:
-    """Return the step of the checkpoint with the lowest FVU, the newest of equal ones; 0 if there is none."""
+def best_step(folder: pathlib.Path) -> int:
+    """Return the step of the checkpoint with the lowest FVU, the newest of equal ones, or 0 without checkpoints."""
 
     def rank(step: int) -> tuple[float, int]:
         path = _checkpoints(folder) / str(step) / "metrics" / "metrics"
@@ -106,7 +106,7 @@ def save(
     config: Config,
     identity: RunIdentity,
 ) -> None:
-    """Start to save the state after ``step`` steps.
+    """Start saving the state after ``step`` steps.
 
     ``fvu`` is the mean over the batches since the previous checkpoint; it decides which checkpoint is the best.
     """
@@ -121,10 +121,10 @@ def save(
 def check(folder: pathlib.Path, step: int, identity: RunIdentity) -> None:
     """Raise InputError, naming the first difference, if the checkpoint has another identity."""
     saved = _read(folder, step, meta=ocp.args.JsonRestore())["meta"]["identity"]
-    facts = [("store fingerprint", identity.fingerprint, saved["store fingerprint"])]
+    pairs = [("store fingerprint", identity.fingerprint, saved["store fingerprint"])]
     for section, fields in identity.sections().items():
-        facts += [(f"{section}.{name}", value, saved[section].get(name)) for name, value in fields.items()]
-    for name, value, saved_value in facts:
+        pairs += [(f"{section}.{name}", value, saved[section].get(name)) for name, value in fields.items()]
+    for name, value, saved_value in pairs:
         if value != saved_value:
             raise InputError(
                 f"{name} is {value!r}, but run {folder} was trained with {saved_value!r}; "
@@ -147,7 +147,7 @@ def restore(
 
 
 def _read(folder: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> typing.Any:
-    # A CheckpointManager would log warnings if it only reads.
+    # Not a CheckpointManager, because one that only reads logs warnings.
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         return reader.restore(_checkpoints(folder) / str(step), args=ocp.args.Composite(**items))
 

@@ -1,7 +1,7 @@
-"""How well a batch is shuffled: the number of samples its rows come from, and how evenly.
+"""Measure how well a batch is shuffled: how many samples its rows come from, and how evenly.
 
-Rows of one sample (a prompt or an image) are similar, so a batch of few samples makes the loss noisy. Row
-numbers are computed; only the array ``sample`` is read from the stores, 4 bytes per row, for all lanes.
+Rows of one sample (a prompt or an image) are similar, so a batch of few samples makes the loss noisy. The row numbers
+of a batch are computed. Only the array ``sample`` is read from the stores, 4 bytes per row, for all lanes.
 """
 
 import math

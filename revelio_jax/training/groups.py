@@ -41,12 +41,12 @@ class Group:
 
     @property
     def sae(self) -> SaeConfig:
-        """The autoencoder of the member with the largest k; members differ in k alone."""
+        """The autoencoder of the member with the largest k; the members differ only in k."""
         return max((member.config.sae for member in self.members), key=lambda sae: sae.k)
 
     @property
     def train(self) -> TrainConfig:
-        """The training section of the first member; members differ in learning rate and seed alone."""
+        """The training section of the first member; the members differ only in learning rate and seed."""
         return self.members[0].config.train
 
 

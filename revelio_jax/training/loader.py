@@ -1,13 +1,13 @@
-"""Rows of the stores in an order that is a pure function of (seed, step).
+"""Read the rows of the stores in an order that is a pure function of (seed, step).
 
-Training chunks are dealt to L lanes. A batch of B rows has B / L rows of each lane, in the order of the lanes.
+Training chunks are distributed over L lanes. A batch of B rows has B / L rows of each lane, in the order of the lanes.
 A process reads only the chunks of the lanes whose rows its devices hold. The batch of a step does not depend on
 the number of processes.
 
-A lane has one stream for each source of the mixture. Each epoch of a stream permutes its chunks. Consecutive
-chunks form groups, which are read whole, because disks read contiguous data fast, and then permuted row by row.
-A stream is the endless sequence of the groups of all epochs. The number of rows before a step is computed, so a
-resumed run needs no loader state.
+A lane has one stream for each source of the mixture. Each epoch of a stream permutes its chunks. Consecutive chunks
+form groups. A group is read as a whole, because disks read contiguous data fast, and its rows are then permuted. A
+stream is the endless sequence of the groups of all epochs. The number of rows before a step is computed, so a resumed
+run needs no loader state.
 
 Memory of a process with l of the L lanes: (1 + READ_AHEAD) C l / L chunks for groups, where C is buffer_chunks
 or the number of streams, whichever is larger; one chunk for each of READERS; and its part of 2 + BATCHES_AHEAD
@@ -29,7 +29,7 @@ import numpy as np
 from revelio_jax.errors import InputError
 from revelio_jax.training.mixture import Mixture, MixtureSource
 
-READERS = 8  # threads; reading waits for the disk or the network
+READERS = 8  # threads that mostly wait for the disk or the network
 READ_AHEAD = 1  # groups of a stream in memory besides the current one
 BATCHES_AHEAD = 2  # assembled batches in memory besides the current one
 
@@ -37,7 +37,7 @@ _HELD_OUT, _DEAL, _CHUNKS, _ROWS, _BATCH = range(5)  # purposes of random genera
 
 
 _PendingGroup = tuple[np.ndarray, np.ndarray, "list[concurrent.futures.Future[None]]"]
-"""Memory that a group is read into, the order of its rows, and the pending reads."""
+"""A group that is being read: its memory, the order of its rows, and the pending reads."""
 
 
 class RowStream(typing.NamedTuple):
@@ -87,7 +87,7 @@ class ChunkStream:
         return groups, list(itertools.accumulate(length(group) for group in groups))
 
     def groups_from(self, row: int) -> Iterator[tuple[list[Chunk], np.ndarray]]:
-        """Yield groups from ``row`` of the stream on: their chunks and the order of their rows [N].
+        """Yield the groups of the stream starting at ``row``: their chunks and the order of their rows [N].
 
         The order of the first group leaves out its rows before ``row``.
         """
@@ -124,9 +124,9 @@ class Order:
         return sum(stream.rows for lane in self.streams for stream in lane)
 
     def rows_before(self, step: int) -> list[int]:
-        """Return the number of rows of each source in one lane in the steps before ``step``.
+        """Return the number of rows of each source that one lane reads in the steps before ``step``.
 
-        Each differs from share x rows by less than 1, so shares are exact in the long run.
+        Each number differs from share x rows by less than 1, so shares are exact in the long run.
         """
         rows = step * (self.batch_size // self.lanes)
         borders = [int(share * rows) for share in itertools.accumulate(self.shares)]  # rounded down
@@ -140,7 +140,7 @@ class Order:
 def make_order(
     mixture: Mixture, seed: int, batch_size: int, buffer_chunks: int, held_out: float, lanes: int = 1
 ) -> Order:
-    """Choose held-out chunks of every store and deal the others to the lanes.
+    """Choose held-out chunks of every store and distribute the others over the lanes.
 
     Raises InputError if lanes do not divide the batch, or if a store has too few chunks or rows.
     """
@@ -148,7 +148,7 @@ def make_order(
         raise InputError(f"config.data.lanes is {lanes}; it must divide config.train.batch_size {batch_size}")
     numbers = itertools.count()
     held_out_chunks: list[Chunk] = []
-    dealt: list[list[tuple[Chunk, ...]]] = []  # dealt[source][lane]
+    lane_chunks: list[list[tuple[Chunk, ...]]] = []  # by source and lane
     for source in mixture.sources:
         train: list[Chunk] = []
         for store, site in zip(source.stores, source.sites, strict=True):
@@ -163,29 +163,29 @@ def make_order(
             held_out_here = set(_random(seed, _HELD_OUT).permutation(len(site.chunks))[:count].tolist())
             for i, chunk in enumerate(site.chunks):
                 (held_out_chunks if i in held_out_here else train).append(Chunk(number, *chunk))
-        shuffled = [train[i] for i in _random(seed, _DEAL, len(dealt)).permutation(len(train))]
-        dealt.append([tuple(shuffled[lane::lanes]) for lane in range(lanes)])
-        _check_rows(source, batch_size, dealt[-1])
+        shuffled = [train[i] for i in _random(seed, _DEAL, len(lane_chunks)).permutation(len(train))]
+        lane_chunks.append([tuple(shuffled[lane::lanes]) for lane in range(lanes)])
+        _check_rows(source, batch_size, lane_chunks[-1])
     shares = tuple(source.share for source in mixture.sources)
     group_chunks = [max(1, int(share * buffer_chunks / lanes)) for share in shares]
     streams = [
-        tuple(ChunkStream(seed, (lane, i), chunks[lane], group_chunks[i]) for i, chunks in enumerate(dealt))
+        tuple(ChunkStream(seed, (lane, i), chunks[lane], group_chunks[i]) for i, chunks in enumerate(lane_chunks))
         for lane in range(lanes)
     ]
     return Order(seed, batch_size, shares, tuple(streams), tuple(held_out_chunks))
 
 
-def _check_rows(source: MixtureSource, batch_size: int, dealt: Sequence[Sequence[Chunk]]) -> None:
-    """Raise InputError if a lane has no row of the source in some step, or the same row twice in one step."""
-    lanes = len(dealt)
+def _check_rows(source: MixtureSource, batch_size: int, lane_chunks: Sequence[Sequence[Chunk]]) -> None:
+    """Raise InputError if some step has no row of the source in a lane, or the same row twice."""
+    lanes = len(lane_chunks)
     needed = source.share * batch_size / lanes
     where = f" of {source.location} in one of {lanes} lanes" if lanes > 1 or source.share < 1 else ""
     if needed < 1:
         raise InputError(
             f"config.train.batch_size is {batch_size}, which gives {float(needed):.2g} rows{where}; "
-            "at least 1 is needed; increase it or the weight, or use fewer config.data.lanes"
+            "at least 1 is needed: increase batch_size or the weight, or use fewer config.data.lanes"
         )
-    rows = min(length(chunks) for chunks in dealt)
+    rows = min(length(chunks) for chunks in lane_chunks)
     if rows < needed:
         raise InputError(
             f"config.train.batch_size is {batch_size}, but site {source.sites[0].name} has {rows} rows to "
@@ -196,7 +196,7 @@ def _check_rows(source: MixtureSource, batch_size: int, dealt: Sequence[Sequence
 def batches(
     mixture: Mixture, order: Order, step: int, lanes: Iterable[int] | None = None
 ) -> Generator[np.ndarray, None, None]:
-    """Yield batches [B l / L, d] from ``step`` on without end: the rows of l ``lanes``, by default of all.
+    """Yield batches [B l / L, d] without end, starting at ``step``: the rows of l ``lanes``, by default all lanes.
 
     Batches have the dtype of the stores; the device converts them, which moves fewer bytes for 16-bit dtypes.
     Only chunks of ``lanes`` are read. Close the generator to stop its threads.
@@ -254,7 +254,7 @@ def rows_of(order: Order, step: int) -> np.ndarray:
 
 
 class _ShuffledRows:
-    """The rows of a stream from ``row`` on. Groups are read into reused memory."""
+    """Reads the rows of a stream, starting at ``row``. Groups are read into memory that is reused."""
 
     def __init__(self, mixture: Mixture, stream: ChunkStream, row: int, readers: concurrent.futures.Executor):
         self._sites, self._readers = mixture.sites, readers
@@ -270,7 +270,7 @@ class _ShuffledRows:
             if not len(self._places):
                 self._start_reading(self._memory)
                 self._next_group()
-            for reading in self._reading:  # futures.wait() never returns if they are cancelled
+            for reading in self._reading:  # futures.wait() would never return for canceled futures
                 reading.result()
             self._reading = ()
             part, self._places = self._places[: len(rows)], self._places[len(rows) :]
@@ -295,18 +295,18 @@ class _ShuffledRows:
 
 def held_out_rows(mixture: Mixture, order: Order, batch_size: int) -> Iterator[np.ndarray]:
     """Yield the held-out rows in the order of the stores as float32 batches; the last one may be shorter."""
-    left = np.empty((0, mixture.d), np.float32)
+    rest = np.empty((0, mixture.d), np.float32)
     for site, start, stop in order.held_out:
-        left = np.concatenate([left, mixture.sites[site].read(start, stop)])
-        while len(left) >= batch_size:
-            yield left[:batch_size]
-            left = left[batch_size:]
-    if len(left):
-        yield left
+        rest = np.concatenate([rest, mixture.sites[site].read(start, stop)])
+        while len(rest) >= batch_size:
+            yield rest[:batch_size]
+            rest = rest[batch_size:]
+    if len(rest):
+        yield rest
 
 
 def first_rows(mixture: Mixture, order: Order, count: int) -> np.ndarray:
-    """Return the first training rows of all lanes, at most ``count`` and one epoch: [N, d] float32."""
+    """Return the first training rows of all lanes, at most ``count`` rows and at most one epoch: [N, d] float32."""
     count = min(count, order.rows)
     stream = batches(mixture, order, 0)
     rows = list(itertools.islice(stream, -(-count // order.batch_size)))

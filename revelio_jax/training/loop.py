@@ -18,7 +18,7 @@ T = typing.TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class StepResult(typing.Generic[T]):
-    """A step that the device may still be computing.
+    """The result of a step that the device may still be computing.
 
     ``metrics`` are on the device; reading them waits for the step. ``coverage`` has the shuffling metrics of
     each row stream, empty if the step is not logged. ``wait_s`` is how long the step waited for its rows.
@@ -41,12 +41,12 @@ def run_steps(
     config: Config,
     mesh: jax.sharding.Mesh,
 ) -> Generator[StepResult[T], None, None]:
-    """Yield every step from ``start`` + 1 to config.train.steps, one behind the device.
+    """Yield the result of every step from ``start`` + 1 to config.train.steps, one step behind the device.
 
     ``train_step(state, *batches) -> (state, metrics)`` takes one batch [B, D] of each stream and consumes the
-    state. This process reads the rows of ``lanes``. The next step is dispatched before a step is yielded, so the
-    device never waits for a reader of metrics. A step with a checkpoint is yielded before the next dispatch,
-    which would consume its state. After SIGTERM the last step has a checkpoint. Close the generator to stop the
+    state. This process reads the rows of ``lanes``. The next step is dispatched before a result is yielded, so the
+    device never waits for a reader of metrics. A result with a checkpoint is yielded before the next dispatch,
+    which would consume its state. After SIGTERM, the last result has a checkpoint. Close the generator to stop the
     threads that read rows.
     """
     steps, every = config.train.steps, config.logging.every

@@ -43,10 +43,10 @@ class Sink(typing.Protocol):
 
 
 class Log:
-    """A context manager that writes metrics.jsonl from step ``start`` on and shows a progress bar on stderr.
+    """A context manager that writes metrics.jsonl after step ``start`` and shows a progress bar on stderr.
 
-    Only the first process writes. Lines of an earlier attempt after ``start`` are removed, and so is an
-    incomplete line. Every line is also added to ``sinks``. ``bar`` False hides the progress bar.
+    Only the first process writes. Incomplete lines, and lines of steps after ``start`` from an earlier attempt, are
+    removed. Every line is also added to ``sinks``. ``bar`` False hides the progress bar.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 An entry of ``config.data.stores`` is a location with an optional weight in front: ``2:stores/flux_a``,
 ``1/3:gs://bucket/flux_b``. The default weight is 1. A location may be a pattern of local folders,
 ``stores/flux_*``. The stores of one entry are read as one. Each entry contributes its share of the weights to
-the rows of every batch, whatever its size.
+the rows of every batch, regardless of its size.
 """
 
 import dataclasses
@@ -100,7 +100,7 @@ class Mixture:
 
 
 def open_mixture(entries: Sequence[str], site: str | None = None) -> Mixture:
-    """Open the stores of all ``entries``; ``site`` is a site they all have, by default the first one.
+    """Open the stores of all ``entries``. ``site`` is the site to read, by default the first one of the first store.
 
     Raises InputError if an entry is malformed or matches no store, if a store is named twice, or if stores
     differ in site, width or model.
@@ -114,7 +114,7 @@ def open_mixture(entries: Sequence[str], site: str | None = None) -> Mixture:
         sites: list[SiteReader] = []
         for store in stores:
             if store.kvstore.url in seen:
-                raise InputError(f"config.data.stores names {store.location} twice; once is allowed")
+                raise InputError(f"config.data.stores contains {store.location} twice; remove one")
             seen.add(store.kvstore.url)
             first = first or (store, store.site(site or ""))
             sites.append(_matching_site(*first, store))
@@ -140,14 +140,14 @@ def _matching_site(first: Store, first_site: SiteReader, store: Store) -> SiteRe
     model, first_model = store.manifest.get("model"), first.manifest.get("model")
     if model != first_model:
         raise InputError(
-            f"config.data.stores: {store.location} is of the model {model}, "
-            f"but {first.location} is of {first_model}; all must be of the same model"
+            f"config.data.stores: {store.location} was extracted from {model}, "
+            f"but {first.location} from {first_model}; all must have the same model"
         )
     return site
 
 
 def _weight(entry: str) -> tuple[fractions.Fraction, str]:
-    """Return the weight and the location of an entry. A text before a colon is a weight, unless ``//`` follows."""
+    """Return the weight and the location of an entry. Text before a colon is a weight, unless ``//`` follows."""
     number, colon, location = entry.partition(":")
     if not colon or location.startswith("//"):
         return fractions.Fraction(1), entry

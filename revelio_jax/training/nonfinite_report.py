@@ -27,8 +27,8 @@ class NonfiniteReport(typing.TypedDict):
     """The contents of nonfinite.json.
 
     ``stores``, ``rows``, ``samples``, ``positions``, ``timesteps`` and ``largest`` have one entry per row of
-    the step, the row with the largest |x| first. ``rows`` are indices into the arrays of ``stores``,
-    ``largest`` is that |x|. ``std`` is the standard deviation of all rows of the stores.
+    the step, in decreasing order of the largest |x| of a row. ``rows`` are indices into the arrays of ``stores``,
+    ``largest`` is the largest |x|. ``std`` is the standard deviation of all rows of the stores.
     """
 
     step: int
@@ -74,7 +74,7 @@ def describe(folder: pathlib.Path, stream: RowStream, error: NotFinite) -> Nonfi
     largest_B = np.abs(read("activations").astype(np.float32)).max(1)
     order_B = np.argsort(-np.nan_to_num(largest_B, nan=np.inf), kind="stable")
     sample, position, timestep = (read(name)[order_B].tolist() for name in INDEX_ARRAYS)
-    newest = checkpoints.newest(folder)
+    newest = checkpoints.newest_step(folder)
     return {
         "step": error.step,
         "loss": _number(error.loss),

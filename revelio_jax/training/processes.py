@@ -1,4 +1,4 @@
-"""Multi-process runs, and SIGTERM, which asks them to stop."""
+"""Start multi-process runs, and stop runs on SIGTERM."""
 
 import contextlib
 import signal
@@ -18,7 +18,7 @@ STOPPED = 128 + signal.SIGTERM  # exit status 143: stopped by SIGTERM after a ch
 def start(mesh: MeshConfig) -> None:
     """Join the other processes of the run if ``mesh.distributed``; call it before any other use of JAX.
 
-    Cloud TPU, SLURM, Open MPI and Kubernetes are detected. Elsewhere each process needs the address of the
+    Cloud TPU, SLURM, Open MPI and Kubernetes are detected. Otherwise each process needs the address of the
     coordinator, the number of processes and its own number. Raises InputError if the processes do not connect.
     """
     if not mesh.distributed:
@@ -37,8 +37,8 @@ def start(mesh: MeshConfig) -> None:
         }
         if not 0 <= mesh.process < mesh.processes:
             raise InputError(
-                f"config.mesh.process is {mesh.process}; it must be from 0 to config.mesh.processes - 1, "
-                f"{mesh.processes - 1}"
+                f"config.mesh.process is {mesh.process}; it must be at least 0 and below config.mesh.processes, "
+                f"{mesh.processes}"
             )
     try:
         jax.distributed.initialize(**peers)

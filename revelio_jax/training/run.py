@@ -35,25 +35,27 @@ class RestoredRun(typing.NamedTuple):
 
 
 def open_run(config: Config) -> tuple[pathlib.Path, Mixture]:
-    """Return the folder of the run, which need not exist, and the stores it trains on. Raises InputError."""
+    """Return the folder of the run, which may not exist yet, and the stores it trains on. Raises InputError."""
     if not config.run:
         raise InputError("config.run is not set; it must name the folder of the run, for example runs/mini_sd")
     if not config.data.stores and not config.extract.store:
-        raise InputError("config.extract.store is not set; set it or config.data.stores to the stores to train on")
+        raise InputError(
+            "config.extract.store is not set; set it, or set config.data.stores, to the stores to train on"
+        )
     folder = pathlib.Path(config.run)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"config.run is {config.run!r}; it must be a folder")
-    # With a weight in front, other colons belong to the store's name.
+    # The weight 1 makes any other colon part of the store's location.
     entries = config.data.stores or (f"1:{config.extract.store}",)
     return folder, open_mixture(entries, config.data.site)
 
 
 def resumed_step(folder: pathlib.Path, resume: bool, identity: RunIdentity) -> int:
-    """Return the step of the newest checkpoint, or 0 if there is none.
+    """Return the step of the newest checkpoint, or 0 if the run has no checkpoint.
 
-    Raises InputError if there is one and ``resume`` is False, or if it belongs to another ``identity``.
+    Raises InputError if the run has a checkpoint but ``resume`` is False, or if its identity is not ``identity``.
     """
-    step = checkpoints.newest(folder)
+    step = checkpoints.newest_step(folder)
     if not step:
         return 0
     if not resume:
@@ -75,10 +77,10 @@ def write_config(folder: pathlib.Path, config: Config) -> None:
 def restore_run(config: Config) -> RestoredRun:
     """Restore the checkpoint that ``config.train.use`` chooses: the newest, or the one with the lowest FVU.
 
-    Raises InputError if the run has no checkpoint, or one of another configuration.
+    Raises InputError if the run has no checkpoint or its checkpoint belongs to another configuration.
     """
     folder, mixture = open_run(config)
-    choose = {"newest": checkpoints.newest, "best": checkpoints.best}[config.train.use]
+    choose = {"newest": checkpoints.newest_step, "best": checkpoints.best_step}[config.train.use]
     step = choose(folder)
     if not step:
         raise InputError(f"config.run is {str(folder)!r}, which has no checkpoint; run python -m revelio_jax.train")
@@ -143,7 +145,7 @@ def normalization(rule: str, mixture: Mixture) -> tuple[np.ndarray, float]:
 
 
 def describe(config: Config, stream: RowStream, latents: int) -> str:
-    """Return lines on the rows, the autoencoder and the length of the run, with warnings."""
+    """Return lines that describe the rows, the autoencoder and the length of the run, with warnings."""
     sae, options = config.sae, config.train
     mixture, order = stream
     offset = np.linalg.norm(mixture.mean) / max(np.sqrt(mixture.variance.sum()), 1e-30)

@@ -39,7 +39,7 @@ class State:
 
     @property
     def best_params(self) -> dict[str, jax.Array]:
-        """The parameters to evaluate and export: the moving average if there is one."""
+        """The parameters to evaluate and export: the moving average if config.train.ema is set."""
         return self.params if self.ema is None else self.ema
 
 
@@ -58,7 +58,7 @@ def schedule(train: TrainConfig) -> optax.Schedule:
 
 
 def annealed_k(sae: SaeConfig, k: jax.Array | int, step: jax.Array) -> jax.Array | int:
-    """Return the k of a step, which falls from ``k_start`` to ``k``. It is traced, so nothing is recompiled."""
+    """Return the k of a step, which falls from ``k_start`` to ``k``. It is traced, so a new k does not recompile."""
     if not (sae.k_start and sae.k_anneal_steps):
         return k
     progress = jnp.minimum(1.0, step / sae.k_anneal_steps)
@@ -109,14 +109,14 @@ def state_shardings(sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh)
     specs = State(
         step=sharding.REPLICATED,
         params=params,
-        opt_state=sharding.like_params(make_optimizer(train), params),
+        opt_state=sharding.optimizer_specs(make_optimizer(train), params),
         ema=params if train.ema else None,
         rows_since_fired_F=sharding.LATENTS,
         threshold=sharding.REPLICATED,
         mean_D=sharding.REPLICATED,
         scale=sharding.REPLICATED,
     )
-    return sharding.named(mesh, specs)
+    return sharding.named_shardings(mesh, specs)
 
 
 def gradients(
@@ -127,13 +127,13 @@ def gradients(
     sae: SaeConfig,
     mesh: jax.sharding.Mesh,
 ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
-    """Return the gradients of the loss on normalized rows x_BD, the rows each latent fired on [F], and metrics."""
+    """Return gradients on normalized rows x_BD, the number of rows on which each latent fired [F], and metrics."""
 
     def local(params: dict[str, jax.Array], dead_F: jax.Array, k: jax.Array, x_BD: jax.Array):
         return batch_gradients(params, x_BD, k, dead_F, sae)
 
     specs = sharding.params(sae.architecture)
-    # With one device along ``data`` every device has all rows, so nothing is gathered.
+    # With one device along ``data``, rows are replicated and need no gathering.
     rows = sharding.BATCH if mesh.shape["data"] > 1 else sharding.REPLICATED
     return jax.shard_map(
         local,
@@ -167,8 +167,9 @@ def update(
     grads, fired_F, metrics = gradients(state.params, dead_F, x_BD, k, sae, mesh)
     grads["W_dec_FD"] = remove_parallel(grads["W_dec_FD"], state.params["W_dec_FD"])
     grad_norm = jnp.sqrt(sum(jnp.square(grad).sum(-1).sum() for grad in jax.tree.leaves(grads)))
-    # Zero gradients keep the moments finite if the run will stop. They also make every update wait for all
-    # gradients: otherwise XLA copies both matrices, since a gradient may still read what an update overwrites.
+    # If the gradients are not finite, zeros keep Adam's moments finite until the run stops. The condition also makes
+    # every update wait for all gradients. Otherwise XLA copies both matrices, because an update could overwrite values
+    # that a gradient still reads.
     clipped = jnp.minimum(1, train.clip_norm / grad_norm) if train.clip_norm else 1.0
     grads = jax.tree.map(lambda grad: jnp.where(jnp.isfinite(grad_norm), clipped * grad, 0), grads)
     updates, opt_state = make_optimizer(train).update(grads, state.opt_state)

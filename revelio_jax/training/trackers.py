@@ -1,8 +1,8 @@
-"""TensorBoard and wandb: both receive the lines of metrics.jsonl if the config enables them.
+"""Send the lines of metrics.jsonl to TensorBoard and wandb, if the config enables them.
 
     tensorboard --logdir runs
 
-A resumed run continues the same curves; steps that run again are not shown twice.
+A resumed run continues the same curves; repeated steps are not shown twice.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ def sinks(run: pathlib.Path, start: int, config: Config) -> list["TensorBoard | 
 
 
 class TensorBoard:
-    """One scalar per field, in the folder ``tensorboard`` of the run.
+    """Writes one scalar per field to the folder ``tensorboard`` of the run.
 
     Uses TensorBoard's own writer, because tensorboardX imports torch if it is installed.
     """
@@ -60,7 +60,7 @@ class TensorBoard:
 
         self._Event, self._Summary = Event, Summary
         self._writer = EventFileWriter(str(run / "tensorboard"))
-        # TensorBoard then drops events of an earlier attempt from this step on.
+        # This event makes TensorBoard drop events of an earlier attempt, starting at this step.
         self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, line: dict[str, float]) -> None:
@@ -76,7 +76,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A wandb run with the name of the run's folder and its config; the file ``wandb_id`` stores its id."""
+    """A wandb run with the name of the run's folder and its config. The file ``wandb_id`` stores its id."""
 
     def __init__(self, run: pathlib.Path, config: Config):
         import wandb

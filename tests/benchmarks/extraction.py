@@ -37,10 +37,10 @@ import torch
 from extract import run, text_encoder
 from extract.modes import noised, text
 from revelio_jax.config import Config, ExtractConfig, ModelConfig
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 from revelio_jax.pipelines import hook_points, hooks, loading, source
 from revelio_jax.pipelines.families import family_of
-from revelio_jax.pipelines.recorder import recorded
+from revelio_jax.pipelines.recorder import record
 from revelio_jax.store import StoreWriter, Worker
 
 TIMESTEPS = (25, 200)
@@ -92,7 +92,7 @@ def measure_text(options: argparse.Namespace, folder: pathlib.Path) -> list[dict
     origin = source.find(options.model, "", "sd")
     encoder = loading.load_text_encoder(origin, "text_encoder", "float32")
     pipe = loading.skeleton(origin)
-    site = [name for name in hook_points.known_sites(pipe) if name.startswith("clip.")][-2]
+    site = [name for name in hook_points.point_names(pipe) if name.startswith("clip.")][-2]
     text_config = config(options, sites=(site,), positions="all", prompts=str(folder / "prompts.txt"))
     job = text.load(text_config, text.read_inputs(text_config.extract), Worker())
 
@@ -115,7 +115,7 @@ def measure_text(options: argparse.Namespace, folder: pathlib.Path) -> list[dict
     hooked = hook_points.resolve(whole, site)
 
     def pipeline() -> None:
-        with hooks.captured(hooked):
+        with hooks.capture(hooked):
             for prompt in prompts[: options.pipeline_prompts]:
                 whole(prompt, height=options.size, width=options.size, num_inference_steps=50, output_type="np")
 
@@ -164,7 +164,7 @@ def measure_images(options: argparse.Namespace, folder: pathlib.Path) -> list[di
 
 
 def ended_at(pipe, site: hooks.HookPoint, timestep: int, count: int, extract: ExtractConfig):
-    return recorded(pipe, [site], {0.0: timestep}, count, extract, stop=True)
+    return record(pipe, [site], {0.0: timestep}, count, extract, stop=True)
 
 
 def latents_size(pipe, size: int) -> tuple[int, int]:
@@ -196,5 +196,5 @@ def row(mode: str, site: str, bare_s: float, extract_s: float) -> dict:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main()

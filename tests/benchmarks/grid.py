@@ -24,7 +24,7 @@ import results
 
 from revelio_jax import grid
 from revelio_jax.config import Config, ExtractConfig, SaeConfig, TrainConfig
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 from revelio_jax.sae import sharding
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
 from revelio_jax.training import loader
@@ -135,7 +135,7 @@ def write(folder: str, d: int) -> None:
         CHUNK_ROWS,
         samples,
         SHARDS * samples,
-        {"made": "for a benchmark"},
+        {"created_by": "benchmark"},
     )
     writer = StoreWriter(folder, plan, [{"id": i} for i in range(plan.samples)])
     row = np.arange(SHARD_ROWS, dtype=np.int32)
@@ -150,5 +150,5 @@ def write(folder: str, d: int) -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main()

@@ -38,7 +38,7 @@ import results
 from safetensors.numpy import save_file
 
 from revelio_jax.config import Config, ExtractConfig, InterpretConfig
-from revelio_jax.errors import InputError, reported
+from revelio_jax.errors import InputError, report_errors
 from revelio_jax.interpret.latents import layout, store_pass, stream
 from revelio_jax.interpret.latents.accumulator import LatentAccumulator
 from revelio_jax.interpret.latents.layout import PositionMap, Strata
@@ -248,5 +248,5 @@ def random_part(random, batch, rows, positions, strata, latents, k):
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main()

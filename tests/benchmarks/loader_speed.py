@@ -20,7 +20,7 @@ import time
 import numpy as np
 import results
 
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
 from revelio_jax.training import loader
 from revelio_jax.training.mixture import Mixture, open_mixture
@@ -105,5 +105,5 @@ def read_batches(mixture: Mixture, order: loader.Order) -> float:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main()

@@ -16,7 +16,7 @@ import sys
 
 import results
 
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 
 SIZES = [
     "768,65536,32,4096,0",
@@ -89,5 +89,5 @@ def measure(d: int, n: int, k: int, batch: int, encode_chunk: int) -> dict[str, 
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main()

@@ -40,7 +40,7 @@ from learning import Learning
 from train_step import OURS, PEERS, PYTHON_OF_PEERS, parse_systems
 
 from revelio_jax.config import SaeConfig, TrainConfig
-from revelio_jax.errors import InputError, reported
+from revelio_jax.errors import InputError, report_errors
 from revelio_jax.evaluate import make_reconstruct
 from revelio_jax.sae import initial, sharding
 from revelio_jax.training import loader
@@ -267,5 +267,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main()

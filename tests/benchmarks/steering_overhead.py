@@ -22,7 +22,7 @@ import results
 import torch
 import transformers
 
-from revelio_jax.errors import InputError, reported
+from revelio_jax.errors import InputError, report_errors
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.steering import Attachment, Steerer
@@ -160,5 +160,5 @@ def stable_diffusion_14() -> diffusers.StableDiffusionPipeline:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main()

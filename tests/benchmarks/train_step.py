@@ -30,7 +30,7 @@ import numpy as np
 import results
 
 from revelio_jax.config import SaeConfig, TrainConfig
-from revelio_jax.errors import InputError, reported
+from revelio_jax.errors import InputError, report_errors
 from revelio_jax.sae import initial, sharding
 from revelio_jax.training.step import initial_state, make_train_step
 
@@ -214,5 +214,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         main()

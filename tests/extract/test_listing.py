@@ -5,7 +5,7 @@ import json
 import pytest
 
 from extract import run
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 
 CLIP = {
     "hidden_size": 768,
@@ -142,7 +142,7 @@ def listed(tmp_path, capsys):
             f"    c.model.id = {str(tmp_path / 'model')!r}\n    c.model.family = {family!r}\n    return c\n"
         )
         flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in fields.items()]
-        with reported():
+        with report_errors():
             run.main(["--config", str(config), "--list_sites", *flags])
         lines = capsys.readouterr().out.splitlines()[2:]
         assert not (tmp_path / "store").exists()

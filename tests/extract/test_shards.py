@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from extract import run
-from revelio_jax.errors import InputError, reported
+from revelio_jax.errors import InputError, report_errors
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter, Worker, check, open_store
 from tests.helpers import ROOT
 
@@ -52,7 +52,7 @@ def work(location, count, number=0, workers=1, seconds=0.0):
     def compute_slowly(shard, progress):
         return compute_shard(shard, lambda n: (time.sleep(seconds), progress(n)))
 
-    with reported():
+    with report_errors():
         writer = begin(location, count)
         if not writer.finished:
             run.write_missing_shards(mode_of(compute_slowly), JOB, writer, Worker(number, workers))
@@ -213,7 +213,7 @@ def test_a_store_that_another_run_is_writing_is_refused_until_it_ends(tmp_path):
         k: v for k, v in before.items() if ".locks" not in k
     }
     work(tmp_path, 12, 0, 2)  # a worker with other shards may run at the same time
-    assert sorted(check.find(str(tmp_path)).done) == [0, 2, 4, 6, 8, 10]
+    assert sorted(check.read_state(str(tmp_path)).done) == [0, 2, 4, 6, 8, 10]
     holder.kill()
     holder.communicate()
     work(tmp_path, 12)

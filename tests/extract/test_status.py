@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from extract import run, status
-from revelio_jax.errors import InputError, reported
+from revelio_jax.errors import InputError, report_errors
 from tests.helpers import ROOT
 
 ROWS = np.random.default_rng(0).normal(size=(96, 16)).astype(np.float32)  # 16 per sample, 32 per shard
@@ -108,7 +108,7 @@ def test_a_missing_or_swapped_file_is_found(good, array, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"count": 31}, "shard 1: clip.layer.1: the marker has 31 rows and 0 dropped, the plan has 32"),
+        ({"count": 31}, "shard 1: clip.layer.1: the marker has 31 rows and 0 dropped rows, the plan has 32 rows"),
         ({"count": 31, "dropped": 1}, "shard 1: clip.layer.1/sample: these are not the samples of the 31 rows"),
         ({"mean": "x"}, "shard 1: "),
         ({"mean": None}, "shard 1: fields are missing from its marker"),
@@ -144,7 +144,7 @@ def test_a_manifest_that_contradicts_the_markers_is_found(good, capsys):
         f"to repair the store, delete manifest.json in {good} and extract again",
     ]
     (good / "shards/00001.json").unlink()
-    assert verified(good, capsys)[1][0] == "manifest.json: exists, but only 2 of 3 shards do"
+    assert verified(good, capsys)[1][0] == "manifest.json: exists, but only 2 of 3 shards are finished"
 
 
 def test_unreadable_samples_and_arrays_are_found(good, capsys):
@@ -228,7 +228,7 @@ def test_the_exit_status_of_the_command(good, tmp_path, capsys):
     config.write_text("from revelio_jax.config import default\n\ndef get_config():\n    return default()\n")
 
     def status(store, flag):
-        with pytest.raises(SystemExit) as exit, reported():
+        with pytest.raises(SystemExit) as exit, report_errors():
             run.main([f"--config={config}", f"--config.extract.store={store}", flag])
         return exit.value.code
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from extract import run
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 from revelio_jax.pipelines.loading import TextEncoder
 from revelio_jax.store import open_store
 from tests.helpers.pipelines import CLASSES, LAYERS, WIDTH, dit, fitted, flux, make_clip, sd, sdxl, t5, vae  # noqa: F401
@@ -151,7 +151,7 @@ def flags_of(**fields) -> list[str]:
 
 def run_extract(config, **fields) -> None:
     """Run the extraction command in this process."""
-    with reported():
+    with report_errors():
         run.main(["--config", str(config), *flags_of(**fields)])
 
 

@@ -58,7 +58,7 @@ def newest_state(config, data=1, feature=1):
     run, d = pathlib.Path(config.run), 16
     latents = config.sae.latents or d * config.sae.expansion
     mesh = sharding.make_mesh(data, feature, config.train.batch_size, latents)
-    step = checkpoints.newest(run)
+    step = checkpoints.newest_step(run)
     assert step == config.train.steps
     return jax.device_get(checkpoints.restore(run, step, latents, d, config.sae, config.train, mesh))
 
@@ -163,13 +163,15 @@ def test_sigterm_saves_every_member(config, with_train, config_file, tmp_path):
     command = [sys.executable, "-m", "revelio_jax.grid", "--config", path, "--grid", "sae.k=2,3"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     runs = [pathlib.Path(member.run) for member in grid.configs(config, ["sae.k=2,3"])]
-    while process.poll() is None and not checkpoints.newest(*runs):
+    while process.poll() is None and not checkpoints.newest_step(*runs):
         time.sleep(0.05)
     process.terminate()
     output, errors = process.communicate()
     assert process.returncode == 143, errors
     step = int(output.split("step ")[-1].split()[0])
-    assert step == checkpoints.newest(*runs) == checkpoints.newest(runs[0]) == checkpoints.newest(runs[1])
+    assert (
+        step == checkpoints.newest_step(*runs) == checkpoints.newest_step(runs[0]) == checkpoints.newest_step(runs[1])
+    )
 
 
 def test_every_command_accepts_the_config_of_a_member(trained_grid):
@@ -204,8 +206,8 @@ def test_a_nonfinite_loss_names_its_member(config, with_train, tmp_path):
         (["sae.k=2", "sae.k=3"], "sae.k twice"),
         (["sae.k=2,2"], "two members for the folder"),
         (["sae.k=2,49"], "config.sae.k is 49; it must be at most 48"),
-        (["sae.kk=2"], "a grid cannot vary sae.kk; allowed: sae.k, "),
-        (["train.steps=2,3"], "a grid cannot vary train.steps; allowed"),
+        (["sae.kk=2"], "a grid cannot vary 'sae.kk'; allowed: sae.k, "),
+        (["train.steps=2,3"], "a grid cannot vary 'train.steps'; allowed"),
         (["sae.expansion=2", "sae.latents=48,32"], "--grid sae.expansion has no effect"),
         (
             [f"data.site={SITES[0]},{SITES[2]}"],

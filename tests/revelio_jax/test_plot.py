@@ -90,7 +90,7 @@ def test_where_the_picture_goes(runs, tmp_path, capsys):
 def test_runs_of_one_name_are_called_by_their_paths(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / "old/first")
     folders = [*runs, str(tmp_path / "old/first")]
-    named = plot.named([plot.read_run(folder) for folder in folders], folders)
+    named = plot.with_unique_names([plot.read_run(folder) for folder in folders], folders)
     assert [run.name for run in named] == [folders[0], "second", folders[2]]
 
 

@@ -33,7 +33,7 @@ def final_state(config, step=None, data=1, feature=1):
     run, d = pathlib.Path(config.run), 16
     latents = d * config.sae.expansion
     mesh = sharding.make_mesh(data, feature, config.train.batch_size, latents)
-    step = step or checkpoints.newest(run)
+    step = step or checkpoints.newest_step(run)
     return jax.device_get(checkpoints.restore(run, step, latents, d, config.sae, config.train, mesh))
 
 
@@ -60,7 +60,7 @@ def test_a_run_learns_and_writes_config_metrics_and_checkpoints(trained):
     assert all(0.5 < line["entropy"] < 1 for line in log)
     assert log[-1]["fvu"] < 0.1 < 0.2 < log[0]["fvu"]
     assert log[-1]["l0"] <= trained.sae.k
-    assert checkpoints.newest(run) == 600
+    assert checkpoints.newest_step(run) == 600
 
 
 def test_the_decoder_recovers_the_planted_directions(trained, directions):
@@ -78,11 +78,11 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(trained, with_trai
     config = with_train(trained, run=str(tmp_path / "run"), checkpoint_every=20)
     path = config_file(tmp_path / "config.py", config)
     process = subprocess.Popen(command(path), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while checkpoints.newest(tmp_path / "run") < 20 and process.poll() is None:
+    while checkpoints.newest_step(tmp_path / "run") < 20 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 20 <= checkpoints.newest(tmp_path / "run") < 600
+    assert 20 <= checkpoints.newest_step(tmp_path / "run") < 600
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
         file.write('{"step": 590, "loss": 1}\n{"step": 59')  # lines after the checkpoint, the last one incomplete
     # Statistics and initial parameters come from the checkpoint, so these are not called.
@@ -174,7 +174,7 @@ def test_a_nonfinite_loss_stops_the_run(trained, with_train, tmp_path):
         train(worse)
     assert "loss is" in stopped.value.code  # text: printed to stderr with exit status 1
     assert "step 60" in stopped.value.code
-    assert checkpoints.newest(tmp_path / "run") == 600
+    assert checkpoints.newest_step(tmp_path / "run") == 600
 
 
 def test_truncate_keeps_complete_lines_up_to_the_step(tmp_path):

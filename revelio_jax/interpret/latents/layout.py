@@ -75,7 +75,7 @@ def joined_chunks(chunks: Sequence[tuple[int, int]], most: int) -> list[tuple[in
 
 def is_image(site: str) -> bool:
     """Return whether positions are places of an image: denoiser hook points except the text in FLUX blocks."""
-    return hook_points.is_denoiser_site(site) and not site.endswith(".text")
+    return hook_points.is_denoiser_point(site) and not site.endswith(".text")
 
 
 def make_map(site: str, store: Store, positions: int, most: int) -> PositionMap:
@@ -123,6 +123,6 @@ def token_column(site: str, table_names: list[str]) -> str | None:
 
     The text in FLUX blocks has the tokens of T5.
     """
-    encoder = "t5" if hook_points.is_denoiser_site(site) else site.partition(".")[0]
+    encoder = "t5" if hook_points.is_denoiser_point(site) else site.partition(".")[0]
     name = f"{encoder}.tokens"
     return name if not is_image(site) and name in table_names else None

@@ -2,8 +2,8 @@
 
 import sys
 
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 from revelio_jax.interpret.report import command
 
-with reported():
+with report_errors():
     command.main(sys.argv[1:])

@@ -1,6 +1,6 @@
 """One object per pipeline family, chosen by the class of a pipeline.
 
-To add a family, write one file beside ``sd.py``, add its object to ``FAMILIES``, and add its name to
+To add a family, write one file next to ``sd.py``, add its object to ``FAMILIES``, and add its name to
 ``revelio_jax.config.extraction.FAMILIES``.
 """
 
@@ -22,9 +22,9 @@ BY_CLASS = {name: family for family in FAMILIES for name in family.pipelines}
 
 
 def family_of(pipe: typing.Any) -> Family:
-    """Return the family of a pipeline, by its class or one that it derives from, otherwise by its components.
+    """Return the family of a pipeline by its class or a base class, otherwise by its components.
 
-    Raises InputError if there is none.
+    Raises InputError if no family matches.
     """
     for cls in type(pipe).__mro__:
         if cls.__name__ in BY_CLASS:
@@ -33,7 +33,7 @@ def family_of(pipe: typing.Any) -> Family:
     matching = [family for family in FAMILIES if all(hasattr(pipe, name) for name in family.components)]
     if matching:
         return max(matching, key=lambda family: len(family.components))
-    raise InputError(f"{type(pipe).__name__} is not a known pipeline; known families: {', '.join(BY_NAME)}")
+    raise InputError(f"{type(pipe).__name__} is not a supported pipeline; supported families: {', '.join(BY_NAME)}")
 
 
 def prefixes() -> tuple[str, ...]:

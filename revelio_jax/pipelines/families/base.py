@@ -1,7 +1,7 @@
-"""What a pipeline family is: everything that differs between SD, SDXL, FLUX, DiT and a text encoder alone.
+"""The interface of a pipeline family: everything that differs between SD, SDXL, FLUX, DiT and a text encoder alone.
 
-A family is one object. Code outside of this folder asks it, and never compares its name. No module here imports
-torch: tensors are made from tensors that are passed in, so that the trainer may ask for hook-point names.
+A family is one object. Code outside of this folder calls its methods and never compares its name. No module here
+imports torch, because the trainer also uses names of hook points; new tensors are derived from tensors of the caller.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class PooledVector:
 
 
 class Family:
-    """One pipeline family. The defaults are those of Stable Diffusion; B samples, T positions, D width."""
+    """One pipeline family. Attributes and methods default to Stable Diffusion."""
 
     name: str
     pipelines: tuple[str, ...] = ()
@@ -51,22 +51,22 @@ class Family:
     pooled: PooledVector | None = None
     is_standalone = False
     """Whether the model is a text encoder without a pipeline."""
-    names_passes = False
-    """Whether the branches of guidance are passes of their own, which the pipeline names, and not rows of one batch."""
-    encodes_branches_apart = False
+    has_separate_passes = False
+    """Whether each branch of guidance is a separate pass, which the pipeline names, instead of rows of one batch."""
+    encodes_branches_separately = False
     """Whether ``encode_prompt`` encodes one prompt, so that the negative prompt needs a second call."""
     takes_prompts = True
-    """Whether the pipeline is called with prompts and an image size, and gives its latents to callbacks."""
+    """Whether the pipeline's call takes prompts and an image size, and passes its latents to callbacks."""
     is_flow = False
     """Whether noise is added on a straight line (rectified flow)."""
     timestep_scale = 1
-    """Factor from the timestep that the denoiser gets to one between 1000, noise, and 0, the image."""
+    """Factor from the denoiser's timestep to a timestep between 1000 (noise) and 0 (the image)."""
     guidance_argument = "guidance_scale"
-    """Argument of the pipeline's call that scales the difference of the two branches of guidance."""
+    """Argument of the pipeline's call that scales the difference between the two branches of guidance."""
     reading_guidance = 5.0
-    """Guidance at which a text is read off the denoiser."""
+    """Guidance scale for sampling the images from which the activations of a text are read."""
     noised_fields: tuple[str, ...] = ()
-    """Fields of config.extract that a denoiser's conditioning depends on, in addition to the prompt."""
+    """Fields of config.extract, besides the prompt, that the denoiser's conditioning depends on."""
     position_text_encoder: str | None = None
     """First part of the name of the encoder whose tokens are the positions of the denoiser's text stream."""
 
@@ -102,7 +102,7 @@ class Family:
     # Branches of guidance
 
     def branches(self, rows: int, guided: bool) -> dict[str, slice]:
-        """Return the rows of a denoiser's batch that each branch of guidance has."""
+        """Return the rows of each branch of guidance in a batch of the denoiser."""
         if not guided:
             return {CONDITIONAL: slice(0, rows)}
         return {UNCONDITIONAL: slice(0, rows // 2), CONDITIONAL: slice(rows // 2, rows)}
@@ -118,19 +118,19 @@ class Family:
     # Text
 
     def prompt_tokens(self, pipe: typing.Any) -> int | None:
-        """Return the tokens that the denoiser's text has, padding included, if the caller must pass that number."""
+        """Return the number of tokens that the pipeline must pad a prompt to, or None if the caller does not set it."""
         return None
 
     def encoded_prompt(self, encoded: tuple, images: int) -> Arguments:
-        """Return arguments of ``encode_prompt`` that pass on an encoded prompt, repeated for ``images`` images."""
+        """Return arguments of ``encode_prompt`` for a prompt that is already encoded, once per ``images`` images."""
         return {"prompt_embeds": encoded[0][::images]}
 
     def has_zero_negative(self, pipe: typing.Any, call: Arguments) -> bool:
-        """Return whether the pipeline uses zeros for the negative prompt, which no text encoder then sees."""
+        """Return whether the pipeline uses zeros instead of encoding the negative prompt."""
         return False
 
     def negative_prompt_call(self, call: Arguments) -> Arguments | None:
-        """Return arguments of ``encode_prompt`` for the negative prompt if it needs a call of its own."""
+        """Return arguments of ``encode_prompt`` for the negative prompt, or None if it needs no separate call."""
         return None
 
     # The denoiser
@@ -140,7 +140,7 @@ class Family:
         return vae_factor
 
     def only_size(self, denoiser: typing.Any, vae_factor: int) -> int | None:
-        """Return the height and width in pixels of a model that has only one size, otherwise None."""
+        """Return the only height and width in pixels that the model supports, or None if it supports many."""
         return None
 
     def conditioning(self, pipe: typing.Any, prompt: str, guidance: float, size: tuple[int, int]) -> Arguments:
@@ -158,7 +158,7 @@ class Family:
         return {"encoder_hidden_states": encoded[0]}
 
     def empty_conditioning(self, pipe: typing.Any, like: "torch.Tensor", tokens: int | None) -> Arguments:
-        """Return conditioning of the right shapes without values, on the device of ``like``.
+        """Return uninitialized conditioning of the right shapes, on the device of ``like``.
 
         ``tokens`` is the length of the prompt if :meth:`prompt_tokens` has one.
         """
@@ -168,9 +168,9 @@ class Family:
     def denoiser_arguments(self, latents: "torch.Tensor", timestep: int, conditioning: Arguments) -> Arguments:
         """Return the denoiser's arguments for noised latents [sample, channel, height, width].
 
-        ``conditioning`` has one row, which every sample gets.
+        ``conditioning`` has one row, which all samples share.
         """
-        return repeated(conditioning, len(latents)) | {
+        return repeat_rows(conditioning, len(latents)) | {
             "sample": latents,
             "timestep": whole_numbers(latents, timestep),
         }
@@ -180,7 +180,7 @@ class Family:
         return latents.shape[-2], latents.shape[-1]
 
     def set_timesteps(self, scheduler: typing.Any, steps: int, latent: tuple[int, int, int]) -> None:
-        """Set the scheduler as the pipeline does. ``latent`` is [channels, height, width]. Raise InputError."""
+        """Set the scheduler's timesteps as the pipeline does. ``latent`` is [channels, height, width]."""
         trained = scheduler.config.num_train_timesteps
         if steps > trained:
             raise InputError(f"config.extract.steps is {steps}; it must be at most {trained}, this model's timesteps")
@@ -189,7 +189,7 @@ class Family:
     # Calls of the pipeline
 
     def call_arguments(self, pipe: typing.Any, prompts: list[str], guidance: float) -> Arguments:
-        """Return arguments of the pipeline's call that give ``prompts`` this guidance."""
+        """Return arguments of the pipeline's call for ``prompts`` with this guidance scale."""
         return {"prompt": prompts, "guidance_scale": guidance}
 
     def guided_call_arguments(
@@ -204,15 +204,15 @@ class Family:
         return {"prompt": prompts, "output_type": "latent"}
 
     def unpacked_latents(self, pipe: typing.Any, latents: "torch.Tensor", height: int, width: int) -> "torch.Tensor":
-        """Return final latents as [sample, channel, height, width]; the arguments' unit is pixels."""
+        """Return final latents as [sample, channel, height, width]; ``height`` and ``width`` are in pixels."""
         return latents
 
 
 def whole_numbers(latents: "torch.Tensor", value: int) -> "torch.Tensor":
-    """Return ``value`` for every sample, int64 [sample], on the device of the latents."""
+    """Return int64 [sample] filled with ``value``, on the device of the latents."""
     return latents.new_zeros(len(latents)).long() + value  # half precision would round the value
 
 
-def repeated(conditioning: Arguments, count: int) -> Arguments:
-    """Return conditioning of one row for ``count`` samples."""
+def repeat_rows(conditioning: Arguments, count: int) -> Arguments:
+    """Repeat conditioning of one row for ``count`` samples."""
     return {name: row.expand(count, *row.shape[1:]) for name, row in conditioning.items()}

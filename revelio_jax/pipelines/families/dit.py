@@ -4,7 +4,7 @@ import typing
 from collections.abc import Iterator
 
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines.families.base import Arguments, Family, repeated, whole_numbers
+from revelio_jax.pipelines.families.base import Arguments, Family, repeat_rows, whole_numbers
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.pipelines.hooks import HookPoint
 
@@ -31,7 +31,7 @@ class DiT(Family):
     def branches(self, rows: int, guided: bool) -> dict[str, slice]:
         if not guided:
             return {CONDITIONAL: slice(0, rows)}
-        return {CONDITIONAL: slice(0, rows // 2), UNCONDITIONAL: slice(rows // 2, rows)}  # classes come first
+        return {CONDITIONAL: slice(0, rows // 2), UNCONDITIONAL: slice(rows // 2, rows)}  # the null class comes second
 
     def is_guided(self, pipe: typing.Any, call: Arguments) -> bool:
         return call["guidance_scale"] > 1
@@ -49,7 +49,7 @@ class DiT(Family):
         return {"class_labels": like.new_zeros(1).long()}
 
     def denoiser_arguments(self, latents: "torch.Tensor", timestep: int, conditioning: Arguments) -> Arguments:
-        return repeated(conditioning, len(latents)) | {
+        return repeat_rows(conditioning, len(latents)) | {
             "hidden_states": latents,
             "timestep": whole_numbers(latents, timestep),
         }
@@ -71,7 +71,7 @@ class DiT(Family):
         return {"class_labels": [self.class_number(pipe, prompt) for prompt in prompts], "output_type": "np"}
 
     def class_number(self, pipe: typing.Any, name: str) -> int:
-        """Return the number of a class, given its name or that number. Raise InputError if there is no such class."""
+        """Return the number of a class from its name or its number. Raise InputError if the class is unknown."""
         count = pipe.transformer.config.num_embeds_ada_norm
         if name in pipe.labels:
             return pipe.labels[name]

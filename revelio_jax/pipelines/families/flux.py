@@ -1,6 +1,6 @@
-"""FLUX.1: a T5 whose tokens the transformer sees, a CLIP that gives only a pooled vector, and a transformer.
+"""FLUX.1: a T5 encoder for the tokens of the prompt, a CLIP encoder for a pooled vector, and a transformer.
 
-Branches of guidance are passes of their own, which the pipeline names through ``cache_context``.
+Each branch of guidance is a separate pass, which the pipeline names with ``cache_context``.
 """
 
 import typing
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from revelio_jax.pipelines.families.base import LONGEST_PROMPT, Arguments, Family, PooledVector, repeated
+from revelio_jax.pipelines.families.base import LONGEST_PROMPT, Arguments, Family, PooledVector, repeat_rows
 from revelio_jax.pipelines.guidance import CONDITIONAL
 from revelio_jax.pipelines.hooks import HookPoint
 
@@ -26,8 +26,8 @@ class Flux(Family):
     denoiser = "transformer"
     prefix = "flux"
     pooled = PooledVector("text_encoder", 1, 1, is_all=True)
-    names_passes = True
-    encodes_branches_apart = True
+    has_separate_passes = True
+    encodes_branches_separately = True
     is_flow = True
     timestep_scale = 1000
     guidance_argument = "true_cfg_scale"
@@ -55,14 +55,14 @@ class Flux(Family):
         return {named or CONDITIONAL: slice(0, rows)}
 
     def prompt_tokens(self, pipe: typing.Any) -> int:
-        # Attention sees T5's padding: as much of it as in training and in extraction.
+        # Attention also reads T5's padding, so its length must be the same as in training and extraction.
         return min(LONGEST_PROMPT, pipe.tokenizer_2.model_max_length)
 
     def negative_prompt_call(self, call: Arguments) -> Arguments | None:
         if call.get("true_cfg_scale", 1.0) <= 1 or call.get("negative_prompt") is None:
             return None
-        passed_on = {name: call[name] for name in ("num_images_per_prompt", "max_sequence_length") if name in call}
-        return passed_on | {
+        shared = {name: call[name] for name in ("num_images_per_prompt", "max_sequence_length") if name in call}
+        return shared | {
             "prompt": call["negative_prompt"],
             "prompt_2": call.get("negative_prompt_2"),
             "lora_scale": (call.get("joint_attention_kwargs") or {}).get("scale"),
@@ -94,12 +94,12 @@ class Flux(Family):
 
     def denoiser_arguments(self, latents: "torch.Tensor", timestep: int, conditioning: Arguments) -> Arguments:
         count, channels, height, width = latents.shape
-        # 2 x 2 latents are one position, as FluxPipeline._pack_latents has it.
+        # 2 x 2 latents are one position, as in FluxPipeline._pack_latents.
         packed = latents.view(count, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
         image_ids = latents.new_zeros(height // 2, width // 2, 3)
         image_ids[..., 1] += latents.new_tensor(range(height // 2))[:, None]
         image_ids[..., 2] += latents.new_tensor(range(width // 2))[None, :]
-        arguments = repeated(conditioning, count)
+        arguments = repeat_rows(conditioning, count)
         return arguments | {
             "hidden_states": packed.reshape(count, -1, 4 * channels),
             "timestep": latents.new_full((count,), timestep / self.timestep_scale),
@@ -113,7 +113,7 @@ class Flux(Family):
 
     def set_timesteps(self, scheduler: typing.Any, steps: int, latent: tuple[int, int, int]) -> None:
         config = scheduler.config
-        # The shift grows linearly with the number of positions, as diffusers' calculate_shift has it.
+        # The shift grows linearly with the number of positions, as in calculate_shift of diffusers.
         low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         base, largest = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
         slope = (largest - base) / (high - low)

@@ -10,7 +10,7 @@ if typing.TYPE_CHECKING:
 
 
 class StableDiffusionXL(StableDiffusion):
-    """Hook points: clip_l.layer.N, clip_g.layer.N, and those of the U-Net as in Stable Diffusion."""
+    """Hook points: clip_l.layer.N, clip_g.layer.N, and the U-Net's as in Stable Diffusion."""
 
     name = "sdxl"
     pipelines = ("StableDiffusionXLPipeline",)

@@ -1,4 +1,4 @@
-"""A text encoder of transformers without a pipeline: BERT and its kin, CLIP, T5, decoders."""
+"""A text encoder of transformers without a pipeline: BERT and similar models, CLIP, T5, or a decoder."""
 
 import operator
 import typing
@@ -8,7 +8,7 @@ from revelio_jax.errors import InputError
 from revelio_jax.pipelines.families.base import Family
 from revelio_jax.pipelines.hooks import HookPoint
 
-# Where transformers keeps the layers of a model: BERT, DistilBERT, BART and CLIP, T5, current decoders, GPT-2.
+# Attribute of a transformers model that holds its layers: BERT, DistilBERT, BART and CLIP, T5, current decoders, GPT-2.
 LAYERS = ("encoder.layer", "transformer.layer", "encoder.layers", "encoder.block", "layers", "h")
 
 

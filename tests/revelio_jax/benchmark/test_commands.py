@@ -5,7 +5,7 @@ import json
 import pytest
 
 from revelio_jax.benchmark import steer, table
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 from revelio_jax.steering import latents
 from tests.helpers import ROOT
 
@@ -18,7 +18,7 @@ def refused(monkeypatch, capsys, tmp_path, sae_folder):
 
     def command(main, *flags: str) -> str:
         config = ["--config=configs/mini_sd.py", f"--config.run={run}"]
-        with pytest.raises(SystemExit) as stop, reported():
+        with pytest.raises(SystemExit) as stop, report_errors():
             main([*config, *flags])
         assert stop.value.code == 2
         assert not run.exists()

@@ -11,7 +11,7 @@ from PIL import Image
 from revelio_jax.benchmark import curve, sweep
 from revelio_jax.benchmark.measurement import Outcome
 from revelio_jax.benchmark.sweep import describe, suggest
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 from tests.helpers import ROOT
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -128,7 +128,7 @@ def test_a_text_that_is_not_a_label_is_drawn_but_not_judged(command, tmp_path):
 def test_wrong_input_is_one_line(monkeypatch, capsys, tmp_path, flags, message):
     monkeypatch.chdir(ROOT)
     config = ["--config=configs/mini_sd.py", f"--config.run={tmp_path / 'run'}"]
-    with pytest.raises(SystemExit) as stop, reported():
+    with pytest.raises(SystemExit) as stop, report_errors():
         sweep.main([*config, *flags])
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()

@@ -13,7 +13,7 @@ import urllib.request
 
 import pytest
 
-from revelio_jax.errors import reported
+from revelio_jax.errors import report_errors
 from revelio_jax.explore import backend, command
 from tests.helpers import ROOT
 from tests.revelio_jax.explore.conftest import ExplorerPage
@@ -66,7 +66,7 @@ def refused(tmp_path, monkeypatch, capsys):
     def run(config, *flags: str) -> str:
         (tmp_path / "config.json").write_text(config.to_json())
         argv = [f"--config={tmp_path / 'config.json'}", "--port=0", *flags]
-        with pytest.raises(SystemExit) as stop, reported():
+        with pytest.raises(SystemExit) as stop, report_errors():
             command.main(argv)
         assert stop.value.code == 2
         (line,) = capsys.readouterr().err.strip().splitlines()

@@ -168,14 +168,14 @@ EVERY = [(k, name) for k, names in NAMES.items() for name in names if (k, name[:
 def test_every_hook_point_of_a_family_is_listed(kind, request):
     pipe = request.getfixturevalue(kind)
     assert family_of(pipe).name == kind
-    assert hook_points.known_sites(pipe) == NAMES[kind]
+    assert hook_points.point_names(pipe) == NAMES[kind]
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_a_hook_point_reads_and_replaces_activations(kind, name, request):
     pipe = request.getfixturevalue(kind)
     site = hook_points.resolve(pipe, name)
-    with hooks.captured(site) as got:
+    with hooks.capture(site) as got:
         plain = run(pipe, site)
     (hidden,) = got
     assert hidden.ndim == 3
@@ -219,7 +219,7 @@ def test_replacing_keeps_the_structure_of_the_output():
     assert layer.replace(hidden, new.to(torch.float64)).dtype == torch.float32
 
 
-@pytest.mark.parametrize(("kind", "name"), [each for each in EVERY if hook_points.is_denoiser_site(each[1])])
+@pytest.mark.parametrize(("kind", "name"), [each for each in EVERY if hook_points.is_denoiser_point(each[1])])
 def test_the_input_of_a_hook_point_is_the_output_of_the_block_before(kind, name, request):
     """This holds for both streams of FLUX."""
     pipe = request.getfixturevalue(kind)
@@ -230,7 +230,7 @@ def test_the_input_of_a_hook_point_is_the_output_of_the_block_before(kind, name,
         with_kwargs=True,
     )
     before = name.replace(".1.", ".0.") if kind == "flux" else name.replace("block.1", "block.0")
-    with hooks.captured(hook_points.resolve(pipe, before)) as previous:
+    with hooks.capture(hook_points.resolve(pipe, before)) as previous:
         denoise(pipe)
     handle.remove()
     ((given, returned),) = seen
@@ -259,7 +259,7 @@ def test_hook_points_of_transformers_4_resolve():
     old = types.SimpleNamespace(text_model=inner, config=types.SimpleNamespace(hidden_size=4))
     site = hook_points.resolve(types.SimpleNamespace(text_encoder=old), "clip.layer.1")
     assert site.module is layers[1]
-    with hooks.captured(site) as got:
+    with hooks.capture(site) as got:
         layers[1](torch.zeros(2, 3, 4))
     assert (got[0] == 1).all()
 
@@ -292,5 +292,5 @@ def test_consecutive_numbers_are_abbreviated():
 
 
 def test_an_object_that_is_not_a_pipeline_is_refused():
-    with pytest.raises(InputError, match="not a known pipeline; known families: sd, sdxl, flux, dit, text"):
+    with pytest.raises(InputError, match="not a supported pipeline; supported families: sd, sdxl, flux, dit, text"):
         family_of(types.SimpleNamespace(vae=None))

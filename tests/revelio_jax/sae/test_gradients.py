@@ -25,7 +25,7 @@ def example(rows, width, latents, seed=0):
 
 def assert_equals_reference(params, x, dead, sae, data=1, feature=1):
     mesh = sharding.make_mesh(data, feature, len(x), len(dead))
-    sharded = jax.device_put(params, sharding.named(mesh, sharding.params(sae.architecture)))
+    sharded = jax.device_put(params, sharding.named_shardings(mesh, sharding.params(sae.architecture)))
     run = jax.jit(functools.partial(gradients, k=sae.k, sae=sae, mesh=mesh))
     grads, _, metrics = run(sharded, dead, sharding.put_batch(mesh, x))
     plain = jax.jit(jax.value_and_grad(functools.partial(reference.loss, sae=sae), has_aux=True))

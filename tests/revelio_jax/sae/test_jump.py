@@ -79,7 +79,7 @@ def test_gradients_of_the_loss_equal_those_by_hand(mesh):
     values = (W_enc, b_enc, W_dec, b_dec, log_threshold)
     params = {name: value.astype(np.float32) for name, value in zip(expected, values, strict=True)}
     placed = sharding.make_mesh(*mesh, 32, 64)
-    params = jax.device_put(params, sharding.named(placed, sharding.params("jumprelu")))
+    params = jax.device_put(params, sharding.named_shardings(placed, sharding.params("jumprelu")))
     run = jax.jit(functools.partial(gradients, k=sae.k, sae=sae, mesh=placed))
     rows = sharding.put_batch(placed, x.astype(np.float32))
     grads, _, metrics = run(params, np.zeros(64, bool), rows)

@@ -23,7 +23,7 @@ from revelio_jax.store import SitePlan, StorePlan, StoreWriter, open_store, stat
 D = 5
 
 
-def make_plan(rows, dtype="float32", chunk_rows=4, facts=None, **more):
+def make_plan(rows, dtype="float32", chunk_rows=4, provenance=None, **more):
     """A plan of one sample a shard with ``rows[i]`` rows in shard i."""
     return StorePlan(
         sites=(SitePlan("a.layer.0", D, tuple(rows)), SitePlan("b", 2, tuple(rows))),
@@ -31,7 +31,7 @@ def make_plan(rows, dtype="float32", chunk_rows=4, facts=None, **more):
         chunk_rows=chunk_rows,
         shard_samples=1,
         samples=len(rows),
-        facts=facts or {"model": {"id": "m"}},
+        provenance=provenance or {"model": {"id": "m"}},
         **more,
     )
 
@@ -139,7 +139,7 @@ def test_the_fingerprint_is_of_what_decides_the_data_and_not_of_the_notes():
     plan = make_plan([3, 2], notes={"versions": {"torch": "1"}})
     assert plan.to_json()["fingerprint"] == make_plan([3, 2]).to_json()["fingerprint"]
     assert plan.to_json()["fingerprint"] != make_plan([3, 1]).to_json()["fingerprint"]
-    other = make_plan([3, 2], facts={"model": {"id": "n"}})
+    other = make_plan([3, 2], provenance={"model": {"id": "n"}})
     assert plan.to_json()["fingerprint"] != other.to_json()["fingerprint"]
 
 
@@ -203,7 +203,7 @@ def test_another_plan_is_refused_with_the_difference_named(tmp_path):
     before = tree(tmp_path)
     for plan, message in [
         (make_plan([3, 2], "float16"), "dtype 'float32', this run has 'float16'"),
-        (make_plan([3, 2], facts={"model": {"id": "n"}}), "model.id 'm', this run has 'n'"),
+        (make_plan([3, 2], provenance={"model": {"id": "n"}}), "model.id 'm', this run has 'n'"),
         (make_plan([3, 2], chunk_rows=2), "chunk_rows 4, this run has 2"),
         (make_plan([3, 1]), r"sites.a.layer.0.expected_rows \[3, 2\], this run has \[3, 1\]"),
         (make_plan([3]), "samples 2, this run has 1"),

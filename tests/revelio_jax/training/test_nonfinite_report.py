@@ -36,7 +36,7 @@ def stop(config):
     assert len(message) < 1000
     assert message.startswith(f"error: step {record['step']}: loss is ")
     assert str(run / "nonfinite.json") in message
-    assert record["step"] > checkpoints.newest(run)
+    assert record["step"] > checkpoints.newest_step(run)
     return message, record
 
 

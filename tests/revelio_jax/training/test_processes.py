@@ -72,7 +72,7 @@ def start(config_file, tmp_path, unused_port):
 
 def final_params(config, mesh):
     run = pathlib.Path(config.run)
-    arguments = (checkpoints.newest(run), 16 * config.sae.expansion, 16, config.sae, config.train, mesh)
+    arguments = (checkpoints.newest_step(run), 16 * config.sae.expansion, 16, config.sae, config.train, mesh)
     return jax.device_get(checkpoints.restore(run, *arguments).params)
 
 
@@ -101,7 +101,7 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(split, start, tmp_
     both[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [processes.STOPPED] * 2, outputs
-    step = checkpoints.newest(tmp_path / "run")
+    step = checkpoints.newest_step(tmp_path / "run")
     assert step > 3
     assert all(f"step {step} is saved" in out for out, _ in outputs)
 
@@ -113,5 +113,5 @@ def test_peers_without_distributed_are_refused():
 
 
 def test_a_process_number_out_of_range_is_refused():
-    with pytest.raises(InputError, match=r"config.mesh.process is 2; it must be from 0 to .*, 1"):
+    with pytest.raises(InputError, match=r"config.mesh.process is 2; it must be at least 0 and below .*, 2"):
         processes.start(MeshConfig(distributed=True, coordinator="localhost:1", processes=2, process=2))

@@ -39,12 +39,12 @@ def start_fork():
 
 def final_state(config):
     run = pathlib.Path(config.run)
-    arguments = (checkpoints.newest(run), 16 * config.sae.expansion, 16, config.sae, config.train)
+    arguments = (checkpoints.newest_step(run), 16 * config.sae.expansion, 16, config.sae, config.train)
     return jax.device_get(checkpoints.restore(run, *arguments, sharding.make_mesh(1, 1, 64, 48)))
 
 
 def wait_for_step(run, step, process):
-    while checkpoints.newest(run) <= step and process.is_alive():
+    while checkpoints.newest_step(run) <= step and process.is_alive():
         time.sleep(0.005)
 
 
@@ -54,7 +54,7 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(base, with_train, config
     path, run = config_file(tmp_path / "config.py", parts), tmp_path / "parts"
     moments, killed_at = random.Random(0), []
     while len(killed_at) < KILLS:
-        begun = checkpoints.newest(run)
+        begun = checkpoints.newest_step(run)
         process = start_fork("--config", path, "--config.train.resume=True")
         if len(killed_at) % 4 == 0:  # while it starts, restores or compiles
             time.sleep(moments.uniform(0, 1))
@@ -64,7 +64,7 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(base, with_train, config
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL  # it was neither finished nor broken
-        killed_at.append(checkpoints.newest(run))
+        killed_at.append(checkpoints.newest_step(run))
     assert killed_at == sorted(killed_at)
     assert 0 < killed_at[-1] < STEPS
     process = start_fork("--config", path, "--config.train.resume=True")
@@ -94,12 +94,12 @@ def test_sigterm_saves_and_ends_with_its_status(base, with_train, config_file, t
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == processes.STOPPED == 143, err
-    step = checkpoints.newest(tmp_path / "run")
+    step = checkpoints.newest_step(tmp_path / "run")
     assert step >= 5
     assert f"step {step} is saved, --config.train.resume=True continues it" in out
     before = signal.getsignal(signal.SIGTERM)
     train(with_train(config, steps=step + 3, resume=True))
-    assert checkpoints.newest(tmp_path / "run") == step + 3
+    assert checkpoints.newest_step(tmp_path / "run") == step + 3
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -110,8 +110,8 @@ def test_the_newest_and_the_best_are_kept(base, with_train, tmp_path):
     train(with_train(config, steps=160, learning_rate=3.0, decay_share=0.0, resume=True))
     steps = sorted(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir())
     assert len(steps) == 3
-    assert steps[1:] == [150, 160] == [160 - 10, checkpoints.newest(tmp_path / "run")]
-    assert checkpoints.best(tmp_path / "run") == steps[0] <= 110
+    assert steps[1:] == [150, 160] == [160 - 10, checkpoints.newest_step(tmp_path / "run")]
+    assert checkpoints.best_step(tmp_path / "run") == steps[0] <= 110
 
 
 def test_a_save_that_a_crash_cut_short_is_not_seen(trained, with_train, tmp_path):
@@ -120,7 +120,7 @@ def test_a_save_that_a_crash_cut_short_is_not_seen(trained, with_train, tmp_path
     cut = finished.with_name("620" + ocp.utils.TMP_DIR_SUFFIX + "1")
     shutil.copytree(finished, cut)
     (cut / "_CHECKPOINT_METADATA").unlink()
-    assert checkpoints.newest(tmp_path / "run") == checkpoints.newest(pathlib.Path(trained.run)) == 600
+    assert checkpoints.newest_step(tmp_path / "run") == checkpoints.newest_step(pathlib.Path(trained.run)) == 600
     train(with_train(trained, run=str(tmp_path / "run"), steps=640, checkpoint_every=20, resume=True))
-    assert checkpoints.newest(tmp_path / "run") == 640
+    assert checkpoints.newest_step(tmp_path / "run") == 640
     assert not cut.exists()

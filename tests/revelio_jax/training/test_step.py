@@ -122,7 +122,7 @@ def sent_bytes(latents, data, feature, sae):
     """Return the bytes that the collectives of a compiled step send per device."""
     mesh = sharding.make_mesh(data, feature, ROWS, latents)
     state = abstract_state(latents, WIDTH, sae, TRAIN, mesh)
-    place = jax.sharding.NamedSharding(mesh, sharding.ARRIVING)
+    place = jax.sharding.NamedSharding(mesh, sharding.HOST_BATCH)
     x_BD = jax.ShapeDtypeStruct((ROWS, WIDTH), np.float32, sharding=place)
     compiled = make_train_step(sae, TRAIN, mesh).lower(state, x_BD).compile()
     return hlo.cost(compiled.as_text(), mesh.size, max).sent
