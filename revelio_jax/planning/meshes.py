@@ -38,8 +38,8 @@ def parse_mesh(mesh: str, chips: int, topology: str) -> tuple[int, int]:
 
 def configured_mesh(config: Config, chips: int, topology: str) -> list[tuple[int, int]]:
     """Return the mesh that the config sets, or no mesh for the default."""
-    data, feature = given = config.mesh.data, config.mesh.feature
-    if given == (1, None):  # the default
+    data, feature = fields = config.mesh.data, config.mesh.feature
+    if fields == (1, None):  # the default
         return []
     if data is None and chips % feature == 0:
         data = chips // feature
@@ -47,7 +47,7 @@ def configured_mesh(config: Config, chips: int, topology: str) -> list[tuple[int
         feature = chips // data
     if None in (data, feature) or data * feature != chips:
         raise InputError(
-            f"config.mesh.data x config.mesh.feature is {given[0]} x {given[1]}; it must be the {chips} chips "
+            f"config.mesh.data x config.mesh.feature is {fields[0]} x {fields[1]}; it must be the {chips} chips "
             f"of {topology}"
         )
     return [(data, feature)]
