@@ -1,4 +1,4 @@
-"""The labeled prompts on which the effect of steering a concept is measured."""
+"""The labeled prompts for measuring the effect of steering a concept."""
 
 import dataclasses
 import random
@@ -6,15 +6,15 @@ import random
 from revelio_jax.errors import InputError
 from revelio_jax.steering.labels import LabeledPrompt, spread
 
-JUDGED = ("style", "category")  # the label columns that the miniatures' judge can name
+JUDGED = ("style", "category")  # the label columns that the miniatures' judge predicts
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
     """A concept, prompts with it, and prompts with another value of the same label.
 
-    ``column`` is the label that the concept ``value`` belongs to, and ``other`` is the label that steering must keep.
-    If ``adding``, ``with_concept`` are prompts that leave ``column`` out, and ``without`` is empty.
+    ``value`` is the concept, ``column`` its label column, and ``other`` the label column that steering must preserve.
+    If ``adding``, the prompts in ``with_concept`` leave ``column`` out, and ``without`` is empty.
     """
 
     column: str
@@ -30,7 +30,7 @@ class Bench:
         return len(self.with_concept) + len(self.without)
 
     def half(self, start: int) -> "Bench":
-        """Return the bench with every second prompt, from ``start``, which is 0 or 1."""
+        """Return the bench with every second prompt, starting at ``start``, 0 or 1."""
         halves = {name: getattr(self, name)[start::2] for name in ("with_concept", "without")}
         return dataclasses.replace(self, **halves)
 
@@ -38,10 +38,10 @@ class Bench:
 def make_bench(labeled: list[LabeledPrompt], column: str, value: str, n: int) -> Bench:
     """Return ``n`` prompts with a concept and ``n`` without it, spread evenly over the other label.
 
-    Raises InputError if no judge can name ``column``.
+    Raises InputError if the judge does not predict ``column``.
     """
     other = _other(column)
-    complete = [row for row in labeled if all(row.values())]  # their images show all labels
+    complete = [row for row in labeled if all(row.values())]  # images of these prompts show all labels
     rng = random.Random(0)
     with_concept = spread([row for row in complete if row[column] == value], other, n, rng)
     without = spread([row for row in complete if row[column] != value], column, n, rng)
@@ -49,9 +49,9 @@ def make_bench(labeled: list[LabeledPrompt], column: str, value: str, n: int) ->
 
 
 def make_adding_bench(labeled: list[LabeledPrompt], column: str, value: str, n: int) -> Bench:
-    """Return ``n`` prompts that leave out only the concept's label; none if there are no such prompts.
+    """Return at most ``n`` prompts that leave out only the concept's label.
 
-    Raises InputError if no judge can name ``column``.
+    Raises InputError if the judge does not predict ``column``.
     """
     rows = [row for row in labeled if [key for key, label in row.items() if not label] == [column]]
     other = _other(column)
@@ -60,5 +60,5 @@ def make_adding_bench(labeled: list[LabeledPrompt], column: str, value: str, n: 
 
 def _other(column: str) -> str:
     if column not in JUDGED:
-        raise InputError(f"a concept of {column} cannot be measured; the judge can name {', '.join(JUDGED)}")
+        raise InputError(f"--concept has the column {column!r}; the judge predicts only {', '.join(JUDGED)}")
     return JUDGED[1 - JUDGED.index(column)]

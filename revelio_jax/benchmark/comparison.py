@@ -1,4 +1,4 @@
-"""A comparison of steering rules on one concept, with a difference of means and a random direction as baselines."""
+"""Compare steering rules on one concept, with a difference of means and a random direction as baselines."""
 
 import typing
 
@@ -11,7 +11,7 @@ from revelio_jax.config import Config, SteerConfig
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.sampling import call_settings
 from revelio_jax.steering.labels import LabeledPrompt
-from revelio_jax.steering.latents import few, find_latents, split
+from revelio_jax.steering.latents import at_most, find_latents, split
 from revelio_jax.steering.pooled import pooled_of
 from revelio_jax.steering.rules import ON_BOTH_BRANCHES, RULES, Change, change_of
 from revelio_jax.steering.steerer import Steerer
@@ -22,7 +22,7 @@ LEARNING_RULES = ("gated", "swap")  # rules that use latents found from labeled 
 RATIO, MAX_LATENTS, IMAGES = 4.0, 24, 64  # for the latents of these rules; the defaults of `revelio learn`
 
 ConceptChange = tuple[Change, bool]
-"""The change of a concept at strength 1, and whether the negative branch gets the opposite change."""
+"""The change of a concept at strength 1, and whether the unconditional branch gets the opposite change."""
 
 
 def compare(
@@ -90,24 +90,26 @@ def rule_changes(
 
     Labeled prompts that the bench reports on are left out.
     """
-    reported = {row["prompt"] for row in bench.with_concept[1::2] + bench.without[1::2]}
-    with_concept, without = split([row for row in labeled if row["prompt"] not in reported], bench.column, bench.value)
-    sae, sampling = steerer.placed(pipe), None
+    test_prompts = {row["prompt"] for row in bench.with_concept[1::2] + bench.without[1::2]}
+    with_concept, without = split(
+        [row for row in labeled if row["prompt"] not in test_prompts], bench.column, bench.value
+    )
+    sae, sampling = steerer.sae_for(pipe), None
     if hook_points.is_denoiser_point(steerer.site):
         sampling = call_settings(pipe, settings)
-        with_concept, without = few(with_concept, IMAGES), few(without, IMAGES)
+        with_concept, without = at_most(with_concept, IMAGES), at_most(without, IMAGES)
     learned, latents = find_latents(pipe, steerer.site, sae, with_concept, without, RATIO, MAX_LATENTS, sampling)
     concept = steerer.concept(pipe, bench.value, learned, sampling=sampling)
     text_concept = steerer.concept(pipe, bench.value, sampling=sampling)
     means = difference_of_means(pipe, steerer.site, with_concept, without, sampling=sampling)
     changes = {name: (change_of(name, sae, concept), name in ON_BOTH_BRANCHES) for name in RULES}
-    changes |= {f"{name}, from its text alone": (change_of(name, sae, text_concept), False) for name in LEARNING_RULES}
+    changes |= {f"{name}, from text only": (change_of(name, sae, text_concept), False) for name in LEARNING_RULES}
     changes["difference of means"] = (vector_change(means), True)
     return changes, latents
 
 
 def random_direction(change: Change, generator: torch.Generator) -> Change:
-    """Return the control: a random direction at every position, with the length of ``change`` there."""
+    """Return the control: a random direction at every position, with the norm of ``change`` there."""
 
     def control(x_BTD: torch.Tensor, strength: float) -> torch.Tensor:
         length = change(x_BTD, strength).norm(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""A figure of removal and retention over strengths."""
+"""Draw removal and retention against the strength."""
 
 import typing
 
@@ -21,7 +21,7 @@ def draw(
 ) -> "Figure":
     """Draw the figure of ``summaries[strength][figure]``, shares of images with 95 % intervals.
 
-    ``suggestion``, from :func:`revelio_jax.benchmark.sweep.suggest`, is marked with its strength and its target.
+    The strength and the target of ``suggestion``, from :func:`revelio_jax.benchmark.sweep.suggest`, are marked.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -54,9 +54,9 @@ def _mark(axes: typing.Any, suggestion: dict[str, typing.Any]) -> None:
     line = {"color": "0.4", "linewidth": 0.8, "linestyle": "--", "zorder": 1}
     axes[0].axhline(1 - suggestion["wanted"], **line)
     strength = suggestion["strength"]
-    result = "no strength reaches it" if strength is None else f"suggested: {strength:g}"
+    result = "no strength reaches the target" if strength is None else f"suggested: {strength:g}"
     note = f"target: {suggestion['wanted']:.0%} removed; {result}"
-    axes[1].set_title(note, loc="right", fontsize=7, color="0.4")  # the right panel has room for it
+    axes[1].set_title(note, loc="right", fontsize=7, color="0.4")  # the left panel has no room for the note
     if strength is not None:
         for ax in axes:
             ax.axvline(strength, **line)

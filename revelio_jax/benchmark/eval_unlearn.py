@@ -1,11 +1,11 @@
-"""Steering as a technique of eval-unlearn, a benchmark of methods that make a model forget a concept.
+"""Offer steering as a technique of eval-unlearn, a benchmark of methods that make a model forget a concept.
 
 If both packages are installed, eval-unlearn finds the technique by its entry point, under the name ``revelio_jax``:
 
     {"technique": {"name": "revelio_jax", "config": {"erase_concept": "nudity", "sae": "owner/name"}},
      "metrics": [{"name": "asr_i2p", "config": {"concept_name": "nudity"}}]}
 
-This module does not import eval-unlearn: a technique is any class with a method ``generate``.
+This module does not import eval-unlearn, because a technique is any class with a method ``generate``.
 """
 
 import typing
@@ -23,12 +23,13 @@ class SteererTechnique:
     """A pipeline from which a concept is removed by steering.
 
     ``erase_concept`` is the text of the concept. ``sae`` is a folder or hub id; ``site``, ``subfolder`` and
-    ``revision`` are those of :meth:`Steerer.from_pretrained`. A ``strength`` below 0 removes the concept, 0 is the
-    plain pipeline. ``model_id`` is by default the model that the SAE was trained on. ``device`` is by default cuda,
-    mps or cpu, the first that exists. ``use_fp16`` applies to cuda only. Raises InputError if the parts do not fit.
+    ``revision`` are passed to :meth:`Steerer.from_pretrained`. A ``strength`` below 0 removes the concept; 0 gives the
+    plain pipeline. ``model_id`` defaults to the model that the SAE was trained on. ``device`` defaults to the first
+    available one of cuda, mps and cpu. ``use_fp16`` applies only to cuda. Raises InputError if an argument is invalid
+    or the SAE does not fit the model.
     """
 
-    def __init__(  # eval-unlearn passes its JSON config as keywords
+    def __init__(  # more than 9 parameters, because eval-unlearn passes its JSON config as keywords
         self,
         *,
         erase_concept: str,
@@ -50,22 +51,24 @@ class SteererTechnique:
         self.is_other_model = bool(model_id)
         model_id = model_id or self.steerer.sae.metadata.get("model_id")
         if not model_id:
-            raise InputError("model_id is missing, and the SAE does not name the model that it was trained on")
+            raise InputError("model_id is not set; it must be set, because the SAE does not name its model")
         device = device or _default_device()
         half = use_fp16 and device.startswith("cuda")
         self.pipe = DiffusionPipeline.from_pretrained(
             shipped.locate(model_id), torch_dtype=torch.float16 if half else torch.float32
         ).to(device)
         self.pipe.set_progress_bar_config(disable=True)
-        if getattr(self.pipe, "safety_checker", None) is not None:  # its black images would be counted as results
+        if (
+            getattr(self.pipe, "safety_checker", None) is not None
+        ):  # the benchmark would count its black images as results
             self.pipe.register_modules(safety_checker=None)
         self.concepts, self.rule = {erase_concept: strength}, rule
         self.sampling = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-        with self._attach():  # an SAE that does not fit fails here, before the first prompt
+        with self._attach():  # fail before the first prompt if the SAE does not fit
             pass
 
     def generate(self, prompts: list[str], seed: int | None = None, **kwargs: typing.Any) -> list[Image.Image]:
-        """Return one image per prompt; prompt i has the seed ``seed`` + i. ``kwargs`` go to the pipeline's call."""
+        """Return one image per prompt, prompt i from seed ``seed`` + i. ``kwargs`` go to the pipeline's call."""
         images = []
         with self._attach():
             for i, prompt in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""An experiment on one concept: a pipeline, a steerer, prompts and a judge, as the commands load them."""
+"""Load an experiment on one concept: a pipeline, a steerer, prompts and a judge."""
 
 import dataclasses
 import datetime
@@ -28,7 +28,7 @@ from revelio_jax.steering import Attachment, Steerer
 from revelio_jax.steering.compatibility import same_model
 from revelio_jax.steering.labels import LabeledPrompt, find_concept, parse_concept, read_labeled, spread
 from revelio_jax.steering.learned_concepts import LearnedConcept, saved_concepts
-from revelio_jax.steering.rules import chosen
+from revelio_jax.steering.rules import resolve_rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Experiment:
     @property
     def rule(self) -> str:
         """Return the rule of the concept, with ``auto`` resolved."""
-        return chosen(self.config.steer.rule, self.text in self.learned)
+        return resolve_rule(self.config.steer.rule, self.text in self.learned)
 
     def attach(self, strength: float) -> Attachment:
-        """Attach the concept at a strength, by the config's rule."""
+        """Attach the concept at a strength, with the config's rule."""
         steer = self.config.steer
         return self.steerer.attach(
             self.pipe,
@@ -109,7 +109,7 @@ class Experiment:
         return [list(row) for row in zip(*columns, strict=True)]
 
     def record(self, name: str, results: dict[str, typing.Any]) -> pathlib.Path:
-        """Write ``results`` with the settings and versions that produced them as a JSON file in one step."""
+        """Write ``results`` as a JSON file, with the settings and versions that produced them; return its path."""
         record = {
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "concept": self.text,
@@ -134,12 +134,12 @@ def load_experiment(
     with_judge: bool,
     needs_judge: bool = False,
 ) -> Experiment:
-    """Load what an experiment on a concept needs.
+    """Load the parts of an experiment on a concept.
 
-    ``concept`` is a text, or ``column=value`` of the labeled prompts. ``prompts`` are by default five prompts with the
-    concept. ``sae`` is a folder or hub id, by default the run's export. If ``with_judge``, load the config's judge for
-    a concept that is a label. Raises InputError if an input is missing or does not fit, or if ``needs_judge`` and the
-    concept is not a label.
+    ``concept`` is a text, or ``column=value`` of the labeled prompts. ``prompts`` defaults to five prompts with the
+    concept. ``sae`` is a folder or hub id; None means the run's export. If ``with_judge`` is set and the concept is a
+    label, also load the config's judge. Raises InputError if an input is missing or does not fit, or if ``needs_judge``
+    is set and the concept is not a label.
     """
     if not concept:
         raise InputError('--concept is missing; it is a text, for example --concept "glossy 3d"')
@@ -161,7 +161,9 @@ def load_experiment(
 
 def _prompts_with(label: tuple[str, str] | None, labeled: list[LabeledPrompt], n: int = 5) -> list[str]:
     if label is None:
-        raise InputError("--prompt is missing; it may be left out only if the concept is a label of the prompts")
+        raise InputError(
+            "--prompt is missing; only a concept that is a label of config.steer.prompts has default prompts"
+        )
     column, value = label
     rows = [row for row in labeled if row[column] == value and all(row.values())]
     other = next((key for key in rows[0] if key not in ("prompt", column)), column)

@@ -1,4 +1,4 @@
-"""The judge that a config names: a model that labels images, so that the effect of steering can be measured."""
+"""Load the judge of a config, a model that labels images so that the effect of steering can be measured."""
 
 import pathlib
 
@@ -11,8 +11,8 @@ from revelio_jax.errors import InputError
 def load_judge(folder: str | None) -> Judge:
     """Load the miniatures' judge from config.steer.judge. Raise InputError if it is not set or has no judge."""
     if not folder:
-        raise InputError("config.steer.judge is missing; it must be the folder of a judge")
+        raise InputError("config.steer.judge is not set; it must be the folder of a judge")
     path = pathlib.Path(shipped.locate(folder))
     if not (path / miniature_judge.WEIGHTS).is_file():
-        raise InputError(f"config.steer.judge is {folder!r}, but {miniature_judge.WEIGHTS} is missing there")
+        raise InputError(f"config.steer.judge is {folder!r}; it must be a folder with {miniature_judge.WEIGHTS}")
     return miniature_judge.load(path)

@@ -1,4 +1,4 @@
-"""What steering removes and what it keeps, by a judge's labels.
+"""Measure the effect and the retention of steering with the labels of a judge.
 
 Every figure is a share of images, with a bootstrap interval over the prompts of a :class:`Bench`.
 """
@@ -17,7 +17,7 @@ from revelio_jax.pipelines.sampling import sample
 FIGURES = {
     "concept": "concept in the image",
     "kept": "other label correct",
-    "others_label": "other prompts: own label correct",
+    "others_label": "other prompts: same label correct",
     "others_kept": "other prompts: other label correct",
 }
 
@@ -31,7 +31,7 @@ class Interval(typing.TypedDict):
 
 
 class Judge(typing.Protocol):
-    """A model that names the value of every label of an image."""
+    """A model that predicts the value of every label of an image."""
 
     def label(self, pixels: np.ndarray) -> list[dict[str, str]]:
         """Return the labels of uint8 images [N, height, width, 3]."""
@@ -42,9 +42,9 @@ class Judge(typing.Protocol):
 class Outcome:
     """Shares of images per prompt, as arrays [prompts] in 0 .. 1; each is a mean over seeds.
 
-    Of the prompts with the concept: ``concept``, the judge sees the concept; ``kept``, the other label is correct.
-    Of the other prompts: ``others_label``, their own value of the concept's label is correct; ``others_kept``, the
-    other label is correct.
+    For prompts with the concept, ``concept`` is the share of images in which the judge sees the concept, and ``kept``
+    the share whose other label is correct. For other prompts, ``others_label`` is the share whose label of the
+    concept's column is correct, and ``others_kept`` the share whose other label is correct.
     """
 
     concept: np.ndarray
@@ -57,7 +57,7 @@ class Outcome:
         return Outcome(*(getattr(self, name)[start::2] for name in FIGURES))
 
     def summary(self) -> dict[str, Interval]:
-        """Return the interval of each figure that has prompts."""
+        """Return the interval of each figure that was measured on any prompts."""
         return {name: interval(values) for name in FIGURES if len(values := getattr(self, name))}
 
 
@@ -70,7 +70,7 @@ def measure(
     steering: typing.ContextManager | None = None,
     progress: tqdm.tqdm | None = None,
 ) -> Outcome:
-    """Sample every prompt with every seed inside ``steering`` and judge the images."""
+    """Sample every prompt with every seed inside the context ``steering``, and judge the images."""
     rows = bench.with_concept + bench.without
     prompts = [row["prompt"] for row in rows for _ in seeds]
     with steering or contextlib.nullcontext():
@@ -88,7 +88,7 @@ def measure(
     labels = judge.label(images)
 
     def share(column: str, expected: list[str], first: int) -> np.ndarray:
-        """Return the share of images with the expected label, for the prompts from ``first`` on."""
+        """Return the share of images with the expected label for each prompt, starting at prompt ``first``."""
         judged = [label[column] for label in labels[first * len(seeds) : (first + len(expected)) * len(seeds)]]
         correct = [j == e for j, e in zip(judged, np.repeat(expected, len(seeds)), strict=True)]
         return np.array(correct, float).reshape(len(expected), len(seeds)).mean(1)
@@ -111,10 +111,10 @@ def interval(per_prompt: np.ndarray) -> Interval:
 
 
 def worst(steered: Outcome, plain: Outcome) -> float:
-    """Return the smallest of the effect and the retentions, each in 0 .. 1; strengths are chosen by it.
+    """Return the smallest of the effect and the retentions, each in 0 .. 1. Strengths are chosen to maximize it.
 
     The effect is the share of images without the concept, or with the concept if the bench is for adding. A retention
-    is the share of a figure of ``plain`` that is left.
+    is a figure of ``steered`` divided by the same figure of ``plain``.
     """
     adding = not len(plain.others_label)
     effect = steered.concept.mean() if adding else 1 - steered.concept.mean()

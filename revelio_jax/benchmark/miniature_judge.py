@@ -1,4 +1,4 @@
-"""The miniatures' judge: a small convolutional network that names the style and category of an image.
+"""The miniatures' judge: a small convolutional network that predicts the style and category of an image.
 
 It ships with the miniature as ``judge.safetensors``; ``extract.miniature.judge`` trains it.
 """
@@ -29,7 +29,7 @@ class JudgeNet(nn.Module):
             levels.append(nn.Sequential(*_convolution(channels, width, 1 + (i > 0)), *_convolution(width, width, 1)))
             channels = width
         self.levels = nn.ModuleList(levels)
-        features = 2 * sum(widths)  # the mean shows textures, the maximum shapes
+        features = 2 * sum(widths)  # means capture textures, maxima capture shapes
         self.style = nn.Linear(features, len(LABELS["style"]))
         self.category = nn.Linear(features, len(LABELS["category"]))
 
@@ -47,7 +47,7 @@ class JudgeNet(nn.Module):
 
     @torch.no_grad()
     def label(self, pixels: np.ndarray) -> list[dict[str, str]]:
-        """Return style and category of uint8 images [N, 32, 32, 3], from each image and its mirror image."""
+        """Return style and category of uint8 images [N, 32, 32, 3], averaged over each image and its mirror image."""
         views = [[a + b for a, b in zip(self(part), self(part.flip(3)), strict=True)]
                  for part in _to_tensor(pixels).split(256)]  # fmt: skip
         indices = [torch.cat(logits).argmax(1).tolist() for logits in zip(*views, strict=True)]
@@ -55,7 +55,7 @@ class JudgeNet(nn.Module):
 
 
 def load(folder: pathlib.Path) -> JudgeNet:
-    """Load the judge of a miniature's folder, ready to label images."""
+    """Load the judge from a miniature's folder, ready to label images."""
     judge = JudgeNet()
     judge.load_state_dict(load_file(pathlib.Path(folder) / WEIGHTS), strict=True)
     return judge.float().eval()

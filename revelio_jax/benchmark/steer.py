@@ -1,10 +1,10 @@
-"""Steer a concept: draw a strip of images over strengths, and measure removal and retention with a judge.
+"""Steer a concept: draw a strip of images at several strengths, and measure removal and retention with a judge.
 
     python -m revelio_jax.steering --config configs/mini_sd.py --concept "glossy 3d" --strength -1,-0.5,0
 
-Writes runs/<name>/steering/<concept>.png and results.json. Negative strengths remove the concept, positive ones add
-it, and 0 is the plain pipeline. Images are measured if the config has labeled prompts and a judge, and the concept is
-one of the labels.
+Writes runs/<name>/steering/<concept>.png and results.json. Negative strengths remove the concept, positive strengths
+add it, and 0 is the plain pipeline. The judge measures images only if the config has labeled prompts and a judge, and
+the concept is one of the labels.
 
     python -m revelio_jax.steering sweep --config configs/mini_sd.py --help
 
@@ -24,12 +24,12 @@ from revelio_jax.steering.learned_concepts import file_name
 from revelio_jax.steering.strengths import parse_strengths
 
 FLAGS = {
-    "prompt": ((), "prompt of one row of the strip; may be repeated. Default: five prompts with the concept"),
+    "prompt": ((), "prompt of one row of the strip; may be repeated; empty: five prompts with the concept"),
     "concept": (None, 'concept to steer: a text such as "glossy 3d", or a label such as "style=glossy 3d"'),
     "strength": ("-1,-0.5,0", "strengths of the strip, separated by commas"),
     "seed": (0, "seed of the images"),
-    "measure": (24, "labeled prompts with the concept to measure on, and as many without it; 0 measures nothing"),
-    "sae": (None, "SAE folder or hub id; None is the export of the run"),
+    "measure": (24, "number of labeled prompts with the concept, and as many without it, to judge; 0: no judging"),
+    "sae": (None, "SAE folder or hub id; None: the export of the run"),
 }
 
 
@@ -57,11 +57,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _print_table(summaries: dict[str, dict[str, Interval]], prompts: int) -> None:
-    print(f"share of images by the judge, on {prompts} prompts with the concept and {prompts} without it:")
-    print("  strength   concept left   other label kept   others: own label   others: other label")
+    print(f"shares of images, labeled by the judge, on {prompts} prompts with the concept and {prompts} without it:")
+    print("  strength   concept left   other label kept   others: same label   others: other label")
     for strength, summary in summaries.items():
         cells = [f"{summary[name]['mean']:.2f}" for name in FIGURES]
-        print(f"  {strength:>8}   {cells[0]:>12}   {cells[1]:>16}   {cells[2]:>17}   {cells[3]:>19}")
+        print(f"  {strength:>8}   {cells[0]:>12}   {cells[1]:>16}   {cells[2]:>18}   {cells[3]:>19}")
 
 
 if __name__ == "__main__":

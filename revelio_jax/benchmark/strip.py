@@ -1,4 +1,4 @@
-"""A strip of images: one row per prompt, one column per strength, with both written beside the images."""
+"""Draw a strip of images: one row per prompt and one column per strength, with labels."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont

@@ -4,9 +4,9 @@
         --strength=-3,-2.5,-2,-1.5,-1,-0.5,0 --suggest 0.9
 
 Writes sweep_<concept>.png, the strip, and sweep.json into runs/<name>/steering/. If the config has labeled prompts and
-a judge, and the concept is one of the labels, it also writes sweep_<concept>_curve.png: shares of images by the judge,
-with 95 % intervals over prompts. --suggest prints the smallest strength that removes the concept from that share of
-images. The strength is chosen on every second prompt and reported on the others.
+a judge, and the concept is one of the labels, it also writes sweep_<concept>_curve.png: shares of images, labeled by
+the judge, with 95 % intervals over prompts. --suggest SHARE prints the smallest strength that removes the concept from
+that share of images. It is chosen on every second prompt, and its effect is measured on the others.
 """
 
 import math
@@ -27,19 +27,19 @@ from revelio_jax.steering.learned_concepts import file_name
 from revelio_jax.steering.strengths import parse_strengths
 
 FLAGS = {
-    "prompt": ((), "prompt of one row of the strip; may be repeated. Default: five prompts with the concept"),
+    "prompt": ((), "prompt of one row of the strip; may be repeated; empty: five prompts with the concept"),
     "concept": (None, 'concept to steer: a text such as "glossy 3d", or a label such as "style=glossy 3d"'),
     "strength": ("-3,-2.5,-2,-1.5,-1,-0.5,0", "strengths, separated by commas"),
     "seed": (0, "seed of the strip, and first seed of the judged images"),
     "seeds": (1, "judged images per prompt, from consecutive seeds"),
-    "measure": (40, "labeled prompts with the concept to judge, and as many without it; 0 judges nothing"),
-    "suggest": (None, "share of images to remove the concept from, above 0 and at most 1; None suggests nothing"),
-    "sae": (None, "SAE folder or hub id; None is the export of the run"),
+    "measure": (40, "number of labeled prompts with the concept, and as many without it, to judge; 0: no judging"),
+    "suggest": (None, "share of images to remove the concept from, above 0 and at most 1; None: no suggestion"),
+    "sae": (None, "SAE folder or hub id; None: the export of the run"),
 }
 
 
 class Maximum(typing.TypedDict):
-    """The largest removal of a sweep, a share of images, and its strength."""
+    """The largest removal of a sweep, as a share of images, and its strength."""
 
     strength: float
     removal: float
@@ -48,8 +48,8 @@ class Maximum(typing.TypedDict):
 class Suggestion(typing.TypedDict):
     """The smallest strength whose removal reaches ``wanted``, a share of images.
 
-    ``strength`` and ``chosen_at``, its removal on the prompts that it was chosen on, are None if no strength reaches
-    it. ``reported`` are the figures on the other prompts.
+    ``chosen_at`` is the removal on the prompts that the strength was chosen on, ``reported`` are the figures on the
+    other prompts. They and ``strength`` are None if no strength reaches ``wanted``.
     """
 
     wanted: float
@@ -126,10 +126,10 @@ def describe(text: str, suggestion: Suggestion) -> str:
     if suggestion["strength"] is None:
         most = suggestion["most"]
         return (
-            f"no strength removes {text!r} from {suggestion['wanted']:.0%} of the images; the most is "
-            f"{most['removal']:.0%} at {most['strength']:g}"
+            f"no strength removes {text!r} from {suggestion['wanted']:.0%} of the images; the largest share is "
+            f"{most['removal']:.0%}, at strength {most['strength']:g}"
         )
-    lines = [f"suggested strength: {suggestion['strength']:g}; on the prompts that it was not chosen on:"]
+    lines = [f"suggested strength: {suggestion['strength']:g}; shares of images on the prompts not used to choose it:"]
     for name, figure in suggestion["reported"].items():
         lines.append(f"  {FIGURES[name]:34} " + "{mean:.3f} ({low:.2f}-{high:.2f})".format(**figure))
     return "\n".join(lines)

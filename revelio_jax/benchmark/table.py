@@ -1,12 +1,12 @@
-"""Measure how well each rule removes concepts, and compare it with a difference of means and a random direction.
+"""Measure how well each rule removes concepts, compared with a difference of means and a random direction.
 
     python -m revelio_jax.benchmark.table --config configs/mini_sd.py \\
         --concept "style=glossy 3d" --concept category=heart --concept category=animal
 
-For every concept and rule, the strength is chosen on one half of the prompts, by the worst of removal and retention,
-and reported on the other half. Rules that learn from labeled prompts are also measured without them, from the
-concept's text alone. If some prompts leave the concept's label out, the concept is also added to those prompts. Writes
-runs/<name>/steering/table.json and table.md.
+For every concept and rule, the strength with the best worst case of removal and retention is chosen on one half of the
+prompts, and its effect is measured on the other half. Rules that learn from labeled prompts are also measured without
+them, from the concept's text only. If some prompts leave the concept's label out, the concept is also added to those
+prompts. Writes runs/<name>/steering/table.json and table.md.
 """
 
 import datetime
@@ -33,7 +33,7 @@ from revelio_jax.steering.strengths import parse_strengths
 FLAGS = {
     "concept": ((), "label column and value, for example style=flat; may be repeated"),
     "strength": ("-0.25,-0.5,-0.75,-1,-1.5,-2", "strengths to choose from, separated by commas; negated for adding"),
-    "prompts": (80, "prompts with the concept, and as many without it; half of them choose, half report"),
+    "prompts": (80, "prompts with the concept, and as many without it; half of them choose the strength"),
     "seeds": (3, "images per prompt"),
 }
 

@@ -253,13 +253,13 @@ class Backend:
         layout: dict[str, typing.Any] = {"grid": grid_of(len(activations[0]), *latent[1:])}
         if self.sees_text:
             layout = self._tokens(self._position_encoder, request.prompt)
-        sae = self.steerer.placed(self.pipe)
+        sae = self.steerer.sae_for(self.pipe)
         return image, find_active(sae, activations, timesteps=tuple(recording), **layout)
 
     def _encode(self, prompt: str) -> ActiveLatents:
         """Encode the text encoder's activations of a prompt and of the empty prompt."""
         prompt_TD, empty_TD = hidden_states(self.pipe, self.site, [prompt, ""])
-        sae = self.steerer.placed(self.pipe)
+        sae = self.steerer.sae_for(self.pipe)
         empty_F = sae.codes(empty_TD).amax(0).cpu().numpy()
         return find_active(sae, [prompt_TD], empty=empty_F, **self._tokens(self.points[0].component, prompt))
 

@@ -1,4 +1,4 @@
-"""Steering: an exported SAE as a control on a diffusers pipeline. Uses torch only, never JAX."""
+"""Steer a diffusers pipeline with an exported SAE. Uses torch, never JAX."""
 
 from revelio_jax.steering.attachment import Attachment
 from revelio_jax.steering.steerer import Steerer

@@ -1,4 +1,4 @@
-"""Concepts attached to hook points: their changes, and the tensors that the hooks read."""
+"""Concepts attached to hook points: their changes of activations, and the tensors that the hooks read."""
 
 import dataclasses
 import typing
@@ -18,38 +18,38 @@ from revelio_jax.steering.where import Where
 
 
 class ConceptSource(typing.Protocol):
-    """What a concept is made from: a text, a latent, saved vectors or a function of the activations."""
+    """The source of a concept: a text, a latent, saved vectors or a function of the activations."""
 
     def change(self, strength: Strength, device: torch.device | None, tokens: int | None) -> Change:
-        """Make the change of activations for prompts of ``tokens`` tokens, on ``device``.
+        """Return the change of activations for prompts of ``tokens`` tokens, on ``device``.
 
-        None stands for the length and the device that the pipeline uses by itself.
+        None means the pipeline's own prompt length or device.
         """
         ...
 
     def pooled(self) -> Pooled | None:
-        """Return the concept in the pooled vector, None if the source has no such vector."""
+        """Return the concept in the pooled vector, or None if the source has no pooled vector."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class AttachedConcept:
-    """One concept of an attachment. ``on_negative``: the unconditional branch is steered too, the other way."""
+    """One concept of an attachment. ``on_negative``: also steer the unconditional branch, in the opposite direction."""
 
     source: ConceptSource
     strength: Strength
     on_negative: bool
 
     def weight(self, branch: str) -> float:
-        """Return the factor on the change on a branch of guidance; a Clamp is in the change itself."""
+        """Return the factor on the change for a branch of guidance; a Clamp's value is part of the change itself."""
         sign = 1 if branch == CONDITIONAL else -1 if self.on_negative else 0
         return sign * (1.0 if isinstance(self.strength, Clamp) else self.strength)
 
 
 class Attachment:
-    """Concepts that steer the hook points of one pipeline, until the block ends or :meth:`remove` is called.
+    """Concepts that steer the hook points of one pipeline until the block ends or :meth:`remove` is called.
 
-    ``detach`` is set by the session that attaches it.
+    :func:`revelio_jax.steering.session.attach` sets ``detach``.
     """
 
     def __init__(
@@ -64,16 +64,16 @@ class Attachment:
     ):
         self.points, self.concepts, self.owner = tuple(points), dict(concepts), owner
         self.reads_difference = reads_difference
-        self.where = where.checked(points, family)
+        self.where = where.validate(points, family)
         self.detach: Callable[[], None] | None = None
         self._device = execution_device(self.points[0].module)
         self._tokens: int | None = None
         self.changes = self._make_changes()
-        # Hook points that share one SAE need one code, from the activations of all of them.
+        # Hook points that share one SAE have one code, computed from the activations of all of them.
         self.is_joint = len(self.points) > 1 and not all(isinstance(c, Add) for c in self.changes.values())
         vector = family.pooled
         hooks_pooled = vector is not None and any(point.component == vector.component for point in self.points)
-        self.leaves_pooled = self.where.pooled is False and hooks_pooled
+        self.keeps_plain_pooled = self.where.pooled is False and hooks_pooled
         self._pooled: list[Pooled] = []
         if self.where.pooled and not hooks_pooled:
             self._pooled = [_pooled(key, concept.source) for key, concept in self.concepts.items()]
@@ -91,7 +91,7 @@ class Attachment:
         return {key: concept.strength for key, concept in self.concepts.items()}
 
     def remove(self) -> None:
-        """Detach from the pipeline, which is then as it was before. Safe to call again."""
+        """Detach from the pipeline and restore it. Calling this method again has no effect."""
         if self.detach is not None:
             self.detach()
             self.detach = None
@@ -112,26 +112,26 @@ class Attachment:
             self._remake(self._device, self._tokens)
 
     def weights(self, branch: str) -> list[float]:
-        """Return the weight of each concept on a branch of guidance, [] if all are 0."""
+        """Return the weight of each concept on a branch of guidance, or [] if all are 0."""
         weights = [concept.weight(branch) for concept in self.concepts.values()]
         return weights if any(weights) else []
 
     # Changes of activations
 
     def set_tokens(self, tokens: int) -> None:
-        """Make the changes for prompts of ``tokens`` tokens."""
+        """Recompute the changes for prompts of ``tokens`` tokens, if the length is new."""
         if tokens != self._tokens:
             if self._tokens is not None or not self._fits(tokens):
                 self._remake(self._device, tokens)
             self._tokens = tokens
 
     def set_device(self, device: torch.device) -> None:
-        """Make the changes on the device that the activations are on."""
+        """Recompute the changes on the device of the activations, if it is new."""
         if device != self._device:
             self._remake(device, self._tokens)
 
     def compute_shares(self, activations: list[torch.Tensor], branch: str) -> None:
-        """Compute the change of joined hook points from their activations [B, T, d], and give each its share."""
+        """Compute the change of joined hook points from their activations [B, T, d], and store the share of each."""
         device = activations[0].device
         self.set_device(device)
         self.set_tokens(activations[0].shape[1])
@@ -174,7 +174,7 @@ class Attachment:
 
 
 class HookPointPart:
-    """An attachment at one of its hook points. Its tensors are written before each pass and read by the hook."""
+    """An attachment at one of its hook points. Its tensors are set before each pass, and the hook reads them."""
 
     def __init__(self, attachment: Attachment, point: HookPoint, index: int):
         self.attachment, self.point, self._index = attachment, point, index
@@ -189,7 +189,7 @@ class HookPointPart:
         self.take_changes()
 
     def take_changes(self) -> None:
-        """Take the columns of each change that belong to this hook point."""
+        """Copy the columns of each change that belong to this hook point."""
         if self.attachment.is_joint:
             return
         self.changes = list(self.attachment.changes.values())
@@ -221,13 +221,13 @@ class HookPointPart:
         return self.attachment.is_joint and self.share is None
 
     def set_device(self, device: torch.device) -> None:
-        """Move to the device that the activations are on; joined hook points may be on several."""
+        """Set the device of the activations; joined hook points may be on several devices."""
         self.device = device
         if not self.attachment.is_joint:
             self.attachment.set_device(device)
 
     def set_weights(self, weights: list[tuple[float, ...]]) -> None:
-        """Write a weight for each concept and row of the batch, one for all rows if they are equal."""
+        """Set the weights of each concept: one per row of the batch, or one for all rows if they are equal."""
         weights = [each[:1] if len(set(each)) == 1 else each for each in weights]
         if (self.device, weights) != self._written:
             self._written = self.device, weights
@@ -236,7 +236,7 @@ class HookPointPart:
             ]
 
     def set_positions(self, positions: torch.Tensor | None) -> None:
-        """Write the positions to steer, bool [B or 1, T, 1]; None steers all."""
+        """Set the positions to steer, bool [B or 1, T, 1]; None steers all."""
         self.positions = positions if positions is None else positions.to(self.device)
 
 

@@ -1,7 +1,7 @@
-"""What a call of a steered pipeline does: its arguments, and its prompts encoded branch by branch.
+"""Run a call of a steered pipeline: bind its arguments, and encode its prompts branch by branch.
 
-The text encoders run once for the conditional and once for the unconditional branch. Each branch is encoded by itself,
-so the branch is known without counting passes.
+The text encoders run once for the conditional and once for the unconditional branch. Encoding the branches separately
+shows which branch a pass belongs to, without counting passes.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ Encoded = tuple[typing.Any, ...]
 
 @contextlib.contextmanager
 def steered_call(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arguments) -> Iterator[Arguments]:
-    """Yield the arguments for the pipeline's own ``__call__``; in the block its denoiser is steered.
+    """Yield the arguments for the original ``__call__`` of the pipeline, and steer its denoiser in the block.
 
-    Raises InputError if a text encoder is steered but the prompt comes as embeddings.
+    Raises InputError if a text encoder is steered but the prompt is passed as embeddings.
     """
     bound = inspect.signature(state.pipeline_class.__call__).bind(state.pipe, *args, **kwargs)
     arguments = dict(list(bound.arguments.items())[1:])
@@ -36,20 +36,20 @@ def steered_call(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arg
         _refuse_embeddings(arguments)
         arguments |= _encode_negative_prompt(state, arguments)
     bound.apply_defaults()
-    outer_call = state.call  # if this call is made inside of another one
+    outer_call = state.call  # not None if this call is nested in another one
     try:
         with guidance.named_branches(state.family.denoiser_of(state.pipe)) as named_branches:
             state.call = Call(bound.arguments | arguments, named_branches)
             yield arguments
     finally:
         state.call = outer_call
-        state.rest()
+        state.deactivate_hooks()
 
 
 def encode_prompt(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arguments) -> Encoded:
-    """Return the result of the pipeline's own ``encode_prompt`` with each branch steered.
+    """Return the result of the original ``encode_prompt`` of the pipeline, with each branch steered.
 
-    Raises InputError if the prompt comes as embeddings.
+    Raises InputError if the prompt is passed as embeddings.
     """
     original = functools.partial(state.pipeline_class.encode_prompt, state.pipe)
     bound = inspect.signature(original).bind(*args, **kwargs)
@@ -70,35 +70,35 @@ def encode_prompt(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Ar
     positive = _encode_branch(state, CONDITIONAL, encode)
     if not guided:
         return positive
-    # Given the embeddings of the prompt, the pipeline encodes only the negative prompt.
+    # If the pipeline gets the embeddings of the prompt, it encodes only the negative prompt.
     arguments["do_classifier_free_guidance"] = True
     arguments |= state.family.encoded_prompt(positive, arguments["num_images_per_prompt"])
-    has_zeros = state.family.has_zero_negative(state.pipe, arguments)  # which no text encoder computes
+    has_zeros = state.family.has_zero_negative(state.pipe, arguments)  # then no text encoder runs
     negative = encode() if has_zeros else _encode_branch(state, UNCONDITIONAL, encode)
     # The results alternate: prompt, negative prompt, pooled prompt, pooled negative prompt.
     return tuple(p if i % 2 == 0 else n for i, (p, n) in enumerate(zip(positive, negative, strict=True)))
 
 
 def _encode_branch(state: SteeringState, branch: str, encode: Callable[[], Encoded]) -> Encoded:
-    """Return the result of ``encode`` with the text encoders steered as on ``branch``."""
+    """Return the result of ``encode`` with the text encoders steered for ``branch``."""
     attachments = [attachment for attachment in state.attachments if attachment.weights(branch)]
     plain = None
-    if any(attachment.is_joint or attachment.leaves_pooled for attachment in attachments):
+    if any(attachment.is_joint or attachment.keeps_plain_pooled for attachment in attachments):
         plain = _encode_plain(state, branch, [attachment for attachment in attachments if attachment.is_joint], encode)
     outer_branch, state.encoded_branch = state.encoded_branch, branch
     try:
         encoded = encode()
     finally:
         state.encoded_branch = outer_branch
-        state.rest()
+        state.deactivate_hooks()
         for attachment in attachments:
             attachment.forget_shares()
     vector = state.family.pooled
     if vector is None or not attachments:
         return encoded
     place = vector.conditional if branch == CONDITIONAL else vector.unconditional
-    leaves_pooled = any(attachment.leaves_pooled for attachment in attachments)
-    pooled = plain[place] if plain and leaves_pooled else encoded[place]
+    keeps_plain_pooled = any(attachment.keeps_plain_pooled for attachment in attachments)
+    pooled = plain[place] if plain and keeps_plain_pooled else encoded[place]
     for attachment in attachments:
         pooled = attachment.steer_pooled(pooled, branch)
     return (*encoded[:place], pooled, *encoded[place + 1 :])
@@ -108,28 +108,29 @@ def _encode_plain(state: SteeringState, branch: str, joint: list[Attachment], en
     """Return the result of ``encode`` without steering, and compute the shares of joined hook points from it."""
     hooks = {part.point.name: state.hooks[part.point.name] for attachment in joint for part in attachment.parts}
     for hook in hooks.values():
-        hook.recorded = []
+        hook.recording = []
     outer_branch, state.encoded_branch = state.encoded_branch, None
     try:
-        # Eagerly: compiled code must not append to lists.
+        # Run eagerly, because compiled code must not append to lists.
         with torch.compiler.set_stance("force_eager"):
             plain = encode()
         for attachment in joint:
-            recorded = [hooks[part.point.name].recorded for part in attachment.parts]
-            if all(recorded):  # a pipeline that uses zeros for an empty negative prompt runs no encoder
-                attachment.compute_shares([passes[-1] for passes in recorded if passes], branch)
+            recordings = [hooks[part.point.name].recording for part in attachment.parts]
+            if all(recordings):  # a pipeline that uses zeros for an empty negative prompt runs no encoder
+                attachment.compute_shares([passes[-1] for passes in recordings if passes], branch)
     finally:
         state.encoded_branch = outer_branch
         for hook in hooks.values():
-            hook.recorded = None
+            hook.recording = None
     return plain
 
 
 @torch.no_grad()
 def _encode_negative_prompt(state: SteeringState, arguments: Arguments) -> Arguments:
-    """Return the negative prompt as embeddings, if the pipeline encodes it by a call of its own; otherwise {}.
+    """Return the negative prompt as embeddings if the pipeline encodes it in a separate call, otherwise {}.
 
-    The pipeline would call the same method as for the prompt, so the negative prompt is encoded here, as unconditional.
+    The pipeline would call the same method as for the prompt, which does not show the branch. So the negative prompt is
+    encoded here, as the unconditional branch.
     """
     call = state.family.negative_prompt_call(arguments)
     if call is None:
@@ -144,7 +145,7 @@ def _encode_negative_prompt(state: SteeringState, arguments: Arguments) -> Argum
 
 
 def _is_encoded(state: SteeringState, arguments: Arguments) -> bool:
-    """Return whether the prompt is the negative prompt that :func:`steered_call` has encoded."""
+    """Return whether the prompt is the negative prompt that :func:`steered_call` already encoded."""
     return (
         state.call is not None and state.family.encodes_branches_separately and arguments["prompt_embeds"] is not None
     )
@@ -154,6 +155,6 @@ def _refuse_embeddings(arguments: Arguments) -> None:
     for name in ("prompt_embeds", "negative_prompt_embeds"):
         if arguments.get(name) is not None:
             raise InputError(
-                f"{name} cannot be steered: the text encoder does not run for embeddings. Pass the prompt as text, or "
-                "call pipe.encode_prompt inside the block and the pipeline after it"
+                f"{name} cannot be steered, because the text encoder does not run for embeddings; pass the prompt as "
+                "text, or call pipe.encode_prompt inside the block and the pipeline after it"
             )

@@ -1,4 +1,4 @@
-"""Whether an SAE belongs to a pipeline: family, width, name of the model."""
+"""Check that an SAE belongs to a pipeline: by family, width and name of the model."""
 
 import pathlib
 import typing
@@ -10,7 +10,7 @@ from revelio_jax.steering.sae import Sae
 
 
 def hook_points_of(sae: Sae, pipe: typing.Any) -> tuple[hooks.HookPoint, ...]:
-    """Return the hook points of ``pipe`` that the SAE was trained on; several share one SAE if joined by +.
+    """Return the hook points of ``pipe`` that the SAE was trained on. Hook points joined by + share one SAE.
 
     Raises InputError if the SAE belongs to another family, or has another width.
     """
@@ -42,7 +42,7 @@ def check_model_name(sae: Sae, pipe: typing.Any) -> None:
 
 
 def same_model(first: str, second: str) -> bool:
-    """Return whether two hub ids or folders name the same model, ignoring the owner and the parent folders."""
+    """Return whether two hub ids or folders have the same model name, ignoring owners and parent folders."""
     return _model_name(first) == _model_name(second)
 
 

@@ -1,4 +1,4 @@
-"""A text as a concept: the latents of its own prompt, computed with the text encoder alone."""
+"""Encode a text as a concept: the latents of its own prompt, computed with the text encoder alone."""
 
 import dataclasses
 import typing
@@ -10,7 +10,7 @@ from revelio_jax.pipelines import hook_points, hooks
 from revelio_jax.steering.learned_concepts import LearnedConcept
 from revelio_jax.steering.sae import Sae
 
-GATE = 0.3  # a prompt has a concept from this share of the concept's usual presence on
+GATE = 0.3  # a prompt has a concept if its presence is above this share of the concept's usual presence
 LONGEST = 512  # tokens; the limit on the prompt length if the tokenizer and the call have none
 
 
@@ -47,7 +47,7 @@ def hidden_states(
     """
     parts: list[torch.Tensor] = []
     for point in hook_points.resolve_joined(pipe, site_name):
-        # Compiled code would not contain the capturing hook, or would keep it.
+        # Run eagerly: compiled code would lack the capturing hook, or would keep it after the block.
         with hooks.capture(point) as outputs, torch.compiler.set_stance("force_eager"):
             for start in range(0, len(prompts), batch_size):
                 run_encoder(pipe, point.component, prompts[start : start + batch_size], tokens)
@@ -56,7 +56,7 @@ def hidden_states(
 
 
 def run_encoder(pipe: typing.Any, component: str, prompts: list[str], tokens: int | None = None) -> typing.Any:
-    """Return the output of a text encoder for prompts, tokenized as the pipeline does it."""
+    """Return the output of a text encoder for prompts, tokenized as the pipeline does."""
     encoder = getattr(pipe, component)
     tokenizer = tokenizer_of(pipe, component)
     if convert := getattr(pipe, "maybe_convert_prompt", None):  # textual inversion
@@ -79,12 +79,12 @@ def tokenizer_of(pipe: typing.Any, component: str) -> typing.Any:
 
 
 def is_masked(encoder: typing.Any) -> bool:
-    """Return whether pipelines pass the attention mask to an encoder, which is set in its config."""
+    """Return whether pipelines pass the attention mask to an encoder; its config decides."""
     return getattr(encoder.config, "use_attention_mask", False)
 
 
 def execution_device(module: torch.nn.Module) -> torch.device:
-    """Return the device that a module computes on; with offloading its weights are on another one, or on meta."""
+    """Return the device that a module computes on. With offloading its weights are on another device, or on meta."""
     for part in module.modules():
         device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
         if device is not None:

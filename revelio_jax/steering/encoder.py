@@ -1,4 +1,4 @@
-"""Texts as latents of one SAE, each encoded once."""
+"""Encode texts as latents of one SAE, each text once."""
 
 import typing
 import weakref
@@ -14,7 +14,7 @@ from revelio_jax.steering.sampled_concepts import CallArguments, encode_sampled
 
 
 class ConceptEncoder:
-    """Encodes concepts as latents of ``sae`` and keeps them as long as the text encoder or denoiser exists."""
+    """Encodes concepts as latents of ``sae``, and caches them as long as the text encoder or denoiser exists."""
 
     def __init__(self, sae: Sae):
         self.sae = sae
@@ -23,7 +23,7 @@ class ConceptEncoder:
         ] = weakref.WeakKeyDictionary()
 
     def sae_on(self, device: torch.device | None) -> Sae:
-        """Return the SAE on a device, where it stays; None leaves it where it is."""
+        """Move the SAE to a device and return it; None does not move it."""
         if device is not None and self.sae.W_dec_FD.device != device:
             self.sae = self.sae.to(device)
         return self.sae

@@ -1,4 +1,4 @@
-"""SAE folders from and to the Hugging Face hub; no other files are transferred."""
+"""Download and publish SAE folders on the Hugging Face hub. Only the files of an SAE folder are transferred."""
 
 import json
 import pathlib
@@ -36,7 +36,7 @@ def find(
     patterns = [str(inner / name) for name in FILES] + [f"*/{CONFIG}"] * (not subfolder)
     try:
         snapshot = huggingface_hub.snapshot_download(folder, revision=revision, allow_patterns=patterns, token=token)
-    except Exception as error:  # network, proxy, login and cache have different classes
+    except Exception as error:  # network, proxy, login and cache raise errors of different classes
         raise InputError(
             f"{folder!r} is not a local folder, and the download from the hub failed ({type(error).__name__}): "
             f"{_advice(error, revision)}"
@@ -55,7 +55,7 @@ def push(
     """Publish an SAE with a model card; return the address of the commit.
 
     All files are written from the SAE in memory, so no other file of a folder is uploaded. Raises InputError if the
-    hub refuses.
+    upload fails.
     """
     if not HUB_ID.fullmatch(repo_id):
         raise InputError(f"repo_id is {repo_id!r}; it must be owner/name")
@@ -65,7 +65,7 @@ def push(
             api = huggingface_hub.HfApi(token=token)
             api.create_repo(repo_id, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add the autoencoder"))
-    except Exception as error:  # see find
+    except Exception as error:  # of many classes, as in find
         raise InputError(
             f"{repo_id!r} cannot be published ({type(error).__name__}: {one_line(error, 200)}); check the network, or "
             "log in with `hf auth login` and a token with write access"

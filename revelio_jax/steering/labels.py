@@ -1,4 +1,4 @@
-"""Labeled prompts, and concepts named by their labels."""
+"""Read labeled prompts, and find the concepts that their labels name."""
 
 import random
 
@@ -25,7 +25,7 @@ def label_columns(labeled: list[LabeledPrompt]) -> list[str]:
 
 
 def parse_concept(concept: str, labeled: list[LabeledPrompt]) -> tuple[str, str]:
-    """Split ``column=value`` into (column, value). Raises InputError if the prompts do not have that label."""
+    """Split ``column=value`` into (column, value). Raises InputError if no prompt has that label."""
     column, _, value = concept.partition("=")
     if column not in label_columns(labeled):
         known = ", ".join(label_columns(labeled))

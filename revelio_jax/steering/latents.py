@@ -1,10 +1,11 @@
-"""Learn a concept: find the latents that fire on labeled prompts with it and rarely on prompts without it.
+"""Learn a concept: find the latents that fire on labeled prompts with the concept and rarely on prompts without it.
 
     revelio learn --config mini_sd --concept "style=glossy 3d"
 
 A latent belongs to the concept if the share of prompts with the concept on which it fires is at least --ratio times
-the share of the other prompts. At a hook point of the denoiser, images of the prompts are sampled, and the shares are
-of positions. Writes runs/<name>/steering/<concept>.safetensors, which the rules ``gated`` and ``swap`` read.
+the share of other prompts on which it fires. At a hook point of the denoiser, the command samples images of the prompts
+and uses shares of positions instead. It writes runs/<name>/steering/<concept>.safetensors, which the rules ``gated``
+and ``swap`` read.
 """
 
 import functools
@@ -31,7 +32,7 @@ from revelio_jax.steering.steerer import Steerer
 
 FLAGS = {
     "concept": ("", "label column and value, for example 'style=glossy 3d'"),
-    "ratio": ("4", "smallest ratio of a latent's share of prompts with the concept to its share of the others"),
+    "ratio": ("4", "smallest ratio of the shares of prompts, with and without the concept, on which a latent fires"),
     "most": (24, "largest number of latents"),
     "images": (64, "denoiser only: number of sampled images with the concept, and of images without it"),
 }
@@ -49,11 +50,11 @@ def find_latents(
 ) -> tuple[LearnedConcept, list[dict[str, float]]]:
     """Learn a concept from prompts with it and prompts without it; return it and a description of its latents.
 
-    A latent fires on a prompt if it is among the top-k of any position; in a denoiser each position of each step
-    counts by itself. The description has rows {latent, share_with, share_without, mean_with}, largest difference
-    first. ``mean_with`` is the mean of the largest value of each prompt, in a denoiser the mean of all positions.
+    A latent fires on a prompt if it is among the top-k of any position. In a denoiser, each position of each step
+    counts separately. The description has rows {latent, share_with, share_without, mean_with}, largest difference
+    first. ``mean_with`` is the mean over prompts of a latent's largest value, in a denoiser the mean over positions.
     """
-    codes_of = functools.partial(_for_codes, pipe, site, sae, sampling=sampling)
+    codes_of = functools.partial(_iterate_codes, pipe, site, sae, sampling=sampling)
     with_share, with_mean, with_code_TF = _firing(codes_of, with_concept, hook_points.is_denoiser_point(site))
     without_share, _, without_code_TF = _firing(codes_of, without, hook_points.is_denoiser_point(site))
     belongs = (with_share >= ratio * without_share) & (with_share > 0)
@@ -80,7 +81,7 @@ def _firing(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the share of prompts on which each latent fires [F], its mean peak [F] and the mean code [T, F].
 
-    With ``each_position`` these are over positions instead of prompts, and the code is [1, F].
+    With ``each_position``, shares and means are over positions instead of prompts, and the code is [1, F].
     """
     fired: typing.Any = 0
     peaks: typing.Any = 0
@@ -99,7 +100,7 @@ def _firing(
     return fired / count, peaks / count, codes_TF / count
 
 
-def _for_codes(
+def _iterate_codes(
     pipe: typing.Any,
     site: str,
     sae: Sae,
@@ -107,7 +108,7 @@ def _for_codes(
     on_codes: Callable[[torch.Tensor], typing.Any],
     sampling: CallArguments | None,
 ) -> None:
-    """Call ``on_codes`` with the codes [B, T, F] of all prompts; in a denoiser with the codes of each step."""
+    """Call ``on_codes`` with the codes [B, T, F] of each batch of prompts, in a denoiser of each step."""
     if hook_points.is_denoiser_point(site):
         sample_prompts(
             pipe,
@@ -128,7 +129,7 @@ def split(labeled: list[LabeledPrompt], column: str, value: str) -> tuple[list[s
     return with_concept, [row["prompt"] for row in labeled if row[column] not in (value, "")]
 
 
-def few(prompts: list[str], most: int) -> list[str]:
+def at_most(prompts: list[str], most: int) -> list[str]:
     """Return at most ``most`` of the prompts, drawn at random with a fixed seed."""
     return random.Random(0).sample(prompts, min(len(prompts), most))
 
@@ -147,9 +148,9 @@ def main(argv: Sequence[str]) -> None:
     steerer = Steerer.from_pretrained(pathlib.Path(config.run, "export"))
     pipe = load_pipeline(config.model)
     with_concept, without = split(labeled, column, value)
-    sae, sampling = steerer.placed(pipe), None
+    sae, sampling = steerer.sae_for(pipe), None
     if hook_points.is_denoiser_point(steerer.site):
-        with_concept, without = few(with_concept, flags["images"]), few(without, flags["images"])
+        with_concept, without = at_most(with_concept, flags["images"]), at_most(without, flags["images"])
         sampling = call_settings(pipe, config.steer)
     learned, rows = find_latents(pipe, steerer.site, sae, with_concept, without, ratio, flags["most"], sampling)
     folder = pathlib.Path(config.run, "steering")

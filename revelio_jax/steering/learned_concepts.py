@@ -1,4 +1,4 @@
-"""Concepts learned from labeled prompts, and their files: one small safetensors file each, without the SAE."""
+"""Concepts learned from labeled prompts, and their files: one small safetensors file per concept, without the SAE."""
 
 import dataclasses
 import pathlib
@@ -50,7 +50,7 @@ def saved_concepts(run: str | pathlib.Path) -> dict[str, LearnedConcept]:
 
 
 def load_learned(file: pathlib.Path) -> tuple[str, LearnedConcept]:
-    """Read the text and the concept in a file of :func:`save_learned`. Raises InputError if it is malformed."""
+    """Return the text and the concept in a file of :func:`save_learned`. Raises InputError if it is malformed."""
     metadata, headers = read_header(file)
     if "text" not in metadata:
         raise InputError(f"{file} is not a learned concept: its metadata has no text")

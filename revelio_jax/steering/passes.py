@@ -1,7 +1,7 @@
-"""What a pass of a component does: which parts of a hook act, on which rows and positions, how strongly.
+"""Prepare a pass of a component: which parts of a hook act, on which rows and positions, and how strongly.
 
-Weights, positions and grids change from pass to pass. They are written into tensors before the pass, outside of what
-torch.compile sees.
+Weights, positions and grids change from pass to pass. They are written into tensors before the pass, outside of
+compiled code.
 """
 
 import inspect
@@ -21,7 +21,7 @@ Kwargs = dict[str, typing.Any]
 
 
 def before_pass(state: SteeringState, component: str, args: Args, kwargs: Kwargs) -> None:
-    """Prepare the hooks of a component for the pass that begins, given the arguments of the component."""
+    """Prepare the hooks of a component for its next pass, from the arguments of that pass."""
     for hook in state.hooks.values():
         if hook.point.component == component:
             if hook_points.is_denoiser_point(hook.point.name):
@@ -33,10 +33,10 @@ def before_pass(state: SteeringState, component: str, args: Args, kwargs: Kwargs
 def _prepare_text_encoder(
     state: SteeringState, hook: SteeringHook, args: Args, kwargs: Kwargs
 ) -> tuple[HookPointPart, ...]:
-    """Return the parts that act on the prompt of the branch that is encoded."""
+    """Return the parts that act on the branch whose prompt is being encoded."""
     if state.encoded_branch is None:
         return ()
-    # A concept may be encoded for a new prompt length now, which runs this encoder unsteered.
+    # Encoding a concept for a new prompt length runs this encoder, which must not be steered then.
     branch, state.encoded_branch = state.encoded_branch, None
     try:
         ids_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]

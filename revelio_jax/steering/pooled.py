@@ -1,6 +1,6 @@
-"""The vector that a CLIP encoder pools a prompt to, which SDXL and FLUX use in addition to the tokens.
+"""Concepts in the pooled vector of a CLIP encoder, which SDXL and FLUX use in addition to the tokens.
 
-A concept that is removed from the tokens can leak through it.
+A concept that is removed only from the tokens can still act through the pooled vector.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from revelio_jax.steering.concept import run_encoder
 
 @dataclasses.dataclass(frozen=True)
 class Pooled:
-    """A concept in the pooled vector: its prompt's minus the empty prompt's [D], and the empty prompt's [D]."""
+    """A concept in the pooled vector: the vector of its prompt minus ``empty_D``, the vector of the empty prompt."""
 
     direction_D: torch.Tensor
     empty_D: torch.Tensor
@@ -23,7 +23,7 @@ class Pooled:
     def change(self, pooled_BD: torch.Tensor, weight: float) -> torch.Tensor:
         """Return weight x the direction, for pooled vectors [B, D] in float32.
 
-        A negative weight removes at most the share of the direction that each prompt has.
+        A negative weight removes at most each prompt's share of the direction.
         """
         direction_D, empty_D = (v.to(pooled_BD.device) for v in (self.direction_D, self.empty_D))
         if weight >= 0:
@@ -34,12 +34,12 @@ class Pooled:
 
 @torch.no_grad()
 def pooled_of(pipe: typing.Any, text: str) -> Pooled:
-    """Return a text in the pooled vector of ``pipe``, float32. Raises InputError if the pipeline has none."""
+    """Return a text as a concept in the pooled vector, float32. Raises InputError if the pipeline has none."""
     vector = family_of(pipe).pooled
     if vector is None:
         raise InputError(f"a {type(pipe).__name__} has no pooled vector")
     with torch.compiler.set_stance("force_eager"):
         output = run_encoder(pipe, vector.component, [text, ""])
-    text_embeds = getattr(output, "text_embeds", None)  # only encoders with a projection have it
+    text_embeds = getattr(output, "text_embeds", None)  # only encoders with a projection have this field
     text_D, empty_D = (output.pooler_output if text_embeds is None else text_embeds).float()
     return Pooled(text_D - empty_D, empty_D)

@@ -1,4 +1,4 @@
-"""Rules: how a concept changes activations. A rule makes a function of the activations and a weight.
+"""Rules define how a concept changes activations. A rule returns a function of the activations and a weight.
 
 A negative weight removes the concept, a positive weight adds it. B prompts, T tokens, D width, K latents.
 """
@@ -13,14 +13,14 @@ from revelio_jax.steering.concept import EncodedConcept, presence
 from revelio_jax.steering.sae import Sae
 
 Weight = float | torch.Tensor
-"""A factor on the change, or one for each row of the batch: [B, 1, 1]."""
+"""A factor on the change: one number, or one for each row of the batch, [B, 1, 1]."""
 Change = typing.Callable[[torch.Tensor, Weight], torch.Tensor]
-"""Maps activations [B, T, D] in float32 and a weight to what is added to them: [B, T, D] or [T, D]."""
+"""Maps activations [B, T, D] in float32 and a weight to the tensor to add to them: [B, T, D] or [T, D]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Add:
-    """Adds weight * v, whatever the activations are; v is [T, D], or [1, D] for all positions."""
+    """Adds weight * v to any activations; v is [T, D], or [1, D] for all positions."""
 
     v_TD: torch.Tensor
 
@@ -28,13 +28,13 @@ class Add:
         return weight * self.v_TD
 
     def split(self, widths: list[int]) -> list["Add"]:
-        """Return one change for each hook point, given the widths of hook points that are joined in D."""
+        """Return one change for each hook point; ``widths`` are the widths of the hook points joined in D."""
         return [Add(v_TD.contiguous()) for v_TD in self.v_TD.split(widths, dim=-1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Multiplies latents [K] by 1 + weight; -1 removes them. Nothing changes at positions where they do not fire."""
+    """Multiplies latents [K] by 1 + weight; -1 removes them. Positions on which they do not fire are unchanged."""
 
     sae: Sae
     latents: torch.Tensor
@@ -58,7 +58,7 @@ class Set:
 
 @dataclasses.dataclass(frozen=True)
 class Swap:
-    """Adds weight * v [T, D], for a negative weight in prompts with the concept, for a positive one in the others.
+    """Adds weight * v [T, D]: a negative weight to prompts with the concept, a positive weight to all others.
 
     A prompt has the concept if its latents [K] sum to more than ``threshold`` at some position.
     """
@@ -90,13 +90,13 @@ def contrast(sae: Sae, concept: EncodedConcept) -> Change:
 def gated(sae: Sae, concept: EncodedConcept) -> Change:
     """Scale the few latents of the prompt that belong to the concept.
 
-    Strength -1 removes them. Prompts in which they do not fire do not change.
+    Strength -1 removes them. Prompts on which none of them fires are unchanged.
     """
     return Scale(sae, concept.learned.latents)
 
 
 def swap(sae: Sae, concept: EncodedConcept) -> Change:
-    """Add the mean difference of codes between prompts with the concept and prompts without, times W_dec.
+    """Add W_dec (mean code of prompts with the concept - mean code of prompts without).
 
     Strength -1 replaces the mean code of the concept by the mean code without it, in prompts with the concept. This
     includes latents that the concept suppresses. Strength +1 does the opposite in prompts without the concept.
@@ -110,11 +110,11 @@ RULES: dict[str, Rule] = {"paper": paper, "contrast": contrast, "gated": gated, 
 # Rules that add a fixed vector also steer the unconditional branch, in the opposite direction.
 ON_BOTH_BRANCHES = ("paper", "contrast")
 AUTO = "auto"
-# The meaning of ``auto``: the best rule on both miniatures, as ``revelio benchmark`` measured it.
+# The rules that ``auto`` stands for: the best on both miniatures, measured with ``revelio benchmark``.
 FOR_LEARNED, FOR_TEXT = "swap", "contrast"
 
 
-def chosen(rule: str, is_learned: bool) -> str:
+def resolve_rule(rule: str, is_learned: bool) -> str:
     """Return the name of the rule for a text, with ``auto`` resolved. Raises InputError on an unknown rule."""
     check_rule(rule)
     if rule == AUTO:

@@ -1,4 +1,4 @@
-"""An autoencoder of an SAE folder in torch."""
+"""The autoencoder of an SAE folder, in torch."""
 
 import dataclasses
 import pathlib
@@ -13,7 +13,7 @@ from revelio_jax.sae_folder.untrusted import Shape, read_tensors
 
 @dataclasses.dataclass(frozen=True)
 class Sae:
-    """An autoencoder in float32, and the model and hook point that it belongs to, in ``metadata``.
+    """An autoencoder in float32. ``metadata`` holds its model and hook point.
 
     At most ``k`` latents fire (topk), or all above ``threshold_F`` (jumprelu), or all positive ones if both are None
     (standard). B batch, T tokens, D width, F latents.
@@ -57,7 +57,7 @@ class Sae:
         return torch.relu((x.float() - self.b_dec_D) @ self.W_enc_DF + self.b_enc_F)
 
     def codes(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the latents [..., F] of activations [..., D]; with top-k, at most k of a row are not zero."""
+        """Return the latents [..., F] of activations [..., D]; with topk, at most k of a row are not zero."""
         z = self.pre_codes(x)
         if self.threshold_F is not None:
             return z * (z > self.threshold_F)
@@ -78,8 +78,8 @@ class Sae:
 def load_sae(folder: str | pathlib.Path, site: str | None = None) -> Sae:
     """Read an SAE folder of this project, SAELens or sparsify.
 
-    ``site`` is the hook point to steer, for folders whose metadata name none. Raise InputError, with the file and
-    the field, if the folder is missing or malformed.
+    ``site`` is the hook point to steer, for folders whose metadata have none. Raise InputError, with the file and the
+    field, if the folder is missing or malformed.
     """
     content = read_folder(folder, site)
     threshold_F = content.threshold_F

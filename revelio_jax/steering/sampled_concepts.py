@@ -1,8 +1,8 @@
-"""A text as a concept at a hook point of the denoiser, which sees the text only together with a noisy image.
+"""Encode a text as a concept at a hook point of the denoiser, which sees the text only together with a noisy image.
 
-The pipeline samples images of the text with guidance, so its denoiser sees every noisy image with the prompt and
-without it. The difference of the latents is the effect of the text. Positions mean nothing here, so the codes are means
-over steps, images and positions.
+The pipeline samples images of the text with guidance, so its denoiser processes every noisy image with the prompt and
+without it. The difference of the latents is the effect of the text. Positions have no fixed meaning in an image, so the
+codes are means over steps, images and positions.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from revelio_jax.steering.learned_concepts import LearnedConcept
 from revelio_jax.steering.sae import Sae
 from revelio_jax.steering.session import unsteered
 
-IMAGES, STEPS = 4, 10  # for one text, unless the caller sets the number of steps
-BATCH_SIZE = 16  # prompts that are sampled together
+IMAGES, STEPS = 4, 10  # per text; the caller may set another number of steps
+BATCH_SIZE = 16  # prompts sampled together
 OWN_ARGUMENTS = ("prompt", "class_labels", "output_type", "generator")  # callers cannot replace them
 
 CallArguments = Mapping[str, typing.Any]
@@ -31,7 +31,7 @@ OnPass = Callable[[str, torch.Tensor], typing.Any]
 
 
 @torch.no_grad()
-def watch(
+def watch_passes(
     pipe: typing.Any,
     point: hooks.HookPoint,
     prompts: list[str],
@@ -73,12 +73,12 @@ def encode_sampled(
     sampling: CallArguments | None,
     difference: bool,
 ) -> EncodedConcept:
-    """Encode a text from images that are sampled of it; ``codes`` and ``empty`` are [1, F].
+    """Encode a text from sampled images of it; ``codes`` and ``empty`` are [1, F].
 
-    Raises InputError if ``learned`` is for a text encoder.
+    Raises InputError if ``learned`` belongs to a text encoder.
     """
     if learned is not None and len(learned.difference) != 1:
-        raise InputError(f"the learned concept {text!r} is for a text encoder, not for {site_name}")
+        raise InputError(f"the learned concept {text!r} belongs to a text encoder, not to {site_name}")
     point = hook_points.resolve(pipe, site_name)
     means: dict[str, list[torch.Tensor]] = {CONDITIONAL: [], UNCONDITIONAL: []}
     sparse_means: dict[str, list[torch.Tensor]] = {CONDITIONAL: [], UNCONDITIONAL: []}
@@ -89,7 +89,7 @@ def encode_sampled(
         sparse_means[branch].append(sae.codes(x_BTD).mean((0, 1))[None])
 
     for seed in range(IMAGES):
-        watch(pipe, point, [text], add, sampling, seed=seed, difference=difference)
+        watch_passes(pipe, point, [text], add, sampling, seed=seed, difference=difference)
     if not means[UNCONDITIONAL]:
         raise InputError(
             f"{type(pipe).__name__} ran its denoiser only on the conditional branch, so {text!r} cannot be encoded at "
@@ -105,7 +105,7 @@ def encode_sampled(
             if branch == CONDITIONAL:
                 presences.append(presence(sae_on(x_BTD.device).codes(x_BTD), latents))
 
-        watch(pipe, point, [text], add_presence, sampling, seed=IMAGES, difference=difference)
+        watch_passes(pipe, point, [text], add_presence, sampling, seed=IMAGES, difference=difference)
         learned = LearnedConcept(latents, sparse - sparse_empty, GATE * float(torch.cat(presences).median()))
     return EncodedConcept(text, codes, empty, learned.to(codes.device))
 
@@ -127,7 +127,7 @@ def sample_prompts(
     *,
     difference: bool = False,
 ) -> None:
-    """Sample an image of every prompt; call ``on_activations`` with [B, T, D] of each pass's conditional branch."""
+    """Sample an image of every prompt; call ``on_activations`` with the conditional branch [B, T, D] of each pass."""
     point = hook_points.resolve(pipe, site_name)
 
     def on_pass(branch: str, x_BTD: torch.Tensor) -> None:
@@ -135,7 +135,9 @@ def sample_prompts(
             on_activations(x_BTD)
 
     for start in range(0, len(prompts), BATCH_SIZE):
-        watch(pipe, point, prompts[start : start + BATCH_SIZE], on_pass, sampling, seed=start, difference=difference)
+        watch_passes(
+            pipe, point, prompts[start : start + BATCH_SIZE], on_pass, sampling, seed=start, difference=difference
+        )
 
 
 def sampled_mean(
@@ -159,7 +161,7 @@ def _arguments(pipe: typing.Any, prompts: list[str], sampling: CallArguments, se
     arguments = own | {"num_inference_steps": STEPS, scale: family.reading_guidance} | dict(sampling)
     if not arguments[scale] > 1:
         raise InputError(
-            f"sampling has {scale} {arguments[scale]}; it must be above 1, so that the denoiser also runs without the "
-            "prompt"
+            f"sampling[{scale!r}] is {arguments[scale]}; it must be above 1, so that the denoiser also runs without "
+            "the prompt"
         )
     return arguments | {name: own[name] for name in OWN_ARGUMENTS if name in own}

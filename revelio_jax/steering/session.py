@@ -1,8 +1,8 @@
 """Attach to a pipeline, detach from it, and run it unsteered.
 
 While anything is attached, the class of the pipeline is replaced by a subclass that intercepts ``__call__`` and
-``encode_prompt``. Detaching the last attachment restores the class. So steering belongs to this pipeline object, and
-other pipelines with the same components are not affected.
+``encode_prompt``. Detaching the last attachment restores the class. Steering therefore affects only this pipeline
+object, not other pipelines with the same components.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ _STATE = "_revelio_steering"  # the attribute of a pipeline that holds its state
 
 
 def attach(pipe: typing.Any, attachment: Attachment) -> Attachment:
-    """Attach to ``pipe``, until ``attachment.detach`` is called; return the attachment.
+    """Attach to ``pipe`` until ``attachment.detach`` is called; return the attachment.
 
-    Raises InputError if its owner has attached one of its concepts to one of its hook points already.
+    Raises InputError if the same owner has already attached one of its concepts to one of its hook points.
     """
     state = state_of(pipe)
     if state is None:
@@ -50,7 +50,7 @@ def attach(pipe: typing.Any, attachment: Attachment) -> Attachment:
             before: typing.Any = torch.compiler.disable(functools.partial(before_pass, state, point.component))
             state.unwatch[point.component] = hooks.before_forward(model, before)
     if needs_recompiling:
-        torch.compiler.reset()  # code that is compiled already does not contain the new hooks
+        torch.compiler.reset()  # existing compiled code does not contain the new hooks
     return attachment
 
 
@@ -87,7 +87,7 @@ def unsteered(pipe: typing.Any) -> Iterator[None]:
 
 
 def state_of(pipe: typing.Any) -> SteeringState | None:
-    """Return the state of this pipeline object, None if nothing is attached; a copy of the object has none."""
+    """Return the state of this pipeline object, or None if nothing is attached. A copy of the object has no state."""
     attributes: dict[str, typing.Any] = vars(pipe)
     state: SteeringState | None = attributes.get(_STATE)
     return state if state is not None and state.pipe is pipe else None
@@ -100,19 +100,19 @@ def _refuse_twice(state: SteeringState, attachment: Attachment) -> None:
         for key in attachment.concepts:
             if other.owner is attachment.owner and shared and key in other.concepts:
                 raise InputError(
-                    f"{str(key)!r} is attached already, at {min(shared)}; change it with set_strength, or remove() "
-                    "that attachment first"
+                    f"{str(key)!r} is already attached at {min(shared)}; change it with set_strength, or remove() that "
+                    "attachment first"
                 )
 
 
 def _pipeline_class(pipe: typing.Any) -> typing.Any:
-    """Return the class of a pipeline, without interception if it is a copy of a steered one."""
+    """Return the class of a pipeline; of a copy of a steered pipeline, the original class."""
     return getattr(type(pipe), "_intercepted_class", pipe.__class__)
 
 
 @functools.cache
 def _intercepted(cls: typing.Any) -> typing.Any:
-    """Return a subclass of ``cls`` with its name, whose calls go through the state of the pipeline."""
+    """Return a subclass of ``cls`` with the same name, whose calls use the steering state of the pipeline."""
 
     class Intercepted(cls):
         @functools.wraps(cls.__call__)
@@ -139,7 +139,7 @@ def _intercepted(cls: typing.Any) -> typing.Any:
 
 
 def _is_compiled(component: torch.nn.Module, module: torch.nn.Module) -> bool:
-    """Return whether ``module`` runs inside of compiled code, so that its hooks are compiled too."""
+    """Return whether ``module`` runs inside of compiled code, which then includes its hooks."""
     return any(
         hasattr(outer, "_torchdynamo_orig_callable") or getattr(outer, "_compiled_call_impl", None)
         for outer in component.modules()

@@ -1,6 +1,6 @@
-"""What a concept is made from: see :class:`revelio_jax.steering.attachment.ConceptSource`.
+"""Sources of concepts: see :class:`revelio_jax.steering.attachment.ConceptSource`.
 
-A source makes the change of a concept again for another device, prompt length or strength.
+A source recomputes the change of a concept for another device, prompt length or strength.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from revelio_jax.steering.strengths import Clamp, Strength
 
 @dataclasses.dataclass(frozen=True)
 class TextSource:
-    """A text, encoded as latents of an SAE, that changes activations by a rule."""
+    """A text, encoded as latents of an SAE, and the rule by which it changes activations."""
 
     encoder: ConceptEncoder
     pipe: typing.Any
@@ -38,7 +38,7 @@ class TextSource:
 
 @dataclasses.dataclass(frozen=True)
 class LatentSource:
-    """One latent of an SAE, which is scaled by 1 + strength or set to the value of a Clamp."""
+    """One latent of an SAE, scaled by 1 + strength or set to the value of a Clamp."""
 
     encoder: ConceptEncoder
     latent: int
@@ -55,7 +55,7 @@ class LatentSource:
 
 @dataclasses.dataclass(frozen=True)
 class ChangeSource:
-    """A function of the activations, the same for every device and prompt length."""
+    """A function of the activations that is the same for every device and prompt length."""
 
     function: Change
     pooled_vector: Pooled | None = None

@@ -1,4 +1,4 @@
-"""The state of one steered pipeline: who is attached, and which call runs."""
+"""The state of one steered pipeline: its attachments and hooks, and the call in progress."""
 
 import dataclasses
 import typing
@@ -12,11 +12,11 @@ from revelio_jax.steering.steering_hook import SteeringHook
 
 @dataclasses.dataclass
 class Call:
-    """A call of the pipeline that is in progress.
+    """A call of the pipeline in progress.
 
     ``arguments`` include the defaults. The last item of ``named_branches`` is the branch of guidance that the pipeline
-    names for the current pass of its denoiser, None if it names none. ``image_grid`` is the height and width of the
-    image in positions of the denoiser, once a mask needs it.
+    names for the current pass of its denoiser, or None. ``image_grid`` is the height and width of the image in
+    positions of the denoiser; it is computed when a mask first needs it.
     """
 
     arguments: dict[str, typing.Any]
@@ -26,11 +26,11 @@ class Call:
 
 @dataclasses.dataclass(eq=False)
 class SteeringState:
-    """The attachments and hooks of one pipeline, and the call that is in progress.
+    """The attachments and hooks of one pipeline, and the call in progress.
 
-    ``pipeline_class`` is the class of ``pipe`` while nothing is attached. ``hooks`` are by the name of their hook
-    point; ``unwatch`` stops watching the passes of a component. ``encoded_branch`` is the branch of guidance whose
-    prompt the text encoders encode, None outside of ``encode_prompt``.
+    ``pipeline_class`` is the class of ``pipe`` while nothing is attached. ``hooks`` maps names of hook points to hooks.
+    ``unwatch`` maps components to functions that stop preparing their passes. ``encoded_branch`` is the branch of
+    guidance whose prompt the text encoders are encoding, None outside of ``encode_prompt``.
     """
 
     pipe: typing.Any
@@ -47,7 +47,7 @@ class SteeringState:
         """Whether a text encoder is steered."""
         return any(not hook_points.is_denoiser_point(name) for name in self.hooks)
 
-    def rest(self) -> None:
+    def deactivate_hooks(self) -> None:
         """Make all hooks inactive."""
         for hook in self.hooks.values():
             hook.active = ()

@@ -1,4 +1,4 @@
-"""The steerer: an exported SAE as a control on a diffusers pipeline."""
+"""The steerer: add or remove concepts in a diffusers pipeline with an exported SAE."""
 
 import dataclasses
 import numbers
@@ -16,7 +16,7 @@ from revelio_jax.steering.concept import EncodedConcept, execution_device
 from revelio_jax.steering.encoder import ConceptEncoder
 from revelio_jax.steering.learned_concepts import LearnedConcept
 from revelio_jax.steering.pooled import Pooled
-from revelio_jax.steering.rules import AUTO, ON_BOTH_BRANCHES, Add, Change, change_of, check_rule, chosen
+from revelio_jax.steering.rules import AUTO, ON_BOTH_BRANCHES, Add, Change, change_of, check_rule, resolve_rule
 from revelio_jax.steering.sae import Sae, load_sae
 from revelio_jax.steering.sampled_concepts import CallArguments
 from revelio_jax.steering.sources import ChangeSource, LatentSource, TextSource
@@ -74,22 +74,22 @@ class Steerer:
 
     @property
     def sae(self) -> Sae:
-        """The SAE, on the device that it was used on last."""
+        """The SAE, on the device of its last use."""
         return self._encoder.sae
 
     @property
     def site(self) -> str:
-        """The hook point that the SAE was trained on; several that share the SAE are joined by +."""
+        """The hook point that the SAE was trained on, or several joined by + that share the SAE."""
         return self.sae.metadata["site"]
 
-    def placed(self, pipe: typing.Any) -> Sae:
+    def sae_for(self, pipe: typing.Any) -> Sae:
         """Return the SAE on the device of the component that it steers."""
         return self._encoder.sae_on(execution_device(hook_points_of(self.sae, pipe)[0].module))
 
     def latents_for(
         self, pipe: typing.Any, text: str, top: int = 20, sampling: CallArguments | None = None
     ) -> list[dict[str, typing.Any]]:
-        """Return the ``top`` latents that ``text`` uses more than the empty prompt does, strongest first.
+        """Return the ``top`` latents that fire more on ``text`` than on the empty prompt, largest difference first.
 
         Rows are {latent, value, empty, position, token}: the largest value on the prompt, the largest value on the
         empty prompt, and the position and token of the former. At a hook point of the denoiser the values are means
@@ -97,7 +97,7 @@ class Steerer:
         """
         if hook_points.is_denoiser_point(self.site):
             return text_latents.sampled_latents(self.concept(pipe, text, sampling=sampling), top)
-        return text_latents.latents_for(pipe, self.site, self.placed(pipe), text, top)
+        return text_latents.latents_for(pipe, self.site, self.sae_for(pipe), text, top)
 
     def concept(
         self,
@@ -107,9 +107,9 @@ class Steerer:
         tokens: int | None = None,
         sampling: CallArguments | None = None,
     ) -> EncodedConcept:
-        """Return a text in latents; it is encoded by the first call and then reused.
+        """Return a text in latents; the first call encodes it, and later calls reuse it.
 
-        ``learned`` replaces what is read off the text itself. ``tokens`` is the prompt length at a text encoder. At a
+        ``learned`` replaces the latents of the text itself. ``tokens`` is the prompt length at a text encoder. At a
         hook point of the denoiser, images of the text are sampled with the arguments ``sampling`` of the pipeline.
         """
         return self._encoder.encode(pipe, text, learned, tokens, sampling)
@@ -117,14 +117,14 @@ class Steerer:
     def vectors(
         self, pipe: typing.Any, text: str, rule: str = "contrast", sampling: CallArguments | None = None
     ) -> Concept:
-        """Return a text as vectors, which can be saved and attached without the SAE.
+        """Return a text as vectors that can be saved and attached without the SAE.
 
         Raises InputError if ``rule`` does not add fixed vectors.
         """
-        change = change_of(rule, self.placed(pipe), self.concept(pipe, text, sampling=sampling))
+        change = change_of(rule, self.sae_for(pipe), self.concept(pipe, text, sampling=sampling))
         if not isinstance(change, Add):
-            raise InputError(f"rule is {rule!r}; vectors are made by {', '.join(ON_BOTH_BRANCHES)}")
-        return vectors.of_joined(pipe, self.site, change.v_TD, text, rule)
+            raise InputError(f"rule is {rule!r}; vectors need one of {', '.join(ON_BOTH_BRANCHES)}")
+        return vectors.from_joined_vectors(pipe, self.site, change.v_TD, text, rule)
 
     def attach(
         self,
@@ -141,8 +141,8 @@ class Steerer:
     ) -> Attachment:
         """Steer ``pipe`` until the block ends or :meth:`Attachment.remove` is called.
 
-        ``concepts`` maps each concept to its strength: negative removes, positive adds, 0 changes no bit.
-        A concept is one of
+        ``concepts`` maps each concept to its strength: negative removes, positive adds, 0 changes no bit. A concept is
+        one of
 
         - a text, which acts by ``rule`` (see :mod:`revelio_jax.steering.rules`); ``auto`` is ``swap`` for texts in
           ``learned``, otherwise ``contrast``;
@@ -163,7 +163,7 @@ class Steerer:
         Raises InputError if an argument is not valid, if the SAE does not fit the pipeline, or if the SAE was trained
         on a model of another name, unless ``other_model`` is true.
 
-        If the hook point is inside of compiled code, the next call compiles it again.
+        If the hook point is inside of compiled code, the next call recompiles it.
         """
         strengths, learned = _concepts(concepts), learned or {}
         check_rule(rule)
@@ -222,36 +222,36 @@ class Steerer:
         learned: Mapping[str, LearnedConcept],
         sampling: CallArguments | None,
     ) -> ConceptSource:
-        """Return what a concept is made from. Raises InputError if it does not fit the SAE or the pipeline."""
+        """Return the source of a concept. Raises InputError if the concept does not fit the SAE or the pipeline."""
         n_latents = self.sae.n_latents
         if isinstance(key, int):
             if not 0 <= key < n_latents:
                 raise InputError(f"latent {key} is out of range: this SAE has latents 0-{n_latents - 1}")
             return LatentSource(self._encoder, key)
         if isinstance(key, str) and not key.endswith(".safetensors"):
-            rule = chosen(rule, key in learned)
+            rule = resolve_rule(rule, key in learned)
             if key in learned and (count := learned[key].difference.shape[-1]) != n_latents:
-                raise InputError(f"learned[{key!r}] has {count} latents; it must have {n_latents}, as this SAE")
+                raise InputError(f"learned[{key!r}] has {count} latents; it must have {n_latents}, like this SAE")
             return TextSource(self._encoder, pipe, key, rule, learned.get(key), sampling)
         concept = key if isinstance(key, Concept) else vectors.load_concept(key)
-        vectors.fit(pipe, concept)
+        vectors.matching_points(pipe, concept)
         if concept.sites != self.site:
             raise InputError(
-                f"the concept {concept.text!r} is for {concept.sites}, but this SAE is for {self.site}; attach it by "
-                "itself with steering.attach_vectors"
+                f"the concept {concept.text!r} is for {concept.sites}, but this SAE is for {self.site}; attach it with "
+                "steering.attach_vectors instead"
             )
         return VectorSource(concept)
 
 
 def _on_negative(source: ConceptSource) -> bool:
-    """Return whether a concept steers the unconditional branch too by default."""
+    """Return whether a concept also steers the unconditional branch by default."""
     return isinstance(source, VectorSource) or (isinstance(source, TextSource) and source.rule in ON_BOTH_BRANCHES)
 
 
 def _concepts(concepts: typing.Any) -> dict[ConceptKey, typing.Any]:
     """Return concepts with plain integers for latents. Raises InputError if a key is not a concept."""
     if not isinstance(concepts, Mapping):
-        raise InputError(f"concepts is {concepts!r}; it must map concepts to strengths, as {{'red': -1.0}}")
+        raise InputError(f"concepts is {concepts!r}; it must map concepts to strengths, for example {{'red': -1.0}}")
     checked: dict[ConceptKey, typing.Any] = {}
     for key, strength in typing.cast("Mapping[typing.Any, typing.Any]", concepts).items():
         if isinstance(key, numbers.Integral) and not isinstance(key, bool):

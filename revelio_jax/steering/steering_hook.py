@@ -10,10 +10,10 @@ from revelio_jax.steering.concept import execution_device
 
 
 class SteeringHook:
-    """Adds up the changes of all attachments at one hook point, each computed from the same activations.
+    """Adds the changes of all attachments at one hook point, each computed from the same activations.
 
-    ``active`` are the parts that act in the current pass. It is set before the pass, outside of what torch.compile
-    sees; the hook itself only reads tensors.
+    ``active`` are the parts that act in the current pass. It is set before the pass, outside of compiled code; the hook
+    itself only reads tensors.
     """
 
     def __init__(self, point: hooks.HookPoint):
@@ -22,9 +22,9 @@ class SteeringHook:
         self.active: tuple[HookPointPart, ...] = ()
         self.device = execution_device(point.module)
         self.reads_difference = False
-        self.grid: tuple[int, int] | None = None  # of the positions, if the module's output does not show it
-        self.recorded: list[torch.Tensor] | None = None  # activations of each pass, while it is a list
-        _ = point.argument  # cached now, since compiled code cannot inspect signatures
+        self.grid: tuple[int, int] | None = None  # grid of the positions, for modules whose output is not a map
+        self.recording: list[torch.Tensor] | None = None  # activations of each pass, while it is a list
+        _ = point.argument  # cache it now, because compiled code cannot inspect signatures
         self.remove = hooks.after_forward(point.module, self.after)
 
     def add(self, part: HookPointPart) -> None:
@@ -42,9 +42,9 @@ class SteeringHook:
             self.remove()
 
     def after(self, args: tuple[typing.Any, ...], kwargs: dict[str, typing.Any], output: typing.Any) -> typing.Any:
-        """Return ``output`` with x + change; None, which changes no bit, if no part is active."""
-        if self.recorded is not None:
-            self.recorded.append(self.point.read(output).float())
+        """Return ``output`` with x + change, or None if no part is active, so that no bit changes."""
+        if self.recording is not None:
+            self.recording.append(self.point.read(output).float())
         if not self.active:
             return None
         x_BTD = self.point.read(output)

@@ -1,4 +1,4 @@
-"""Strengths: how strongly a concept acts."""
+"""Strengths of concepts: their types and checks."""
 
 import dataclasses
 import math
@@ -18,17 +18,17 @@ class Clamp:
 Strength = float | Clamp
 """A factor on the change of a concept (negative removes, positive adds, 0 changes nothing), or a :class:`Clamp`."""
 Key = typing.Hashable
-"""What a caller names a concept by: a text, the number of a latent, a file or a Concept."""
+"""The key of a concept: a text, the number of a latent, a file or a Concept."""
 
 
 def check_strength(concept: Key, strength: typing.Any) -> Strength:
-    """Return the strength as a float, or as a Clamp of a float; any real number type is accepted.
+    """Return the strength as a float, or as a Clamp of a float; all types of real numbers are accepted.
 
     Raises InputError if it is not finite, or if it is a Clamp and ``concept`` is not a latent.
     """
     number = strength.value if isinstance(strength, Clamp) else strength
     if isinstance(strength, Clamp) and not isinstance(concept, int):
-        raise InputError(f"strength of {concept!r} is {strength}; Clamp is only for a latent, by its number")
+        raise InputError(f"strength of {concept!r} is {strength}; Clamp is allowed only for the number of a latent")
     if isinstance(number, bool) or not isinstance(number, numbers.Real) or not math.isfinite(number):
         raise InputError(f"strength of {concept!r} is {strength!r}; it must be a finite number")
     return Clamp(float(number)) if isinstance(strength, Clamp) else float(number)

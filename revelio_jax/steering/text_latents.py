@@ -1,4 +1,4 @@
-"""The latents that a text uses, on its own prompt or on images that are sampled of it."""
+"""List the latents that fire on a text: on its own prompt, or on sampled images of it."""
 
 import typing
 
@@ -27,9 +27,9 @@ def latents_for(pipe: typing.Any, site: str, sae: Sae, text: str, top: int = 20)
 
 
 def sampled_latents(concept: EncodedConcept, top: int = 20) -> list[dict[str, typing.Any]]:
-    """Return the rows of :func:`latents_for` at a hook point of the denoiser, by means over the sampled images.
+    """Return the rows of :func:`latents_for` at a hook point of the denoiser, with means over the sampled images.
 
-    They have no position or token: -1 and "".
+    Their position is -1 and their token is "".
     """
     rows = _excess(concept.codes.mean(0), concept.empty.mean(0), top)
     return [row | {"position": -1, "token": ""} for row in rows]

@@ -1,4 +1,4 @@
-"""A concept as vectors: made once with an SAE or from prompts, then used without them.
+"""Save a concept as vectors, which steer without the SAE or the prompts that they were computed from.
 
     concept = steerer.vectors(pipe, "glossy 3d", rule="contrast")
     save_concept("glossy.safetensors", concept)
@@ -33,7 +33,7 @@ from revelio_jax.steering.strengths import Strength, check_strength
 from revelio_jax.steering.where import Where, WhereFields
 
 FORMAT = "revelio_jax.concept.1"
-TEXTS = ("text", "rule", "model", "family")  # fields that the file's metadata holds
+TEXTS = ("text", "rule", "model", "family")  # fields in the metadata of the file
 POOLED_TENSORS = tuple(field.name for field in dataclasses.fields(Pooled))
 
 
@@ -42,8 +42,8 @@ class Concept:
     """The vectors that a concept adds to activations at strength 1.
 
     ``directions`` maps the name of a hook point to a vector for each token, float32 [T, D]; [1, D] is one vector for
-    all positions. ``rule`` is the method that made them, from the pipeline ``model`` of ``family``. ``pooled`` is the
-    concept in the pooled vector of SDXL and FLUX.
+    all positions. ``rule`` is the method that computed them from the pipeline ``model`` of ``family``. ``pooled`` is
+    the concept in the pooled vector of SDXL and FLUX.
     """
 
     text: str
@@ -77,27 +77,27 @@ class VectorSource:
 
 def save_concept(file: str | pathlib.Path, concept: Concept) -> None:
     """Write a concept as one safetensors file. Raises InputError if the file cannot be written."""
-    facts = {name: getattr(concept, name) for name in TEXTS} | {"sites": list(concept.directions)}
+    fields = {name: getattr(concept, name) for name in TEXTS} | {"sites": list(concept.directions)}
     tensors = dict(concept.directions)
     if concept.pooled:
         tensors |= {name: getattr(concept.pooled, name)[None] for name in POOLED_TENSORS}
     tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
     # save_file would create a file that other users cannot read.
-    write_bytes(pathlib.Path(file), save(tensors, {"format": FORMAT, "facts": json.dumps(facts)}))
+    write_bytes(pathlib.Path(file), save(tensors, {"format": FORMAT, "facts": json.dumps(fields)}))
 
 
 def load_concept(file: str | pathlib.Path) -> Concept:
-    """Read a file of :func:`save_concept`. Raises InputError if it is not one or is malformed."""
+    """Read a file of :func:`save_concept`. Raises InputError if the file is of another kind or malformed."""
     path = pathlib.Path(file)
     metadata, headers = read_header(path)
     if metadata.get("format") != FORMAT:
-        raise InputError(f"concept {file}: not a file of steering.save_concept")
+        raise InputError(f"concept {file}: it must be a file written by steering.save_concept")
     try:
-        facts = json.loads(metadata["facts"])
-        names = list(facts["sites"])  # safetensors sorts its tensors
+        fields = json.loads(metadata["facts"])
+        names = list(fields["sites"])  # safetensors sorts its tensors
         if missing := [name for name in names if name not in headers]:
             raise KeyError(missing[0])
-        facts = {name: one_line(facts[name]) for name in TEXTS}
+        texts = {name: one_line(fields[name]) for name in TEXTS}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"concept {file}: missing or malformed: {error}") from error
     if not names:
@@ -107,7 +107,7 @@ def load_concept(file: str | pathlib.Path) -> Concept:
     return Concept(
         directions={name: tensors[name] for name in names},
         pooled=Pooled(*pooled) if len(pooled) == 2 else None,
-        **facts,
+        **texts,
     )
 
 
@@ -121,18 +121,18 @@ def difference_of_means(
 ) -> Concept:
     """Return the mean activations of prompts with a concept minus the mean of prompts without, token by token.
 
-    At a hook point of the denoiser, images of the prompts are sampled with the call's arguments ``sampling``, and the
-    mean is over positions too.
+    At a hook point of the denoiser, images of the prompts are sampled with the arguments ``sampling`` of the pipeline's
+    call, and the mean is also over positions.
     """
     if hook_points.is_denoiser_point(site):
         v_TD = sampled_mean(pipe, site, with_concept, sampling) - sampled_mean(pipe, site, without, sampling)
     else:
         v_TD = hidden_states(pipe, site, with_concept).mean(0) - hidden_states(pipe, site, without).mean(0)
-    return of_joined(pipe, site, v_TD, text, "difference of means")
+    return from_joined_vectors(pipe, site, v_TD, text, "difference of means")
 
 
-def of_joined(pipe: typing.Any, site: str, v_TD: torch.Tensor, text: str, rule: str) -> Concept:
-    """Return a concept from vectors [T, D] at a hook point, or at several joined by +, concatenated in D."""
+def from_joined_vectors(pipe: typing.Any, site: str, v_TD: torch.Tensor, text: str, rule: str) -> Concept:
+    """Return a concept from vectors [T, D] at a hook point, or at several joined by + and concatenated in D."""
     points = hook_points.resolve_joined(pipe, site)
     parts = v_TD.split([point.d for point in points], dim=-1)
     directions = {point.name: v.contiguous() for point, v in zip(points, parts, strict=True)}
@@ -157,16 +157,16 @@ def attach_vectors(
     if the vectors do not fit the pipeline.
     """
     loaded = concept if isinstance(concept, Concept) else load_concept(concept)
-    points = fit(pipe, loaded)
+    points = matching_points(pipe, loaded)
     where = dataclasses.replace(where or Where(), **limits)
     if where.pooled and loaded.pooled is None:
-        raise InputError(f"pooled is True, but {loaded.text!r} was saved without a pooled vector")
+        raise InputError(f"pooled is True, but the concept {loaded.text!r} was saved without a pooled vector")
     attached = AttachedConcept(VectorSource(loaded), check_strength(concept, strength), negative_branch)
     attachment = Attachment(points, {concept: attached}, where, family_of(pipe), owner=attach_vectors)
     return session.attach(pipe, attachment)
 
 
-def fit(pipe: typing.Any, concept: Concept) -> tuple[hooks.HookPoint, ...]:
+def matching_points(pipe: typing.Any, concept: Concept) -> tuple[hooks.HookPoint, ...]:
     """Return the hook points of a concept in ``pipe``. Raises InputError if its vectors are for another model."""
     if concept.family and concept.family != family_of(pipe).name:
         raise InputError(
@@ -194,6 +194,6 @@ def change(concept: Concept, device: torch.device | None = None, tokens: int | N
     if tokens is not None and any(len(v_TD) not in (1, tokens) for v_TD in vectors):
         raise InputError(
             f"the concept {concept.text!r} is for prompts of {longest} tokens, but this prompt has {tokens}; pass "
-            f"max_sequence_length={longest} to the pipeline, or make the vectors for {tokens} tokens"
+            f"max_sequence_length={longest} to the pipeline, or compute the vectors for {tokens} tokens"
         )
     return Add(torch.cat([v_TD.expand(longest, -1) for v_TD in vectors], dim=-1))

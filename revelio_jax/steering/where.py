@@ -1,4 +1,4 @@
-"""Where and when steering acts: tokens, timesteps, areas of the image, the pooled vector."""
+"""Limit steering to tokens, timesteps, areas of the image or the pooled vector."""
 
 import dataclasses
 import typing
@@ -35,12 +35,12 @@ class Where:
 
     ``ramp`` (denoiser only): factors on the strengths at the first and at the last of ``steps``, linear in between.
 
-    ``mask`` (denoiser only): [H, W], values in 0 .. 1, a brush on the image. It is averaged over the area of each
-    position.
+    ``mask`` (denoiser only): [H, W] with values in 0 .. 1: the area of the image to steer. It is averaged over the area
+    of each position.
 
-    ``pooled``: the vector that CLIP pools a prompt to, which SDXL and FLUX use in addition to the tokens. None keeps
-    it as the steered encoder computes it. True steers it by strength x (pooled vector of the concept - that of the
-    empty prompt) if another encoder computes it; a negative strength removes at most the share that the prompt has.
+    ``pooled``: the pooled vector of CLIP, which SDXL and FLUX use in addition to the tokens. None keeps it as the
+    steered encoder computes it. True steers it by strength x (pooled vector of the concept - pooled vector of the empty
+    prompt) if another encoder computes it; a negative strength removes at most the prompt's share of the concept.
     False keeps the unsteered vector.
     """
 
@@ -64,23 +64,23 @@ class Where:
         start, end = self.ramp
         return start + (end - start) * progress
 
-    def checked(self, points: Sequence[hooks.HookPoint], family: Family) -> "Where":
-        """Return a copy whose positions and mask are tensors.
+    def validate(self, points: Sequence[hooks.HookPoint], family: Family) -> "Where":
+        """Return a checked copy with the positions and the mask as tensors.
 
-        Raises InputError if a field is malformed, or has no effect at these hook points.
+        Raises InputError if a field is malformed or has no effect at these hook points.
         """
         name = "+".join(point.name for point in points)
         in_denoiser = hook_points.is_denoiser_point(name)
         if not in_denoiser and self.follows_timestep:
-            raise InputError(f"steps and ramp are only for hook points of the denoiser; {name} runs before all steps")
+            raise InputError(f"steps and ramp need a hook point of the denoiser; {name} runs before the first step")
         if self.steps is not None and not self.steps[0] >= self.steps[1]:
-            raise InputError(f"steps is {self.steps}; it must be (first, last) with falling timesteps, as (1000, 600)")
+            raise InputError(f"steps is {self.steps}; it must be two decreasing timesteps, for example (1000, 600)")
         self._check_pooled(points, name, family)
         return dataclasses.replace(
-            self, positions=self._checked_positions(name, in_denoiser), mask=self._checked_mask(name, in_denoiser)
+            self, positions=self._positions_tensor(name, in_denoiser), mask=self._mask_tensor(name, in_denoiser)
         )
 
-    def _checked_positions(self, name: str, in_denoiser: bool) -> str | torch.Tensor:
+    def _positions_tensor(self, name: str, in_denoiser: bool) -> str | torch.Tensor:
         positions = self.positions
         if not isinstance(positions, str):
             positions = torch.as_tensor(positions)
@@ -95,12 +95,12 @@ class Where:
             )
         return positions
 
-    def _checked_mask(self, name: str, in_denoiser: bool) -> torch.Tensor | None:
+    def _mask_tensor(self, name: str, in_denoiser: bool) -> torch.Tensor | None:
         if self.mask is None:
             return None
         mask = torch.as_tensor(self.mask, dtype=torch.float32)
         if not in_denoiser or name.endswith(".text"):
-            raise InputError(f"mask is spatial, but {name} has no image positions; use a hook point that has them")
+            raise InputError(f"mask cannot be used at {name}, which has no image positions; it must be None there")
         if mask.ndim != 2 or not ((mask >= 0) & (mask <= 1)).all():
             raise InputError(f"mask is {list(mask.shape)}; it must be [height, width] with values in 0 .. 1")
         return mask
@@ -110,6 +110,9 @@ class Where:
             return
         vector = family.pooled
         if hook_points.is_denoiser_point(name) or vector is None:
-            raise InputError(f"pooled is {self.pooled}, but {name} has no pooled vector in addition to its activations")
+            raise InputError(f"pooled is {self.pooled}; at {name} it must be None, because there is no pooled vector")
         if vector.is_all and any(point.component == vector.component for point in points):
-            raise InputError(f"pooled is {self.pooled}, but the pooled vector is all that this pipeline uses of {name}")
+            raise InputError(
+                f"pooled is {self.pooled}; at {name} it must be None, because the pipeline uses only the pooled vector "
+                "of this encoder"
+            )

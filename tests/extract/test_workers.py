@@ -81,7 +81,7 @@ def test_workers_of_one_machine_take_turns_on_its_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert [loading.device("auto", number).index for number in range(5)] == [0, 1, 2, 0, 1]
     assert loading.device("cuda:2", 1).index == 2
-    with pytest.raises(InputError, match=r"config.model.device is 'cuda:3', but this machine has 3"):
+    with pytest.raises(InputError, match=r"config.model.device is 'cuda:3'; this machine has 3 GPUs"):
         loading.device("cuda:3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert loading.device("auto", 4) in (torch.device("cpu"), torch.device("mps"))

@@ -61,7 +61,7 @@ def test_wrong_settings_are_refused_before_the_first_prompt(settings, wrong, mes
 
 
 def test_model_id_is_required_if_the_sae_does_not_name_its_model(sae_folder):
-    with pytest.raises(InputError, match="model_id is missing"):
+    with pytest.raises(InputError, match="model_id is not set"):
         SteererTechnique(erase_concept="flat", sae=str(sae_folder))
 
 

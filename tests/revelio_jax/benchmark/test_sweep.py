@@ -61,7 +61,7 @@ def test_the_curve_has_every_figure_at_every_strength(tmp_path, target):
     notes = {
         None: "",
         0.9: "target: 90% removed; suggested: -1.5",
-        1.0: "target: 100% removed; no strength reaches it",
+        1.0: "target: 100% removed; no strength reaches the target",
     }
     assert figure.axes[1].get_title("right") == notes[target]
     figure.savefig(tmp_path / "curve.png")

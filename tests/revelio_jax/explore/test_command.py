@@ -88,7 +88,7 @@ def test_a_run_without_an_export_is_refused(refused, config, tmp_path):
 
 def test_a_model_that_is_not_a_pipeline_or_not_that_of_the_sae_is_refused(refused, config):
     for family in ("text", "dit"):
-        assert "needs one of sd, sdxl, flux" in refused(replaced(config, "model", family=family))
+        assert "it must be one of sd, sdxl, flux" in refused(replaced(config, "model", family=family))
     assert "was trained on 'extract/miniature/sd'" in refused(replaced(config, "model", id="another"))
     assert refused(replaced(config, "steer", height=36)).startswith("error: config.steer.height")
 

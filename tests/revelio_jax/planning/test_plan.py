@@ -115,7 +115,7 @@ def test_a_step_that_does_not_fit(config_file, tmp_path):
         ((), {"meshes": ("4",)}, r"--mesh is '4'; it must be DATAxFEATURE"),
         ((), {"width": -1}, r"--width is -1; it must be at least 1"),
         ((), {"width": 3}, r"config.sae.k is 64; it must be at most 48, the number of latents"),
-        (("model.id=a/b",), {}, r"the width of site 't5.block.22' of 'a/b' is not known.* --width N"),
+        (("model.id=a/b",), {}, r"the width of hook point 't5.block.22' of 'a/b' is unknown.* --width N"),
         (
             ("mesh.data=3",),
             {},

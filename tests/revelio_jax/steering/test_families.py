@@ -171,9 +171,9 @@ def test_joined_encoders_share_one_change(tiny, make_steerer, rule, run):
         pipe.encode_prompt(PROMPTS, **arguments)
     for handle in handles:
         handle.remove()
-    from revelio_jax.steering.rules import change_of, chosen
+    from revelio_jax.steering.rules import change_of, resolve_rule
 
-    change = change_of(chosen(rule, False), steerer.sae, steerer.concept(pipe, CONCEPT))
+    change = change_of(resolve_rule(rule, False), steerer.sae, steerer.concept(pipe, CONCEPT))
     last = len(found["clip_l.layer.1"]) // 2
     steered = [torch.cat([found[name][i] for name in found], -1) for i in (last - 1, -1)]
     for before, after, sign in zip(plain, steered, (1, -1), strict=True):
@@ -353,12 +353,12 @@ def test_wrong_arguments_are_refused_in_one_line(tiny, make_steerer, run):
     for pipe, concepts, options, says in [
         (flux, {CONCEPT: 1.0}, {}, "family sd"),
         (sd, {48: 1.0}, {}, "0-47"),
-        (sd, {CONCEPT: Clamp(1.0)}, {}, "by its number"),
+        (sd, {CONCEPT: Clamp(1.0)}, {}, "only for the number of a latent"),
         (sd, {CONCEPT: 1.0}, {"positions": "some"}, "all, no_padding, content"),
         (sd, {CONCEPT: 1.0}, {"positions": torch.ones(3)}, "must be bool"),
-        (sd, {CONCEPT: 1.0}, {"steps": (1000, 500)}, "only for hook points of the denoiser"),
-        (sd, {CONCEPT: 1.0}, {"mask": torch.ones(2, 2)}, "mask is spatial"),
-        (sd, {CONCEPT: 1.0}, {"pooled": True}, "no pooled vector"),
+        (sd, {CONCEPT: 1.0}, {"steps": (1000, 500)}, "need a hook point of the denoiser"),
+        (sd, {CONCEPT: 1.0}, {"mask": torch.ones(2, 2)}, "which has no image positions"),
+        (sd, {CONCEPT: 1.0}, {"pooled": True}, "there is no pooled vector"),
         (sd, {"nowhere.safetensors": 1.0}, {}, "nowhere.safetensors"),
     ]:
         with pytest.raises(InputError, match=says) as error:

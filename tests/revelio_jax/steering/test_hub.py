@@ -188,7 +188,7 @@ def test_an_sae_of_another_library_is_pushed_in_this_layout(hub, name):
 
 def test_only_the_chosen_subfolder_is_fetched(hub):
     put(hub, "user/coders", SAES / "sparsify")
-    assert "choose one as subfolder=: layers.1, layers.2" in refused("user/coders", site="clip.layer.2")
+    assert "pass one of them as subfolder=: layers.1, layers.2" in refused("user/coders", site="clip.layer.2")
     assert not [file for file in fetched(hub) if file.endswith(".safetensors")]
     Steerer.from_pretrained("user/coders", subfolder="layers.2", site="clip.layer.2")
     assert [f for f in fetched(hub) if f.endswith(".safetensors")] == ["layers.2/sae.safetensors"]

@@ -5,7 +5,7 @@ import torch
 from revelio_jax import config
 from revelio_jax.steering.concept import EncodedConcept, hidden_states, own_latents
 from revelio_jax.steering.learned_concepts import LearnedConcept, file_name, save_learned, saved_concepts
-from revelio_jax.steering.rules import AUTO, RULES, change_of, chosen
+from revelio_jax.steering.rules import AUTO, RULES, change_of, resolve_rule
 from revelio_jax.steering.sae import load_sae
 
 
@@ -22,8 +22,8 @@ def test_the_config_allows_exactly_the_rules():
 
 
 def test_auto_depends_on_whether_the_concept_is_learned():
-    assert [chosen(AUTO, is_learned) for is_learned in (True, False)] == ["swap", "contrast"]
-    assert [chosen(rule, is_learned) for rule in RULES for is_learned in (True, False)] == [
+    assert [resolve_rule(AUTO, is_learned) for is_learned in (True, False)] == ["swap", "contrast"]
+    assert [resolve_rule(rule, is_learned) for rule in RULES for is_learned in (True, False)] == [
         rule for rule in RULES for _ in range(2)
     ]
 

@@ -73,7 +73,7 @@ def test_folders_of_the_installed_libraries_compute_what_those_compute(tmp_path)
 
 def test_a_folder_without_a_hook_point_needs_site():
     assert "site='clip.layer.9'" in refused(SAES / "sae_lens_topk")
-    with pytest.raises(InputError, match=r"choose one as subfolder=: layers\.1, layers\.2"):
+    with pytest.raises(InputError, match=r"pass one of them as subfolder=: layers\.1, layers\.2"):
         Steerer.from_pretrained(SAES / "sparsify", site="clip.layer.2")
     steerer = Steerer.from_pretrained(SAES / "sparsify", subfolder="layers.2", site="clip.layer.2")
     assert steerer.site == "clip.layer.2"

@@ -11,7 +11,7 @@ from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering import Steerer, attach_vectors
 from revelio_jax.steering.latents import find_latents
-from revelio_jax.steering.sampled_concepts import IMAGES, watch
+from revelio_jax.steering.sampled_concepts import IMAGES, watch_passes
 from revelio_jax.steering.vectors import difference_of_means
 
 SITES = {
@@ -34,14 +34,14 @@ def test_both_branches_see_the_same_noisy_images(tiny, family):
     pipe = tiny(family)
     site, seen = hook_points.resolve(pipe, SITES[family]), {CONDITIONAL: [], UNCONDITIONAL: []}
     texts = [TEXT[family]] * 3
-    watch(pipe, site, texts, lambda branch, x: seen[branch].append(x.clone()), sampling(family))
+    watch_passes(pipe, site, texts, lambda branch, x: seen[branch].append(x.clone()), sampling(family))
     assert len(seen[CONDITIONAL]) == len(seen[UNCONDITIONAL]) == 2
     for with_prompt, without in zip(*seen.values(), strict=True):
         assert with_prompt.shape == without.shape == (3, with_prompt.shape[1], site.d)
         assert not torch.equal(with_prompt, without)
         assert not torch.equal(with_prompt[0], with_prompt[1])  # each image has its own seed
     again = {CONDITIONAL: [], UNCONDITIONAL: []}
-    watch(pipe, site, texts, lambda branch, x: again[branch].append(x.clone()), sampling(family))
+    watch_passes(pipe, site, texts, lambda branch, x: again[branch].append(x.clone()), sampling(family))
     for branch, passes in seen.items():
         assert all(torch.equal(a, b) for a, b in zip(passes, again[branch], strict=True))
     assert not site.module._forward_hooks
@@ -53,7 +53,7 @@ def test_codes_are_means_over_images_steps_and_positions(tiny, make_steerer):
     concept = steerer.concept(pipe, "red apple", sampling=SMALL)
     site, found = hook_points.resolve(pipe, steerer.site), {CONDITIONAL: [], UNCONDITIONAL: []}
     for seed in range(IMAGES):
-        watch(pipe, site, ["red apple"], lambda branch, x: found[branch].append(x), SMALL, seed=seed)
+        watch_passes(pipe, site, ["red apple"], lambda branch, x: found[branch].append(x), SMALL, seed=seed)
     for codes, branch in ((concept.codes, CONDITIONAL), (concept.empty, UNCONDITIONAL)):
         expected = steerer.sae.pre_codes(torch.cat(found[branch])).mean((0, 1))
         torch.testing.assert_close(codes, expected[None])
@@ -101,7 +101,7 @@ def test_an_sae_of_differences_encodes_output_minus_input(tiny, make_steerer):
     steerer = make_steerer(pipe, "unet.mid_block", value="difference")
     site, found = hook_points.resolve(pipe, "unet.mid_block"), []
     for seed in range(IMAGES):
-        watch(
+        watch_passes(
             pipe,
             site,
             ["cat"],
@@ -148,7 +148,7 @@ def test_a_concept_of_a_denoiser_is_learned_from_labeled_prompts(tiny, make_stee
     site, found = hook_points.resolve(pipe, steerer.site), []
     for prompts in (with_concept, without):
         passes = []
-        watch(pipe, site, prompts, lambda b, x: passes.append(x) if b == CONDITIONAL else None, SMALL)  # noqa: B023
+        watch_passes(pipe, site, prompts, lambda b, x: passes.append(x) if b == CONDITIONAL else None, SMALL)  # noqa: B023
         found.append(torch.cat(passes))
     torch.testing.assert_close(means.directions[site.name], (found[0].mean((0, 1)) - found[1].mean((0, 1)))[None])
     codes = [steerer.sae.codes(x).mean((0, 1)) for x in found]
@@ -165,6 +165,6 @@ def test_a_text_that_cannot_be_sampled_is_refused(tiny, make_steerer):
     with pytest.raises(InputError, match="unknown class"):
         make_steerer(tiny("dit"), SITES["dit"]).attach(tiny("dit"), {"unicorn": 1.0})
     learned = make_steerer(pipe, "clip.layer.1").concept(pipe, "cat").learned
-    with pytest.raises(InputError, match="is for a text encoder"):
+    with pytest.raises(InputError, match="belongs to a text encoder"):
         steerer.attach(pipe, {"cat": 1.0}, learned={"cat": learned}, sampling=SMALL)
     assert isinstance(steerer, Steerer)

@@ -99,7 +99,7 @@ def test_a_file_without_a_concept_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         load_concept(file)
     save_file({"clip.layer.1": torch.ones(2, 3)}, file)
-    with pytest.raises(InputError, match="not a file of"):
+    with pytest.raises(InputError, match="it must be a file written by"):
         load_concept(file)
     save_concept(file, Concept("a", {"clip.layer.1": torch.full((2, 3), torch.nan)}))
     with pytest.raises(InputError, match="finite"):
