@@ -1,4 +1,4 @@
-"""Images and latents that mode generate saves beside the rows: STORE/images/ID.png and STORE/latents/ID.npy."""
+"""Images and latents that mode generate saves next to the rows: STORE/images/ID.png and STORE/latents/ID.npy."""
 
 import io
 import typing
@@ -18,7 +18,7 @@ if typing.TYPE_CHECKING:
 def save(
     extract: ExtractConfig, batch: list[Sample], images: list[PIL.Image.Image], latents: "torch.Tensor | None"
 ) -> None:
-    """Write the files that config.extract.save_images and save_latents ask for, and wait for them.
+    """Write the files that config.extract.save_images and save_latents enable, and wait until they are written.
 
     ``latents`` are [sample, channel, height, width]. The shard's marker is written later, so a marked shard has all
     of its files.
@@ -49,7 +49,7 @@ def fault(store: check.StoreState, shard: int) -> str:
             try:
                 if extract.get(field):
                     decode(io.BytesIO(store.kvstore.read(key).result().value))
-            except Exception:  # decoders raise exceptions of any class for broken files
+            except Exception:  # for broken files, decoders raise exceptions of many classes
                 return f"{key} is missing or broken"
     return ""
 

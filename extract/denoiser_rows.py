@@ -1,4 +1,4 @@
-"""Rows of a denoiser's store: how many each sample has, and one shard of them from recorded activations."""
+"""Rows of a denoiser's store: the number of rows per sample, and the rows of a shard from recorded activations."""
 
 import typing
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from revelio_jax.pipelines.loading import DTYPES, as_numpy
 from revelio_jax.pipelines.recorder import Recording
 from revelio_jax.store import StorePlan
 
-# Fields of config.extract that decide the rows in both modes that run a denoiser.
+# Fields of config.extract that determine the rows in both modes that run a denoiser.
 FIELDS = ("mode", "value", "pool", "height", "width")
 
 

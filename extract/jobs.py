@@ -17,12 +17,12 @@ LIBRARIES = ("revelio_jax", "torch", "transformers", "diffusers", "tensorstore")
 Sample = dict[str, typing.Any]  # one row of samples.parquet: id, prompt or image, labels, seed
 SiteRows = dict[str, np.ndarray]  # activations [rows, d]; int32 sample, position, timestep [rows]
 ShardRows = dict[str, SiteRows]  # by name in config.extract.sites
-Progress = Callable[[int], object]  # is called with the number of samples that were just finished
+Progress = Callable[[int], object]  # called with the number of newly finished samples
 
 
 @dataclasses.dataclass(frozen=True)
 class SiteSize:
-    """Width ``d`` of a hook point, and how many rows each sample has: int [samples]."""
+    """Width ``d`` of a hook point, and the number of rows of each sample: int [samples]."""
 
     name: str
     d: int
@@ -38,9 +38,9 @@ def store_plan(
 ) -> StorePlan:
     """Return the plan of a store.
 
-    ``model``, ``settings`` and ``inputs`` become the entries model, extract and input of the manifest: everything
-    beside the shapes that decides the rows. ``settings`` holds the fields of config.extract that the mode uses;
-    this function adds the fields that every mode uses.
+    ``model``, ``settings`` and ``inputs`` become the entries model, extract and input of the manifest. They determine
+    the rows, together with the shapes. ``settings`` holds the fields of config.extract that the mode uses; this
+    function adds the fields that every mode uses.
     """
     size = extract.shard_samples
     samples = len(sites[0].rows_per_sample)

@@ -21,8 +21,8 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 def table(config: Config) -> str:
     """Return a table with one line per hook point of config.model. Raise InputError for wrong fields.
 
-    The columns are its name, shape, size of one sample at one timestep and at all of them, and whether
-    config.extract.value=difference works there.
+    The columns are the name, the shape, the size of one sample at one timestep and at all timesteps, and whether
+    config.extract.value=difference is possible.
     """
     extract = config.extract
     loading.quiet()
@@ -53,7 +53,7 @@ def table(config: Config) -> str:
 def _denoiser_shapes(
     config: Config, source: PipelineSource, pipe: typing.Any, points: list[HookPoint]
 ) -> tuple[dict[str, ActivationShape], int]:
-    """Return the shape of each hook point of the denoiser, and how many timesteps are recorded."""
+    """Return the shape of each hook point of the denoiser, and the number of recorded timesteps."""
     extract = config.extract
     latent = denoiser.latent_shape(source, getattr(pipe, points[0].component), extract)
     timesteps = len(extract.timesteps)
@@ -63,7 +63,7 @@ def _denoiser_shapes(
 
 
 def _text_positions(source: PipelineSource, pipe: typing.Any, point: HookPoint) -> int:
-    """Return how many positions a text encoder's hook point has."""
+    """Return the number of positions of a text encoder's hook point."""
     encoder = getattr(pipe, point.component).config
     return getattr(encoder, "max_position_embeddings", None) or denoiser.prompt_tokens(source) or LONGEST_PROMPT
 

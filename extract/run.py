@@ -3,7 +3,7 @@
     python -m extract.run --config configs/mini_sd.py
     python -m extract.run --config configs/mini_sd.py --list_sites
 
-config.extract.mode selects what runs: the text encoders on prompts, the denoiser while the pipeline generates
+config.extract.mode selects the computation: the text encoders on prompts, the denoiser while the pipeline generates
 images of prompts, or the denoiser on noised images.
 
 Run the same command again to resume a stopped run: it continues at the first missing shard. A store of another
@@ -63,7 +63,7 @@ def extract(config: Config) -> Manifest | None:
 
 
 def write_missing_shards(mode: typing.Any, job: typing.Any, writer: StoreWriter, worker: Worker) -> Manifest | None:
-    """Write the worker's missing shards, and the manifest if no shard of the store is missing then.
+    """Write the worker's missing shards, and then the manifest if all shards of the store are written.
 
     ``mode`` is a module of extract.modes and ``job`` the result of its ``load``. Returns the manifest, or None
     while other workers have shards to write. Raises InputError if the store cannot be written or if another run is
@@ -85,7 +85,7 @@ def write_missing_shards(mode: typing.Any, job: typing.Any, writer: StoreWriter,
 
 
 def _import_mode(name: str) -> types.ModuleType:
-    """Return the module of a mode. Its import takes seconds: it imports torch.
+    """Import and return the module of a mode, which takes seconds because it imports torch.
 
     A mode module has four functions: ``read_inputs(extract)`` reads and checks the prompts or images;
     ``load(config, inputs, worker)`` loads the pipeline and returns the mode's job, a frozen dataclass;
@@ -110,20 +110,22 @@ def _check_sites(extract: ExtractConfig) -> None:
             raise InputError(f"config.extract.sites contains {name} twice")
         if extract.mode == "text" and any(hook_points.is_denoiser_point(part) for part in name.split("+")):
             raise InputError(
-                f"config.extract.sites: {name} is a hook point of the denoiser, which config.extract.mode=text does "
-                "not run; use generate or noised"
+                f"config.extract.sites contains {name}, a hook point of the denoiser; config.extract.mode must then be "
+                "generate or noised, not text"
             )
         if extract.mode != "text" and not hook_points.is_denoiser_point(name):
             raise InputError(
-                f"config.extract.sites: {name} is not a hook point of a denoiser, which config.extract.mode="
-                f"{extract.mode} records; those start with {', '.join(families.prefixes())}"
+                f"config.extract.sites contains {name}; with config.extract.mode={extract.mode} it must be a hook "
+                f"point of a denoiser, whose names start with {', '.join(families.prefixes())}"
             )
 
 
 def _check_writable(location: str | None) -> None:
-    """Raise InputError for a store that the command cannot keep. Tests write to memory:// by calling extract()."""
+    """Raise InputError for a store that would not outlive the command. Tests write to memory:// with extract()."""
     if location and location.startswith("memory:"):
-        raise InputError(f"config.extract.store is {location!r}; it must outlive the process: a folder, gs:// or s3://")
+        raise InputError(
+            f"config.extract.store is {location!r}, which ends with the process; use a folder, gs:// or s3://"
+        )
     if location and location.startswith(("http:", "https:")):
         raise InputError(f"config.extract.store is {location!r}, which is read-only; use a folder, gs:// or s3://")
 

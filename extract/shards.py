@@ -1,4 +1,4 @@
-"""The shards of one worker: which are missing, and a thread that writes them."""
+"""The shards of one worker: list the missing ones, and write them in a thread."""
 
 import concurrent.futures
 import types
@@ -13,7 +13,7 @@ class BackgroundWriter:
     """A context manager that writes each shard in a thread while the next shard is computed.
 
     At most two shards are in memory: one in the thread, one being computed. An error in the thread is raised by the
-    next call of :meth:`advance` or :meth:`write_shard`, or at the end of the block.
+    next call of :meth:`advance` or :meth:`write_shard`, or when the block ends.
     """
 
     def __init__(self, writer: StoreWriter, progress: tqdm.tqdm):
@@ -30,7 +30,7 @@ class BackgroundWriter:
             self._wait()
 
     def advance(self, count: int) -> None:
-        """Add ``count`` samples to the progress bar. Raise the error of the thread, if it failed."""
+        """Add ``count`` samples to the progress bar. Raise the error of the thread if it failed."""
         self._progress.update(count)
         if self._pending is not None and self._pending.done():
             self._pending.result()
@@ -65,12 +65,12 @@ def progress_bar(writer: StoreWriter, worker: Worker, missing: list[int], unit: 
 
 
 def waiting_line(missing: list[int], worker: Worker, shards: int) -> str:
-    """Return a line that says how many shards other workers still have to write."""
+    """Return a line with the number of shards that each other worker still has to write."""
     counts = {
         number: sum(Worker(number, worker.count).owns(shard) for shard in missing) for number in range(worker.count)
     }
     owners = ", ".join(f"{count} of worker {number}" for number, count in counts.items() if count)
     return (
-        f"{worker} is done; {len(missing)} of {shards} shards are missing: {owners}; "
-        "the worker that ends last writes the manifest"
+        f"{worker} is finished; {len(missing)} of {shards} shards are missing: {owners}; "
+        "the last worker to finish writes the manifest"
     )

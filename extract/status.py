@@ -7,10 +7,10 @@ from revelio_jax.store import Worker, check, layout
 
 
 def report(location: str, workers: int, verify: bool) -> bool:
-    """Print the progress of a store. With ``verify``, also read all of it and print what is broken.
+    """Print the progress of a store. With ``verify``, also read all of it and print every fault.
 
-    Returns whether the store is good. Without ``verify`` every store is; with it, an unfinished store is not.
-    Raises InputError if there is no store.
+    Return False if ``verify`` is set and the store is unfinished or has a fault, otherwise True. Raise InputError if
+    there is no store.
     """
     store = check.read_state(location)
     _print_progress(store, workers)
@@ -39,7 +39,7 @@ def _print_progress(store: check.StoreState, workers: int) -> None:
 
 
 def _verify(store: check.StoreState) -> bool:
-    """Print every fault and what to delete to repair it; return whether the store is finished and has no fault."""
+    """Print every fault and the files to delete; return whether the store is finished and has no fault."""
     faults: dict[int | str, str] = {}  # by shard or file
     with tqdm.tqdm(total=len(store.done), desc="verify", unit="shard") as progress:
         for place, fault in check.faults(store):

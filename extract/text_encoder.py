@@ -1,4 +1,4 @@
-"""Text encoders without their pipeline: tokens of prompts, and activations of several hook points in one pass."""
+"""Run text encoders without their pipeline: tokenize prompts, and record several hook points in one pass."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.loading import DTYPES, TextEncoder, as_numpy
 from revelio_jax.pipelines.tokens import KEPT, PADDING, kinds
 
-# Prompts per tokenizer call: the tokenizer's own records of a prompt take many times the memory of its ids.
+# Prompts per tokenizer call. The encodings of a tokenizer take many times the memory of the token ids.
 TOKENIZER_BATCH = 8192
 
 
@@ -36,14 +36,14 @@ class Tokens:
         return Tokens(self.ids[index], self.mask[index], self.kinds[index])
 
     def selected(self, rule: str) -> np.ndarray:
-        """Return which positions are rows: bool [prompt, position]. ``rule`` is all, no_padding or content."""
+        """Return a mask of the positions to keep: bool [prompt, position]. ``rule`` is all, no_padding or content."""
         return np.isin(self.kinds, KEPT[rule])
 
 
 def position_rule(positions: str, point: HookPoint) -> str:
     """Return config.extract.positions with auto resolved: all for CLIP, no_padding for other encoders.
 
-    Steering CLIP changes its padding too. Of T5's rows, most are padding.
+    CLIP keeps its padding because steering changes it too. Most of T5's rows are padding.
     """
     if positions != "auto":
         return positions
@@ -53,7 +53,7 @@ def position_rule(positions: str, point: HookPoint) -> str:
 def tokenize(encoder: TextEncoder, prompts: list[str]) -> Tokens:
     """Tokenize prompts as the pipeline does: truncated and padded to the tokenizer's length.
 
-    An encoder with an attention mask ignores padding, so its prompts are padded to the longest one only.
+    An encoder with an attention mask ignores padding, so its prompts are padded only to the longest prompt.
     """
     tokenizer = encoder.tokenizer
     # A tokenizer without a length reports 1e30. The encoder's position embeddings, or 512 for T5, are the limit.
@@ -86,9 +86,9 @@ def _concatenate(batches: list[np.ndarray], length: int, padding: int) -> np.nda
 def samples_table(samples: list[Sample], encoders: dict[str, TextEncoder], tokens: dict[str, Tokens]) -> pyarrow.Table:
     """Return the samples with two columns per encoder, named like its hook points.
 
-    ``clip.tokens`` are the tokens as the tokenizer writes them. ``clip.kinds`` are 0 for BOS, 1 for content and 2
-    for EOS. Both end at the last token before the padding. Raises InputError if the samples already have a column
-    of that name.
+    ``clip.tokens`` are the tokens in the tokenizer's spelling. ``clip.kinds`` are 0 for BOS, 1 for content and 2 for
+    EOS. Both end with the last token before the padding. Raises InputError if the samples already have a column of
+    that name.
     """
     table = pyarrow.Table.from_pylist(samples)
     for component, encoder in encoders.items():
@@ -117,28 +117,28 @@ def activations(
 ) -> dict[str, np.ndarray]:
     """Run one forward pass that ends after the last hook point, and return activations [prompt, position, d].
 
-    With ``selected``, bool [prompt, position], return only those rows, [rows, d]: the others stay on the device.
-    ``dtype`` is the dtype of the result. Like the pipelines, this passes an attention mask only if the encoder's
-    config asks for one.
+    With ``selected``, bool [prompt, position], return only those rows, [rows, d]; the others are not copied from the
+    device. ``dtype`` is the dtype of the result. As in the pipelines, the encoder gets an attention mask only if its
+    config enables one.
     """
     device = encoder.device
     arguments = {"input_ids": torch.from_numpy(tokens.ids).to(device)}
     if encoder.masked:
         arguments["attention_mask"] = torch.from_numpy(tokens.mask).to(device)
     rows = None if selected is None else torch.from_numpy(selected).to(device)
-    recorded: dict[str, torch.Tensor] = {}
+    recording: dict[str, torch.Tensor] = {}
     with contextlib.ExitStack() as stack:
         for point in points:
 
             def record(hidden: torch.Tensor, name: str = point.name) -> None:
-                recorded[name] = (hidden if rows is None else hidden[rows]).to(DTYPES[dtype])
-                if len(recorded) == len(points):
+                recording[name] = (hidden if rows is None else hidden[rows]).to(DTYPES[dtype])
+                if len(recording) == len(points):
                     raise _LastHookPointReached
 
             stack.callback(hooks.hook(point, record))
         with contextlib.suppress(_LastHookPointReached):
             encoder.model(**arguments)
-    return {point.name: as_numpy(recorded[point.name]) for point in points}
+    return {point.name: as_numpy(recording[point.name]) for point in points}
 
 
 def rows(
@@ -151,8 +151,8 @@ def rows(
 ) -> ShardRows:
     """Return the rows of the prompts numbered ``samples``, in their order, at every hook point.
 
-    ``timestep`` is -1: text has no timestep. Prompts pass through the encoder sorted by length. A batch is cut
-    after its longest prompt if the encoder's activations do not depend on later positions.
+    ``timestep`` is -1, because text has no timestep. Prompts pass through the encoder sorted by length. If the
+    encoder's activations do not depend on later positions, a batch is truncated to its longest prompt.
     """
     part = tokens[samples.start : samples.stop]
     selected = part.selected(position_rule(extract.positions, points[0]))
@@ -172,19 +172,19 @@ def rows(
     for start in range(0, len(part.ids), extract.batch_size):
         batch = by_length[start : start + extract.batch_size]
         if selected[batch].any():  # a batch of empty prompts may have no rows
-            cut = (batch, slice(lengths[batch].max()))
-            recorded = activations(encoder, points, part[cut], extract.dtype, selected[cut])
+            truncated = (batch, slice(lengths[batch].max()))
+            recording = activations(encoder, points, part[truncated], extract.dtype, selected[truncated])
             row_numbers = np.concatenate([np.arange(first_rows[i], first_rows[i + 1]) for i in batch])
-            for name, hidden in recorded.items():
+            for name, hidden in recording.items():
                 gathered[name][row_numbers] = hidden
         progress(len(batch))
     return {name: {"activations": hidden, **index} for name, hidden in gathered.items()}
 
 
 def _ignores_padding(encoder: TextEncoder) -> bool:
-    """Return whether a token's activations do not depend on the padding after it.
+    """Return whether a token's activations are independent of the padding after it.
 
-    They do not if padding is masked, nor in CLIP, whose attention is causal. In a pipeline's T5, every token
-    attends to the padding.
+    They are if padding is masked, and in CLIP, whose attention is causal. In a pipeline's T5, every token attends to
+    the padding.
     """
     return encoder.masked or encoder.model.config.model_type.startswith("clip")

@@ -1,4 +1,4 @@
-"""The number of this process among the workers of a store, from the config, torchrun or SLURM."""
+"""Find the number of this process among the workers of a store, from the config, torchrun or SLURM."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from revelio_jax.store import Worker
 
 
 def find(extract: ExtractConfig, environment: Mapping[str, str]) -> Worker:
-    """Return this process's worker: from config.extract.worker and workers, else the environment, else 0 of 1.
+    """Return the worker of this process: from config.extract.worker and workers, the environment, or else 0 of 1.
 
     torchrun sets RANK and WORLD_SIZE. A SLURM array sets SLURM_ARRAY_TASK_ID with _MIN, _STEP and _COUNT. srun sets
     SLURM_PROCID and SLURM_NTASKS; in an array whose jobs have several tasks, every task is a worker. Raises
@@ -41,7 +41,7 @@ def _worker(environment: Mapping[str, str], number_name: str, count_name: str, f
         steps = f" in steps of {step}" if step > 1 else ""
         raise InputError(
             f"{number_name} is {number}; with {count_name}={count} it must be from {first} to "
-            f"{first + (count - 1) * step}{steps}, or set config.extract.worker and workers"
+            f"{first + (count - 1) * step}{steps}; otherwise set config.extract.worker and workers"
         )
     return Worker(index, count)
 
@@ -52,5 +52,5 @@ def _number(environment: Mapping[str, str], name: str, default: str = "") -> int
         return int(value)
     except ValueError as error:
         raise InputError(
-            f"{name} is {value!r}; it must be a whole number, or set config.extract.worker and workers"
+            f"{name} is {value!r}; it must be a whole number; otherwise set config.extract.worker and workers"
         ) from error

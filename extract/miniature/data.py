@@ -1,4 +1,4 @@
-"""Emoji in three styles with captions: the data that the miniatures are trained and measured on.
+"""The training and test data of the miniatures: emoji in three styles with captions.
 
 The images come from three npm packages. ``npm pack`` downloads them into a cache folder; they are not committed. An
 *object* is an emoji that all three packages draw. It has a name, a category and one 32 x 32 image per style. Some
@@ -137,7 +137,7 @@ def caption(emoji: Emoji, rng: random.Random) -> str:
 
 
 def balanced_weights(emojis: list[Emoji]) -> list[float]:
-    """Return a sampling weight of each image: rare categories get more than their share, frequent ones less."""
+    """Return a sampling weight for each image, which oversamples rare categories."""
     counts = collections.Counter(emoji.category for emoji in emojis)
     return [counts[emoji.category] ** -0.5 for emoji in emojis]
 

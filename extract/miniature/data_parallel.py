@@ -1,7 +1,7 @@
 """Data-parallel training on the cores of one machine.
 
 One single-threaded process per core, with averaged gradients, trains these small networks about 1.5 times as fast as
-one process with that many threads.
+one process with as many threads.
 """
 
 import pathlib

@@ -135,8 +135,8 @@ class _Heads(nn.Module):
 def _components(latents: torch.Tensor) -> torch.Tensor:
     """Return the leading principal components [N, COMPONENTS], scaled to a mean square of 1.
 
-    Each is first divided by the root of its standard deviation: large components still count more, but do not
-    dominate.
+    Each component is first divided by the square root of its standard deviation. Large components then still have more
+    weight, but do not dominate.
     """
     flat = latents.flatten(1) - latents.flatten(1).mean(0)
     _, _, axes = torch.linalg.svd(flat, full_matrices=False)

@@ -19,7 +19,7 @@ from extract.miniature.data import Emoji, balanced_weights, caption
 BATCH = 48
 PEAK_RATE = 1.2e-3
 EMA = 0.998
-# Shares of captions that are hidden from one of the encoders. CLIP's share is larger: T5 must carry the style.
+# Shares of captions that are hidden from one of the encoders. CLIP's share is larger, so that T5 must encode the style.
 WITHOUT_CLIP, WITHOUT_T5 = 0.20, 0.05
 
 
@@ -125,5 +125,5 @@ def train(
 
 
 def _some(captions: list[str], without: float, rng: random.Random) -> list[str]:
-    """Return the captions, of which a share ``without`` is replaced by empty ones."""
+    """Return the captions with a random share ``without`` of them replaced by empty captions."""
     return ["" if rng.random() < without else caption for caption in captions]

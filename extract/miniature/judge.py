@@ -42,8 +42,8 @@ def train(
 ) -> None:
     """Train the judge on every emoji that is not held out. The first worker saves it to ``folder``.
 
-    Its second task, whose head is discarded, is the subcategory of every emoji, for example tools and zodiac signs. It
-    teaches shapes that the 500 objects alone do not.
+    A second task is to predict the subcategory of every emoji, for example tools and zodiac signs. It teaches shapes
+    that the 500 objects alone do not. Its head is discarded.
     """
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
     unseen = unseen_objects(emojis)
@@ -65,7 +65,7 @@ def train(
     torch.manual_seed(1 + rank)
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps)
-    # Half of a batch is from the eight categories; rare ones (buildings, plants) get more than their share.
+    # Half of a batch comes from the eight categories, with rare categories (buildings, plants) oversampled.
     counts = torch.bincount(category[category >= 0]).float()
     weights = torch.ones(len(shown))
     weights[category >= 0] = counts[category[category >= 0]] ** -0.5

@@ -1,4 +1,4 @@
-"""The quality of a miniature: how often the judge agrees with its prompts, and the accuracy of the judge itself."""
+"""Measure the quality of a miniature: agreement of the judge with its prompts, and accuracy of the judge itself."""
 
 import pathlib
 import random

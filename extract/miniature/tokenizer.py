@@ -1,4 +1,4 @@
-"""The tokenizers, fitted on the captions: byte-level BPE for CLIP, whole words for T5."""
+"""Fit the tokenizers on the captions: byte-level BPE for CLIP, whole words for T5."""
 
 import collections
 import json
@@ -39,9 +39,9 @@ def fit(captions: list[str]) -> CLIPTokenizer:
 
 
 def fit_words(captions: list[str]) -> T5TokenizerFast:
-    """Return a tokenizer with a token for every word of ``captions``; it spells other words. Pads to ``T5_MAX_LENGTH``.
+    """Return a tokenizer with a token for every word of ``captions`` and letters for other words.
 
-    A trained Unigram model would split some of the words.
+    It pads to ``T5_MAX_LENGTH``. A trained Unigram model would split some of the words.
     """
     space = "\u2581"  # SentencePiece writes it before a word
     texts = (space + text.replace(" ", space) for text in captions)

@@ -110,7 +110,7 @@ def train_flux(
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to train one miniature, the stages to report, and whether its folder contains the judge of both."""
+    """The training function of a miniature, the stages to report, and whether its folder contains the shared judge."""
 
     train: Callable[..., pathlib.Path]
     stages: tuple[str, ...]
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=pathlib.Path, default=pathlib.Path(".cache/miniature"), help="folder of the stages' results"
     )
-    parser.add_argument("--out", type=pathlib.Path, help="folder to write (default: the folder that ships)")
+    parser.add_argument("--out", type=pathlib.Path, help="folder to write (default: the folder in the package)")
     parser.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one per core)"
     )
@@ -168,7 +168,7 @@ def make(pipeline: str, out: pathlib.Path, stages: Stages) -> None:
     rows = [{**row, "held_out": int((row["name"], row["style"]) in held_out)} for row in training.captions]
     pyarrow.csv.write_csv(pyarrow.Table.from_pylist(rows), out / "prompts.csv")
 
-    # Measured on the fp16 weights that ship, read back from the folder.
+    # Measure the fp16 weights that ship, read back from the folder.
     measured = measure.measure(out, judge_folder, emojis, training.images)
     measured |= {
         "seconds": {name: int((stages.work / name / "seconds").read_text()) for name in recipe.stages},

@@ -1,7 +1,7 @@
-"""Mode generate: activations of a denoiser while its pipeline generates images of the prompts.
+"""Mode generate: record activations of a denoiser while its pipeline generates images of the prompts.
 
-The pipeline is called in the ordinary way, with one random generator per sample. Only rows of the conditional
-branch are recorded. Unless images or latents are saved, sampling ends at the last timestep to record.
+The pipeline is called as usual, with one random generator per sample. Only rows of the conditional branch are
+recorded. Unless images or latents are saved, sampling ends at the last timestep to record.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ from revelio_jax.pipelines.recorder import Recording
 from revelio_jax.pipelines.source import find
 from revelio_jax.store import StorePlan, Worker
 
-# Fields of config.extract that decide the rows, beside those of denoiser_rows.
+# Fields of config.extract that determine the rows, in addition to denoiser_rows.FIELDS.
 FIELDS = ("steps", "guidance", "true_cfg", "negative_prompt", "save_images", "save_latents")
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerateJob:
-    """The prompts, the pipeline, and what to record of it.
+    """The prompts, the pipeline, and the activations to record.
 
     ``shapes`` has an entry per hook point. ``schedule`` maps each value of the denoiser's timestep argument to the
     timestep to record, or to None. ``model`` describes the model in the manifest.
@@ -53,7 +53,7 @@ class GenerateJob:
 
 
 def read_inputs(extract: ExtractConfig) -> list[Sample]:
-    """Return the prompts, each with an integer ``seed``. Raise InputError if the file or a seed is wrong."""
+    """Return the prompts, each with an integer ``seed``. Raise InputError if the file or a seed is invalid."""
     prompts = read_prompts(extract.prompts, extract.prompt_column, extract.shuffle)
     return [prompt | {"seed": _seed(prompt, extract.seed)} for prompt in prompts]
 
@@ -94,7 +94,7 @@ def plan(job: GenerateJob) -> StorePlan:
 
 
 def samples_table(job: GenerateJob) -> list[Sample] | pyarrow.Table:
-    """Return the prompts, with their tokens if these are the positions of a hook point, as in FLUX's text streams."""
+    """Return the prompts, with their tokens if a hook point has one position per token, as in FLUX's text streams."""
     family = family_of(job.pipe)
     prefix = family.position_text_encoder
     has_text_positions = any(name.endswith(".text") for name in job.shapes) and job.config.extract.pool != "mean"
@@ -114,7 +114,7 @@ def shard_rows(job: GenerateJob, samples: range, progress: Progress) -> ShardRow
 
 
 def _recorded_batches(job: GenerateJob, samples: range, progress: Progress) -> Iterator[tuple[list[int], Recording]]:
-    """Call the pipeline on one batch after another; yield ids and recorded activations of each."""
+    """Call the pipeline on each batch; yield the ids and the recorded activations of its samples."""
     extract = job.config.extract
     points = [hook_points.resolve(job.pipe, name) for name in job.shapes]
     runs_to_end = extract.save_images or extract.save_latents
@@ -130,11 +130,11 @@ def _recorded_batches(job: GenerateJob, samples: range, progress: Progress) -> I
 def _generate(
     pipe: typing.Any, batch: list[Sample], extract: ExtractConfig
 ) -> tuple[list[PIL.Image.Image], torch.Tensor | None]:
-    """Call the pipeline; return the images, and the final latents if the pipeline gives them."""
+    """Call the pipeline; return the images, and the final latents or None if the pipeline does not return them."""
     family = family_of(pipe)
     arguments = _call_arguments(pipe, batch, extract) | {
         "num_inference_steps": extract.steps,
-        # On the CPU, where a seed gives the same numbers on every machine.
+        # CPU generators give the same numbers on every machine.
         "generator": [torch.Generator().manual_seed(prompt["seed"]) for prompt in batch],
     }
     if not family.takes_prompts:
@@ -157,7 +157,7 @@ def _generate(
 
 
 def _call_arguments(pipe: typing.Any, batch: list[Sample], extract: ExtractConfig) -> dict[str, typing.Any]:
-    """Return arguments of the pipeline's call that set prompts and guidance. Raise InputError for an unknown class."""
+    """Return the prompt and guidance arguments of the pipeline's call. Raise InputError for an unknown class."""
     texts = [prompt["prompt"] for prompt in batch]
     return family_of(pipe).guided_call_arguments(
         pipe, texts, extract.guidance, extract.true_cfg, extract.negative_prompt
@@ -165,7 +165,7 @@ def _call_arguments(pipe: typing.Any, batch: list[Sample], extract: ExtractConfi
 
 
 def _seed(prompt: Sample, first: int) -> int:
-    """Return the prompt's column ``seed``, or else ``first`` plus its id. Raise InputError for a wrong seed."""
+    """Return the prompt's column ``seed``, or else ``first`` plus its id. Raise InputError if the seed is invalid."""
     value = prompt.get("seed", first + prompt["id"])
     try:
         seed = int(value)
@@ -180,7 +180,7 @@ def _seed(prompt: Sample, first: int) -> int:
 
 
 def _selected(schedule: dict[float, int], timesteps: tuple[int, ...]) -> dict[float, int | None]:
-    """Return the schedule with None for timesteps that are not in ``timesteps``, which may be empty: all.
+    """Return the schedule with None for timesteps that are not in ``timesteps``; if that is empty, keep all.
 
     Raises InputError for a timestep that the schedule does not have.
     """

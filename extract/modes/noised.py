@@ -1,8 +1,8 @@
-"""Mode noised: activations of a denoiser on noised images, with one forward pass per timestep.
+"""Mode noised: record activations of a denoiser on noised images, with one forward pass per timestep.
 
-An image becomes the mode of the VAE's latent distribution. At each of config.extract.timesteps it gets noise that
-depends only on the sample's seed and the timestep, so it is the same in every batch and process. A pass ends after
-the last hook point. An image that cannot be decoded is skipped and counted; it keeps its row of samples.parquet.
+An image is encoded as the mode of the VAE's latent distribution. For each of config.extract.timesteps, noise is added
+that depends only on the sample's seed and the timestep, so it is the same in every batch and process. A pass ends
+after the last hook point. An image that cannot be decoded is skipped and counted; it keeps its row of samples.parquet.
 """
 
 import dataclasses
@@ -30,10 +30,10 @@ from revelio_jax.store import StorePlan, Worker
 
 @dataclasses.dataclass(frozen=True)
 class NoisedJob:
-    """The images, the pipeline, and what to record of it.
+    """The images, the pipeline, and the activations to record.
 
-    ``conditioning`` is what the denoiser gets for config.extract.prompt, one row. ``shapes`` has an entry per hook
-    point. ``model`` describes the model in the manifest.
+    ``conditioning`` are the denoiser's arguments for config.extract.prompt, with one row. ``shapes`` has an entry per
+    hook point. ``model`` describes the model in the manifest.
     """
 
     config: Config
@@ -47,7 +47,7 @@ class NoisedJob:
 
 
 def read_inputs(extract: ExtractConfig) -> Images:
-    """Find the images and decode the first good one. Raise InputError if there is none."""
+    """Find the images and check that at least one can be decoded. Raise InputError if none can."""
     images = read_images(extract.images, extract.image_column, extract.label_column, extract.split)
     numbers = range(len(images.samples))
     if all(images.load(number, extract.height, extract.width) is None for number in numbers):
@@ -71,7 +71,7 @@ def load(config: Config, images: Images, worker: Worker) -> NoisedJob:
     with torch.inference_mode():
         conditioning = family.conditioning(pipe, extract.prompt, extract.guidance, (extract.height, extract.width))
     for component in family.text_encoders.values():
-        setattr(pipe, component, None)  # frees the memory of encoders that are not needed again; T5 is large
+        setattr(pipe, component, None)  # frees the memory of the encoders, which are not needed again
     return NoisedJob(config, images, pipe, conditioning, shapes, description)
 
 
@@ -103,7 +103,7 @@ def shard_rows(job: NoisedJob, samples: range, progress: Progress) -> ShardRows:
 
 
 def noise_schedule(pipe: typing.Any) -> typing.Any:
-    """Return a scheduler with the noise that the denoiser was trained on, whatever the pipeline samples with."""
+    """Return a scheduler with the noise of the denoiser's training, which may differ from the pipeline's scheduler."""
     if family_of(pipe).is_flow:
         return pipe.scheduler
     return diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
@@ -111,7 +111,7 @@ def noise_schedule(pipe: typing.Any) -> typing.Any:
 
 @torch.inference_mode()
 def encode_images(pipe: typing.Any, images: np.ndarray) -> torch.Tensor:
-    """Return the latents of images [sample, 3, height, width]: the mode, shifted and scaled, in float32."""
+    """Return float32 latents of images [sample, 3, height, width]: the shifted and scaled mode of the VAE."""
     vae = pipe.vae
     pixels = torch.from_numpy(images).to(pipe._execution_device, vae.dtype)
     mode = vae.encode(pixels).latent_dist.mode().float()
@@ -132,7 +132,7 @@ def add_noise(schedule: typing.Any, latents: torch.Tensor, seeds: list[int], tim
 
 
 def _recorded_batches(job: NoisedJob, samples: range, progress: Progress) -> Iterator[tuple[list[int], Recording]]:
-    """Run the denoiser on one batch after another; yield ids and recorded activations of each."""
+    """Run the denoiser on each batch; yield the ids and the recorded activations of its samples."""
     extract = job.config.extract
     points = [hook_points.resolve(job.pipe, name) for name in job.shapes]
     schedule = noise_schedule(job.pipe)
@@ -151,10 +151,10 @@ def _recorded_batches(job: NoisedJob, samples: range, progress: Progress) -> Ite
 
 @torch.inference_mode()
 def _pass(job: NoisedJob, latents: torch.Tensor, timestep: int, points: list[HookPoint]) -> Recording:
-    """Run the denoiser once on noised latents, up to the last hook point, and return what was recorded."""
+    """Run the denoiser once on noised latents, up to the last hook point, and return the recording."""
     family = family_of(job.pipe)
     model = getattr(job.pipe, family.denoiser)
-    # With one entry in the schedule, every value of the timestep argument counts as this timestep.
+    # With one entry in the schedule, every value of the timestep argument is mapped to this timestep.
     schedule = {0.0: timestep}
     with recorder.record(job.pipe, points, schedule, len(latents), job.config.extract, stop=True) as recording:
         model(**family.denoiser_arguments(latents.to(model.dtype), timestep, job.conditioning))
@@ -162,7 +162,7 @@ def _pass(job: NoisedJob, latents: torch.Tensor, timestep: int, points: list[Hoo
 
 
 def _noise(shape: torch.Size, seed: int, timestep: int) -> torch.Tensor:
-    # On the CPU, where a seed gives the same numbers on every machine.
+    # CPU generators give the same numbers on every machine.
     mixed_seed = int(np.random.SeedSequence([seed, timestep]).generate_state(1, np.uint64)[0])
     return torch.randn(shape, generator=torch.Generator().manual_seed(mixed_seed))
 

@@ -1,4 +1,4 @@
-"""Mode text: activations of the text encoders on prompts. The encoders run alone, in batches."""
+"""Mode text: record activations of the text encoders on prompts. Only the encoders run, in batches."""
 
 import dataclasses
 import typing
@@ -21,10 +21,10 @@ from revelio_jax.store import StorePlan, Worker
 
 @dataclasses.dataclass(frozen=True)
 class TextJob:
-    """The prompts, and the text encoders that read them.
+    """The prompts, their tokens, and the text encoders.
 
-    ``hook_points`` maps each name in config.extract.sites to the hook points that it joins, often just one.
-    ``encoders`` and ``tokens`` are by component of the pipeline. ``model`` describes the model in the manifest.
+    ``hook_points`` maps each name in config.extract.sites to the hook points that it joins, usually one. The keys of
+    ``encoders`` and ``tokens`` are components of the pipeline. ``model`` describes the model in the manifest.
     """
 
     config: Config
@@ -37,7 +37,7 @@ class TextJob:
 
     @property
     def passes(self) -> int:
-        """How often each prompt is read: once by each encoder."""
+        """The number of passes over each prompt, one per encoder."""
         return len(self.encoders)
 
 
@@ -68,7 +68,7 @@ def load(config: Config, prompts: list[Sample], worker: Worker) -> TextJob:
 
 
 def plan(job: TextJob) -> StorePlan:
-    """Return the store's plan. How many rows a prompt has follows from its tokens."""
+    """Return the store's plan. The tokens of a prompt determine its number of rows."""
     positions = job.config.extract.positions
     rules = {name: text_encoder.position_rule(positions, parts[0]) for name, parts in job.hook_points.items()}
     sizes = [
@@ -104,7 +104,7 @@ def shard_rows(job: TextJob, samples: range, progress: Progress) -> ShardRows:
 
 
 def _check_joined(joined: dict[str, tuple[HookPoint, ...]], tokens: dict[str, Tokens], positions: str) -> None:
-    """Raise InputError if hook points that a name joins do not have the same rows."""
+    """Raise InputError if joined hook points do not have the same rows."""
     for name, parts in joined.items():
         first, *others = (_selected(part, tokens, positions) for part in parts)
         if not all(np.array_equal(first, other) for other in others):
@@ -115,7 +115,7 @@ def _check_joined(joined: dict[str, tuple[HookPoint, ...]], tokens: dict[str, To
 
 
 def _selected(point: HookPoint, tokens: dict[str, Tokens], positions: str) -> np.ndarray:
-    """Return which positions of each prompt are rows of the hook point: bool [prompt, position]."""
+    """Return a mask of the positions that are rows of the hook point: bool [prompt, position]."""
     return tokens[point.component].selected(text_encoder.position_rule(positions, point))
 
 

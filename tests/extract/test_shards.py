@@ -186,8 +186,8 @@ def test_a_worker_that_ends_first_reports_the_missing_shards_of_the_others(tmp_p
     work(tmp_path, 7, 1, 3)
     work(tmp_path, 7, 2, 3)
     first, second = capsys.readouterr().out.splitlines()
-    assert "worker 1 of 3 is done; 5 of 7 shards are missing: 3 of worker 0, 2 of worker 2;" in first
-    assert "worker 2 of 3 is done; 3 of 7 shards are missing: 3 of worker 0;" in second
+    assert "worker 1 of 3 is finished; 5 of 7 shards are missing: 3 of worker 0, 2 of worker 2;" in first
+    assert "worker 2 of 3 is finished; 3 of 7 shards are missing: 3 of worker 0;" in second
     with pytest.raises(InputError, match="unfinished"):
         open_store(str(tmp_path))
     work(tmp_path, 7, 0, 3)

@@ -219,7 +219,10 @@ BAD = [
     ({"timesteps": (1000,)}, "config.extract.timesteps contains 1000; this model has timesteps 0 to 999"),
     ({"timesteps": (-1,)}, "contains -1; this model has timesteps 0 to 999"),
     ({"timesteps": (5, 5)}, "contains 5 twice"),
-    ({"sites": ("clip.layer.0",)}, "clip.layer.0 is not a hook point of a denoiser, which config.extract.mode=noised"),
+    (
+        {"sites": ("clip.layer.0",)},
+        "clip.layer.0; with config.extract.mode=noised it must be a hook point of a denoiser",
+    ),
     ({"sites": ("unet.mid_blok",)}, "unknown hook point 'unet.mid_blok'"),
     ({"sites": ("unet.up_blocks.0",), "value": "difference"}, "input and output of unet.up_blocks.0"),
     ({"images": ""}, "config.extract.images is not set"),
