@@ -1,1 +1,1 @@
-"""The meaning of the latents of an SAE: top samples, label purity, neighbors, tags, probes and the report."""
+"""Interpret the latents of an SAE: top samples, label purity, neighbors, tags, probes and the report."""

@@ -1,16 +1,16 @@
-"""Find out what each latent of an SAE fires on, in one pass over the store and in bounded memory.
+"""Record what each latent of an SAE fires on, in one pass over the store and in bounded memory.
 
     python -m revelio_jax.interpret --config configs/mini_sd.py
     python -m revelio_jax.interpret --config configs/mini_sd.py --config.interpret.sae=neurons
 
 Writes runs/<name>/latents: how often and how strongly each latent fires, its top samples with positions and maps,
-weaker samples, label purity, and neighbors. Then writes pages that show all this, runs/<name>/report/index.html.
-With config.interpret.sae=neurons each coordinate of the activations is a latent; the folders are then
-runs/<name>/neurons and runs/<name>/neurons_report. Existing results of the same store, SAE and fields are reused.
+weaker samples, label purity, and neighbors. Then writes the report, runs/<name>/report/index.html. With
+config.interpret.sae=neurons each coordinate of the activations is a latent, and the folders are runs/<name>/neurons
+and runs/<name>/neurons_report. Existing results of the same store, SAE and fields are reused.
 
     python -m revelio_jax.interpret.granularity runs/a runs/b
 
-plots the purity of several runs over timesteps.
+plots the purity of several runs by timestep.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from revelio_jax.errors import require
 from revelio_jax.interpret.latents.interpretation import interpret
 from revelio_jax.interpret.latents.results import Results
 
-FLAGS = {"again": (False, "compute the results again even if they exist for the same store, SAE and fields")}
+FLAGS = {"again": (False, "recompute the results even if they exist for the same store, SAE and fields")}
 
 
 def main(argv: Sequence[str]) -> None:

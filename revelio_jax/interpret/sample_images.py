@@ -1,4 +1,4 @@
-"""Images of the samples of a store: saved by extraction, or read from the image folder that was extracted."""
+"""Read the images of the samples of a store: saved by extraction, or from the folder that was extracted."""
 
 import io
 import typing
@@ -13,11 +13,11 @@ from revelio_jax.inputs.images import read_images
 from revelio_jax.store import Store
 
 ImageReader = Callable[[int], PIL.Image.Image | None]
-"""Map the number of a sample to its image as the model saw it, RGB; None if it cannot be decoded."""
+"""Returns the image of a sample number as the model saw it, in RGB, or None if it cannot be decoded."""
 
 
 def open_images(store: Store, extract: ExtractConfig) -> ImageReader | None:
-    """Return a reader of the images of a store; None for texts and for generated images that were not saved.
+    """Return a reader of the images of a store, or None for texts and for generated images that were not saved.
 
     Raises InputError if config.extract.images differs from the images that the store was extracted from.
     """

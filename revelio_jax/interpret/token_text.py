@@ -1,7 +1,7 @@
-"""Tokens as readable text, for CLIP, T5 and other SentencePiece tokenizers, BERT, and byte-level BPE.
+"""Convert tokens to readable text, for CLIP, T5 and other SentencePiece tokenizers, BERT, and byte-level BPE.
 
-Each token becomes a piece that includes the space next to it, so the joined pieces read as the prompt. A character
-that takes several tokens, for example an emoji, appears in the piece of its last token.
+Each token becomes a piece that includes the space next to it, so the joined pieces give the prompt. A character of
+several tokens, for example an emoji, appears in the piece of its last token.
 """
 
 import codecs
@@ -14,7 +14,7 @@ BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece writes characters outsi
 
 
 def _byte_letters() -> dict[str, int]:
-    """Return the byte of each letter of byte-level BPE: printable bytes are themselves, the others count from 256."""
+    """Return the byte of each letter of byte-level BPE. Printable bytes map to themselves, the others from 256 on."""
     printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in set(printing)]
     return {chr(byte): byte for byte in printing} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -23,8 +23,8 @@ def _byte_letters() -> dict[str, int]:
 BYTE_LETTERS = _byte_letters()
 
 
-def special(token: str) -> bool:
-    """Return whether a token stands for no text: start, end or padding."""
+def is_special(token: str) -> bool:
+    """Return whether a token represents no text: start, end or padding."""
     return bool(SPECIAL.fullmatch(token))
 
 
@@ -37,7 +37,7 @@ def pieces(tokens: Sequence[str]) -> list[str]:
     if any("Ġ" in token for token in tokens):
         return _from_bytes(tokens)
     return [
-        token.removeprefix("##") if token.startswith("##") or i == 0 or special(token) else f" {token}"
+        token.removeprefix("##") if token.startswith("##") or i == 0 or is_special(token) else f" {token}"
         for i, token in enumerate(tokens)
     ]
 
@@ -47,13 +47,13 @@ def word(token: str) -> str:
     return pieces([token])[0].strip() or token
 
 
-def unread(prompt: str, shown: Sequence[str]) -> str:
-    """Return the end of a prompt that is cut off because the encoder takes no more tokens; "" if nothing is cut off.
+def truncated_end(prompt: str, shown: Sequence[str]) -> str:
+    """Return the end of a prompt that the encoder truncates, "" if it truncates nothing.
 
-    ``shown`` are the pieces of the tokens. The result is "" too if tokens and prompt differ in more than spaces and
-    case, since the end of the tokens is then unknown.
+    ``shown`` are the pieces of the tokens. The result is also "" if tokens and prompt differ in more than spaces and
+    case, because the end of the tokens is then unknown.
     """
-    text = "".join(piece for piece in shown if piece != PART and not special(piece))
+    text = "".join(piece for piece in shown if piece != PART and not is_special(piece))
     read, at = "".join(text.split()).casefold(), 0
     for end, letter in enumerate(prompt):
         if letter.isspace():
@@ -68,20 +68,20 @@ def unread(prompt: str, shown: Sequence[str]) -> str:
 
 def _from_bytes(tokens: Sequence[str]) -> list[str]:
     def read(token: str) -> bytes | None:
-        return None if special(token) else b"".join(_byte(letter) for letter in token)
+        return None if is_special(token) else b"".join(_byte(letter) for letter in token)
 
-    return _decoded(tokens, read)
+    return _decode(tokens, read)
 
 
 def _from_sentence_piece(tokens: Sequence[str]) -> list[str]:
     def read(token: str) -> bytes | None:
-        if special(token):
+        if is_special(token):
             return None
         byte = BYTE.fullmatch(token)
         return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
 
-    shown = _decoded(tokens, read)
-    first = next((i for i, token in enumerate(tokens) if not special(token)), None)
+    shown = _decode(tokens, read)
+    first = next((i for i, token in enumerate(tokens) if not is_special(token)), None)
     if first is not None:
         shown[first] = shown[first].lstrip()
     return shown
@@ -91,7 +91,7 @@ def _byte(letter: str) -> bytes:
     return bytes([BYTE_LETTERS[letter]]) if letter in BYTE_LETTERS else letter.encode()
 
 
-def _decoded(tokens: Sequence[str], read) -> list[str]:
+def _decode(tokens: Sequence[str], read) -> list[str]:
     """Decode UTF-8 across token boundaries. ``read`` returns the bytes of a token, None for a special token."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     shown: list[str] = []
@@ -107,7 +107,7 @@ def _decoded(tokens: Sequence[str], read) -> list[str]:
 
 
 def _end(decoder: codecs.IncrementalDecoder, shown: list[str]) -> None:
-    left = decoder.decode(b"", True)  # an incomplete character
+    rest = decoder.decode(b"", True)  # an incomplete character
     decoder.reset()
-    if left and shown:
-        shown[-1] = left if shown[-1] == PART else shown[-1] + left
+    if rest and shown:
+        shown[-1] = rest if shown[-1] == PART else shown[-1] + rest

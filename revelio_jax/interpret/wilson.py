@@ -9,7 +9,7 @@ Z = 1.959964  # standard normal quantile of a 95 % interval
 
 
 def wilson(share: float, trials: int) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion ``share`` that was observed in ``trials`` trials.
+    """Return the 95 % interval of a proportion ``share`` observed in ``trials`` trials.
 
     The interval is (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n).
     """

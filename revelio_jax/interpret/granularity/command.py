@@ -2,14 +2,14 @@
 
     python -m revelio_jax.interpret.granularity runs/a runs/b --out granularity.png
 
-Takes run folders with results of python -m revelio_jax.interpret: those of the SAE and, if they exist, of the
-neurons. Pure latents encode the label. Of the other latents, a small spread suggests texture and a large one layout.
-Each label and measure has a heat map of runs over timesteps, curves, and means over all timesteps, which compare an
-SAE with an undercomplete autoencoder or with neurons. All values are means over latents with 95 % bootstrap
-intervals; dotted lines are the values of random samples.
+Takes run folders with results of python -m revelio_jax.interpret, and also reads the results of neurons if they exist.
+Pure latents encode the label. For other latents, a small spread suggests texture and a large spread layout. Each label
+and measure has a heat map of runs by timestep, curves, and means over all timesteps, which compare an SAE with an
+undercomplete autoencoder or with neurons. All values are means over latents with 95 % bootstrap intervals. Dotted lines
+are the values of random samples.
 
-Writes a PNG file and a CSV file of the same numbers next to it: --out, by default granularity.png in the run folder,
-or next to the first of several.
+Writes a PNG file, and a CSV file of the same numbers next to it. The default of --out is granularity.png in the run
+folder; for several runs, in the parent folder of the first.
 """
 
 import csv
@@ -26,7 +26,7 @@ from revelio_jax.interpret.granularity.runs import FIELDS, FIGURES, WHOLE, RunPu
 
 
 def panels_of(runs: Sequence[RunPurity], labels: Sequence[str], measures: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (label, measure) of each panel; without ``labels``, of all labels. The spread has the label ""."""
+    """Return the (label, measure) of each panel, by default for all labels. The spread has the label ""."""
     existing = dict.fromkeys(label for run in runs for label in run.summary["labels"])
     for label in labels:
         if label not in existing:
@@ -43,8 +43,8 @@ def table(runs: Sequence[RunPurity], panels: Sequence[tuple[str, str]]) -> str:
         lines.append(TITLES[measure].format(label=label))
         for run in runs:
             f = run.means.get((label, measure, WHOLE))
-            none = "label not measured" if label and label not in run.summary["labels"] else "too few samples"
-            shown = "{mean:.3f} ({low:.3f}-{high:.3f})".format(**f) if f else none
+            missing = "label not measured" if label and label not in run.summary["labels"] else "too few samples"
+            shown = "{mean:.3f} ({low:.3f}-{high:.3f})".format(**f) if f else missing
             chance = f", chance {f['chance']:.3f}" if f and np.isfinite(f["chance"]) else ""
             lines.append(f"  {run.name:{width}}  {run.summary['site']}  {shown}{chance}")
     return "\n".join(lines)

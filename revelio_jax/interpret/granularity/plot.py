@@ -1,4 +1,4 @@
-"""The granularity plot: a heat map, means over all strata, and curves for each label and measure."""
+"""Draw the granularity plot: a heat map, means over all strata, and curves for each label and measure."""
 
 import typing
 from collections.abc import Sequence
@@ -24,14 +24,16 @@ FEW = 4  # largest number of curves that all have intervals
 
 
 def draw(runs: Sequence[RunPurity], panels: Sequence[tuple[str, str]]) -> "Figure":
-    """Return a figure with a row of panels for each (label, measure); colors are hook points, dashes kinds."""
+    """Return a figure with a row of panels per (label, measure). Colors show hook points, dashes show kinds."""
     import matplotlib
     from matplotlib.figure import Figure
 
     colors = matplotlib.color_sequences["petroff10"]
-    places = list(dict.fromkeys(_place(run, runs) for run in runs))
-    runs = sorted(runs, key=lambda run: (places.index(_place(run, runs)), list(DASHES).index(run.kind)))
-    looks = [{"color": colors[places.index(_place(run, runs)) % 10], "marker": DASHES[run.kind][1]} for run in runs]
+    places = list(dict.fromkeys(_color_group(run, runs) for run in runs))
+    runs = sorted(runs, key=lambda run: (places.index(_color_group(run, runs)), list(DASHES).index(run.kind)))
+    styles = [
+        {"color": colors[places.index(_color_group(run, runs)) % 10], "marker": DASHES[run.kind][1]} for run in runs
+    ]
     strata = _strata(runs)
     widths = [3, 1.7, 2.6] if strata else [1]
     height = 0.75 + 0.19 * max(len(runs), 5)
@@ -40,29 +42,29 @@ def draw(runs: Sequence[RunPurity], panels: Sequence[tuple[str, str]]) -> "Figur
         grid = figure.subplots(len(panels), len(widths), squeeze=False, width_ratios=widths)
         for axes, (label, measure) in zip(grid, panels, strict=True):
             whole, title = axes[min(1, len(axes) - 1)], TITLES[measure].format(label=label)
-            _draw_whole(whole, runs, looks, (label, measure))
+            _draw_whole(whole, runs, styles, (label, measure))
             if strata:
                 _draw_map(axes[0], runs, (label, measure), strata)
-                _draw_curves(axes[2], runs, looks, (label, measure), strata)
+                _draw_curves(axes[2], runs, styles, (label, measure), strata)
             else:
-                whole.set_yticks(range(len(runs)), [called(run, runs) for run in runs])
+                whole.set_yticks(range(len(runs)), [run_label(run, runs) for run in runs])
             axes[0].set_title(title)
         if strata:
             column = _column_name(runs)
-            whose = "" if len(runs) <= FEW else " of SAEs"
-            titles = f"all {column}s", f"by {column}, with 95 % intervals{whose}"
+            limited_to = "" if len(runs) <= FEW else " of SAEs"
+            titles = f"all {column}s", f"by {column}, with 95 % intervals{limited_to}"
             for ax, text in zip(grid[0][1:], titles, strict=True):
                 ax.set_title(text)
             for ax in grid[-1][::2]:
                 ax.set_xlabel(column)
-            figure.legend(handles=_legend(runs, looks), loc="outside lower center", ncols=4)
+            figure.legend(handles=_legend(runs, styles), loc="outside lower center", ncols=4)
     return figure
 
 
 def _draw_map(ax: "Axes", runs, of, strata) -> None:
-    values = np.array([[_of(run, of, stratum)["mean"] for stratum in strata] for run in runs])
+    values = np.array([[_figures_of(run, of, stratum)["mean"] for stratum in strata] for run in runs])
     image = ax.imshow(values, aspect="auto", cmap="viridis")
-    ax.set_yticks(range(len(runs)), [called(run, runs) for run in runs])
+    ax.set_yticks(range(len(runs)), [run_label(run, runs) for run in runs])
     ax.set_xticks(range(len(strata)), strata)
     ax.grid(False)
     if len(strata) > SHOWN:
@@ -75,35 +77,35 @@ def _draw_map(ax: "Axes", runs, of, strata) -> None:
             ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
 
 
-def _draw_curves(ax: "Axes", runs, looks, of, strata) -> None:
-    """Draw curves over strata. With many curves only those of SAEs have intervals; the CSV file has all."""
+def _draw_curves(ax: "Axes", runs, styles, of, strata) -> None:
+    """Draw curves over strata. With many curves, only curves of SAEs have intervals; the CSV file has all intervals."""
     x = np.arange(len(strata))
     kinds = {run.kind for run in runs} if len(runs) <= FEW else {""}
-    for run, look in zip(runs, looks, strict=True):
-        figures = [_of(run, of, stratum) for stratum in strata]
+    for run, style in zip(runs, styles, strict=True):
+        figures = [_figures_of(run, of, stratum) for stratum in strata]
         mean, low, high, chance = ([f[name] for f in figures] for name in ("mean", "low", "high", "chance"))
         width = 0.8 if run.kind else 1.6
-        ax.plot(x, mean, markersize=3, linestyle=DASHES[run.kind][0], linewidth=width, **look)
+        ax.plot(x, mean, markersize=3, linestyle=DASHES[run.kind][0], linewidth=width, **style)
         if run.kind in kinds:
-            ax.fill_between(x, low, high, color=look["color"], alpha=0.25, linewidth=0)
+            ax.fill_between(x, low, high, color=style["color"], alpha=0.25, linewidth=0)
         ax.plot(x, chance, color="0.5", linestyle=":", linewidth=0.8)
     ax.set_xticks(x, strata)
     ax.margins(y=0.08)
 
 
-def _draw_whole(ax: "Axes", runs, looks, of) -> None:
-    for y, (run, look) in enumerate(zip(runs, looks, strict=True)):
-        figures = _of(run, of, WHOLE)
+def _draw_whole(ax: "Axes", runs, styles, of) -> None:
+    for y, (run, style) in enumerate(zip(runs, styles, strict=True)):
+        figures = _figures_of(run, of, WHOLE)
         mean, chance = figures["mean"], figures["chance"]
         error = [[mean - figures["low"]], [figures["high"] - mean]]
-        ax.errorbar([mean], [y], xerr=error, linestyle="", markersize=4, capsize=2, **look)
+        ax.errorbar([mean], [y], xerr=error, linestyle="", markersize=4, capsize=2, **style)
         ax.plot([chance, chance], [y - 0.5, y + 0.5], color="0.5", linestyle=":")
     ax.set_yticks(range(len(runs)), [""] * len(runs))
     ax.set_ylim(len(runs) - 0.5, -0.5)
 
 
-def _legend(runs, looks) -> list[typing.Any]:
-    """Return legend entries of the kinds and of chance; the rows of the heat map name the colors."""
+def _legend(runs, styles) -> list[typing.Any]:
+    """Return legend entries for the kinds and for chance. The colors are explained by the rows of the heat map."""
     from matplotlib.lines import Line2D
 
     shown = [kind for kind in DASHES if kind in {run.kind for run in runs}]
@@ -115,22 +117,22 @@ def _legend(runs, looks) -> list[typing.Any]:
     return [*lines, Line2D([], [], color="0.5", linestyle=":", label="random samples")]
 
 
-def _place(run: RunPurity, runs: Sequence[RunPurity]) -> str:
-    """Return what has one color: the hook point, or the run if several SAEs share a hook point."""
+def _color_group(run: RunPurity, runs: Sequence[RunPurity]) -> str:
+    """Return the group that shares a color: the hook point, or the run if several SAEs share a hook point."""
     site = run.summary["site"]
-    alone = sum((other.summary["site"], other.kind) == (site, run.kind) for other in runs) == 1
-    return site if alone else run.name
+    is_unique = sum((other.summary["site"], other.kind) == (site, run.kind) for other in runs) == 1
+    return site if is_unique else run.name
 
 
-def _of(run: RunPurity, of: tuple[str, str], stratum: str) -> dict[str, float]:
+def _figures_of(run: RunPurity, of: tuple[str, str], stratum: str) -> dict[str, float]:
     return run.means.get((*of, stratum)) or dict.fromkeys(FIGURES, np.nan)
 
 
-def called(run: RunPurity, runs: Sequence[RunPurity]) -> str:
+def run_label(run: RunPurity, runs: Sequence[RunPurity]) -> str:
     """Return the hook point if it is unique among runs of the same kind, otherwise run name and hook point."""
     site = run.summary["site"]
-    alone = sum((other.summary["site"], other.kind) == (site, run.kind) for other in runs) == 1
-    if alone:
+    is_unique = sum((other.summary["site"], other.kind) == (site, run.kind) for other in runs) == 1
+    if is_unique:
         return f"{site}, {run.kind}" if run.kind else site
     return f"{run.name}: {site}"
 

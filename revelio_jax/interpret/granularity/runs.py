@@ -1,4 +1,4 @@
-"""Purity and spread of the latents of runs by stratum: means with intervals."""
+"""Read the purity and spread of the latents of runs, by stratum, as means with intervals."""
 
 import dataclasses
 import pathlib
@@ -22,10 +22,10 @@ FIGURES = ("mean", "low", "high", "measured", "chance")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunPurity:
-    """The values FIGURES of a run by (label, measure, stratum), None if they could not be measured.
+    """The values FIGURES of a run by (label, measure, stratum), None if they cannot be measured.
 
-    The label of the spread is "", and the stratum of all strata together is WHOLE. ``kind`` is "" for an SAE,
-    otherwise a value of KINDS.
+    The label of the spread is "", and WHOLE stands for all strata together. ``kind`` is "" for an SAE, otherwise a
+    value of KINDS.
     """
 
     name: str
@@ -39,7 +39,7 @@ class RunPurity:
 
 
 def read_runs(folders: Sequence[str]) -> list[RunPurity]:
-    """Read all results of the runs. Raises InputError if a folder has none, or if their strata differ in column."""
+    """Read all results of the runs. Raises InputError if a folder has no results or the strata differ in column."""
     loaded = [(folder, part) for folder in folders for part in _results(pathlib.Path(folder))]
     names = [part.summary["name"] for _, part in loaded]
     runs = []
@@ -61,8 +61,8 @@ def _results(folder: pathlib.Path) -> list[Results]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; it must be a run folder, for example runs/mini_sd")
     places = [folder / "latents", folder / "neurons"]
-    there = [place for place in places if (place / "summary.json").is_file()]
-    return [results.load(place) for place in there or places[:1]]
+    existing = [place for place in places if (place / "summary.json").is_file()]
+    return [results.load(place) for place in existing or places[:1]]
 
 
 def _means(results: Results) -> dict[tuple[str, str, str], dict[str, float] | None]:
@@ -89,7 +89,7 @@ def _means(results: Results) -> dict[tuple[str, str, str], dict[str, float] | No
 
 
 def _column(table: pyarrow.Table, name: str, where: np.ndarray | None = None) -> np.ndarray:
-    """Return a column as float64, NaN where it is null or ``where`` is false."""
+    """Return a column as float64, with NaN for null values and for rows where ``where`` is false."""
     values = table[name].to_numpy().astype(np.float64)
     return values if where is None else np.where(where, values, np.nan)
 
@@ -109,7 +109,7 @@ def rows(runs: Sequence[RunPurity]) -> list[dict[str, typing.Any]]:
         of_run["sae"] = run.summary["sae"]["architecture"]
         for (label, measure, stratum), figures in run.means.items():
             if figures:
-                what = {"label": label, "measure": measure, "stratum": stratum}
+                key = {"label": label, "measure": measure, "stratum": stratum}
                 figures = {name: "" if np.isnan(value) else value for name, value in figures.items()}
-                lines.append(of_run | what | figures)
+                lines.append(of_run | key | figures)
     return lines

@@ -1,8 +1,8 @@
-"""Statistics of each latent, accumulated over all rows in bounded memory.
+"""Accumulate statistics of each latent over all rows, in bounded memory.
 
-The result is exact, and the same for any batch size: sums run over whole samples in their order, and ties and
-random draws are decided by a hash of the sample number. The work is done in numpy and scipy.sparse on the host,
-while the device encodes the next batch.
+The result is exact and independent of the batch size: sums run over whole samples in their order, and a hash of the
+sample number decides ties and random draws. The host computes in numpy and scipy.sparse while the device encodes the
+next batch.
 
 With b bins, t places per list of top samples (see top_samples.py), c cells, s strata and n random samples, each
 latent takes
@@ -10,7 +10,7 @@ latent takes
     28 b + 28 + t (18 + c) + 40 s + n bytes, and with s > 1 another s (16 + 16 t).
 
 With the defaults, 256 cells and five timesteps, a latent takes 11 KB, and 65,536 latents take 0.7 GiB. A batch
-takes about 100 bytes for each of its entries, that is, for each row and latent that fires on it.
+takes about 100 bytes for each entry, that is, for each pair of a row and a latent that fires on it.
 """
 
 import math
@@ -21,7 +21,7 @@ import scipy.sparse
 
 from revelio_jax.interpret.latents.layout import PositionMap, Strata
 from revelio_jax.interpret.latents.stream import CodeBatch
-from revelio_jax.interpret.latents.top_samples import RankedSamples, TopSamples, mixed
+from revelio_jax.interpret.latents.top_samples import RankedSamples, TopSamples, mix
 
 OCTAVES, BINS_PER_OCTAVE = 16, 4  # of the histogram
 BINS = OCTAVES * BINS_PER_OCTAVE
@@ -33,8 +33,8 @@ WHOLE = 1 << 32  # shares of positions are summed as integers, so that the order
 def histogram(scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Return log2 of the bin edges [BINS + 1], and the bin for each upper half of a value's bits, uint8 [2^15].
 
-    An edge is a quarter of an octave, rounded up to 8 significant bits. So the bin of a float32 > 0 follows from its
-    upper half, without a logarithm. Values outside of the edges count in the outermost bins.
+    Edges are a quarter of an octave apart, rounded up to 8 significant bits. The bin of a float32 > 0 therefore follows
+    from its upper half, without a logarithm. Values outside of the edges are counted in the outermost bins.
     """
     top = np.ceil(np.log2(max(scale, 1e-30))) + OCTAVES_ABOVE_SCALE
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -99,8 +99,8 @@ class LatentAccumulator:
         self.spread_of = np.zeros((latents, strata.counted), np.int64)  # summed over maps, in units of 1 / WHOLE
         self.top = TopSamples(latents, top, self._cells)
         self.of_stratum = TopSamples(latents * strata.counted if strata.names else 0, top)
-        # For each latent and bin: of the samples whose peak is in the bin, the one with the smallest hash.
-        self._hash_F = mixed(np.arange(latents, dtype=np.uint32))
+        # For each latent and bin, the sample with the smallest hash of all samples whose peak is in the bin.
+        self._hash_F = mix(np.arange(latents, dtype=np.uint32))
         bins = (latents, BINS if weaker else 0)
         self.weak_key = np.full(bins, 2**64 - 1, np.uint64)  # hash << 32 | sample
         self.weak_value = np.zeros(bins, np.float32)
@@ -114,7 +114,7 @@ class LatentAccumulator:
         return own + self.top.nbytes + self.of_stratum.nbytes
 
     def add(self, batch: CodeBatch) -> None:
-        """Add a batch of whole samples; its samples follow those of the batches before."""
+        """Add a batch of whole samples. Batches must be added in the order of the samples."""
         new_sample_N = np.diff(batch.sample_N, prepend=-1) != 0
         new_map_N = new_sample_N | (np.diff(batch.timestep_N, prepend=batch.timestep_N[0]) != 0)
         first_of_sample, first_of_map = np.flatnonzero(new_sample_N), np.flatnonzero(new_map_N)
@@ -148,7 +148,7 @@ class LatentAccumulator:
         return np.take(self._bins, np.ascontiguousarray(value_N).view(np.uint16)[1::2])
 
     def ranked(self) -> tuple[RankedSamples, RankedSamples, np.ndarray]:
-        """Return the top samples of each latent, of each latent and stratum, and the profiles of the former."""
+        """Return the top samples of each latent, those of each latent and stratum, and the profiles of the first."""
         return self.top.ranked(), self.of_stratum.ranked(), self.top.profiles()
 
     def _add_strata(
@@ -236,9 +236,9 @@ class LatentAccumulator:
             )
 
     def _add_weaker(self, batch: CodeBatch, entries: _Entries, samples: _Groups, numbers: np.ndarray) -> None:
-        """Keep the sample with the smallest hash of each latent and bin: a uniform draw that is reproducible."""
+        """Keep the sample with the smallest hash of each latent and bin, which is a reproducible uniform draw."""
         hash_N = np.take(self._hash_F, samples.latent)
-        hash_N ^= np.take(mixed(~numbers.astype(np.uint32)), samples.member)
+        hash_N ^= np.take(mix(~numbers.astype(np.uint32)), samples.member)
         hash_N *= np.uint32(0x9E3779B1)
         flat = samples.latent * BINS
         flat += self.bins(samples.peak)
@@ -256,7 +256,7 @@ class LatentAccumulator:
 
 
 def _sort_by_latent(batch: CodeBatch, latents: int) -> _Entries:
-    """Sort the entries of a batch by latent and row. They are sorted by row already, so a counting sort suffices."""
+    """Sort the entries of a batch by latent and row. They are already sorted by row, so a counting sort suffices."""
     rows = len(batch.fires_N)
     row_starts = np.concatenate([[0], np.cumsum(batch.fires_N)]).astype(np.int32)
     by_row = scipy.sparse.csr_array((batch.value_E, batch.latent_E, row_starts), (rows, latents))

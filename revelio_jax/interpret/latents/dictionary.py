@@ -1,12 +1,12 @@
-"""The latents to interpret: those of an SAE folder, or the neurons of a hook point. JAX.
+"""The latents to interpret: the latents of an SAE folder, or the neurons of a hook point. Uses JAX.
 
 Values of latents are in the units of the SAE folder, as in steering:
 
-    topk        the k largest of ReLU(W_enc (x - b_dec) + b_enc)
-    jumprelu    the same values, where they exceed the threshold of the latent
-    standard    all of them
-    neurons     ReLU(x - mean), with the mean over the store. Without it, a neuron whose mean is far from 0 would
-                fire always or never.
+    topk        the k largest of z = ReLU(W_enc (x - b_dec) + b_enc)
+    jumprelu    z if it exceeds the threshold of the latent, otherwise 0
+    standard    z
+    neurons     ReLU(x - mean), with the mean over the store. Without subtracting it, a neuron whose mean is far from 0
+                would fire always or never.
 
 A latent fires on a row if its value is above 0, so a latent that top-k selects with value 0 does not fire.
 """
@@ -96,7 +96,7 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def check(dictionary: Dictionary, store: Store, site: SiteReader) -> None:
-    """Raise InputError if the hook point, width, model or value of an SAE differs from that of the store."""
+    """Raise InputError if an SAE and the store differ in hook point, width, model or value."""
     metadata, model = dictionary.metadata, store.manifest.get("model", {})
     if metadata.get("site") and metadata["site"] != site.name:
         raise InputError(
@@ -125,12 +125,12 @@ def check(dictionary: Dictionary, store: Store, site: SiteReader) -> None:
 def make_encode(
     dictionary: Dictionary, batch_size: int, encode_chunk: int | None = None
 ) -> Callable[[np.ndarray], Callable[[], SlotCodes]]:
-    """Return ``encode(x_ND)``, which starts to encode N rows and returns a function that waits for their codes.
+    """Return ``encode(x_ND)``, which starts encoding N rows and returns a function that waits for their codes.
 
     x_ND are at most ``batch_size`` rows in the stored dtype; they must not change before the codes are returned.
-    The rows are split over all local devices. A row has k slots. Without k it has as many slots, in powers of 2, as
-    the fullest row so far needed; a batch that needs more is encoded again. From half of the latents on, every
-    latent has a slot. ``encode_chunk`` is config.sae.encode_chunk.
+    The rows are split over all local devices. A row has k slots. Without k, the number of slots is a power of 2 that
+    fits the fullest row so far; a batch that needs more slots is encoded again. If half of the latents need slots,
+    every latent gets one. ``encode_chunk`` is config.sae.encode_chunk.
     """
     devices = jax.local_devices()
     rows = -(-batch_size // len(devices)) * len(devices)
@@ -153,7 +153,7 @@ def make_encode(
             mesh=mesh,
             in_specs=({name: specs[name] for name in params}, P("data", None)),
             out_specs=(P("data", None), P("data", None), P("data")),
-            check_vma=False,  # the types of variance do not support top_k, which branches by platform
+            check_vma=False,  # this check does not support top_k, which branches by platform
         )(params, x_BD)
 
     def encode(x_ND):
@@ -161,11 +161,11 @@ def make_encode(
         if count < rows:  # pad to one shape, which is compiled once
             x_ND = np.concatenate([x_ND, np.zeros((rows - count, x_ND.shape[1]), x_ND.dtype)])
         x_BD = jax.device_put(x_ND, by_rows)
-        started = start(params, x_BD, slots)
+        result = start(params, x_BD, slots)
 
         def wait():
             nonlocal slots
-            values_BK, indices_BK, fires_B = started
+            values_BK, indices_BK, fires_B = result
             while (most := int(np.asarray(fires_B)[:count].max(initial=0))) > values_BK.shape[1]:
                 slots = max(slots, 1 << (most - 1).bit_length())
                 slots = slots if 2 * slots < latents else latents

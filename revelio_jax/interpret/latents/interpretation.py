@@ -1,4 +1,4 @@
-"""Interpretation of the latents of a run: from its store and its SAE to the files of :mod:`.results`."""
+"""Interpret the latents of a run: from its store and its SAE to the files of :mod:`.results`."""
 
 import pathlib
 import time
@@ -23,17 +23,17 @@ FIELDS = ("top", "weaker", "neighbors", "coactivation_rows", "cells", "stratum",
 
 
 def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
-    """Read the store once and write the results; return them, and whether they were computed now.
+    """Read the store once and write the results; return them, and whether they are new.
 
-    Results that exist for the same store, SAE and fields are returned instead, unless ``again`` is set. Raises
-    InputError before any row is read if the inputs do not match or the results cannot be written.
+    Existing results of the same store, SAE and fields are returned instead, unless ``again`` is set. Raises InputError
+    before any row is read if the inputs do not match or the results cannot be written.
     """
     options = config.interpret
     store, site, latents = store_pass.open_inputs(config)
     folder = results.folder_of(config.run or "", options.sae)
     identity, origin = _identity(options, store, site, latents), _origin(config, store)
     if not again and (existing := _reusable(folder, identity)):
-        # The store and the SAE may have been moved since.
+        # The store and the SAE may have been moved since then.
         return results.update_summary(existing, {**existing.summary, **identity, **origin}), False
     samples = store.table()
     labels = purity.read_labels(samples, options.labels)
@@ -42,7 +42,7 @@ def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
     position_map = layout.make_map(site.name, store, positions, options.cells)
     tokens = layout.token_column(site.name, samples.column_names)
     del samples  # prompts and tokens take more memory than labels
-    files.prepare_folder(folder)  # fail before the pass, not after it
+    files.prepare_folder(folder)  # to fail before the pass instead of after it
 
     started = time.perf_counter()
     accumulator, coactivation = store_pass.accumulate(config, store, site, latents, strata, position_map)
@@ -108,7 +108,7 @@ def _origin(config: Config, store: Store) -> Origin:
 
 
 def _reusable(folder: pathlib.Path, identity: Identity) -> Results | None:
-    """Return the existing results if the same store contents, SAE weights and fields determined them."""
+    """Return the existing results if their store, SAE weights and fields are the same, otherwise None."""
     try:
         existing = results.load(folder)
     except InputError:

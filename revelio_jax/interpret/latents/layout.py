@@ -1,4 +1,4 @@
-"""Layout of the rows of a hook point: text or image, positions, the map they form, and strata."""
+"""The layout of the rows of a hook point: text or image, positions, their map, and strata."""
 
 import dataclasses
 import math
@@ -52,18 +52,18 @@ class PositionMap:
 
 
 def positions_and_timesteps(site: SiteReader) -> tuple[int, list[int]]:
-    """Return the number of positions, that is the largest + 1, and all timesteps, ascending; -1 means no timestep.
+    """Return the number of positions (the largest + 1) and all timesteps, ascending; -1 means no timestep.
 
-    Reads two index arrays of together 8 bytes per row, at 10 million rows per second or more.
+    Reads two index arrays, together 8 bytes per row, at 10 million rows per second or more.
     """
     last, timesteps = 0, set()
-    for start, stop in joined_chunks(site.chunks, INDEX_ROWS):
+    for start, stop in join_chunks(site.chunks, INDEX_ROWS):
         last = max(last, int(site.read_index("position", start, stop).max()))
         timesteps.update(np.unique(site.read_index("timestep", start, stop)).tolist())
     return last + 1, sorted(timesteps)
 
 
-def joined_chunks(chunks: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+def join_chunks(chunks: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:
     """Return (start, stop) of ``chunks``, with adjacent chunks joined until they have ``most`` rows."""
     joined: list[tuple[int, int]] = []
     for start, stop in chunks:
@@ -74,14 +74,14 @@ def joined_chunks(chunks: Sequence[tuple[int, int]], most: int) -> list[tuple[in
 
 
 def is_image(site: str) -> bool:
-    """Return whether positions are places of an image: denoiser hook points except the text in FLUX blocks."""
+    """Return whether positions are places of an image: at denoiser hook points except FLUX's text streams."""
     return hook_points.is_denoiser_point(site) and not site.endswith(".text")
 
 
 def make_map(site: str, store: Store, positions: int, most: int) -> PositionMap:
-    """Return the map of ``positions``, with at most ``most`` cells; a cell is a square or a stretch of positions.
+    """Return the map of ``positions`` with at most ``most`` cells; a cell is a square or a stretch of positions.
 
-    Positions form a map if they are places of an image and their aspect ratio can equal that of the pixels.
+    Positions form a map if they are places of an image and can have the aspect ratio of its pixels.
     """
     pixels = store.manifest.get("extract", {})
     grid = None
@@ -98,9 +98,9 @@ def make_map(site: str, store: Store, positions: int, most: int) -> PositionMap:
 
 
 def make_strata(column: str | None, table: pyarrow.Table, timesteps: list[int]) -> Strata:
-    """Return strata by a column of the samples; with None by timestep, if there is more than one.
+    """Return strata by a column of the samples. With None, return strata by timestep if there are several.
 
-    Raises InputError if the column does not exist or has no value or more than 100.
+    Raises InputError if the column does not exist, has no values or has more than MOST_STRATA values.
     """
     if not column:
         if len(timesteps) < 2:
@@ -108,20 +108,22 @@ def make_strata(column: str | None, table: pyarrow.Table, timesteps: list[int]) 
         return Strata("timestep", tuple(map(str, timesteps)), timesteps=np.asarray(timesteps, np.int32))
     kinds = {field.name: field.type for field in table.schema if not pyarrow.types.is_nested(field.type)}
     if column not in kinds:
-        raise InputError(f"config.interpret.stratum is {column!r}; it must be a sample column: {', '.join(kinds)}")
+        raise InputError(
+            f"config.interpret.stratum is {column!r}; it must be a column of the samples: {', '.join(kinds)}"
+        )
     label = as_label(column, table[column])
     if not 0 < len(label.classes) <= MOST_STRATA:
         raise InputError(
             f"config.interpret.stratum is {column!r}, a column with {len(label.classes):,} values; "
-            f"it must have 1 to {MOST_STRATA}"
+            f"it must have 1 to {MOST_STRATA} values"
         )
     return Strata(column, label.classes, of_sample=label.of_sample)
 
 
 def token_column(site: str, table_names: list[str]) -> str | None:
-    """Return the sample column with the tokens at each position of a text; None if there is none.
+    """Return the sample column with the tokens at each position of a text, or None if there is no such column.
 
-    The text in FLUX blocks has the tokens of T5.
+    FLUX's text streams have the tokens of T5.
     """
     encoder = "t5" if hook_points.is_denoiser_point(site) else site.partition(".")[0]
     name = f"{encoder}.tokens"

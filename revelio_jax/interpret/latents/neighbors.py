@@ -1,4 +1,4 @@
-"""Neighbors of a latent: latents with a similar decoder row, and latents that fire on the same rows."""
+"""Find the neighbors of a latent: latents with a similar decoder row, and latents that fire on the same rows."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def nearest(W_dec_FD: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
 class CoactivationRows:
     """The latents that fire on a random subset of the rows: one row from each of ``rows`` equal stretches.
 
-    At most ENTRIES_PER_ROW x ``rows`` int32 latent numbers are held. When there are more, every second row is
+    Memory holds at most ENTRIES_PER_ROW x ``rows`` int32 latent numbers. If there are more, every second row is
     dropped. The chosen rows depend only on ``store_rows``, the number of rows of the store, and on the codes.
     """
 
@@ -79,7 +79,7 @@ class CoactivationRows:
             self._drop_every_second()
 
     def codes(self, latents: int) -> scipy.sparse.csr_array:
-        """Return an int32 array [rows, F] that is 1 where a latent fires."""
+        """Return an int32 array [rows, F] that is 1 if a latent fires on a row."""
         fires = np.concatenate([np.zeros(1, np.int32), *self._fires])
         entries = np.concatenate([np.zeros(0, np.int32), *self._latents])
         ones = np.ones(len(entries), np.int32)
@@ -111,7 +111,7 @@ def coactive(codes: scipy.sparse.csr_array, most: int) -> tuple[np.ndarray, np.n
 
     The index is the number of rows on which both fire divided by the number of rows on which at least one fires.
     Returns indices, int32 [F, most], -1 if there are fewer, and the Jaccard indices, float32 [F, most], largest
-    first; of equals the lower latent comes first. ``codes`` [rows, F] is 1 where a latent fires.
+    first, and the lower latent first among equals. ``codes`` [rows, F] is 1 if a latent fires.
     """
     latents = codes.shape[1]
     indices = np.full((latents, most), -1, np.int32)

@@ -1,16 +1,16 @@
-"""Label purity of the top samples of a latent.
+"""Measure the label purity of the top samples of a latent.
 
-Measured on the ten strongest labeled samples of each latent that fires on more than ten samples, as in Revelio
-(arXiv 2411.16725):
+As in Revelio (arXiv 2411.16725), the measures are taken on the ten strongest labeled samples of each latent that fires
+on more than ten samples:
 
     sigma     standard deviation of the class numbers; classes are numbered in sorted order
     entropy   entropy of the classes in bits: 0 for one class, log2(10) for ten
     purity    share of the most frequent class
 
-sigma is the measure of the paper. It depends on the order of the classes; the other two do not. :func:`chance`
-returns the expected values for ten random samples: a latent encodes the label if its sigma and entropy are below,
-and its purity above them. Small classes bound purity: three samples per class allow at most 0.3. Do not compare
-purity between labels or stores whose classes differ in size.
+sigma is the paper's measure. It depends on the order of the classes; the other two do not. :func:`chance` returns the
+expected values for ten random samples. A latent encodes the label if its sigma and entropy are below these values and
+its purity is above. Small classes limit purity: with three samples per class it is at most 0.3. Do not compare purity
+between labels or stores whose classes differ in size.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ import scipy.stats
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents.summary import MeanOverLatents
 
-STRONGEST = 10  # labeled top samples that are measured
+STRONGEST = 10  # labeled top samples to measure
 MEASURES = ("sigma", "entropy", "purity")
 NO_LABELS = ("id", "prompt", "seed", "image")  # columns that extraction writes
-DRAWS = 10_000  # random draws of ten samples behind the values of chance
+DRAWS = 10_000  # random draws of ten samples for the values of chance
 RESAMPLES = 1000  # of the bootstrap
-BLOCK = 1 << 16  # lists that are measured together
+BLOCK = 1 << 16  # lists measured together
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,8 +56,8 @@ class PurityMeasures(typing.NamedTuple):
 def read_labels(table: pyarrow.Table, names: tuple[str, ...]) -> list[Label]:
     """Return the labels ``names`` of the samples; without names, every column that can be a label.
 
-    Such a column holds texts or integers, has at least two classes, and one class has several samples.
-    Raises InputError if a name is not a column of texts or integers.
+    A label column holds texts or integers and has at least two classes, one of which has several samples. Raises
+    InputError if a name is not a column of texts or integers.
     """
     columns = {}
     for field in table.schema:
@@ -67,7 +67,9 @@ def read_labels(table: pyarrow.Table, names: tuple[str, ...]) -> list[Label]:
             columns[field.name] = table[field.name]
     for name in names:
         if name not in columns:
-            raise InputError(f"config.interpret.labels has {name!r}; it must name sample columns: {', '.join(columns)}")
+            raise InputError(
+                f"config.interpret.labels has {name!r}; it must be columns of the samples: {', '.join(columns)}"
+            )
     labels = [as_label(name, columns[name]) for name in names or columns if names or name not in NO_LABELS]
     return [label for label in labels if names or _is_label(label)]
 
@@ -132,9 +134,9 @@ def _measure_classes(classes_LN: np.ndarray, enough_L: np.ndarray) -> PurityMeas
 
 
 def chance(label: Label, samples: np.ndarray, top: int) -> dict[str, float] | None:
-    """Return the mean measures of ten random samples of ``samples`` (sample numbers).
+    """Return the mean measures of ten samples drawn at random from the sample numbers ``samples``.
 
-    ``top`` is as for :func:`measure`. Returns None if fewer than ten samples have a class.
+    ``top`` has the same meaning as in :func:`measure`. Returns None if fewer than ten samples have a class.
     """
     classes = label.of_sample[samples]
     classes = classes[classes >= 0]
@@ -148,9 +150,9 @@ def chance(label: Label, samples: np.ndarray, top: int) -> dict[str, float] | No
 
 
 def interval(values: np.ndarray) -> MeanOverLatents | None:
-    """Return the mean of ``values`` [latents] and its 95 % bootstrap interval; None without a finite value.
+    """Return the mean of ``values`` [latents] and its 95 % bootstrap interval, ignoring NaN.
 
-    Values that are NaN are left out.
+    Returns None if no value is finite.
     """
     values = values[np.isfinite(values)].astype(np.float64)
     if not len(values):

@@ -7,7 +7,7 @@
     runs/<name>/latents/arrays.safetensors   histograms, profiles, neighbors
     runs/<name>/latents/tags.parquet         the answers of a vision-language model; only after tagging
 
-Latents have the numbers of the SAE folder, and values are in its units, which are those of steering.
+Latents have the numbers of the SAE folder. Values have its units, as in steering.
 """
 
 import dataclasses
@@ -42,12 +42,12 @@ class Results:
         frequency        float64, share of the rows on which it fires
         mean, max        float32, of its values on those rows
         spread           float32, share of the positions of a sample on which it fires: the mean over samples and
-                         timesteps with at least one such position
+                         timesteps on which it fires at all
         words            string, the tokens at which it is strongest, separated by " · "; "" for images
         LABEL.sigma      float32, standard deviation of the class numbers of its top samples (Revelio)
         LABEL.entropy    float32, entropy of their classes in bits
         LABEL.purity     float32, share of their most frequent class
-        LABEL.majority   string, that class; these four are null if it fires on too few samples
+        LABEL.majority   string, that class; the four label columns are null if it fires on too few samples
 
     ``strata``: latent, stratum (string), rows, samples, mean, max, spread, LABEL.sigma, .entropy, .purity and
     .majority, sorted by latent and stratum, strata in the order of summary["stratum"].
@@ -58,12 +58,13 @@ class Results:
                          strongest samples of a stratum. A sample appears at its strongest position.
         stratum          string, null unless kind is "stratum"
         rank             int32 from 0, strongest first
-        position         int32, -1 if there is none; so is timestep
+        position         int32, -1 without a position
+        timestep         int32, -1 without a timestep
         value            float32
         quantile         float32, of the value among the rows on which the latent fires
 
     Arrays, by name:
-        histogram        int64 [F, bins], rows by log2 of the value; the outermost bins hold all values beyond
+        histogram        int64 [F, bins], rows by log2 of the value; the outermost bins also hold all values beyond
         profile          uint8 [F, top, cells], the values over the top sample of each rank; 255 is its peak
         coactive         int32 [F, neighbors], latents that fire on the same rows, -1 in unused places
         coactive_score   float32 [F, neighbors], Jaccard index of the rows
@@ -93,7 +94,8 @@ class Results:
         """Return the answers of a vision-language model, one row per tagged latent; None before tagging.
 
         latent       int32
-        label        string, null without a usable answer; so is granularity
+        label        string, null without a usable answer
+        granularity  string, null without a usable answer
         score        float64, balanced accuracy of the label on held-out samples, null if there are too few; 0.5 is
                      chance. score_low and score_high are its 95 % interval.
         held_out     int32, the number of held-out samples
@@ -103,12 +105,12 @@ class Results:
         return pyarrow.parquet.read_table(path) if path.is_file() else None
 
 
-def store_of(results: Results) -> Store:
+def open_store_of(results: Results) -> Store:
     """Open the store that results were computed from. Raises InputError if it is missing or has changed."""
     store = open_store(results.summary["store"]["location"])
     if store.fingerprint != results.summary["store"]["fingerprint"]:
         raise InputError(
-            f"store {store.location} is not the store that {results.folder} was computed from; "
+            f"store {store.location} has changed since {results.folder} was computed; "
             "run python -m revelio_jax.interpret again"
         )
     return store
@@ -132,14 +134,14 @@ def save(
                 pyarrow.parquet.write_table(tables[name], part / f"{name}.parquet")
             _write_summary(part, summary)
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part / ARRAYS)
-            shutil.copymode(part / SUMMARY, part / ARRAYS)  # safetensors makes files that only the owner can read
+            shutil.copymode(part / SUMMARY, part / ARRAYS)  # safetensors creates files that only the owner can read
     except SafetensorError as error:
         raise InputError(f"{folder} cannot be written: {error}") from error
     return load(folder)
 
 
 def update_summary(results: Results, summary: Summary) -> Results:
-    """Return results with another summary, for example after the store was moved; rewrite summary.json if it differs.
+    """Return the results with another summary, for example after the store was moved. Rewrite summary.json if needed.
 
     Raises InputError if the file cannot be written.
     """

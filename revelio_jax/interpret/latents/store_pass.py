@@ -40,8 +40,8 @@ def accumulate(
     """Read and encode all rows. Return the statistics of each latent and the rows for co-activation."""
     options = config.interpret
     scale = latents.gain * float(np.sqrt(site.variance.sum()))
-    recorded = random_samples(store, site, options.random_samples)
-    accumulator = LatentAccumulator(latents.latents, options.top, options.weaker, scale, position_map, strata, recorded)
+    draws = random_samples(store, site, options.random_samples)
+    accumulator = LatentAccumulator(latents.latents, options.top, options.weaker, scale, position_map, strata, draws)
     coactivation = CoactivationRows(options.coactivation_rows if options.neighbors else 0, site.rows)
     with tqdm(total=site.rows, desc="interpret", unit="row", unit_scale=True, dynamic_ncols=True) as bar:
         for batch in stream.whole_samples(encoded_rows(config, site, latents)):
@@ -52,7 +52,7 @@ def accumulate(
 
 
 def encoded_rows(config: Config, site: SiteReader, latents: Dictionary) -> Iterator[CodeBatch]:
-    """Yield the codes of all rows in order. The device encodes the next batch while the caller uses the last."""
+    """Yield the codes of all rows in order. The device encodes the next batch while the caller uses the current one."""
     batch_size = config.interpret.batch_size
     encode = dictionary.make_encode(latents, stream.largest_batch(site, batch_size), config.sae.encode_chunk)
     previous = None

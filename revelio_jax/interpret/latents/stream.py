@@ -1,4 +1,4 @@
-"""Rows of a hook point in the order of the store, read ahead, and their codes in batches of whole samples.
+"""Read the rows of a hook point ahead, in the order of the store, and regroup their codes into whole samples.
 
 A store holds the rows of a sample one after another, by timestep and then by position. Batches consist of whole
 chunks, the fastest unit to read, so a batch can end inside a sample. :func:`whole_samples` regroups the codes,
@@ -16,12 +16,12 @@ import numpy as np
 
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
-from revelio_jax.interpret.latents.layout import joined_chunks
+from revelio_jax.interpret.latents.layout import join_chunks
 from revelio_jax.store import SiteReader, Store
 from revelio_jax.training.mixture import open_mixture
 
 READERS = 8  # threads; they wait for the disk or the network, not for Python
-READ_AHEAD = 2  # batches in memory beside the batch that is encoded and the previous one
+READ_AHEAD = 2  # batches in memory besides the batch being encoded and the previous one
 
 _Future = concurrent.futures.Future[typing.Any]
 
@@ -52,13 +52,15 @@ class CodeBatch:
 
 
 def open_site(config: Config) -> tuple[Store, SiteReader]:
-    """Return the store of ``config`` and the reader of config.data.site, by default its only hook point.
+    """Return the store of ``config`` and the reader of config.data.site, by default the first hook point.
 
-    Raises InputError if ``config`` names no store or several, or if the hook point is missing or has no rows.
+    Raises InputError if ``config`` has no store or several, or if the hook point is missing or has no rows.
     """
     entries = config.data.stores or (f"1:{config.extract.store}",)
     if not config.data.stores and not config.extract.store:
-        raise InputError("config.extract.store is not set; set it or config.data.stores to the store to interpret")
+        raise InputError(
+            "config.extract.store is not set; set it, or set config.data.stores, to the store to interpret"
+        )
     mixture = open_mixture(entries, config.data.site)
     if len(mixture.stores) > 1:
         raise InputError(
@@ -78,7 +80,7 @@ def largest_batch(site: SiteReader, batch_size: int) -> int:
 def batches(site: SiteReader, batch_size: int) -> Generator[RowBatch, None, None]:
     """Yield all rows in order, in batches of at most ``batch_size`` rows, or of one chunk if that is longer.
 
-    The memory of x_ND is reused: it is valid until two more batches have been requested. Close the generator to
+    The memory of x_ND is reused: a batch is valid until two more batches have been requested. Close the generator to
     stop its threads. Raises InputError if sample numbers decrease.
     """
     groups, most = list(_chunk_groups(site.chunks, batch_size)), largest_batch(site, batch_size)
@@ -96,7 +98,7 @@ def batches(site: SiteReader, batch_size: int) -> Generator[RowBatch, None, None
                 for (start, stop), end in zip(group, ends, strict=True)
             ]
             indices = [
-                [readers.submit(site.read_index, name, *rows_of_run) for rows_of_run in joined_chunks(group, most)]
+                [readers.submit(site.read_index, name, *rows_of_run) for rows_of_run in join_chunks(group, most)]
                 for name in ("sample", "position", "timestep")
             ]
             ahead.append((rows, reading, indices))
@@ -144,11 +146,11 @@ def whole_samples(batches: Iterable[CodeBatch]) -> Iterator[CodeBatch]:
         last = batch.sample_N[-1]
         first_row = int(np.searchsorted(batch.sample_N, last))  # of the last sample: sample numbers ascend
         if first_row or (incomplete and incomplete[-1].sample_N[-1] != last):
-            yield _concatenated([*incomplete, _rows(batch, 0, first_row)])
+            yield _concatenate([*incomplete, _rows(batch, 0, first_row)])
             incomplete = []
         incomplete.append(_rows(batch, first_row, len(batch.sample_N)))
     if incomplete:
-        yield _concatenated(incomplete)
+        yield _concatenate(incomplete)
 
 
 def _rows(batch: CodeBatch, start: int, stop: int) -> CodeBatch:
@@ -164,13 +166,13 @@ def _rows(batch: CodeBatch, start: int, stop: int) -> CodeBatch:
     )
 
 
-def _concatenated(batches: list[CodeBatch]) -> CodeBatch:
+def _concatenate(batches: list[CodeBatch]) -> CodeBatch:
     names = [field.name for field in dataclasses.fields(CodeBatch)]
     return CodeBatch(*(np.concatenate([getattr(batch, name) for batch in batches]) for name in names))
 
 
 def _chunk_groups(chunks: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield groups of consecutive chunks of together at most ``most`` rows, and at least one chunk each."""
+    """Yield groups of consecutive chunks with together at most ``most`` rows, but at least one chunk."""
     group: list[tuple[int, int]] = []
     rows = 0
     for start, stop in chunks:

@@ -11,11 +11,11 @@ class StoreReference(typing.TypedDict):
 
 
 class SaeReference(typing.TypedDict):
-    """The SAE that was interpreted; for neurons ``folder`` is "", and the other two are "neurons"."""
+    """The interpreted SAE. For neurons, ``folder`` is "" and the other two fields are "neurons"."""
 
     folder: str
     sha256: str  # of the file of weights
-    architecture: str  # as SAELens calls it
+    architecture: str  # SAELens's name
 
 
 class StratumColumn(typing.TypedDict):
@@ -38,10 +38,10 @@ class LabelPurity(typing.TypedDict):
     """The purity of a label, by the measures sigma, entropy and purity."""
 
     classes: int
-    samples: int  # that have a class
-    strongest: int  # top samples that were measured per latent
+    samples: int  # number of samples with a class
+    strongest: int  # number of top samples measured per latent
     measured: dict[str, MeanOverLatents | None]  # None: no latent fires on enough labeled samples
-    chance: dict[str, float] | None  # of random samples; None: too few labeled samples
+    chance: dict[str, float] | None  # expected for random samples; None: too few labeled samples
     chance_of_strata: list[dict[str, float] | None]  # in the order of the strata
 
 
@@ -61,14 +61,14 @@ class Origin(typing.TypedDict):
     model: str | None
     family: str
     mode: str  # of extraction
-    images: str  # folder of the images of the samples; "" if there are none
+    images: str  # folder of the images of the samples, "" without images
 
 
 class Summary(Identity, Origin):
     """Everything in summary.json."""
 
     version: typing.NotRequired[int]  # of the files; set when they are written
-    seconds: float  # that reading the store took
+    seconds: float  # duration of the pass over the store
     timesteps: list[int]
     d: int  # width
     latents: int
@@ -77,13 +77,13 @@ class Summary(Identity, Origin):
     samples: int
     kind: str  # "text" or "image"
     tokens: str | None  # sample column with the tokens, for example clip.tokens; None for images
-    positions: int  # of a sample at most
+    positions: int  # largest number of positions of a sample
     grid: tuple[int, int] | None  # height and width of the positions; None if they do not form a map
     cells: tuple[int, int]  # height and width of a profile after maxima, or (1, cells)
     stratum: StratumColumn
     labels: list[str]  # sample columns whose purity was measured
     purity: dict[str, LabelPurity]  # by label
-    top: int  # recorded per latent at most, as are the next two
-    weaker: int
-    neighbors: int
+    top: int  # largest number of top samples per latent
+    weaker: int  # largest number of weaker samples per latent
+    neighbors: int  # largest number of neighbors of each kind per latent
     histogram_log2_edges: list[float]  # [bins + 1]

@@ -1,4 +1,4 @@
-"""The tables and arrays of :mod:`.results`, computed from the accumulated statistics."""
+"""Compute the tables and arrays of :mod:`.results` from the accumulated statistics."""
 
 import collections
 import dataclasses
@@ -38,7 +38,7 @@ def make_tables(
     """Return all tables and arrays.
 
     ``tokens`` has the list of tokens of each sample, None for images. ``top`` is config.interpret.top.
-    ``neighbors`` are the arrays of neighbors, which are passed through.
+    ``neighbors`` are the arrays of neighbors, which are returned unchanged.
     """
     strata = accumulator.strata.names
     ranked, ranked_of_strata, profiles = accumulator.ranked()
@@ -119,7 +119,7 @@ def _purity_columns(label: Label, sample_LM: np.ndarray, samples_L: np.ndarray, 
 def _samples(
     accumulator: LatentAccumulator, ranked: RankedSamples, weaker: RankedSamples, of_strata: RankedSamples | None
 ) -> Columns:
-    """Return the columns of the table of samples: for each latent those of its strata, then top, then weaker."""
+    """Return the columns of the table of samples: for each latent, first samples by stratum, then top, then weaker."""
     latents, names = accumulator.latents, accumulator.strata.names
     kinds = pyarrow.array(["stratum", "top", "weaker"])
     blocks = [
@@ -159,7 +159,7 @@ def _samples(
 def _quantile(
     accumulator: LatentAccumulator, max_F: np.ndarray, latent_N: np.ndarray, value_N: np.ndarray
 ) -> np.ndarray:
-    """Return the share of the rows on which a latent fires whose value is at most ``value_N``, float32.
+    """Return the quantile of each value: the share of the latent's firing rows with at most that value, float32.
 
     The result is exact up to the width of a bin. Within a bin, values are assumed to be uniform in log2, up to the
     largest value of the latent.
@@ -180,9 +180,9 @@ def _quantile(
 
 
 def _weaker(accumulator: LatentAccumulator, ranked: RankedSamples) -> RankedSamples:
-    """Return the samples drawn from the bins that are nearest to evenly spaced quantiles, strongest first.
+    """Return samples from the bins that are nearest to evenly spaced quantiles, strongest first.
 
-    They are not among the top samples. A latent has fewer if fewer of its bins hold a sample.
+    Top samples are excluded. A latent has fewer samples if fewer of its bins have one.
     """
     blocks = [
         _weaker_of_block(accumulator, slice(start, start + BLOCK), ranked.sample[start : start + BLOCK])
@@ -227,7 +227,7 @@ def _weaker_of_block(accumulator: LatentAccumulator, some: slice, top_FM: np.nda
 def _words(ranked: RankedSamples, tokens: pyarrow.ListArray | None) -> list[str]:
     """Return the most frequent tokens at the peaks of each latent's top samples, separated by " · ".
 
-    A comma can be a token, so it is not the separator. Without ``tokens`` all are "".
+    The separator is not a comma, because a comma can be a token. Without ``tokens`` all texts are "".
     """
     if tokens is None:
         return [""] * len(ranked.sample)

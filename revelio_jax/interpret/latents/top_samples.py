@@ -1,10 +1,10 @@
-"""Top samples of many lists at once, in bounded memory, exact and independent of batch boundaries. numpy.
+"""Find the top samples of many lists at once, in bounded memory, exactly and independently of batch boundaries.
 
-A list has ``most`` places and a few spare ones. A sample that beats the weakest of the ``most`` is appended. When
-the places are full, all but the ``most`` strongest are dropped, so one sort serves several new samples.
+A list has ``most`` places and a few spare places. A sample that is stronger than the weakest of the ``most`` is
+appended. When the places are full, all but the ``most`` strongest are dropped, so one sort handles several new samples.
 
-Equal values, for example of a token that begins every prompt, are ranked by a hash of the sample number: a fixed
-random order. Ranked by number, the top samples of a sorted store would be neighbors and share their labels.
+Equal values, for example of a token that begins every prompt, are ranked by a hash of the sample number, a fixed
+random order. Ranked by number, the top samples of a sorted store would be adjacent samples with the same labels.
 """
 
 import typing
@@ -38,7 +38,7 @@ class TopSamples:
         self._positions = np.empty((lists, places), np.int32)
         self._timesteps = np.empty((lists, places), np.int32)
         self._taken = np.zeros(lists, np.int32)
-        # The key and the value that a new sample has to beat.
+        # The key and the value of the weakest of the ``most`` samples.
         self._weakest = np.full(lists, EMPTY)
         self._least = np.zeros(lists, np.float32)
         # Profiles are not moved when a list is sorted; each place holds the index of its profile.
@@ -50,7 +50,7 @@ class TopSamples:
         return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
 
     def candidates(self, list_N: np.ndarray, value_N: np.ndarray) -> np.ndarray:
-        """Return the indices of those of N samples whose values can enter their lists, ascending."""
+        """Return the indices of the samples whose values can enter their lists, ascending."""
         return np.flatnonzero(value_N >= np.take(self._least, list_N))
 
     def add(
@@ -92,7 +92,7 @@ class TopSamples:
         unused = keys == EMPTY
         return RankedSamples(
             np.where(unused, 0, _value(keys)),
-            np.where(unused, -1, unmixed(keys.astype(np.uint32)).astype(np.int32)),
+            np.where(unused, -1, unmix(keys.astype(np.uint32)).astype(np.int32)),
             np.where(unused, -1, self._positions[:, : self.most]),
             np.where(unused, -1, self._timesteps[:, : self.most]),
         )
@@ -104,7 +104,7 @@ class TopSamples:
         """
         lists, places, cells = self._profiles.shape
         flat = self._profiles.reshape(-1, cells)
-        for start in range(0, lists, 256):  # every write goes before the profiles that are still to be read
+        for start in range(0, lists, 256):  # every write ends before the profiles that are still unread
             stop = min(start + 256, lists)
             source = np.arange(start, stop)[:, None] * places + self._profile_index[start:stop, : self.most]
             flat[start * self.most : stop * self.most] = flat[source].reshape(-1, cells)
@@ -126,7 +126,7 @@ class TopSamples:
 
 def _key(value_N: np.ndarray, sample_N: np.ndarray) -> np.ndarray:
     bits = np.uint64(0x7FFFFFFF) - np.ascontiguousarray(value_N, np.float32).view(np.uint32)
-    return bits << np.uint64(32) | mixed(sample_N.astype(np.uint32)).astype(np.uint64)
+    return bits << np.uint64(32) | mix(sample_N.astype(np.uint32)).astype(np.uint64)
 
 
 def _value(keys: np.ndarray) -> np.ndarray:
@@ -134,7 +134,7 @@ def _value(keys: np.ndarray) -> np.ndarray:
     return bits.astype(np.uint32).view(np.float32)
 
 
-def mixed(numbers: np.ndarray) -> np.ndarray:
+def mix(numbers: np.ndarray) -> np.ndarray:
     """Return the hashes of uint32 numbers: a fixed random permutation.
 
     The function is lowbias32 (Wellons 2018, "Prospecting for hash functions").
@@ -145,8 +145,8 @@ def mixed(numbers: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint32(16))
 
 
-def unmixed(hashes: np.ndarray) -> np.ndarray:
-    """Return the numbers whose hashes are ``hashes``: the inverse of :func:`mixed`."""
+def unmix(hashes: np.ndarray) -> np.ndarray:
+    """Return the numbers whose hashes are ``hashes``: the inverse of :func:`mix`."""
     x = hashes
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x43021123)
     x = (x ^ (x >> np.uint32(15)) ^ (x >> np.uint32(30))) * np.uint32(0x1D69E2A5)

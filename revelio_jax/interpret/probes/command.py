@@ -5,11 +5,12 @@
 Takes run folders with an export, whose stores have label columns. For each hook point, timestep and label, probes
 are trained on the activations and on the latents of the same rows: a linear probe on means over the positions, and
 Diff-C (Revelio, arXiv 2411.16725) on maps. Accuracy is measured on held-out samples, with a 95 % Wilson interval.
-With --apart, samples that share a value of that column are all in the training set or all in the test set, so that
-a probe cannot recognize the object instead of its label. The interval then counts these values instead of samples.
+With --apart COLUMN, samples with the same value in that column are all in the training set or all in the test set, so
+that a probe cannot recognize the object instead of its label. The interval then counts values instead of samples.
 
-Writes a JSON file of all numbers and a PNG file next to it: --out, by default probes.json in the run folder, or next
-to the first of several. Results of the same store, SAE and settings are reused; other results in the file are kept.
+Writes a JSON file with all numbers, and a PNG file next to it. The default of --out is probes.json in the run folder;
+for several runs, in the parent folder of the first. Results of the same store, SAE and settings are reused; other
+results in the file are kept.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from revelio_jax import files
 from revelio_jax.cli import RunsParser
 from revelio_jax.errors import InputError, require
 from revelio_jax.interpret.probes import diff_c, experiment, plot
-from revelio_jax.interpret.probes.experiment import PROBES, Row, Settings
+from revelio_jax.interpret.probes.experiment import PROBES, ProbeRow, ProbeSettings
 
 # The fields that identify a row; the last three are set for Diff-C only.
 KEY = (
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     parser = RunsParser("revelio_jax.interpret.probes", __doc__, "JSON")
     add = parser.add_argument
     add("--label", action="append", default=[], help="label column; may be repeated (default: all label columns)")
-    add("--apart", default="", help="sample column whose values are not shared by training and test set")
+    add("--apart", default="", help="sample column; training and test set share none of its values")
     add("--probe", action="append", choices=PROBES, help="probe to train; may be repeated (default: both)")
     add("--width", type=_count, default=diff_c.WIDTH, help="channels of Diff-C (default: %(default)s, as in the paper)")
     add("--epochs", type=_count, default=diff_c.EPOCHS, help="epochs of Diff-C (default: %(default)s, as in the paper)")
@@ -56,34 +57,37 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse(argv)
     require("matplotlib", "plot", "revelio_jax.interpret.probes")
     out = files.output_file(arguments.out, arguments.runs, "probes.json")
-    settings = Settings(arguments.apart, arguments.seed, arguments.width, arguments.epochs, arguments.rate)
-    tasks = [experiment.open_task(run, tuple(arguments.label), settings) for run in arguments.runs]
+    settings = ProbeSettings(arguments.apart, arguments.seed, arguments.width, arguments.epochs, arguments.rate)
+    probed_runs = [experiment.open_run(run, tuple(arguments.label), settings) for run in arguments.runs]
     rows = _read(out)
     requested = []
-    for task in tasks:
+    for probed_run in probed_runs:
         kinds = arguments.probe or PROBES
-        if not task.grid and "diff_c" in kinds:
-            print(f"{task.run}: the positions of {task.site.name} form no map; diff_c is left out", file=sys.stderr)
-        wanted = task.wanted(settings, kinds)
-        missing = [row for row in wanted if key_of(row) not in rows]
-        for row in experiment.train(task, settings, missing, arguments.memory):
-            rows[key_of(row)] = {"run": task.run} | row
+        if not probed_run.grid and "diff_c" in kinds:
+            print(
+                f"{probed_run.run}: the positions of {probed_run.site.name} form no map; diff_c is left out",
+                file=sys.stderr,
+            )
+        row_keys = probed_run.row_keys(settings, kinds)
+        missing = [row for row in row_keys if key_of(row) not in rows]
+        for row in experiment.train(probed_run, settings, missing, arguments.memory):
+            rows[key_of(row)] = {"run": probed_run.run} | row
             _write(out, rows)
-        requested += [rows[key] for key in map(key_of, wanted) if key in rows]
+        requested += [rows[key] for key in map(key_of, row_keys) if key in rows]
     if not requested:
-        raise InputError("no probe can be trained with these flags; the lines above give the reasons")
+        raise InputError("no probe can be trained with these flags; the messages above give the reasons")
     print(table(requested))
     plot.write(requested, out.with_suffix(".png"))
     print(out.with_suffix(".png"))
     print(out)
 
 
-def key_of(row: Row) -> tuple:
+def key_of(row: ProbeRow) -> tuple:
     """Return the values that identify a row."""
     return tuple(row.get(name) for name in KEY)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[ProbeRow]) -> str:
     """Return one line of text per row: the accuracy with its interval, and the inference time."""
     lines = []
     for row in rows:
@@ -96,7 +100,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _read(out: pathlib.Path) -> dict[tuple, Row]:
+def _read(out: pathlib.Path) -> dict[tuple, ProbeRow]:
     """Read existing rows, by their keys."""
     if not out.is_file():
         return {}
@@ -104,11 +108,11 @@ def _read(out: pathlib.Path) -> dict[tuple, Row]:
         return {key_of(row): row for row in json.loads(out.read_text())["rows"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"--out is {out}, which is not a file of probe results; move it or choose another file"
+            f"--out is {out}, which exists but is not a file of probe results; choose another file"
         ) from error
 
 
-def _write(out: pathlib.Path, rows: dict[tuple, Row]) -> None:
+def _write(out: pathlib.Path, rows: dict[tuple, ProbeRow]) -> None:
     files.write_text(out, json.dumps({"rows": list(rows.values())}, indent=1) + "\n")
 
 

@@ -1,8 +1,8 @@
-"""Diff-C, Revelio's classifier on maps of frozen activations (arXiv 2411.16725). Flax.
+"""Diff-C, Revelio's classifier on maps of frozen activations (arXiv 2411.16725), in Flax.
 
 Layers: batch norm without parameters; a 3 x 3 convolution to ``width`` channels and three more with stride 2, each
 followed by batch norm, ReLU and dropout; the mean over the map; a linear layer. Training: AdamW at 1e-4 with cosine
-decay, batches of 16, 30 epochs. The paper does not give the dropout rate; it is DROPOUT here.
+decay, batches of 16, 30 epochs. The paper does not state the dropout rate; here it is DROPOUT.
 """
 
 import jax
@@ -16,13 +16,13 @@ RATE, BATCH, EPOCHS = 1e-4, 16, 30
 
 
 class DiffC(nnx.Module):
-    """Maps [N, height, width, channels] to logits [N, classes]."""
+    """A classifier that returns logits [N, classes] for maps [N, height, width, channels]."""
 
     def __init__(self, channels: int, classes: int, width: int, rngs: nnx.Rngs):
         self.norm = nnx.BatchNorm(channels, use_bias=False, use_scale=False, rngs=rngs)
-        channels_of = [channels] + [width] * STRIDED
+        input_channels = [channels] + [width] * STRIDED
         self.convolutions = nnx.List(
-            nnx.Conv(inputs, width, (3, 3), strides=2 if i else 1, rngs=rngs) for i, inputs in enumerate(channels_of)
+            nnx.Conv(inputs, width, (3, 3), strides=2 if i else 1, rngs=rngs) for i, inputs in enumerate(input_channels)
         )
         self.norms = nnx.List(nnx.BatchNorm(width, rngs=rngs) for _ in range(STRIDED + 1))
         self.dropout = nnx.Dropout(DROPOUT, rngs=rngs)

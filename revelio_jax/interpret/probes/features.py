@@ -1,4 +1,4 @@
-"""Features for probes: activations and latents of a store, as means over positions or as maps, by timestep."""
+"""Compute features for probes: activations and latents of a store as means over positions or as maps, by timestep."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from revelio_jax.store import SiteReader
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Means:
+class FeatureMeans:
     """Means over the positions of S samples at T timesteps.
 
     ``x``, float32 [S T, D], are means of activations, and ``z``, sparse [S T, F], means of latents. Row s T + t
@@ -33,13 +33,13 @@ class Means:
         return self.z[rows].toarray() if of_latents else self.x[rows]
 
 
-def means(site: SiteReader, latents: Dictionary, samples: int, timesteps: list[int], batch_size: int) -> Means:
-    """Read all rows once and return their means. Memory grows with the means and the nonzero latents only."""
+def means(site: SiteReader, latents: Dictionary, samples: int, timesteps: list[int], batch_size: int) -> FeatureMeans:
+    """Read all rows once and return their means. Memory grows only with the means and the nonzero latents."""
     cells = samples * len(timesteps)
     x = np.zeros((cells, site.d))
     rows = np.zeros(cells, np.int64)
     parts = []
-    for batch, codes in encoded(site, latents, batch_size):
+    for batch, codes in read_encoded(site, latents, batch_size):
         cell = batch.sample_N.astype(np.int64) * len(timesteps)
         cell += np.searchsorted(timesteps, batch.timestep_N)
         starts = np.flatnonzero(np.diff(cell, prepend=-1))
@@ -58,7 +58,7 @@ def means(site: SiteReader, latents: Dictionary, samples: int, timesteps: list[i
             parts = [sum(parts[1:], parts[0])]
     each = np.maximum(rows, 1)
     z = scipy.sparse.csr_array(sum(parts[1:], parts[0]).multiply(1 / each[:, None]), dtype=np.float32)
-    return Means(timesteps, (x / each[:, None]).astype(np.float32), z, rows.reshape(samples, len(timesteps)))
+    return FeatureMeans(timesteps, (x / each[:, None]).astype(np.float32), z, rows.reshape(samples, len(timesteps)))
 
 
 def maps(
@@ -69,30 +69,30 @@ def maps(
     samples: np.ndarray,
     batch_size: int,
 ) -> np.ndarray:
-    """Return maps at a timestep, float32 [len(samples), height, width, D or F]; 0 where a sample has no row.
+    """Return maps at a timestep, float32 [len(samples), height, width, D or F]. Positions without a row are 0.
 
-    The maps are of ``latents``, or of the activations if it is None. ``samples`` are sample numbers.
+    The maps show ``latents``, or the activations if it is None. ``samples`` are sample numbers.
     """
     height, width = grid
     place = {int(number): i for i, number in enumerate(samples)}
     depth = latents.latents if latents else site.d
-    found = np.zeros((len(samples), height * width, depth), np.float32)
-    for batch, codes in encoded(site, latents, batch_size):
-        wanted = np.flatnonzero((batch.timestep_N == timestep) & np.isin(batch.sample_N, samples))
-        at = np.array([place[int(number)] for number in batch.sample_N[wanted]], np.int64)
+    flat_maps = np.zeros((len(samples), height * width, depth), np.float32)
+    for batch, codes in read_encoded(site, latents, batch_size):
+        rows = np.flatnonzero((batch.timestep_N == timestep) & np.isin(batch.sample_N, samples))
+        at = np.array([place[int(number)] for number in batch.sample_N[rows]], np.int64)
         if codes is None:
-            found[at, batch.position_N[wanted]] = batch.x_ND[wanted]
+            flat_maps[at, batch.position_N[rows]] = batch.x_ND[rows]
             continue
-        values, indices = (array[wanted] for array in codes)
+        values, indices = (array[rows] for array in codes)
         # An unused slot can hold any latent, so values are added instead of assigned.
-        np.add.at(found, (at[:, None], batch.position_N[wanted][:, None], indices), values)
-    return found.reshape(len(samples), height, width, depth)
+        np.add.at(flat_maps, (at[:, None], batch.position_N[rows][:, None], indices), values)
+    return flat_maps.reshape(len(samples), height, width, depth)
 
 
-def encoded(
+def read_encoded(
     site: SiteReader, latents: Dictionary | None, batch_size: int
 ) -> Iterator[tuple[RowBatch, SlotCodes | None]]:
-    """Yield all rows in order, with their codes, or None without ``latents``."""
+    """Yield all rows in order with their codes, which are None without ``latents``."""
     encode = latents and dictionary.make_encode(latents, stream.largest_batch(site, batch_size))
     with (
         contextlib.closing(stream.batches(site, batch_size)) as batches,

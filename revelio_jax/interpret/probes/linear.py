@@ -1,6 +1,6 @@
-"""The linear probe: multinomial logistic regression on features with mean 0 and variance 1. JAX.
+"""The linear probe: multinomial logistic regression on features with mean 0 and variance 1, in JAX.
 
-The strength of the L2 penalty is chosen on the validation samples; all strengths are fitted at once.
+The strength of the L2 penalty is chosen on the validation samples. All strengths are fitted at once.
 """
 
 import functools
@@ -17,8 +17,8 @@ STRENGTHS = np.float32(
 STEPS, SMALL = 300, 1e-4  # largest number of L-BFGS steps, and the norm of the gradient at which they stop
 
 
-class Linear(typing.NamedTuple):
-    """Logits are ((x - mean) / deviation) W + b."""
+class LinearProbe(typing.NamedTuple):
+    """A linear probe with logits ((x - mean) / deviation) W + b."""
 
     mean_D: np.ndarray
     deviation_D: np.ndarray
@@ -54,11 +54,13 @@ def fit(x_ND: jax.Array, class_N: jax.Array, strengths: jax.Array, classes: int)
         return jax.vmap(one)(strengths)
 
 
-def train(x_ND: np.ndarray, class_N: np.ndarray, validation: tuple[np.ndarray, np.ndarray], classes: int) -> Linear:
+def train(
+    x_ND: np.ndarray, class_N: np.ndarray, validation: tuple[np.ndarray, np.ndarray], classes: int
+) -> LinearProbe:
     """Train a probe with the strength that is most accurate on ``validation`` (features and classes).
 
-    Of equally accurate strengths the largest is used. The returned probe is trained on all samples, including
-    those of ``validation``.
+    Of equally accurate strengths, the largest is chosen. The returned probe is then trained on all samples, including
+    ``validation``.
     """
     at_VD, wanted_V = validation
     mean_D, deviation_D = _moments(x_ND)
@@ -69,16 +71,16 @@ def train(x_ND: np.ndarray, class_N: np.ndarray, validation: tuple[np.ndarray, n
     both, of_both = np.concatenate([x_ND, at_VD]), np.concatenate([class_N, wanted_V])
     mean_D, deviation_D = _moments(both)
     W, b = fit((both - mean_D) / deviation_D, of_both, STRENGTHS[best : best + 1], classes)
-    return Linear(mean_D, deviation_D, np.asarray(W[0]), np.asarray(b[0]), float(STRENGTHS[best]))
+    return LinearProbe(mean_D, deviation_D, np.asarray(W[0]), np.asarray(b[0]), float(STRENGTHS[best]))
 
 
 @jax.jit
-def logits(probe: Linear, x_ND: jax.Array) -> jax.Array:
+def logits(probe: LinearProbe, x_ND: jax.Array) -> jax.Array:
     """Return logits [N, C]."""
     return ((x_ND - probe.mean_D) / probe.deviation_D) @ probe.W_DC + probe.b_C
 
 
-def parameters(probe: Linear) -> int:
+def parameters(probe: LinearProbe) -> int:
     """Return the number of parameters."""
     return probe.W_DC.size + probe.b_C.size
 

@@ -1,4 +1,4 @@
-"""The plot of probe results: accuracy over timesteps, one panel per label and SAE."""
+"""Plot probe results: accuracy by timestep, with one panel per label and SAE."""
 
 import pathlib
 import typing
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from revelio_jax import files
 from revelio_jax.plot import STYLE
 
-LOOKS = {  # the color is the input, the line style the probe
+STYLES = {  # the color is the input, the line style the probe
     ("linear", "activations"): {"color": "#3f90da", "linestyle": "-", "marker": "o"},
     ("linear", "latents"): {"color": "#bd1f01", "linestyle": "-", "marker": "o"},
     ("diff_c", "activations"): {"color": "#3f90da", "linestyle": "--", "marker": "s"},
@@ -46,15 +46,15 @@ def write(rows: Sequence[dict[str, typing.Any]], path: pathlib.Path) -> None:
 
 
 def _draw(ax, rows, timesteps: list[int]) -> None:
-    for i, ((probe, of), look) in enumerate(LOOKS.items()):
+    for i, ((probe, of), style) in enumerate(STYLES.items()):
         some = sorted((r for r in rows if (r["probe"], r["input"]) == (probe, of)), key=lambda r: r["timestep"])
         if not some:
             continue
-        # Shifted sideways, so that the intervals do not overlap.
+        # Shift the points sideways, so that intervals do not overlap.
         x = [timesteps.index(row["timestep"]) + 0.06 * (i - 1.5) for row in some]
         y = [row["accuracy"] for row in some]
         below = [a - row["low"] for a, row in zip(y, some, strict=True)]
         above = [row["high"] - a for a, row in zip(y, some, strict=True)]
-        ax.errorbar(x, y, yerr=[below, above], label=f"{NAMES[probe]} on {of}", markersize=3, elinewidth=0.7, **look)
+        ax.errorbar(x, y, yerr=[below, above], label=f"{NAMES[probe]} on {of}", markersize=3, elinewidth=0.7, **style)
     for row in rows[:1]:
         ax.axhline(row["majority"], color="0.4", linestyle=":", linewidth=0.9, label="most frequent class")

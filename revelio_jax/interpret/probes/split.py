@@ -1,4 +1,4 @@
-"""The split of samples into training, validation and test sets of a probe."""
+"""Split samples into training, validation and test sets of a probe."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ LEAST = 5  # smallest number of groups of a class: at least one for validation a
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Sample numbers, ascending. The sets share no sample and no group.
+    """The sample numbers of each set, ascending. The sets share no sample and no group.
 
     ``groups`` is the number of groups in the test set, which limits the precision of the accuracy.
     """
@@ -30,7 +30,7 @@ def split(class_N: np.ndarray, group_N: np.ndarray, seed: int) -> Split | None:
     """Split N samples so that each set has its share of each class; return None with fewer than two usable classes.
 
     ``class_N`` is the class of each sample, -1 without a class. Samples with the same ``group_N`` are in the same
-    set. A group counts for the class of its first sample. Classes with fewer than LEAST groups are left out.
+    set. The class of a group is the class of its first sample. Classes with fewer than LEAST groups are left out.
     """
     has = np.flatnonzero(class_N >= 0)
     groups, first, of_sample = np.unique(group_N[has], return_index=True, return_inverse=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from revelio_jax import files
 from revelio_jax.config import Config
-from revelio_jax.interpret.latents.results import Results, store_of
+from revelio_jax.interpret.latents.results import Results, open_store_of
 from revelio_jax.interpret.report import (
     comparison,
     matches,
@@ -47,7 +47,7 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
     """
     run = pathlib.Path(config.run)
     folder = report_of(run, results)
-    store = store_of(results)
+    store = open_store_of(results)
     for one in (results, *compare) if compare else ():
         matches.check(one)
     images = open_images(store, config.extract) if results.summary["kind"] == "image" else None

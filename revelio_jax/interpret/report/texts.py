@@ -52,8 +52,8 @@ def _prompt(row: dict[str, typing.Any], tokens: str | None) -> typing.Any:
     if not tokens or not row.get(tokens):
         return _cut(prompt)
     shown = token_text.pieces(row[tokens])
-    special = [i for i, token in enumerate(row[tokens]) if token_text.special(token)]
-    return [shown, special, _cut(token_text.unread(prompt, shown))]
+    special = [i for i, token in enumerate(row[tokens]) if token_text.is_special(token)]
+    return [shown, special, _cut(token_text.truncated_end(prompt, shown))]
 
 
 def _cut(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Mark where a latent fires: an image with heat map and crop at the peak, or a text with **stars**."""
+"""Mark where a latent fires: an image with a heat map and a crop at the peak, or a text with **stars**."""
 
 import io
 import itertools
@@ -18,14 +18,14 @@ LONGEST = 4000  # characters of a text
 
 
 def panel(image: PIL.Image.Image, heat_HW: np.ndarray | None = None, peak: tuple[int, int] = (0, 0)) -> PIL.Image.Image:
-    """Return the resized image, or with a map three images side by side: plain, with the map, cropped at the peak.
+    """Return the resized image; with a map, return three images side by side: plain, with the map, cropped at the peak.
 
     ``heat_HW`` has values in 0 .. 1 by position; ``peak`` is row and column of its largest value.
     """
-    plain = _sized(image)
+    plain = _resize(image)
     if heat_HW is None:
         return plain
-    parts = [plain, overlaid(plain, heat_HW), cropped(plain, heat_HW.shape, peak)]
+    parts = [plain, overlay(plain, heat_HW), crop_at_peak(plain, heat_HW.shape, peak)]
     whole = PIL.Image.new("RGB", (sum(part.width + GAP for part in parts) - GAP, plain.height), "white")
     left = 0
     for part in parts:
@@ -34,8 +34,8 @@ def panel(image: PIL.Image.Image, heat_HW: np.ndarray | None = None, peak: tuple
     return whole
 
 
-def overlaid(image: PIL.Image.Image, heat_HW: np.ndarray) -> PIL.Image.Image:
-    """Return the image in gray with the map over it, from red to yellow at the peak."""
+def overlay(image: PIL.Image.Image, heat_HW: np.ndarray) -> PIL.Image.Image:
+    """Return the image in gray with the map over it, in colors from red to yellow at the peak."""
     heat_image = PIL.Image.fromarray(np.round(heat_HW * 255).astype(np.uint8))
     heat = np.asarray(heat_image.resize(image.size, PIL.Image.Resampling.BILINEAR), np.float32) / 255
     gray = np.asarray(image.convert("L"), np.float32)[..., None].repeat(3, 2) * 0.6
@@ -44,7 +44,7 @@ def overlaid(image: PIL.Image.Image, heat_HW: np.ndarray) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.round(gray * (1 - weight) + color * weight).astype(np.uint8))
 
 
-def cropped(image: PIL.Image.Image, grid: tuple[int, ...], peak: tuple[int, int]) -> PIL.Image.Image:
+def crop_at_peak(image: PIL.Image.Image, grid: tuple[int, ...], peak: tuple[int, int]) -> PIL.Image.Image:
     """Return the part of the image around the peak, enlarged to the size of the image."""
     sides, starts = [], []
     for length, places, place in zip((image.height, image.width), grid, peak, strict=True):
@@ -65,8 +65,8 @@ def png(image: PIL.Image.Image) -> bytes:
 
 def plain_text(tokens: Sequence[str]) -> str:
     """Return the part of a prompt that the text encoder reads."""
-    shown = [piece for piece in token_text.pieces(tokens) if not token_text.special(piece)]
-    return cut("".join(shown))
+    shown = [piece for piece in token_text.pieces(tokens) if not token_text.is_special(piece)]
+    return truncate("".join(shown))
 
 
 def text(tokens: Sequence[str], shade_P: np.ndarray, peak: int) -> str:
@@ -79,7 +79,7 @@ def text(tokens: Sequence[str], shade_P: np.ndarray, peak: int) -> str:
     pieces = []
     for i, piece in enumerate(token_text.pieces(tokens)[first:last], first):
         fires = bool(shade_P[i] >= FIRES) or i == peak
-        if not token_text.special(piece):
+        if not token_text.is_special(piece):
             pieces.append((fires, piece))
         elif fires:
             pieces.append((fires, f" ({'start' if i == 0 else 'end'}) "))
@@ -99,17 +99,17 @@ def _starred(text: str) -> str:
     return text.replace(inside, f"**{inside}**", 1) if inside else text
 
 
-def cut(text: str) -> str:
+def truncate(text: str) -> str:
     """Return the text on one line of at most LONGEST characters."""
     text = " ".join(text.split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
-def _sized(image: PIL.Image.Image) -> PIL.Image.Image:
+def _resize(image: PIL.Image.Image) -> PIL.Image.Image:
     """Return the image as RGB, its longer side within SMALLEST and LARGEST."""
     image, side = image.convert("RGB"), max(image.size)
-    wanted = min(max(side, SMALLEST), LARGEST)
-    if wanted == side:
+    target = min(max(side, SMALLEST), LARGEST)
+    if target == side:
         return image
-    size = [max(1, round(length * wanted / side)) for length in image.size]
+    size = [max(1, round(length * target / side)) for length in image.size]
     return image.resize((size[0], size[1]), PIL.Image.Resampling.BICUBIC)

@@ -1,7 +1,7 @@
-"""A cache of the model's answers on disk, so that no question is sent twice.
+"""Cache the model's answers on disk, so that no question is sent twice.
 
 runs/<name>/tags_cache.jsonl has one line per answer: key, model, latent, kind, answer. It is outside of the results
-folder, which a new interpretation replaces. Cached answers stay valid as long as the questions are the same.
+folder, because a new interpretation replaces that folder. Cached answers stay valid while the questions are the same.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ class RunStopped(Exception):
 class VisionLanguageModel:
     """A model that answers questions.
 
-    ``name``: written into the tags. ``identity``: part of the cache key; models with different answers have
-    different identities. ``ask``: returns the answer to a question; ``parallel`` threads may call it at once.
+    ``name`` is written into the tags. ``identity`` is part of the cache key; models with different answers have
+    different identities. ``ask`` returns the answer to a question; ``parallel`` threads may call it at once.
     """
 
     name: str
@@ -38,7 +38,7 @@ class VisionLanguageModel:
 
 
 class AnswerCache:
-    """The answers of a model: read from the cache if they are there, else requested and appended. Thread-safe.
+    """The answers of a model, read from the cache or else requested from the model and appended. Thread-safe.
 
     ``requested`` counts answers of the model, ``reused`` counts answers of the cache.
     """
@@ -50,7 +50,7 @@ class AnswerCache:
         self._answers = _read(path)
 
     def ask(self, question: Question, latent: int) -> str:
-        """Return the answer. Raise InputError if the model fails, RunStopped if the run is stopping."""
+        """Return the answer. Raise InputError if the model fails, and RunStopped if the run is stopping."""
         key = _key(self._model.identity, question)
         with self._lock:
             if key in self._answers:
@@ -76,7 +76,7 @@ class AnswerCache:
         try:
             with open(self._path, "ab+") as file:
                 if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                    file.write(b"\n")  # the last line was cut off by a crash
+                    file.write(b"\n")  # a crash truncated the last line
                 file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:
             raise InputError(f"{self._path} cannot be written: {error}") from error
@@ -89,7 +89,7 @@ def _key(identity: str, question: Question) -> str:
 
 
 def _read(path: pathlib.Path) -> dict[str, str]:
-    """Return key -> answer. Skip malformed lines: the last one can be cut off by a crash."""
+    """Return the answers by key. Skip malformed lines, because a crash can truncate the last one."""
     answers: dict[str, str] = {}
     try:
         lines = path.read_bytes().splitlines() if path.exists() else []

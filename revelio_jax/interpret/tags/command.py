@@ -1,4 +1,4 @@
-"""Tag latents with a vision-language model: a label, its granularity, and a score of how well it predicts.
+"""Tag latents with a vision-language model: a label, its granularity, and a score of how well it predicts firing.
 
     python -m revelio_jax.interpret.tags --config FILE --config.tags.model=HUB_ID_OR_FOLDER
     python -m revelio_jax.interpret.tags --config FILE --latents 3,17 \\
@@ -13,12 +13,12 @@ with a label and, as multiple choice, a granularity:
     image   class, part, shape, texture, color, style, layout, none
     text    word, phrase, topic, syntax, style, none
 
-Then it decides for held-out samples, one by one and unmarked, whether the label applies. The score is the balanced
-accuracy of these answers: the mean of the accuracies on firing and on silent samples. Chance is 0.5.
+Then it sees held-out samples one by one, without marks, and decides whether the label applies. The score is the
+balanced accuracy of these answers: the mean of the accuracies on firing and on silent samples. Chance is 0.5.
 
-Writes tags.parquet beside the results, one row per latent; rows of latents that are not part of this run stay. Every
-answer is saved in runs/<name>/tags_cache.jsonl. Rerun the command to continue a stopped run; no question is sent
-twice. Answers that cannot be read are null, and their number is printed.
+Writes tags.parquet next to the results, one row per latent; existing rows of other latents are kept. Every answer is
+saved in runs/<name>/tags_cache.jsonl. Rerun the command to continue a stopped run; no question is sent twice. Answers
+that cannot be parsed are null, and their number is printed.
 """
 
 import dataclasses
@@ -47,8 +47,10 @@ from revelio_jax.interpret.tags.evidence import LatentEvidence
 from revelio_jax.interpret.wilson import Z, wilson
 
 RANDOM = "random"
-ENOUGH = 10  # latents from which on the mean score has an interval
-FLAGS = {"latents": (RANDOM, "numbers of latents, for example 3,17; random: config.tags.latents random ones that fire")}
+ENOUGH = 10  # smallest number of latents for an interval of the mean score
+FLAGS = {
+    "latents": (RANDOM, "numbers of latents, for example 3,17; random: config.tags.latents random latents that fire")
+}
 SCHEMA = pyarrow.schema(
     {
         "latent": pyarrow.int32(),
@@ -80,7 +82,7 @@ class Tag:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaggingRun:
-    """The new tags of a run and the cache with the answers behind them."""
+    """The new tags of a run, and the cache with the answers that they are based on."""
 
     results: Results
     tags: tuple[Tag, ...]
@@ -92,10 +94,10 @@ def tag(config: Config, latents: Sequence[int] = ()) -> TaggingRun:
     """Tag ``latents``, or config.tags.latents random ones, and write tags.parquet.
 
     Raise InputError before the first question if an input does not fit, or later if the model fails. The tags of
-    finished latents are written then too, and on Ctrl-C.
+    finished latents are also written if the model fails and on Ctrl-C.
     """
     run_results = results.load(_folder(config))
-    latents = _checked(run_results, latents) or evidence.random_latents(run_results, config.tags.latents)
+    latents = _check_latents(run_results, latents) or evidence.random_latents(run_results, config.tags.latents)
     material = evidence.open_evidence(run_results, config.extract)
     stop = threading.Event()
     model = _model(config, stop)
@@ -107,7 +109,7 @@ def tag(config: Config, latents: Sequence[int] = ()) -> TaggingRun:
 
     tags, started = [], time.perf_counter()
     try:
-        finished = _each(one, latents, model.parallel)
+        finished = _in_parallel(one, latents, model.parallel)
         for finished_tag in tqdm(finished, "tags", len(latents), unit="latent", dynamic_ncols=True):
             tags.append(finished_tag)
     finally:
@@ -130,7 +132,7 @@ def tag_latent(
         granularity = questions.read_granularity(cache.ask(question, latent), kind, latent)
     verdicts: list[tuple[bool, bool | None]] = []
     if label:
-        for sample, fires in material.held_out(latent, shown, held_out):
+        for sample, fires in material.held_out_samples(latent, shown, held_out):
             answer = cache.ask(questions.applies_question(kind, label, sample), latent)
             verdicts.append((fires, questions.read_applies(answer)))
     clear = [(fires, applies) for fires, applies in verdicts if applies is not None]
@@ -138,7 +140,7 @@ def tag_latent(
 
 
 def score(verdicts: Sequence[tuple[bool, bool]]) -> tuple[float | None, float | None, float | None]:
-    """Return the balanced accuracy of pairs (fires, applies) and its 95 % interval; None with too few of a kind.
+    """Return the balanced accuracy of pairs (fires, applies) and its 95 % interval, or None with too few of a kind.
 
     The interval joins the Wilson intervals of the two accuracies as in Newcombe 1998, "Interval estimation for the
     difference between independent proportions", method 10, applied to half of a sum.
@@ -156,7 +158,7 @@ def score(verdicts: Sequence[tuple[bool, bool]]) -> tuple[float | None, float | 
 
 
 def write(run_results: Results, tags: Sequence[Tag]) -> None:
-    """Write tags.parquet in one step; rows of other latents stay."""
+    """Write tags.parquet in one step; existing rows of other latents are kept."""
     old_tags = run_results.tags()
     rows = {row["latent"]: row for row in old_tags.to_pylist()} if old_tags else {}
     rows |= {tag.latent: dataclasses.asdict(tag) for tag in tags}
@@ -165,7 +167,7 @@ def write(run_results: Results, tags: Sequence[Tag]) -> None:
         pyarrow.parquet.write_table(pyarrow.table(columns, SCHEMA), part)
 
 
-def _each(one: Callable[[int], Tag], latents: Sequence[int], parallel: int) -> Iterator[Tag]:
+def _in_parallel(one: Callable[[int], Tag], latents: Sequence[int], parallel: int) -> Iterator[Tag]:
     """Yield the tags of all latents in the order in which they are finished."""
     if parallel == 1:
         yield from map(one, latents)
@@ -180,7 +182,7 @@ def _folder(config: Config) -> pathlib.Path:
     return results.folder_of(config.run, config.interpret.sae)
 
 
-def _checked(run_results: Results, latents: Sequence[int]) -> list[int]:
+def _check_latents(run_results: Results, latents: Sequence[int]) -> list[int]:
     """Return the latents sorted and without repeats. Raise InputError if one is out of range."""
     count = run_results.summary["latents"]
     for latent in latents:
@@ -207,7 +209,7 @@ def _model(config: Config, stop: threading.Event) -> VisionLanguageModel:
 
 
 def parse_latents(text: str) -> list[int]:
-    """Return the latents of the flag --latents, [] for random ones. Raise InputError if it is malformed."""
+    """Return the latents of the flag --latents, or [] for random latents. Raise InputError if it is malformed."""
     if text == RANDOM:
         return []
     try:

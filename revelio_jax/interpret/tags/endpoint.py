@@ -1,6 +1,6 @@
-"""A model behind an OpenAI-compatible endpoint: POST {base}/chat/completions with images as data URIs.
+"""Ask a model behind an OpenAI-compatible endpoint: POST {base}/chat/completions with images as data URIs.
 
-The key is read from an environment variable and sent to the endpoint only: redirects are not followed, and no message
+The key is read from an environment variable and sent only to the endpoint: redirects are not followed, and no message
 or file contains the key.
 """
 
@@ -22,9 +22,9 @@ from revelio_jax.interpret.tags.questions import Question
 
 TRIES = 6
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between tries; doubled after each
-MESSAGE_CHARACTERS = 300  # of an endpoint's error message that are shown
-RETRY_STATUS = (408, 409, 425, 429)  # worth retrying, as is every status from 500
-# Parameters that newer models refuse, with their replacement (None: leave it out).
+MESSAGE_CHARACTERS = 300  # shown of an endpoint's error message
+RETRY_STATUS = (408, 409, 425, 429)  # worth retrying, like every status from 500 on
+# Parameters that newer models refuse, and their replacements (None: send no such parameter).
 REPLACEMENTS = {"max_tokens": "max_completion_tokens", "temperature": None}
 
 
@@ -34,7 +34,7 @@ class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class RequestFailed(Exception):
-    """A failed request. ``retry``: it is worth retrying; ``wait``: seconds that the server asked for."""
+    """A failed request. ``retry``: worth retrying; ``wait``: seconds that the server requires before a retry."""
 
     def __init__(self, message: str, retry: bool, wait: float = 0.0):
         super().__init__(message)
@@ -42,7 +42,7 @@ class RequestFailed(Exception):
 
 
 def open_endpoint(options: TagsConfig, stop: threading.Event, first_wait: float = FIRST_WAIT) -> VisionLanguageModel:
-    """Return the model config.tags.model at its endpoint, without sending anything. Raise InputError for a bad key."""
+    """Return the model config.tags.model at its endpoint; send nothing yet. Raise InputError for an invalid key."""
     key = ""
     if options.key:
         key = os.environ.get(options.key, "").strip()
@@ -70,7 +70,7 @@ class Endpoint:
         self._answered = False
 
     def ask(self, question: Question) -> str:
-        """Return the answer, "" if it has no text. Raise InputError if all tries fail, RunStopped if the run stops."""
+        """Return the answer, "" without text. Raise InputError if all tries fail, RunStopped if the run is stopping."""
         for attempt in range(1, TRIES + 1):
             try:
                 answer = self._try(question)
@@ -78,7 +78,7 @@ class Endpoint:
                 if attempt == TRIES or not error.retry:
                     tries = f" ({attempt} tries)" if attempt > 1 else ""
                     raise InputError(
-                        f"config.tags.endpoint {self._base}: {error}{tries}; answers so far are saved, "
+                        f"config.tags.endpoint is {self._base}: {error}{tries}; the answers so far are saved, "
                         "rerun the command to continue"
                     ) from None
                 wait = min(max(self._first_wait * 2 ** (attempt - 1), error.wait), LONGEST_WAIT)
@@ -98,8 +98,8 @@ class Endpoint:
             try:
                 return _answer_of(self._post(body | parameters))
             except urllib.error.HTTPError as error:
-                message = self._cleaned(_message_of(error))
-                if error.code == 400 and self._adapted(message, parameters):
+                message = self._clean(_message_of(error))
+                if error.code == 400 and self._adapt_parameters(message, parameters):
                     continue
                 retry = error.code in RETRY_STATUS or error.code >= 500
                 raise RequestFailed(f"{error.code} {error.reason} {message}".strip(), retry, _wait(error)) from None
@@ -107,12 +107,12 @@ class Endpoint:
                 reason = getattr(error, "reason", error)
                 if isinstance(reason, TimeoutError):
                     raise RequestFailed(f"no answer within {self._options.timeout:g} s", True) from None
-                message = self._cleaned(str(reason) or type(reason).__name__)
-                # An endpoint that never answered is more likely misspelled than busy.
+                message = self._clean(str(reason) or type(reason).__name__)
+                # If an endpoint never answered, its address is more likely wrong than its server busy.
                 never_reached = isinstance(error, urllib.error.URLError) and not self._answered
                 raise RequestFailed(f"no connection: {message}", not never_reached) from None
             except ValueError as error:
-                raise RequestFailed(f"malformed answer: {self._cleaned(str(error))}", True) from None
+                raise RequestFailed(f"malformed answer: {self._clean(str(error))}", True) from None
 
     def _post(self, body: dict[str, typing.Any]) -> bytes:
         request = urllib.request.Request(
@@ -125,8 +125,8 @@ class Endpoint:
         with self._opener.open(request, timeout=self._options.timeout) as response:
             return response.read()
 
-    def _adapted(self, message: str, sent: dict[str, typing.Any]) -> bool:
-        """Replace a parameter that the endpoint refused, for this and all later requests; return whether one was."""
+    def _adapt_parameters(self, message: str, sent: dict[str, typing.Any]) -> bool:
+        """Replace a parameter that the endpoint refused, for all further requests; return whether there was one."""
         for name, other in REPLACEMENTS.items():
             if name in sent and name in message:
                 parameters = {key: value for key, value in sent.items() if key != name}
@@ -134,7 +134,7 @@ class Endpoint:
                 return True
         return False
 
-    def _cleaned(self, message: str) -> str:
+    def _clean(self, message: str) -> str:
         """Return an endpoint's message on one line and without the key, which some endpoints repeat."""
         message = " ".join(message.split())
         if self._key:
@@ -164,7 +164,7 @@ def _answer_of(body: bytes) -> str:
 
 
 def _message_of(error: urllib.error.HTTPError) -> str:
-    """Return the message in the body of an error; servers put it in different places."""
+    """Return the message in the body of an error, whose place depends on the server."""
     try:
         body = error.read().decode(errors="replace")
     except (OSError, http.client.HTTPException):

@@ -1,4 +1,4 @@
-"""The samples that a model sees of a latent, and the held-out samples on which its label is scored."""
+"""Select the samples of a latent to show to a model, and the held-out samples to score its label on."""
 
 import dataclasses
 import itertools
@@ -10,12 +10,12 @@ import pyarrow
 
 from revelio_jax.config import ExtractConfig
 from revelio_jax.errors import InputError
-from revelio_jax.interpret.latents.results import Results, store_of
+from revelio_jax.interpret.latents.results import Results, open_store_of
 from revelio_jax.interpret.sample_images import ImageReader, open_images
 from revelio_jax.interpret.tags import annotation
 
 SEED = 6
-FEWEST = 4  # held-out samples that fire, and that are silent; with fewer there is no score
+FEWEST = 4  # smallest number of firing and of silent held-out samples for a score
 
 
 class ShownSample(typing.NamedTuple):
@@ -27,6 +27,8 @@ class ShownSample(typing.NamedTuple):
 
 
 class HeldOutSample(typing.NamedTuple):
+    """A held-out sample, and whether the latent fires on it."""
+
     shown: ShownSample
     fires: bool
 
@@ -35,9 +37,9 @@ class HeldOutSample(typing.NamedTuple):
 class LatentEvidence:
     """The results of a run with the samples and images of its store.
 
-    ``samples``: the prompts and tokens of texts. ``images``: a reader of the images, None for texts.
-    ``random_samples`` [R]: numbers of samples drawn at random; ``fires`` [F, R]: whether a latent fires on each.
-    ``offsets`` [F + 1]: where the recorded samples of each latent begin in the table of the results.
+    ``samples`` has the prompts and tokens of texts. ``images`` is a reader of the images, None for texts.
+    ``random_samples`` [R] are the numbers of random samples; ``fires`` [F, R]: whether a latent fires on each.
+    ``offsets`` [F + 1] is where the recorded samples of each latent begin in the table of the results.
     """
 
     results: Results
@@ -49,34 +51,34 @@ class LatentEvidence:
 
     @property
     def kind(self) -> str:
-        """ "image" or "text"."""
+        """The kind of the samples: "image" or "text"."""
         return self.results.summary["kind"]
 
     @property
     def has_maps(self) -> bool:
         return bool(self.results.summary["grid"])
 
-    def recorded(self, latent: int) -> list[dict[str, typing.Any]]:
+    def recorded_samples(self, latent: int) -> list[dict[str, typing.Any]]:
         """Return the recorded samples of a latent: rows of the results' table."""
         start, stop = self.offsets[latent : latent + 2]
         return self.results.samples.slice(start, stop - start).to_pylist()
 
     def top_samples(self, latent: int, count: int) -> list[ShownSample]:
-        """Return at most ``count`` top samples with marks where the latent fires; skip images that do not decode."""
-        top = [row for row in self.recorded(latent) if row["kind"] == "top"]
+        """Return at most ``count`` top samples, marked where the latent fires; skip images that cannot be decoded."""
+        top = [row for row in self.recorded_samples(latent) if row["kind"] == "top"]
         profiles = self.results.part("profile", latent, latent + 1)[0]
         samples = (self._marked(row, profiles[row["rank"]]) for row in top)
         return _first(samples, count)
 
-    def held_out(self, latent: int, shown: Sequence[ShownSample], count: int) -> list[HeldOutSample]:
+    def held_out_samples(self, latent: int, shown: Sequence[ShownSample], count: int) -> list[HeldOutSample]:
         """Return ``count`` unmarked samples that are not in ``shown``, in random order; the latent fires on half.
 
-        Firing samples are taken from the random samples first. If these are too few, as for a rare latent, recorded
-        samples of lower quantiles follow, then the other top samples, weakest first. With too few samples of one kind
-        both halves shrink; with fewer than FEWEST of one kind there are none.
+        Firing samples come from the random samples first. If these are too few, for example for a rare latent, recorded
+        samples of lower quantiles follow, then the remaining top samples, weakest first. With too few samples of one
+        kind both halves shrink. With fewer than FEWEST of one kind the list is empty.
         """
         random = np.random.default_rng([SEED, latent])
-        recorded = self.recorded(latent)
+        recorded = self.recorded_samples(latent)
         seen = {sample.sample for sample in shown}
         firing = {row["sample"] for row in recorded} | seen
         order = random.permutation(len(self.random_samples))
@@ -90,15 +92,15 @@ class LatentEvidence:
         if half < FEWEST:
             return []
         parts = [_first((self._plain(number) for number in numbers), half) for numbers in (fires, silent)]
-        half = min(map(len, parts))  # fewer if an image does not decode
+        half = min(map(len, parts))  # fewer if images cannot be decoded
         if half < FEWEST:
             return []
-        held = [
+        samples = [
             HeldOutSample(sample, fires)
             for part, fires in zip(parts, (True, False), strict=True)
             for sample in part[:half]
         ]
-        return [held[i] for i in random.permutation(len(held))]
+        return [samples[i] for i in random.permutation(len(samples))]
 
     def _marked(self, row: dict[str, typing.Any], profile_C: np.ndarray) -> ShownSample | None:
         number = row["sample"]
@@ -109,7 +111,7 @@ class LatentEvidence:
             return None
         if not self.has_maps:
             return ShownSample(number, annotation.png(annotation.panel(image)), "")
-        heat_HW = unfolded(profile_C, self.results.summary["cells"], self.results.summary["grid"]) / 255
+        heat_HW = unfold(profile_C, self.results.summary["cells"], self.results.summary["grid"]) / 255
         peak = divmod(row["position"], heat_HW.shape[1])
         return ShownSample(number, annotation.png(annotation.panel(image, heat_HW, peak)), "")
 
@@ -125,47 +127,47 @@ class LatentEvidence:
         if not tokens:
             return self._prompt(number)
         positions = self.results.summary["positions"]
-        shade_P = unfolded(profile_C, self.results.summary["cells"], (1, positions))[0]
-        return annotation.cut(annotation.text(tokens, shade_P, position))
+        shade_P = unfold(profile_C, self.results.summary["cells"], (1, positions))[0]
+        return annotation.truncate(annotation.text(tokens, shade_P, position))
 
     def _tokens(self, number: int) -> list[str] | None:
         column = self.results.summary["tokens"]
         return self.samples[column][number].as_py() if column else None
 
     def _prompt(self, number: int) -> str:
-        return annotation.cut(str(self.samples["prompt"][number].as_py() or ""))
+        return annotation.truncate(str(self.samples["prompt"][number].as_py() or ""))
 
 
 def open_evidence(results: Results, extract: ExtractConfig) -> LatentEvidence:
     """Open the store that the results were read from. Raise InputError if it has no images or prompts."""
     summary = results.summary
-    store = store_of(results)
+    store = open_store_of(results)
     images = None
     if summary["kind"] == "image":
         images = open_images(store, extract)
         if images is None:
             raise InputError(
-                f"store {store.location} has no images, which tags need; extract it again with "
+                f"store {store.location} has no images, which tags require; extract it again with "
                 "config.extract.save_images=True"
             )
     samples = store.table()
     columns = [summary["tokens"] or "prompt", "prompt"] if images is None else []
     if missing := set(columns) - set(samples.column_names):
-        raise InputError(f"store {store.location} has no column {missing.pop()!r}; tags need it")
+        raise InputError(f"store {store.location} has no column {missing.pop()!r}, which tags require")
     offsets = np.searchsorted(results.samples["latent"].to_numpy(), np.arange(summary["latents"] + 1))
     samples = samples.select(sorted(set(columns)))
     return LatentEvidence(results, samples, images, results.array("fires"), results.array("drawn"), offsets)
 
 
-def unfolded(profile_C: np.ndarray, cells: Sequence[int], grid: Sequence[int]) -> np.ndarray:
-    """Return a map [height, width] of the positions from one of cells, the inverse of layout.make_map."""
+def unfold(profile_C: np.ndarray, cells: Sequence[int], grid: Sequence[int]) -> np.ndarray:
+    """Expand a map of cells to a map [height, width] of positions, the inverse of layout.make_map."""
     side = next(n for n in range(1, max(grid) + 1) if [-(-length // n) for length in grid] == list(cells))
     folded = profile_C.reshape(tuple(cells))
     return folded.repeat(side, 0).repeat(side, 1)[: grid[0], : grid[1]]
 
 
 def random_latents(results: Results, count: int | None) -> list[int]:
-    """Return ``count`` random latents that fire, all if None; a larger count includes the latents of a smaller one."""
+    """Return ``count`` random latents that fire, None for all. A larger count includes the latents of a smaller one."""
     firing = np.flatnonzero(results.latents["rows"].to_numpy() > 0)
     order = np.random.default_rng(SEED).permutation(firing)
     return sorted(order[: count or len(order)].tolist())

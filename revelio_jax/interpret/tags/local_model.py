@@ -1,4 +1,4 @@
-"""An image-text-to-text model of transformers, loaded from a folder or the hub, that decodes greedily (torch)."""
+"""Ask an image-text-to-text model of transformers from a folder or the hub, with greedy decoding. Uses torch."""
 
 import functools
 import hashlib
@@ -21,17 +21,17 @@ from revelio_jax.pipelines.loading import LOAD_ERRORS, device
 def open_model(options: TagsConfig, on: str) -> VisionLanguageModel:
     """Open the model config.tags.model on device ``on``, in the dtype of its checkpoint, without remote code.
 
-    The weights are loaded at the first question, so a run with a full answer cache never loads them. Raise InputError
-    if it is not an image-text-to-text model or has no chat template.
+    The weights are loaded at the first question, so a run whose answers are all cached never loads them. Raise
+    InputError if the model is not an image-text-to-text model or has no chat template.
     """
     name, place = options.model, device(on)
-    processor = _loaded(transformers.AutoProcessor, name)
+    processor = _load(transformers.AutoProcessor, name)
     if not getattr(processor, "chat_template", None):
         raise InputError(f"config.tags.model is {name!r}; its processor has no chat template")
 
     @functools.cache
     def model() -> typing.Any:
-        return _loaded(transformers.AutoModelForImageTextToText, name, dtype="auto").eval().to(place)
+        return _load(transformers.AutoModelForImageTextToText, name, dtype="auto").eval().to(place)
 
     def ask(question: Question) -> str:
         return answer(model(), processor, question, options.max_tokens)
@@ -39,7 +39,7 @@ def open_model(options: TagsConfig, on: str) -> VisionLanguageModel:
     return VisionLanguageModel(name, f"transformers {name} {_fingerprint(name)}", ask)
 
 
-def _loaded(cls: typing.Any, name: str, **options) -> typing.Any:
+def _load(cls: typing.Any, name: str, **options) -> typing.Any:
     try:
         return cls.from_pretrained(name, **options)
     except (*LOAD_ERRORS, SafetensorError) as error:
@@ -78,7 +78,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _fingerprint(name: str) -> str:
-    """Return a hash of a local folder's file names, sizes and times, because its weights can be replaced."""
+    """Return a hash of the file names, sizes and times of a local folder, whose weights can change; "" for a hub id."""
     folder = pathlib.Path(name)
     if not folder.is_dir():
         return ""

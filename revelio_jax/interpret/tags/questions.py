@@ -1,8 +1,8 @@
-"""The questions about a latent that a vision-language model answers, and how its answers are read.
+"""Write the questions about a latent for a vision-language model, and parse its answers.
 
 There are three kinds of question. "label" asks for a label of a few words. "granularity" asks, as multiple choice,
 what kind of thing the latent detects, from class-specific detail to coarse layout (as in Revelio). "applies" asks
-about one held-out sample whether the label applies to it.
+whether the label applies to one held-out sample.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ LABEL_CHARACTERS = 120  # a longer first line is not a label
 REFUSALS = r"\W*(i(['\u2019]m| am)( very)? (sorry|unable)|sorry,|i can(['\u2019]t|not)\b|as an ai\b)"
 QUOTES = "\"'`*_\u2018\u2019\u201c\u201d"
 
-# The levels of granularity with the descriptions in the question. Each latent has its own random order, because
+# The levels of granularity with their descriptions in the question. Each latent has its own random order, because
 # models prefer the first options.
 LEVELS = {
     "image": {
@@ -79,7 +79,7 @@ class Question(typing.NamedTuple):
 
 
 def label_question(kind: str, samples: Sequence[ShownSample], has_maps: bool) -> Question:
-    """Return the question for a label of the latent that fires on ``samples``; ``kind`` is "image" or "text"."""
+    """Return the question for a label of the latent with top samples ``samples``; ``kind`` is "image" or "text"."""
     return Question("label", _introduction(kind, samples, has_maps) + LABEL, _images(samples))
 
 
@@ -98,14 +98,14 @@ def applies_question(kind: str, label: str, sample: ShownSample) -> Question:
 
 
 def lettered_levels(kind: str, latent: int) -> dict[str, str]:
-    """Return letter -> level in the latent's own random order; the last option is always "none"."""
+    """Return the level of each letter, in the latent's own random order; the last option is always "none"."""
     names = list(LEVELS[kind])
     order = np.random.default_rng([SEED, latent]).permutation(len(names))
     return dict(zip("ABCDEFGH", [*(names[i] for i in order), NONE], strict=False))
 
 
 def read_label(answer: str) -> str | None:
-    """Return the label in an answer to a label question, None if it has no label.
+    """Return the label in the answer to a label question, or None.
 
     The label is the first line with a word, without quotes, bullets and a leading "Label:". In a JSON object it is
     the value of "label". Refusals and labels longer than LABEL_CHARACTERS give None.
@@ -126,7 +126,7 @@ def read_label(answer: str) -> str | None:
 
 
 def read_granularity(answer: str, kind: str, latent: int) -> str | None:
-    """Return the level that an answer names by letter, description or name; None if it names none or several."""
+    """Return the level that an answer gives by letter, description or name; None if it gives no level or several."""
     text, letters = _final_answer(answer), lettered_levels(kind, latent)
     letter = (
         re.fullmatch(r"\W*([A-Ha-h])\W*", text)
@@ -143,7 +143,7 @@ def read_granularity(answer: str, kind: str, latent: int) -> str | None:
 
 
 def read_applies(answer: str) -> bool | None:
-    """Return True for yes and False for no; None if the answer has neither, or both and starts with neither."""
+    """Return True for yes and False for no. Return None if the answer is unclear."""
     text = _final_answer(answer).casefold()
     first = re.match(r"\W*(yes|no)\b", text)
     verdicts = {first[1]} if first else set(re.findall(r"\b(yes|no)\b", text))
@@ -162,7 +162,7 @@ def _images(samples: Sequence[ShownSample]) -> tuple[bytes, ...]:
 
 
 def _quoted(text: str) -> str:
-    """Return the text without special tokens of chat templates, for example <image>, <|im_end|> or [IMG]."""
+    """Disable special tokens of chat templates in a text, for example <image>, <|im_end|> or [IMG]."""
     return re.sub(r"\[(?=[A-Z/])", "(", re.sub(r"<(?=\S)", "(", text))
 
 

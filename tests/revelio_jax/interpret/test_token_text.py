@@ -45,7 +45,7 @@ def bert():
 
 
 def joined(shown):
-    return "".join(piece for piece in shown if piece != token_text.PART and not token_text.special(piece))
+    return "".join(piece for piece in shown if piece != token_text.PART and not token_text.is_special(piece))
 
 
 @UNTIMED
@@ -116,7 +116,7 @@ def test_unread_returns_the_truncated_end(clip):
     prompt = "Glossy emoji of  a Red Apple " * 8
     ids = clip(prompt, truncation=True, max_length=24)["input_ids"]
     shown = token_text.pieces(clip.convert_ids_to_tokens(ids))
-    rest = token_text.unread(prompt, shown)
+    rest = token_text.truncated_end(prompt, shown)
     assert prompt.endswith(rest)
     assert ("".join(shown[1:-1]) + rest).lower().split() == prompt.lower().split()
 
@@ -131,4 +131,4 @@ def test_unread_returns_the_truncated_end(clip):
     ],
 )
 def test_unread_is_empty_if_nothing_is_truncated(prompt, shown):
-    assert token_text.unread(prompt, shown) == ""
+    assert token_text.truncated_end(prompt, shown) == ""

@@ -67,12 +67,12 @@ def test_the_table_names_runs_without_a_label(run):
 
 def test_run_names_are_unambiguous(run):
     runs = command.read_runs([run])
-    assert [plot.called(one, runs) for one in runs] == [
+    assert [plot.run_label(one, runs) for one in runs] == [
         "unet.mid_block",
         "unet.mid_block, neurons",
     ]
     twice = [runs[0], runs[0]]
-    assert plot.called(runs[0], twice) == "run: unet.mid_block"
+    assert plot.run_label(runs[0], twice) == "run: unet.mid_block"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from revelio_jax.interpret.latents import accumulator, stream
 from revelio_jax.interpret.latents.accumulator import BINS, LatentAccumulator
 from revelio_jax.interpret.latents.layout import PositionMap, Strata
-from revelio_jax.interpret.latents.top_samples import mixed, unmixed
+from revelio_jax.interpret.latents.top_samples import mix, unmix
 
 LATENTS = 7
 
@@ -47,7 +47,7 @@ def peaks_of(z, sample, f, rows=None):
     for row in np.flatnonzero(z[:, f] > 0) if rows is None else rows:
         if z[row, f] > 0 and (sample[row] not in found or z[row, f] > found[sample[row]][0]):
             found[sample[row]] = (z[row, f], sample[row], row)
-    return sorted(found.values(), key=lambda peak: (-peak[0], mixed(np.array([peak[1]], np.uint32))))
+    return sorted(found.values(), key=lambda peak: (-peak[0], mix(np.array([peak[1]], np.uint32))))
 
 
 ROWS = st.tuples(
@@ -202,9 +202,9 @@ def test_memory_equals_the_documented_formula():
 def test_ties_are_ranked_in_random_order():
     """Of 1,000 samples of equal value, the 20 top samples are not adjacent in number."""
     numbers = np.arange(1000, dtype=np.uint32)
-    np.testing.assert_array_equal(unmixed(mixed(numbers)), numbers)
+    np.testing.assert_array_equal(unmix(mix(numbers)), numbers)
     many = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
-    np.testing.assert_array_equal(unmixed(mixed(many)), many)
+    np.testing.assert_array_equal(unmix(mix(many)), many)
     row = numbers.astype(np.int32)
     cells = PositionMap(None, (1, 1), np.zeros(1, np.int32))
     statistics = LatentAccumulator(1, 20, 0, 1.0, cells, Strata(), np.zeros(0, np.int64))

@@ -162,7 +162,7 @@ def test_a_moved_store_is_not_read_again(own, interpreted, tmp_path):
     moved = interpreted(own, extract={"store": str(tmp_path / "moved")})
     found, is_new = interpretation.interpret(moved)
     assert not is_new
-    assert results.store_of(found).location == results.load(found.folder).summary["store"]["location"]
+    assert results.open_store_of(found).location == results.load(found.folder).summary["store"]["location"]
     assert found.summary["store"]["location"] == str(tmp_path / "moved")
     assert found.summary["images"] == str(tmp_path / "moved" / "images")
 

@@ -73,7 +73,7 @@ def test_strata_are_timesteps_or_a_column():
     by_language = layout.make_strata("language", table, [1, 501])
     assert (by_language.names, by_language.of_sample.tolist()) == (("de", "fr"), [1, -1, 0])
     assert by_language.counted == 3  # and one for what has none
-    with pytest.raises(InputError, match="'many'; it must be a sample column: id, language"):
+    with pytest.raises(InputError, match="'many'; it must be a column of the samples: id, language"):
         layout.make_strata("many", table, [])
     with pytest.raises(InputError, match="a column with 101 values; it must have 1 to 100"):
         layout.make_strata("id", pyarrow.table({"id": range(101)}), [])
@@ -87,6 +87,6 @@ def test_adjacent_chunks_are_joined(lengths, gaps, most):
     for length, gap in zip(lengths, gaps, strict=False):
         at += gap
         chunks.append((at, at := at + length))
-    found = layout.joined_chunks(chunks, most)
+    found = layout.join_chunks(chunks, most)
     assert [i for run in found for i in range(*run)] == [i for chunk in chunks for i in range(*chunk)]
     assert all(stop - start < most + max(lengths) for start, stop in found)

@@ -110,23 +110,23 @@ def test_existing_results_are_not_trained_again(probed, tmp_path, monkeypatch):
 
 
 def test_apart_never_splits_the_samples_of_a_value(probed):
-    task = experiment.open_task(probed, ("mean",), experiment.Settings("thing", 0, 8, 1, 0.1))
-    parts = task.labels["mean"][1]
+    probed_run = experiment.open_run(probed, ("mean",), experiment.ProbeSettings("thing", 0, 8, 1, 0.1))
+    parts = probed_run.labels["mean"][1]
     thing = np.arange(SAMPLES) // 2
     assert not set(thing[parts.test]) & set(thing[np.concatenate([parts.train, parts.validation])])
     assert not {5, 17, 40} & set(parts.all)
 
 
 def test_features_equal_plain_loops(probed):
-    task = experiment.open_task(probed, ("mean",), experiment.Settings("", 0, 8, 1, 0.1))
-    rows = [(batch.x_ND.copy(), *batch[1:]) for batch in stream.batches(task.site, 8)]
+    probed_run = experiment.open_run(probed, ("mean",), experiment.ProbeSettings("", 0, 8, 1, 0.1))
+    rows = [(batch.x_ND.copy(), *batch[1:]) for batch in stream.batches(probed_run.site, 8)]
     x, sample, position, timestep = (np.concatenate(part) for part in zip(*rows, strict=True))
-    dense = np.maximum(x @ task.latents.W_enc_DF, 0)
+    dense = np.maximum(x @ probed_run.latents.W_enc_DF, 0)
     for batch_size in (24, 4096):  # 24 cuts maps of 16 positions in two
-        means = features.means(task.site, task.latents, SAMPLES, list(TIMESTEPS), batch_size)
+        means = features.means(probed_run.site, probed_run.latents, SAMPLES, list(TIMESTEPS), batch_size)
         numbers = np.array([0, 7, 119])
-        maps = features.maps(task.site, None, 501, (4, 4), numbers, batch_size)
-        of_latents = features.maps(task.site, task.latents, 501, (4, 4), numbers, batch_size)
+        maps = features.maps(probed_run.site, None, 501, (4, 4), numbers, batch_size)
+        of_latents = features.maps(probed_run.site, probed_run.latents, 501, (4, 4), numbers, batch_size)
         for i, number in enumerate(numbers):
             here = (sample == number) & (timestep == 501)
             np.testing.assert_allclose(means.at(501, numbers, False)[i], x[here].mean(0), rtol=1e-5, atol=1e-6)

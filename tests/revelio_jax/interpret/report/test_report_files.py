@@ -189,7 +189,7 @@ def test_the_old_report_stays_when_writing_fails(run, config_of, monkeypatch):
 
 def test_a_different_store_is_refused_before_writing(run, config_of):
     run.summary["store"]["fingerprint"] = "another"
-    with pytest.raises(InputError, match="is not the store that"):
+    with pytest.raises(InputError, match="has changed since"):
         report.write(config_of(run.folder.parent), run)
     assert not (run.folder.parent / "report").exists()
 

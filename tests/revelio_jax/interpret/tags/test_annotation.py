@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from revelio_jax.interpret.latents.layout import make_map
 from revelio_jax.interpret.tags import annotation
-from revelio_jax.interpret.tags.evidence import unfolded
+from revelio_jax.interpret.tags.evidence import unfold
 
 CLIP = ["<|startoftext|>", "a</w>", "red</w>", "app", "le</w>", "<|endoftext|>"]
 T5 = ["▁a", "▁red", "▁app", "le", "</s>"]
@@ -89,16 +89,16 @@ class FakeStore:
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 60))
-def test_unfolded_inverts_make_map_for_maps(height, width, most):
+def test_unfold_inverts_make_map_for_maps(height, width, most):
     cells = make_map("unet.mid_block", FakeStore(height, width), height * width, most)
     if cells.grid is None:
         return
     profile = np.arange(cells.shape[0] * cells.shape[1])
-    assert (unfolded(profile, cells.shape, cells.grid).reshape(-1) == cells.cell_of_position).all()
+    assert (unfold(profile, cells.shape, cells.grid).reshape(-1) == cells.cell_of_position).all()
 
 
 @given(st.integers(1, 200), st.integers(1, 60))
-def test_unfolded_inverts_make_map_for_texts(positions, most):
+def test_unfold_inverts_make_map_for_texts(positions, most):
     cells = make_map("clip.layer.1", FakeStore(0, 0), positions, most)
     profile = np.arange(cells.shape[1])
-    assert (unfolded(profile, cells.shape, (1, positions))[0] == cells.cell_of_position).all()
+    assert (unfold(profile, cells.shape, (1, positions))[0] == cells.cell_of_position).all()
