@@ -1,4 +1,4 @@
-"""Active latents: which latents fire on the tokens of a prompt, or in an image at each timestep."""
+"""Find the latents that fire on the tokens of a prompt, or in an image at each timestep."""
 
 import dataclasses
 import typing
@@ -13,7 +13,7 @@ ROWS = 1024  # rows encoded at once; the matrix of all positions and latents may
 
 
 class LatentSummary(typing.TypedDict):
-    """A latent that fires: its largest ``value``, the ``step`` and ``position`` of it, and where it fires.
+    """A latent that fires: its largest ``value``, and the ``step`` and ``position`` of that value.
 
     ``empty`` is its largest value on the empty prompt. ``share`` is the share of positions on which it fires.
     """
@@ -30,9 +30,9 @@ class LatentSummary(typing.TypedDict):
 class ActiveLatents:
     """The values above 0 of latents [steps, positions, F] of one prompt or image, sorted by latent.
 
-    Value i is of latent ``latent[i]`` at ``step[i]`` and ``position[i]``; ``shape`` is (steps, positions).
-    ``timesteps`` are those of a denoiser, () for a text encoder, which runs once. If the positions are tokens,
-    ``tokens`` and ``kinds`` describe them. If they are an image map, ``grid`` is its height and width. ``empty`` [F]
+    Value i belongs to latent ``latent[i]`` at ``step[i]`` and ``position[i]``; ``shape`` is (steps, positions).
+    ``timesteps`` has the denoiser's timesteps, () for a text encoder, which runs once. If the positions are tokens,
+    ``tokens`` and ``kinds`` describe them. If they form an image map, ``grid`` is its height and width. ``empty`` [F]
     is the largest value of each latent on the empty prompt.
     """
 
@@ -57,7 +57,7 @@ class ActiveLatents:
     def strongest(self, top: int, position: int | None = None) -> list[LatentSummary]:
         """Return the ``top`` latents by their largest value minus the largest on the empty prompt.
 
-        By default all positions count except padding; with ``position`` only that one.
+        ``position`` restricts the values to one position; by default all positions count except padding.
         """
         counts = np.ones(len(self.latent), bool)
         if position is not None:
@@ -120,9 +120,9 @@ def find_active(
 
 
 def grid_of(positions: int, height: int, width: int) -> tuple[int, int] | None:
-    """Return height and width of the map that a hook point's positions form, or None if they are not a map.
+    """Return height and width of the map of a hook point's positions, or None if they do not form a map.
 
-    ``height`` and ``width`` are those of the diffusion latents; the map is smaller by a power of 2.
+    ``height`` and ``width`` are the size of the diffusion latents. The map is smaller by a power of 2.
     """
     factor, grid = 1, (0, 0)
     while grid != (1, 1):

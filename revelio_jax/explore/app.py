@@ -1,4 +1,4 @@
-"""The page: which event of which field runs which handler, and in which queue."""
+"""Build the page: connect the events of its fields to handlers and queues."""
 
 import functools
 import pathlib
@@ -14,7 +14,7 @@ MAX_WAITING = 32  # events in the queue, over all users of the page
 
 
 def build(backend: Backend, catalog: Catalog, report: pathlib.Path, examples: list[str]) -> gr.Blocks:
-    """Return the page. ``report`` is the folder of the report, which need not exist; ``examples`` are prompts."""
+    """Return the page. ``report`` is the folder of the report, which may not exist; ``examples`` are prompts."""
     title = f"{backend.site} of {backend.config.model.id}: explorer"
     with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(600, 3600)) as page:
         fields = lay_out(backend, report, examples)
@@ -24,7 +24,7 @@ def build(backend: Backend, catalog: Catalog, report: pathlib.Path, examples: li
 
 def _connect(page: gr.Blocks, handlers: Handlers) -> None:
     fields = handlers.fields
-    # One image is sampled at a time; of the changes that arrive meanwhile only the last one is drawn.
+    # One image is sampled at a time. Of the changes that arrive meanwhile, only the last one is drawn.
     one_image = {
         "concurrency_limit": 1,
         "concurrency_id": "images",

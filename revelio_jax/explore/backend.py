@@ -1,4 +1,4 @@
-"""The pipeline and its SAE behind the page: active latents, and images with and without steering.
+"""The pipeline and the SAE of the page: active latents, and images with and without steering.
 
 One image is sampled at a time, for all users together. Images are cached up to a limit.
 """
@@ -28,7 +28,7 @@ from revelio_jax.steering.compatibility import same_model
 from revelio_jax.steering.concept import hidden_states, is_masked, tokenizer_of
 from revelio_jax.steering.learned_concepts import LearnedConcept, saved_concepts
 
-EXPLORED = tuple(family.name for family in FAMILIES if family.takes_prompts and not family.is_standalone)
+EXPLORABLE = tuple(family.name for family in FAMILIES if family.takes_prompts and not family.is_standalone)
 IMAGE_CACHE_BYTES = 512 * 2**20
 ACTIVE_CACHE_SIZE = 4  # prompts or images; about 100 MB each for Stable Diffusion
 
@@ -38,7 +38,7 @@ Key = typing.Hashable
 
 
 class BoundedCache:
-    """A cache that drops its oldest items if the sum of their sizes exceeds ``limit``; the newest always stays."""
+    """A cache that drops its oldest items if the sum of sizes exceeds ``limit``. It always keeps the newest item."""
 
     def __init__(self, limit: int, size: Callable[[typing.Any], int]):
         self._limit, self._size = limit, size
@@ -84,22 +84,22 @@ class Backend:
 
     @property
     def takes_pooled(self) -> bool:
-        """Return whether the pipeline has a pooled vector that steering can change or leave."""
+        """Return whether the pipeline has a pooled vector that steering can either change or keep."""
         pooled = self.family.pooled
         if pooled is None or self.in_denoiser:
             return False
         is_own_encoder = any(point.component == pooled.component for point in self.points)
-        return not (pooled.is_all and is_own_encoder)  # there the pooled vector is all that steering changes
+        return not (pooled.is_all and is_own_encoder)  # FLUX's CLIP: steering changes nothing but the pooled vector
 
     @property
     def positions(self) -> int:
-        """Return the tokens of a prompt at the hook point, padding included."""
+        """Return the number of tokens of a prompt at the hook point, padding included."""
         return self._token_limit(self._position_encoder)
 
     # Requests
 
     def check_prompt(self, prompt: str, field: str = "prompt") -> None:
-        """Raise InputError if a prompt has more tokens than the model reads; the rest would be cut off."""
+        """Raise InputError if a prompt has more tokens than the model reads; it would ignore the rest."""
         for component in self._limiting_encoders():
             limit = self._token_limit(component)
             count = len(tokenizer_of(self.pipe, component)(prompt, truncation=False).input_ids)
@@ -117,7 +117,7 @@ class Backend:
                 self._active.put(key, active)
         return active
 
-    def plain(self, request: SamplingRequest, on_step: OnStep | None = None) -> np.ndarray:
+    def plain_image(self, request: SamplingRequest, on_step: OnStep | None = None) -> np.ndarray:
         """Return the image without steering, uint8 [height, width, 3]."""
         self.check_prompt(request.prompt)
         if (image := self._images.get(request)) is None:
@@ -125,7 +125,9 @@ class Backend:
                 image = self._sample_plain(request, on_step)[0]
         return image
 
-    def steered(self, request: SamplingRequest, steering: SteeringRequest, on_step: OnStep | None = None) -> np.ndarray:
+    def steered_image(
+        self, request: SamplingRequest, steering: SteeringRequest, on_step: OnStep | None = None
+    ) -> np.ndarray:
         """Return the image with steering, from the same seed, uint8 [height, width, 3]."""
         self.check_prompt(request.prompt)
         for concept, _ in steering.concepts:
@@ -162,7 +164,7 @@ class Backend:
         )
 
     def latents_for(self, text: str, top: int) -> list[dict[str, typing.Any]]:
-        """Return the latents that a text uses most, see :meth:`Steerer.latents_for`."""
+        """Return the latents that fire most on a text, see :meth:`Steerer.latents_for`."""
         self.check_prompt(text, "text")
         with self._lock:
             return self.steerer.latents_for(self.pipe, text, top)
@@ -173,7 +175,7 @@ class Backend:
         del call["prompt"]
         return {name: value[0] if isinstance(value, list) else value for name, value in call.items()}
 
-    # Helpers; callers of those that run the pipeline hold the lock
+    # Helpers. Callers of helpers that run the pipeline must hold the lock.
 
     @property
     def _position_encoder(self) -> str:
@@ -185,7 +187,7 @@ class Backend:
     def _limiting_encoders(self) -> list[str]:
         """Return the text encoders that must read the whole prompt.
 
-        An encoder that gives only the pooled vector cuts every long prompt, and counts only if it has the hook point.
+        An encoder for only the pooled vector truncates long prompts; it is included only if it has the hook point.
         """
         pooled, points = self.family.pooled, {point.component for point in self.points}
         exempt = {pooled.component} - points if pooled and pooled.is_all else set()
@@ -279,16 +281,16 @@ class Backend:
 
 
 def load(config: Config, sae: str | None) -> Backend:
-    """Load the pipeline and the SAE of a config; ``sae`` is a folder or hub id, by default the run's export.
+    """Load the pipeline and the SAE of a config; ``sae`` is a folder or hub id, None for the run's export.
 
-    The SAE is read and checked before the pipeline, which is large. Raises InputError if the two do not fit.
+    The SAE is read and checked before the large pipeline is loaded. Raises InputError if the two do not fit.
     """
-    if config.model.family not in EXPLORED:
+    if config.model.family not in EXPLORABLE:
         raise InputError(
-            f"config.model.family is {config.model.family!r}; the explorer needs one of {', '.join(EXPLORED)}"
+            f"config.model.family is {config.model.family!r}; the explorer supports {', '.join(EXPLORABLE)}"
         )
     if not (sae or config.run):
-        raise InputError("config.run is missing; it must be the folder of a run with an export, or use --sae")
+        raise InputError("config.run is not set; it must be the folder of a run with an export, or pass --sae")
     sae = sae or str(pathlib.Path(config.run, "export"))
     steerer = Steerer.from_pretrained(sae)
     trained_on = steerer.sae.metadata.get("model_id")

@@ -1,4 +1,4 @@
-"""The catalog of latents: words, tags and samples from ``revelio interpret``, to search and to show."""
+"""The catalog of latents: words, tags and samples from ``revelio interpret``, for search and display."""
 
 import dataclasses
 import hashlib
@@ -20,16 +20,16 @@ from revelio_jax.store import Store, open_store
 
 Row = dict[str, typing.Any]
 STARTS = ("<|startoftext|>", "<s>", "[CLS]")
-MIN_PURITY = 0.6  # a class names a latent from this share of its strongest samples on
+MIN_PURITY = 0.6  # smallest share of the strongest samples for a class to name a latent
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Catalog:
     """Words, tags and samples of every latent.
 
-    If nothing is known, ``missing`` says why in one line and ``results`` is None; otherwise ``missing`` is "".
-    ``texts`` has all words of each latent, to search in. ``frequency`` [F] is the share of rows on which it fires.
-    ``store`` is None if the activation store is gone.
+    Without results, ``results`` is None and ``missing`` gives the reason in one line; otherwise ``missing`` is "".
+    ``texts`` has all searchable words of each latent. ``frequency`` [F] is the share of rows on which it fires.
+    ``store`` is None if the activation store does not exist any more.
     """
 
     missing: str
@@ -45,7 +45,7 @@ class Catalog:
         return list(self.results.summary.get("labels", [])) if self.results else []
 
     def row(self, latent: int) -> Row:
-        """Return a latent's row of ``Results.latents``; {} if nothing is known."""
+        """Return a latent's row of ``Results.latents``, {} without results."""
         return self.results.latents.slice(latent, 1).to_pylist()[0] if self.results else {}
 
     def name(self, latent: int) -> str:
@@ -55,20 +55,21 @@ class Catalog:
         return name_marks(self.row(latent).get("words") or "").strip() or ", ".join(self.classes(latent))
 
     def classes(self, latent: int) -> list[str]:
-        """Return the classes that most of its strongest samples belong to, the purest first."""
+        """Return the classes of most of its strongest samples, the purest first."""
         row = self.row(latent)
         pairs = [(row.get(f"{label}.purity") or 0.0, row.get(f"{label}.majority")) for label in self.labels]
         return [majority for purity, majority in sorted(pairs, key=lambda pair: -pair[0]) if purity >= MIN_PURITY]
 
     def highest(self, latent: int) -> float | None:
-        """Return the largest value of a latent; None if it is not known or not above 0."""
+        """Return the largest value of a latent, or None if it is unknown or not above 0."""
         value = self.row(latent).get("max")
         return float(value) if value and math.isfinite(value) and value > 0 else None
 
     def search(self, query: str, top: int) -> list[tuple[int, str]]:
-        """Return latents whose tags, words or labels contain every word of the query, with the text that does.
+        """Return latents whose tags, words or labels contain every word of the query, with a matching text.
 
-        Whole words come first, then starts of words, then other parts; among equals the most frequent latent.
+        Matches of whole words come first, then of starts of words, then of other parts. Equal matches are sorted by
+        frequency of the latent.
         """
         words = query.casefold().split()
         ranked = []
@@ -85,7 +86,7 @@ class Catalog:
         return ""
 
     def samples(self, latent: int, top: int) -> list[Row]:
-        """Return the strongest samples of a latent: {value, text, position, timestep}; text is "" if it is gone."""
+        """Return the strongest samples of a latent: {value, text, position, timestep}; text is "" without the store."""
         if not self.results:
             return []
         table = self.results.samples
@@ -111,14 +112,14 @@ def name_marks(text: str) -> str:
 
 
 def load_catalog(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Catalog:
-    """Read the results of ``revelio interpret`` for an SAE; without them latents have numbers only."""
+    """Read the results of ``revelio interpret`` for an SAE. Without results, latents have only numbers."""
     if not config.run:
-        return Catalog("no words for latents: config.run is missing; it must be the folder of the run")
+        return Catalog("no words for latents: config.run is not set; it must be the folder of the run")
     try:
         loaded = results.load(results.folder_of(config.run))
     except InputError as error:
         return Catalog(str(error))
-    # Results of other weights would show wrong words for a latent.
+    # Results of other weights would show wrong words.
     interpreted, current = str(loaded.summary.get("sae", {}).get("sha256", "")), sha256(sae_folder / WEIGHTS)
     if loaded.summary["latents"] != n_latents or (interpreted and current and interpreted != current):
         return Catalog(f"{loaded.folder} is for another SAE; run python -m revelio_jax.interpret again")
@@ -139,12 +140,12 @@ def load_catalog(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Ca
     try:
         store = open_store(loaded.summary["store"]["location"])
     except (InputError, KeyError, TypeError):
-        store = None  # it may have been moved; words and values are still known
+        store = None  # it may have been moved; words and values do not need it
     return Catalog("", loaded, tags, texts, frequency, store)
 
 
 def sha256(file: pathlib.Path) -> str:
-    """Return the checksum of a file; "" if it does not exist."""
+    """Return the sha256 of a file, "" if it does not exist."""
     if not file.is_file():
         return ""
     with open(file, "rb") as stream:

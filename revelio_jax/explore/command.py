@@ -1,10 +1,10 @@
-"""Serve a page for trying the latents of a run: see which latents fire on a prompt, and steer images.
+"""Serve a page for exploring the latents of a run: see which latents fire on a prompt, and steer images.
 
     python -m revelio_jax.explore --config configs/mini_sd.py
 
 Open the address that it prints. By default only this machine can open the page. If --host is another address, everyone
-who can reach that address can use the page, without a password. The run needs an export. The page also shows and
-searches the results of python -m revelio_jax.interpret, and links the report, if they exist.
+who can reach that address can use the page without a password. The run needs an export. If the results of python -m
+revelio_jax.interpret and the report exist, the page shows and searches the results and links to the report.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from revelio_jax.steering.labels import read_labeled
 FLAGS = {
     "host": ("127.0.0.1", "address to listen on; 0.0.0.0 listens on every address of this machine"),
     "port": (7860, "port to listen on, 1 to 65535; 0 chooses a free port"),
-    "sae": (None, "SAE folder or hub id; None is the export of the run"),
+    "sae": (None, "SAE folder or hub id; None: the export of the run"),
 }
 EXAMPLES = 5
 
@@ -30,16 +30,16 @@ EXAMPLES = 5
 def main(argv: Sequence[str]) -> None:
     config, flags = parse(["revelio_jax.explore", *argv], __doc__, **FLAGS)
     require("gradio", "explore", "the explorer")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves the with block, which deletes the folder
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave the with block, so that it deletes the folder
     with tempfile.TemporaryDirectory(prefix="revelio_explore_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # for the images that Gradio serves; read when gradio is imported
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # some parts of Gradio read this, not the page's argument
+        os.environ["GRADIO_TEMP_DIR"] = folder  # for images that Gradio serves; it reads this when it is imported
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # some parts of Gradio ignore the page's argument
         from revelio_jax.explore import app, server
         from revelio_jax.explore.backend import load
         from revelio_jax.explore.catalog import load_catalog
 
         host = flags["host"]
-        listener = server.listen(host, flags["port"])  # fails before the model is loaded
+        listener = server.listen(host, flags["port"])  # first, to fail before the model is loaded
         backend = load(config, flags["sae"])
         catalog = load_catalog(config, pathlib.Path(backend.sae), backend.n_latents)
         report = pathlib.Path(config.run or "runs", "report")

@@ -1,4 +1,4 @@
-"""The fields of the page, from top to bottom; :mod:`revelio_jax.explore.handlers` has what they do."""
+"""The fields of the page, from top to bottom. :mod:`revelio_jax.explore.handlers` handles their events."""
 
 import dataclasses
 import pathlib
@@ -12,8 +12,8 @@ from revelio_jax.explore import requests, views
 from revelio_jax.explore.backend import Backend
 from revelio_jax.steering.strengths import Clamp, Strength
 
-MAX_CONCEPTS = 6  # concepts and latents that are steered together
-SLIDER_LIMIT = 5.0  # largest strength of a slider, of both signs
+MAX_CONCEPTS = 6  # largest number of concepts and latents steered together
+SLIDER_LIMIT = 5.0  # largest absolute strength of a slider
 DEFAULT_CLAMP = 10.0  # value to set a latent to if its largest value is not known
 CANVAS_SIDE = 256  # pixels; smallest larger side of the canvas for the mask
 FOLDER = pathlib.Path(__file__).parent
@@ -31,7 +31,7 @@ element.addEventListener('click', event => {
 """
 
 Update = dict[typing.Any, typing.Any]
-"""New values of fields by field, as Gradio takes them."""
+"""New values by field, in the form that Gradio accepts."""
 Key = str | int
 """A steered concept: its text, or the number of a latent."""
 
@@ -51,7 +51,7 @@ class Row:
         info = "-1 removes it, 1 doubles it" if isinstance(key, int) else "below 0 removes, above 0 adds"
         if isinstance(strength, Clamp):
             value, low, high, step, mode = strength.value, 0.0, 2 * highest, round(highest / 100, 6), SET
-            info = "the latent gets this value wherever it is steered"
+            info = "the latent is set to this value at every steered position"
         slider = gr.Slider(min(low, value), max(high, value), value, step=step, label=name, info=info)
         return {
             self.line: gr.Row(visible=True),
@@ -66,7 +66,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class RegionFields:
-    """The fields that limit steering to a region; fields without a meaning at the hook point are hidden."""
+    """The fields that limit steering to a region. Fields that have no effect at the hook point are hidden."""
 
     positions: gr.Dropdown
     negative: gr.Dropdown
@@ -108,8 +108,8 @@ class RegionFields:
 class Fields:
     """All fields, and the state of the page.
 
-    State: ``drawn`` is the request whose tokens and active latents are shown, ``latent`` the number of the open
-    latent, ``concepts`` the keys of what ``rows`` steer, in order.
+    State: ``drawn`` is the request whose tokens and active latents are shown, ``latent`` is the number of the open
+    latent, and ``concepts`` are the keys of the concepts in ``rows``, in order.
     """
 
     drawn: gr.State
@@ -250,7 +250,7 @@ def _region_fields(backend: Backend) -> RegionFields:
             gr.Dropdown(
                 value=YES if steer.pooled and backend.takes_pooled else DEFAULT,
                 label="Steer the pooled vector",
-                info="CLIP's summary of the prompt; only without latents",
+                info="CLIP's vector of the whole prompt; not for latents",
                 visible=backend.takes_pooled,
                 elem_id="pooled",
                 **choices,

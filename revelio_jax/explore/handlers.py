@@ -1,7 +1,7 @@
 """The handlers of the page's events.
 
-Every handler yields new values of the fields that it changes. Input errors and failures of the pipeline become one
-line in the page; the rest of the page stays as it is.
+Every handler yields new values of the fields that it changes. Input errors and failures of the pipeline are shown as
+one line; the rest of the page does not change.
 """
 
 import functools
@@ -38,7 +38,7 @@ def reports_errors(handler: Callable[..., Iterator[Update]]) -> Callable[..., It
             yield from handler(self, *values)
         except InputError as error:
             yield {message: views.error(str(error))}
-        except Exception as error:  # a pipeline may raise anything
+        except Exception as error:  # pipelines raise exceptions of many classes
             logging.getLogger(__name__).exception("the pipeline failed")
             text = " ".join(str(error).split())[:300]
             yield {message: views.error(f"the pipeline failed: {type(error).__name__}: {text}")}
@@ -52,7 +52,7 @@ class Handlers:
     def __init__(self, backend: Backend, catalog: Catalog, report: pathlib.Path, examples: list[str], fields: Fields):
         self.backend, self.catalog, self.report = backend, catalog, report
         self.examples, self.fields = examples, fields
-        self._stopping: set[str] = set()  # sessions whose image is to be stopped
+        self._stopping: set[str] = set()  # sessions whose image must stop
         steer = backend.config.steer
         self._size = steer.height, steer.width
         self.sampling_fields = [fields.prompt, fields.seed, fields.steps, fields.guidance]
@@ -81,9 +81,9 @@ class Handlers:
         """Draw the plain and the steered image, and list the latents that fire."""
         fields, backend = self.fields, self.backend
         request, steering = self._requests(values)
-        if not backend.in_denoiser:  # a text encoder's latents are known before there is an image
+        if not backend.in_denoiser:  # latents of a text encoder do not depend on the image
             yield {fields.drawn: request} | self._show_active(request, latent)
-        plain = backend.plain(request, self._on_step(session, progress, "plain image"))
+        plain = backend.plain_image(request, self._on_step(session, progress, "plain image"))
         update: Update = {fields.plain: views.image("Plain", plain, request.prompt), fields.drawn: request}
         if backend.in_denoiser:
             update |= self._show_active(request, latent)
@@ -98,7 +98,7 @@ class Handlers:
                 fields.code: snippet(backend, request),
             }
             return
-        steered = backend.steered(request, steering, self._on_step(session, progress, "steered image"))
+        steered = backend.steered_image(request, steering, self._on_step(session, progress, "steered image"))
         names = ", ".join(f"{self._name(key)} {views.signed(value)}" for key, value in steering.concepts)
         yield {
             fields.steered: views.image("Steered", steered, f"{request.prompt}, with {names}"),
@@ -114,7 +114,7 @@ class Handlers:
         drawn: SamplingRequest | None = None,
         *values: typing.Any,
     ) -> Iterator[Update]:
-        """Draw again after a change, if that is switched on and an image has been drawn."""
+        """Draw again after a change, if this is enabled and an image has been drawn."""
         if auto_draw and drawn is not None:
             yield from self.draw(progress, session, drawn, *values)
         else:
@@ -128,9 +128,9 @@ class Handlers:
         message: str = "",
         *values: typing.Any,
     ) -> Iterator[Update]:
-        """Draw again if the handler before this one showed no error."""
+        """Draw again if the previous handler showed no error."""
         if message:
-            yield self._nothing()
+            yield self._no_change()
         else:
             yield from self.redraw(progress, session, *values)
 
@@ -156,7 +156,7 @@ class Handlers:
         on_step = self._on_step(session, progress, "comparison")
         for number in _parse_strengths(strengths):
             strength: Strength = Clamp(number) if isinstance(current, Clamp) else number
-            images.append(self.backend.steered(request, steering.with_strength(key, strength), on_step))
+            images.append(self.backend.steered_image(request, steering.with_strength(key, strength), on_step))
             shown.append(strength)
             yield {self.fields.strip: views.strip(images, shown, current)}
 
@@ -179,9 +179,9 @@ class Handlers:
             yield self._show_active(drawn, latent, number)
 
     def open_address(self, session: gr.Request) -> Iterator[Update]:
-        """Open the latent in the page's address, if there is one."""
+        """Open the latent that the page's address names, if any."""
         value = session.query_params.get(URL_PARAMETER)
-        yield from [self._nothing()] if value is None else self._open_number(value)
+        yield from [self._no_change()] if value is None else self._open_number(value)
 
     @reports_errors
     def _open_number(self, value: str) -> Iterator[Update]:
@@ -191,20 +191,20 @@ class Handlers:
 
     @reports_errors
     def search(self, query: str | None, latent: int | None) -> Iterator[Update]:
-        """List latents by number, by their words, and for a text encoder by firing on the query."""
+        """List latents by number, by their words and, at a text encoder, by firing on the query."""
         query = requests.text("search", query)
-        found: dict[int, tuple[str, float | None]] = {}
+        matches: dict[int, tuple[str, float | None]] = {}
         is_number = query.isdecimal() and len(query) < 10
         if is_number and int(query) < self.backend.n_latents:
-            found[int(query)] = "number", None
+            matches[int(query)] = "number", None
         for number, reason in self.catalog.search(query, LIST_LENGTH):
-            found.setdefault(number, (reason, None))
+            matches.setdefault(number, (reason, None))
         if not self.backend.in_denoiser:
             for row in self.backend.latents_for(query, LIST_LENGTH // 2):
-                reason, _ = found.get(row["latent"], (f"fires on {name_marks(word(row['token']))}", None))
-                found[row["latent"]] = reason, row["value"]
-        results = [(number, reason, value) for number, (reason, value) in found.items()]
-        listing = views.search_list(results, self.catalog, latent) if found else hint(f"No latent matches {query}.")
+                reason, _ = matches.get(row["latent"], (f"fires on {name_marks(word(row['token']))}", None))
+                matches[row["latent"]] = reason, row["value"]
+        results = [(number, reason, value) for number, (reason, value) in matches.items()]
+        listing = views.search_list(results, self.catalog, latent) if matches else hint(f"No latent matches {query}.")
         if query.isdecimal() and not (is_number and int(query) < self.backend.n_latents):
             listing = hint(f"This SAE has latents 0 to {self.backend.n_latents - 1}.") + listing
         yield {self.fields.results: listing + (self.catalog.missing and hint(self.catalog.missing))}
@@ -214,14 +214,14 @@ class Handlers:
     @reports_errors
     def steer_latent(self, latent: int, keys: list[Key], *values: typing.Any) -> Iterator[Update]:
         """Add a row for the open latent."""
-        yield self._with(latent, keys, values)
+        yield self._add_row(latent, keys, values)
 
     @reports_errors
     def add_concept(self, value: str | None, keys: list[Key], *values: typing.Any) -> Iterator[Update]:
         """Add a row for a text."""
         text = requests.concept(value)
         self.backend.check_prompt(text, "concept")
-        yield self._with(text, keys, values) | {self.fields.concept: ""}
+        yield self._add_row(text, keys, values) | {self.fields.concept: ""}
 
     def remove(self, i: int, keys: list[Key], *values: typing.Any) -> Update:
         """Remove row ``i``."""
@@ -229,7 +229,7 @@ class Handlers:
         return self._rows(keys[:i] + keys[i + 1 :], strengths[:i] + strengths[i + 1 :])
 
     def set_mode(self, i: int, keys: list[Key], mode: str) -> Update:
-        """Make row ``i`` multiply its latent, or set it to a value."""
+        """Switch row ``i`` between multiplying its latent and setting it to a value."""
         highest = self._highest(keys[i])
         strength: Strength = Clamp(highest) if mode == SET else -1.0
         return self.fields.rows[i].show(keys[i], self._name(keys[i]), strength, highest)
@@ -240,8 +240,8 @@ class Handlers:
 
     # Helpers
 
-    def _nothing(self) -> Update:
-        """Return an update without a change; Gradio does not accept an empty dict."""
+    def _no_change(self) -> Update:
+        """Return an update that changes nothing; Gradio does not accept an empty dict."""
         return {self.fields.message: gr.skip()}
 
     def _requests(self, values: Sequence) -> tuple[SamplingRequest, SteeringRequest | None]:
@@ -261,7 +261,7 @@ class Handlers:
         return request, SteeringRequest(concepts, rule, mask=mask, **limits)
 
     def _on_step(self, session: gr.Request, progress: gr.Progress, name: str) -> Callable[[int, int], None]:
-        """Return a callback that shows progress, and stops the image if the user asked for it."""
+        """Return a callback that shows progress, and stops the image after the user pressed Stop."""
         user = session.session_hash
         self._stopping.discard(user)
 
@@ -273,7 +273,7 @@ class Handlers:
         return on_step
 
     def _show_active(self, request: SamplingRequest | None, latent: int | None, token: int | None = None) -> Update:
-        """Return tokens, list and heatmaps of a request; nothing if it is None."""
+        """Return tokens, list and heatmaps of a request, {} if it is None."""
         if request is None:
             return {}
         fields, backend, active = self.fields, self.backend, self.backend.find_active(request)
@@ -285,11 +285,11 @@ class Handlers:
             if backend.sees_text:
                 update[fields.maps] = views.timeline(active, latent)
             elif active.grid:
-                update[fields.maps] = views.heatmaps(active, latent, backend.plain(request))
+                update[fields.maps] = views.heatmaps(active, latent, backend.plain_image(request))
         return update
 
     def _open(self, latent: int, request: SamplingRequest | None) -> Update:
-        """Return the card of a latent, and its values on a request. Raise InputError if it does not exist."""
+        """Return the card of a latent and its values on a request. Raise InputError if the number is out of range."""
         last = self.backend.n_latents - 1
         if not 0 <= latent <= last:
             raise InputError(f"latent {latent} is out of range: this SAE has latents 0-{last}")
@@ -301,12 +301,12 @@ class Handlers:
             fields.card: views.card(latent, self.catalog),
         } | self._show_active(request, latent)
 
-    def _with(self, key: Key, keys: list[Key], values: Sequence) -> Update:
-        """Return the rows with one more. Raise InputError if it is there already, or if all rows are used."""
+    def _add_row(self, key: Key, keys: list[Key], values: Sequence) -> Update:
+        """Return the rows with one more concept. Raise InputError if it has a row already or all rows are used."""
         if key in keys:
             raise InputError(f"{self._name(key)} is already steered; change its strength instead")
         if len(keys) == MAX_CONCEPTS:
-            raise InputError(f"at most {MAX_CONCEPTS} latents and concepts can be steered; remove one first")
+            raise InputError(f"at most {MAX_CONCEPTS} latents and concepts can be steered together; remove one first")
         return self._rows([*keys, key], [*_strengths_of(keys, values), -1.0])
 
     def _rows(self, keys: list[Key], strengths: list[Strength]) -> Update:
@@ -338,7 +338,7 @@ def _parse_strengths(text: str) -> list[float]:
     """Return the numbers of the field Strengths. Raise InputError if they are malformed or too many."""
     strengths = parse_strengths(text or "", "strengths")
     if len(strengths) > MAX_STRIP:
-        raise InputError(f"strengths has {len(strengths)} numbers; at most {MAX_STRIP} are compared")
+        raise InputError(f"strengths has {len(strengths)} numbers; it must have at most {MAX_STRIP}")
     return strengths
 
 

@@ -1,4 +1,4 @@
-"""Requests of the page, an image and its steering, read from the page's fields. Both are keys of the image cache."""
+"""Requests of the page: an image and its steering, read from the page's fields. Both are keys of the image cache."""
 
 import base64
 import dataclasses
@@ -18,7 +18,7 @@ MAX_MASK_BYTES, MAX_MASK_SIDE = 8_000_000, 4096  # of a painted mask; the side i
 
 @dataclasses.dataclass(frozen=True)
 class SamplingRequest:
-    """An image without steering."""
+    """The settings of an image, without steering."""
 
     prompt: str
     seed: int
@@ -61,7 +61,7 @@ def sampling(
 
 
 def text(name: str, value: str | None) -> str:
-    """Return the text of a field without the space around it. Raise InputError if it is empty or too long."""
+    """Return the stripped text of a field. Raise InputError if it is empty or too long."""
     stripped = (value or "").strip()
     if not stripped:
         raise InputError(f"the {name} is empty; type a text, for example: a red apple")
@@ -87,7 +87,7 @@ def number(name: str, value: float | None, low: float, high: float) -> float:
 
 
 def concept(value: str | None) -> str:
-    """Return the text of a concept. Raise InputError for a file name, which the steerer would open."""
+    """Return the text of a concept. Raise InputError for a file name, because the steerer would open the file."""
     stripped = text("concept", value)
     if stripped.endswith(".safetensors"):
         raise InputError(f"the concept is {stripped!r}; it must be a text, for example glossy 3d, not a file")
@@ -108,21 +108,21 @@ def positions(value: str | None) -> str | tuple[int, ...]:
             )
         first, last = int(first), int(last or first)
         if not first <= last < MAX_TOKENS:
-            raise InputError(f"tokens has {part.strip()}; a range must rise and stay below {MAX_TOKENS}")
+            raise InputError(f"tokens has {part.strip()}; a range must increase and stay below {MAX_TOKENS}")
         numbers |= set(range(first, last + 1))
     return tuple(sorted(numbers))
 
 
 def timesteps(first: float | None, last: float | None) -> tuple[float, float] | None:
-    """Return the first and the last timestep, or None for the whole range. Raise InputError if they rise."""
+    """Return the first and the last timestep, or None for the whole range. Raise InputError if they increase."""
     limits = number("from timestep", first, 0, 1000), number("to timestep", last, 0, 1000)
     if limits[0] < limits[1]:
-        raise InputError(f"timesteps go from {limits[0]:g} to {limits[1]:g}; they must fall, for example 1000 to 600")
+        raise InputError(f"timesteps are {limits[0]:g} to {limits[1]:g}; they must decrease, for example 1000 to 600")
     return None if limits == (1000, 0) else limits
 
 
 def png_of(mask: np.ndarray) -> bytes | None:
-    """Return a mask [height, width] in 0 .. 1 as a PNG file of 8 bits; None if it is 0 everywhere."""
+    """Return a mask [height, width] in 0 .. 1 as an 8-bit PNG file, or None if it is 0 everywhere."""
     gray = np.round(mask * 255).astype(np.uint8)
     if not gray.any():
         return None
@@ -137,7 +137,7 @@ def mask_of(png: bytes) -> np.ndarray:
 
 
 def painted_mask(url: str | None, height: int, width: int) -> bytes | None:
-    """Return the painted mask of an image of height x width as a PNG file; None if nothing is painted.
+    """Return the painted mask of an image of height x width as a PNG file, or None if nothing is painted.
 
     ``url`` is a data URL of a PNG of any size. The mask is 1 where that image is opaque. Raises InputError if the URL
     is malformed or too large.

@@ -1,7 +1,7 @@
 """The web server: Gradio's page and the report in one application that contacts no other host.
 
-Gradio's analytics, version check, share links, monitoring and server-side rendering are off here, whatever the
-environment says. A Content-Security-Policy keeps the page from loading anything from another host.
+Gradio's analytics, version check, share links, monitoring and server-side rendering are always off, independent of
+environment variables. A Content-Security-Policy keeps the page from loading resources of other hosts.
 """
 
 import ipaddress
@@ -60,7 +60,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def application(page: gr.Blocks, report: pathlib.Path, host: str) -> ASGIApp:
     """Return the application: the page at /, the run's report at /report, and security headers on every response."""
-    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # these pages would load from a CDN
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # these pages load resources from a CDN
     app.mount("/report", ReportFiles(report))
     gr.mount_gradio_app(
         app,
@@ -77,13 +77,13 @@ def application(page: gr.Blocks, report: pathlib.Path, host: str) -> ASGIApp:
         max_file_size=1,  # byte: the page has no uploads
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )
-    if is_loopback(host):  # refuse host names that another site points to this machine (DNS rebinding)
+    if is_loopback(host):  # refuse other host names that resolve to this machine (DNS rebinding)
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, host])
     return WithHeaders(app)
 
 
 class ReportFiles:
-    """The static report, which may appear while the explorer runs; its pages get a link to the explorer."""
+    """Serves the static report, which may be written while the explorer runs, and adds a link to the explorer."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder, self.files = folder, StaticFiles(directory=folder, html=True, check_dir=False)
@@ -104,7 +104,7 @@ class ReportFiles:
 
 
 class WithHeaders:
-    """An application that adds HEADERS to every response of another one."""
+    """An application that adds HEADERS to every response of another application."""
 
     def __init__(self, app: ASGIApp):
         self.app = app

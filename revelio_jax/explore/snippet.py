@@ -1,4 +1,4 @@
-"""The Python program that samples the image of the page."""
+"""Write the Python program that samples the image of the page."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ from revelio_jax.steering.strengths import Clamp, Strength
 
 
 def snippet(backend: Backend, request: SamplingRequest, steering: SteeringRequest | None = None) -> str:
-    """Return a program that samples the same image bit by bit: the steered one, or the plain one without steering."""
+    """Return a program that samples the same image bit for bit: steered, or plain without ``steering``."""
     masked = steering is not None and steering.mask is not None
     learned = steering is not None and any(key in backend.learned for key, _ in steering.concepts)
     clamped = steering is not None and any(isinstance(value, Clamp) for _, value in steering.concepts)
@@ -68,7 +68,7 @@ def _pipeline(backend: Backend) -> str:
 
 
 def _quoted(value: str | float) -> str:
-    """Return a value as Python; a text is in double quotes, as formatters write it."""
+    """Return a value as Python code; texts are in double quotes, as formatters prefer."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
@@ -77,6 +77,6 @@ def _strength(value: Strength) -> str:
 
 
 def _wrapped(start: str, text: str) -> list[str]:
-    """Return the assignment of a long string, split over lines in parentheses."""
+    """Return the lines of an assignment of a long string, split in parentheses."""
     parts = [text[i : i + 88] for i in range(0, len(text), 88)]
     return [f"{start}(", *(f"    {_quoted(part)}" for part in parts), ")"]

@@ -1,4 +1,4 @@
-"""The theme of the page: the report's colors for light and dark mode, and fonts of the system."""
+"""The theme of the page: the report's colors for light and dark mode, and system fonts."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ FONTS = {
 
 
 def theme() -> gr.themes.Base:
-    """Return the theme. Gradio's default fonts would be downloaded; these are not."""
+    """Return the theme. It uses system fonts, because Gradio's default fonts are downloaded."""
     both = {
         "body_background_fill": ("#f8f7f4", "#131312"),
         "body_text_color": ("#1d1c1a", "#ebe9e4"),

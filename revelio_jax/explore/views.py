@@ -1,4 +1,4 @@
-"""The HTML parts of the page: tokens, lists of latents, heatmaps. All text is escaped."""
+"""Write the HTML parts of the page: tokens, lists of latents, heatmaps. All text is escaped."""
 
 import base64
 import html
@@ -14,7 +14,7 @@ from revelio_jax.interpret import token_text
 from revelio_jax.pipelines.tokens import CONTENT, PADDING
 from revelio_jax.steering.strengths import Clamp, Strength
 
-SMALL = 256  # pixels; images whose larger side is below this are enlarged without smoothing
+SMALL = 256  # pixels; images with a smaller longer side are enlarged without smoothing
 HEAT = (245, 138, 30)  # RGB of heatmaps; the same as --heat-rgb in style.css
 
 
@@ -50,7 +50,7 @@ def png(pixels: np.ndarray) -> str:
 
 
 def image(name: str, pixels: np.ndarray, description: str) -> str:
-    """Return an image with its name and a link that saves it; small ones are enlarged without smoothing."""
+    """Return an image with its name and a link that saves it; small images are enlarged without smoothing."""
     url, crisp = png(pixels), " crisp" if max(pixels.shape[:2]) < SMALL else ""
     return (
         f'<figure class="image{crisp}"><figcaption>{name} '
@@ -65,7 +65,7 @@ def no_image(name: str) -> str:
 
 
 def token_texts(active: ActiveLatents) -> list[str]:
-    """Return the text of each token before the padding; start and end tokens are called start and end."""
+    """Return the text of each token before the padding; BOS and EOS are called start and end."""
     count = int((active.kinds != PADDING).sum())
     pieces = token_text.pieces(active.tokens[:count])
     ends = {0: "start", count - 1: "end"}
@@ -157,7 +157,7 @@ def heading(latent: int, catalog: Catalog, has_report: bool) -> str:
 
 
 def card(latent: int, catalog: Catalog) -> str:
-    """Return the card of a latent: its words, tags, figures, samples and neighbors."""
+    """Return the card of a latent: its words, tags, numbers, samples and neighbors."""
     row = catalog.row(latent)
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{text}</dd>" for name, text in _facts(latent, catalog, row))
     parts = [f"<dl>{facts}</dl>"]
@@ -182,7 +182,7 @@ def card(latent: int, catalog: Catalog) -> str:
 
 
 def _facts(latent: int, catalog: Catalog, row: Row) -> list[tuple[str, str]]:
-    """Return (name, HTML) of what is known about a latent in words and numbers."""
+    """Return the words, tags and numbers of a latent as pairs (name, HTML)."""
     if not row:
         return []
     facts: list[tuple[str, str]] = []
@@ -205,7 +205,7 @@ def _facts(latent: int, catalog: Catalog, row: Row) -> list[tuple[str, str]]:
 
 
 def heatmaps(active: ActiveLatents, latent: int, pixels: np.ndarray) -> str:
-    """Return the image with a latent over it: the largest value over all steps, then every step."""
+    """Return heatmaps of a latent over the image: first the largest value over all steps, then each step."""
     values = active.map(latent)
     peak = float(values.max())
     if peak <= 0:
@@ -245,7 +245,7 @@ def timeline(active: ActiveLatents, latent: int) -> str:
 
 
 def difference(plain: np.ndarray, steered: np.ndarray) -> str:
-    """Return how much two images differ, in words."""
+    """Return a sentence about how much two images differ."""
     change = np.abs(plain.astype(np.int16) - steered)
     if not change.any():
         return "identical to the plain image, bit for bit"
@@ -254,7 +254,7 @@ def difference(plain: np.ndarray, steered: np.ndarray) -> str:
 
 
 def strip(images: list[np.ndarray], strengths: list[Strength], current: Strength | None) -> str:
-    """Return images side by side, as buttons that choose their strength."""
+    """Return images side by side, as buttons that select their strength."""
     figures = []
     crisp = " crisp" if max(images[0].shape[:2]) < SMALL else ""
     for i, (pixels, strength) in enumerate(zip(images, strengths, strict=True)):

@@ -1,6 +1,6 @@
-"""The report: a static site in runs/<name>/report/ that shows what each latent means.
+"""Write the report: a static site in runs/<name>/report/ that shows what each latent fires on.
 
-It works from disk and from any web server. ``site/`` has the pages. The written report has two more folders: ``data/``
+It works from disk and from any web server. ``site/`` has the pages. A written report has two more folders: ``data/``
 with the contents as scripts (see :mod:`.scripts`), which a page loads when it needs them, and ``thumbnails/``.
 """
 
@@ -31,7 +31,7 @@ from revelio_jax.interpret.sample_images import ImageReader, open_images
 from revelio_jax.store import Store
 
 SITE = pathlib.Path(__file__).parent / "site"
-# The facts of the results that pages use.
+# The fields of summary.json that pages use.
 FACTS = (
     "site", "model", "family", "mode", "timesteps", "store", "sae", "d", "latents", "k", "rows",
     "samples", "kind", "positions", "grid", "cells", "stratum", "labels", "top", "histogram_log2_edges",
@@ -42,8 +42,8 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
     """Write the report of a run in one step, replacing an old one; return its folder.
 
     ``compare`` are results of other runs for the page that compares SAEs. Raise InputError before anything is written
-    if the store or its images differ from those that the results were computed from, or if the decoder of a compared
-    SAE cannot be read; raise it too if the report cannot be written.
+    if the store or its images have changed since the results were computed, or if the decoder of a compared SAE cannot
+    be read. Raise it also if the report cannot be written.
     """
     run = pathlib.Path(config.run)
     folder = report_of(run, results)
@@ -66,7 +66,7 @@ def _fill(
     store: Store,
     images: ImageReader | None,
 ) -> None:
-    """Write data and thumbnails into ``part``, which then replaces ``folder``."""
+    """Write data and thumbnails into the temporary folder ``part``, which later replaces ``folder``."""
     ours, others = ReportData(results, store), [ReportData(other, store) for other in compare]
     size = None
     if images:
@@ -83,7 +83,7 @@ def _fill(
         "made": datetime.date.today().isoformat(),
         "version": importlib.metadata.version("revelio_jax"),
         "image": size,
-        "firing": scripts.packed(np.packbits(ours.fires, bitorder="little")),
+        "firing": scripts.pack(np.packbits(ours.fires, bitorder="little")),
         "tagged": bool(ours.tags),
         "columns": table.columns(ours),
         "chunk": {"rows": table.ROWS, "search": table.INDEXED, "samples": texts.write(part, ours)},

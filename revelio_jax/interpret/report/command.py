@@ -1,4 +1,4 @@
-"""Write the report of a run again, from the results of python -m revelio_jax.interpret.
+"""Rewrite the report of a run from the results of python -m revelio_jax.interpret.
 
     python -m revelio_jax.interpret.report --config configs/mini_sd.py --compare runs/mini_sd_k10
 
@@ -14,7 +14,7 @@ from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.report import write
 
-FLAGS = {"compare": ((), "folder of a run to compare with, or of its neurons; repeat the flag for several")}
+FLAGS = {"compare": ((), "folder of a run to compare with, or of its neurons; may be repeated")}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,6 +28,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _results(folder: str) -> pathlib.Path:
-    """Return the results folder of a run; a results folder, for example runs/mini_sd/neurons, is returned as is."""
+    """Return the results folder of a run. A results folder, for example runs/mini_sd/neurons, is returned unchanged."""
     path = pathlib.Path(folder)
     return path if (path / "summary.json").is_file() else results.folder_of(folder)

@@ -1,4 +1,4 @@
-"""The data of the page that compares this SAE with others."""
+"""Write the data of the page that compares this SAE with others."""
 
 import os
 import pathlib
@@ -15,11 +15,11 @@ SCORES = np.linspace(0, 1, 21).round(2)
 
 
 def write(report: pathlib.Path, index: int, ours: ReportData, other: ReportData, folder: pathlib.Path) -> dict:
-    """Write the comparison with the other run number ``index``; return the facts of it that all pages use.
+    """Write the comparison with the other run number ``index``; return its fields that all pages use.
 
-    ``data/compare/INDEX/rows/N.js`` has one chunk of our latents: for each latent and way to match,
-    [latent of the other, score] or null, and the names of the matched latents. ``columns/N.js`` has the scores of one
-    way, packed float32 [F]. ``facts.js`` has the histograms. ``folder`` is where our report will be.
+    ``data/compare/INDEX/rows/N.js`` has one chunk of our latents: for each latent and way to match, [matched latent,
+    score] or null, and the names of the matched latents. ``columns/N.js`` has the scores of one way, as packed float32
+    [F]. ``facts.js`` has the histograms. ``folder`` is the final folder of our report.
     """
     ways = [
         (name, *match)
@@ -48,7 +48,7 @@ def write(report: pathlib.Path, index: int, ours: ReportData, other: ReportData,
             },
         )
     for number_, (_, _, score) in enumerate(ways):
-        scripts.write(report, f"{base}/columns/{number_}", scripts.packed(score.astype(np.float32)))
+        scripts.write(report, f"{base}/columns/{number_}", scripts.pack(score.astype(np.float32)))
     summary = other.summary
     shared = [label for label in ours.labels if label in other.labels]
     scripts.write(

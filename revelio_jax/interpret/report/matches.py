@@ -1,7 +1,7 @@
 """Match each latent of one SAE with the most similar firing latent of another.
 
-By decoder: the largest cosine of decoder rows; meaningful if both SAEs are of one hook point, so of one space.
-By samples: the largest Jaccard index of the top samples; defined if both were read from one store.
+By decoder: the largest cosine of decoder rows, which is meaningful if both SAEs belong to one hook point. By samples:
+the largest Jaccard index of the top samples, which is defined if both were computed from one store.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ PAIRS = 2**22  # pairs of latents in one comparison of samples
 
 
 def check(results: Results) -> None:
-    """Raise InputError if the results are of an SAE whose decoder cannot be read."""
+    """Raise InputError if the results belong to an SAE whose decoder cannot be read."""
     try:
         if _folder(results):
             _decoder(results)
@@ -34,7 +34,7 @@ def by_decoder(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
     """
     if a.summary["d"] != b.summary["d"] or not (_folder(a) and _folder(b)):
         return None
-    # Dead latents of two SAEs of one seed can share their initial directions.
+    # Dead latents of two SAEs with the same seed can have the same initial directions.
     dead_F = b.latents["rows"].to_numpy() == 0
     if dead_F.all():
         return None
@@ -58,9 +58,9 @@ def by_decoder(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def by_samples(a: Results, b: Results) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return matches as :func:`by_decoder` does, by the Jaccard index of the top samples.
+    """Return matches in the form of :func:`by_decoder`, by the Jaccard index of the top samples.
 
-    A latent that shares no sample has match -1 and score 0. Return None if the stores differ.
+    A latent without a shared sample has match -1 and score 0. Return None if the stores differ.
     """
     if a.summary["store"]["fingerprint"] != b.summary["store"]["fingerprint"]:
         return None

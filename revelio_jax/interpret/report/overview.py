@@ -1,4 +1,4 @@
-"""The data of the first page: totals over all latents."""
+"""Compute the data of the first page: totals over all latents."""
 
 import typing
 
@@ -15,7 +15,7 @@ LISTED = 8  # latents in each list of the first page
 
 
 def write(data: ReportData, others: tuple[Results, ...]) -> dict[str, typing.Any]:
-    """Return headline numbers, histograms, purity by hook point and stratum, and lists of latents to start with."""
+    """Return headline numbers, histograms, purity by hook point and stratum, and lists of notable latents."""
     results = data.results
     return {
         "numbers": numbers(results) | {"tagged": len(data.tags)},
@@ -29,7 +29,7 @@ def write(data: ReportData, others: tuple[Results, ...]) -> dict[str, typing.Any
 def numbers(results: Results) -> dict[str, typing.Any]:
     """Return the headline numbers of a run: latents, firing latents, L0, their median frequency, and purity.
 
-    ``purity`` has [label, mean, low and high end of its interval, latents, chance] per label; None is not measured.
+    ``purity`` has [label, mean, low and high end of its interval, latents, chance] per label; None means not measured.
     """
     frequency = results.latents["frequency"].to_numpy()
     firing = frequency[results.latents["rows"].to_numpy() > 0]
@@ -64,7 +64,7 @@ def purities(results: Results, label: str) -> dict[str, typing.Any]:
 
 
 def _purity(label: str, runs: list[Results]) -> dict[str, typing.Any]:
-    """Return the table of purity: one row per run, one column per stratum of the first run and one for all.
+    """Return the table of purity: one row per run, one column per stratum, and a last column for all strata.
 
     A cell has the mean over latents of each measure, and the number of latents. ``chance`` is a row with the values
     of random samples of the first run.
@@ -123,7 +123,7 @@ def _scatter(data: ReportData, label: str) -> dict[str, typing.Any]:
 
 
 def _listed(data: ReportData) -> list[dict[str, typing.Any]]:
-    """Return the most frequent latents, and for each label the purest; ties by frequency."""
+    """Return the most frequent latents, and for each label the purest latents, with ties in order of frequency."""
     lists = []
     frequency = np.where(data.fires, data.columns["frequency"], -1.0)
     rows = [
@@ -150,5 +150,5 @@ def _listed(data: ReportData) -> list[dict[str, typing.Any]]:
 
 
 def _known(table: typing.Any, name: str) -> np.ndarray:
-    """Return the non-null values of a column, rounded so that a share such as 0.7 falls on the bin edge."""
+    """Return the non-null values of a column, rounded so that shares such as 0.7 fall on a bin edge."""
     return table[name].drop_null().to_numpy().astype(np.float64).round(4)

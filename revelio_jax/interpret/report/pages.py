@@ -1,4 +1,4 @@
-"""The data of the pages of single latents, in chunks of up to 64 latents."""
+"""Write the data of the pages of single latents, in chunks of up to 64 latents."""
 
 import collections
 import pathlib
@@ -12,15 +12,15 @@ from revelio_jax.interpret.report.report_data import MEASURES, ReportData
 from revelio_jax.interpret.report.scripts import number
 
 BYTES = 100_000  # target size of a chunk
-MAX_LATENTS = 64  # in a chunk
-MEASURED = 64  # latents whose pages are written first to measure their size
+MAX_LATENTS = 64  # largest number of latents in a chunk
+MEASURED = 64  # number of pages whose size is measured to choose the size of chunks
 
 
 def write(report: pathlib.Path, data: ReportData) -> int:
     """Write ``data/latents/N.js``; return the number of latents in each.
 
-    A page is the dict of :meth:`_Reader._page`. ``named`` in a chunk has the names of all latents that its pages
-    mention (see :meth:`ReportData.name_of_latent`), in the order of ``numbers``.
+    A page is the dict that :meth:`_Reader._page` returns. ``named`` in a chunk has the names of all latents that its
+    pages mention (see :meth:`ReportData.name_of_latent`), in the order of ``numbers``.
     """
     reader = _Reader(data)
     firing = np.flatnonzero(data.fires)
@@ -34,16 +34,16 @@ def write(report: pathlib.Path, data: ReportData) -> int:
 
 
 class _Reader:
-    """Columns of the results as arrays, converted once: a chunk is made of slices of them."""
+    """Columns of the results, converted once to arrays; a chunk consists of slices of them."""
 
     def __init__(self, data: ReportData):
         self.data = data
         samples = data.results.samples
-        self.kind, self.kinds = _coded(samples["kind"])
-        self.stratum, self.strata = _coded(samples["stratum"])
+        self.kind, self.kinds = _encode_strings(samples["kind"])
+        self.stratum, self.strata = _encode_strings(samples["stratum"])
         self.samples = {name: samples[name].to_numpy() for name in ("sample", "position", "timestep")}
-        self.samples["value"] = scripts.rounded(samples["value"].to_numpy())
-        self.samples["quantile"] = scripts.rounded(samples["quantile"].to_numpy(), 3)
+        self.samples["value"] = scripts.round_digits(samples["value"].to_numpy())
+        self.samples["quantile"] = scripts.round_digits(samples["quantile"].to_numpy(), 3)
         strata = data.results.strata.sort_by([("latent", "ascending")])
         self.offsets = np.searchsorted(strata["latent"].to_numpy(), np.arange(data.latents + 1))
         self.by_stratum = strata
@@ -63,7 +63,7 @@ class _Reader:
             page = self._page(latent)
             page["histogram"] = histogram[latent - start].tolist()
             if profile is not None and page["top"]:
-                page["profile"] = scripts.packed(profile[latent - start, : len(page["top"])])
+                page["profile"] = scripts.pack(profile[latent - start, : len(page["top"])])
             for name, (others, scores) in near.items():
                 page[name] = [
                     [other, number(score, 3)]
@@ -85,13 +85,13 @@ class _Reader:
     def _page(self, latent: int) -> dict[str, typing.Any]:
         """Return the contents of the page of a latent.
 
-        ``labels`` has [purity, entropy, sigma, majority] per label. ``top``, ``weaker`` and ``kept`` of each of
-        ``strata`` have samples as [sample, position, timestep, value, quantile]. ``profile`` is packed uint8
-        [top, cells]. ``coactive`` and ``nearest`` have [latent, score].
+        ``labels`` has [purity, entropy, sigma, majority] per label. ``top``, ``weaker``, and ``kept`` of each stratum
+        have samples as [sample, position, timestep, value, quantile]. ``profile`` is packed uint8 [top, cells].
+        ``coactive`` and ``nearest`` have [latent, score].
         """
         data = self.data
         columns = data.columns
-        kept: dict[str, list] = {"top": [], "weaker": []}
+        samples: dict[str, list] = {"top": [], "weaker": []}
         of_stratum = collections.defaultdict(list)
         span = slice(*data.offsets[latent : latent + 2])
         rows = zip(*(column[span].tolist() for column in self.samples.values()), strict=True)
@@ -100,7 +100,7 @@ class _Reader:
             if self.kinds[kind] == "stratum":
                 of_stratum[self.strata[stratum]].append(row)
             else:
-                kept[self.kinds[kind]].append(row)
+                samples[self.kinds[kind]].append(row)
         return {
             "rows": int(columns["rows"][latent]),
             "samples": int(columns["samples"][latent]),
@@ -117,7 +117,7 @@ class _Reader:
                 ]
                 for label in data.labels
             ],
-            **kept,
+            **samples,
             "strata": self._strata(latent, of_stratum),
         }
 
@@ -145,7 +145,7 @@ class _Reader:
         ]
 
 
-def _coded(column) -> tuple[np.ndarray, list]:
+def _encode_strings(column) -> tuple[np.ndarray, list]:
     """Return a column of strings as indices into a list of its values; the last value is None."""
     coded = column.combine_chunks().dictionary_encode()
     values = coded.dictionary.to_pylist()

@@ -14,11 +14,11 @@ from revelio_jax.interpret.report.scripts import number
 from revelio_jax.store import Store
 
 MEASURES = ("purity", "entropy", "sigma")
-MINIATURES = 3  # thumbnails beside the name of a latent
+MINIATURES = 3  # thumbnails next to the name of a latent
 
 
 def report_of(run: pathlib.Path, results: Results) -> pathlib.Path:
-    """Return the report's folder: report, or neurons_report for the results of neurons."""
+    """Return the folder of the report: report, or neurons_report for the results of neurons."""
     name = results.folder.name
     return run / ("report" if name == "latents" else f"{name}_report")
 
@@ -31,9 +31,9 @@ def name_of(results: Results) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReportData:
-    """The results of F latents and the store they were read from.
+    """The results of F latents and the store they were computed from.
 
-    ``with_image``: numbers of the samples that have a thumbnail in the report.
+    ``with_image`` are the numbers of the samples with a thumbnail in the report.
     """
 
     results: Results
@@ -79,7 +79,7 @@ class ReportData:
 
     @functools.cached_property
     def tags(self) -> dict[int, list[typing.Any]]:
-        """Map the tagged latents to [label, granularity, score, low and high end of its interval, model]."""
+        """For each tagged latent, [label, granularity, score, low and high end of its interval, model]."""
         table = self.results.tags()
         rows = table.to_pylist() if table is not None else []
         scores = ("score", "score_low", "score_high")
@@ -106,7 +106,7 @@ class ReportData:
 
     @functools.cached_property
     def best(self) -> dict[int, list[int]]:
-        """Map each firing latent to its MINIATURES top samples."""
+        """The MINIATURES top samples of each firing latent."""
         table = self.results.samples.select(["latent", "sample", "kind", "rank"])
         few = table.filter(
             (pyarrow.compute.field("kind") == "top") & (pyarrow.compute.field("rank") < MINIATURES)
@@ -117,6 +117,6 @@ class ReportData:
         return best
 
     def name_of_latent(self, latent: int) -> list[typing.Any]:
-        """Return how other pages name a latent: [words, tag, samples with a thumbnail]."""
+        """Return the name of a latent on other pages: [words, tag, samples with a thumbnail]."""
         images = [sample for sample in self.best.get(latent, ()) if sample in self.with_image]
         return [self.words[latent], self.tags.get(latent, [""])[0], images]

@@ -1,4 +1,4 @@
-"""Data as scripts: on pages opened from disk, browsers load scripts but refuse fetch.
+"""Write data as scripts, because browsers refuse ``fetch`` on pages opened from disk but load scripts.
 
 ``data/KEY.js`` has one call, ``put(KEY, value)``. Untrusted strings are values, never keys.
 """
@@ -28,15 +28,15 @@ def write(report: pathlib.Path, key: str, value: typing.Any) -> None:
     path.write_text(f"put({dumps(key)},{dumps(value)});\n", encoding="utf-8")
 
 
-def packed(data: np.ndarray | bytes) -> str:
-    """Return an array (as little-endian) or bytes as base64 of zlib; ``unpack`` in load.js reads it."""
+def pack(data: np.ndarray | bytes) -> str:
+    """Return an array (little-endian) or bytes as base64 of zlib, which ``unpack`` in load.js reads."""
     if isinstance(data, np.ndarray):
         data = np.ascontiguousarray(data, data.dtype.newbyteorder("<")).tobytes()
     return base64.b64encode(zlib.compress(data)).decode()
 
 
-def rounded(values: np.ndarray, digits: int = 4) -> np.ndarray:
-    """Return finite numbers rounded as :func:`number` does, float64."""
+def round_digits(values: np.ndarray, digits: int = 4) -> np.ndarray:
+    """Return finite numbers rounded to ``digits`` significant digits, float64, as in :func:`number`."""
     values = values.astype(np.float64)
     with np.errstate(divide="ignore"):
         places = digits - 1 - np.floor(np.log10(np.abs(values)))

@@ -1,4 +1,4 @@
-"""The data of the table of latents: rows in chunks, columns for sorting and filtering, a search index."""
+"""Write the data of the table of latents: rows in chunks, columns to sort and filter by, and a search index."""
 
 import pathlib
 import typing
@@ -9,7 +9,7 @@ from revelio_jax.interpret.report import scripts
 from revelio_jax.interpret.report.report_data import ReportData
 from revelio_jax.interpret.report.scripts import number
 
-ROWS = 64  # in a chunk; small because in a sorted table each visible row can be in another chunk
+ROWS = 64  # rows in a chunk; few, because in a sorted table each visible row can be in a different chunk
 INDEXED = 4096  # latents in one file of the search index
 PLAIN = ("frequency", "mean", "max", "spread", "samples")
 
@@ -23,7 +23,7 @@ def write(report: pathlib.Path, data: ReportData) -> None:
     """Write ``data/rows/N.js``, ``data/columns/N.js`` and ``data/search/N.js``.
 
     A row is [words, tag, samples with a thumbnail, values of :func:`columns`, majority of each label]. A column is
-    packed float32 [F]; NaN is no value. The search index has one line per latent: words, tag and classes.
+    packed float32 [F], NaN without a value. The search index has one line per latent: words, tag and classes.
     """
     names = columns(data)
     values = np.stack([data.columns[name] for name in names], 1)
@@ -36,10 +36,10 @@ def write(report: pathlib.Path, data: ReportData) -> None:
         ]
         scripts.write(report, f"rows/{index}", rows)
     for index in range(len(names)):
-        scripts.write(report, f"columns/{index}", scripts.packed(values[:, index].astype(np.float32)))
+        scripts.write(report, f"columns/{index}", scripts.pack(values[:, index].astype(np.float32)))
     for index, start in enumerate(range(0, data.latents, INDEXED)):
         lines = [_line(data, latent) for latent in range(start, min(start + INDEXED, data.latents))]
-        scripts.write(report, f"search/{index}", scripts.packed("\n".join(lines).encode()))
+        scripts.write(report, f"search/{index}", scripts.pack("\n".join(lines).encode()))
 
 
 def _line(data: ReportData, latent: int) -> str:

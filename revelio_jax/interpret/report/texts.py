@@ -1,4 +1,4 @@
-"""Prompts and labels of the samples that the report shows, in small files that all latents share."""
+"""Write prompts and labels of the samples that the report shows, in small files that all latents share."""
 
 import pathlib
 import typing
@@ -11,14 +11,14 @@ from revelio_jax.interpret.report import scripts
 from revelio_jax.interpret.report.report_data import ReportData
 
 BYTES = 4096  # target size of a file; small because a page reads up to one file per sample
-PROMPT = 2000  # characters of a prompt that are shown if it has no tokens
+PROMPT = 2000  # largest number of characters shown of a prompt without tokens
 
 
 def write(report: pathlib.Path, data: ReportData) -> int:
     """Write ``data/samples/N.js``, each with the samples of a span of numbers; return the width of a span.
 
-    A sample is [prompt, labels, has a thumbnail]. Its prompt is a text or [pieces, special, unread]: one piece per
-    token, the indices of special tokens, and the rest of the prompt beyond the last token.
+    A sample is [prompt, labels, has a thumbnail]. Its prompt is a text or [pieces, special, rest]: one piece per
+    token, the indices of special tokens, and the rest of the prompt after the last token.
     """
     ids = data.shown_samples.tolist()
     few = _rows(data, ids[:: max(1, len(ids) // 256)])
@@ -57,5 +57,5 @@ def _prompt(row: dict[str, typing.Any], tokens: str | None) -> typing.Any:
 
 
 def _cut(text: str) -> str:
-    left = len(text) - PROMPT
-    return f"{text[:PROMPT]}… ({left:,} more characters)" if left > 0 else text
+    more = len(text) - PROMPT
+    return f"{text[:PROMPT]}… ({more:,} more characters)" if more > 0 else text

@@ -1,4 +1,4 @@
-"""Thumbnails: one small image file per sample, which all latents share."""
+"""Write thumbnails: one small image file per sample, which all latents share."""
 
 import concurrent.futures
 import json
@@ -12,11 +12,12 @@ import tqdm
 
 from revelio_jax.interpret.sample_images import ImageReader
 
-CRISP = 64  # pixels; images up to this size are stored lossless and shown with sharp pixels
+CRISP = 64  # pixels; images up to this size are stored without loss and shown with sharp pixels
 AHEAD = 64  # images in memory
 
 
 def path_of(sample: int) -> str:
+    """Return the path of a sample's thumbnail in the report."""
     return f"thumbnails/{sample // 1000:04d}/{sample}.webp"
 
 
@@ -30,8 +31,8 @@ def write(
 ) -> tuple[frozenset[int], tuple[int, int] | None]:
     """Write thumbnails of ``samples``, each side at most ``pixels``, into the folder of a report.
 
-    Reuse the files of ``old_report`` if its store (``fingerprint``) and size are the same. Return the samples that
-    have a thumbnail, which are those whose image decodes, and the width and height of the first.
+    Reuse the files of ``old_report`` if its store (``fingerprint``) and size are the same. Return the samples with a
+    thumbnail, that is, with an image that can be decoded, and the width and height of the first thumbnail.
     """
     samples = list(samples)
     source = {"from": fingerprint, "pixels": pixels}

@@ -46,7 +46,7 @@ def test_active_latents_of_an_image_equal_the_codes_of_the_denoiser(explorer):
     handle = site.module.register_forward_hook(lambda m, a, output: seen.append(site.read(output)[1]))
     image = backend._sample(request, None)
     handle.remove()
-    np.testing.assert_array_equal(backend.plain(request), image)
+    np.testing.assert_array_equal(backend.plain_image(request), image)
     assert active.timesteps == tuple(backend.pipe.scheduler.timesteps.tolist())
     codes = torch.stack([backend.steerer.sae.codes(x) for x in seen]).numpy()
     assert active.grid[0] * active.grid[1] == codes.shape[1]
@@ -64,22 +64,23 @@ def test_positions_of_flux_s_text_stream_are_tokens(explorer):
     assert views.timeline(active, latent).count("<tr>") == 4
     steering = SteeringRequest(((latent, Clamp(50.0)),), "gated", positions=(0, 1))
     assert (
-        explored.backend.steered(request_of(explored), steering) != explored.backend.plain(request_of(explored))
+        explored.backend.steered_image(request_of(explored), steering)
+        != explored.backend.plain_image(request_of(explored))
     ).any()
 
 
 def test_steering_equals_the_steerer_and_strength_0_changes_no_bit(explorer):
     explored = explorer("clip.layer.2")
     backend, request = explored.backend, request_of(explored)
-    plain = backend.plain(request)
+    plain = backend.plain_image(request)
     latent = backend.find_active(request).strongest(1)[0]["latent"]
     for concepts in (((latent, -1.5),), ((latent, Clamp(30.0)), ("glossy 3d", -1.0))):
-        steered = backend.steered(request, SteeringRequest(concepts, "contrast"))
+        steered = backend.steered_image(request, SteeringRequest(concepts, "contrast"))
         with backend.steerer.attach(backend.pipe, dict(concepts), rule="contrast"):
             (expected,) = sample(backend.pipe, [PROMPT], [3], steps=3, guidance=2.5, height=32, width=32, batch_size=1)
         np.testing.assert_array_equal(steered, expected)
         assert (steered != plain).any()
-    np.testing.assert_array_equal(backend.steered(request, SteeringRequest(((latent, 0.0),), "contrast")), plain)
+    np.testing.assert_array_equal(backend.steered_image(request, SteeringRequest(((latent, 0.0),), "contrast")), plain)
 
 
 def test_token_numbers_out_of_range_are_refused(explorer):

@@ -82,13 +82,13 @@ def replaced(config, section: str, **values):
 def test_a_run_without_an_export_is_refused(refused, config, tmp_path):
     other = dataclasses.replace(config, run=str(tmp_path / "other"))
     assert "python -m revelio_jax.export" in refused(other)
-    assert "config.run is missing" in refused(dataclasses.replace(config, run=None))
+    assert "config.run is not set" in refused(dataclasses.replace(config, run=None))
     assert "cfg.json is missing" in refused(config, f"--sae={tmp_path}")
 
 
 def test_a_model_that_is_not_a_pipeline_or_not_that_of_the_sae_is_refused(refused, config):
     for family in ("text", "dit"):
-        assert "it must be one of sd, sdxl, flux" in refused(replaced(config, "model", family=family))
+        assert "the explorer supports sd, sdxl, flux" in refused(replaced(config, "model", family=family))
     assert "was trained on 'extract/miniature/sd'" in refused(replaced(config, "model", id="another"))
     assert refused(replaced(config, "steer", height=36)).startswith("error: config.steer.height")
 

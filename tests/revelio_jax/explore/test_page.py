@@ -76,7 +76,7 @@ def test_a_steered_latent_and_its_program_give_the_same_image(open_page):
     ui = open_page(TEXT)
     ui.draw_and_wait(APPLE)
     plain = ui.pixels("plain")
-    np.testing.assert_array_equal(plain, ui.backend.plain(ui.request(APPLE)))
+    np.testing.assert_array_equal(plain, ui.backend.plain_image(ui.request(APPLE)))
     assert "attach" not in ui.python()
     latent = strongest(ui)
     ui.open(latent)
@@ -144,7 +144,7 @@ def test_compare_shows_an_image_per_strength(open_page):
     for i, strength in enumerate((-2.0, 0.0, 2.0)):
         steering = SteeringRequest(((latent, strength),), "contrast")
         url = ui.page.locator("#strip img").nth(i).get_attribute("src")
-        np.testing.assert_array_equal(decode(url), ui.backend.steered(ui.request(APPLE), steering))
+        np.testing.assert_array_equal(decode(url), ui.backend.steered_image(ui.request(APPLE), steering))
     ui.page.locator("#strip button").nth(2).click()  # use its strength
     ui.wait_for_status(f"latent {latent} +2")
     assert ui.page.locator("#strength-0 input[type=number]").input_value() == "2"
@@ -244,7 +244,7 @@ def test_two_users_get_their_own_images(open_page):
     second.draw("flat emoji of bus")
     for ui, prompt in ((second, "flat emoji of bus"), (first, "flat emoji of pear")):
         ui.page.locator(f'#plain img[alt="Plain: {prompt}"]').wait_for()
-        np.testing.assert_array_equal(ui.pixels("plain"), ui.backend.plain(ui.request(prompt)))
+        np.testing.assert_array_equal(ui.pixels("plain"), ui.backend.plain_image(ui.request(prompt)))
 
 
 def test_a_denoiser_is_steered_inside_a_painted_mask(open_page):

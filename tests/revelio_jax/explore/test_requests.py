@@ -99,7 +99,7 @@ def test_wrong_fields_are_refused(fields, message):
 def test_rising_timesteps_are_refused():
     assert requests.timesteps(1000, 0) is None
     assert requests.timesteps(900, 200) == (900, 200)
-    with pytest.raises(InputError, match="they must fall"):
+    with pytest.raises(InputError, match="they must decrease"):
         requests.timesteps(200, 900)
 
 

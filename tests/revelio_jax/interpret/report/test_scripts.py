@@ -33,12 +33,12 @@ def test_nan_is_refused():
 @UNTIMED
 @given(st.binary())
 def test_packed_bytes_round_trip(data):
-    assert zlib.decompress(b64decode(scripts.packed(data))) == data
+    assert zlib.decompress(b64decode(scripts.pack(data))) == data
 
 
 def test_packed_numbers_are_little_endian():
     column = np.array([1.5, np.nan, -2], ">f4")
-    read = np.frombuffer(zlib.decompress(b64decode(scripts.packed(column))), "<f4")
+    read = np.frombuffer(zlib.decompress(b64decode(scripts.pack(column))), "<f4")
     np.testing.assert_array_equal(read, column)
 
 
@@ -48,7 +48,7 @@ def test_packed_numbers_are_little_endian():
     st.integers(2, 6),
 )
 def test_rounded_equals_number(values, digits):
-    rounded = scripts.rounded(np.array(values, np.float32), digits)
+    rounded = scripts.round_digits(np.array(values, np.float32), digits)
     assert rounded.tolist() == [scripts.number(value, digits) for value in values]
 
 

@@ -81,7 +81,7 @@ def test_a_permanent_server_error_is_one_line_after_all_tries(ask, server):
     with pytest.raises(InputError) as error:
         ask(lambda *_: (500, b'{"error": {"message": "out of\\nmemory"}}', {}))
     assert str(error.value) == (
-        f"config.tags.endpoint {server.url}: 500 Internal Server Error out of memory "
+        f"config.tags.endpoint is {server.url}: 500 Internal Server Error out of memory "
         f"({endpoint.TRIES} tries); the answers so far are saved, rerun the command to continue"
     )
     assert len(server.requests) == endpoint.TRIES
