@@ -1,4 +1,4 @@
-// A brush on the image. The opaque part is the mask; the field's value is it as the data URL of a PNG, or ''.
+// A brush on the image. The opaque part is the mask. The field's value is the mask as the data URL of a PNG, or ''.
 const canvas = element.querySelector('canvas'), pen = canvas.getContext('2d', {willReadFrequently: true});
 const size = element.querySelector('[type=range]'), erase = element.querySelector('[type=checkbox]');
 let last = null;

@@ -1,4 +1,4 @@
-// The link from a page of the report, which the explorer serves, back to the explorer and to the open latent.
+// On a page of the report that the explorer serves: a link back to the explorer and to the open latent.
 const link = document.createElement('a');
 const style = 'position:fixed;right:1rem;bottom:1rem;padding:.5rem .9rem;border-radius:8px;z-index:9;' +
   'background:#17599a;color:#fff;font:600 .9rem system-ui,sans-serif;text-decoration:none;box-shadow:0 1px 6px #0004';

@@ -36,7 +36,7 @@ function peakNode(peak) {
   } });
 }
 
-// Image, heatmap and peak overlaid, or a note if the image was not saved or does not decode.
+// Image, heatmap and peak overlaid, or a note if the image was not saved or cannot be decoded.
 function framed(facts, sample, profile, alt) {
   const peak = peakOf(facts, sample.position);
   return el("span.frame", { css: { "--aspect": facts.image ? facts.image[0] / facts.image[1] : facts.grid ? facts.grid[1] / facts.grid[0] : 1 } },

@@ -74,9 +74,9 @@ async function draw() {
             strataSection(facts, page, strata)),
           el("aside", { "aria-label": "Values and similar latents" },
             valuesSection(facts, page),
-            nearSection(facts, "Fires with", "Jaccard index: share of the rows on which both fire among rows on which either fires.", page.coactive, named, table, "No other latent fires on the same rows."),
+            nearSection(facts, "Fires with", "Jaccard index: rows on which both fire, divided by rows on which at least one fires.", page.coactive, named, table, "No other latent fires on the same rows."),
             nearSection(facts, "Similar decoder directions", "Cosine of the decoder directions.", page.nearest, named, table, "Neurons have no decoder.")))]
-      : [empty(`This latent is dead: it fires on none of the ${count(facts.rows)} rows.`)]));
+      : [empty(`This latent is dead: it never fires on the ${count(facts.rows)} rows.`)]));
   scrollTo(0, 0);
   return walk(facts, latent, table, mine);
 }
@@ -140,7 +140,7 @@ function topSection(facts, page, samples, profiles) {
       on: { input: (event) => { list.style.setProperty("--opacity", event.target.value); opacity = event.target.value; } },
     }));
     const made = section("top", "Top images",
-      page.profile ? "Each heatmap is scaled to its own peak, marked by a box. The part around the peak is shown enlarged beside it." : "There are no heatmaps: each image has a single row.", list);
+      page.profile ? "Each heatmap is scaled to its own peak, which a box marks. The area around the peak is enlarged next to it." : "There are no heatmaps, because each image has a single row.", list);
     if (page.profile) made.querySelector(".heading").append(slider);
     return made;
   }

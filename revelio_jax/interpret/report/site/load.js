@@ -28,7 +28,7 @@ function load(key) {
   return awaited.get(key);
 }
 
-// The bytes packed by scripts.packed, as an ArrayBuffer.
+// The bytes packed by scripts.pack, as an ArrayBuffer.
 async function unpack(text) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -37,7 +37,7 @@ async function unpack(text) {
 
 const columnCache = new Map();
 
-// A packed column of numbers; NaN is no value.
+// A packed column of numbers, NaN without a value.
 async function loadColumn(key) {
   if (!columnCache.has(key)) columnCache.set(key, new Float32Array(await unpack(await load(key))));
   return columnCache.get(key);

@@ -43,7 +43,7 @@ function tiles(facts, { numbers }) {
   return el("dl.tiles", { "aria-label": "Headline numbers" },
     tile("Firing latents", count(numbers.firing), `of ${count(numbers.latents)} fire on at least one row`),
     tile("Dead latents", count(dead), dead
-      ? [`fire on no row (${percent(dead / numbers.latents)}). `, el("a", { href: "latents.html#dead=only" }, "Show them")]
+      ? [`never fire (${percent(dead / numbers.latents)}). `, el("a", { href: "latents.html#dead=only" }, "Show them")]
       : "every latent fires on at least one row"),
     tile("L0", value(numbers.l0), "latents fire per row on average", facts.k ? `; k is ${facts.k}` : ""),
     tile("Median frequency", percent(numbers.frequency), "of the rows; half of the firing latents fire less often"),
@@ -148,7 +148,7 @@ function run(facts) {
       fact("Hook point", el("code", {}, facts.site), `, width ${count(facts.d)}`),
       facts.sae.folder
         ? fact("Autoencoder", el("code", {}, facts.sae.folder), `, ${count(facts.latents)} latents`, facts.k ? `, k ${facts.k}` : "", ", sha256 ", el("code", { title: facts.sae.sha256 }, facts.sae.sha256.slice(0, 12)))
-        : fact("Autoencoder", "none: each coordinate of the activations counts as a latent"),
+        : fact("Autoencoder", "none: each coordinate of the activations is a latent"),
       fact("Activations", el("code", {}, facts.store.location), `, mode ${facts.mode}, fingerprint `, el("code", { title: facts.store.fingerprint }, facts.store.fingerprint.slice(0, 12))),
       fact("Data", `${count(facts.rows)} rows of ${plural(facts.samples, things(facts))}`, facts.grid ? `, heatmaps of ${facts.grid.join(" × ")}` : facts.positions ? `, at most ${plural(facts.positions, "position")} each` : ""),
       facts.timesteps?.length ? fact("Timesteps", facts.timesteps.join(", ")) : null,

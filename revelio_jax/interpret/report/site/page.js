@@ -1,4 +1,4 @@
-// The parts of every page: a header with search and theme, and keyboard shortcuts with their help.
+// The common parts of all pages: a header with search and theme, and keyboard shortcuts with their help.
 "use strict";
 
 const keyHandlers = []; // {keys, description, act(event)}
@@ -91,7 +91,7 @@ function fail(error) {
   return null;
 }
 
-// A sentence in place of missing content.
+// A sentence that replaces missing content.
 function empty(text) {
   return el("p.empty", {}, text);
 }
