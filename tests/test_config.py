@@ -67,7 +67,7 @@ def test_sites_on_the_command_line(file, given):
     assert parse(file(), f"--config.extract.sites={given}")[0].extract.sites == ("a", "b")
 
 
-def test_of_a_field_given_twice_the_last_counts(file):
+def test_the_last_of_repeated_overrides_counts(file):
     """A script's own arguments may be followed by a person's."""
     sites = ("--config.extract.sites=('a','b')", "--config.extract.sites=c", "--config.train.seed=3")
     config, extra = parse(file(), *sites, "--config.train.seed=4", "--word=x", word=("", "w"))
@@ -112,7 +112,7 @@ def test_one_site_on_the_command_line_needs_no_brackets(file):
     assert parse(file(), "--config.extract.sites=clip.layer.9")[0].extract.sites == ("clip.layer.9",)
 
 
-def test_the_commands_own_flags(file):
+def test_own_flags_of_a_command_are_parsed(file):
     _, extra = parse(file(), "--n=3", "--word", "x", n=(1, "n"), word=("", "w"), quick=(False, "q"))
     assert extra == {"n": 3, "word": "x", "quick": False}
     assert parse(file(), "--noquick", quick=(True, "q"))[1] == {"quick": False}
@@ -139,7 +139,7 @@ def test_the_commands_own_flags(file):
         ("open('no such file')", "FileNotFoundError"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_named(file, body, message):
+def test_a_wrong_config_file_is_refused_with_the_reason(file, body, message):
     with pytest.raises(InputError) as error:
         parse(file(body))
     assert message in str(error.value)
@@ -163,7 +163,7 @@ def test_what_is_wrong_in_a_file_is_named(file, body, message):
         ("again", "unexpected argument 'again'"),
     ],
 )
-def test_what_is_wrong_on_the_command_line_is_named(file, argument, message):
+def test_a_wrong_argument_is_refused_with_the_reason(file, argument, message):
     with pytest.raises(InputError) as error:
         parse(file(), argument)
     assert message in str(error.value)
@@ -197,14 +197,14 @@ def test_a_runs_config_json_is_a_config(file, tmp_path):
         ('{"train": {"steps": 0}}', "config.train.steps is 0"),
     ],
 )
-def test_what_is_wrong_in_a_json_is_named(tmp_path, text, message):
+def test_a_wrong_config_json_is_refused_with_the_reason(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         parse(str(path))
 
 
-def test_no_config_and_no_such_config(tmp_path, monkeypatch):
+def test_a_missing_config_is_refused(tmp_path, monkeypatch):
     # Config files are loaded under one name, which keeps what an earlier file defined.
     monkeypatch.delitem(sys.modules, "config_config", raising=False)
     with pytest.raises(InputError, match="--config is missing"):
@@ -249,14 +249,14 @@ def test_no_config_and_no_such_config(tmp_path, monkeypatch):
     ],
     ids=str,
 )
-def test_fields_of_the_autoencoder_that_do_not_go_together(fields, message):
+def test_contradictory_fields_of_the_autoencoder_are_refused(fields, message):
     with pytest.raises(InputError) as error:
         configs.resolve({"sae": fields})
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_fields_of_the_autoencoder_that_go_together():
+def test_compatible_fields_of_the_autoencoder_are_accepted():
     matryoshka = {"prefixes": (0.25, 1), "multi_topk": 0.125, "k_start": 64, "k_anneal_steps": 9}
     assert configs.resolve({"sae": matryoshka}).sae.prefixes == (0.25, 1.0)
     annealed = {"architecture": "jumprelu", "k_start": 32, "k_anneal_steps": 9}
@@ -264,7 +264,7 @@ def test_fields_of_the_autoencoder_that_go_together():
 
 
 @given(value=st.integers() | st.floats() | st.text() | st.none() | st.booleans() | st.lists(st.text()))
-def test_any_value_is_taken_or_refused_with_the_fields_name(value):
+def test_any_value_is_accepted_or_refused_with_the_name_of_the_field(value):
     for name, section in configs.SECTIONS.items():
         for field in dataclasses.fields(section):
             tree = {name: {field.name: value}}
@@ -296,7 +296,7 @@ def test_an_input_error_is_one_line_and_status_2(capsys):
     assert capsys.readouterr().err == "error: one two\n"
 
 
-def test_as_a_command():
+def test_the_command_as_a_process_refuses_a_missing_config():
     """A real process, from start to exit."""
     argv = [sys.executable, "-m", "extract.run", "--config", "configs/none.py"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
@@ -305,7 +305,7 @@ def test_as_a_command():
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
-def test_every_experiment_resolves_and_says_how_it_is_run(path):
+def test_every_shipped_config_resolves_and_documents_its_command(path):
     config, _ = parse(str(path))
     assert config.model.id
     assert config.extract.sites
@@ -315,7 +315,7 @@ def test_every_experiment_resolves_and_says_how_it_is_run(path):
     assert "Store:" in text
 
 
-def test_the_papers_values():
+def test_configs_of_concept_steerers_have_the_papers_values():
     sd, _ = parse(str(ROOT / "configs/sd14_clip.py"))
     flux, _ = parse(str(ROOT / "configs/flux_t5.py"))
     assert (sd.extract.sites, sd.sae.k, sd.sae.expansion) == (("clip.layer.9",), 32, 4)
@@ -336,7 +336,7 @@ def test_the_papers_values():
         assert config.train.steps * config.train.batch_size == pytest.approx(400e6, rel=1e-4)
 
 
-def test_revelios_values():
+def test_configs_of_revelio_have_the_papers_values():
     unet, _ = parse(str(ROOT / "configs/sd15_unet.py"))
     dit, _ = parse(str(ROOT / "configs/dit_xl2.py"))
     assert unet.extract.sites == ("unet.mid_block", *(f"unet.up_blocks.{i}" for i in range(3)))

@@ -112,7 +112,7 @@ def test_shipped_files_are_found_in_any_folder(tmp_path, monkeypatch):
     assert shipped.locate("extract/miniature/sd") == "extract/miniature/sd"  # the user's own comes first
 
 
-def test_a_miniature_is_named():
+def test_an_unknown_miniature_is_refused_with_the_known_names():
     assert shipped.miniature("flux") == str(ROOT / "extract" / "miniature" / "flux")
     with pytest.raises(InputError, match="unknown miniature 'sdxl'; allowed: flux, sd"):
         shipped.miniature("sdxl")

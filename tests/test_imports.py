@@ -120,7 +120,7 @@ def inside(name: str, package: str) -> bool:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_no_module_reaches_the_wrong_side(name):
+def test_no_module_reaches_both_torch_and_jax(name):
     packages = reached(name)
     if any(inside(name, neutral) for neutral in NEUTRAL) or name == "revelio_jax":
         assert not packages & (TORCH | JAX)
@@ -132,13 +132,13 @@ def test_no_module_reaches_the_wrong_side(name):
         assert not packages & TORCH
 
 
-def test_the_adapter_needs_torch_and_safetensors_alone():
+def test_the_adapter_needs_only_torch_and_safetensors():
     packages = reached("revelio_jax.steering") - set(sys.stdlib_module_names)
     # huggingface_hub comes with diffusers, without which there is no pipeline to steer.
     assert packages <= {"revelio_jax", "ml_dtypes", "numpy", "torch", "safetensors", "diffusers", "huggingface_hub"}
 
 
-def test_the_walk_sees_what_it_should():
+def test_the_scan_finds_imports_in_functions_and_ignores_type_checking():
     assert "torch" in reached("extract.text_encoder")
     assert "torch" in reached("extract.run")  # through an import inside a function
     assert "torch" not in reached("revelio_jax.pipelines.hook_points")  # under TYPE_CHECKING

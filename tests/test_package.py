@@ -39,7 +39,7 @@ def test_an_unknown_name_is_an_attribute_error():
         revelio_jax.Steering  # noqa: B018
 
 
-def test_the_version_is_that_of_the_project():
+def test_the_version_equals_the_version_of_the_project():
     assert revelio_jax.__version__ == PROJECT["project"]["version"]
 
 

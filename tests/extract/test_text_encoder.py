@@ -22,7 +22,7 @@ def clip(sd):
     return TextEncoder("text_encoder", sd.text_encoder, sd.tokenizer)
 
 
-def test_clip_pads_with_its_end_marker_and_the_first_one_ends_the_prompt(clip):
+def test_clip_pads_with_eos_and_the_first_eos_ends_the_prompt(clip):
     tokens = text_encoder.tokenize(clip, PROMPTS)
     length = clip.tokenizer.model_max_length
     assert tokens.ids.shape == (3, length)
@@ -51,7 +51,7 @@ def test_kinds_do_not_depend_on_the_padding_token(fitted, sd):
     np.testing.assert_array_equal(a.kinds, b.kinds)
 
 
-def test_t5_has_no_start_marker_and_pads_with_zero(t5):
+def test_t5_has_no_bos_and_pads_with_zero(t5):
     tokens = text_encoder.tokenize(t5, ["", "cat", "a long word and more"])
     assert (tokens.ids[0] == [1] + [0] * 9).all()
     assert tokens.selected("content").sum(1).tolist() == [0, 4, 9]
@@ -132,7 +132,7 @@ def _by_hand(encoder, tokens, selected):
 
 @pytest.mark.parametrize("rule", ["all", "no_padding", "content"])
 @pytest.mark.parametrize("kind", ["clip", "t5"])
-def test_sorted_and_cut_batches_give_the_rows_of_single_prompts(clip, t5, kind, rule):
+def test_sorted_and_truncated_batches_give_the_rows_of_single_prompts(clip, t5, kind, rule):
     encoder = clip if kind == "clip" else t5
     prompts = ["a b c", "", "cat", "red apple cat", "cat " * 40, "b"]
     tokens = text_encoder.tokenize(encoder, prompts)
@@ -149,7 +149,7 @@ def test_sorted_and_cut_batches_give_the_rows_of_single_prompts(clip, t5, kind, 
     assert sum(counts) == 5
 
 
-def test_short_batches_are_cut_in_clip_and_not_in_t5(clip, t5):
+def test_short_batches_are_truncated_for_clip_but_not_for_t5(clip, t5):
     for encoder, name, longest in ((clip, "clip.layer.1", 4), (t5, "t5.block.1", 10)):
         site = hook_points.resolve(_Pipe(encoder), name)
         seen = []
@@ -168,7 +168,7 @@ def test_auto_keeps_padding_in_clip_only(clip, t5):
         assert text_encoder.position_rule("auto", hook_points.resolve(_Pipe(encoder), name)) == kept
 
 
-def test_bert_has_other_end_markers_and_ignores_padding(bert):
+def test_bert_has_cls_and_sep_and_ignores_padding(bert):
     tokens = text_encoder.tokenize(bert, ["cat", "a cat a cat", ""])
     assert tokens.ids.shape == (3, 6)  # the length of the longest prompt
     kinds = [

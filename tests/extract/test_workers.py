@@ -76,7 +76,7 @@ def test_contradictory_fields_are_refused(fields, message):
         ExtractConfig(**fields)
 
 
-def test_workers_of_one_machine_take_turns_on_its_gpus(monkeypatch):
+def test_workers_of_one_machine_are_spread_over_its_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert [loading.device("auto", number).index for number in range(5)] == [0, 1, 2, 0, 1]

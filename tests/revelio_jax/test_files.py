@@ -6,7 +6,7 @@ from revelio_jax import files
 from revelio_jax.errors import InputError
 
 
-def test_output_goes_into_the_run_or_beside_the_first_of_several(tmp_path):
+def test_output_goes_into_the_run_or_into_the_parent_folder_of_several(tmp_path):
     runs = [tmp_path / "a", tmp_path / "b"]
     for run in runs:
         run.mkdir()
@@ -81,7 +81,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["f"]
 
 
-def test_a_folder_whose_replacement_was_killed_comes_back(tmp_path):
+def test_a_folder_is_restored_after_its_replacement_was_killed(tmp_path):
     (tmp_path / "f.old").mkdir()
     (tmp_path / "f.old" / "kept").write_text("")
     (tmp_path / "f.part").mkdir()

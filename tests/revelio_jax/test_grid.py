@@ -133,7 +133,7 @@ def test_members_with_other_sites_sizes_and_seeds_equal_single_runs(config, with
     assert_equal_to_single_runs([members[i] for i in (0, 3, 5, 6)], alone)  # every value of every field, twice
 
 
-def test_on_a_mesh(trained_grid, with_train, tmp_path):
+def test_a_grid_on_a_mesh_equals_one_device(trained_grid, with_train, tmp_path):
     config, members = trained_grid
     config = with_train(config, run=str(tmp_path / "grid"), data=2, feature=4)
     grid.train(config, K_AND_RATE, "vmap")
@@ -142,7 +142,7 @@ def test_on_a_mesh(trained_grid, with_train, tmp_path):
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["stopped", "killed while it saved"])
-def test_goes_on_to_the_bit(trained_grid, with_train, tmp_path, ahead):
+def test_a_resumed_grid_has_the_same_bits(trained_grid, with_train, tmp_path, ahead):
     config, members = trained_grid
     config = with_train(config, run=str(tmp_path / "grid"), steps=20)
     grid.train(config, K_AND_RATE)

@@ -61,18 +61,18 @@ def test_the_histogram_is_the_evaluation(runs):
     assert drawn.max() == max(first.latents.max(), first.never)
 
 
-def test_no_run_was_evaluated(runs):
+def test_runs_without_evaluation_have_no_histogram(runs):
     density = plot.draw([plot.read_run(runs[1])]).axes[3]
     assert not density.axison
     assert density.get_title(loc="right") == "not evaluated: second"
 
 
-def test_every_run_looks_different(runs):
+def test_every_run_has_its_own_style(runs):
     lines = plot.draw([plot.read_run(runs[1])] * 25).axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 25
 
 
-def test_where_the_picture_goes(runs, tmp_path, capsys):
+def test_the_plot_is_written_to_the_default_file_or_to_out(runs, tmp_path, capsys):
     wanted = {
         (runs[0],): tmp_path / "runs/first/plot.png",
         tuple(runs): tmp_path / "runs/plot.png",
@@ -87,14 +87,14 @@ def test_where_the_picture_goes(runs, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_runs_of_one_name_are_called_by_their_paths(runs, tmp_path):
+def test_runs_of_the_same_name_are_labeled_with_their_paths(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / "old/first")
     folders = [*runs, str(tmp_path / "old/first")]
     named = plot.with_unique_names([plot.read_run(folder) for folder in folders], folders)
     assert [run.name for run in named] == [folders[0], "second", folders[2]]
 
 
-def test_a_line_that_was_cut_short_is_left_out(runs):
+def test_an_incomplete_line_is_ignored(runs):
     with pathlib.Path(runs[0], "metrics.jsonl").open("a") as file:
         file.write('{"step": 65')
     assert plot.read_run(runs[0]).curves["step"][-1] == 600
@@ -120,7 +120,7 @@ def test_a_line_that_was_cut_short_is_left_out(runs):
         ),
     ],
 )
-def test_what_is_wrong_in_a_run_is_named(runs, file, content, match):
+def test_a_broken_file_of_a_run_is_refused_with_the_reason(runs, file, content, match):
     path = pathlib.Path(runs[0], file)
     path.unlink()
     if content is not None:
@@ -129,7 +129,7 @@ def test_what_is_wrong_in_a_run_is_named(runs, file, content, match):
         plot.main(runs)
 
 
-def test_a_missing_package_is_named(runs, monkeypatch):
+def test_a_missing_package_is_refused(runs, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"needs the package matplotlib; pip install 'revelio_jax\[plot\]'"):
         plot.main(runs)
@@ -155,7 +155,7 @@ def test_a_wrong_command_ends_with_one_line_and_status_2(runs, arguments, messag
     assert done.stderr.count("\n") == 1
 
 
-def test_it_runs_without_jax():
+def test_plot_does_not_import_jax():
     """Someone who draws runs of another machine needs matplotlib only."""
     code = "import sys; import revelio_jax.plot; assert not {'jax', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

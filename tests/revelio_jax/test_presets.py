@@ -19,13 +19,13 @@ def resolved(preset):
 
 
 @pytest.mark.parametrize(("preset", "rows"), [(presets.steerers, 400e6), (presets.revelio, 83_886_080)])
-def test_rows_of_a_run(preset, rows):
+def test_a_run_has_the_papers_number_of_rows(preset, rows):
     train = resolved(preset).train
     assert train.steps * train.batch_size == pytest.approx(rows, rel=1e-4)
 
 
 @pytest.mark.parametrize("preset", [presets.steerers, presets.revelio])
-def test_a_preset_does_not_depend_on_what_was_set_before(preset):
+def test_a_preset_does_not_depend_on_earlier_values(preset):
     c = configs.default()
     presets.steerers(c)
     presets.revelio(c)
@@ -37,7 +37,7 @@ def test_a_preset_does_not_depend_on_what_was_set_before(preset):
     assert dataclasses.replace(after.sae, **aux) == dataclasses.replace(fresh.sae, **aux)
 
 
-def test_revelios_top_k_without_relu_is_the_one_with_it():
+def test_top_k_without_relu_equals_top_k_with_relu():
     d, latents, rows = 64, 4096, 256
     sae = resolved(presets.revelio).sae
     assert d * sae.expansion == latents

@@ -35,7 +35,7 @@ def test_a_flat_folder_has_no_labels(image_folder):
     assert read(image_folder / "dog").samples == [{"id": 0, "image": "a.jpg"}, {"id": 1, "image": "b.png"}]
 
 
-def test_a_picture_is_scaled_to_cover_and_cut_at_its_centre(tmp_path):
+def test_an_image_is_scaled_to_cover_and_cropped_at_its_center(tmp_path):
     """Stripes 10, 20, 10 wide: the middle one alone is left."""
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:, 10:30] = 255
@@ -47,7 +47,7 @@ def test_a_picture_is_scaled_to_cover_and_cut_at_its_centre(tmp_path):
     assert (loaded[:, :, :3] == -1).all()
 
 
-def test_a_turned_picture_is_turned_back(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:4] = 255
     image = PIL.Image.fromarray(pixels)
@@ -58,26 +58,26 @@ def test_a_turned_picture_is_turned_back(tmp_path):
     assert (loaded[:, 4:] == 1).all()
 
 
-def test_sixteen_bits_of_grey_keep_their_shades(tmp_path):
+def test_16_bit_gray_images_keep_their_values(tmp_path):
     grey = np.repeat(np.linspace(0, 65_535, 8).astype(np.uint16)[None], 8, 0)
     PIL.Image.fromarray(grey).save(tmp_path / "a.png")
     loaded = read(tmp_path).load(0, 8, 8)
     np.testing.assert_allclose(loaded, np.broadcast_to(np.linspace(-1, 1, 8), (3, 8, 8)), atol=1 / 127)
 
 
-def test_labels_may_be_links_to_folders(tmp_path, image_folder):
+def test_label_folders_may_be_links(tmp_path, image_folder):
     (tmp_path / "animal").symlink_to(image_folder / "dog")
     (tmp_path / "animals").symlink_to(tmp_path)  # a circle is gone through once
     assert [sample["image"] for sample in read(tmp_path).samples] == ["animal/a.jpg", "animal/b.png"]
 
 
-def test_what_pillow_only_writes_is_no_picture(tmp_path, image_folder):
+def test_formats_that_pillow_only_writes_are_ignored(tmp_path, image_folder):
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.pdf")
     with pytest.raises(InputError, match="the folder has no images"):
         read(tmp_path)
 
 
-def test_a_name_that_is_no_text_is_refused(tmp_path, image_folder):
+def test_a_file_name_that_is_not_utf8_is_refused(tmp_path, image_folder):
     path = os.fsencode(tmp_path) + b"/\xff.png"
     try:
         with open(path, "wb") as file:
@@ -88,7 +88,7 @@ def test_a_name_that_is_no_text_is_refused(tmp_path, image_folder):
         read(tmp_path)
 
 
-def test_another_picture_under_a_name_is_another_fingerprint(tmp_path, image_folder):
+def test_the_fingerprint_changes_if_a_file_changes(tmp_path, image_folder):
     (tmp_path / "a.png").write_bytes((image_folder / "cat/a.png").read_bytes())
     before = read(tmp_path).fingerprint
     (tmp_path / "a.png").write_bytes((image_folder / "dog/b.png").read_bytes())
@@ -96,7 +96,7 @@ def test_another_picture_under_a_name_is_another_fingerprint(tmp_path, image_fol
 
 
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="datasets is installed")
-def test_without_the_package_datasets_one_line_says_so(tmp_path):
+def test_a_dataset_without_the_package_datasets_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"needs the package datasets; pip install 'revelio_jax\[datasets\]'"):
         read("someone/pictures")
 

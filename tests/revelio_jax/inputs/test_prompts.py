@@ -31,7 +31,7 @@ def _write(path, content):
 
 @settings(max_examples=50)
 @given(lines=st.lists(texts.filter(lambda t: "\n" not in t and "\r" not in t), max_size=8))
-def test_txt_has_a_prompt_a_line(folder, lines):
+def test_txt_has_one_prompt_per_line(folder, lines):
     path = _write(folder / "p.txt", "\n".join([*lines, "a last one"]))
     wanted = [line for line in lines if line.strip()] + ["a last one"]
     if wanted[0].startswith("\ufeff"):  # a byte order mark at the start is no text
@@ -54,7 +54,7 @@ def test_csv_jsonl_and_parquet_keep_prompts_and_labels(folder, rows):
     assert read_prompts(str(folder / "p.parquet")) == wanted
 
 
-def test_another_prompt_column_and_a_column_called_id(tmp_path):
+def test_the_prompt_column_can_be_chosen_and_id_becomes_file_id(tmp_path):
     path = _write(tmp_path / "p.csv", '\ufeffid,caption,n\r\nx7,"a, b",1\r\nx8,"",2\r\n')
     assert read_prompts(path, "caption") == [
         {"id": 0, "prompt": "a, b", "file_id": "x7", "n": "1"},
@@ -62,7 +62,7 @@ def test_another_prompt_column_and_a_column_called_id(tmp_path):
     ]
 
 
-def test_shuffled_prompts_are_the_same_in_an_order_that_is_always_the_same(tmp_path):
+def test_shuffle_gives_the_same_prompts_in_a_fixed_order(tmp_path):
     path = _write(tmp_path / "p.csv", "prompt,n\n" + "".join(f"p{i},{i}\n" for i in range(50)))
     plain, shuffled = read_prompts(path), read_prompts(path, shuffle=True)
     assert [row["id"] for row in shuffled] == list(range(50))
@@ -72,7 +72,7 @@ def test_shuffled_prompts_are_the_same_in_an_order_that_is_always_the_same(tmp_p
     assert read_prompts(path, shuffle=True) == shuffled
 
 
-def test_labels_that_only_some_lines_have_are_null_in_the_others(tmp_path):
+def test_missing_labels_are_null(tmp_path):
     path = _write(tmp_path / "p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "seed": 3}\n')
     assert read_prompts(path) == [
         {"id": 0, "prompt": "a", "seed": None},
@@ -108,20 +108,20 @@ def test_labels_that_only_some_lines_have_are_null_in_the_others(tmp_path):
         ("p.json", "{}", "unknown suffix '.json'; known: .txt, .csv, .jsonl, .parquet"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
+def test_an_unreadable_file_is_refused_with_the_reason(tmp_path, name, content, message):
     with pytest.raises(InputError, match=message):
         read_prompts(_write(tmp_path / name, content))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pandas") is not None, reason="pandas knows nanoseconds")
-def test_nanoseconds_are_named(tmp_path):
+def test_nanosecond_timestamps_are_refused(tmp_path):
     times = pyarrow.array([1], pyarrow.timestamp("ns"))
     pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"], "t": times}), tmp_path / "p.parquet")
     with pytest.raises(InputError, match=r"p\.parquet: Nanosecond"):
         read_prompts(str(tmp_path / "p.parquet"))
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"none\.txt: No such file"):
         read_prompts(str(tmp_path / "none.txt"))
     (tmp_path / "folder.txt").mkdir()

@@ -112,7 +112,7 @@ def test_word_returns_the_text_of_one_token(token, shown):
     assert token_text.word(token) == shown
 
 
-def test_unread_returns_the_truncated_end(clip):
+def test_truncated_end_returns_the_rest_of_the_prompt(clip):
     prompt = "Glossy emoji of  a Red Apple " * 8
     ids = clip(prompt, truncation=True, max_length=24)["input_ids"]
     shown = token_text.pieces(clip.convert_ids_to_tokens(ids))
@@ -130,5 +130,5 @@ def test_unread_returns_the_truncated_end(clip):
         ("", ["a "]),
     ],
 )
-def test_unread_is_empty_if_nothing_is_truncated(prompt, shown):
+def test_truncated_end_is_empty_if_nothing_is_truncated(prompt, shown):
     assert token_text.truncated_end(prompt, shown) == ""

@@ -43,14 +43,14 @@ def compiled(function, out, data=2, feature=4):
     return jax.jit(mapped).lower(x).compile().as_text()
 
 
-def test_collectives_that_xla_really_makes():
+def test_collectives_of_a_compiled_program_are_read():
     text = compiled(lambda x: jax.lax.psum(x, "feature"), P("data"))
     assert hlo.cost(text, 8).collectives == {hlo.Collective("all-reduce", 32 * 64 * 4, 4): 1}
     text = compiled(lambda x: jax.lax.all_gather(x, "data", axis=0, tiled=True), P(("data",), "feature"))
     assert hlo.cost(text, 8).collectives == {hlo.Collective("all-gather", 64 * 64 * 4, 2): 1}
 
 
-def test_a_loop_counts_by_its_trips():
+def test_a_loop_is_multiplied_by_its_trips():
     def function(x):
         return jax.lax.scan(lambda x, _: (jax.lax.psum(jnp.sin(x), "data") * jnp.cos(x), None), x, None, 7)[0]
 
@@ -108,7 +108,7 @@ ENTRY %main (x: f32[8,128]) -> f32[8,128] {
         ("{}", 8),
     ],
 )
-def test_a_program_as_libtpu_writes_it(groups, chips):
+def test_a_program_of_libtpu_is_read(groups, chips):
     text = TPU.replace("GROUPS", groups)
     gather = hlo.Collective("all-gather", 32 * 128 * 4, 4)
     cheap, dear = (hlo.cost(text, 8, branch) for branch in (min, max))
@@ -120,6 +120,6 @@ def test_a_program_as_libtpu_writes_it(groups, chips):
     assert cheap.sent == 3 / 4 * gather.bytes
 
 
-def test_bytes_sent_by_a_ring():
+def test_bytes_sent_follow_the_ring_formulas():
     sent = {kind: hlo.Collective(kind, 1200, 4).sent for kind in ("all-reduce", "reduce-scatter")}
     assert sent == {"all-reduce": 1800, "reduce-scatter": 3600}

@@ -60,7 +60,7 @@ def reports():
 
 @tpu
 @pytest.mark.parametrize(("config", "topology"), CASES)
-def test_plan_of_a_published_experiment(reports, config, topology):
+def test_the_plan_of_a_published_experiment_has_consistent_numbers(reports, config, topology):
     report = reports[config, topology]
     assert report.returncode == 0, report.stderr
     d = WIDTHS[config]
@@ -96,7 +96,7 @@ def test_a_store_gives_width_and_rows_and_the_smallest_slice_is_found(base, conf
 
 
 @tpu
-def test_a_step_that_does_not_fit(config_file, tmp_path):
+def test_a_step_that_does_not_fit_is_reported(config_file, tmp_path):
     report = run(
         "configs/flux_t5.py",
         *("--topology", "v5e:1x1", "--width", "8192", "--nosmallest", "--config.sae.k_aux=0"),
@@ -148,14 +148,14 @@ def test_a_mesh_that_does_not_divide_the_batch():
     assert re.fullmatch(r"error: config.train.batch_size is 6; it must be a multiple of the 4 .*\n", report.stderr)
 
 
-def test_without_libtpu_it_says_what_to_install(monkeypatch):
+def test_a_missing_libtpu_is_refused_with_the_install_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     chips.topology_devices.cache_clear()
     with pytest.raises(InputError, match=r"not installed: pip install '\.\[plan\]'"):
         chips.topology_devices("v5e:2x2")
 
 
-def test_width_of_a_site(tmp_path):
+def test_the_width_of_a_hook_point_is_looked_up(tmp_path):
     assert widths.known_width("extract/miniature/sd", "sd", "clip.layer.2") == 128
     assert widths.known_width("stabilityai/sdxl-turbo", "sdxl", "clip_g.layer.28") == 1280
     assert widths.known_width("black-forest-labs/FLUX.1-dev", "flux", "flux.double.3.image") is None
@@ -165,14 +165,14 @@ def test_width_of_a_site(tmp_path):
     assert widths.known_width(str(tmp_path), "flux", "t5.block.1") == 24
 
 
-def test_meshes_that_are_tried():
+def test_the_default_meshes_divide_batch_and_latents():
     work = plan.StepWork(Config(), "a", 8, 48, None)
     assert meshes.possible_meshes(work, 8) == [(1, 8), (2, 4), (4, 2), (8, 1)]
     odd = dataclasses.replace(work, latents=6)
     assert meshes.possible_meshes(odd, 8) == [(4, 2), (8, 1)]
 
 
-def test_a_site_that_the_store_does_not_hold(base):
+def test_a_hook_point_that_the_store_does_not_have_is_refused(base):
     config = changed(base, site="clip.layer.7")
     with pytest.raises(InputError, match=r"config\.data\.site is 'clip\.layer\.7'; store .* has clip\.layer\.1"):
         compiled_step.describe_work(config, 0)

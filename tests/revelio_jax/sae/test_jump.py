@@ -49,7 +49,7 @@ def test_fires_and_its_gradients_follow_the_paper(example):
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
-def test_gradients_of_the_loss_equal_those_by_hand(mesh):
+def test_gradients_of_the_loss_equal_explicit_formulas(mesh):
     """FVU + coefficient (L0 / k - 1)^2, differentiated by hand, with thresholds below the bandwidth."""
     sae = SaeConfig(architecture="jumprelu", k=4, k_aux=0, jump_bandwidth=0.5, l0_coefficient=0.7)
     random = np.random.default_rng(1)

@@ -225,7 +225,7 @@ def test_pooled_true_steers_the_pooled_vector_of_another_encoder(tiny, make_stee
     torch.testing.assert_close(pooled(CONCEPT, pooled=True), empty + 0.5 * direction)
 
 
-def test_the_negative_prompt_of_flux_is_steered_apart(tiny, make_steerer, run):
+def test_the_negative_prompt_of_flux_is_steered_separately(tiny, make_steerer, run):
     pipe = tiny("flux")
     steerer = make_steerer(pipe, "t5.block.1")
     found: list = []

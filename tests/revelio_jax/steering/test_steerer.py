@@ -114,7 +114,7 @@ def test_the_negative_prompt_changes_by_the_opposite_vector(pipe, steerer, guida
 
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("n", [1, 3])
-def test_encoding_the_branches_apart_changes_no_bit(pipe, steerer, guided, n):
+def test_encoding_the_branches_separately_changes_no_bit(pipe, steerer, guided, n):
     wanted = pipe.encode_prompt(PROMPTS, "cpu", n, guided, ["", "red"])
     with steerer.attach(pipe, {CONCEPT: 0.0}):
         got = pipe.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=n,

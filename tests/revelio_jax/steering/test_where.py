@@ -154,7 +154,7 @@ def test_a_mask_limits_steering_to_an_area_of_the_image(tiny, make_steerer, run,
     torch.testing.assert_close(half - plain, (whole - plain) / 2, atol=1e-5, rtol=1e-4)
 
 
-def test_where_and_its_fields_as_keywords_steer_alike(tiny, make_steerer, run):
+def test_where_and_its_fields_as_keywords_steer_equally(tiny, make_steerer, run):
     pipe, site = tiny("sd"), DENOISERS["sd"]
     steerer = make_steerer(pipe, site)
     with steerer.attach(pipe, {3: Clamp(5.0)}, steps=(1000, 400), ramp=(0.5, 2.0)):

@@ -26,7 +26,7 @@ def data():
     return file.getvalue()
 
 
-def test_what_is_read_is_the_table(data):
+def test_read_table_returns_the_written_table(data):
     assert parquet.read_table(data, columns=["prompt"]).to_pydict() == {"prompt": list("abcdefghi")}
     with pytest.raises(pyarrow.ArrowInvalid):
         parquet.read_table(data[:-5])
@@ -34,7 +34,7 @@ def test_what_is_read_is_the_table(data):
         parquet.read_table(b"")
 
 
-def test_arrow_reads_memory_of_its_own(data, monkeypatch):
+def test_arrow_reads_a_copy_of_the_bytes(data, monkeypatch):
     given = []
     monkeypatch.setattr(pyarrow.parquet, "read_table", lambda source, **options: given.append(source))
     parquet.read_table(data)
@@ -43,7 +43,7 @@ def test_arrow_reads_memory_of_its_own(data, monkeypatch):
     assert memory.address != pyarrow.py_buffer(data).address
 
 
-def test_a_process_that_just_ends_has_its_own_status(data):
+def test_a_process_that_ends_after_reading_keeps_its_status(data):
     command = [sys.executable, "-c", ENDS]
     running = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(6)]
     ended = [(*process.communicate(data), process.returncode) for process in running]

@@ -73,7 +73,7 @@ def tree(folder):
     bad=st.sets(st.integers(0, 10), max_size=3),
     chunk_rows=st.integers(1, 6),
 )
-def test_what_is_written_is_read(rows, dtype, bad, chunk_rows):
+def test_written_rows_and_statistics_are_read_back(rows, dtype, bad, chunk_rows):
     with tempfile.TemporaryDirectory() as folder:
         store = write(folder, rows, dtype, bad, chunk_rows=chunk_rows)
         site = store.site("a.layer.0")
@@ -118,7 +118,7 @@ def test_statistics_of_more_rows_than_a_block():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_zarr_opens_it(tmp_path, dtype):
+def test_zarr_python_opens_the_store(tmp_path, dtype):
     site = write(tmp_path, [3, 7, 0, 5], dtype).site()
     for name in ("activations", "sample", "position", "timestep"):
         array = zarr.open_array(tmp_path / "a.layer.0" / name, mode="r")
@@ -127,7 +127,7 @@ def test_zarr_opens_it(tmp_path, dtype):
         np.testing.assert_array_equal(array[:], ours)
 
 
-def test_a_store_in_memory():
+def test_a_store_in_memory_is_written_and_read():
     store = write("memory://one/", [3, 2])
     assert open_store("memory://one").site().rows == 5
     assert store.fingerprint == open_store("memory://one/").fingerprint
@@ -135,7 +135,7 @@ def test_a_store_in_memory():
         open_store("memory://two/")
 
 
-def test_the_fingerprint_is_of_what_decides_the_data_and_not_of_the_notes():
+def test_the_fingerprint_depends_on_provenance_and_not_on_notes():
     plan = make_plan([3, 2], notes={"versions": {"torch": "1"}})
     assert plan.to_json()["fingerprint"] == make_plan([3, 2]).to_json()["fingerprint"]
     assert plan.to_json()["fingerprint"] != make_plan([3, 1]).to_json()["fingerprint"]
@@ -143,7 +143,7 @@ def test_the_fingerprint_is_of_what_decides_the_data_and_not_of_the_notes():
     assert plan.to_json()["fingerprint"] != other.to_json()["fingerprint"]
 
 
-def test_the_order_of_shards_and_a_broken_off_write_leave_no_trace(tmp_path):
+def test_a_store_does_not_depend_on_shard_order_or_interrupted_writes(tmp_path):
     rows = [3, 7, 0, 5]
     write(tmp_path / "a", rows)
     write(tmp_path / "b", rows, order=[2, 3, 0, 1])
@@ -157,13 +157,13 @@ def test_the_order_of_shards_and_a_broken_off_write_leave_no_trace(tmp_path):
     assert tree(tmp_path / "a") == tree(tmp_path / "c")
 
 
-def test_the_root_of_a_file_system_is_no_place_for_a_store():
+def test_the_root_of_a_file_system_is_refused():
     with pytest.raises(InputError, match="not empty and is not a store"):
         StoreWriter("/", make_plan([3]), [{"id": 0, "prompt": ""}])
     assert not pathlib.Path("/plan.json").exists()
 
 
-def test_a_run_killed_before_the_plan_was_there_begins_anew(tmp_path):
+def test_a_run_killed_before_its_plan_was_written_can_start_again(tmp_path):
     write(tmp_path / "a", [3])
     (tmp_path / "b").mkdir()
     (tmp_path / "b/plan.json.__lock").write_bytes(b'{"chunk')
@@ -179,7 +179,7 @@ test_store.write(sys.argv[2], [40] * 60, chunk_rows=8)
 """
 
 
-def test_killed_at_any_moment_and_run_again_it_equals_a_run_that_was_not(tmp_path):
+def test_a_killed_and_restarted_run_equals_an_uninterrupted_run(tmp_path):
     rows = [40] * 60
     write(tmp_path / "whole", rows, chunk_rows=8)
     moments, kills = random.Random(0), 0
@@ -198,7 +198,7 @@ def test_killed_at_any_moment_and_run_again_it_equals_a_run_that_was_not(tmp_pat
     assert tree(tmp_path / "whole") == tree(tmp_path / "killed")
 
 
-def test_another_plan_is_refused_with_the_difference_named(tmp_path):
+def test_another_plan_is_refused_with_the_difference(tmp_path):
     write(tmp_path, [3, 2])
     before = tree(tmp_path)
     for plan, message in [
@@ -213,7 +213,7 @@ def test_another_plan_is_refused_with_the_difference_named(tmp_path):
     assert tree(tmp_path) == before
 
 
-def test_other_versions_of_libraries_may_go_on(tmp_path):
+def test_another_library_version_may_continue_a_store(tmp_path):
     StoreWriter(str(tmp_path), make_plan([3], notes={"versions": {"torch": "1"}}), [{"id": 0, "prompt": "p0"}])
     write(tmp_path, [3])
     assert open_store(str(tmp_path)).manifest["notes"] == {"versions": {"torch": "1"}}
@@ -229,7 +229,7 @@ def test_a_finished_store_has_nothing_missing(tmp_path):
     assert tree(tmp_path) == before
 
 
-def test_a_shard_that_is_not_as_planned_and_a_manifest_too_early_are_errors(tmp_path):
+def test_a_shard_of_another_size_and_an_early_manifest_raise(tmp_path):
     writer = StoreWriter(str(tmp_path), make_plan([3, 2]), [])
     with pytest.raises(ValueError, match="planned"):
         writer.write_shard(0, make_shard(0, 2))
@@ -237,7 +237,7 @@ def test_a_shard_that_is_not_as_planned_and_a_manifest_too_early_are_errors(tmp_
         writer.finish()
 
 
-def test_places_that_hold_no_store_are_refused(tmp_path):
+def test_locations_that_are_not_stores_are_refused(tmp_path):
     (tmp_path / "other.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty and is not a store"):
         StoreWriter(str(tmp_path), make_plan([3]), [])
@@ -250,7 +250,7 @@ def test_places_that_hold_no_store_are_refused(tmp_path):
         open_store("")
 
 
-def test_readers_refuse_what_is_no_finished_store(tmp_path):
+def test_open_store_refuses_all_but_finished_stores(tmp_path):
     with pytest.raises(InputError, match="it does not exist"):
         open_store(str(tmp_path / "none"))
     StoreWriter(str(tmp_path / "half"), make_plan([3]), [])
@@ -274,7 +274,7 @@ def test_readers_refuse_what_is_no_finished_store(tmp_path):
         open_store(str(tmp_path / "whole"))
 
 
-def test_samples_that_could_not_be_read_leave_no_rows_and_are_named(tmp_path):
+def test_skipped_samples_have_no_rows_and_are_listed(tmp_path):
     plan = make_plan([4, 4, 4])
     writer = StoreWriter(str(tmp_path), plan, [{"id": i} for i in range(3)])
     for index, count in ((0, 4), (1, 2), (2, 0)):
@@ -289,7 +289,7 @@ def test_samples_that_could_not_be_read_leave_no_rows_and_are_named(tmp_path):
     assert [s for chunk in site.chunks for s in site.read_index("sample", *chunk)] == [0, 0, 0, 0, 1, 1]
 
 
-def test_rows_that_are_missing_without_a_reason_are_an_error(tmp_path):
+def test_missing_rows_without_skipped_samples_raise(tmp_path):
     writer = StoreWriter(str(tmp_path), make_plan([4]), [{"id": 0}])
     with pytest.raises(ValueError, match="planned"):
         writer.write_shard(0, make_shard(0, 3))

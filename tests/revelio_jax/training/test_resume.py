@@ -48,7 +48,7 @@ def wait_for_step(run, step, process):
         time.sleep(0.005)
 
 
-def test_killed_twenty_times_it_ends_with_the_same_bits(base, with_train, config_file, start_fork, tmp_path):
+def test_a_run_killed_twenty_times_ends_with_the_same_bits(base, with_train, config_file, start_fork, tmp_path):
     whole = with_train(base, run=str(tmp_path / "whole"), steps=STEPS, checkpoint_every=EVERY, ema=0.99)
     parts = with_train(whole, run=str(tmp_path / "parts"))
     path, run = config_file(tmp_path / "config.py", parts), tmp_path / "parts"
@@ -103,7 +103,7 @@ def test_sigterm_saves_and_ends_with_its_status(base, with_train, config_file, t
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_the_newest_and_the_best_are_kept(base, with_train, tmp_path):
+def test_the_newest_and_the_best_checkpoints_are_kept(base, with_train, tmp_path):
     config = with_train(base, run=str(tmp_path / "run"), steps=100, checkpoint_every=10, keep=2)
     train(config)
     # From the 5th on the rate is so high that the FVU rises.
@@ -114,7 +114,7 @@ def test_the_newest_and_the_best_are_kept(base, with_train, tmp_path):
     assert checkpoints.best_step(tmp_path / "run") == steps[0] <= 110
 
 
-def test_a_save_that_a_crash_cut_short_is_not_seen(trained, with_train, tmp_path):
+def test_a_checkpoint_that_a_crash_interrupted_is_ignored(trained, with_train, tmp_path):
     shutil.copytree(trained.run, tmp_path / "run")
     finished = tmp_path / "run/checkpoints/600"
     cut = finished.with_name("620" + ocp.utils.TMP_DIR_SUFFIX + "1")

@@ -155,7 +155,7 @@ def test_a_store_without_images_has_no_thumbnails(tmp_path, config_of):
     assert not (folder / "thumbnails").exists()
 
 
-def test_new_tags_are_in_the_next_report(run, config_of):
+def test_the_next_report_shows_new_tags(run, config_of):
     config = config_of(run.folder.parent)
     folder = report.write(config, run)
     assert page(folder, 2)["tag"] is None
@@ -170,7 +170,7 @@ def test_new_tags_are_in_the_next_report(run, config_of):
     assert data(folder, "overview")["numbers"]["tagged"] == 1
 
 
-def test_the_old_report_stays_when_writing_fails(run, config_of, monkeypatch):
+def test_a_failed_write_keeps_the_old_report(run, config_of, monkeypatch):
     config = config_of(run.folder.parent)
     folder = report.write(config, run)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

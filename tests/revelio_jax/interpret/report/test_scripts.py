@@ -47,7 +47,7 @@ def test_packed_numbers_are_little_endian():
     st.lists(st.floats(-(2**20), 2**20, width=32).filter(lambda x: x == 0 or abs(x) > 1e-6)),
     st.integers(2, 6),
 )
-def test_rounded_equals_number(values, digits):
+def test_round_digits_equals_number(values, digits):
     rounded = scripts.round_digits(np.array(values, np.float32), digits)
     assert rounded.tolist() == [scripts.number(value, digits) for value in values]
 

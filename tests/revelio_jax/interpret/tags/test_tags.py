@@ -190,7 +190,7 @@ def test_answers_of_another_model_are_not_reused(seen, asked, interpreted, serve
     assert rows_of(config)[PLANTED]["model"] == "other"
 
 
-def test_rows_of_other_latents_stay(seen, asked):
+def test_rows_of_other_latents_are_kept(seen, asked):
     config = asked(seen, sees)
     command.tag(config, [PLANTED])
     command.tag(config, [UNSEEN])
