@@ -34,7 +34,7 @@ from revelio_jax.config import (
     TrainConfig,
 )
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
-from tests.helpers.browser import chromium, visit  # noqa: F401 - here, so that a session has one browser
+from tests.helpers.browser import chromium, visit  # noqa: F401 - imported here once, so that a session starts one browser
 from tests.helpers.configs import changed
 
 # Deadlines would fail on a busy machine.
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def one_device() -> dict[str, str]:
-    """The environment of a command as people run it: to JAX, a CPU is one device that takes all its cores."""
+    """The environment of a command outside the tests: JAX sees the CPU as one device that uses all cores."""
     return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
@@ -76,13 +76,13 @@ def planted(directions) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def write_store():
-    """A function that writes rows [N, d] as a store of one site, TOKENS rows a sample."""
+    """A function that writes rows [N, d] as a store of one hook point with TOKENS rows per sample."""
 
-    def write(location, rows, shard_samples=32, finish=True, site=SITE, **facts):
+    def write(location, rows, shard_samples=32, finish=True, site=SITE, **provenance):
         samples = [{"id": i, "prompt": f"prompt {i}"} for i in range(len(rows) // TOKENS)]
         shards = np.split(rows, range(shard_samples * TOKENS, len(rows), shard_samples * TOKENS))
         plan = SitePlan(site, rows.shape[1], tuple(len(shard) for shard in shards))
-        plan = StorePlan((plan,), "float32", 32, shard_samples, len(samples), {"test": "", **facts})
+        plan = StorePlan((plan,), "float32", 32, shard_samples, len(samples), {"test": "", **provenance})
         writer = StoreWriter(str(location), plan, samples)
         for index, shard in enumerate(shards):
             position = np.arange(len(shard), dtype=np.int32)
@@ -103,7 +103,7 @@ def store(tmp_path_factory, planted, write_store) -> str:
 
 @pytest.fixture(scope="session")
 def base(store) -> Config:
-    """A config that learns the planted store in seconds; ``run`` is not set."""
+    """The config of an SAE that learns the planted dictionary in seconds; ``run`` is not set."""
     return Config(
         model=ModelConfig(id="planted", family="sd"),
         extract=ExtractConfig(store=store),
@@ -150,7 +150,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="session")
 def variant(tmp_path_factory, base, with_train, trained):
-    """A function that returns the config of a finished run of a variant, which is trained once a session."""
+    """A function that trains a variant (once per session) and returns the config of its finished run."""
     from revelio_jax.train import train
 
     @functools.cache
@@ -168,7 +168,7 @@ def variant(tmp_path_factory, base, with_train, trained):
 
 @pytest.fixture
 def compiled() -> list[str]:
-    """Names of the functions that XLA compiles, or takes from its cache on disk, during the test."""
+    """The names of the functions that XLA compiles, or reads from its cache on disk, during the test."""
     import jax
 
     names = []
@@ -197,7 +197,7 @@ def config_file():
 
 @pytest.fixture
 def unused_port() -> int:
-    """A port of this machine for processes that find each other."""
+    """A free port of this machine, where the processes of a test can meet."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return listener.getsockname()[1]

@@ -68,7 +68,7 @@ def test_sites_on_the_command_line(file, given):
 
 
 def test_the_last_of_repeated_overrides_counts(file):
-    """A script's own arguments may be followed by a person's."""
+    """A script can append the user's arguments to its own."""
     sites = ("--config.extract.sites=('a','b')", "--config.extract.sites=c", "--config.train.seed=3")
     config, extra = parse(file(), *sites, "--config.train.seed=4", "--word=x", word=("", "w"))
     assert (config.extract.sites, config.train.seed, extra) == (("c",), 4, {"word": "x"})
@@ -205,7 +205,7 @@ def test_a_wrong_config_json_is_refused_with_the_reason(tmp_path, text, message)
 
 
 def test_a_missing_config_is_refused(tmp_path, monkeypatch):
-    # Config files are loaded under one name, which keeps what an earlier file defined.
+    # All config files are loaded as a module of the same name, which keeps earlier definitions.
     monkeypatch.delitem(sys.modules, "config_config", raising=False)
     with pytest.raises(InputError, match="--config is missing"):
         cli.parse(["a.command"], "doc")
@@ -297,7 +297,7 @@ def test_an_input_error_is_one_line_and_status_2(capsys):
 
 
 def test_the_command_as_a_process_refuses_a_missing_config():
-    """A real process, from start to exit."""
+
     argv = [sys.executable, "-m", "extract.run", "--config", "configs/none.py"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")

@@ -109,7 +109,7 @@ def test_shipped_files_are_found_in_any_folder(tmp_path, monkeypatch):
     assert shipped.locate("extract/miniature/none") == "extract/miniature/none"
     assert shipped.locate("owner/name") == "owner/name"
     (tmp_path / "extract/miniature/sd").mkdir(parents=True)
-    assert shipped.locate("extract/miniature/sd") == "extract/miniature/sd"  # the user's own comes first
+    assert shipped.locate("extract/miniature/sd") == "extract/miniature/sd"  # a local folder comes first
 
 
 def test_an_unknown_miniature_is_refused_with_the_known_names():

@@ -1,4 +1,4 @@
-"""PyTorch and JAX meet only in files: no module imports both, and each part keeps to its side."""
+"""No module imports both PyTorch and JAX, and modules import only from the layers above their own."""
 
 import ast
 import pathlib
@@ -42,8 +42,8 @@ TORCH_ONLY = (
     "revelio_jax.benchmark",
     "extract",
 )
-# A package or module imports only from its own layer or from those above it in this list. What stands in
-# one line does not import one another, but for the commands.
+# A package or module imports only from its own layer and the layers above it in this list. Packages of one
+# layer do not import each other; commands may.
 LAYERS = (
     ("errors",),
     ("config", "presets"),
@@ -65,7 +65,7 @@ LAYERS = (
 
 
 def modules() -> dict[str, pathlib.Path]:
-    """Every module of the two packages by its dotted name."""
+    """Return every module of the two packages by its dotted name."""
     found = {}
     for package in ("extract", "revelio_jax"):
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -78,7 +78,7 @@ MODULES = modules()
 
 
 def imports(name: str) -> set[str]:
-    """Dotted names that a module imports anywhere in its text, but for type checkers' eyes only."""
+    """Return the dotted names that a module imports anywhere, except under TYPE_CHECKING."""
     found: set[str] = set()
 
     class Visitor(ast.NodeVisitor):
@@ -99,7 +99,7 @@ def imports(name: str) -> set[str]:
 
 
 def reached(name: str) -> set[str]:
-    """Top-level packages that importing a module reaches through this project's own modules."""
+    """Return the top-level packages that importing a module loads, through this project's own modules too."""
     seen, packages, todo = set(), set(), [name]
     while todo:
         module = todo.pop()
@@ -108,7 +108,7 @@ def reached(name: str) -> set[str]:
         seen.add(module)
         for imported in imports(module):
             packages.add(imported.partition(".")[0])
-            # Importing a.b.c runs a and a.b too.
+            # Importing a.b.c also runs a and a.b.
             parts = imported.split(".")
             prefixes = (".".join(parts[:i]) for i in range(1, len(parts) + 1))
             todo += [prefix for prefix in prefixes if prefix in MODULES]
@@ -128,13 +128,13 @@ def test_no_module_reaches_both_torch_and_jax(name):
         assert not packages & JAX
     elif inside(name, "revelio_jax.interpret") or inside(name, "revelio_jax.explore"):
         assert not (packages & JAX and packages & TORCH)
-    else:  # training, evaluation, export: JAX's side
+    else:  # training, evaluation and export use JAX
         assert not packages & TORCH
 
 
 def test_the_adapter_needs_only_torch_and_safetensors():
     packages = reached("revelio_jax.steering") - set(sys.stdlib_module_names)
-    # huggingface_hub comes with diffusers, without which there is no pipeline to steer.
+    # diffusers, whose pipelines are steered, depends on huggingface_hub.
     assert packages <= {"revelio_jax", "ml_dtypes", "numpy", "torch", "safetensors", "diffusers", "huggingface_hub"}
 
 
@@ -146,7 +146,7 @@ def test_the_scan_finds_imports_in_functions_and_ignores_type_checking():
 
 
 def layer_of(name: str) -> int:
-    """The number of a module's layer; of the package itself -1."""
+    """Return the number of a module's layer, -1 for the package itself."""
     if name == "revelio_jax":
         return -1
     unit = name.removeprefix("revelio_jax.")
@@ -156,7 +156,7 @@ def layer_of(name: str) -> int:
 
 
 def own_imports(name: str) -> set[str]:
-    """Modules of this project that a module imports, not counting the packages they lie in."""
+    """Return the modules of this project that a module imports, without the packages that contain them."""
     found = {imported for imported in imports(name) if imported in MODULES}
     return {one for one in found if not any(inside(other, one) and other != one for other in found)}
 

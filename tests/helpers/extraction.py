@@ -1,4 +1,4 @@
-"""Tiny pipelines of every family, inputs, and the extraction command."""
+"""Fixtures and functions for tests of extraction: tiny pipelines, inputs, and the command itself."""
 
 import csv
 import functools
@@ -112,8 +112,8 @@ def read_rows():
 
 
 @pytest.fixture
-def called():
-    """A list to which every called module is appended, in order."""
+def called_modules():
+    """A list to which every module is appended when it is called."""
     modules = []
     handle = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, _: modules.append(module))
     yield modules
@@ -156,7 +156,7 @@ def run_extract(config, **fields) -> None:
 
 
 def command(config, **fields) -> list[str]:
-    """Return the arguments of the extraction command, for a process."""
+    """Return the command line that runs an extraction in another process."""
     return [sys.executable, "-m", "extract.run", "--config", str(config), *flags_of(**fields)]
 
 

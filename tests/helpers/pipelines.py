@@ -1,6 +1,6 @@
 """Tiny pipelines of every family, as fixtures: real components, random weights, a fitted tokenizer.
 
-A conftest.py that imports them has them.
+A conftest.py imports the fixtures that its tests need.
 """
 
 import pytest
@@ -98,7 +98,7 @@ def sd(fitted, make_clip):
 
 @pytest.fixture(scope="session")
 def sdxl(fitted, make_clip, vae):
-    """A StableDiffusionXLPipeline whose two text encoders are of width 16 and 8."""
+    """A StableDiffusionXLPipeline with text encoders of width 16 and 8."""
     import diffusers
 
     second = make_clip(width=8, projection=True)
@@ -158,7 +158,7 @@ def flux(fitted, make_clip, t5, vae):
 
 @pytest.fixture(scope="session")
 def dit(vae):
-    """A DiTPipeline of 8 pixels and three blocks, which knows three classes by name."""
+    """A DiTPipeline of 8 pixels, three blocks and three named classes."""
     import diffusers
 
     torch.manual_seed(0)
@@ -170,7 +170,7 @@ def dit(vae):
         num_layers=3,
         sample_size=8,
     ).eval()
-    # As training leaves them they are zero at first, and then no block changes anything.
+    # Some of these parameters are initialized to zero, which makes every block an identity.
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler(), CLASSES)

@@ -24,7 +24,7 @@ D = 4
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Numbers of latents and samples; ``grid`` is the side of an image's map, ``positions`` the length of a text."""
+    """The sizes of planted data: ``grid`` is the side of an image's map, ``positions`` the length of a text."""
 
     latents: int = 150
     samples: int = 120
@@ -38,11 +38,11 @@ class Size:
 
 
 def make_store(
-    folder: pathlib.Path, kind: str, size: Size, prompts: list[str] | None = None, pictures: bool = True
+    folder: pathlib.Path, kind: str, size: Size, prompts: list[str] | None = None, images: bool = True
 ) -> Store:
     """Write a store of ``size.samples`` samples that repeat ``prompts``, each with a class.
 
-    Tokens are the words of the prompt in CLIP's format. Each image is one color with a white corner.
+    The tokens are the words of the prompt in CLIP's format. Each image is one color with a white corner.
     """
     prompts = prompts or [f"a {cls} beside a {word}" for word in WORDS for cls in CLASSES]
     samples = []
@@ -54,11 +54,11 @@ def make_store(
             row["clip.tokens"] = ["<|startoftext|>", *(f"{word}</w>" for word in words), "<|endoftext|>"]
         samples.append(row)
     site = "clip.layer.1" if kind == "text" else "unet.mid_block"
-    facts = {"model": {"id": "synthetic", "family": "sd"}, "extract": {"mode": "text"}, "input": {}}
+    provenance = {"model": {"id": "synthetic", "family": "sd"}, "extract": {"mode": "text"}, "input": {}}
     if kind == "image":
-        facts["extract"] = {"mode": "generate", "save_images": pictures, "height": size.pixels}
-        facts["extract"]["width"] = size.pixels
-    plan = StorePlan((SitePlan(site, D, (len(samples),)),), "float32", 32, len(samples), len(samples), facts)
+        provenance["extract"] = {"mode": "generate", "save_images": images, "height": size.pixels}
+        provenance["extract"]["width"] = size.pixels
+    plan = StorePlan((SitePlan(site, D, (len(samples),)),), "float32", 32, len(samples), len(samples), provenance)
     writer = StoreWriter(str(folder), plan, samples)
     rows = np.arange(len(samples), dtype=np.int32)
     zeros = np.zeros_like(rows)
@@ -67,7 +67,7 @@ def make_store(
     writer.write_shard(0, {site: arrays})
     writer.finish()
     store = open_store(str(folder))
-    if kind == "image" and pictures:
+    if kind == "image" and images:
         for i in range(len(samples)):
             store.kvstore.write(f"images/{i:08d}.png", _png(i, size.pixels)).result()
     return store
@@ -194,7 +194,7 @@ def make(run: pathlib.Path, store: Store, kind: str, size: Size, stratum: str = 
 
 
 def _samples(random, size, alive, maximum, positions, strata, kind) -> dict:
-    """Return the columns of the recorded samples: for each firing latent its strata, then top, then weaker."""
+    """Return the columns of the recorded samples: per firing latent first its strata, then top, then weaker ones."""
     firing = np.flatnonzero(alive)
     blocks = [("stratum", name, size.of_stratum, 1.0) for name in strata]
     blocks += [("top", None, size.top, 1.0), ("weaker", None, size.weaker, 0.4)]
@@ -230,7 +230,7 @@ def _samples(random, size, alive, maximum, positions, strata, kind) -> dict:
 
 
 def _profiles(random, n: int, top: int, cells: int) -> np.ndarray:
-    """Return profiles with three firing cells per sample; the other cells are silent, as in most real maps."""
+    """Return profiles with three active cells per sample; the others are zero, as in most real maps."""
     profile = np.zeros((n, top, cells), np.uint8)
     flat = profile.reshape(-1, cells)
     at = random.integers(0, cells, len(flat))

@@ -24,7 +24,7 @@ torch.set_num_threads(1)  # more threads only wait for each other on models this
 
 @pytest.fixture(scope="session")
 def miniature():
-    """Return a function that loads a miniature, once a session."""
+    """A function that loads a miniature pipeline, each once per session."""
 
     @functools.cache
     def load(family: str):
@@ -67,7 +67,7 @@ def sae_folder(tmp_path, tensors, config) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def make_steerer():
-    """Return a function that makes a steerer with a random SAE for any hook point."""
+    """A function that makes a steerer with a random SAE for any hook point."""
 
     def make(pipe, site: str, latents: int = 48, k: int = 6, **metadata) -> Steerer:
         d = sum(part.d for part in hook_points.resolve_joined(pipe, site))
@@ -81,7 +81,7 @@ def make_steerer():
 
 @pytest.fixture
 def tiny(request):
-    """Return a function that returns the tiny pipeline of a family, without progress bars."""
+    """A function that returns the tiny pipeline of a family, without progress bars."""
 
     def get(family: str):
         pipe = request.getfixturevalue(family)
@@ -93,7 +93,7 @@ def tiny(request):
 
 @pytest.fixture(scope="session")
 def run():
-    """Return a function that samples with a tiny pipeline."""
+    """A function that samples with a tiny pipeline."""
 
     @torch.no_grad()
     def run(pipe, prompts=PROMPTS, guided=True, negative=None, n=1, steps=2, **given) -> torch.Tensor:

@@ -21,7 +21,7 @@ from tests.helpers import ROOT
 
 
 def encode_decode(tensors, k, x):
-    """Return latents and reconstruction as SAELens computes topk with apply_b_dec_to_input."""
+    """Return latents and reconstruction, computed as in SAELens for topk with apply_b_dec_to_input."""
     pre = (x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]
     top = np.argsort(-pre, 1, kind="stable")[:, :k]
     z = np.zeros_like(pre)
@@ -51,7 +51,7 @@ def test_the_fold_is_exact(trained, folder, planted):
     size = np.abs(x).max()
     np.testing.assert_allclose(reconstruction, mean + scale * np.asarray(x_hat), atol=1e-5 * size)
     np.testing.assert_allclose(latents, scale * trained_latents, atol=1e-5 * size)
-    assert scale != pytest.approx(1, abs=0.1)  # a scale of 1 would test nothing
+    assert scale != pytest.approx(1, abs=0.1)  # with a scale of 1 the test would check nothing
 
 
 ARCHITECTURES = {
@@ -65,14 +65,14 @@ ARCHITECTURES = {
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def exported(request, variant):
-    """Name, config and SAE folder of every architecture, and of a run with a moving average."""
+    """The name, config and SAE folder of every architecture, and of a run with a moving average."""
     config = variant(request.param)
     return request.param, config, export(config)
 
 
 @pytest.fixture(scope="module")
 def expected(exported, planted):
-    """Latents and reconstructions of 256 rows by the trained model, in units of the stored rows."""
+    """The latents and reconstructions of 256 rows by the trained model, in the units of the stored rows."""
     _, config, _ = exported
     _, _, state, mesh = restore_run(config)
     latents = len(state.params["b_enc_F"])
@@ -96,7 +96,7 @@ def expected(exported, planted):
 
 def assert_equals(latents, reconstruction, expected, config):
     z, x_hat = expected
-    if config.sae.architecture == "batch_topk":  # only rows on which the bound of the trained model is not reached
+    if config.sae.architecture == "batch_topk":  # only rows with fewer latents than slots
         free = (z > 0).sum(1) < BATCH_SLOTS * config.sae.k
         assert free.mean() > 0.9
         latents, reconstruction, z, x_hat = latents[free], reconstruction[free], z[free], x_hat[free]
@@ -130,7 +130,7 @@ PEERS = ROOT / ".venv-peers" / "bin" / "python"
 
 @pytest.fixture(scope="module")
 def in_sae_lens(variant, planted, tmp_path_factory):
-    """Latents and reconstruction of the same rows by SAELens, from every folder."""
+    """The latents and reconstructions of the same rows by SAELens, for every folder."""
     if not PEERS.exists():
         pytest.skip("SAELens is not installed: bash tests/benchmarks/peers.sh")
     folders = [export(variant(name)) for name in ARCHITECTURES]

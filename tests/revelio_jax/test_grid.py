@@ -30,7 +30,7 @@ TIMINGS = {"rows_per_s", "step_s", "data_wait_s", "rss_gib"}
 
 @pytest.fixture(scope="module")
 def sites(planted, tmp_path_factory) -> str:
-    """A store with three sites: two of width 16 with different rows, and one of width 8."""
+    """A store with three hook points: two of width 16 with different rows, and one of width 8."""
     location = str(tmp_path_factory.mktemp("sites") / "store")
     rows = dict(zip(SITES, (planted, planted[::-1] * 2 - 3, planted[:, :8]), strict=True))
     plans = tuple(SitePlan(name, x.shape[1], (len(x),)) for name, x in rows.items())
@@ -90,7 +90,7 @@ def alone(tmp_path_factory):
 
 
 def assert_equal_to_single_runs(members, alone):
-    """States and metrics of members equal those of single runs, and some members have dead latents."""
+    """Assert that states and metrics of members equal those of single runs, and that some have dead latents."""
     any_dead = []
     for member in members:
         expected = alone(member)
@@ -146,7 +146,7 @@ def test_a_resumed_grid_has_the_same_bits(trained_grid, with_train, tmp_path, ah
     config, members = trained_grid
     config = with_train(config, run=str(tmp_path / "grid"), steps=20)
     grid.train(config, K_AND_RATE)
-    if ahead:  # some members have a checkpoint that others have not
+    if ahead:  # some members have a checkpoint that others lack
         shutil.rmtree(pathlib.Path(grid.configs(config, K_AND_RATE)[1].run) / "checkpoints/20")
     config = with_train(config, steps=STEPS, resume=True)
     grid.train(config, K_AND_RATE)

@@ -1,4 +1,4 @@
-"""The plot of runs: what is drawn is what they measured, and what is wrong is named in one line."""
+"""The plot shows the recorded metrics of its runs, and bad input is one line."""
 
 import json
 import pathlib
@@ -42,7 +42,7 @@ def test_curves_are_the_metrics(runs):
             np.testing.assert_array_equal(line.get_xdata(), metrics(run, "step"))
             np.testing.assert_array_equal(line.get_ydata(), metrics(run, field))
     scales = [ax.get_yscale() for ax in figure.axes]
-    assert (scales[0], scales[2:]) == ("log", ["linear", "linear"])  # FVU by how far it falls
+    assert (scales[0], scales[2:]) == ("log", ["linear", "linear"])  # the scale of FVU depends on its range
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first", "second"]
 
 
@@ -156,6 +156,6 @@ def test_a_wrong_command_ends_with_one_line_and_status_2(runs, arguments, messag
 
 
 def test_plot_does_not_import_jax():
-    """Someone who draws runs of another machine needs matplotlib only."""
+    """Plotting needs matplotlib only, so that runs can be plotted on any machine."""
     code = "import sys; import revelio_jax.plot; assert not {'jax', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -31,7 +31,7 @@ def test_a_preset_does_not_depend_on_earlier_values(preset):
     presets.revelio(c)
     preset(c)
     after, fresh = configs.resolve(c), resolved(preset)
-    # Only what has no effect under revelio may be left: it has no auxiliary loss.
+    # Only fields of the auxiliary loss, which the preset revelio does not use, may differ.
     aux = {"aux_alpha": 0.0, "dead_after_rows": 1, "dead_threshold": 0.0}
     assert after.train == fresh.train
     assert dataclasses.replace(after.sae, **aux) == dataclasses.replace(fresh.sae, **aux)
@@ -62,6 +62,6 @@ def test_top_k_without_relu_equals_top_k_with_relu():
     params = jax.device_get(params)
     pre = (x - params["b_dec_D"]) @ params["W_enc_FD"].T + params["b_enc_F"]
     largest = -np.sort(-pre, 1)[:, : sae.k]  # without ReLU
-    assert (pre < 0).mean() == pytest.approx(0.5, abs=0.02)  # which would change half of them
+    assert (pre < 0).mean() == pytest.approx(0.5, abs=0.02)  # ReLU would change half of them
     np.testing.assert_allclose(values, largest, rtol=1e-4)
     np.testing.assert_allclose(np.take_along_axis(pre, np.asarray(indices), 1), largest, rtol=1e-4)

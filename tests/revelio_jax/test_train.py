@@ -172,7 +172,7 @@ def test_a_nonfinite_loss_stops_the_run(trained, with_train, tmp_path):
     worse = with_train(trained, run=str(tmp_path / "run"), steps=799, resume=True, learning_rate=1e30)
     with pytest.raises(SystemExit) as stopped:
         train(worse)
-    assert "loss is" in stopped.value.code  # text: printed to stderr with exit status 1
+    assert "loss is" in stopped.value.code  # a text, which Python prints to stderr before it exits with status 1
     assert "step 60" in stopped.value.code
     assert checkpoints.newest_step(tmp_path / "run") == 600
 
@@ -185,7 +185,7 @@ def test_truncate_keeps_complete_lines_up_to_the_step(tmp_path):
 
 
 def assert_refused(config, match, tmp_path):
-    """Training raises InputError and leaves no file."""
+    """Assert that training raises InputError and writes no file."""
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match=match):
         train(config)

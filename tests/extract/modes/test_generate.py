@@ -140,12 +140,12 @@ def test_rows_equal_those_of_a_plain_pipeline_call(
         torch.testing.assert_close(torch.from_numpy(values), kept.flatten(0, 2), rtol=1e-5, atol=1e-5)
 
 
-def test_sampling_ends_after_the_last_selected_timestep(config, called, tmp_path, read_rows):
+def test_sampling_ends_after_the_last_selected_timestep(config, called_modules, tmp_path, read_rows):
     run.extract(config("sd", sites=("unet.mid_block",), timesteps=(501, 751)))
-    passes = [m for m in called if type(m).__name__ == "UNet2DConditionModel" and m.device.type == "cpu"]
+    passes = [m for m in called_modules if type(m).__name__ == "UNet2DConditionModel" and m.device.type == "cpu"]
     assert len(passes) == 2
-    assert passes[0].conv_out in called  # the first pass ran to its end
-    assert "AutoencoderKL" not in {type(m).__name__ for m in called}
+    assert passes[0].conv_out in called_modules  # the first pass ran to its end
+    assert "AutoencoderKL" not in {type(m).__name__ for m in called_modules}
     values, index = read_rows(tmp_path / "store")
     assert list(dict.fromkeys(index[:, 1])) == [751, 501]
     everything = config("sd", sites=("unet.mid_block",), store=str(tmp_path / "all"))
@@ -294,7 +294,7 @@ def test_seeds_in_the_prompt_file_override_the_config(config, tmp_path):
 
 BAD = [
     ("sd", {"timesteps": (500,)}, "contains 500; with config.extract.steps=4 the timesteps are 751, 501, 251, 1"),
-    ("sd", {"sites": ("clip.layer.0",)}, "which config.extract.mode=generate records"),
+    ("sd", {"sites": ("clip.layer.0",)}, "with config.extract.mode=generate it must be a hook point"),
     ("sd", {"sites": ("dit.block.0",)}, "unknown hook point 'dit.block.0'; this sd pipeline has"),
     ("sd", {"sites": ("unet.up_blocks.1",), "value": "difference"}, "allowed: output"),
     ("sd", {"prompts": "seeds.csv"}, "the seed of prompt 0 is 'x'; it must be a 64-bit whole number"),

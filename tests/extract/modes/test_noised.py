@@ -147,12 +147,12 @@ def test_rows_equal_those_of_a_separate_forward_pass(config, family, pool, reque
     torch.testing.assert_close(torch.from_numpy(values), expected.flatten(0, 2), rtol=1e-4, atol=1e-5)
 
 
-def test_one_pass_records_all_hook_points_and_ends_after_the_last(config, called, tmp_path):
+def test_one_pass_records_all_hook_points_and_ends_after_the_last(config, called_modules, tmp_path):
     run.extract(config("sd", sites=("unet.up_blocks.0", "unet.mid_block"), timesteps=(25,)))
-    unets = [module for module in called if type(module).__name__ == "UNet2DConditionModel"]
+    unets = [module for module in called_modules if type(module).__name__ == "UNet2DConditionModel"]
     (unet,) = [unet for unet in unets if unet.device.type == "cpu"]  # the meta device only gave the shapes
-    assert {id(unet.mid_block), id(unet.up_blocks[0])} <= {id(module) for module in called}
-    assert not {id(unet.up_blocks[1]), id(unet.conv_out)} & {id(module) for module in called}
+    assert {id(unet.mid_block), id(unet.up_blocks[0])} <= {id(module) for module in called_modules}
+    assert not {id(unet.up_blocks[1]), id(unet.conv_out)} & {id(module) for module in called_modules}
     assert open_store(str(tmp_path / "store")).site_names == ("unet.mid_block", "unet.up_blocks.0")
 
 

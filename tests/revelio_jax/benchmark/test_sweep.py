@@ -46,7 +46,7 @@ def test_a_target_that_no_strength_reaches_gives_no_suggestion():
     suggestion = suggest(few, 0.9)
     assert (suggestion["strength"], suggestion["reported"]) == (None, None)
     assert "no strength" in describe("flat", suggestion)
-    assert "50% at -1" in describe("flat", suggestion)
+    assert "50%, at strength -1" in describe("flat", suggestion)
 
 
 @pytest.mark.parametrize("target", [None, 0.9, 1.0])

@@ -1,4 +1,4 @@
-"""Active latents equal the dense matrix of codes."""
+"""Active latents and their maps equal those of the dense codes."""
 
 import numpy as np
 import pytest

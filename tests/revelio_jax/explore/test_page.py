@@ -184,9 +184,11 @@ def test_errors_are_one_line_and_the_page_keeps_working(open_page, monkeypatch):
 def test_the_address_opens_a_latent(open_page):
     ui = open_page(TEXT, "?latent=7")
     ui.page.locator("#name", has_text="Latent 7").wait_for()
+    assert "Latent 7" in ui.page.locator("#name").inner_text()
     for query, message in (("48", "this SAE has latents 0-47"), ("seven", "must be the number")):
         ui.page.goto(f"{ui.explorer.url}?latent={query}")
         ui.wait_for_message(message)
+        assert message in ui.message()
 
 
 def test_a_moving_slider_draws_only_the_last_image_and_stop_ends_one(open_page, monkeypatch):

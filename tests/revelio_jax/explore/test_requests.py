@@ -1,4 +1,4 @@
-"""Values of the page's fields are read, or refused with one line."""
+"""Every value of the page's fields is read or refused with one line."""
 
 import base64
 import contextlib

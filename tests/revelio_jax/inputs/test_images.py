@@ -1,4 +1,4 @@
-"""Pictures of folders and datasets: which, in which order, with which labels, and how they are cut."""
+"""Images of folders and datasets: their selection, order, labels and crop."""
 
 import importlib.util
 import io
@@ -36,7 +36,7 @@ def test_a_flat_folder_has_no_labels(image_folder):
 
 
 def test_an_image_is_scaled_to_cover_and_cropped_at_its_center(tmp_path):
-    """Stripes 10, 20, 10 wide: the middle one alone is left."""
+    """Of three stripes, 10, 20 and 10 pixels wide, only the middle one is left."""
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:, 10:30] = 255
     PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -67,7 +67,7 @@ def test_16_bit_gray_images_keep_their_values(tmp_path):
 
 def test_label_folders_may_be_links(tmp_path, image_folder):
     (tmp_path / "animal").symlink_to(image_folder / "dog")
-    (tmp_path / "animals").symlink_to(tmp_path)  # a circle is gone through once
+    (tmp_path / "animals").symlink_to(tmp_path)  # a cycle of links is entered once
     assert [sample["image"] for sample in read(tmp_path).samples] == ["animal/a.jpg", "animal/b.png"]
 
 

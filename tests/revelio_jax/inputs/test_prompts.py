@@ -1,4 +1,4 @@
-"""Prompt files: every format, every way they can be wrong."""
+"""Prompt files in every format, and the message for every kind of malformed file."""
 
 import csv
 import importlib.util
@@ -34,7 +34,7 @@ def _write(path, content):
 def test_txt_has_one_prompt_per_line(folder, lines):
     path = _write(folder / "p.txt", "\n".join([*lines, "a last one"]))
     wanted = [line for line in lines if line.strip()] + ["a last one"]
-    if wanted[0].startswith("\ufeff"):  # a byte order mark at the start is no text
+    if wanted[0].startswith("\ufeff"):  # a byte order mark at the start is not part of the text
         return
     assert read_prompts(path) == [{"id": i, "prompt": text} for i, text in enumerate(wanted)]
 

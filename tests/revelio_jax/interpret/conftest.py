@@ -1,4 +1,4 @@
-"""Stores of pictures and texts, SAE folders made by hand, and a server that answers questions."""
+"""Stores of images and texts, SAE folders with planted weights, and a server that answers questions."""
 
 import base64
 import dataclasses
@@ -21,7 +21,7 @@ from revelio_jax.store import SitePlan, StorePlan, StoreWriter, open_store
 
 @pytest.fixture(scope="session")
 def write_samples():
-    """A function that writes a store: its rows, what they are, and the columns of its samples."""
+    """A function that writes a store from its rows, their index and the columns of its samples."""
 
     def write(location, site, activations, sample, position, timestep, samples, shard_samples=8, **facts):
         shard = np.asarray(sample) // shard_samples
@@ -35,8 +35,8 @@ def write_samples():
         for i in shards:
             here = shard == i
             arrays = {name: np.asarray(array, np.int32)[here] for name, array in index.items()}
-            gone = {"skipped": skipped[skipped // shard_samples == i]}
-            writer.write_shard(i, {site: {"activations": activations[here]} | arrays | gone})
+            skipped_here = {"skipped": skipped[skipped // shard_samples == i]}
+            writer.write_shard(i, {site: {"activations": activations[here]} | arrays | skipped_here})
         writer.finish()
         return str(location)
 
@@ -45,7 +45,7 @@ def write_samples():
 
 @pytest.fixture(scope="session")
 def write_sae():
-    """A function that writes an SAE folder as export.py does; returns the folder."""
+    """A function that writes an SAE folder in the format of export.py and returns its path."""
 
     def write(folder, W_enc, b_enc, W_dec, b_dec, k=None, threshold=None, **metadata):
         tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
@@ -68,7 +68,7 @@ def write_sae():
 
 @pytest.fixture(scope="session")
 def interpreted():
-    """A function that changes fields of config.interpret, the run, and fields of other sections by ``section=dict``."""
+    """A function that changes the run, fields of config.interpret and, by ``section=dict``, those of other sections."""
 
     def change(config: Config, **fields) -> Config:
         config = dataclasses.replace(config, run=fields.pop("run", config.run))
@@ -83,19 +83,19 @@ def interpreted():
 
 TIMESTEPS, GRID, CLASSES, STYLES = (1, 501), (4, 4), 3, 2
 PLANTED, NOISE = 0, 1
-"""Latents: one that knows class 0, one that knows of no label."""
+"""Latents: one fires only on class 0, the other independently of all labels."""
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory, write_samples, write_sae) -> Config:
-    """64 pictures of two timesteps and 4 x 4 positions, with an SAE of 6 latents; whole numbers everywhere.
+def image_config(tmp_path_factory, write_samples, write_sae) -> Config:
+    """The config of an SAE of 6 latents on 64 images of 4 x 4 positions at two timesteps; all values are integers.
 
-    Latent PLANTED fires on the upper left corner of pictures of class 0, most at timestep 501; latent 2 on
-    the lower row of style "b"; latent NOISE anywhere; 3 copies the planted one, negated; 4, 5 never fire.
-    Pictures are grey, those of class 0 red in the upper left; style is not seen in them.
+    Latent PLANTED fires in the upper left corner of images of class 0, most at timestep 501. Latent 2 fires in
+    the bottom row of images of style "b", latent NOISE anywhere. Latent 3 is the negative of PLANTED; 4 and 5
+    never fire. Images are gray; those of class 0 are red in the upper left. They do not show the style.
     """
     random = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     count = 64
     kind, style = random.integers(0, CLASSES, count), random.integers(0, STYLES, count)
     z = np.zeros((count, len(TIMESTEPS), 16, 4), np.float32)
@@ -111,7 +111,7 @@ def pictures(tmp_path_factory, write_samples, write_sae) -> Config:
     timestep = np.tile(np.repeat(TIMESTEPS, 16), count)
     position = np.tile(np.arange(16), 2 * count)
     samples = [
-        {"prompt": f"picture {i}", "kind": f"class {kind[i]}", "style": "ab"[style[i]] if i % 8 else ""}
+        {"prompt": f"image {i}", "kind": f"class {kind[i]}", "style": "ab"[style[i]] if i % 8 else ""}
         for i in range(count)
     ]
     facts = {"mode": "generate", "height": 32, "width": 32, "timesteps": list(TIMESTEPS), "save_images": True}
@@ -162,14 +162,14 @@ def as_png(pixels: np.ndarray) -> bytes:
 
 
 HEART, AFTER_A = 0, 1
-"""Latents of texts: one fires at "heart", the other at every word after "a"."""
+"""Latents of texts: one fires on "heart", the other on every word after "a"."""
 
 
 @pytest.fixture(scope="session")
-def texts(tmp_path_factory, write_samples, write_sae) -> Config:
-    """96 prompts of a text encoder, half of them with a heart, with an SAE of 3 latents.
+def text_config(tmp_path_factory, write_samples, write_sae) -> Config:
+    """The config of an SAE of 3 latents on 96 prompts, half of which contain "heart".
 
-    The last latent never fires; one prompt holds the mark of a processor.
+    The last latent never fires. One prompt contains ``<image>``, a placeholder of multimodal processors.
     """
     random = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("texts")
@@ -223,20 +223,20 @@ def texts(tmp_path_factory, write_samples, write_sae) -> Config:
 
 @dataclasses.dataclass(eq=False)
 class Request:
-    """What was asked: headers in small letters, the text, and the pictures of the data URIs."""
+    """A received request: headers with lower-case names, the text, and the images of the data URIs."""
 
     path: str
     headers: dict[str, str]
     body: dict[str, typing.Any]
     text: str
-    pictures: list[PIL.Image.Image]
+    images: list[PIL.Image.Image]
 
 
 @dataclasses.dataclass(eq=False)
 class Server:
-    """A server that speaks chat/completions; ``answer`` may be changed, ``requests`` is what came.
+    """A server of the chat/completions protocol that records its ``requests``; tests may replace ``answer``.
 
-    ``answer`` gets a request and its number from 0, and returns a text, or status, body and headers.
+    ``answer`` gets a request and its number, from 0. It returns a text, or a status, a body and headers.
     """
 
     url: str
@@ -268,7 +268,7 @@ def server() -> Iterator[Server]:
                 self.end_headers()
                 self.wfile.write(payload)
             except OSError:
-                pass  # who asked has gone
+                pass  # the client has closed the connection
 
         def log_message(self, *_):
             pass
@@ -288,5 +288,5 @@ def _content(body: dict[str, typing.Any]) -> tuple[str, list[PIL.Image.Image]]:
     uris = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
     assert all(uri.startswith("data:image/png;base64,") for uri in uris)
     data = [base64.b64decode(uri.partition(",")[2], validate=True) for uri in uris]
-    pictures = [PIL.Image.open(io.BytesIO(one), formats=["PNG"]) for one in data]
-    return "".join(part["text"] for part in parts if part["type"] == "text"), pictures
+    images = [PIL.Image.open(io.BytesIO(png), formats=["PNG"]) for png in data]
+    return "".join(part["text"] for part in parts if part["type"] == "text"), images

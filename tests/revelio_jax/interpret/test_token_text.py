@@ -55,7 +55,7 @@ def test_pieces_of_clip_read_as_it_decodes_them(clip, text):
     shown = token_text.pieces(clip.convert_ids_to_tokens(ids))
     assert len(shown) == len(ids)
     decoded = clip.decode(ids, skip_special_tokens=True)
-    # Where a text holds the very sign that stands for a part, that is left out here.
+    # Texts that contain the tokenizer's own space marker are excluded.
     assert joined(shown).split() == decoded.replace(token_text.PART, "").split() or token_text.PART in text
 
 
@@ -124,8 +124,8 @@ def test_truncated_end_returns_the_rest_of_the_prompt(clip):
 @pytest.mark.parametrize(
     ("prompt", "shown"),
     [
-        ("a cat", ["a ", "cat "]),  # all of it is read
-        ("a cat and", ["a ", "cut "]),  # nobody knows where it ends
+        ("a cat", ["a ", "cat "]),  # the encoder reads all of it
+        ("a cat and", ["a ", "cut "]),  # the end of the part that was read is unknown
         ("a cat", []),
         ("", ["a "]),
     ],

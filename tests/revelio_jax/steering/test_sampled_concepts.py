@@ -160,7 +160,7 @@ def test_a_concept_of_a_denoiser_is_learned_from_labeled_prompts(tiny, make_stee
 def test_a_text_that_cannot_be_sampled_is_refused(tiny, make_steerer):
     pipe = tiny("sd")
     steerer = make_steerer(pipe, SITES["sd"])
-    with pytest.raises(InputError, match=r"guidance_scale 1.0; it must be above 1"):
+    with pytest.raises(InputError, match=r"guidance_scale'\] is 1.0; it must be above 1"):
         steerer.attach(pipe, {"cat": 1.0}, sampling={"guidance_scale": 1.0})
     with pytest.raises(InputError, match="unknown class"):
         make_steerer(tiny("dit"), SITES["dit"]).attach(tiny("dit"), {"unicorn": 1.0})

@@ -90,7 +90,7 @@ def test_stores_that_do_not_match_are_refused(folder, tmp_path, write_store):
     refused("unfinished", first, half)
     refused(r"clip\.layer\.1 of .*wide has width 5, but 4 in .*/a", first, wide)
     refused(r"model was extracted from \{'id': 'm'\}, but .*/a from None", first, model)
-    refused("names .*b_1 twice", f"{folder}/b_*", f"{folder}/b_1")
+    refused("contains .*b_1 twice", f"{folder}/b_*", f"{folder}/b_1")
     refused("config.data.site is 'x'; store .* has clip.layer.1", first, site="x")
 
 

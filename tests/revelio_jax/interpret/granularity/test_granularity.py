@@ -17,13 +17,13 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture(scope="module")
-def run(pictures, interpreted) -> str:
-    """The run of the fixture ``pictures``, its SAE and its neurons read."""
-    interpret(interpreted(pictures, top=12))
-    neurons = interpreted(pictures, top=12)
+def run(image_config, interpreted) -> str:
+    """The run of ``image_config`` with the results of its SAE and of its neurons."""
+    interpret(interpreted(image_config, top=12))
+    neurons = interpreted(image_config, top=12)
     neurons = dataclasses.replace(neurons, interpret=dataclasses.replace(neurons.interpret, sae="neurons"))
     interpret(neurons)
-    return pictures.run
+    return image_config.run
 
 
 def test_the_csv_has_the_numbers_of_the_results(run, tmp_path, capsys):

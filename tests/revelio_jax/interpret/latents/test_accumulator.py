@@ -14,7 +14,7 @@ LATENTS = 7
 
 
 def make_rows(random, samples, timesteps, positions, density, levels):
-    """Index arrays and dense codes [N, F] of samples of different lengths; few levels make many ties."""
+    """Return index arrays and dense codes [N, F] of samples of different lengths; few ``levels`` make many ties."""
     index = []
     for sample in sorted(random.choice(3 * samples, samples, replace=False)):
         for timestep in timesteps:
@@ -26,7 +26,7 @@ def make_rows(random, samples, timesteps, positions, density, levels):
 
 
 def parts_of(sample, timestep, position, z, batch_size):
-    """Codes in slots, the largest first as top-k has them, in batches that cut samples."""
+    """Yield the codes as top-k returns them, the largest first, in batches that may split samples."""
     order = np.argsort(-z, axis=1, kind="stable").astype(np.int32)
     for start in range(0, len(z), batch_size):
         rows = slice(start, start + batch_size)
@@ -42,7 +42,7 @@ def collected(rows, batch_size, cells, strata, top=3, weaker=4, drawn=()):
 
 
 def peaks_of(z, sample, f, rows=None):
-    """Of a latent: (value, sample, row) of every sample's peak, strongest first, equals by their hash."""
+    """Return the peak (value, sample, row) of every sample for one latent, strongest first, ties by hash."""
     found = {}
     for row in np.flatnonzero(z[:, f] > 0) if rows is None else rows:
         if z[row, f] > 0 and (sample[row] not in found or z[row, f] > found[sample[row]][0]):
@@ -119,7 +119,7 @@ def test_statistics_equal_plain_loops(shape, batch_size, most_cells, stratum_kin
             wanted = peaks_of(z, sample, f, here)[:3]
             assert best.tolist() == [s for _, s, _ in wanted] + [-1] * (3 - len(wanted))
             assert where[: len(wanted)].tolist() == [position[row] for *_, row in wanted]
-        # What was drawn: from every bin that has a peak a sample whose peak is in it.
+        # Every bin that contains peaks has a drawn sample, and the sample's peak lies in that bin.
         bins = {}
         for value, number, row in peaks:
             at = int(got.bins(np.array([value], np.float32))[0])
@@ -137,7 +137,7 @@ def test_statistics_equal_plain_loops(shape, batch_size, most_cells, stratum_kin
 def test_statistics_do_not_depend_on_the_batch_size(shape, size, other_size):
     seed, samples, timesteps, positions, density, levels = shape
     rows = make_rows(np.random.default_rng(seed), samples, timesteps, positions, density, levels)
-    rows = *rows[:3], rows[3] * np.float32(0.1)  # sums round
+    rows = *rows[:3], rows[3] * np.float32(0.1)  # floating-point sums depend on the order
     cells = PositionMap(None, (1, positions), np.arange(positions, dtype=np.int32))
     known = np.unique(rows[1])
     strata = Strata("timestep", tuple(map(str, known)), timesteps=known)

@@ -34,7 +34,7 @@ def test_codes_equal_the_formula(weights, write_sae, tmp_path, kind, batch_size)
         wanted = np.where(z > threshold, z, 0)
         latents = dictionary.load(write_sae(tmp_path / kind, *weights, threshold=threshold))
     elif kind == "standard":
-        wanted = z  # on most rows more latents fire than there are slots at first
+        wanted = z  # on most rows more latents fire than the first slots can hold
         latents = dictionary.load(write_sae(tmp_path / kind, *weights))
     else:
         wanted = np.maximum(x - b_dec, 0)

@@ -22,10 +22,10 @@ from tests.revelio_jax.interpret import conftest as planted
 
 
 @pytest.fixture
-def own(pictures, interpreted, tmp_path):
-    """The config of ``pictures`` with a run of its own, where only the export is."""
-    shutil.copytree(pathlib.Path(pictures.run, "export"), tmp_path / "run" / "export")
-    return interpreted(pictures, run=str(tmp_path / "run"), top=12)
+def own(image_config, interpreted, tmp_path):
+    """``image_config`` with a new run folder that contains only the export."""
+    shutil.copytree(pathlib.Path(image_config.run, "export"), tmp_path / "run" / "export")
+    return interpreted(image_config, run=str(tmp_path / "run"), top=12)
 
 
 # The process kills itself when it renames the new results.
@@ -142,7 +142,7 @@ def test_a_file_in_place_of_the_results_folder_is_kept(own):
 def test_a_killed_process_keeps_the_previous_results(own):
     before, _ = interpretation.interpret(own)
     facts = (before.folder / "summary.json").read_bytes()
-    # Killed after everything was written and the previous results were set aside.
+    # The process dies when the new results are complete and the previous ones are renamed.
     killed = command(own, "--again", start=("-c", KILLED))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not before.folder.exists()
@@ -218,7 +218,7 @@ def test_strata_by_language_of_texts(tmp_path, write_samples, write_sae, interpr
     assert (heart["rows"], heart["max"], heart["spread"]) == (30, 89, pytest.approx(1 / 5))
     assert [row["rows"] for row in rows_of(found.strata, latent=0)] == [0, 30]
     assert other["samples"] == 90
-    # Samples without a language count for the latent, but in no stratum.
+    # Samples without a language count for the latent but belong to no stratum.
     assert sum(row["samples"] for row in rows_of(found.strata, latent=1)) == 60
     strongest = rows_of(found.samples, latent=0, kind="stratum")
     assert [row["stratum"] for row in strongest] == ["fr"] * 12

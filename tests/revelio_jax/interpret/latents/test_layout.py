@@ -24,7 +24,7 @@ def test_cells_are_the_smallest_squares_that_fit(height, width, most):
         assert (cells.grid, cells.shape) == (None, (1, 1))
         return
     assert cells.grid == (height, width)
-    side = 1  # the smallest squares that are few enough
+    side = 1  # the smallest squares within the limit
     while -(-height // side) * -(-width // side) > most:
         side += 1
     assert cells.shape == (-(-height // side), -(-width // side))
@@ -72,7 +72,7 @@ def test_strata_are_timesteps_or_a_column():
     assert (by_time.column, by_time.names, by_time.counted) == ("timestep", ("1", "501"), 2)
     by_language = layout.make_strata("language", table, [1, 501])
     assert (by_language.names, by_language.of_sample.tolist()) == (("de", "fr"), [1, -1, 0])
-    assert by_language.counted == 3  # and one for what has none
+    assert by_language.counted == 3  # and one for samples without a value
     with pytest.raises(InputError, match="'many'; it must be a column of the samples: id, language"):
         layout.make_strata("many", table, [])
     with pytest.raises(InputError, match="a column with 101 values; it must have 1 to 100"):

@@ -15,7 +15,7 @@ SITE = "unet.mid_block"
 
 @pytest.fixture(scope="module")
 def gaps(tmp_path_factory, write_samples):
-    """20 samples of 1 to 5 rows, 4 a shard, float16, chunks of 4 rows; 2 and all of 8-11 have none."""
+    """20 samples of 1 to 5 rows in float16, 4 samples per shard, 4 rows per chunk; 2 and 8 to 11 have no rows."""
     random = np.random.default_rng(0)
     sample = np.concatenate([np.full(random.integers(1, 6), i) for i in range(20) if i != 2 and i not in range(8, 12)])
     rows = random.normal(size=(len(sample), 3)).astype(np.float16)

@@ -102,11 +102,11 @@ def test_existing_results_are_not_trained_again(probed, tmp_path, monkeypatch):
     assert len(trained) == 1
     assert {key: again[key] for key in kept} == kept
     assert again.keys() == found.keys()
-    rows_of(probed, tmp_path, *flags, "--width=7")  # of Diff-C alone
+    rows_of(probed, tmp_path, *flags, "--width=7")  # only those of Diff-C
     assert len(trained) == 1
     command.main([probed, *flags, "--seed=1", "--out", str(out)])
     assert len(trained) == 1 + len(found)
-    assert len(json.loads(out.read_text())["rows"]) == 2 * len(found)  # those of the other seed stay
+    assert len(json.loads(out.read_text())["rows"]) == 2 * len(found)  # rows of the other seed are kept
 
 
 def test_apart_never_splits_the_samples_of_a_value(probed):

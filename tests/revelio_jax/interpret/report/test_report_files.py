@@ -148,7 +148,7 @@ def test_a_missing_image_has_no_thumbnail(tmp_path, config_of):
 
 
 def test_a_store_without_images_has_no_thumbnails(tmp_path, config_of):
-    store = planted.make_store(tmp_path / "store", "image", planted.Size(), pictures=False)
+    store = planted.make_store(tmp_path / "store", "image", planted.Size(), images=False)
     found = planted.make(tmp_path / "run", store, "image", planted.Size())
     folder = report.write(config_of(tmp_path / "run"), found)
     assert data(folder, "facts")["image"] is None

@@ -67,7 +67,7 @@ def test_links_lead_from_table_to_latent_to_similar_latent_and_back(at, visit, t
 def test_the_address_keeps_search_and_sort(at, visit, text_report):
     visited = visit(at(text_report) + "latents.html")
     page = visited.page
-    assert len(rows(page)) < 60  # of 149, only the visible ones
+    assert len(rows(page)) < 60  # only the visible ones of 149
     page.get_by_role("searchbox").fill("heart")
     until(page, "/^1 of/.test(document.querySelector('.status').textContent)")
     assert rows(page) == [0]
@@ -90,7 +90,7 @@ def test_the_address_keeps_search_and_sort(at, visit, text_report):
     again = visit(page.url).page
     assert rows(again)[0] == 2
     assert again.locator("#sort").input_value() == "animal.purity"
-    assert not [url for url in visited.requests if "/columns/1" in url]  # no sort by it
+    assert not [url for url in visited.requests if "/columns/1" in url]  # not sorted by this column
 
 
 def test_dead_latents_and_ranges(visit, text_report):
@@ -99,7 +99,7 @@ def test_dead_latents_and_ranges(visit, text_report):
     page.locator("#dead").select_option("show")
     until(page, "/^150 of/.test(document.querySelector('.status').textContent)")
     page.get_by_text("Filter", exact=True).click()
-    page.get_by_label("At least").fill("100")  # percent, as the table has it; ends may be given either way
+    page.get_by_label("At least").fill("100")  # in percent, as in the table; the two ends may be swapped
     page.get_by_label("At most").fill("50")
     page.get_by_role("button", name="Add").click()
     until(page, "/^1 of/.test(document.querySelector('.status').textContent)")
@@ -160,6 +160,7 @@ def test_a_key_waits_for_the_links_of_the_visible_page(visit, text_report):
     for key, latent in (("j", 3), ("j", 4), ("k", 3), ("k", 2)):
         page.keyboard.press(key)  # as soon as the previous page is visible
         heading(page, latent)
+    assert page.locator("h1").inner_text().startswith("Latent 2")
 
 
 def test_the_last_row_can_be_reached(visit, text_report):
@@ -315,7 +316,7 @@ def test_compare_without_another_run_shows_the_command(visit, text_report):
 
 
 def test_reports_without_labels_and_images(visit, tmp_path, config_of):
-    store = planted.make_store(tmp_path / "store", "image", planted.Size(), pictures=False)
+    store = planted.make_store(tmp_path / "store", "image", planted.Size(), images=False)
     found = planted.make(tmp_path / "run", store, "image", planted.Size())
     found.summary["labels"] = []
     folder = report.write(config_of(tmp_path / "run"), found)

@@ -12,9 +12,9 @@ LIMIT = 1_000_000
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory, image_store, config_of):
-    """The address of such a report.
+    """The address of a report with 65,536 latents.
 
-    Each latent has few samples, so that the report is written in seconds; the table has all rows and columns.
+    Latents have few samples, so that the report is written in seconds; the table has all its rows and columns.
     """
     folder = tmp_path_factory.mktemp("large")
     size = planted.Size(LATENTS, top=3, weaker=0, of_stratum=0, neighbours=2)
@@ -27,7 +27,7 @@ def test_pages_first_load_less_than_a_megabyte(visit, large):
     for name in ("index.html", "latents.html", f"latent.html#{LATENTS - 1}"):
         visited = visit(large + name)
         visited.page.wait_for_selector("main h1")
-        assert 50_000 < visited.loaded() < LIMIT  # style and scripts alone are more than 50 kB
+        assert 50_000 < visited.loaded() < LIMIT  # style sheet and scripts alone exceed 50 kB
 
 
 def test_the_table_loads_only_visible_rows(visit, large):

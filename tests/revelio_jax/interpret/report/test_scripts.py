@@ -1,4 +1,4 @@
-"""Data as scripts: values survive the round trip, whatever they contain."""
+"""Data written as JavaScript: any value survives the round trip."""
 
 import json
 import zlib

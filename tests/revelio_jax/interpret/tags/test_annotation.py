@@ -1,4 +1,4 @@
-"""The marks on images and texts."""
+"""Annotations: heat maps and crops of images, stars in texts."""
 
 import numpy as np
 import PIL.Image
@@ -41,7 +41,7 @@ def test_heat_map_and_crop_are_at_the_peak(place):
     silent[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = False
     elsewhere = hot[silent.repeat(56, 0).repeat(56, 1)]
     assert (elsewhere == elsewhere[0]).all()  # gray
-    assert (crop[..., 2] > 200).mean() > 3.5 * blue.mean()  # half of each side, of which it fills a half
+    assert (crop[..., 2] > 200).mean() > 3.5 * blue.mean()  # the crop is a quarter of the image
 
 
 def test_images_are_resized_within_limits():

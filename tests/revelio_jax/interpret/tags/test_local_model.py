@@ -1,4 +1,4 @@
-"""Tags by a real image-text-to-text model of transformers, tiny and with random weights."""
+"""Tags by an image-text-to-text model of transformers: a real architecture, tiny, with random weights."""
 
 import json
 import pathlib
@@ -87,8 +87,8 @@ def test_the_answer_equals_plain_greedy_decoding(llava):
     model = transformers.LlavaForConditionalGeneration.from_pretrained(llava)
     processor = transformers.AutoProcessor.from_pretrained(llava)
     prompt = "<s>" + 3 * "<image>" + "What is it?"
-    pictures = [PIL.Image.fromarray(one) for one in pixels]
-    inputs = processor(text=prompt, images=pictures, return_tensors="pt", add_special_tokens=False)
+    images = [PIL.Image.fromarray(array) for array in pixels]
+    inputs = processor(text=prompt, images=images, return_tensors="pt", add_special_tokens=False)
     ids, made = inputs.pop("input_ids"), []
     inputs.pop("attention_mask")
     with torch.no_grad():
@@ -106,13 +106,13 @@ def test_the_answer_depends_on_the_images(llava):
         model.ask(Question("label", "?", (as_png(random.integers(0, 256, (32, 32, 3), np.uint8)),))) for _ in range(8)
     }
     assert len(seen) > 1
-    assert model.ask(Question("label", "?")) == model.ask(Question("label", "?"))  # a text alone
+    assert model.ask(Question("label", "?")) == model.ask(Question("label", "?"))  # without images
 
 
-def test_a_run_is_tagged_with_cached_answers(pictures, interpreted, llava, tmp_path):
-    shutil.copytree(pathlib.Path(pictures.run, "export"), tmp_path / "run" / "export")
+def test_a_run_is_tagged_with_cached_answers(image_config, interpreted, llava, tmp_path):
+    shutil.copytree(pathlib.Path(image_config.run, "export"), tmp_path / "run" / "export")
     fields = {"model": llava, "max_tokens": 6, "images": 2, "held_out": 8}
-    config = interpreted(pictures, run=str(tmp_path / "run"), model={"device": "cpu"}, tags=fields)
+    config = interpreted(image_config, run=str(tmp_path / "run"), model={"device": "cpu"}, tags=fields)
     interpret(config)
     made = command.tag(config, [PLANTED])
     assert made.answers.requested == len((tmp_path / "run" / answers.NAME).read_text().splitlines()) >= 2

@@ -19,7 +19,7 @@ from revelio_jax.interpret.tags import answers, command, evidence, questions
 from tests.helpers import ROOT
 from tests.revelio_jax.interpret.conftest import AFTER_A, HEART, NOISE, PLANTED
 
-UNSEEN = 2  # a latent of the fixture `pictures` that fires for a reason that the images do not show
+UNSEEN = 2  # a latent of `image_config` that fires on a style, which the images do not show
 
 
 def color(pixels: np.ndarray) -> str:
@@ -28,8 +28,8 @@ def color(pixels: np.ndarray) -> str:
 
 
 def sees(request, _number) -> str:
-    """Answer from the pixels: the color of the left part at the places that the middle part marks."""
-    parts = [np.asarray(picture) for picture in request.pictures]
+    """Answer from the pixels: the color of the left panel where the middle panel is marked."""
+    parts = [np.asarray(image) for image in request.images]
     if "label:" in request.text.lower():
         label = re.search('Label: "(.*)"', request.text)[1]
         corner = parts[0][: len(parts[0]) // 2, : parts[0].shape[1] // 2]
@@ -45,8 +45,8 @@ def sees(request, _number) -> str:
 
 
 def reads(request, _number) -> str:
-    """Answer from the texts: the most frequent word between stars."""
-    assert not request.pictures
+    """Answer from the text: the word that is most often between stars."""
+    assert not request.images
     if 'Label: "' in request.text:
         label, text = re.search('Label: "(.*)"\nText: "(.*)"', request.text).groups()
         return "yes" if label in text.split() else "no"
@@ -57,24 +57,24 @@ def reads(request, _number) -> str:
 
 
 @pytest.fixture(scope="session")
-def seen(tmp_path_factory, pictures, interpreted):
-    """The config of pictures that were interpreted, in a run of its own."""
+def seen(tmp_path_factory, image_config, interpreted):
+    """A copy of ``image_config`` whose latents are interpreted."""
     run = tmp_path_factory.mktemp("runs") / "seen"
-    shutil.copytree(pathlib.Path(pictures.run, "export"), run / "export")
-    config = interpreted(pictures, run=str(run))
+    shutil.copytree(pathlib.Path(image_config.run, "export"), run / "export")
+    config = interpreted(image_config, run=str(run))
     interpret(config)
     return config
 
 
 @pytest.fixture(scope="session")
-def read(texts):
-    interpret(texts)
-    return texts
+def read(text_config):
+    interpret(text_config)
+    return text_config
 
 
 @pytest.fixture
 def asked(tmp_path, interpreted, server):
-    """A function that copies a run and returns its config with the server as endpoint."""
+    """A function that copies a run and returns its config, with the server as its endpoint."""
 
     def change(config, answer, **fields):
         run = tmp_path / "run"
@@ -105,7 +105,7 @@ def test_predictive_labels_score_high_and_others_near_chance(seen, asked, server
     assert unseen["label"] == "gray"
     assert 0.25 <= unseen["score"] <= 0.75
     assert unseen["score_low"] < 0.5 < unseen["score_high"]
-    assert noise["label"] == "gray"  # it fires on every picture: no silent ones to try a label on
+    assert noise["label"] == "gray"  # it fires on every image, so no silent ones are left to test a label
     assert noise["score"] is None
     assert noise["held_out"] == 0
     assert made.answers.requested == len(server.requests)
@@ -127,10 +127,10 @@ def test_requests_follow_the_chat_completions_protocol(seen, asked, server, monk
     [message] = label.body["messages"]
     assert message["role"] == "user"
     assert [part["type"] for part in message["content"]] == ["image_url"] * 3 + ["text"]
-    assert all(picture.size == (3 * 224 + 16, 224) for picture in label.pictures)
+    assert all(image.size == (3 * 224 + 16, 224) for image in label.images)
     tried = [request for request in server.requests if "Label:" in request.text]
-    assert all(len(request.pictures) == 1 for request in tried)
-    assert all(request.pictures[0].size == (224, 224) for request in tried)  # no heat map tells
+    assert all(len(request.images) == 1 for request in tried)
+    assert all(request.images[0].size == (224, 224) for request in tried)  # no heat map gives the answer away
 
 
 def test_the_key_is_never_written_or_printed(seen, asked, server, monkeypatch, capsys):
@@ -154,7 +154,7 @@ def test_texts_are_tagged_by_their_words(read, asked):
     assert sorted(rows) == [HEART, AFTER_A]
     assert (rows[HEART]["label"], rows[HEART]["granularity"]) == ("heart", "word")
     assert rows[HEART]["score"] == 1.0
-    assert rows[AFTER_A]["score"] < 0.9  # a word of many that follow an "a"
+    assert rows[AFTER_A]["score"] < 0.9  # one of many words that follow an "a"
 
 
 def test_special_tokens_in_prompts_are_escaped(read, asked, server):
@@ -173,7 +173,7 @@ def test_no_question_is_sent_twice(seen, asked, server):
     assert len(server.requests) == count
     assert made.answers.requested == 0
     assert rows_of(config) == first
-    # Results made anew lose the tags, and the answers stay.
+    # Writing new results removes the tags but keeps the answers.
     interpret(config, again=True)
     assert results.load(results.folder_of(config.run)).tags() is None
     command.tag(config)
@@ -205,7 +205,7 @@ def test_unreadable_answers_are_null_and_counted(seen, asked):
     assert "latents without a label: 3" in said
     assert "without a granularity: 3" in said
 
-    assert command.tag(config).answers.requested == 0  # such answers are kept, too
+    assert command.tag(config).answers.requested == 0  # the cache also keeps such answers
 
 
 def test_unclear_verdicts_are_left_out_of_the_score(seen, asked):
@@ -229,7 +229,7 @@ def test_a_truncated_cache_line_loses_one_answer(seen, asked, server, torn):
     command.tag(config, [PLANTED])
     assert len(server.requests) == count + 1
     command.tag(config, [PLANTED])
-    assert len(server.requests) == count + 1  # the line after the torn one is read
+    assert len(server.requests) == count + 1  # the line after the truncated one is read
 
 
 def command_line(config, config_file, path, *more):
@@ -259,7 +259,7 @@ def test_a_stopped_run_sends_only_the_missing_questions(seen, asked, server, con
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        # Tests that run in the background of a shell ignore it, and so would what they start.
+        # If the tests run in the background of a shell, they ignore SIGINT, and child processes inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert stuck.wait(60)
@@ -274,7 +274,7 @@ def test_a_stopped_run_sends_only_the_missing_questions(seen, asked, server, con
     whole = command.tag(config)
     assert whole.answers.reused >= 9
     bodies = [json.dumps(request.body) for request in server.requests]
-    assert len(bodies) - len(set(bodies)) == 1  # the one that was in flight
+    assert len(bodies) - len(set(bodies)) == 1  # the question that was being answered
     assert len(bodies) == 10 + whole.answers.requested
 
 
@@ -291,7 +291,7 @@ def test_more_random_latents_include_fewer(seen):
         ({"model": ""}, "config.tags.model is not set"),
         ({"key": "NOT_SET_ANYWHERE"}, "key names an environment variable that is empty or not set"),
         ({"endpoint": "", "model": "no/such/model/at/all"}, "config.tags.model is 'no/such"),
-        ({"endpoint": "http://127.0.0.1:9/v1"}, "endpoint http://127.0.0.1:9/v1: no connection"),
+        ({"endpoint": "http://127.0.0.1:9/v1"}, "endpoint is http://127.0.0.1:9/v1: no connection"),
     ],
 )
 def test_wrong_settings_are_one_line_and_write_nothing(seen, asked, fields, message):
@@ -312,7 +312,7 @@ def test_the_command_reports_wrong_flags(seen, asked, config_file, tmp_path):
         )
         return ran.returncode, ran.stderr.strip()
 
-    for wrong in ("3,six", "", "3,,4"):  # an empty shell variable does not ask about all
+    for wrong in ("3,six", "", "3,,4"):  # an empty shell variable must not select all latents
         assert run(f"--latents={wrong}") == (
             2,
             f"error: --latents is {wrong!r}; it must be numbers separated by commas, for example 3,17",
@@ -350,7 +350,7 @@ def test_the_score_is_balanced_accuracy():
     assert mean == pytest.approx((0.9 + 0.5) / 2)
     assert 0.4 < low < mean < high < 0.9
     assert command.score(fires + silent[:3]) == (None, None, None)
-    assert command.score([(True, True)] * 10 + [(False, True)] * 10)[0] == 0.5  # always yes is chance
+    assert command.score([(True, True)] * 10 + [(False, True)] * 10)[0] == 0.5  # always answering yes scores at chance
 
 
 def test_the_order_of_the_choices_differs_by_latent():
