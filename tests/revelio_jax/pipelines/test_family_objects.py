@@ -1,4 +1,4 @@
-"""What a family says of itself, held against diffusers and against the tiny pipelines."""
+"""The attributes of every family agree with diffusers and with the tiny pipelines."""
 
 import diffusers
 import numpy as np

@@ -1,4 +1,4 @@
-"""Planning as a command: the real step compiled for slices of TPUs that are not here, and what it refuses."""
+"""The plan command: the training step compiled for TPU slices without a TPU, and input that it refuses."""
 
 import concurrent.futures
 import dataclasses
@@ -72,10 +72,10 @@ def test_the_plan_of_a_published_experiment_has_consistent_numbers(reports, conf
     matrices_gib = 2 * 4 * 16 * d * d / feature / 2**30
     assert 3 * matrices_gib < number(memory)  # parameters and two moments
     assert number(roof) < number(xla) == number(dead)  # without AuxK there is one branch
-    # hours, rows/s and ms a step are one figure
+    # hours, rows/s and ms per step are the same quantity
     assert number(rate) == pytest.approx(4096 / (number(xla) / 1e3), rel=0.02)
     assert number(hours) == pytest.approx(97_656 * number(xla) / 3.6e6, abs=0.06)
-    # What is summed are reconstructions of rows, and no gradient of a matrix.
+    # Only reconstructions of rows are summed over chips, not gradients of matrices.
     summed = re.findall(r"all-reduce over \d+ chips, ([\d,.]+) MB", report.stdout)
     assert summed
     assert sum(map(number, summed)) < matrices_gib * 2**30 / 1e6

@@ -1,4 +1,4 @@
-"""The latents that a text uses, beyond those of every prompt."""
+"""The latents that fire on a text but not on every prompt."""
 
 import pytest
 import torch
