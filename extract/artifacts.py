@@ -24,7 +24,7 @@ def save(
     of its files.
     """
     kvstore = layout.open_kvstore(extract.store)
-    writes: list[ts.Future] = []
+    writes: list[ts.Future[typing.Any]] = []
     for i, sample in enumerate(batch):
         if extract.save_images:
             png = io.BytesIO()

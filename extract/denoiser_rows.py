@@ -12,7 +12,7 @@ from revelio_jax.config import ExtractConfig
 from revelio_jax.pipelines.denoiser import ActivationShape
 from revelio_jax.pipelines.loading import DTYPES, as_numpy
 from revelio_jax.pipelines.recorder import Recording
-from revelio_jax.store import StorePlan
+from revelio_jax.store import ModelRecord, StorePlan
 
 # Fields of config.extract that determine the rows in both modes that run a denoiser.
 FIELDS = ("mode", "value", "pool", "height", "width")
@@ -24,7 +24,7 @@ def plan(
     timesteps: tuple[int, ...],
     samples: int,
     *,
-    model: dict[str, typing.Any],
+    model: ModelRecord,
     settings: dict[str, typing.Any],
     inputs: dict[str, str],
 ) -> StorePlan:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from revelio_jax.config import ExtractConfig
-from revelio_jax.store import SitePlan, StorePlan
+from revelio_jax.store import ModelRecord, SitePlan, StorePlan
 
 LIBRARIES = ("revelio_jax", "torch", "transformers", "diffusers", "tensorstore")
 
@@ -32,7 +32,7 @@ class SiteSize:
 def store_plan(
     extract: ExtractConfig,
     sites: list[SiteSize],
-    model: dict[str, typing.Any],
+    model: ModelRecord,
     settings: dict[str, typing.Any],
     inputs: dict[str, str],
 ) -> StorePlan:

@@ -34,16 +34,18 @@ def table(config: Config) -> str:
     if denoiser_points:
         shapes, timesteps = _denoiser_shapes(config, source, pipe, denoiser_points)
     item_size = torch.empty(0, dtype=DTYPES[extract.dtype]).element_size()
-    lines = [("hook point", "[positions, d]", "one sample", f"x {timesteps} timesteps", "difference")]
+    lines: list[tuple[str, ...]] = [
+        ("hook point", "[positions, d]", "one sample", f"x {timesteps} timesteps", "difference")
+    ]
     for point in points:
         shape = shapes.get(point.name)
         if shape is None:
             positions = _text_positions(source, pipe, point)
-            cells = (_size(positions * point.d * item_size), "", "")
+            cells = _size(positions * point.d * item_size), "", ""
         else:
             positions = 1 if extract.pool == "mean" else shape.positions
             size = positions * shape.d * item_size
-            cells = (_size(size), _size(size * timesteps), "yes" if shape.same_input else "no")
+            cells = _size(size), _size(size * timesteps), "yes" if shape.same_input else "no"
         lines.append((point.name, f"[{positions:,}, {point.d:,}]", *cells))
     pixels = f"{extract.height} x {extract.width} pixels, " if denoiser_points else ""
     title = f"{config.model.id}, {pixels}{extract.dtype}, config.extract.pool={extract.pool}"

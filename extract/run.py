@@ -26,7 +26,7 @@ from revelio_jax.cli import parse
 from revelio_jax.config import Config, ExtractConfig
 from revelio_jax.errors import InputError, report_errors
 from revelio_jax.pipelines import families, hook_points
-from revelio_jax.store import StoreWriter, Worker
+from revelio_jax.store import Manifest, StoreWriter, Worker
 from revelio_jax.store.layout import kvstore_url
 
 FLAGS = {
@@ -34,8 +34,6 @@ FLAGS = {
     "status": (False, "print which shards of the store are written and which are missing, then exit"),
     "verify": (False, "read every chunk of the store, print which shards are broken, then exit"),
 }
-
-Manifest = dict[str, typing.Any]
 
 
 def extract(config: Config) -> Manifest | None:
@@ -58,7 +56,7 @@ def extract(config: Config) -> Manifest | None:
         return writer.finish()
     manifest = write_missing_shards(mode, job, writer, worker)
     if manifest is not None:
-        _print_summary(config.extract.store, manifest, job.unit, time.monotonic() - started)
+        _print_summary(writer.location, manifest, job.unit, time.monotonic() - started)
     return manifest
 
 

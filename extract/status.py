@@ -6,7 +6,7 @@ from extract import artifacts
 from revelio_jax.store import Worker, check, layout
 
 
-def report(location: str, workers: int, verify: bool) -> bool:
+def report(location: str | None, workers: int, verify: bool) -> bool:
     """Print the progress of a store. With ``verify``, also read all of it and print every fault.
 
     Return False if ``verify`` is set and the store is unfinished or has a fault, otherwise True. Raise InputError if

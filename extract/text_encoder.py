@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import typing
 
 import numpy as np
 import pyarrow
@@ -31,7 +32,7 @@ class Tokens:
     mask: np.ndarray
     kinds: np.ndarray
 
-    def __getitem__(self, index: slice | np.ndarray | tuple) -> "Tokens":
+    def __getitem__(self, index: slice | np.ndarray | tuple[np.ndarray, slice]) -> "Tokens":
         """Index all three arrays."""
         return Tokens(self.ids[index], self.mask[index], self.kinds[index])
 
@@ -174,7 +175,7 @@ def rows(
         if selected[batch].any():  # a batch of empty prompts may have no rows
             truncated = (batch, slice(lengths[batch].max()))
             recording = activations(encoder, points, part[truncated], extract.dtype, selected[truncated])
-            row_numbers = np.concatenate([np.arange(first_rows[i], first_rows[i + 1]) for i in batch])
+            row_numbers = np.concatenate([np.arange(int(first_rows[i]), int(first_rows[i + 1])) for i in batch])
             for name, hidden in recording.items():
                 gathered[name][row_numbers] = hidden
         progress(len(batch))
@@ -187,4 +188,5 @@ def _ignores_padding(encoder: TextEncoder) -> bool:
     They are if padding is masked, and in CLIP, whose attention is causal. In a pipeline's T5, every token attends to
     the padding.
     """
-    return encoder.masked or encoder.model.config.model_type.startswith("clip")
+    model: typing.Any = encoder.model
+    return encoder.masked or model.config.model_type.startswith("clip")

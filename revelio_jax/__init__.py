@@ -38,7 +38,21 @@ _MODULES = {
     "saved_concepts": "revelio_jax.steering.learned_concepts",
 }
 
-__all__ = [*_MODULES, "__version__"]
+__all__ = [
+    "Concept",
+    "InputError",
+    "SaeFolder",
+    "Steerer",
+    "__version__",
+    "attach_vectors",
+    "load_concept",
+    "load_sae",
+    "miniature",
+    "open_store",
+    "read_folder",
+    "save_concept",
+    "saved_concepts",
+]
 
 
 def __getattr__(name: str) -> typing.Any:

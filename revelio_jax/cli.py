@@ -16,7 +16,7 @@ import pathlib
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 import ml_collections
 
@@ -31,7 +31,7 @@ _program: contextvars.ContextVar[str | None] = contextvars.ContextVar("program",
 
 
 @contextlib.contextmanager
-def program_name(program: str) -> Iterator[None]:
+def program_name(program: str) -> Generator[None]:
     """Set the name of the running command in help and messages; the default is ``python -m MODULE``."""
     token = _program.set(program)
     try:
@@ -43,10 +43,10 @@ def program_name(program: str) -> Iterator[None]:
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises InputError and takes values that begin with a minus sign."""
 
-    def __init__(self, command: str, doc: str):
+    def __init__(self, command: str, doc: str | None):
         super().__init__(
             _program.get() or f"python -m {command}",
-            description=doc.strip(),
+            description=(doc or "").strip(),
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=36, width=110),
             allow_abbrev=False,
         )
@@ -76,7 +76,9 @@ class Parser(argparse.ArgumentParser):
         return joined
 
 
-def parse(argv: Sequence[str], doc: str, **flags: tuple[typing.Any, str]) -> tuple[Config, dict[str, typing.Any]]:
+def parse(
+    argv: Sequence[str], doc: str | None, **flags: tuple[typing.Any, str]
+) -> tuple[Config, dict[str, typing.Any]]:
     """Read ``--config``, overrides of its fields and the command's own flags.
 
     ``argv`` is the command's module and its arguments. ``flags`` maps the name of each own flag to its default and
@@ -191,7 +193,7 @@ def _add_fields(parser: Parser) -> None:
         default = getattr(SECTIONS[section] if section else Config, key)
         allowed = f"; one of {', '.join(metadata['choices'])}" if metadata["choices"] else ""
         default = ",".join(map(str, default)) or "empty" if isinstance(default, tuple) else default
-        is_flag = {"nargs": "?", "const": "true"} if hint is bool else {}
+        is_flag: dict[str, typing.Any] = {"nargs": "?", "const": "true"} if hint is bool else {}
         groups[section].add_argument(
             f"--config.{name}",
             dest=f"config.{name}",
@@ -216,6 +218,8 @@ def _run_python(path: pathlib.Path, argument: str) -> Mapping[str, typing.Any]:
     """Call ``get_config`` of a config file, which is a program and may raise any exception."""
     try:
         spec = importlib.util.spec_from_file_location(f"revelio_config_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise ImportError("its name must end in .py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = module.get_config(argument) if argument else module.get_config()
@@ -232,7 +236,7 @@ def _run_python(path: pathlib.Path, argument: str) -> Mapping[str, typing.Any]:
 class RunsParser(Parser):
     """The parser of a command that takes folders of runs instead of a config; it has ``runs`` and ``--out``."""
 
-    def __init__(self, command: str, doc: str, writes: str):
+    def __init__(self, command: str, doc: str | None, writes: str):
         super().__init__(command, doc)
         self.add_argument("runs", nargs="+", help="folders of runs")
         self.add_argument("--out", help=f"{writes} file to write", type=pathlib.Path)

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 class InputError(ValueError):
@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 @contextlib.contextmanager
-def report_errors() -> Iterator[None]:
+def report_errors() -> Generator[None]:
     """Run a command in the block. Turn errors that need no traceback into one line and an exit status.
 
     Exit with status 2 on InputError, with 130 on Ctrl-C, and with 141 and no line if the reader of stdout is gone,
@@ -32,7 +32,7 @@ def report_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _flushed_stdout() -> Iterator[None]:
+def _flushed_stdout() -> Generator[None]:
     """Flush stdout after the block. Exit quietly if its reader is gone; raise the errors of other pipes."""
     try:
         try:

@@ -155,7 +155,7 @@ def measure(
 
 
 def main(argv: Sequence[str]) -> None:
-    config, _ = parse(["revelio_jax.evaluate", *argv], __doc__ or "")
+    config, _ = parse(["revelio_jax.evaluate", *argv], __doc__)
     result = evaluate(config)
     print(
         "step {step}, {rows:,} held-out rows: FVU {fvu:.5f}, cosine {cosine:.5f}, L0 {l0:.1f}, "

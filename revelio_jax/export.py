@@ -14,7 +14,6 @@ import json
 import pathlib
 import shutil
 import sys
-import typing
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,6 +24,8 @@ from revelio_jax.config import Config
 from revelio_jax.errors import report_errors
 from revelio_jax.files import replacing_folder
 from revelio_jax.sae_folder.card import card, cfg_json
+from revelio_jax.sae_folder.cfg import Cfg, SaeMetadata
+from revelio_jax.store import ModelRecord
 from revelio_jax.training.mixture import Mixture
 from revelio_jax.training.run import restore_run
 from revelio_jax.training.step import State
@@ -77,18 +78,18 @@ def fold(state: State, architecture: str) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(value, np.float32) for name, value in folded.items()}
 
 
-def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) -> dict[str, typing.Any]:
+def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) -> Cfg:
     """Return the contents of cfg.json: SAELens's fields, and the fields of steering under ``metadata``."""
     step = int(state.step)
     manifests = [store.manifest for store in mixture.stores]
-    model = {"id": config.model.id, "revision": config.model.revision or "", "family": config.model.family}
-    model |= manifests[0].get("model", {})  # the same in all stores
+    model: ModelRecord = {"id": config.model.id, "revision": config.model.revision or "", "family": config.model.family}
+    model |= manifests[0].get("model", ModelRecord())  # the same in all stores
     positions = [manifest.get("extract", {}).get("positions") for manifest in manifests]
     latents = len(state.params["b_enc_F"])
-    metadata = {
-        "model_id": model["id"],
-        "revision": model["revision"],
-        "family": model["family"],
+    metadata: SaeMetadata = {
+        "model_id": model.get("id"),
+        "revision": model.get("revision", ""),
+        "family": model.get("family", ""),
         "site": mixture.name,
         "sites": [{"name": mixture.name, "width": mixture.d}],
         # At hook points of a denoiser: a block's output, or its difference from its input.
@@ -132,7 +133,7 @@ def evaluation(run: pathlib.Path, step: int) -> dict[str, float] | None:
 
 
 def main(argv: Sequence[str]) -> None:
-    config, _ = parse(["revelio_jax.export", *argv], __doc__ or "")
+    config, _ = parse(["revelio_jax.export", *argv], __doc__)
     print(f"exported to {export(config)}")
 
 

@@ -8,7 +8,7 @@ import contextlib
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from revelio_jax.errors import InputError
 
@@ -25,7 +25,7 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def replacing(path: pathlib.Path) -> Generator[pathlib.Path]:
     """Yield a temporary path beside ``path``; the file written there replaces ``path`` after the block.
 
     If the block raises, ``path`` keeps its old content. Raise InputError if it cannot be written.
@@ -43,7 +43,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def replacing_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def replacing_folder(folder: pathlib.Path) -> Generator[pathlib.Path]:
     """Yield an empty folder beside ``folder``, which replaces ``folder`` and all its content after the block.
 
     If the block raises, ``folder`` keeps its old content. Raise InputError if it cannot be written.

@@ -255,7 +255,7 @@ def save(
 def main(argv: Sequence[str]) -> None:
     config, own = parse(
         ["revelio_jax.grid", *argv],
-        __doc__ or "",
+        __doc__,
         grid=((), "field and its values, for example sae.k=16,32; can be repeated"),
         form=("auto", "vmap: all members in each operation; map: one after another; auto: map on a CPU, else vmap"),
     )

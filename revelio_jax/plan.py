@@ -71,7 +71,7 @@ def line(plan: Plan, config: Config) -> str:
     start = f"{'{}x{}'.format(*plan.mesh):>8} {plan.memory / GIB:>9.2f} {'yes' if plan.fits else 'no':>5}"
     if not plan.roofs:
         return start
-    roof = max(plan.roofs, key=plan.roofs.get)
+    roof = max(plan.roofs, key=lambda name: plan.roofs[name])
     return (
         f"{start} {1e3 * plan.seconds:>6.1f} ms {1e3 * plan.seconds_dead:>6.1f} ms "
         f"{1e3 * plan.roofs[roof]:>7.1f} ms {roof:>8} {config.train.batch_size / plan.seconds:>11,.0f} "

@@ -29,7 +29,7 @@ CURVES = {
     "fvu": "FVU of the batch",
     "dead_fraction": "Dead latents",
 }  # fields of metrics.jsonl
-STYLE = {
+STYLE: dict[typing.Any, typing.Any] = {
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
@@ -48,20 +48,38 @@ STYLE = {
 }
 
 
+class Style(typing.TypedDict):
+    """How a run is drawn."""
+
+    color: typing.Any
+    linestyle: str
+    label: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Density:
+    """How often the latents of a run fire on held-out rows.
+
+    ``edges`` [bins + 1] are log10 of the share of rows that a latent fires on, ``latents`` [bins] is the share of all
+    latents in each bin, and ``never`` is the share of latents that never fire.
+    """
+
+    edges: np.ndarray
+    latents: np.ndarray
+    never: float
+
+
 @dataclasses.dataclass(frozen=True)
 class RunCurves:
     """The curves and the firing density of a run.
 
-    ``curves`` has arrays [lines] of the steps and of every field of CURVES. ``edges`` [bins + 1] are log10
-    of the share of held-out rows that a latent fires on, ``latents`` [bins] is the share of all latents in
-    each bin, and ``never`` is the share of latents that never fire. They are None if the run was not evaluated.
+    ``curves`` has arrays [lines] of the steps and of every field of CURVES. ``density`` is None if the run was not
+    evaluated.
     """
 
     name: str
     curves: dict[str, np.ndarray]
-    edges: np.ndarray | None = None
-    latents: np.ndarray | None = None
-    never: float | None = None
+    density: Density | None = None
 
 
 def read_run(folder: str) -> RunCurves:
@@ -69,7 +87,7 @@ def read_run(folder: str) -> RunCurves:
     run = pathlib.Path(folder)
     if not run.is_dir():
         raise InputError(f"{folder}: no such folder; pass run folders, for example runs/mini_sd")
-    return RunCurves(run.absolute().name, _read_curves(run / "metrics.jsonl"), **_read_density(run / "evaluation.json"))
+    return RunCurves(run.absolute().name, _read_curves(run / "metrics.jsonl"), _read_density(run / "evaluation.json"))
 
 
 def draw(runs: Sequence[RunCurves]) -> "Figure":
@@ -78,7 +96,7 @@ def draw(runs: Sequence[RunCurves]) -> "Figure":
     from matplotlib.figure import Figure
 
     colors = matplotlib.color_sequences["petroff10"]  # distinguishable with color blindness
-    styles = [
+    styles: list[Style] = [
         {"color": colors[i % 10], "linestyle": ("-", "--", ":")[i // 10 % 3], "label": run.name}
         for i, run in enumerate(runs)
     ]
@@ -92,7 +110,7 @@ def draw(runs: Sequence[RunCurves]) -> "Figure":
     return figure
 
 
-def _draw_curves(ax: "Axes", field: str, title: str, runs: Sequence[RunCurves], styles: list[dict]) -> None:
+def _draw_curves(ax: "Axes", field: str, title: str, runs: Sequence[RunCurves], styles: list[Style]) -> None:
     from matplotlib.ticker import LogLocator
 
     for run, style in zip(runs, styles, strict=True):
@@ -112,19 +130,20 @@ def _draw_curves(ax: "Axes", field: str, title: str, runs: Sequence[RunCurves], 
         ax.yaxis.set_major_formatter("{x:g}")
 
 
-def _draw_density(ax: "Axes", runs: Sequence[RunCurves], styles: list[dict]) -> None:
+def _draw_density(ax: "Axes", runs: Sequence[RunCurves], styles: list[Style]) -> None:
     ax.set_title("How often latents fire")
-    evaluated = [(run, style) for run, style in zip(runs, styles, strict=True) if run.latents is not None]
-    missing = [run.name for run in runs if run.latents is None]
+    evaluated = [(run.density, style) for run, style in zip(runs, styles, strict=True) if run.density is not None]
+    missing = [run.name for run in runs if run.density is None]
     if missing:
         note = missing[0] + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         ax.set_title(f"not evaluated: {note}", loc="right", fontsize=7, color="0.4")
     if not evaluated:
         ax.set_axis_off()
         return
-    lowest = min(run.edges[:-1][run.latents > 0].min(initial=-1) for run, _ in evaluated)
-    for run, style in evaluated:
-        for shares, edges in ((run.latents, run.edges), ([run.never], [lowest - 1, lowest - 0.75])):
+    lowest = min(density.edges[:-1][density.latents > 0].min(initial=-1) for density, _ in evaluated)
+    for density, style in evaluated:
+        never = [density.never], [lowest - 1, lowest - 0.75]
+        for shares, edges in ((density.latents, density.edges), never):
             ax.stairs(shares, edges, fill=True, alpha=0.24 / len(evaluated), color=style["color"])
             ax.stairs(shares, edges, linewidth=1.2, **style)
     ax.set_xlim(lowest - 1.2, 0.1)
@@ -153,9 +172,9 @@ def _read_curves(path: pathlib.Path) -> dict[str, np.ndarray]:
     return dict(zip(("step", *CURVES), np.transpose(lines), strict=True))
 
 
-def _read_density(path: pathlib.Path) -> dict[str, typing.Any]:
+def _read_density(path: pathlib.Path) -> Density | None:
     if not path.exists():
-        return {}
+        return None
     try:
         evaluation = json.loads(path.read_text())
         histogram, never = evaluation["density_histogram"], float(evaluation["dead_fraction"])
@@ -165,7 +184,7 @@ def _read_density(path: pathlib.Path) -> dict[str, typing.Any]:
             raise ValueError(f"{len(edges)} edges of {len(shares)} bins")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} is broken: {type(error).__name__}: {error}") from error
-    return {"edges": edges, "latents": shares, "never": never}
+    return Density(edges, shares, never)
 
 
 def with_unique_names(runs: Sequence[RunCurves], folders: Sequence[str]) -> list[RunCurves]:

@@ -4,15 +4,16 @@
     presets.steerers(c)
     c.sae.k = 64  # changes of an experiment come after the preset
 
-Each function sets the fields of ``c.sae`` and ``c.train`` that its paper states. ``normalize`` and ``clip_norm`` keep
-the project's defaults, because neither paper mentions them. With normalization, training does not depend on the scale
-of a hook point. The export folds the normalization in, so an exported SAE takes unnormalized rows.
+Each function takes the ConfigDict of :func:`revelio_jax.config.default` and sets the fields of ``c.sae`` and
+``c.train`` that its paper states. ``normalize`` and ``clip_norm`` keep the project's defaults, because neither paper
+mentions them. With normalization, training does not depend on the scale of a hook point. The export folds the
+normalization in, so an exported SAE takes unnormalized rows.
 """
 
-import ml_collections
+import typing
 
 
-def steerers(c: ml_collections.ConfigDict) -> None:
+def steerers(c: typing.Any) -> None:
     """Concept Steerers (arXiv 2501.19066) on Stable Diffusion 1.4, unsafe concepts.
 
     The paper's other models differ only in ``k`` and ``expansion``.
@@ -36,7 +37,7 @@ def steerers(c: ml_collections.ConfigDict) -> None:
     c.train.adam_eps = 6.25e-10
 
 
-def revelio(c: ml_collections.ConfigDict) -> None:
+def revelio(c: typing.Any) -> None:
     """Revelio (arXiv 2411.16725) on pooled activations of a denoiser.
 
     The paper's top-k has no ReLU. The 32 largest of 81,920 latents are positive, so the ReLU after the selection here

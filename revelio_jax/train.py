@@ -88,7 +88,7 @@ def train(config: Config) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    config, _ = parse(["revelio_jax.train", *argv], __doc__ or "")
+    config, _ = parse(["revelio_jax.train", *argv], __doc__)
     processes.start(config.mesh)
     train(config)
 

@@ -113,8 +113,9 @@ def load(cache: pathlib.Path) -> tuple[np.ndarray, list[Emoji]]:
     for entry in sorted(entries, key=lambda entry: entry["sort_order"]):
         if entry["category"] in ("Component", "Flags"):
             continue
-        files = {style: _file_of(entry["unified"], style, folders[style]) for style in STYLES}
-        if not all(files.values()):
+        found = {style: _file_of(entry["unified"], style, folders[style]) for style in STYLES}
+        files = {style: file for style, file in found.items() if file is not None}
+        if len(files) < len(STYLES):
             continue
         name = entry["name"].lower()
         category = category_of.get(entry["subcategory"])

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed
-import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 
 def run(function: Callable[..., None], workers: int, *args: object) -> None:
     """Call ``function(rank, workers, *args)`` in ``workers`` processes and wait for all."""
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = pathlib.Path(folder, "rendezvous").as_uri()
-        torch.multiprocessing.spawn(_enter, (function, workers, rendezvous, args), workers)
+        spawn(_enter, (function, workers, rendezvous, args), workers)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -35,7 +35,13 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def _enter(rank: int, function: Callable, workers: int, rendezvous: str, args: tuple) -> None:
+def move_averages(averages: list[torch.nn.Parameter], parameters: list[torch.nn.Parameter], share: float) -> None:
+    """Move every average by ``share`` of the way to its parameter, in place."""
+    # It has no public name, and torch declares lists of tensors but not of parameters.
+    torch._foreach_lerp_(averages, parameters, share)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def _enter(rank: int, function: Callable[..., None], workers: int, rendezvous: str, args: tuple[object, ...]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=workers)
     function(rank, workers, *args)

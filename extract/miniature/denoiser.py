@@ -3,6 +3,7 @@
 import copy
 import pathlib
 import random
+import typing
 
 import numpy as np
 import torch
@@ -23,11 +24,12 @@ WIDTH = 128  # of the text encoder and of cross attention
 BATCH = 64
 PEAK_RATE = 1e-3
 EMA = 0.998
-NOISE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+NOISE: dict[str, typing.Any] = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
 
 
 def clip(tokenizer: CLIPTokenizer, layers: int) -> CLIPTextModel:
     """Return a CLIP text encoder with new weights."""
+    marks: typing.Any = tokenizer  # its declared types allow more than one id
     encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -37,9 +39,9 @@ def clip(tokenizer: CLIPTokenizer, layers: int) -> CLIPTextModel:
             num_hidden_layers=layers,
             num_attention_heads=4,
             max_position_embeddings=bpe.MAX_LENGTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=marks.bos_token_id,
+            eos_token_id=marks.eos_token_id,
+            pad_token_id=marks.pad_token_id,
         )
     )
     with torch.no_grad():
@@ -67,16 +69,16 @@ def build(tokenizer: CLIPTokenizer, latent_channels: int) -> torch.nn.ModuleDict
 
 def pipeline(networks: torch.nn.ModuleDict, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
     """Return a pipeline with the trained components, which samples with DDIM."""
-    pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=networks["text_encoder"],
-        tokenizer=tokenizer,
-        unet=networks["unet"],
-        scheduler=DDIMScheduler(**NOISE, clip_sample=False, timestep_spacing="trailing"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    components: dict[str, typing.Any] = {
+        "vae": vae,
+        "text_encoder": networks["text_encoder"],
+        "tokenizer": tokenizer,
+        "unet": networks["unet"],
+        "scheduler": DDIMScheduler(**NOISE, clip_sample=False, timestep_spacing="trailing"),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    pipe = StableDiffusionPipeline(**components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -95,11 +97,11 @@ def train(
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
     torch.manual_seed(0)  # same initial weights in every worker
-    networks = build(tokenizer, vae.config.latent_channels)
+    networks = build(tokenizer, vae.config["latent_channels"])
     averaged = copy.deepcopy(networks).eval().requires_grad_(False)
     parameters, averages = list(networks.parameters()), list(averaged.parameters())
     optimizer = torch.optim.AdamW(parameters, weight_decay=1e-2, betas=(0.9, 0.99), fused=True)
-    noise_schedule = DDPMScheduler(**NOISE)
+    noise_schedule: typing.Any = DDPMScheduler(**NOISE)
 
     torch.manual_seed(1 + rank)
     rng = random.Random(rank)
@@ -122,7 +124,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        torch._foreach_lerp_(averages, parameters, 1 - min(EMA, (1 + step) / (10 + step)))
+        data_parallel.move_averages(averages, parameters, 1 - min(EMA, (1 + step) / (10 + step)))
         losses.append(loss.item())
         if rank == 0 and (step + 1) % 200 == 0:
             print(f"denoiser step {step + 1}/{steps} loss {np.mean(losses[-200:]):.4f}", flush=True)

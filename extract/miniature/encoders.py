@@ -7,12 +7,13 @@ caption: the leading principal components of the latents, and the style, categor
 
 import pathlib
 import random
+import typing
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from extract.miniature import data_parallel
 from extract.miniature.data import Emoji, balanced_weights, caption
@@ -23,11 +24,12 @@ PEAK_RATE = 2e-3
 COMPONENTS = 96
 
 
-def build(tokenizer: CLIPTokenizer, tokenizer_2: T5TokenizerFast) -> nn.ModuleDict:
+def build(tokenizer: CLIPTokenizer, tokenizer_2: T5Tokenizer) -> nn.ModuleDict:
     """Return CLIP and T5 with new weights, named as in the pipeline.
 
     The transformer reads the pooled vector of CLIP and the tokens of T5.
     """
+    marks: typing.Any = tokenizer_2  # its declared types allow more than one id
     t5 = T5EncoderModel(
         T5Config(
             vocab_size=len(tokenizer_2),
@@ -38,8 +40,8 @@ def build(tokenizer: CLIPTokenizer, tokenizer_2: T5TokenizerFast) -> nn.ModuleDi
             num_heads=4,
             feed_forward_proj="gated-gelu",
             dropout_rate=0.0,
-            pad_token_id=tokenizer_2.pad_token_id,
-            eos_token_id=tokenizer_2.eos_token_id,
+            pad_token_id=marks.pad_token_id,
+            eos_token_id=marks.eos_token_id,
             is_encoder_decoder=False,
             use_cache=False,
         )
@@ -47,7 +49,7 @@ def build(tokenizer: CLIPTokenizer, tokenizer_2: T5TokenizerFast) -> nn.ModuleDi
     return nn.ModuleDict({"text_encoder": clip(tokenizer, layers=2), "text_encoder_2": t5})
 
 
-def load(folder: pathlib.Path) -> tuple[nn.ModuleDict, CLIPTokenizer, T5TokenizerFast]:
+def load(folder: pathlib.Path) -> tuple[nn.ModuleDict, CLIPTokenizer, T5Tokenizer]:
     """Return the encoders that :func:`train` saved, frozen, and the two tokenizers."""
     encoders = {
         "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder"),
@@ -56,11 +58,11 @@ def load(folder: pathlib.Path) -> tuple[nn.ModuleDict, CLIPTokenizer, T5Tokenize
     return (
         nn.ModuleDict(encoders).eval().requires_grad_(False),
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        T5TokenizerFast.from_pretrained(folder / "tokenizer_2"),
+        T5Tokenizer.from_pretrained(folder / "tokenizer_2"),
     )
 
 
-def tokens(tokenizer: CLIPTokenizer | T5TokenizerFast, captions: list[str]) -> torch.Tensor:
+def tokens(tokenizer: CLIPTokenizer | T5Tokenizer, captions: list[str]) -> torch.Tensor:
     """Return token ids, int64 [N, length], padded to the tokenizer's length."""
     return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
@@ -77,7 +79,7 @@ def train(
 ) -> None:
     """Train on captions of ``emojis`` and their ``latents`` [N, C, H, W]. The first worker saves the encoders."""
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
-    tokenizer_2 = T5TokenizerFast.from_pretrained(tokenizer_2_folder)
+    tokenizer_2 = T5Tokenizer.from_pretrained(tokenizer_2_folder)
     components = _components(latents)
     classes = [_class_numbers([getattr(emoji, key) for emoji in emojis]) for key in ("style", "category", "name")]
     torch.manual_seed(0)  # same initial weights in every worker
@@ -95,7 +97,7 @@ def train(
         captions = [caption(emojis[i], rng) for i in chosen]
         pooled = encoders["text_encoder"](tokens(tokenizer, captions)).pooler_output
         stream = encoders["text_encoder_2"](tokens(tokenizer_2, captions)).last_hidden_state
-        loss, errors = 0, []
+        loss, errors = torch.zeros(()), []
         for head, features in zip(heads, (pooled, stream.mean(1)), strict=True):
             predicted, logits = head(features)
             errors.append((predicted - components[chosen]).square().mean())
@@ -114,7 +116,8 @@ def train(
                 flush=True,
             )
     if rank == 0:
-        for name, part in encoders.items():
+        saved: typing.Any = encoders
+        for name, part in saved.items():
             part.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / "tokenizer")
         tokenizer_2.save_pretrained(folder / "tokenizer_2")

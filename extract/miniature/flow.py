@@ -3,6 +3,7 @@
 import copy
 import pathlib
 import random
+import typing
 
 import numpy as np
 import torch
@@ -49,15 +50,16 @@ def pipeline(transformer: FluxTransformer2DModel, vae: AutoencoderKL, encoders_f
     """Return a pipeline with the trained components."""
     texts, tokenizer, tokenizer_2 = encoders.load(encoders_folder)
     vae.register_to_config(shift_factor=0.0)  # FLUX requires a number; the latents already have mean 0
-    pipe = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=vae,
-        text_encoder=texts["text_encoder"],
-        tokenizer=tokenizer,
-        text_encoder_2=texts["text_encoder_2"],
-        tokenizer_2=tokenizer_2,
-        transformer=transformer,
-    )
+    components: dict[str, typing.Any] = {
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "vae": vae,
+        "text_encoder": texts["text_encoder"],
+        "tokenizer": tokenizer,
+        "text_encoder_2": texts["text_encoder_2"],
+        "tokenizer_2": tokenizer_2,
+        "transformer": transformer,
+    }
+    pipe = FluxPipeline(**components)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -115,7 +117,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        torch._foreach_lerp_(averages, parameters, 1 - min(EMA, (1 + step) / (10 + step)))
+        data_parallel.move_averages(averages, parameters, 1 - min(EMA, (1 + step) / (10 + step)))
         losses.append(loss.item())
         if rank == 0 and (step + 1) % 200 == 0:
             print(f"transformer step {step + 1}/{steps} loss {np.mean(losses[-200:]):.4f}", flush=True)

@@ -5,10 +5,11 @@ import json
 import math
 import re
 import string
+import typing
 
 from tokenizers import trainers
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTokenizer, T5TokenizerFast
+from transformers import CLIPTokenizer, T5Tokenizer
 
 MAX_LENGTH = 24  # the longest caption has 23 tokens with its two end markers
 VOCABULARY = 2500
@@ -30,7 +31,7 @@ def fit(captions: list[str]) -> CLIPTokenizer:
             show_progress=False,
         ),
     )
-    merges = [tuple(m) for m in json.loads(backend.to_str())["model"]["merges"]]
+    merges: typing.Any = [tuple(m) for m in json.loads(backend.to_str())["model"]["merges"]]
     # The order of CLIP's tokens: bytes, bytes at the end of a word, merges, the two markers.
     tokens = alphabet + [byte + "</w>" for byte in alphabet] + [a + b for a, b in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
@@ -38,7 +39,7 @@ def fit(captions: list[str]) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_LENGTH)
 
 
-def fit_words(captions: list[str]) -> T5TokenizerFast:
+def fit_words(captions: list[str]) -> T5Tokenizer:
     """Return a tokenizer with a token for every word of ``captions`` and letters for other words.
 
     It pads to ``T5_MAX_LENGTH``. A trained Unigram model would split some of the words.
@@ -51,4 +52,4 @@ def fit_words(captions: list[str]) -> T5TokenizerFast:
     vocabulary |= {piece: math.log(n / total) for piece, n in counts.most_common()}
     letters = string.ascii_letters + string.digits + string.punctuation
     vocabulary |= {letter: -20.0 for letter in space + letters if letter not in vocabulary}
-    return T5TokenizerFast(vocab=list(vocabulary.items()), extra_ids=0, model_max_length=T5_MAX_LENGTH)
+    return T5Tokenizer(vocab=list(vocabulary.items()), extra_ids=0, model_max_length=T5_MAX_LENGTH)

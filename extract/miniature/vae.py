@@ -1,6 +1,7 @@
 """The autoencoder of the miniatures: from 32 x 32 pixels to 8 latent channels of 8 x 8."""
 
 import pathlib
+import typing
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from extract.miniature import data_parallel
 LATENT_CHANNELS = 8
 BATCH = 32
 PEAK_RATE = 2e-3
+
+# An AutoencoderKL. diffusers declares the outputs and the config of its models as tuples and dicts without attributes.
+Autoencoder = typing.Any
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
@@ -24,28 +28,31 @@ def to_pixels(images: torch.Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+def encode(vae: Autoencoder, images: torch.Tensor) -> torch.Tensor:
     """Return the means of the latent distributions, [N, 8, 8, 8], scaled for the denoiser."""
     parts = [vae.encode(part).latent_dist.mean for part in images.split(64)]
     return torch.cat(parts) * vae.config.scaling_factor
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+def decode(vae: Autoencoder, latents: torch.Tensor) -> torch.Tensor:
     """Decode latents to images [N, 3, 32, 32], clamped to -1 to 1."""
     parts = [vae.decode(part).sample for part in (latents / vae.config.scaling_factor).split(64)]
     return torch.cat(parts).clamp(-1, 1)
 
 
-def build() -> AutoencoderKL:
+def build() -> Autoencoder:
     """Return an autoencoder with new weights."""
+    blocks: dict[str, typing.Any] = {  # declared as tuples of one item
+        "block_out_channels": (48, 48, 48),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+    }
     return AutoencoderKL(
         latent_channels=LATENT_CHANNELS,
         sample_size=32,
-        block_out_channels=(48, 48, 48),
         layers_per_block=0,  # the decoder still has one residual block per level
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        **blocks,
         norm_num_groups=8,
         mid_block_add_attention=False,
         scaling_factor=1.0,
@@ -85,7 +92,7 @@ def train(rank: int, n_workers: int, images: torch.Tensor, steps: int, folder: p
 
 
 @torch.no_grad()
-def _normalize_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
+def _normalize_latents(vae: Autoencoder, images: torch.Tensor) -> None:
     """Scale the 1 x 1 convolutions so that every latent channel has mean 0 and variance 1."""
     means = encode(vae, images).permute(1, 0, 2, 3).flatten(1)
     mu, sigma = means.mean(1), means.std(1)

@@ -23,7 +23,7 @@ from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.loading import TextEncoder
 from revelio_jax.pipelines.recorder import Recording
 from revelio_jax.pipelines.source import find
-from revelio_jax.store import StorePlan, Worker
+from revelio_jax.store import ModelRecord, StorePlan, Worker
 
 # Fields of config.extract that determine the rows, in addition to denoiser_rows.FIELDS.
 FIELDS = ("steps", "guidance", "true_cfg", "negative_prompt", "save_images", "save_latents")
@@ -42,7 +42,7 @@ class GenerateJob:
     pipe: typing.Any
     shapes: dict[str, ActivationShape]
     schedule: dict[float, int | None]
-    model: dict[str, typing.Any]
+    model: ModelRecord
     unit: typing.ClassVar[str] = "image"
     passes: typing.ClassVar[int] = 1
 
@@ -141,7 +141,9 @@ def _generate(
         return pipe(**arguments).images, None
     final: dict[str, torch.Tensor] = {}
 
-    def after_step(_pipe, _step, _timestep, tensors: dict[str, torch.Tensor]) -> dict:
+    def after_step(
+        _pipe: object, _step: int, _timestep: object, tensors: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         final.update(tensors)
         return {}
 

@@ -25,7 +25,7 @@ from revelio_jax.pipelines.families.base import Arguments
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.recorder import Recording
 from revelio_jax.pipelines.source import find
-from revelio_jax.store import StorePlan, Worker
+from revelio_jax.store import ModelRecord, StorePlan, Worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class NoisedJob:
     pipe: typing.Any
     conditioning: Arguments
     shapes: dict[str, ActivationShape]
-    model: dict[str, typing.Any]
+    model: ModelRecord
     unit: typing.ClassVar[str] = "image"
     passes: typing.ClassVar[int] = 1
 
@@ -153,7 +153,7 @@ def _recorded_batches(job: NoisedJob, samples: range, progress: Progress) -> Ite
 def _pass(job: NoisedJob, latents: torch.Tensor, timestep: int, points: list[HookPoint]) -> Recording:
     """Run the denoiser once on noised latents, up to the last hook point, and return the recording."""
     family = family_of(job.pipe)
-    model = getattr(job.pipe, family.denoiser)
+    model = family.denoiser_of(job.pipe)
     # With one entry in the schedule, every value of the timestep argument is mapped to this timestep.
     schedule = {0.0: timestep}
     with recorder.record(job.pipe, points, schedule, len(latents), job.config.extract, stop=True) as recording:

@@ -16,7 +16,7 @@ from revelio_jax.pipelines import hook_points, loading, placement
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.loading import TextEncoder
 from revelio_jax.pipelines.source import find
-from revelio_jax.store import StorePlan, Worker
+from revelio_jax.store import ModelRecord, StorePlan, Worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TextJob:
     hook_points: dict[str, tuple[HookPoint, ...]]
     encoders: dict[str, TextEncoder]
     tokens: dict[str, Tokens]
-    model: dict[str, typing.Any]
+    model: ModelRecord
     unit: typing.ClassVar[str] = "prompt"
 
     @property

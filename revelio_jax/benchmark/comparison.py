@@ -12,14 +12,30 @@ from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.sampling import call_settings
 from revelio_jax.steering.labels import LabeledPrompt
 from revelio_jax.steering.latents import at_most, find_latents, split
-from revelio_jax.steering.pooled import pooled_of
-from revelio_jax.steering.rules import ON_BOTH_BRANCHES, RULES, Change, change_of
+from revelio_jax.steering.pooled import Pooled, pooled_of
+from revelio_jax.steering.rules import ON_BOTH_BRANCHES, RULES, Change, Weight, change_of
 from revelio_jax.steering.steerer import Steerer
+from revelio_jax.steering.strengths import Key
 from revelio_jax.steering.vectors import change as vector_change
 from revelio_jax.steering.vectors import difference_of_means
 
 LEARNING_RULES = ("gated", "swap")  # rules that use latents found from labeled prompts
 RATIO, MAX_LATENTS, IMAGES = 4.0, 24, 64  # for the latents of these rules; the defaults of `revelio learn`
+
+
+class Comparison(typing.TypedDict):
+    """The comparison of all rules on one concept.
+
+    A row has a rule, its strength, the smallest of its figures relative to the unsteered images (``worst``) and the
+    interval of each figure.
+    """
+
+    concept: str
+    adding: bool
+    prompts: int  # that were measured
+    latents: list[dict[str, float]]  # see find_latents
+    rows: list[dict[str, typing.Any]]
+
 
 ConceptChange = tuple[Change, bool]
 """The change of a concept at strength 1, and whether the unconditional branch gets the opposite change."""
@@ -34,14 +50,14 @@ def compare(
     labeled: list[LabeledPrompt],
     strengths: list[float],
     seeds: list[int],
-) -> dict[str, typing.Any]:
+) -> Comparison:
     """Compare all rules on one concept; return its rows, one per rule and baseline.
 
     The strength of a rule is chosen on one half of the prompts with the first seed. Its outcome is measured on the
     other half with all seeds.
     """
     changes, latents = rule_changes(config.steer, steerer, pipe, bench, labeled)
-    pooled = {"concept": pooled_of(pipe, bench.value)} if config.steer.pooled else None
+    pooled: dict[Key, Pooled] | None = {"concept": pooled_of(pipe, bench.value)} if config.steer.pooled else None
     halves = [bench.half(0), bench.half(1)]
     total = (len(changes) * (len(strengths) + len(seeds)) + 1 + 2 * len(seeds)) * halves[0].prompts
     with tqdm.tqdm(total=total, desc=bench.value, unit="image") as progress:
@@ -71,6 +87,7 @@ def compare(
             rows.append(row(name, strength, outcome) | {"chosen_from": scores})
             if name in RULES and (best is None or rows[-1]["worst"] > best[0]):
                 best = (rows[-1]["worst"], change, strength, negative)
+        assert best is not None  # RULES is not empty
         _, change, strength, negative = best
         outcome = run(1, random_direction(change, torch.Generator()), strength, negative)
         rows.append(row("random direction", strength, outcome))
@@ -111,7 +128,7 @@ def rule_changes(
 def random_direction(change: Change, generator: torch.Generator) -> Change:
     """Return the control: a random direction at every position, with the norm of ``change`` there."""
 
-    def control(x_BTD: torch.Tensor, strength: float) -> torch.Tensor:
+    def control(x_BTD: torch.Tensor, strength: Weight) -> torch.Tensor:
         length = change(x_BTD, strength).norm(dim=-1, keepdim=True)
         generator.manual_seed(0)  # the same direction in every call
         direction = torch.randn(x_BTD.shape[1:], generator=generator).to(x_BTD)

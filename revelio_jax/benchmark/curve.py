@@ -2,7 +2,7 @@
 
 import typing
 
-from revelio_jax.benchmark.measurement import FIGURES, Interval
+from revelio_jax.benchmark.measurement import FIGURES, Interval, Suggestion
 from revelio_jax.plot import STYLE
 
 if typing.TYPE_CHECKING:
@@ -17,7 +17,7 @@ PANELS = {
 def draw(
     summaries: dict[float, dict[str, Interval]],
     title: str,
-    suggestion: dict[str, typing.Any] | None = None,
+    suggestion: Suggestion | None = None,
 ) -> "Figure":
     """Draw the figure of ``summaries[strength][figure]``, shares of images with 95 % intervals.
 
@@ -50,7 +50,7 @@ def draw(
     return figure
 
 
-def _mark(axes: typing.Any, suggestion: dict[str, typing.Any]) -> None:
+def _mark(axes: typing.Any, suggestion: Suggestion) -> None:
     line = {"color": "0.4", "linewidth": 0.8, "linestyle": "--", "zorder": 1}
     axes[0].axhline(1 - suggestion["wanted"], **line)
     strength = suggestion["strength"]

@@ -16,7 +16,9 @@ from PIL import Image
 
 from revelio_jax import shipped
 from revelio_jax.errors import InputError
-from revelio_jax.steering.steerer import Steerer
+from revelio_jax.steering import Attachment
+from revelio_jax.steering.steerer import ConceptKey, Steerer
+from revelio_jax.steering.strengths import Strength
 
 
 class SteererTechnique:
@@ -54,7 +56,7 @@ class SteererTechnique:
             raise InputError("model_id is not set; it must be set, because the SAE does not name its model")
         device = device or _default_device()
         half = use_fp16 and device.startswith("cuda")
-        self.pipe = DiffusionPipeline.from_pretrained(
+        self.pipe: typing.Any = DiffusionPipeline.from_pretrained(
             shipped.locate(model_id), torch_dtype=torch.float16 if half else torch.float32
         ).to(device)
         self.pipe.set_progress_bar_config(disable=True)
@@ -62,7 +64,8 @@ class SteererTechnique:
             getattr(self.pipe, "safety_checker", None) is not None
         ):  # the benchmark would count its black images as results
             self.pipe.register_modules(safety_checker=None)
-        self.concepts, self.rule = {erase_concept: strength}, rule
+        self.concepts: dict[ConceptKey, Strength] = {erase_concept: strength}
+        self.rule = rule
         self.sampling = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         with self._attach():  # fail before the first prompt if the SAE does not fit
             pass
@@ -77,7 +80,7 @@ class SteererTechnique:
                 images.append(output.images[0])
         return images
 
-    def _attach(self) -> typing.ContextManager:
+    def _attach(self) -> typing.ContextManager[Attachment]:
         return self.steerer.attach(self.pipe, self.concepts, rule=self.rule, other_model=self.is_other_model)
 
 

@@ -52,7 +52,7 @@ class Experiment:
     @property
     def folder(self) -> pathlib.Path:
         """Return the folder of images and results; it is created when first used."""
-        folder = pathlib.Path(self.config.run, "steering")
+        folder = pathlib.Path(self.config.run or "", "steering")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -153,7 +153,7 @@ def load_experiment(
         raise InputError("config.run is not set; it must be the folder of a run, for example runs/mini_sd")
     steerer = Steerer.from_pretrained(sae or pathlib.Path(config.run, "export"))
     trained_on = steerer.sae.metadata.get("model_id")
-    if trained_on and not same_model(trained_on, config.model.id):
+    if trained_on and not same_model(trained_on, config.model.id or ""):
         raise InputError(f"config.model.id is {config.model.id!r}; the SAE was trained on {trained_on!r}")
     pipe, text = load_pipeline(config.model), label[1] if label else concept
     return Experiment(config, text, label, labeled, prompts, judge, steerer, pipe, saved_concepts(config.run))

@@ -30,6 +30,27 @@ class Interval(typing.TypedDict):
     high: float
 
 
+class Maximum(typing.TypedDict):
+    """The largest removal of a sweep, as a share of images, and its strength."""
+
+    strength: float
+    removal: float
+
+
+class Suggestion(typing.TypedDict):
+    """The smallest strength whose removal reaches ``wanted``, a share of images.
+
+    ``chosen_at`` is the removal on the prompts that the strength was chosen on, ``reported`` are the figures on the
+    other prompts. They and ``strength`` are None if no strength reaches ``wanted``.
+    """
+
+    wanted: float
+    strength: float | None
+    chosen_at: float | None
+    most: Maximum
+    reported: dict[str, Interval] | None
+
+
 class Judge(typing.Protocol):
     """A model that predicts the value of every label of an image."""
 
@@ -67,7 +88,7 @@ def measure(
     bench: Bench,
     seeds: list[int],
     settings: SteerConfig,
-    steering: typing.ContextManager | None = None,
+    steering: typing.ContextManager[object] | None = None,
     progress: tqdm.tqdm | None = None,
 ) -> Outcome:
     """Sample every prompt with every seed inside the context ``steering``, and judge the images."""

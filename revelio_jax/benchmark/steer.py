@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     strip.draw(images, experiment.prompts, strengths, title).save(file)
 
     results = {"prompts": experiment.prompts, "strengths": strengths, "seed": seed, "strip": str(file)}
-    if experiment.judge:
+    if experiment.judge and experiment.label:
         bench = make_bench(experiment.labeled, *experiment.label, flags["measure"])
         summaries = {}
         for strength in strengths:

@@ -11,7 +11,6 @@ that share of images. It is chosen on every second prompt, and its effect is mea
 
 import math
 import sys
-import typing
 from collections.abc import Sequence
 
 import tqdm
@@ -20,7 +19,7 @@ from revelio_jax import files
 from revelio_jax.benchmark import curve, strip
 from revelio_jax.benchmark.bench import make_bench
 from revelio_jax.benchmark.experiment import Experiment, load_experiment
-from revelio_jax.benchmark.measurement import FIGURES, Interval, Outcome, measure
+from revelio_jax.benchmark.measurement import FIGURES, Outcome, Suggestion, measure
 from revelio_jax.cli import parse
 from revelio_jax.errors import InputError, report_errors, require
 from revelio_jax.steering.learned_concepts import file_name
@@ -36,27 +35,6 @@ FLAGS = {
     "suggest": (None, "share of images to remove the concept from, above 0 and at most 1; None: no suggestion"),
     "sae": (None, "SAE folder or hub id; None: the export of the run"),
 }
-
-
-class Maximum(typing.TypedDict):
-    """The largest removal of a sweep, as a share of images, and its strength."""
-
-    strength: float
-    removal: float
-
-
-class Suggestion(typing.TypedDict):
-    """The smallest strength whose removal reaches ``wanted``, a share of images.
-
-    ``chosen_at`` is the removal on the prompts that the strength was chosen on, ``reported`` are the figures on the
-    other prompts. They and ``strength`` are None if no strength reaches ``wanted``.
-    """
-
-    wanted: float
-    strength: float | None
-    chosen_at: float | None
-    most: Maximum
-    reported: dict[str, Interval] | None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -78,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     seeds = list(range(flags["seed"], flags["seed"] + flags["seeds"]))
 
     images = experiment.sample(strengths, flags["seed"])
-    outcomes = _measure_strengths(experiment, strengths, seeds, judged) if experiment.judge else {}
+    outcomes = _measure_strengths(experiment, strengths, seeds, judged)
 
     grid = experiment.folder / f"{stem}.png"
     strip.draw(images, experiment.prompts, strengths, f"{title}, seed {flags['seed']}").save(grid)
@@ -130,7 +108,7 @@ def describe(text: str, suggestion: Suggestion) -> str:
             f"{most['removal']:.0%}, at strength {most['strength']:g}"
         )
     lines = [f"suggested strength: {suggestion['strength']:g}; shares of images on the prompts not used to choose it:"]
-    for name, figure in suggestion["reported"].items():
+    for name, figure in (suggestion["reported"] or {}).items():
         lines.append(f"  {FIGURES[name]:34} " + "{mean:.3f} ({low:.2f}-{high:.2f})".format(**figure))
     return "\n".join(lines)
 
@@ -138,8 +116,12 @@ def describe(text: str, suggestion: Suggestion) -> str:
 def _measure_strengths(
     experiment: Experiment, strengths: list[float], seeds: list[int], n: int
 ) -> dict[float, Outcome]:
+    """Return the outcome at each strength, or nothing without a judge."""
+    judge = experiment.judge
+    if judge is None or experiment.label is None:
+        return {}
     bench = make_bench(experiment.labeled, *experiment.label, n)
-    pipe, judge, settings = experiment.pipe, experiment.judge, experiment.config.steer
+    pipe, settings = experiment.pipe, experiment.config.steer
     with tqdm.tqdm(total=len(strengths) * len(seeds) * bench.prompts, unit="image", desc="judging") as progress:
         return {
             strength: measure(pipe, judge, bench, seeds, settings, experiment.attach(strength), progress)

@@ -13,14 +13,13 @@ import datetime
 import json
 import pathlib
 import sys
-import typing
 from collections.abc import Sequence
 
 import torch
 
 from revelio_jax import files
 from revelio_jax.benchmark.bench import make_adding_bench, make_bench
-from revelio_jax.benchmark.comparison import compare
+from revelio_jax.benchmark.comparison import Comparison, compare
 from revelio_jax.benchmark.judges import load_judge
 from revelio_jax.benchmark.measurement import FIGURES
 from revelio_jax.cli import parse
@@ -80,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"table: {folder / 'table.md'}")
 
 
-def markdown(result: dict[str, typing.Any]) -> str:
+def markdown(result: Comparison) -> str:
     """Return the Markdown table of one concept, from :func:`revelio_jax.benchmark.comparison.compare`."""
     figures = [name for name in FIGURES if name in result["rows"][0]]
     action = "added to prompts without its label" if result["adding"] else "removed"

@@ -118,12 +118,13 @@ class ExtractConfig:
 
     def __post_init__(self):
         """Raise InputError if fields contradict each other."""
-        if self.worker is not None and self.workers is None:
-            raise InputError(f"config.extract.worker is {self.worker}; set config.extract.workers too")
-        if self.worker is not None and self.worker >= self.workers:
-            raise InputError(
-                f"config.extract.worker is {self.worker}; it must be below config.extract.workers, {self.workers}"
-            )
+        if self.worker is not None:
+            if self.workers is None:
+                raise InputError(f"config.extract.worker is {self.worker}; set config.extract.workers too")
+            if self.worker >= self.workers:
+                raise InputError(
+                    f"config.extract.worker is {self.worker}; it must be below config.extract.workers, {self.workers}"
+                )
         if self.workers is not None and self.workers > 1 and self.worker is None:
             raise InputError(
                 f"config.extract.workers is {self.workers}; set config.extract.worker too, from 0 to {self.workers - 1}"

@@ -41,15 +41,17 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-SECTIONS: dict[str, type] = {
-    each.name: each.default_factory
-    for each in dataclasses.fields(Config)
-    if each.default_factory is not dataclasses.MISSING
+SECTIONS: dict[str, type[typing.Any]] = {
+    name: hint for name, hint in typing.get_type_hints(Config).items() if name != "run"
 }
 
 
-def default() -> ml_collections.ConfigDict:
-    """Return a ConfigDict with the default of every field, which a config file changes."""
+def default() -> typing.Any:
+    """Return a ConfigDict with the default of every field, which a config file changes.
+
+    Its declared type is Any, because ml_collections declares the type of every field as a union of many types.
+    :func:`resolve` checks the fields.
+    """
     return ml_collections.ConfigDict(dataclasses.asdict(Config()))
 
 

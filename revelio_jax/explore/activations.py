@@ -65,7 +65,7 @@ class ActiveLatents:
         elif self.kinds is not None:
             counts = self.kinds[self.position] != PADDING
         latent, value = self.latent[counts], self.value[counts]
-        step, position = self.step[counts], self.position[counts]
+        step, positions = self.step[counts], self.position[counts]
         order = np.lexsort((-value, latent))
         largest = order[np.unique(latent[order], return_index=True)[1]]  # the largest value of each latent
         excess = value[largest] - self.empty[latent[largest]]
@@ -76,8 +76,8 @@ class ActiveLatents:
                 "value": float(value[i]),
                 "empty": float(self.empty[latent[i]]),
                 "step": int(step[i]),
-                "position": int(position[i]),
-                "share": len(np.unique(position[latent == latent[i]])) / self.shape[1],
+                "position": int(positions[i]),
+                "share": len(np.unique(positions[latent == latent[i]])) / self.shape[1],
             }
             for i in largest.tolist()
         ]

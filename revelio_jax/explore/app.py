@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import typing
 
 import gradio as gr
 
@@ -25,20 +26,29 @@ def build(backend: Backend, catalog: Catalog, report: pathlib.Path, examples: li
 def _connect(page: gr.Blocks, handlers: Handlers) -> None:
     fields = handlers.fields
     # One image is sampled at a time. Of the changes that arrive meanwhile, only the last one is drawn.
-    one_image = {
+    one_image: dict[str, typing.Any] = {
         "concurrency_limit": 1,
         "concurrency_id": "images",
         "show_progress": "minimal",
         "show_progress_on": fields.status,
     }
-    last_only = {"trigger_mode": "always_last"}
-    lookup = last_only | {"concurrency_limit": 1, "concurrency_id": "lookups", "show_progress": "hidden"}
-    quiet = {"show_progress": "hidden"}
+    last_only: dict[str, typing.Any] = {"trigger_mode": "always_last"}
+    lookup: dict[str, typing.Any] = last_only | {
+        "concurrency_limit": 1,
+        "concurrency_id": "lookups",
+        "show_progress": "hidden",
+    }
+    quiet: dict[str, typing.Any] = {"show_progress": "hidden"}
 
     inputs, outputs = [fields.drawn, fields.latent, *handlers.request_fields], handlers.image_fields
-    draw = {"fn": handlers.draw, "inputs": inputs, "outputs": outputs, **one_image}
-    redraw = {"fn": handlers.redraw, "inputs": [fields.auto_draw, *inputs], "outputs": outputs, **one_image}
-    after_change = {
+    draw: dict[str, typing.Any] = {"fn": handlers.draw, "inputs": inputs, "outputs": outputs, **one_image}
+    redraw: dict[str, typing.Any] = {
+        "fn": handlers.redraw,
+        "inputs": [fields.auto_draw, *inputs],
+        "outputs": outputs,
+        **one_image,
+    }
+    after_change: dict[str, typing.Any] = {
         "fn": handlers.redraw_unless_failed,
         "inputs": [fields.message, fields.auto_draw, *inputs],
         "outputs": outputs,

@@ -27,6 +27,7 @@ from revelio_jax.steering import Attachment, Steerer
 from revelio_jax.steering.compatibility import same_model
 from revelio_jax.steering.concept import hidden_states, is_masked, tokenizer_of
 from revelio_jax.steering.learned_concepts import LearnedConcept, saved_concepts
+from revelio_jax.steering.text_latents import TextLatent
 
 EXPLORABLE = tuple(family.name for family in FAMILIES if family.takes_prompts and not family.is_standalone)
 IMAGE_CACHE_BYTES = 512 * 2**20
@@ -115,7 +116,7 @@ class Backend:
                 new = self._sample_plain(request, on_step)[1] if self.in_denoiser else self._encode(request.prompt)
                 active = self._active.get(key) or new
                 self._active.put(key, active)
-        return active
+        return typing.cast(ActiveLatents, active)
 
     def plain_image(self, request: SamplingRequest, on_step: OnStep | None = None) -> np.ndarray:
         """Return the image without steering, uint8 [height, width, 3]."""
@@ -163,7 +164,7 @@ class Backend:
             learned=self.learned,
         )
 
-    def latents_for(self, text: str, top: int) -> list[dict[str, typing.Any]]:
+    def latents_for(self, text: str, top: int) -> list[TextLatent]:
         """Return the latents that fire most on a text, see :meth:`Steerer.latents_for`."""
         self.check_prompt(text, "text")
         with self._lock:
@@ -182,7 +183,7 @@ class Backend:
         """Return the text encoder whose tokens are the positions of the hook point."""
         if not self.in_denoiser:
             return self.points[0].component
-        return self.family.text_encoders[self.family.position_text_encoder]
+        return self.family.text_encoders[self.family.position_text_encoder or ""]
 
     def _limiting_encoders(self) -> list[str]:
         """Return the text encoders that must read the whole prompt.
@@ -244,7 +245,7 @@ class Backend:
             pool="none",
             dtype="float32",
         )
-        model = getattr(self.pipe, self.family.denoiser)
+        model = self.family.denoiser_of(self.pipe)
         latent = denoiser.latent_shape(self.source, model, extract)
         schedule = denoiser.schedule(self.source, dataclasses.replace(self.config, extract=extract), latent)
         with recorder.record(self.pipe, list(self.points), schedule, 1, extract, stop=False) as recording:
@@ -291,15 +292,15 @@ def load(config: Config, sae: str | None) -> Backend:
         )
     if not (sae or config.run):
         raise InputError("config.run is not set; it must be the folder of a run with an export, or pass --sae")
-    sae = sae or str(pathlib.Path(config.run, "export"))
+    sae = sae or str(pathlib.Path(config.run or "", "export"))
     steerer = Steerer.from_pretrained(sae)
     trained_on = steerer.sae.metadata.get("model_id")
-    if trained_on and not same_model(trained_on, config.model.id):
+    if trained_on and not same_model(trained_on, config.model.id or ""):
         raise InputError(f"config.model.id is {config.model.id!r}; the SAE was trained on {trained_on!r}")
     loading.quiet()
     origin = source.find(config.model.id, config.model.revision, config.model.family)
     skeleton = denoiser.skeleton(origin)
-    denoiser.latent_shape(origin, getattr(skeleton, origin.layout.denoiser), config.steer, "steer")
+    denoiser.latent_shape(origin, origin.layout.denoiser_of(skeleton), config.steer, "steer")
     width = sum(point.d for point in hook_points.resolve_joined(skeleton, steerer.site))
     if width != steerer.sae.d:
         raise InputError(

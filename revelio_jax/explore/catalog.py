@@ -8,7 +8,6 @@ import re
 import typing
 
 import numpy as np
-import pyarrow.compute as pc
 
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
@@ -17,6 +16,7 @@ from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.latents.results import Results
 from revelio_jax.sae_folder.reader import WEIGHTS
 from revelio_jax.store import Store, open_store
+from revelio_jax.store.parquet import compute
 
 Row = dict[str, typing.Any]
 STARTS = ("<|startoftext|>", "<s>", "[CLS]")
@@ -58,7 +58,8 @@ class Catalog:
         """Return the classes of most of its strongest samples, the purest first."""
         row = self.row(latent)
         pairs = [(row.get(f"{label}.purity") or 0.0, row.get(f"{label}.majority")) for label in self.labels]
-        return [majority for purity, majority in sorted(pairs, key=lambda pair: -pair[0]) if purity >= MIN_PURITY]
+        pairs = sorted(pairs, key=lambda pair: -pair[0])
+        return [majority for purity, majority in pairs if majority is not None and purity >= MIN_PURITY]
 
     def highest(self, latent: int) -> float | None:
         """Return the largest value of a latent, or None if it is unknown or not above 0."""
@@ -90,7 +91,7 @@ class Catalog:
         if not self.results:
             return []
         table = self.results.samples
-        is_top = pc.and_(pc.equal(table["latent"], latent), pc.equal(table["kind"], "top"))
+        is_top = compute.and_(compute.equal(table["latent"], latent), compute.equal(table["kind"], "top"))
         rows = table.filter(is_top).slice(0, top).to_pylist()
         samples = self.store.samples if self.store else []
         for row in rows:

@@ -47,11 +47,12 @@ class Row:
 
     def show(self, key: Key, name: str, strength: Strength, highest: float) -> Update:
         """Show the line with a strength. ``highest`` is the largest known value of the latent."""
-        value, low, high, step, mode = strength, -SLIDER_LIMIT, SLIDER_LIMIT, 0.05, MULTIPLY
-        info = "-1 removes it, 1 doubles it" if isinstance(key, int) else "below 0 removes, above 0 adds"
         if isinstance(strength, Clamp):
             value, low, high, step, mode = strength.value, 0.0, 2 * highest, round(highest / 100, 6), SET
             info = "the latent is set to this value at every steered position"
+        else:
+            value, low, high, step, mode = strength, -SLIDER_LIMIT, SLIDER_LIMIT, 0.05, MULTIPLY
+            info = "-1 removes it, 1 doubles it" if isinstance(key, int) else "below 0 removes, above 0 adds"
         slider = gr.Slider(min(low, value), max(high, value), value, step=step, label=name, info=info)
         return {
             self.line: gr.Row(visible=True),
@@ -227,7 +228,7 @@ def _row(i: int) -> Row:
 
 def _region_fields(backend: Backend) -> RegionFields:
     in_text_encoder, steer = not backend.in_denoiser, backend.config.steer
-    choices = {"choices": [DEFAULT, YES, NO], "min_width": 130}
+    choices: dict[str, typing.Any] = {"choices": [DEFAULT, YES, NO], "min_width": 130}
     with gr.Row():
         dropdowns = (
             gr.Dropdown(
@@ -331,7 +332,9 @@ def _html(value: str | Callable[[], str], name: str, **options: typing.Any) -> g
 
 def _head(backend: Backend, report: pathlib.Path) -> str:
     sae = backend.steerer.sae
-    facts = [backend.config.model.id, backend.site, f"{sae.n_latents:,} latents"] + ([f"k = {sae.k}"] if sae.k else [])
+    facts = [backend.config.model.id or "", backend.site, f"{sae.n_latents:,} latents"] + (
+        [f"k = {sae.k}"] if sae.k else []
+    )
     link = '<a href="report/index.html" target="_blank">Report</a>' if (report / "index.html").is_file() else ""
     return f"{link}<h1>Explorer</h1><p>{views.escape(' · '.join(facts))}</p>"
 

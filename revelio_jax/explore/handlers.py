@@ -52,7 +52,7 @@ class Handlers:
     def __init__(self, backend: Backend, catalog: Catalog, report: pathlib.Path, examples: list[str], fields: Fields):
         self.backend, self.catalog, self.report = backend, catalog, report
         self.examples, self.fields = examples, fields
-        self._stopping: set[str] = set()  # sessions whose image must stop
+        self._stopping: set[str | None] = set()  # sessions whose image must stop
         steer = backend.config.steer
         self._size = steer.height, steer.width
         self.sampling_fields = [fields.prompt, fields.seed, fields.steps, fields.guidance]
@@ -73,7 +73,7 @@ class Handlers:
     def draw(
         self,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-        session: gr.Request = None,
+        session: gr.Request | None = None,
         drawn: SamplingRequest | None = None,
         latent: int | None = None,
         *values: typing.Any,
@@ -109,7 +109,7 @@ class Handlers:
     def redraw(
         self,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-        session: gr.Request = None,
+        session: gr.Request | None = None,
         auto_draw: bool = True,
         drawn: SamplingRequest | None = None,
         *values: typing.Any,
@@ -124,7 +124,7 @@ class Handlers:
     def redraw_unless_failed(
         self,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-        session: gr.Request = None,
+        session: gr.Request | None = None,
         message: str = "",
         *values: typing.Any,
     ) -> Iterator[Update]:
@@ -142,7 +142,7 @@ class Handlers:
     def compare(
         self,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-        session: gr.Request = None,
+        session: gr.Request | None = None,
         strengths: str = "",
         varied: int | None = None,
         *values: typing.Any,
@@ -163,6 +163,8 @@ class Handlers:
     def use_strength(self, strengths: str, varied: int | None, event: gr.EventData) -> Update:
         """Move the slider to the strength of the image that was clicked in the strip."""
         try:
+            if varied is None:
+                raise IndexError
             return {self.fields.rows[varied].slider: _parse_strengths(strengths)[int(event._data["number"])]}
         except (InputError, IndexError, TypeError):  # the fields have changed since
             return {self.fields.message: views.error("the strengths have changed; press Compare again")}
@@ -247,7 +249,8 @@ class Handlers:
     def _requests(self, values: Sequence) -> tuple[SamplingRequest, SteeringRequest | None]:
         """Return the requests in values of ``request_fields``; the second is None if nothing is steered."""
         count = len(self.sampling_fields)
-        request = requests.sampling(*values[:count], self._size)
+        prompt, seed, steps, guidance = values[:count]
+        request = requests.sampling(prompt, seed, steps, guidance, self._size)
         url, rule, *rest = values[count:]
         count = len(self.fields.region.parts)
         region, (keys, *strengths) = rest[:count], rest[count:]
@@ -260,9 +263,9 @@ class Handlers:
             limits["pooled"] = None  # a latent has no pooled vector
         return request, SteeringRequest(concepts, rule, mask=mask, **limits)
 
-    def _on_step(self, session: gr.Request, progress: gr.Progress, name: str) -> Callable[[int, int], None]:
+    def _on_step(self, session: gr.Request | None, progress: gr.Progress, name: str) -> Callable[[int, int], None]:
         """Return a callback that shows progress, and stops the image after the user pressed Stop."""
-        user = session.session_hash
+        user = session.session_hash if session else None
         self._stopping.discard(user)
 
         def on_step(done: int, steps: int) -> None:

@@ -34,7 +34,7 @@ def snippet(backend: Backend, request: SamplingRequest, steering: SteeringReques
         return "\n".join([*lines, "image = pipe(", *call, ").images[0]", 'image.save("plain.png")', ""])
     lines += [f"steerer = Steerer.from_pretrained({_quoted(backend.sae)})"]
     if masked:
-        lines += _wrapped("mask = ", base64.b64encode(steering.mask).decode())
+        lines += _wrapped("mask = ", base64.b64encode(steering.mask or b"").decode())
         lines += ["mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(mask))), np.float32) / 255"]
     if isinstance(steering.positions, tuple):
         lines += [f"positions = torch.zeros({backend.positions}, dtype=torch.bool)"]
@@ -67,7 +67,7 @@ def _pipeline(backend: Backend) -> str:
     return f"DiffusionPipeline.from_pretrained({arguments}){to}"
 
 
-def _quoted(value: str | float) -> str:
+def _quoted(value: str | float | None) -> str:
     """Return a value as Python code; texts are in double quotes, as formatters prefer."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 

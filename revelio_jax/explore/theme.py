@@ -1,11 +1,12 @@
 """The theme of the page: the report's colors for light and dark mode, and system fonts."""
 
 import pathlib
+import typing
 
 import gradio as gr
 
 CSS = pathlib.Path(__file__).with_name("style.css")
-FONTS = {
+FONTS: dict[str, typing.Any] = {
     "font": ["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
     "font_mono": ["ui-monospace", "Menlo", "Consolas", "monospace"],
 }

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
@@ -66,6 +67,8 @@ def no_image(name: str) -> str:
 
 def token_texts(active: ActiveLatents) -> list[str]:
     """Return the text of each token before the padding; BOS and EOS are called start and end."""
+    if active.tokens is None or active.kinds is None:
+        return []
     count = int((active.kinds != PADDING).sum())
     pieces = token_text.pieces(active.tokens[:count])
     ends = {0: "start", count - 1: "end"}
@@ -78,10 +81,10 @@ def token_texts(active: ActiveLatents) -> list[str]:
 def token_row(active: ActiveLatents, latent: int | None, token: int | None) -> str:
     """Return the prompt's tokens as buttons, shaded by the largest value of a latent over the steps."""
     values = np.zeros(active.shape[1]) if latent is None else active.map(latent).max(0)
-    texts = token_texts(active)
+    texts, kinds = token_texts(active), () if active.kinds is None else active.kinds
     peak = max(float(values.max()), 1e-12)
     chips = []
-    for i, (text, kind) in enumerate(zip(texts, active.kinds, strict=False)):
+    for i, (text, kind) in enumerate(zip(texts, kinds, strict=False)):
         name = text.strip() or "space"
         classes = "token" + ("" if kind == CONTENT else " mark") + (" heat" if values[i] > 0 else "")
         title = f"{name}, position {i}" + (f": {amount(values[i])}" if values[i] > 0 else "")
@@ -91,7 +94,7 @@ def token_row(active: ActiveLatents, latent: int | None, token: int | None) -> s
             f'style="--heat:{values[i] / peak:.3f}" title="{escape(title)}" aria-label="{escape(title)}">'
             f"{escape(name)}{small}</button>"
         )
-    if padding := len(active.kinds) - len(texts):
+    if padding := len(kinds) - len(texts):
         largest = float(values[len(texts) :].max())
         small = f"<small>{amount(largest)}</small>" if largest > 0 else ""
         heat = " heat" if largest > 0 else ""
@@ -135,7 +138,7 @@ def search_list(results: list[tuple[int, str, float | None]], catalog: Catalog, 
     return _list([(latent, reason, value, peak) for latent, reason, value in results], catalog, open_latent)
 
 
-def _list(items: list[tuple[int, str, float | None, float]], catalog: Catalog, open_latent: int | None) -> str:
+def _list(items: Sequence[tuple[int, str, float | None, float]], catalog: Catalog, open_latent: int | None) -> str:
     entries = []
     for latent, text, value, peak in items:
         number = "" if value is None else amount(value)
@@ -210,7 +213,7 @@ def heatmaps(active: ActiveLatents, latent: int, pixels: np.ndarray) -> str:
     peak = float(values.max())
     if peak <= 0:
         return f'<p class="hint">Latent {latent} does not fire in this image.</p>'
-    height, width = active.grid
+    height, width = active.grid or (1, active.shape[1])
     style = f"--image:url({png(pixels)});--ratio:{pixels.shape[1] / pixels.shape[0]:.4f}"
 
     def heatmap(cells: np.ndarray, caption: str, large: bool = False) -> str:

@@ -44,7 +44,7 @@ class Images:
     def batches(self, batches: Iterable[Iterable[int]], height: int, width: int) -> Iterator[list[np.ndarray | None]]:
         """Yield the images of each batch of numbers, as :meth:`load` returns them. Threads decode the next batch."""
         with concurrent.futures.ThreadPoolExecutor() as threads:
-            ahead: collections.deque[list[concurrent.futures.Future]] = collections.deque()
+            ahead: collections.deque[list[concurrent.futures.Future[np.ndarray | None]]] = collections.deque()
             for batch in batches:
                 ahead.append([threads.submit(self.load, number, height, width) for number in batch])
                 if len(ahead) > 1:
@@ -53,7 +53,7 @@ class Images:
                 yield [image.result() for image in batch]
 
 
-def read_images(location: str, image_column: str, label_column: str, split: str) -> Images:
+def read_images(location: str | None, image_column: str, label_column: str | None, split: str) -> Images:
     """Find the images of config.extract.images without decoding them. Raise InputError if there are none."""
     if not location:
         raise InputError("config.extract.images is not set; mode noised needs a folder of images or a dataset")
@@ -96,7 +96,7 @@ def _folder(folder: pathlib.Path) -> Images:
     return Images(samples, hashlib.sha256(repr(sizes).encode()).hexdigest(), paths.__getitem__)
 
 
-def _dataset(location: str, is_saved_dataset: bool, image_column: str, label_column: str, split: str) -> Images:
+def _dataset(location: str, is_saved_dataset: bool, image_column: str, label_column: str | None, split: str) -> Images:
     require("datasets", "datasets", f"config.extract.images {location!r}")
     import datasets
 
@@ -114,7 +114,7 @@ def _dataset(location: str, is_saved_dataset: bool, image_column: str, label_col
         raise InputError(f"{where}: {type(error).__name__}: {str(error)[:200]}") from error
     if isinstance(data, dict):  # a saved folder of several splits
         if split not in data:
-            raise InputError(f"config.extract.split is {split!r}; {location} has {', '.join(data)}")
+            raise InputError(f"config.extract.split is {split!r}; {location} has {', '.join(map(str, data))}")
         data = data[split]
     columns = ", ".join(data.column_names)
     if image_column not in data.column_names:

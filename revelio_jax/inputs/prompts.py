@@ -18,7 +18,7 @@ from revelio_jax.store import parquet
 Row = dict[str, typing.Any]
 
 
-def read_prompts(path: str, column: str = "prompt", shuffle: bool = False) -> list[Row]:
+def read_prompts(path: str | None, column: str = "prompt", shuffle: bool = False) -> list[Row]:
     """Return a dict per prompt: ``id`` (its number), ``prompt``, and every other column as a label.
 
     A .txt file has one prompt per line; blank lines are skipped. In .csv, .jsonl and .parquet files ``column`` holds

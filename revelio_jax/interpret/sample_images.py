@@ -1,7 +1,6 @@
 """Read the images of the samples of a store: saved by extraction, or from the folder that was extracted."""
 
 import io
-import typing
 from collections.abc import Callable
 
 import numpy as np
@@ -24,12 +23,13 @@ def open_images(store: Store, extract: ExtractConfig) -> ImageReader | None:
     settings = store.manifest.get("extract", {})
     if settings.get("save_images"):
         return lambda number: _saved_image(store, number)
-    if "images" not in store.manifest.get("input", {}):
+    fingerprints = store.manifest.get("input", {})
+    if "images" not in fingerprints:
         return None
     if not extract.images:
         raise InputError(f"config.extract.images is not set; store {store.location} was extracted from images")
     images = read_images(extract.images, extract.image_column, extract.label_column, extract.split)
-    if images.fingerprint != store.manifest["input"]["images"]:
+    if images.fingerprint != fingerprints["images"]:
         raise InputError(
             f"config.extract.images is {extract.images!r}; store {store.location} was extracted from other images"
         )
@@ -48,4 +48,4 @@ def _saved_image(store: Store, number: int) -> PIL.Image.Image | None:
     result = store.kvstore.read(f"images/{number:08d}.png").result()
     if result.state != "value":
         return None
-    return PIL.Image.open(io.BytesIO(typing.cast(bytes, result.value))).convert("RGB")
+    return PIL.Image.open(io.BytesIO(result.value)).convert("RGB")

@@ -18,6 +18,9 @@ from revelio_jax.pipelines.families.base import LONGEST_PROMPT
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.source import PipelineSource, component_config, tokenizer_config
 
+if typing.TYPE_CHECKING:
+    from revelio_jax.store import ModelRecord
+
 
 @dataclasses.dataclass(frozen=True)
 class ActivationShape:
@@ -137,9 +140,7 @@ def schedule(source: PipelineSource, config: Config, latent: tuple[int, int, int
     return timesteps
 
 
-def model_record(
-    source: PipelineSource, model: ModelConfig, device: torch.device, pipe: typing.Any
-) -> dict[str, typing.Any]:
+def model_record(source: PipelineSource, model: ModelConfig, device: torch.device, pipe: typing.Any) -> "ModelRecord":
     """Return the record of a pipeline in a store; its fingerprint covers every component with weights."""
     parts = [loading.Component(name, getattr(pipe, name)) for name in loading.components(source)]
-    return loading.model_record(model, source, device, parts) | {"scheduler": component_config(source, "scheduler")}
+    return {**loading.model_record(model, source, device, parts), "scheduler": component_config(source, "scheduler")}

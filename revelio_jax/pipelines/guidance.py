@@ -6,14 +6,14 @@ runs them in separate passes and names the branch of each, so no calls have to b
 
 import contextlib
 import typing
-from collections.abc import Iterator
+from collections.abc import Generator
 
 CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
 BRANCH_OF_NAME = {"cond": CONDITIONAL, "uncond": UNCONDITIONAL}
 
 
 @contextlib.contextmanager
-def named_branches(denoiser: typing.Any) -> Iterator[list[str | None]]:
+def named_branches(denoiser: typing.Any) -> Generator[list[str | None]]:
     """Yield a list whose last item is the branch that the pipeline names for the current pass, or None.
 
     Use it during one call of a pipeline only, because another pipeline may share the denoiser.
@@ -26,7 +26,7 @@ def named_branches(denoiser: typing.Any) -> Iterator[list[str | None]]:
         return
 
     @contextlib.contextmanager
-    def cache_context(name: str, *args: typing.Any, **kwargs: typing.Any) -> Iterator[None]:
+    def cache_context(name: str, *args: typing.Any, **kwargs: typing.Any) -> Generator[None]:
         branch.append(BRANCH_OF_NAME.get(name))
         try:
             with original(name, *args, **kwargs):

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from revelio_jax.errors import InputError
 
@@ -162,7 +162,7 @@ def _around_compiled(module: "torch.nn.Module", wrap: Callable[[Callable], Calla
 
 
 @contextlib.contextmanager
-def capture(point: HookPoint) -> Iterator[list["torch.Tensor"]]:
+def capture(point: HookPoint) -> Generator[list["torch.Tensor"]]:
     """Yield a list that collects the activations [sample, position, d] of every forward pass in the block."""
     outputs: list[torch.Tensor] = []
     remove = hook(point, outputs.append)

@@ -8,7 +8,7 @@ import json
 import types
 import typing
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import diffusers
 import diffusers.utils
@@ -24,6 +24,9 @@ from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.source import PipelineSource, component_config, find
+
+if typing.TYPE_CHECKING:
+    from revelio_jax.store import ModelRecord
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -167,17 +170,19 @@ def hook_point(pipe: typing.Any, name: str) -> HookPoint:
 
 def model_record(
     model: ModelConfig, source: PipelineSource, device: torch.device, parts: typing.Iterable[typing.Any]
-) -> dict[str, typing.Any]:
+) -> "ModelRecord":
     """Return the record of a model in a store; ``parts`` are the components that the rows depend on."""
-    return {
+    record: ModelRecord = {
         "id": model.id,
         "revision": model.revision or "",
         "family": model.family,
         "dtype": model.dtype,
         "device": device.type,
         "fingerprint": fingerprint(source, parts),
-        **({"compile": True} if model.compile else {}),  # compiled kernels round differently
     }
+    if model.compile:
+        record["compile"] = True  # compiled kernels round differently
+    return record
 
 
 def fingerprint(source: PipelineSource, parts: typing.Iterable[typing.Any]) -> str:
@@ -228,7 +233,7 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def one_line_errors(source: PipelineSource, component: str) -> Iterator[None]:
+def one_line_errors(source: PipelineSource, component: str) -> Generator[None]:
     """Turn errors that a library raises about a component into an InputError of one line."""
     try:
         yield

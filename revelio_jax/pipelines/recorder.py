@@ -7,7 +7,7 @@ conditional branch. The number and order of the pipeline's calls of its denoiser
 import contextlib
 import inspect
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 import torch
 
@@ -33,7 +33,7 @@ def record(
     samples: int,
     extract: ExtractConfig,
     stop: bool,
-) -> Iterator[Recording]:
+) -> Generator[Recording]:
     """Yield a recording that fills while the pipeline's denoiser runs on ``samples`` samples in the block.
 
     ``timesteps`` maps each value that the denoiser may receive to the timestep to record, or to None to skip it. The

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import re
+import typing
 from collections import Counter
 
 import jax
@@ -89,7 +90,8 @@ def plan_mesh(work: StepWork, mesh: jax.sharding.Mesh, chip: Chip) -> Plan:
         if "RESOURCE_EXHAUSTED" not in str(error) or not used:
             raise
         return Plan((data, feature), float(used[1]) * 2.0 ** {"M": 20, "G": 30, "T": 40}[used[2]], False)
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    memory: typing.Any = compiled.memory_analysis()
+    text = compiled.as_text() or ""
     parts = {
         "arguments": memory.argument_size_in_bytes,
         "results beside them": memory.output_size_in_bytes - memory.alias_size_in_bytes,

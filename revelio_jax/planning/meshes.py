@@ -41,11 +41,11 @@ def configured_mesh(config: Config, chips: int, topology: str) -> list[tuple[int
     data, feature = fields = config.mesh.data, config.mesh.feature
     if fields == (1, None):  # the default
         return []
-    if data is None and chips % feature == 0:
+    if data is None and feature is not None and chips % feature == 0:
         data = chips // feature
-    elif feature is None and chips % data == 0:
+    elif feature is None and data is not None and chips % data == 0:
         feature = chips // data
-    if None in (data, feature) or data * feature != chips:
+    if data is None or feature is None or data * feature != chips:
         raise InputError(
             f"config.mesh.data x config.mesh.feature is {fields[0]} x {fields[1]}; it must be the {chips} chips "
             f"of {topology}"

@@ -17,20 +17,21 @@ HUB = {
 }
 
 
-def known_width(model_id: str, family: str, site: str) -> int | None:
+def known_width(model_id: str | None, family: str, site: str) -> int | None:
     """Return the width of a text encoder's hook point, or None if it is unknown.
 
     The width of joined hook points, for example ``clip_l.layer.10+clip_g.layer.28``, is the sum of their widths.
     """
     parts = [_encoder_width(model_id, family, part.partition(".")[0]) for part in site.split("+")]
-    return None if None in parts else sum(parts)
+    known = [width for width in parts if width is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
-def _encoder_width(model_id: str, family: str, encoder: str) -> int | None:
-    if encoder not in BY_NAME[family].text_encoders:
+def _encoder_width(model_id: str | None, family: str, encoder: str) -> int | None:
+    if not model_id or encoder not in BY_NAME[family].text_encoders:
         return None
     path = pathlib.Path(shipped.locate(model_id)) / BY_NAME[family].text_encoders[encoder] / "config.json"
-    if model_id and path.is_file():
+    if path.is_file():
         config = json.loads(path.read_text())
         return config.get("d_model", config.get("hidden_size"))  # T5, CLIP
     return HUB.get(model_id, {}).get(encoder)

@@ -54,7 +54,7 @@ def _largest_of_grid(x: jax.Array) -> jax.Array:
 
 
 @_largest_of_grid.def_vmap
-def _(_, batched, x_G):
+def _(_: int, batched: list[bool], x_G: jax.Array) -> tuple[jax.Array, bool]:
     return (x_G.max(0) if batched[0] else x_G), False
 
 
@@ -100,17 +100,19 @@ def _many(
     """Return loss and gradients from k_aux slots of each row. The cost hardly depends on the number of dead latents."""
     x_BD -= params["b_dec_D"]
     b_enc_F = jnp.where(dead_F, params["b_enc_F"], -jnp.inf)
-    code = Code(*sparse.candidates(x_BD, params["W_enc_FD"], b_enc_F, sae.k_aux, sae.matmul_dtype, sae.encode_chunk))
-    code = code.where(topk.survivors(code.values, sae.k_aux, "feature"))
+    values_BK, indices_BK = sparse.candidates(
+        x_BD, params["W_enc_FD"], b_enc_F, sae.k_aux, sae.matmul_dtype, sae.encode_chunk
+    )
+    code = Code(values_BK, indices_BK).where(topk.survivors(values_BK, sae.k_aux, "feature"))
     rest_BD = error_BD - decode(code, params["W_dec_FD"], sae)
     grad_BD = -2 * sae.aux_alpha / deviation * rest_BD
-    grad_BK = jnp.where(code.values > 0, sparse.dots(grad_BD, code.indices, params["W_dec_FD"], sae), 0)
+    grad_BK = jnp.where(code.values > 0, sparse.dots(grad_BD, indices_BK, params["W_dec_FD"], sae), 0)
     start = _zeros(params)
-    grad_b_enc_F = start["b_enc_F"].at[code.indices].add(grad_BK)
+    grad_b_enc_F = start["b_enc_F"].at[indices_BK].add(grad_BK)
     return jnp.square(rest_BD).sum() / deviation, start | {
-        "W_enc_FD": sparse.add_outer(start["W_enc_FD"], grad_BK, code.indices, x_BD, sae),
+        "W_enc_FD": sparse.add_outer(start["W_enc_FD"], grad_BK, indices_BK, x_BD, sae),
         "b_enc_F": grad_b_enc_F,
-        "W_dec_FD": sparse.add_outer(start["W_dec_FD"], code.values, code.indices, grad_BD, sae),
+        "W_dec_FD": sparse.add_outer(start["W_dec_FD"], code.values, indices_BK, grad_BD, sae),
         "b_dec_D": jax.lax.psum(-(grad_b_enc_F @ params["W_enc_FD"]), "feature"),
     }
 
@@ -128,7 +130,8 @@ def _sizes(latents: int, sae: SaeConfig) -> list[int]:
     """
     smallest = max(sae.k_aux // jax.lax.axis_size("feature"), 8)
     largest = sae.encode_chunk or latents // 4
-    sizes, size = [], smallest
+    sizes: list[int] = []
+    size = smallest
     while size <= largest:
         sizes.append(size)
         size += smallest // 2 if size < 3 * smallest else size // 2

@@ -6,6 +6,8 @@ own latents, so that communication does not grow with the number of latents. The
 gradients of AuxK, which saves a pass over matrices that exceed every cache.
 """
 
+import typing
+
 import jax
 import jax.numpy as jnp
 
@@ -46,18 +48,21 @@ def _sparse(
     # Derivatives of the loss by each reconstruction, and by the values of its code.
     by_x_hat = [-2 * weight / deviation * error for (weight, _), error in zip(weighted, errors, strict=True)]
     by_values = [
-        jnp.where(part.values > 0, sparse.dots(grad_BD, part.indices, params["W_dec_FD"], sae), 0)
+        jnp.where(part.values > 0, sparse.dots(grad_BD, part.slot_indices, params["W_dec_FD"], sae), 0)
         for (_, part), grad_BD in zip(weighted, by_x_hat, strict=True)
     ]
     # From here on: rows of all devices and latents of this device. All terms have the same slots and indices.
-    indices_BK, grad_BK, x_BD, error_BD = sparse.all_rows(code.indices, sum(by_values), x_BD, errors[0])
+    by_code = typing.cast(jax.Array, sum(by_values))
+    indices_BK, grad_BK, x_BD, error_BD = sparse.all_rows(code.slot_indices, by_code, x_BD, errors[0])
     aux_loss, grads = aux_k(params, x_BD, error_BD, deviation, dead_F, sae)
+    fired_F: jax.Array | None = None
     for (_, part), grad_BD in zip(weighted, by_x_hat, strict=True):
         values_BK, grad_BD = sparse.all_rows(part.values, grad_BD)
         if part is code:
             fired_F = Code(values_BK, indices_BK).count(len(dead_F), sae.dead_threshold)
         grads["W_dec_FD"] = sparse.add_outer(grads["W_dec_FD"], values_BK, indices_BK, grad_BD, sae)
         grads["b_dec_D"] += grad_BD.sum(0)
+    assert fired_F is not None  # code is one of the terms
     grads["W_enc_FD"] = sparse.add_outer(grads["W_enc_FD"], grad_BK, indices_BK, x_BD - params["b_dec_D"], sae)
     by_b_enc_F = jnp.zeros_like(params["b_enc_F"]).at[indices_BK].add(grad_BK)
     grads["b_enc_F"] += by_b_enc_F
@@ -74,7 +79,7 @@ def _dense(
     """Differentiate automatically, for codes in which every latent may fire; communication grows with the latents."""
     deviation = losses.squared_deviation(x_BD)
 
-    def loss(params):
+    def loss(params: dict[str, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, Code, jax.Array]]:
         model = SparseAutoencoder(params, sae)
         code, _ = model.codes(x_BD, k)
         error_BD = x_BD - model.decode(code)

@@ -15,7 +15,7 @@ FIT_ROWS = 512  # to fit the encoder's factor; few, because each row adds F pre-
 
 def initial_params(
     sae: SaeConfig, seed: int, latents: int, b_dec_D: np.ndarray, x_ND: np.ndarray, mesh: jax.sharding.Mesh
-):
+) -> dict[str, jax.Array]:
     """Return float32 parameters on their devices, equal on every mesh except for rounding in :func:`fit`.
 
     Decoder rows are uniform on the unit sphere. The encoder starts as a separate copy of them. With ``sae.init``
@@ -24,7 +24,7 @@ def initial_params(
     stored as its logarithm.
     """
 
-    def make(b_dec_D):
+    def make(b_dec_D: jax.Array) -> dict[str, jax.Array]:
         shape, key = (latents, len(b_dec_D)), jax.random.key(seed)
         if sae.init == "kaiming_uniform":
             bound = (6 / shape[1]) ** 0.5
@@ -59,7 +59,7 @@ def fit(params: dict[str, jax.Array], x_ND: np.ndarray, sae: SaeConfig, mesh: ja
     if sae.architecture != "dense":  # jumprelu also converges to k latents per row
         sae = dataclasses.replace(sae, architecture="topk", multi_topk=0.0)
 
-    def local(params, x_ND):
+    def local(params: dict[str, jax.Array], x_ND: jax.Array) -> jax.Array:
         model = SparseAutoencoder(params, sae)
         y_ND = model.decode(model.infer(x_ND, threshold=jnp.zeros(()))) - params["b_dec_D"]
         squares = jnp.sum(y_ND * y_ND)

@@ -17,7 +17,9 @@ def relu(x_BF: jax.Array, threshold_F: jax.Array, bandwidth: float) -> jax.Array
 
 
 @relu.defjvp
-def _relu_jvp(bandwidth, primals, tangents):
+def _relu_jvp(
+    bandwidth: float, primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     (x_BF, threshold_F), (dx_BF, dthreshold_F) = primals, tangents
     near_BF = jnp.abs(x_BF - threshold_F) < bandwidth / 2
     return relu(x_BF, threshold_F, bandwidth), (
@@ -32,7 +34,9 @@ def fires(x_BF: jax.Array, threshold_F: jax.Array, bandwidth: float) -> jax.Arra
 
 
 @fires.defjvp
-def _fires_jvp(bandwidth, primals, tangents):
+def _fires_jvp(
+    bandwidth: float, primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     (x_BF, threshold_F), (_, dthreshold_F) = primals, tangents
     near_BF = jnp.abs(x_BF - threshold_F) < bandwidth / 2
     return fires(x_BF, threshold_F, bandwidth), -jnp.where(near_BF, 1 / bandwidth, 0) * dthreshold_F

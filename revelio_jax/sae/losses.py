@@ -37,6 +37,6 @@ def _prefixes(model: SparseAutoencoder, code: Code) -> list[Code]:
     local = len(model["b_enc_F"])
     latents = local * jax.lax.axis_size("feature")
     return [
-        code.where(code.indices + jax.lax.axis_index("feature") * local < round(share * latents))
+        code.where(code.slot_indices + jax.lax.axis_index("feature") * local < round(share * latents))
         for share in model.sae.prefixes[:-1]
     ]

@@ -27,6 +27,13 @@ class Code:
     values: jax.Array
     indices: jax.Array | None = None
 
+    @property
+    def slot_indices(self) -> jax.Array:
+        """Return ``indices``. Raise ValueError if the code is dense."""
+        if self.indices is None:
+            raise ValueError("a dense code has no slots")
+        return self.indices
+
     def where(self, mask: jax.Array) -> "Code":
         """Return the code with all values outside ``mask`` set to 0."""
         return dataclasses.replace(self, values=jnp.where(mask, self.values, 0))

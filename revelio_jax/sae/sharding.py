@@ -42,7 +42,7 @@ def make_mesh(
     feature: int | None,
     batch_size: int,
     latents: int,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[typing.Any] | None = None,
 ) -> Mesh:
     """Return the mesh of a run over ``devices``, by default all devices of JAX.
 
@@ -121,7 +121,7 @@ def put_batch(mesh: Mesh, x_BD: np.ndarray) -> jax.Array:
     return jax.make_array_from_process_local_data(NamedSharding(mesh, HOST_BATCH), x_BD)
 
 
-def total(x: jax.Array, reduce: Callable = jax.lax.psum) -> jax.Array:
+def total(x: jax.Array, reduce: Callable[..., jax.Array] = jax.lax.psum) -> jax.Array:
     """Reduce ``x`` over the whole mesh, inside ``jax.shard_map``; an axis of size 1 may be replicated."""
     for axis in AXES:  # one at a time, because a reduction needs the same type on all its axes
         x = reduce(x, axis)

@@ -35,13 +35,14 @@ def candidates(
     so that at most B x ``encode_chunk`` pre-activations exist; None encodes all latents at once. Inputs of the
     product are rounded to ``matmul_dtype``.
     """
-    latents, chunk = len(b_enc_F), encode_chunk
+    latents = len(b_enc_F)
+    chunk = encode_chunk or latents
     slots = min(slots, latents)
 
-    def largest(W_enc_CD, b_enc_C):
+    def largest(W_enc_CD: jax.Array, b_enc_C: jax.Array) -> tuple[jax.Array, jax.Array]:
         return topk.top_k(product(x_BD, W_enc_CD.T, matmul_dtype), min(slots, len(b_enc_C)), b_enc_C)
 
-    def merge(best, start):
+    def merge(best: tuple[jax.Array, jax.Array], start: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         pre_BC, indices_BC = largest(
             jax.lax.dynamic_slice_in_dim(W_enc_FD, start, chunk),
             jax.lax.dynamic_slice_in_dim(b_enc_F, start, chunk),
@@ -53,7 +54,7 @@ def candidates(
         return (pre_BK, jnp.take_along_axis(indices_BC, at_BK, 1)), None
 
     first = latents  # number of latents in the first piece, before the whole chunks
-    if chunk and chunk < latents:
+    if chunk < latents:
         first = latents % chunk or chunk
         while first < slots:
             first += chunk
@@ -79,8 +80,8 @@ def all_rows(*arrays: jax.Array) -> list[jax.Array]:
 def weighted_rows(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: SaeConfig) -> jax.Array:
     """Return the sum over k of values_BK times the rows indices_BK of W_FD: [B, D]."""
 
-    def sparse(values_BK, indices_BK, W_FD):
-        def slot(sum_BD, value_and_index):
+    def sparse(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array) -> jax.Array:
+        def slot(sum_BD: jax.Array, value_and_index: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             values_B, indices_B = value_and_index
             return sum_BD + values_B[:, None] * W_FD[indices_B], None
 
@@ -88,7 +89,7 @@ def weighted_rows(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, 
         first_BD = values_KB[0, :, None] * W_FD[indices_KB[0]]
         return jax.lax.scan(slot, first_BD, (values_KB[1:], indices_KB[1:]), unroll=4)[0]
 
-    def dense(values_BK, indices_BK, W_FD):
+    def dense(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array) -> jax.Array:
         return product(_matrix(values_BK, indices_BK, len(W_FD)), W_FD, sae.matmul_dtype)
 
     return _either(sae, sparse, dense, values_BK, indices_BK, W_FD)
@@ -97,10 +98,10 @@ def weighted_rows(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, 
 def dots(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: SaeConfig) -> jax.Array:
     """Return the dot products of rows_BD with the rows indices_BK of W_FD: [B, K]."""
 
-    def sparse(rows_BD, indices_BK, W_FD):
+    def sparse(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array) -> jax.Array:
         return jax.lax.map(lambda indices_B: (rows_BD * W_FD[indices_B]).sum(-1), indices_BK.T).T
 
-    def dense(rows_BD, indices_BK, W_FD):
+    def dense(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array) -> jax.Array:
         return jnp.take_along_axis(product(rows_BD, W_FD.T, sae.matmul_dtype), indices_BK, 1)
 
     return _either(sae, sparse, dense, rows_BD, indices_BK, W_FD)
@@ -111,7 +112,7 @@ def add_outer(
 ) -> jax.Array:
     """Add values_BK times rows_BD to the rows indices_BK of start_FD and return the sum: [F, D]."""
 
-    def dense(start_FD, values_BK, indices_BK, rows_BD):
+    def dense(start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array) -> jax.Array:
         z_BF = _matrix(values_BK, indices_BK, len(start_FD))
         return start_FD + product(z_BF.T, rows_BD, sae.matmul_dtype)
 
@@ -150,12 +151,12 @@ def _scatter(start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, r
     first_N1 = block * jnp.arange(len(keys_NE), dtype=jnp.int32)[:, None]
     at_NE = (keys_NE % block).astype(jnp.int32) + first_N1
 
-    def add_entries(sum_FD, entries):
+    def add_entries(sum_FD: jax.Array, entries: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         indices_C, at_C = entries
         values_C = values_BK.reshape(-1)[at_C]
         return sum_FD.at[indices_C].add(values_C[:, None] * rows_BD[at_C // slots], mode="drop"), None
 
-    def chunks(flat, fill):
+    def chunks(flat: jax.Array, fill: int) -> jax.Array:
         flat = jnp.pad(flat.reshape(-1), (0, -flat.size % ENTRIES), constant_values=fill)
         return flat.reshape(-1, ENTRIES)
 

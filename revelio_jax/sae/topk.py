@@ -58,7 +58,9 @@ def tournament(x_BF: jax.Array, bias_F: jax.Array, k: int) -> tuple[jax.Array, j
     group_max_BHM = group_max.reshape(rows, -1, GROUP)
     left_BG = jnp.full_like(group_max, 2**GROUP - 1, jnp.int32)  # one bit for each remaining member
 
-    def play(state, _):
+    def play(
+        state: tuple[jax.Array, jax.Array, jax.Array], _: None
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
         hall_max_BH, group_max_BHM, left_BG = state
         hall_B = _first_largest(hall_max_BH)
         groups_BM = group_max_BHM[row_B, hall_B]
@@ -124,7 +126,7 @@ def kth_largest(
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
 
-    def refine(bit, floor):
+    def refine(bit: jax.Array, floor: jax.Array) -> jax.Array:
         guess = floor | (1 << (30 - bit))
         return jnp.where(total((bits >= guess).sum(axis, keepdims=True)) >= k, guess, floor)
 

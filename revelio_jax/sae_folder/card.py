@@ -7,6 +7,8 @@ import json
 import re
 import typing
 
+from revelio_jax.sae_folder.cfg import Cfg, SaeMetadata, TopkFields
+
 FORMAT_VERSION = 1
 # The SAELens release with this layout; SAELens treats a folder without a version as an old one.
 SAE_LENS_VERSION = "6.54.12"
@@ -24,11 +26,9 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """owner/name"""
 
 
-def cfg_json(
-    architecture: str, d: int, latents: int, k: int | None, metadata: dict[str, typing.Any]
-) -> dict[str, typing.Any]:
+def cfg_json(architecture: str, d: int, latents: int, k: int | None, metadata: SaeMetadata) -> Cfg:
     """Return cfg.json in the layout of SAELens; ``metadata`` holds the fields that steering needs."""
-    topk_fields = {"k": k, "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}
+    topk_fields: TopkFields = {"k": k, "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}
     return {
         "architecture": architecture,
         "d_in": d,
@@ -48,7 +48,7 @@ def cfg_json(
     }
 
 
-def card(cfg: dict[str, typing.Any], name: str = "FOLDER", license: str = "unknown") -> str:
+def card(cfg: Cfg, name: str = "FOLDER", license: str = "unknown") -> str:
     """Return the README.md of an SAE folder, from its cfg.json.
 
     ``name`` is the folder or hub id in the example, ``license`` is the hub's name of the license. Fields that cfg.json
@@ -56,10 +56,11 @@ def card(cfg: dict[str, typing.Any], name: str = "FOLDER", license: str = "unkno
     """
     metadata, architecture = cfg["metadata"], cfg["architecture"]
     model = metadata.get("model_id") or ""
+    site = metadata.get("site", "")
     k = metadata.get("k") or cfg.get("k")
     active = "latents above a threshold fire on a row" if architecture == "jumprelu" and not k else ""
     properties = {
-        "Hook point": f"`{metadata['site']}`",
+        "Hook point": f"`{site}`",
         "Latents": f"{cfg['d_sae']:,} of width {cfg['d_in']}, {active or ACTIVE[architecture].format(k=k)}",
         "Token positions": metadata.get("positions"),
         "Training": _training(metadata),
@@ -70,7 +71,7 @@ def card(cfg: dict[str, typing.Any], name: str = "FOLDER", license: str = "unkno
     return f"""---
 {_front(model, license)}
 ---
-# {kind} of {model or "a pipeline"}, {metadata["site"]}
+# {kind} of {model or "a pipeline"}, {site}
 
 Use it with revelio_jax to add or remove concepts while a diffusers pipeline generates images:
 
@@ -96,10 +97,13 @@ folder: `sae_lens.SAE.load_from_disk(FOLDER)`.
 """
 
 
-def _training(metadata: dict[str, typing.Any]) -> str | None:
+def _training(metadata: SaeMetadata) -> str | None:
+    training, activations = metadata.get("training"), metadata.get("activations")
+    if training is None or activations is None:  # written by another library
+        return None
     try:
         return "by revelio_jax, {steps:,} steps on {rows:,} rows from a store of {count:,} rows".format(
-            **metadata["training"], count=metadata["activations"]["count"]
+            **training, count=activations["count"]
         )
     except (KeyError, TypeError, ValueError):  # written by another library
         return None
@@ -117,7 +121,7 @@ def _quality(evaluation: typing.Any) -> str:
 
 def _front(model: str, license: str) -> str:
     """Return the card's YAML header, written as JSON values."""
-    fields = {"library_name": "saelens", "license": license}
+    fields: dict[str, str | list[str]] = {"library_name": "saelens", "license": license}
     if HUB_ID.fullmatch(model):  # a local folder has no hub id
         fields["base_model"] = model
     fields["tags"] = ["sparse-autoencoder", "diffusion", "concept-steering", "revelio_jax"]

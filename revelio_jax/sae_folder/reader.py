@@ -16,6 +16,7 @@ import typing
 import numpy as np
 
 from revelio_jax.errors import InputError
+from revelio_jax.sae_folder.cfg import SaeMetadata
 from revelio_jax.sae_folder.untrusted import Shape, inside, one_line, read_json, read_tensors
 
 CONFIG, WEIGHTS, SPARSIFY_WEIGHTS = "cfg.json", "sae_weights.safetensors", "sae.safetensors"
@@ -37,7 +38,7 @@ class SaeFolder:
     architecture: str
     k: int | None
     threshold_F: np.ndarray | None
-    metadata: dict[str, typing.Any]
+    metadata: SaeMetadata
     weights: pathlib.Path
 
 
@@ -85,7 +86,7 @@ def _weights_file(folder: pathlib.Path) -> pathlib.Path:
 
 def _metadata(
     file: pathlib.Path, config: dict[str, typing.Any], site: str | None, needs_site: bool, optional: bool
-) -> dict[str, typing.Any]:
+) -> SaeMetadata:
     """Return the metadata of cfg.json, with ``site`` added if they have no hook point."""
     metadata = config.get("metadata", {} if optional else None)
     if not isinstance(metadata, dict):
@@ -104,11 +105,11 @@ def _metadata(
         )
     if site and trained_on and site != trained_on:
         raise InputError(f"{file}: site is {site!r}, but the SAE was trained on {trained_on!r}")
-    return metadata | {"site": site or trained_on} if site or trained_on else metadata
+    return typing.cast(SaeMetadata, metadata | {"site": site or trained_on} if site or trained_on else metadata)
 
 
 def _read_sae_lens(
-    file: pathlib.Path, config: dict[str, typing.Any], weights: pathlib.Path, metadata: dict[str, typing.Any]
+    file: pathlib.Path, config: dict[str, typing.Any], weights: pathlib.Path, metadata: SaeMetadata
 ) -> SaeFolder:
     architecture = config.get("architecture")
     if architecture not in ARCHITECTURES:
@@ -145,7 +146,7 @@ def _read_sae_lens(
 
 
 def _read_sparsify(
-    file: pathlib.Path, config: dict[str, typing.Any], weights: pathlib.Path, metadata: dict[str, typing.Any]
+    file: pathlib.Path, config: dict[str, typing.Any], weights: pathlib.Path, metadata: SaeMetadata
 ) -> SaeFolder:
     activation = config.get("activation", "topk")
     if activation != "topk":

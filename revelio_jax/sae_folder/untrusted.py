@@ -8,9 +8,10 @@ import contextlib
 import json
 import pathlib
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 
-import ml_dtypes  # noqa: F401, registers bfloat16 with numpy, which safetensors then uses
+# Registers bfloat16 with numpy, which safetensors then uses.
+import ml_dtypes  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -83,7 +84,7 @@ def read_tensors(
 
 
 @contextlib.contextmanager
-def _readable(path: pathlib.Path) -> Iterator[None]:
+def _readable(path: pathlib.Path) -> Generator[None]:
     """Turn the errors of safetensors and of the system into an InputError of one line."""
     try:
         yield

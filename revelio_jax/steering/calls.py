@@ -8,7 +8,7 @@ import contextlib
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import torch
 
@@ -24,7 +24,7 @@ Encoded = tuple[typing.Any, ...]
 
 
 @contextlib.contextmanager
-def steered_call(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arguments) -> Iterator[Arguments]:
+def steered_call(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arguments) -> Generator[Arguments]:
     """Yield the arguments for the original ``__call__`` of the pipeline, and steer its denoiser in the block.
 
     Raises InputError if a text encoder is steered but the prompt is passed as embeddings.

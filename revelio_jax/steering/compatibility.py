@@ -20,7 +20,7 @@ def hook_points_of(sae: Sae, pipe: typing.Any) -> tuple[hooks.HookPoint, ...]:
             f"the SAE is for another model: it was trained on {trained_on!r}, of the family {family}; this pipeline is "
             f"of the family {family_of(pipe).name}"
         )
-    site = sae.metadata["site"]
+    site = sae.site
     points = hook_points.resolve_joined(pipe, site)
     width = sum(point.d for point in points)
     if width != sae.d:

@@ -38,7 +38,7 @@ class ConceptEncoder:
     ) -> EncodedConcept:
         """Return the concept in latents; see :meth:`Steerer.concept`."""
         point = hook_points_of(self.sae, pipe)[0]
-        site, in_denoiser = self.sae.metadata["site"], hook_points.is_denoiser_point(point.name)
+        site, in_denoiser = self.sae.site, hook_points.is_denoiser_point(point.name)
         encoded = self._encoded.setdefault(getattr(pipe, point.component), {})
         key = text, repr(sampling) if in_denoiser else tokens, learned is None
         if key not in encoded or (learned and encoded[key][0] is not learned):

@@ -4,7 +4,6 @@ import json
 import pathlib
 import shutil
 import tempfile
-import typing
 
 import huggingface_hub
 from huggingface_hub import errors
@@ -77,7 +76,7 @@ def write_sae(sae: Sae, folder: pathlib.Path, name: str = "FOLDER", license: str
     tensors = {"W_enc": sae.W_enc_DF, "b_enc": sae.b_enc_F, "W_dec": sae.W_dec_FD, "b_dec": sae.b_dec_D}
     if sae.threshold_F is not None:
         tensors["threshold"] = sae.threshold_F
-    cfg: dict[str, typing.Any] = cfg_json(sae.architecture, sae.d, sae.n_latents, sae.k, sae.metadata)
+    cfg = cfg_json(sae.architecture, sae.d, sae.n_latents, sae.k, sae.metadata)
     save_file({key: t.cpu().contiguous() for key, t in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(cfg, indent=1) + "\n")
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors creates files that other users cannot read

@@ -2,11 +2,11 @@
 
 import dataclasses
 import pathlib
-import typing
 from collections.abc import Iterable, Mapping
 
 import torch
 
+from revelio_jax.sae_folder.cfg import SaeMetadata
 from revelio_jax.sae_folder.reader import read_folder
 from revelio_jax.sae_folder.untrusted import Shape, read_tensors
 
@@ -24,7 +24,7 @@ class Sae:
     W_dec_FD: torch.Tensor
     b_dec_D: torch.Tensor
     k: int | None
-    metadata: dict[str, typing.Any]
+    metadata: SaeMetadata
     threshold_F: torch.Tensor | None = None
 
     @property
@@ -36,6 +36,11 @@ class Sae:
     def n_latents(self) -> int:
         """The dictionary size."""
         return self.W_dec_FD.shape[0]
+
+    @property
+    def site(self) -> str:
+        """The hook point that the SAE was trained on, or several joined by + that share the SAE."""
+        return self.metadata.get("site", "")
 
     @property
     def architecture(self) -> str:

@@ -8,7 +8,7 @@ object, not other pipelines with the same components.
 import contextlib
 import functools
 import typing
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
@@ -70,7 +70,7 @@ def _detach(state: SteeringState, attachment: Attachment) -> None:
 
 
 @contextlib.contextmanager
-def unsteered(pipe: typing.Any) -> Iterator[None]:
+def unsteered(pipe: typing.Any) -> Generator[None]:
     """Run the pipeline without steering in the block."""
     state = state_of(pipe)
     if state is None:

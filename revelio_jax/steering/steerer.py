@@ -80,7 +80,7 @@ class Steerer:
     @property
     def site(self) -> str:
         """The hook point that the SAE was trained on, or several joined by + that share the SAE."""
-        return self.sae.metadata["site"]
+        return self.sae.site
 
     def sae_for(self, pipe: typing.Any) -> Sae:
         """Return the SAE on the device of the component that it steers."""
@@ -88,7 +88,7 @@ class Steerer:
 
     def latents_for(
         self, pipe: typing.Any, text: str, top: int = 20, sampling: CallArguments | None = None
-    ) -> list[dict[str, typing.Any]]:
+    ) -> list[text_latents.TextLatent]:
         """Return the ``top`` latents that fire more on ``text`` than on the empty prompt, largest difference first.
 
         Rows are {latent, value, empty, position, token}: the largest value on the prompt, the largest value on the
@@ -254,7 +254,7 @@ def _concepts(concepts: typing.Any) -> dict[ConceptKey, typing.Any]:
         raise InputError(f"concepts is {concepts!r}; it must map concepts to strengths, for example {{'red': -1.0}}")
     checked: dict[ConceptKey, typing.Any] = {}
     for key, strength in typing.cast("Mapping[typing.Any, typing.Any]", concepts).items():
-        if isinstance(key, numbers.Integral) and not isinstance(key, bool):
+        if not isinstance(key, bool) and isinstance(key, numbers.Integral):
             key = int(key)
         elif not (isinstance(key, pathlib.Path | Concept) or (isinstance(key, str) and key.strip())):
             raise InputError(

@@ -10,8 +10,18 @@ from revelio_jax.steering.concept import EncodedConcept, hidden_states, tokenize
 from revelio_jax.steering.sae import Sae
 
 
+class TextLatent(typing.TypedDict):
+    """A latent that fires on a text; ``value`` and ``empty`` are its values on the text and on the empty prompt."""
+
+    latent: int
+    value: float
+    empty: float
+    position: int
+    token: str
+
+
 @torch.inference_mode()
-def latents_for(pipe: typing.Any, site: str, sae: Sae, text: str, top: int = 20) -> list[dict[str, typing.Any]]:
+def latents_for(pipe: typing.Any, site: str, sae: Sae, text: str, top: int = 20) -> list[TextLatent]:
     """Return the ``top`` latents that fire more on ``text`` than on the empty prompt, largest difference first.
 
     Rows are {latent, value, empty, position, token}: the largest value over the prompt's positions, the largest value
@@ -20,30 +30,31 @@ def latents_for(pipe: typing.Any, site: str, sae: Sae, text: str, top: int = 20)
     codes_TF, empty_TF = sae.codes(hidden_states(pipe, site, [text, ""]))
     (values_F, positions_F), empty_F = codes_TF.max(0), empty_TF.amax(0)
     tokens = _tokens(pipe, site, text, len(codes_TF))
-    return [
-        row | {"position": (position := int(positions_F[row["latent"]])), "token": tokens[position]}
-        for row in _excess(values_F, empty_F, top)
-    ]
+    rows: list[TextLatent] = []
+    for latent, value, empty in _excess(values_F, empty_F, top):
+        position = int(positions_F[latent])
+        rows.append({"latent": latent, "value": value, "empty": empty, "position": position, "token": tokens[position]})
+    return rows
 
 
-def sampled_latents(concept: EncodedConcept, top: int = 20) -> list[dict[str, typing.Any]]:
+def sampled_latents(concept: EncodedConcept, top: int = 20) -> list[TextLatent]:
     """Return the rows of :func:`latents_for` at a hook point of the denoiser, with means over the sampled images.
 
     Their position is -1 and their token is "".
     """
     rows = _excess(concept.codes.mean(0), concept.empty.mean(0), top)
-    return [row | {"position": -1, "token": ""} for row in rows]
+    return [
+        {"latent": latent, "value": value, "empty": empty, "position": -1, "token": ""} for latent, value, empty in rows
+    ]
 
 
-def _excess(values_F: torch.Tensor, empty_F: torch.Tensor, top: typing.Any) -> list[dict[str, typing.Any]]:
+def _excess(values_F: torch.Tensor, empty_F: torch.Tensor, top: typing.Any) -> list[tuple[int, float, float]]:
+    """Return number, value and value on the empty prompt of the ``top`` latents with the largest difference."""
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise InputError(f"top is {top!r}; it must be a positive whole number of latents")
     excess_F = values_F - empty_F
     order = excess_F.argsort(descending=True, stable=True)[:top]
-    return [
-        {"latent": i, "value": float(values_F[i]), "empty": float(empty_F[i])}
-        for i in order[excess_F[order] > 0].tolist()
-    ]
+    return [(i, float(values_F[i]), float(empty_F[i])) for i in order[excess_F[order] > 0].tolist()]
 
 
 def _tokens(pipe: typing.Any, site: str, text: str, positions: int) -> list[str]:

@@ -12,8 +12,19 @@ Shard i holds the samples [i S, (i + 1) S) and the array rows from i R on, valid
 ``shard_rows`` of the site. Non-finite rows are dropped, which leaves a gap at the end of the shard with sample -1.
 """
 
+from revelio_jax.store.json_files import Manifest, ModelRecord
 from revelio_jax.store.locks import Worker
 from revelio_jax.store.reader import SiteReader, Store, open_store
 from revelio_jax.store.writer import SitePlan, StorePlan, StoreWriter
 
-__all__ = ["SitePlan", "SiteReader", "Store", "StorePlan", "StoreWriter", "Worker", "open_store"]
+__all__ = [
+    "Manifest",
+    "ModelRecord",
+    "SitePlan",
+    "SiteReader",
+    "Store",
+    "StorePlan",
+    "StoreWriter",
+    "Worker",
+    "open_store",
+]

@@ -1,7 +1,6 @@
 """Report the progress of a store, and verify its content against checksums and statistics."""
 
 import dataclasses
-import typing
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +9,7 @@ import tensorstore as ts
 
 from revelio_jax.errors import InputError
 from revelio_jax.store import layout, parquet, statistics
+from revelio_jax.store.json_files import Manifest, Marker, Plan, SiteMarker
 from revelio_jax.store.writer import build_manifest, difference
 
 # Machines sum in different orders, so statistics of the same rows may differ in their last bits.
@@ -22,9 +22,9 @@ class StoreState:
 
     location: str
     kvstore: ts.KvStore
-    plan: dict[str, typing.Any]
+    plan: Plan
     done: frozenset[int]
-    manifest: dict[str, typing.Any] | None
+    manifest: Manifest | None
 
     @property
     def shards(self) -> int:
@@ -35,10 +35,11 @@ class StoreState:
         return range(shard * size, min((shard + 1) * size, self.plan["samples"]))
 
 
-def read_state(location: str) -> StoreState:
+def read_state(location: str | None) -> StoreState:
     """Return the state of a finished or unfinished store. Raise InputError if there is no store at ``location``."""
+    location = layout.checked_location(location)
     kvstore = layout.open_kvstore(location)
-    plan = layout.read_json(kvstore, "plan.json")
+    plan = layout.read_plan(kvstore)
     if plan is None:
         raise InputError(f"store {location}: it does not exist; revelio extract writes it")
     if plan.get("format_version") != layout.FORMAT_VERSION:
@@ -47,7 +48,7 @@ def read_state(location: str) -> StoreState:
             f"this version reads {layout.FORMAT_VERSION}"
         )
     try:
-        manifest = layout.read_json(kvstore, "manifest.json")
+        manifest = layout.read_manifest(kvstore)
     except InputError as error:
         advice = "delete this file and run the same extract command again"
         raise InputError(f"{error}; {advice}") from error
@@ -62,7 +63,8 @@ def faults(store: StoreState) -> Iterator[tuple[int | str, str]]:
     because a missing file reads as the fill value. To repair a shard, delete its marker and the manifest; to repair a
     file, delete the file and the manifest. The next run writes them again. Memory holds at most one shard of one site.
     """
-    arrays, markers = {}, {}
+    arrays: dict[tuple[str, str], ts.TensorStore] = {}
+    markers: dict[int, Marker] = {}
     for name in store.plan["sites"] if store.done else ():
         for key in ("activations", *layout.INDEX_ARRAYS):
             try:
@@ -77,7 +79,9 @@ def faults(store: StoreState) -> Iterator[tuple[int | str, str]]:
     filled: dict[tuple[str, str], set[int]] = {key: set() for key in arrays}
     for shard in sorted(store.done):
         try:
-            marker = layout.read_json(store.kvstore, layout.shard_key(shard))
+            marker = layout.read_marker(store.kvstore, shard)
+            if marker is None:
+                raise KeyError(shard)
             for name in store.plan["sites"]:
                 for key in _check(store, arrays, shard, name, marker[name]):
                     unset[name, key].add(shard)
@@ -104,7 +108,7 @@ def _check(
     arrays: dict[tuple[str, str], ts.TensorStore],
     shard: int,
     name: str,
-    marker: dict[str, typing.Any],
+    marker: SiteMarker,
 ) -> list[str]:
     """Compare a shard of a site with its marker. Return the index arrays that are unset in all rows.
 
@@ -141,7 +145,7 @@ def _check(
     return [key for key in layout.INDEX_ARRAYS if marked.count and (values[key][: marked.count] == -1).all()]
 
 
-def _file_faults(store: StoreState, markers: dict[int, dict[str, typing.Any]]) -> Iterator[tuple[str, str]]:
+def _file_faults(store: StoreState, markers: dict[int, Marker]) -> Iterator[tuple[str, str]]:
     """Yield the faults of samples.parquet and of the manifest."""
     table = store.kvstore.read("samples.parquet").result()
     try:

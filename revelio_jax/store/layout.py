@@ -9,6 +9,7 @@ import urllib.parse
 import tensorstore as ts
 
 from revelio_jax.errors import InputError
+from revelio_jax.store.json_files import Manifest, Marker, Plan
 
 FORMAT_VERSION = 1
 DTYPES = ("bfloat16", "float16", "float32")
@@ -22,12 +23,18 @@ MISSING = b"\x02"
 CONTEXT = ts.Context()
 
 
-def kvstore_url(location: str) -> str:
-    """Return the TensorStore URL of a folder or URL. Raise InputError for an empty location or unknown scheme."""
+def checked_location(location: str | None) -> str:
+    """Return ``location``. Raise InputError if it is empty or None."""
     if not location:
         raise InputError(
             "config.extract.store is not set; it must be a folder or a URL, for example gs://bucket/store/"
         )
+    return location
+
+
+def kvstore_url(location: str | None) -> str:
+    """Return the TensorStore URL of a folder or URL. Raise InputError for an empty location or unknown scheme."""
+    location = checked_location(location)
     scheme, colon, _ = location.partition("://")
     if colon and scheme not in SCHEMES:
         raise InputError(f"store {location!r}: unknown scheme {scheme}; known: {', '.join(SCHEMES)}")
@@ -36,13 +43,13 @@ def kvstore_url(location: str) -> str:
     return "file://" + urllib.parse.quote(str(pathlib.Path(location).absolute())) + "/"
 
 
-def local_folder(location: str) -> pathlib.Path | None:
+def local_folder(location: str | None) -> pathlib.Path | None:
     """Return the folder of a store on a local file system, otherwise None."""
     scheme, _, path = kvstore_url(location).partition("://")
     return pathlib.Path(urllib.parse.unquote(path)) if scheme == "file" else None
 
 
-def open_kvstore(location: str) -> ts.KvStore:
+def open_kvstore(location: str | None) -> ts.KvStore:
     """Open a location for reading and writing. Raise InputError if it cannot be opened."""
     url = kvstore_url(location)
     try:
@@ -58,6 +65,21 @@ def read_json(kvstore: ts.KvStore, key: str) -> dict[str, typing.Any] | None:
         return json.loads(got.value) if got.state == "value" else None
     except (ValueError, OSError) as error:  # malformed JSON, or a file in place of a folder
         raise InputError(f"{kvstore.url}{key} cannot be read: {error}") from error
+
+
+def read_plan(kvstore: ts.KvStore) -> Plan | None:
+    """Return plan.json, or None if it is missing. Raise InputError if it cannot be read."""
+    return typing.cast(Plan | None, read_json(kvstore, "plan.json"))
+
+
+def read_manifest(kvstore: ts.KvStore) -> Manifest | None:
+    """Return manifest.json, or None if it is missing. Raise InputError if it cannot be read."""
+    return typing.cast(Manifest | None, read_json(kvstore, "manifest.json"))
+
+
+def read_marker(kvstore: ts.KvStore, shard: int) -> Marker | None:
+    """Return the marker of a shard, or None if it is missing. Raise InputError if it cannot be read."""
+    return read_json(kvstore, shard_key(shard))
 
 
 def json_bytes(value: typing.Any) -> bytes:

@@ -13,7 +13,7 @@ import os
 import pathlib
 import shutil
 import typing
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from revelio_jax.errors import InputError
 
@@ -39,7 +39,7 @@ class Worker:
 
 
 @contextlib.contextmanager
-def exclusive(folder: pathlib.Path | None) -> Iterator[None]:
+def exclusive(folder: pathlib.Path | None) -> Generator[None]:
     """Hold a lock in the block, so that only one process at a time starts or finishes the store."""
     with contextlib.ExitStack() as stack:
         if folder is not None:
@@ -50,7 +50,7 @@ def exclusive(folder: pathlib.Path | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock_shards(folder: pathlib.Path | None, location: str, worker: Worker) -> Iterator[None]:
+def lock_shards(folder: pathlib.Path | None, location: str, worker: Worker) -> Generator[None]:
     """Lock the worker's shards in the block. Raise InputError if another run is writing some of them."""
     with contextlib.ExitStack() as stack:
         if folder is not None:
@@ -71,7 +71,7 @@ def remove(folder: pathlib.Path | None) -> None:
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
-def _lock(file: typing.IO, location: str, worker: Worker) -> None:
+def _lock(file: typing.IO[str], location: str, worker: Worker) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -81,7 +81,7 @@ def _lock(file: typing.IO, location: str, worker: Worker) -> None:
         return
 
 
-def _open_lock(path: pathlib.Path) -> typing.IO:
+def _open_lock(path: pathlib.Path) -> typing.IO[str]:
     """Open a lock file for writing; retry if another worker finishes the store and removes the folder meanwhile."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,11 @@
 import typing
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
+
+# Its functions are created when it is imported, so a type checker does not know them.
+compute: typing.Any = pyarrow.compute
 
 
 def read_table(data: bytes, **options: typing.Any) -> pyarrow.Table:

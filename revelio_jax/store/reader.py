@@ -11,6 +11,7 @@ import tensorstore as ts
 
 from revelio_jax.errors import InputError
 from revelio_jax.store import layout, parquet
+from revelio_jax.store.json_files import Manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Store:
     """A finished store: its location, its manifest, and the key-value store that holds its files."""
 
     location: str
-    manifest: dict[str, typing.Any]
+    manifest: Manifest
     kvstore: ts.KvStore
 
     @property
@@ -76,8 +77,8 @@ class Store:
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"store {self.location}: samples.parquet cannot be read: {error}") from error
 
-    def site(self, name: str = "") -> SiteReader:
-        """Return a site by name; an empty name means the first. Raise InputError if it is unknown or malformed."""
+    def site(self, name: str | None = None) -> SiteReader:
+        """Return a site by name, by default the first. Raise InputError if it is unknown or malformed."""
         name = name or self.site_names[0]
         if name not in self.manifest["sites"]:
             raise InputError(f"config.data.site is {name!r}; store {self.location} has {', '.join(self.site_names)}")
@@ -123,9 +124,9 @@ class Store:
 def open_store(location: str) -> Store:
     """Open a finished store. Raise InputError if it does not exist or is unfinished."""
     kvstore = layout.open_kvstore(location)
-    manifest = layout.read_json(kvstore, "manifest.json")
+    manifest = layout.read_manifest(kvstore)
     if manifest is None:
-        if layout.read_json(kvstore, "plan.json") is None:
+        if layout.read_plan(kvstore) is None:
             raise InputError(f"store {location}: it does not exist; revelio extract writes it")
         raise InputError(f"store {location} is unfinished; run the same extract command again to continue")
     if manifest.get("format_version") != layout.FORMAT_VERSION:

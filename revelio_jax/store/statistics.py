@@ -2,9 +2,10 @@
 
 import base64
 import dataclasses
-import typing
 
 import numpy as np
+
+from revelio_jax.store.json_files import StatisticsEntry
 
 BLOCK_ROWS = 4096
 
@@ -21,11 +22,11 @@ class Statistics:
     def variance(self) -> np.ndarray:
         return self.m2 / max(self.count, 1)
 
-    def to_json(self) -> dict[str, typing.Any]:
+    def to_json(self) -> StatisticsEntry:
         return {"count": self.count, "mean": _encode(self.mean), "m2": _encode(self.m2)}
 
     @classmethod
-    def from_json(cls, value: dict[str, typing.Any]) -> "Statistics":
+    def from_json(cls, value: StatisticsEntry) -> "Statistics":
         return cls(value["count"], _decode(value["mean"]), _decode(value["m2"]))
 
 

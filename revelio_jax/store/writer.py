@@ -14,7 +14,7 @@ import json
 import os
 import re
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 import pyarrow
@@ -23,6 +23,15 @@ import tensorstore as ts
 
 from revelio_jax.errors import InputError
 from revelio_jax.store import layout, locks, statistics
+from revelio_jax.store.json_files import (
+    Manifest,
+    Marker,
+    Plan,
+    PlanIdentity,
+    Provenance,
+    SiteShape,
+    SiteTotals,
+)
 from revelio_jax.store.locks import Worker
 
 
@@ -49,8 +58,8 @@ class StorePlan:
     chunk_rows: int
     shard_samples: int
     samples: int
-    provenance: dict[str, typing.Any]
-    notes: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
+    provenance: Provenance
+    notes: dict[str, typing.Any] = dataclasses.field(default_factory=dict[str, typing.Any])
 
     @property
     def shards(self) -> int:
@@ -60,9 +69,9 @@ class StorePlan:
         """Return the array rows reserved per shard: the rows of the fullest shard, rounded up to whole chunks."""
         return -(-max(max(site.rows), 1) // self.chunk_rows) * self.chunk_rows
 
-    def identity(self) -> dict[str, typing.Any]:
+    def identity(self) -> PlanIdentity:
         """Return the fields that two runs must share to write one store; the most informative fields come first."""
-        sites = {
+        sites: dict[str, SiteShape] = {
             site.name: {"d": site.d, "shard_rows": self.shard_rows(site), "expected_rows": list(site.rows)}
             for site in self.sites
         }
@@ -76,7 +85,7 @@ class StorePlan:
             "sites": sites,
         }
 
-    def to_json(self) -> dict[str, typing.Any]:
+    def to_json(self) -> Plan:
         """Return the contents of plan.json."""
         identity = self.identity()
         text = json.dumps(identity, sort_keys=True)
@@ -90,14 +99,15 @@ class StorePlan:
 class StoreWriter:
     """Writes the missing shards and the manifest of a store."""
 
-    def __init__(self, location: str, plan: StorePlan, samples: list[dict[str, typing.Any]] | pyarrow.Table):
+    def __init__(self, location: str | None, plan: StorePlan, samples: list[dict[str, typing.Any]] | pyarrow.Table):
         """Start or resume the store. Raise InputError if it belongs to a run with another plan.
 
         Several workers may start at once; the plan of the first one is binding for all.
         """
+        location = layout.checked_location(location)
         self.location, self.plan = location, plan
         self._kvstore, self._folder = layout.open_kvstore(location), layout.local_folder(location)
-        self.finished = layout.read_json(self._kvstore, "manifest.json") is not None
+        self._manifest = layout.read_manifest(self._kvstore)
         # Check for a plan twice: another worker may start the store between the first check and the listing.
         if not self._has_plan() and (self.finished or self._has_files()) and not self._has_plan():
             raise InputError(f"store {location}: the folder is not empty and is not a store")
@@ -106,7 +116,7 @@ class StoreWriter:
             return
         with self._writing(), locks.exclusive(self._folder):
             # Write the plan first: it identifies the other files as files of this store.
-            if layout.read_json(self._kvstore, "plan.json") is None:
+            if layout.read_plan(self._kvstore) is None:
                 layout.write_new(self._kvstore, "plan.json", layout.json_bytes(plan.to_json()))
             if not self._kvstore.list(ts.KvStore.KeyRange("samples.parquet", "samples.parquet0")).result():
                 buffer = io.BytesIO()
@@ -116,8 +126,13 @@ class StoreWriter:
             self._arrays = self._open_arrays()
         self._has_plan()  # raises InputError if another run was first, with another plan
 
+    @property
+    def finished(self) -> bool:
+        """Whether the store has a manifest."""
+        return self._manifest is not None
+
     @contextlib.contextmanager
-    def lock_shards(self, worker: Worker) -> Iterator[None]:
+    def lock_shards(self, worker: Worker) -> Generator[None]:
         """Lock the worker's shards in the block. Raise InputError if another run is writing some of them."""
         with contextlib.ExitStack() as stack:
             with self._writing():
@@ -139,7 +154,7 @@ class StoreWriter:
         dropped and counted. Optional ``skipped`` are the numbers of samples that could not be read. They have no rows,
         so the shard may have fewer rows than planned.
         """
-        marker = {}
+        marker: Marker = {}
         for site in self.plan.sites:
             arrays = sites[site.name]
             values = arrays["activations"]
@@ -164,37 +179,44 @@ class StoreWriter:
             with self._writing():
                 for write in writes:
                     write.result()
-            marker[site.name] = {
-                "dropped": count - len(values),
-                **({"skipped": skipped} if skipped else {}),
-                **stats.to_json(),
-            }
+            marker[site.name] = {"dropped": count - len(values), **stats.to_json()}
+            if skipped:
+                marker[site.name]["skipped"] = skipped
         with self._writing():
             layout.write_json(self._kvstore, layout.shard_key(index), marker)
 
-    def finish(self) -> dict[str, typing.Any]:
+    def finish(self) -> Manifest:
         """Write the manifest of a store whose shards are all finished, and return it.
 
         All workers would write the same manifest, so several may call this method.
         """
-        if self.finished:
-            return layout.read_json(self._kvstore, "manifest.json")
+        if self._manifest is not None:
+            return self._manifest
         if missing := self.missing():
             raise ValueError(f"shards {missing[:5]} are missing")
         with self._writing(), locks.exclusive(self._folder):
-            manifest = layout.read_json(self._kvstore, "manifest.json")
+            manifest = layout.read_manifest(self._kvstore)
             if manifest is None:
-                plan = layout.read_json(self._kvstore, "plan.json")
-                keys = map(layout.shard_key, range(self.plan.shards))
-                manifest = build_manifest(plan, (layout.read_json(self._kvstore, key) for key in keys))
+                plan = layout.read_plan(self._kvstore)
+                if plan is None:
+                    raise ValueError("plan.json is missing")
+                manifest = build_manifest(plan, self._markers())
                 layout.write_json(self._kvstore, "manifest.json", manifest)
             locks.remove(self._folder)
-        self.finished = True
+        self._manifest = manifest
         return manifest
+
+    def _markers(self) -> Iterator[Marker]:
+        """Yield the markers of all shards, in order."""
+        for shard in range(self.plan.shards):
+            marker = layout.read_marker(self._kvstore, shard)
+            if marker is None:
+                raise ValueError(f"shard {shard} is missing")
+            yield marker
 
     def _has_plan(self) -> bool:
         """Return whether the store has a plan. Raise InputError if the plan differs from this run's."""
-        plan = layout.read_json(self._kvstore, "plan.json")
+        plan = layout.read_plan(self._kvstore)
         if plan is None:
             return False
         identity = {key: value for key, value in plan.items() if key not in ("fingerprint", "notes")}
@@ -203,7 +225,7 @@ class StoreWriter:
         return True
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> Generator[None]:
         """Turn a failed write, for example on a full disk, into an InputError of one line."""
         try:
             yield
@@ -227,7 +249,7 @@ class StoreWriter:
         except (ValueError, OSError) as error:  # a file, or a folder that may not be listed
             raise InputError(f"store {self.location}: {error}") from error
 
-    def _write(self, index: int, site: SitePlan, name: str, valid: np.ndarray) -> ts.Future:
+    def _write(self, index: int, site: SitePlan, name: str, valid: np.ndarray) -> ts.WriteFutures:
         """Write a whole shard of one array; a partial write would be merged with the rows of a killed run."""
         array = self._arrays[site.name, name]
         shard_rows = self.plan.shard_rows(site)
@@ -244,7 +266,8 @@ class StoreWriter:
         return array[start:stop].write(rows, can_reference_source_data_indefinitely=True)
 
     def _open_arrays(self) -> dict[tuple[str, str], ts.TensorStore]:
-        futures, has_shards = {}, bool(layout.done_shards(self._kvstore))
+        futures: dict[tuple[str, str], ts.Future[ts.TensorStore]] = {}
+        has_shards = bool(layout.done_shards(self._kvstore))
         for site in self.plan.sites:
             shard_rows = self.plan.shard_rows(site)
             rows = (self.plan.shards - 1) * shard_rows + site.rows[-1]
@@ -262,24 +285,26 @@ class StoreWriter:
         return {key: future.result() for key, future in futures.items()}
 
 
-def build_manifest(plan: dict[str, typing.Any], markers: Iterable[dict[str, typing.Any]]) -> dict[str, typing.Any]:
+def build_manifest(plan: Plan, markers: Iterable[Marker]) -> Manifest:
     """Return the manifest of a store from its plan.json and the markers of all shards, in order."""
-    sites = {name: {"rows": 0, "dropped": 0, "skipped": [], "shard_valid_rows": []} for name in plan["sites"]}
+    sites: dict[str, SiteTotals] = {
+        name: {"rows": 0, "dropped": 0, "shard_valid_rows": [], "mean": [], "variance": []} for name in plan["sites"]
+    }
+    skipped: dict[str, list[int]] = {name: [] for name in sites}
     totals: dict[str, statistics.Statistics] = {}
     for marker in markers:
         for name, part in marker.items():
             sites[name]["shard_valid_rows"].append(part["count"])
             sites[name]["dropped"] += part["dropped"]
-            sites[name]["skipped"] += part.get("skipped", [])
+            skipped[name] += part.get("skipped", [])
             stats = statistics.Statistics.from_json(part)
             totals[name] = statistics.combine(totals[name], stats) if name in totals else stats
-    for name, stats in totals.items():
-        mean, variance = stats.mean.tolist(), stats.variance.tolist()
-        sites[name] |= {"rows": stats.count, "mean": mean, "variance": variance}
-    for entry in sites.values():
-        if not entry["skipped"]:  # older stores do not have this field
-            del entry["skipped"]
-    return plan | {"sites": {name: plan["sites"][name] | entry for name, entry in sites.items()}}
+    for name, site in sites.items():
+        stats = totals[name]
+        site |= {"rows": stats.count, "mean": stats.mean.tolist(), "variance": stats.variance.tolist()}
+        if skipped[name]:
+            site["skipped"] = skipped[name]
+    return {**plan, "sites": {name: {**plan["sites"][name], **site} for name, site in sites.items()}}
 
 
 def difference(stored: typing.Any, own: typing.Any, path: str = "", other: str = "this run has") -> str:

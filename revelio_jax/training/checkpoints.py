@@ -8,7 +8,7 @@ import dataclasses
 import json
 import pathlib
 import typing
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 import orbax.checkpoint as ocp
@@ -63,7 +63,7 @@ def run_identity(config: Config, mixture: Mixture) -> RunIdentity:
 
 
 @contextlib.contextmanager
-def manager(folder: pathlib.Path, keep: int) -> Iterator[ocp.CheckpointManager]:
+def manager(folder: pathlib.Path, keep: int) -> Generator[ocp.CheckpointManager]:
     """Open the checkpoints of a run for writing; wait for the last save on exit.
 
     The ``keep`` newest checkpoints and the one with the lowest FVU are kept.

@@ -6,7 +6,7 @@ The state of a group has a leading axis G over its members.
 import dataclasses
 import pathlib
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -96,19 +96,21 @@ def member_states(group: Group, state: State, mesh: jax.sharding.Mesh) -> Iterat
         yield member, take(state, i)
 
 
-def make_grid_step(groups: Sequence[Group], mesh: jax.sharding.Mesh, form: str) -> Callable[..., typing.Any]:
+def make_grid_step(groups: Sequence[Group], mesh: jax.sharding.Mesh, form: str) -> jax.stages.Wrapped:
     """Return the compiled ``train_step(states, *batches) -> (states, metrics)``; the states are consumed.
 
     ``states`` has one state per group, ``batches`` the stored rows [B, D] of each stream. ``metrics`` has one
     dict per group, with an array [G] for each name. ``form`` is ``vmap`` or ``map``.
     """
 
-    def group_step(group: Group, state: State, x_SBD: jax.Array):
-        def member_step(state, stream, k, learning_rate):
+    def group_step(group: Group, state: State, x_SBD: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        def member_step(
+            state: State, stream: jax.Array, k: jax.Array, learning_rate: jax.Array
+        ) -> tuple[State, dict[str, jax.Array]]:
             train = dataclasses.replace(group.train, learning_rate=learning_rate)
             return update(state, x_SBD[stream], k, group.sae, train, mesh)
 
-        arguments = (
+        arguments: tuple[typing.Any, ...] = (
             state,
             np.array([member.stream for member in group.members], np.int32),
             np.array([member.config.sae.k for member in group.members], np.int32),
@@ -118,7 +120,7 @@ def make_grid_step(groups: Sequence[Group], mesh: jax.sharding.Mesh, form: str) 
             return jax.vmap(member_step)(*arguments)
         return jax.lax.map(lambda member: member_step(*member), arguments)
 
-    def train_step(states: list[State], *batches: jax.Array):
+    def train_step(states: list[State], *batches: jax.Array) -> tuple[list[State], list[dict[str, jax.Array]]]:
         x_SBD = jnp.stack([x_BD.astype(jnp.float32) for x_BD in batches])
         results = [group_step(group, state, x_SBD) for group, state in zip(groups, states, strict=True)]
         return [state for state, _ in results], [metrics for _, metrics in results]

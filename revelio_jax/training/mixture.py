@@ -116,7 +116,7 @@ def open_mixture(entries: Sequence[str], site: str | None = None) -> Mixture:
             if store.kvstore.url in seen:
                 raise InputError(f"config.data.stores contains {store.location} twice; remove one")
             seen.add(store.kvstore.url)
-            first = first or (store, store.site(site or ""))
+            first = first or (store, store.site(site))
             sites.append(_matching_site(*first, store))
         share = weight / sum(weight for weight, _ in weights)
         sources.append(MixtureSource(location, share, stores, tuple(sites)))

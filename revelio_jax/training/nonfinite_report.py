@@ -8,7 +8,7 @@ import json
 import math
 import pathlib
 import typing
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class NonfiniteReport(typing.TypedDict):
 
 
 @contextlib.contextmanager
-def stop_on_nonfinite(folder: pathlib.Path, stream: RowStream) -> Iterator[None]:
+def stop_on_nonfinite(folder: pathlib.Path, stream: RowStream) -> Generator[None]:
     """On NotFinite write nonfinite.json and end the process with one line on stderr and status 1.
 
     Enter it before the checkpoint manager, which finishes a pending save when it exits.

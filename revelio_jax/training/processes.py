@@ -4,7 +4,7 @@ import contextlib
 import signal
 import threading
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import jax
 from jax.experimental import multihost_utils
@@ -55,7 +55,7 @@ def is_first() -> bool:
 
 
 @contextlib.contextmanager
-def sigterm() -> Iterator[Callable[[int], bool]]:
+def sigterm() -> Generator[Callable[[int], bool]]:
     """Yield ``is_stopped(step)``, to call after every step: it returns whether SIGTERM was received.
 
     With several processes, all stop after the same step once one of them receives SIGTERM.

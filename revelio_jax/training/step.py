@@ -2,7 +2,6 @@
 
 import dataclasses
 import typing
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +46,7 @@ def schedule(train: TrainConfig) -> optax.Schedule:
     """Return the learning rate by step: linear warm-up, constant, decay to 0 over the last ``decay_share``."""
     decay_steps = round(train.decay_share * train.steps)
 
-    def rate(step: jax.Array | int) -> jax.Array:
+    def rate(step: typing.Any) -> jax.Array:
         up = jnp.minimum(1.0, (step + 1) / max(train.warmup_steps, 1))
         down = jnp.minimum(1.0, (train.steps - step) / max(decay_steps, 1)) if decay_steps else 1.0
         if train.decay == "cosine":
@@ -90,7 +89,7 @@ def initial_state(
 def abstract_state(latents: int, d: int, sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh) -> State:
     """Return the shapes, dtypes and shardings of a state as a State of ShapeDtypeStructs."""
 
-    def make():
+    def make() -> State:
         matrix_FD, of_F, of_D = jnp.zeros((latents, d)), jnp.zeros(latents), jnp.zeros(d)
         params = {"W_enc_FD": matrix_FD, "b_enc_F": of_F, "W_dec_FD": matrix_FD, "b_dec_D": of_D}
         params |= {"log_threshold_F": of_F} if sae.architecture == "jumprelu" else {}
@@ -106,17 +105,17 @@ def abstract_state(latents: int, d: int, sae: SaeConfig, train: TrainConfig, mes
 def state_shardings(sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh) -> State:
     """Return the NamedSharding of every array of a state."""
     params = sharding.params(sae.architecture)
-    specs = State(
-        step=sharding.REPLICATED,
-        params=params,
-        opt_state=sharding.optimizer_specs(make_optimizer(train), params),
-        ema=params if train.ema else None,
-        rows_since_fired_F=sharding.LATENTS,
-        threshold=sharding.REPLICATED,
-        mean_D=sharding.REPLICATED,
-        scale=sharding.REPLICATED,
-    )
-    return sharding.named_shardings(mesh, specs)
+    specs: dict[str, typing.Any] = {
+        "step": sharding.REPLICATED,
+        "params": params,
+        "opt_state": sharding.optimizer_specs(make_optimizer(train), params),
+        "ema": params if train.ema else None,
+        "rows_since_fired_F": sharding.LATENTS,
+        "threshold": sharding.REPLICATED,
+        "mean_D": sharding.REPLICATED,
+        "scale": sharding.REPLICATED,
+    }
+    return sharding.named_shardings(mesh, State(**specs))
 
 
 def gradients(
@@ -129,7 +128,9 @@ def gradients(
 ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
     """Return gradients on normalized rows x_BD, the number of rows on which each latent fired [F], and metrics."""
 
-    def local(params: dict[str, jax.Array], dead_F: jax.Array, k: jax.Array, x_BD: jax.Array):
+    def local(
+        params: dict[str, jax.Array], dead_F: jax.Array, k: jax.Array, x_BD: jax.Array
+    ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
         return batch_gradients(params, x_BD, k, dead_F, sae)
 
     specs = sharding.params(sae.architecture)
@@ -173,7 +174,7 @@ def update(
     clipped = jnp.minimum(1, train.clip_norm / grad_norm) if train.clip_norm else 1.0
     grads = jax.tree.map(lambda grad: jnp.where(jnp.isfinite(grad_norm), clipped * grad, 0), grads)
     updates, opt_state = make_optimizer(train).update(grads, state.opt_state)
-    params = optax.apply_updates(state.params, updates)
+    params = typing.cast(dict[str, jax.Array], optax.apply_updates(state.params, updates))
     params["W_dec_FD"] = initial.unit_rows(params["W_dec_FD"])
     # Saturates, because int32 would overflow in a long run.
     since_F = jnp.minimum(state.rows_since_fired_F, sae.dead_after_rows) + len(x_BD)
@@ -190,14 +191,14 @@ def update(
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
-        ema=optax.incremental_update(params, state.ema, 1 - train.ema) if train.ema else None,
+        ema=None if state.ema is None else optax.incremental_update(params, state.ema, 1 - (train.ema or 0.0)),
         rows_since_fired_F=jnp.where(fired_F > 0, 0, since_F),
         threshold=jnp.where(jnp.isfinite(smallest), average, state.threshold),
     )
     return state, metrics
 
 
-def make_train_step(sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh) -> Callable[..., typing.Any]:
+def make_train_step(sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """Return the compiled ``train_step(state, x_BD) -> (state, metrics)``, which consumes its state.
 
     x_BD are stored rows; metrics are scalars on the device.

@@ -49,16 +49,16 @@ def test_curves_are_the_metrics(runs):
 def test_the_histogram_is_the_evaluation(runs):
     first, second = (plot.read_run(run) for run in runs)
     evaluation = json.loads(pathlib.Path(runs[0], "evaluation.json").read_text())
-    assert first.never == evaluation["dead_fraction"]
-    assert first.latents.sum() + first.never == pytest.approx(1)
+    assert first.density.never == evaluation["dead_fraction"]
+    assert first.density.latents.sum() + first.density.never == pytest.approx(1)
     np.testing.assert_allclose(  # 48 latents
-        first.latents * 48, evaluation["density_histogram"]["latents"], atol=1e-9
+        first.density.latents * 48, evaluation["density_histogram"]["latents"], atol=1e-9
     )
-    assert second.latents is None
+    assert second.density is None
     density = plot.draw([first, second]).axes[3]
     assert density.get_title(loc="right") == "not evaluated: second"
     drawn = np.concatenate([patch.get_data().values for patch in density.patches])
-    assert drawn.max() == max(first.latents.max(), first.never)
+    assert drawn.max() == max(first.density.latents.max(), first.density.never)
 
 
 def test_runs_without_evaluation_have_no_histogram(runs):

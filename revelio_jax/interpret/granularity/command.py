@@ -65,7 +65,8 @@ def main(argv: Sequence[str]) -> None:
     with files.replacing(out) as part:
         plot.draw(runs, panels).savefig(part, format="png")
     with files.replacing(out.with_suffix(".csv")) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, (*FIELDS, *FIGURES))
+        columns: list[str] = [*FIELDS, *FIGURES]
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows(runs))
     print(table(runs, panels))

@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-import typing
 from collections.abc import Callable
 
 import jax
@@ -27,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 from revelio_jax.errors import InputError
 from revelio_jax.sae import sparse, topk
 from revelio_jax.sae_folder import reader
+from revelio_jax.sae_folder.cfg import SaeMetadata
 from revelio_jax.store import SiteReader, Store
 
 NEURONS = "neurons"
@@ -54,7 +54,7 @@ class Dictionary:
     W_dec_FD: np.ndarray | None = None
     folder: str = ""
     sha256: str = NEURONS
-    metadata: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
+    metadata: SaeMetadata = dataclasses.field(default_factory=SaeMetadata)
 
     @property
     def latents(self) -> int:
@@ -98,9 +98,10 @@ def _sha256(path: pathlib.Path) -> str:
 def check(dictionary: Dictionary, store: Store, site: SiteReader) -> None:
     """Raise InputError if an SAE and the store differ in hook point, width, model or value."""
     metadata, model = dictionary.metadata, store.manifest.get("model", {})
-    if metadata.get("site") and metadata["site"] != site.name:
+    trained_on = metadata.get("site")
+    if trained_on and trained_on != site.name:
         raise InputError(
-            f"config.data.site is {site.name!r}, but the SAE {dictionary.folder} was trained on {metadata['site']!r}"
+            f"config.data.site is {site.name!r}, but the SAE {dictionary.folder} was trained on {trained_on!r}"
         )
     if len(dictionary.b_dec_D) != site.d:
         raise InputError(

@@ -1,5 +1,7 @@
 """Find the neighbors of a latent: latents with a similar decoder row, and latents that fire on the same rows."""
 
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,13 +115,13 @@ def coactive(codes: scipy.sparse.csr_array, most: int) -> tuple[np.ndarray, np.n
     Returns indices, int32 [F, most], -1 if there are fewer, and the Jaccard indices, float32 [F, most], largest
     first, and the lower latent first among equals. ``codes`` [rows, F] is 1 if a latent fires.
     """
-    latents = codes.shape[1]
+    latents = typing.cast(tuple[int, int], codes.shape)[1]
     indices = np.full((latents, most), -1, np.int32)
     scores = np.zeros((latents, most), np.float32)
     fires_F = np.bincount(codes.indices, minlength=latents)
     by_latent = codes.tocsc()
     for start in range(0, latents if most else 0, BLOCK):
-        both = (by_latent[:, start : start + BLOCK].T @ codes).tocsr()
+        both: typing.Any = (by_latent[:, start : start + BLOCK].T @ codes).tocsr()
         for row, (first, last) in enumerate(zip(both.indptr, both.indptr[1:], strict=False)):
             latent = start + row
             other, count = both.indices[first:last], both.data[first:last]

@@ -18,11 +18,11 @@ import typing
 
 import numpy as np
 import pyarrow
-import pyarrow.compute
 import scipy.stats
 
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents.summary import MeanOverLatents
+from revelio_jax.store.parquet import compute
 
 STRONGEST = 10  # labeled top samples to measure
 MEASURES = ("sigma", "entropy", "purity")
@@ -80,11 +80,11 @@ def as_label(name: str, column: pyarrow.ChunkedArray) -> Label:
     if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not (pyarrow.types.is_integer(column.type) or pyarrow.types.is_boolean(column.type)):
-        column = pyarrow.compute.if_else(pyarrow.compute.equal(column, ""), None, column)
-    values = pyarrow.compute.unique(column).drop_null()
-    values = values.take(pyarrow.compute.sort_indices(values))
-    numbers = pyarrow.compute.index_in(column, value_set=values)
-    of_sample = pyarrow.compute.fill_null(numbers, -1).to_numpy(zero_copy_only=False).astype(np.int32)
+        column = compute.if_else(compute.equal(column, ""), None, column)
+    values = compute.unique(column).drop_null()
+    values = values.take(compute.sort_indices(values))
+    numbers = compute.index_in(column, value_set=values)
+    of_sample = compute.fill_null(numbers, -1).to_numpy(zero_copy_only=False).astype(np.int32)
     return Label(name, tuple(str(value) for value in values.to_pylist()), of_sample)
 
 

@@ -62,7 +62,7 @@ def open_site(config: Config) -> tuple[Store, SiteReader]:
             "config.extract.store is not set; set it, or set config.data.stores, to the store to interpret"
         )
     mixture = open_mixture(entries, config.data.site)
-    if len(mixture.stores) > 1:
+    if len(mixture.stores) != 1:
         raise InputError(
             f"config.data.stores has {len(mixture.stores)} stores; it must have one, for example "
             f"--config.data.stores={mixture.stores[0].location}"

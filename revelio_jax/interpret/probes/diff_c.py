@@ -28,7 +28,7 @@ class DiffC(nnx.Module):
         self.dropout = nnx.Dropout(DROPOUT, rngs=rngs)
         self.linear = nnx.Linear(width, classes, rngs=rngs)
 
-    def __call__(self, x_NHWC: jax.Array) -> jax.Array:
+    def __call__(self, x_NHWC: jax.Array | np.ndarray) -> jax.Array:
         x_NHWC = self.norm(x_NHWC)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x_NHWC = self.dropout(nnx.relu(norm(convolution(x_NHWC))))
@@ -56,7 +56,7 @@ def train(
 
 
 @nnx.jit
-def _step(model: DiffC, adam: nnx.Optimizer, x_NHWC: jax.Array, class_N: jax.Array) -> None:
+def _step(model: DiffC, adam: nnx.Optimizer, x_NHWC: jax.Array | np.ndarray, class_N: jax.Array | np.ndarray) -> None:
     def loss(model):
         return optax.softmax_cross_entropy_with_integer_labels(model(x_NHWC), class_N).mean()
 
@@ -64,7 +64,7 @@ def _step(model: DiffC, adam: nnx.Optimizer, x_NHWC: jax.Array, class_N: jax.Arr
 
 
 @nnx.jit
-def logits(model: DiffC, x_NHWC: jax.Array) -> jax.Array:
+def logits(model: DiffC, x_NHWC: jax.Array | np.ndarray) -> jax.Array:
     """Return logits [N, classes]. The model must be in evaluation mode."""
     return model(x_NHWC)
 

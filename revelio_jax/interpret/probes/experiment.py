@@ -168,6 +168,7 @@ def _diff_c(
     samples = np.unique(np.concatenate([parts.all for _, parts in labels]))
     latents = probed_run.latents if of == "latents" else None
     depth = latents.latents if latents else probed_run.site.d
+    assert probed_run.grid is not None  # otherwise row_keys has no diff_c
     gib = 2 * 4 * len(samples) * np.prod(probed_run.grid) * depth / 2**30
     if gib > memory:
         print(

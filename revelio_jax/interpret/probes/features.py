@@ -47,6 +47,7 @@ def means(site: SiteReader, latents: Dictionary, samples: int, timesteps: list[i
         # The rows of a cell are adjacent. A cell that continues in the next batch is summed there too.
         np.add.at(x, here, np.add.reduceat(batch.x_ND.astype(np.float64), starts))
         np.add.at(rows, here, np.diff(starts, append=len(cell)))
+        assert codes is not None  # because latents is set
         values, indices = codes
         row = np.repeat(cell, values.shape[1])
         fires = values.reshape(-1) > 0

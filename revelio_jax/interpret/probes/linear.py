@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-STRENGTHS = np.float32(
-    [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
+STRENGTHS = np.array(
+    [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0], np.float32
 )  # s of the penalty (s / 2) |W|^2, which is added to the mean loss
 STEPS, SMALL = 300, 1e-4  # largest number of L-BFGS steps, and the norm of the gradient at which they stop
 
@@ -44,7 +44,8 @@ def fit(x_ND: jax.Array, class_N: jax.Array, strengths: jax.Array, classes: int)
             params, state, count, _ = carry
             value, gradient = value_and_grad(params, state=state)
             updates, state = solver.update(gradient, state, params, value=value, grad=gradient, value_fn=loss)
-            return optax.apply_updates(params, updates), state, count + 1, optax.tree.norm(gradient)
+            params = typing.cast(tuple[jax.Array, jax.Array], optax.apply_updates(params, updates))
+            return params, state, count + 1, optax.tree.norm(gradient)
 
         start = jnp.zeros((x_ND.shape[1], classes)), jnp.zeros(classes)
         carry = start, solver.init(start), 0, jnp.float32(jnp.inf)
@@ -64,14 +65,14 @@ def train(
     """
     at_VD, wanted_V = validation
     mean_D, deviation_D = _moments(x_ND)
-    W, b = fit((x_ND - mean_D) / deviation_D, class_N, STRENGTHS, classes)
-    logits = jnp.einsum("vd,sdc->svc", (at_VD - mean_D) / deviation_D, W) + b[:, None]
+    W_SDC, b_SC = fit((x_ND - mean_D) / deviation_D, class_N, STRENGTHS, classes)
+    logits = jnp.einsum("vd,sdc->svc", (at_VD - mean_D) / deviation_D, W_SDC) + b_SC[:, None]
     right_S = np.asarray((logits.argmax(-1) == wanted_V).mean(1))
     best = len(STRENGTHS) - 1 - int(right_S[::-1].argmax())
     both, of_both = np.concatenate([x_ND, at_VD]), np.concatenate([class_N, wanted_V])
     mean_D, deviation_D = _moments(both)
-    W, b = fit((both - mean_D) / deviation_D, of_both, STRENGTHS[best : best + 1], classes)
-    return LinearProbe(mean_D, deviation_D, np.asarray(W[0]), np.asarray(b[0]), float(STRENGTHS[best]))
+    W_1DC, b_1C = fit((both - mean_D) / deviation_D, of_both, STRENGTHS[best : best + 1], classes)
+    return LinearProbe(mean_D, deviation_D, np.asarray(W_1DC[0]), np.asarray(b_1C[0]), float(STRENGTHS[best]))
 
 
 @jax.jit

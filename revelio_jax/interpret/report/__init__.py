@@ -9,6 +9,7 @@ import datetime
 import importlib.metadata
 import pathlib
 import shutil
+import typing
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,7 +46,7 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
     if the store or its images have changed since the results were computed, or if the decoder of a compared SAE cannot
     be read. Raise it also if the report cannot be written.
     """
-    run = pathlib.Path(config.run)
+    run = pathlib.Path(config.run or results.folder.parent)
     folder = report_of(run, results)
     store = open_store_of(results)
     for one in (results, *compare) if compare else ():
@@ -78,7 +79,7 @@ def _fill(
         ours = dataclasses.replace(ours, with_image=with_image)
         others = [dataclasses.replace(o, with_image=with_image) if o in same else o for o in others]
 
-    facts = {name: results.summary[name] for name in FACTS} | {
+    facts: dict[str, typing.Any] = {name: results.summary[name] for name in FACTS} | {
         "name": name_of(results),
         "made": datetime.date.today().isoformat(),
         "version": importlib.metadata.version("revelio_jax"),

@@ -7,12 +7,12 @@ the largest Jaccard index of the top samples, which is defined if both were comp
 import pathlib
 
 import numpy as np
-import pyarrow.compute
 import tqdm
 from safetensors import SafetensorError, safe_open
 
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents.results import Results
+from revelio_jax.store.parquet import compute
 
 BLOCK = 2048  # latents of each SAE in one product of decoders
 PAIRS = 2**22  # pairs of latents in one comparison of samples
@@ -108,5 +108,5 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 def _top(results: Results) -> tuple[np.ndarray, np.ndarray]:
     """Return the columns latent and sample of all top samples, sorted by latent."""
-    table = results.samples.filter(pyarrow.compute.equal(results.samples["kind"], "top"))
+    table = results.samples.filter(compute.equal(results.samples["kind"], "top"))
     return table["latent"].to_numpy(), table["sample"].to_numpy()

@@ -3,11 +3,12 @@
 import typing
 
 import numpy as np
-import pyarrow.compute
 
 from revelio_jax.interpret.latents.results import Results
+from revelio_jax.interpret.latents.summary import LabelPurity
 from revelio_jax.interpret.report.report_data import MEASURES, ReportData, name_of
 from revelio_jax.interpret.report.scripts import number
+from revelio_jax.store.parquet import compute
 
 DENSITY_EDGES = np.linspace(-8, 0, 33)  # log10 of the share of rows that a latent fires on
 PURITY_EDGES = np.linspace(0, 1, 21).round(2)
@@ -42,7 +43,7 @@ def numbers(results: Results) -> dict[str, typing.Any]:
     }
 
 
-def _mean(of_label: dict[str, typing.Any]) -> list[float | int | None]:
+def _mean(of_label: LabelPurity) -> list[float | int | None]:
     measured, chance = of_label["measured"]["purity"] or {}, of_label["chance"] or {}
     mean, low, high = (number(measured.get(name)) for name in ("mean", "low", "high"))
     return [mean, low, high, measured.get("latents", 0), number(chance.get("purity"))]
@@ -99,7 +100,7 @@ def _purity(label: str, runs: list[Results]) -> dict[str, typing.Any]:
 
 def _cell(table: typing.Any, label: str, stratum: str | None = None) -> list[float | int | None]:
     if stratum is not None:
-        table = table.filter(pyarrow.compute.equal(table["stratum"], stratum))
+        table = table.filter(compute.equal(table["stratum"], stratum))
     measured = [_known(table, f"{label}.{measure}") for measure in MEASURES]
     return [*(number(values.mean()) if len(values) else None for values in measured), len(measured[0])]
 

@@ -7,11 +7,12 @@ import typing
 
 import numpy as np
 import pyarrow
-import pyarrow.compute
 
 from revelio_jax.interpret.latents.results import Results
+from revelio_jax.interpret.latents.summary import Summary
 from revelio_jax.interpret.report.scripts import number
 from revelio_jax.store import Store
+from revelio_jax.store.parquet import compute
 
 MEASURES = ("purity", "entropy", "sigma")
 MINIATURES = 3  # thumbnails next to the name of a latent
@@ -41,7 +42,7 @@ class ReportData:
     with_image: frozenset[int] = frozenset()
 
     @property
-    def summary(self) -> dict[str, typing.Any]:
+    def summary(self) -> Summary:
         return self.results.summary
 
     @property
@@ -102,15 +103,15 @@ class ReportData:
     @functools.cached_property
     def shown_samples(self) -> np.ndarray:
         """Numbers of all samples that the report shows, ascending."""
-        return np.sort(pyarrow.compute.unique(self.results.samples["sample"]).to_numpy())
+        return np.sort(compute.unique(self.results.samples["sample"]).to_numpy())
 
     @functools.cached_property
     def best(self) -> dict[int, list[int]]:
         """The MINIATURES top samples of each firing latent."""
         table = self.results.samples.select(["latent", "sample", "kind", "rank"])
-        few = table.filter(
-            (pyarrow.compute.field("kind") == "top") & (pyarrow.compute.field("rank") < MINIATURES)
-        ).sort_by([("latent", "ascending"), ("rank", "ascending")])
+        few = table.filter((compute.field("kind") == "top") & (compute.field("rank") < MINIATURES)).sort_by(
+            [("latent", "ascending"), ("rank", "ascending")]
+        )
         best: dict[int, list[int]] = {}
         for latent, sample in zip(few["latent"].to_pylist(), few["sample"].to_pylist(), strict=True):
             best.setdefault(latent, []).append(sample)

@@ -101,7 +101,7 @@ def tag(config: Config, latents: Sequence[int] = ()) -> TaggingRun:
     material = evidence.open_evidence(run_results, config.extract)
     stop = threading.Event()
     model = _model(config, stop)
-    cache = AnswerCache(pathlib.Path(config.run, answers.NAME), model, stop)
+    cache = AnswerCache(pathlib.Path(config.run or run_results.folder.parent, answers.NAME), model, stop)
 
     def one(latent: int) -> Tag:
         options = config.tags

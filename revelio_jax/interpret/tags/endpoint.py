@@ -29,7 +29,7 @@ REPLACEMENTS = {"max_tokens": "max_completion_tokens", "temperature": None}
 
 
 class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_):
+    def redirect_request(self, *_: object, **__: object) -> None:
         return None  # urllib then raises HTTPError
 
 
@@ -56,14 +56,15 @@ def open_endpoint(options: TagsConfig, stop: threading.Event, first_wait: float 
                 "the environment variable named by config.tags.key must have only printable ASCII characters"
             )
     endpoint = Endpoint(options, key, stop, first_wait)
-    return VisionLanguageModel(options.model, f"endpoint {options.model}", endpoint.ask, options.parallel)
+    name = options.model or ""
+    return VisionLanguageModel(name, f"endpoint {name}", endpoint.ask, options.parallel)
 
 
 class Endpoint:
     """A chat-completions endpoint; threads may share it."""
 
     def __init__(self, options: TagsConfig, key: str, stop: threading.Event, first_wait: float):
-        self._base = options.endpoint.rstrip("/").removesuffix("/chat/completions")
+        self._base = (options.endpoint or "").rstrip("/").removesuffix("/chat/completions")
         self._options, self._key, self._stop, self._first_wait = options, key, stop, first_wait
         self._opener = urllib.request.build_opener(_RefuseRedirects)
         self._parameters = {"max_tokens": options.max_tokens, "temperature": 0}

@@ -109,9 +109,10 @@ class LatentEvidence:
         image = self.images(number)
         if image is None:
             return None
-        if not self.has_maps:
+        grid = self.results.summary["grid"]
+        if not self.has_maps or grid is None:
             return ShownSample(number, annotation.png(annotation.panel(image)), "")
-        heat_HW = unfold(profile_C, self.results.summary["cells"], self.results.summary["grid"]) / 255
+        heat_HW = unfold(profile_C, self.results.summary["cells"], grid) / 255
         peak = divmod(row["position"], heat_HW.shape[1])
         return ShownSample(number, annotation.png(annotation.panel(image, heat_HW, peak)), "")
 

@@ -24,7 +24,7 @@ def open_model(options: TagsConfig, on: str) -> VisionLanguageModel:
     The weights are loaded at the first question, so a run whose answers are all cached never loads them. Raise
     InputError if the model is not an image-text-to-text model or has no chat template.
     """
-    name, place = options.model, device(on)
+    name, place = options.model or "", device(on)
     processor = _load(transformers.AutoProcessor, name)
     if not getattr(processor, "chat_template", None):
         raise InputError(f"config.tags.model is {name!r}; its processor has no chat template")
@@ -39,7 +39,7 @@ def open_model(options: TagsConfig, on: str) -> VisionLanguageModel:
     return VisionLanguageModel(name, f"transformers {name} {_fingerprint(name)}", ask)
 
 
-def _load(cls: typing.Any, name: str, **options) -> typing.Any:
+def _load(cls: typing.Any, name: str, **options: typing.Any) -> typing.Any:
     try:
         return cls.from_pretrained(name, **options)
     except (*LOAD_ERRORS, SafetensorError) as error:
