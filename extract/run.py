@@ -1,7 +1,7 @@
 """Write activations of a pipeline's text encoders or denoiser to an activation store.
 
-    python -m extract.run --config configs/mini_sd.py
-    python -m extract.run --config configs/mini_sd.py --list_sites
+    revelio extract --config mini_sd
+    revelio extract --config mini_sd --list_sites
 
 config.extract.mode selects the computation: the text encoders on prompts, the denoiser while the pipeline generates
 images of prompts, or the denoiser on noised images.
@@ -141,7 +141,7 @@ def _print_summary(location: str, manifest: Manifest, unit: str, seconds: float)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run ``python -m extract.run`` with the arguments ``argv``."""
+    """Run ``revelio extract`` with the arguments ``argv``."""
     config, flags = parse(["extract.run", *argv], __doc__, **FLAGS)
     if flags["list_sites"]:
         from extract import listing  # imports torch

@@ -9,7 +9,7 @@ say "1/5 extract: activations of the text encoder -> stores/mini_sd"
 revelio extract --config $config
 say "2/5 train: a k-sparse autoencoder in JAX -> runs/mini_sd"
 resume=()
-if [ -d runs/mini_sd/checkpoints ]; then resume=(--config.train.resume=True); fi
+if [ -d runs/mini_sd/checkpoints ]; then resume=(--config.train.resume=yes); fi
 revelio train --config $config "${resume[@]}"
 say "3/5 evaluate: on held-out rows"
 evaluated=$(revelio evaluate --config $config | tee /dev/stderr | tail -n 1)

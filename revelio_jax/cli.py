@@ -1,7 +1,7 @@
 """The command line that all commands share: ``--config``, overrides of its fields, and flags of the command.
 
 ``--config`` takes the name of a shipped config, a config file, or the ``config.json`` of a run.
-``--config.train.steps=1000`` overrides a field. Lists are written as ``a,b``; an empty value empties a field;
+``--config.train.steps=1000`` overrides a field. Lists are written as ``a,b``; an empty value unsets a field;
 ``1e4`` is a whole number; ``yes``, ``no``, ``true`` and ``false`` are booleans.
 """
 

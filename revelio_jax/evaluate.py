@@ -1,7 +1,7 @@
 """Evaluate a checkpoint of a run on held-out rows.
 
-    python -m revelio_jax.evaluate --config configs/mini_sd.py
-    python -m revelio_jax.evaluate --config configs/mini_sd.py --config.train.use=best
+    revelio evaluate --config mini_sd
+    revelio evaluate --config mini_sd --config.train.use=best
 
 config.train.use chooses the checkpoint: ``newest``, the default, or ``best``, the one with the lowest FVU in
 training. Writes evaluation.json into the folder config.run.

@@ -1,7 +1,7 @@
 """Export a checkpoint of a run as an SAE folder for steering.
 
-    python -m revelio_jax.export --config configs/mini_sd.py
-    python -m revelio_jax.export --config configs/mini_sd.py --config.train.use=best
+    revelio export --config mini_sd
+    revelio export --config mini_sd --config.train.use=best
 
 config.train.use chooses the checkpoint: ``newest``, the default, or ``best``, the one with the lowest FVU in
 training. Writes export/ into the folder config.run: cfg.json and sae_weights.safetensors in SAELens's layout,

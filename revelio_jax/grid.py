@@ -1,12 +1,12 @@
-"""Train a grid of autoencoders together: hook points, k, dictionary sizes and learning rates in one program.
+"""Train a grid of autoencoders together, in one program: stores, hook points, k, sizes, learning rates and seeds.
 
-    python -m revelio_jax.grid --config configs/mini_sd.py --grid sae.k=10,20 \
+    revelio grid --config mini_sd --grid sae.k=10,20 \
         --grid train.learning_rate=1e-3,4e-4
-    python -m revelio_jax.evaluate --config runs/mini_sd/k=10,learning_rate=0.001/config.json
+    revelio evaluate --config runs/mini_sd/k=10,learning_rate=0.001/config.json
 
 Each ``--grid FIELD=VALUE,VALUE`` multiplies the number of members; FIELD is one of FIELDS. A member is an
 ordinary run in a subfolder of config.run, named after its values. Every other command takes its config.json as
-``--config``, and train can continue it alone. ``--config.train.resume=True`` continues the grid if all members
+``--config``, and train can continue it alone. ``--config.train.resume=yes`` continues the grid if all members
 have a checkpoint of one step.
 
 One compiled program runs a step of all members. ``--form vmap`` batches the members in every operation.
@@ -109,10 +109,10 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
                 save(managers, groups, result, fvus, mesh)
                 fvus = {member: [] for member in members}
     if last_step < options.steps:
-        print(f"{config.run} is stopped; step {last_step} is saved, --config.train.resume=True continues it")
+        print(f"{config.run} is stopped; step {last_step} is saved, --config.train.resume=yes continues it")
         raise SystemExit(processes.STOPPED)
     print(f"{config.run} is finished: {options.steps} steps; next, for each of its folders:")
-    print(f"  python -m revelio_jax.evaluate --config {members[0].folder / 'config.json'}")
+    print(f"  revelio evaluate --config {members[0].folder / 'config.json'}")
 
 
 def configs(config: Config, axes: Sequence[str]) -> list[Config]:

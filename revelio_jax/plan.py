@@ -1,7 +1,7 @@
 """Compile the train step for a TPU that this machine does not have, and print memory, time and collectives.
 
-    revelio plan --config configs/flux_t5.py --topology v5e:4x4
-    revelio plan --config configs/flux_t5.py --topology v5e:4x4 --mesh 4x4 --smallest no
+    revelio plan --config flux_t5 --topology v5e:4x4
+    revelio plan --config flux_t5 --topology v5e:4x4 --mesh 4x4 --smallest no
 
 Needs `pip install '.[plan]'`, which brings libtpu with XLA's compiler for TPU. No TPU, store or model is needed; if
 the store exists, its width and number of rows are used. Compiling for one mesh takes about a minute.

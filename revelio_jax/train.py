@@ -1,7 +1,7 @@
 """Train a k-sparse autoencoder on one hook point of an activation store, or on a mixture of stores.
 
-    python -m revelio_jax.train --config configs/mini_sd.py
-    python -m revelio_jax.train --config configs/mini_sd.py --config.train.resume=True
+    revelio train --config mini_sd
+    revelio train --config mini_sd --config.train.resume=yes
 
 Writes config.json, metrics.jsonl and checkpoints/ into the folder config.run. A run that is stopped at any
 moment and resumed gives the same bits as an uninterrupted run. A non-finite loss ends the run with status 1 and
@@ -35,7 +35,7 @@ from revelio_jax.training.step import initial_state, make_train_step
 
 
 def train(config: Config) -> None:
-    """Train up to config.train.steps. Raises InputError before anything is written."""
+    """Train up to config.train.steps. Raise InputError for a wrong config or store, before anything is written."""
     sae, options, logging = config.sae, config.train, config.logging
 
     # Config and stores.
@@ -76,15 +76,15 @@ def train(config: Config) -> None:
         last_step, fvus = start, []  # FVUs since the last checkpoint
         for result in steps:
             last_step = result.step
-            # Raises NotFinite before a bad state is saved.
+            # The only stream of rows (a grid has several). Raises NotFinite before a bad state is saved.
             fvus.append(log.add(result.step, result.metrics | result.coverage[0], result.wait_s)["fvu"])
             if result.state is not None:
                 checkpoints.save(manager, result.step, result.state, float(np.mean(fvus)), config, identity)
                 fvus = []
     if last_step < options.steps:
-        print(f"{folder} is stopped; step {last_step} is saved, --config.train.resume=True continues it")
+        print(f"{folder} is stopped; step {last_step} is saved, --config.train.resume=yes continues it")
         raise SystemExit(processes.STOPPED)
-    print(f"{folder} is finished: {options.steps} steps; next: python -m revelio_jax.evaluate")
+    print(f"{folder} is finished: {options.steps} steps; next: revelio evaluate")
 
 
 def main(argv: Sequence[str]) -> None:

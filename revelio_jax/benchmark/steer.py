@@ -1,12 +1,12 @@
 """Steer a concept: draw a strip of images at several strengths, and measure removal and retention with a judge.
 
-    python -m revelio_jax.steering --config configs/mini_sd.py --concept "glossy 3d" --strength -1,-0.5,0
+    revelio steer --config mini_sd --concept "glossy 3d" --strength -1,-0.5,0
 
 Writes runs/<name>/steering/<concept>.png and results.json. Negative strengths remove the concept, positive strengths
 add it, and 0 is the plain pipeline. The judge measures images only if the config has labeled prompts and a judge, and
 the concept is one of the labels.
 
-    python -m revelio_jax.steering sweep --config configs/mini_sd.py --help
+    revelio sweep --config mini_sd --help
 
 draws a curve over many strengths and suggests a strength.
 """

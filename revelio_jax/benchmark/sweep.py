@@ -1,6 +1,6 @@
 """Sweep over strengths: draw a strip and a curve of removal and retention, and suggest a strength.
 
-    python -m revelio_jax.steering sweep --config configs/mini_sd.py --concept "style=glossy 3d" \\
+    revelio sweep --config mini_sd --concept "style=glossy 3d" \\
         --strength=-3,-2.5,-2,-1.5,-1,-0.5,0 --suggest 0.9
 
 Writes sweep_<concept>.png, the strip, and sweep.json into runs/<name>/steering/. If the config has labeled prompts and

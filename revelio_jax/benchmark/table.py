@@ -1,6 +1,6 @@
 """Measure how well each rule removes concepts, compared with a difference of means and a random direction.
 
-    python -m revelio_jax.benchmark.table --config configs/mini_sd.py \\
+    revelio benchmark --config mini_sd \\
         --concept "style=glossy 3d" --concept category=heart --concept category=animal
 
 For every concept and rule, the strength with the best worst case of removal and retention is chosen on one half of the

@@ -15,7 +15,8 @@ def field(
 ) -> typing.Any:
     """Return a dataclass field whose metadata :func:`revelio_jax.config.resolve` checks values against.
 
-    ``low`` and ``high`` are inclusive. ``multiple`` restricts a whole number to its multiples.
+    ``low`` and ``high`` are inclusive. ``multiple`` restricts a whole number to its multiples. They and ``choices``
+    do not apply to fields that hold tuples, which ``__post_init__`` checks.
     """
     metadata = {"help": help, "choices": choices, "low": low, "high": high, "multiple": multiple}
     return dataclasses.field(default=default, metadata=metadata)

@@ -43,7 +43,7 @@ class SaeConfig:
         "undercomplete baseline",
         choices=("topk", "batch_topk", "jumprelu", "dense"),
     )
-    k: int = field(32, "latents that may fire on a row", low=1)
+    k: int = field(32, "latents that fire on a row; for batch_topk and jumprelu on average", low=1)
     k_start: int | None = field(None, "k at the first step, annealed to k over k_anneal_steps; None: k", low=1)
     k_anneal_steps: int = field(0, "steps from k_start to k", low=0)
     expansion: int = field(4, "expansion factor: dictionary size divided by the width of the activation", low=1)

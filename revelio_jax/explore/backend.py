@@ -90,7 +90,7 @@ class Backend:
         if pooled is None or self.in_denoiser:
             return False
         is_own_encoder = any(point.component == pooled.component for point in self.points)
-        return not (pooled.is_all and is_own_encoder)  # FLUX's CLIP: steering changes nothing but the pooled vector
+        return not (pooled.is_only_output and is_own_encoder)  # FLUX's CLIP gives nothing else
 
     @property
     def positions(self) -> int:
@@ -191,7 +191,7 @@ class Backend:
         An encoder for only the pooled vector truncates long prompts; it is included only if it has the hook point.
         """
         pooled, points = self.family.pooled, {point.component for point in self.points}
-        exempt = {pooled.component} - points if pooled and pooled.is_all else set()
+        exempt = {pooled.component} - points if pooled and pooled.is_only_output else set()
         return [encoder for encoder in self.family.text_encoders.values() if encoder not in exempt]
 
     def _token_limit(self, component: str) -> int:

@@ -123,7 +123,7 @@ def load_catalog(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Ca
     # Results of other weights would show wrong words.
     interpreted, current = str(loaded.summary.get("sae", {}).get("sha256", "")), sha256(sae_folder / WEIGHTS)
     if loaded.summary["latents"] != n_latents or (interpreted and current and interpreted != current):
-        return Catalog(f"{loaded.folder} is for another SAE; run python -m revelio_jax.interpret again")
+        return Catalog(f"{loaded.folder} is for another SAE; run revelio interpret again")
     tags: dict[int, list[Row]] = {}
     for row in table.to_pylist() if (table := loaded.tags()) else []:
         if row["label"]:  # null if the model gave no label

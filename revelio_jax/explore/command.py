@@ -1,6 +1,6 @@
 """Serve a page for exploring the latents of a run: see which latents fire on a prompt, and steer images.
 
-    python -m revelio_jax.explore --config configs/mini_sd.py
+    revelio explore --config mini_sd
 
 Open the address that it prints. By default only this machine can open the page. If --host is another address, everyone
 who can reach that address can use the page without a password. The run needs an export. If the results of python -m

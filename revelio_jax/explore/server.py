@@ -93,7 +93,7 @@ class ReportFiles:
         name = self.files.get_path(scope)
         path, _ = self.files.lookup_path("index.html" if scope["path"].endswith("/") else name)
         if not (self.folder / "index.html").is_file():
-            text = "There is no report yet. Run python -m revelio_jax.interpret.report to write it."
+            text = "There is no report yet. Run revelio report to write it."
             response = HTMLResponse(f"<p>{text} <a href='/'>Explorer</a></p>", 404)
         elif name == REPORT_LINK.name:
             response = FileResponse(REPORT_LINK)

@@ -1,14 +1,14 @@
 """Record what each latent of an SAE fires on, in one pass over the store and in bounded memory.
 
-    python -m revelio_jax.interpret --config configs/mini_sd.py
-    python -m revelio_jax.interpret --config configs/mini_sd.py --config.interpret.sae=neurons
+    revelio interpret --config mini_sd
+    revelio interpret --config mini_sd --config.interpret.sae=neurons
 
 Writes runs/<name>/latents: how often and how strongly each latent fires, its top samples with positions and maps,
 weaker samples, label purity, and neighbors. Then writes the report, runs/<name>/report/index.html. With
 config.interpret.sae=neurons each coordinate of the activations is a latent, and the folders are runs/<name>/neurons
 and runs/<name>/neurons_report. Existing results of the same store, SAE and fields are reused.
 
-    python -m revelio_jax.interpret.granularity runs/a runs/b
+    revelio granularity runs/a runs/b
 
 plots the purity of several runs by timestep.
 """

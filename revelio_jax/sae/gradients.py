@@ -46,17 +46,18 @@ def _sparse(
 
     code = weighted[0][1]
     # Derivatives of the loss by each reconstruction, and by the values of its code.
-    by_x_hat = [-2 * weight / deviation * error for (weight, _), error in zip(weighted, errors, strict=True)]
-    by_values = [
+    grad_x_hat = [-2 * weight / deviation * error for (weight, _), error in zip(weighted, errors, strict=True)]
+    grad_values = [
         jnp.where(part.values > 0, sparse.dots(grad_BD, part.slot_indices, params["W_dec_FD"], sae), 0)
-        for (_, part), grad_BD in zip(weighted, by_x_hat, strict=True)
+        for (_, part), grad_BD in zip(weighted, grad_x_hat, strict=True)
     ]
-    # From here on: rows of all devices and latents of this device. All terms have the same slots and indices.
-    by_code = typing.cast(jax.Array, sum(by_values))
-    indices_BK, grad_BK, x_BD, error_BD = sparse.all_rows(code.slot_indices, by_code, x_BD, errors[0])
+    # From here on: rows of all devices and latents of this device. All terms have the indices of the first code,
+    # because a term only sets some of its values to 0.
+    grad_code_BK = typing.cast(jax.Array, sum(grad_values))
+    indices_BK, grad_BK, x_BD, error_BD = sparse.all_rows(code.slot_indices, grad_code_BK, x_BD, errors[0])
     aux_loss, grads = aux_k(params, x_BD, error_BD, deviation, dead_F, sae)
     fired_F: jax.Array | None = None
-    for (_, part), grad_BD in zip(weighted, by_x_hat, strict=True):
+    for (_, part), grad_BD in zip(weighted, grad_x_hat, strict=True):
         values_BK, grad_BD = sparse.all_rows(part.values, grad_BD)
         if part is code:
             fired_F = Code(values_BK, indices_BK).count(len(dead_F), sae.dead_threshold)
@@ -64,10 +65,10 @@ def _sparse(
         grads["b_dec_D"] += grad_BD.sum(0)
     assert fired_F is not None  # code is one of the terms
     grads["W_enc_FD"] = sparse.add_outer(grads["W_enc_FD"], grad_BK, indices_BK, x_BD - params["b_dec_D"], sae)
-    by_b_enc_F = jnp.zeros_like(params["b_enc_F"]).at[indices_BK].add(grad_BK)
-    grads["b_enc_F"] += by_b_enc_F
+    grad_b_enc_F = jnp.zeros_like(params["b_enc_F"]).at[indices_BK].add(grad_BK)
+    grads["b_enc_F"] += grad_b_enc_F
     # The encoder's input is x - b_dec; its gradient, summed over rows, is one small product.
-    grads["b_dec_D"] -= jax.lax.psum(by_b_enc_F @ params["W_enc_FD"], "feature")
+    grads["b_dec_D"] -= jax.lax.psum(grad_b_enc_F @ params["W_enc_FD"], "feature")
     loss = sum(weight * fvu for (weight, _), fvu in zip(weighted, fvus, strict=True))
     metrics = {"loss": loss + sae.aux_alpha * aux_loss, "fvu": fvus[0], "aux_loss": aux_loss}
     return grads, fired_F, code, metrics

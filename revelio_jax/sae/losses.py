@@ -1,4 +1,4 @@
-"""The training loss: normalized reconstruction errors of codes.
+"""The reconstruction terms of the loss; :mod:`.gradients` adds AuxK, and the L0 penalty of jumprelu.
 
 Functions run inside ``jax.shard_map`` and sum over all rows of the ``data`` axis, so that the loss does not
 depend on the mesh.
@@ -22,7 +22,7 @@ def normalized_error(error_BD: jax.Array, deviation: jax.Array) -> jax.Array:
 
 
 def terms(model: SparseAutoencoder, code: Code, more: Code | None) -> list[tuple[float, Code]]:
-    """Return weights and codes, ``code`` first. The loss is the weighted sum of the codes' normalized errors.
+    """Return weights and codes, ``code`` first. The weighted sum of their normalized errors is the loss before AuxK.
 
     Matryoshka averages over the prefixes of the dictionary, the last of which is the whole dictionary (Bussmann et
     al. 2025, arXiv 2503.17547). MultiTopK adds the code ``more`` with 4 k latents.

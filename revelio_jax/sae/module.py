@@ -64,9 +64,10 @@ def decode(code: Code, W_dec_FD: jax.Array, sae: SaeConfig) -> jax.Array:
 class SparseAutoencoder(nnx.Module):
     """z = select(ReLU(W_enc (x - b_dec) + b_enc)), x_hat = W_dec z + b_dec.
 
-    ``sae.architecture`` determines ``select``. Parameters are float32. Both matrices are [F, D], one row per
-    latent, so that sparse gradients touch whole rows. Methods run inside ``jax.shard_map`` over the axes of
-    :mod:`revelio_jax.sae.sharding`, with the parameters of this device's latents.
+    ``sae.architecture`` determines ``select``; jumprelu keeps the values above its thresholds, without ReLU.
+    Parameters are float32. Both matrices are [F, D], one row per latent, so that sparse gradients touch whole rows.
+    Methods run inside ``jax.shard_map`` over the axes of :mod:`revelio_jax.sae.sharding`, with the parameters of
+    this device's latents.
 
     Sources: TopK and MultiTopK Gao et al. 2024 (arXiv 2406.04093), as used in arXiv 2501.19066; BatchTopK
     Bussmann et al. 2024 (arXiv 2412.06410); JumpReLU Rajamanoharan et al. 2024 (arXiv 2407.14435).

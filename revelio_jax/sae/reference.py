@@ -1,8 +1,9 @@
 """The plain definition of the autoencoder, its loss and AuxK, which every fast form is tested against.
 
+It covers topk, batch_topk and dense; the formulas of JumpReLU are in jump.py.
 Arrays are complete: there is no mesh, no sparse code and no chunk. Letters: B rows, D width of the activation,
 F latents. Sources: TopK, MultiTopK and AuxK Gao et al. 2024 (arXiv 2406.04093); BatchTopK Bussmann et al. 2024
-(arXiv 2412.06410); Matryoshka Bussmann et al. 2025 (arXiv 2503.17547). The formulas of JumpReLU are in jump.py.
+(arXiv 2412.06410); Matryoshka Bussmann et al. 2025 (arXiv 2503.17547).
 """
 
 import jax
@@ -31,6 +32,7 @@ def select(z_BF: jax.Array, k: int, architecture: str) -> jax.Array:
     if architecture == "batch_topk":  # k per row on average, at most BATCH_SLOTS k on one row
         candidates_BF = top_k(z_BF, BATCH_SLOTS * k)
         return top_k(candidates_BF.reshape(1, -1), k * len(z_BF)).reshape(z_BF.shape)
+    assert architecture == "dense", architecture
     return z_BF
 
 

@@ -15,8 +15,8 @@ def top_k(x_BF: jax.Array, k: int, bias_F: jax.Array | float = 0.0) -> tuple[jax
     Returns values [B, k] and int32 indices [B, k], identical to ``jax.lax.top_k(x + bias, k)``, but faster. If
     fewer than k values are above -inf, the remaining slots may repeat an index. The maxima of groups of GROUP
     neighbors are computed first, and then only the best groups are searched. x + bias never exists as a whole
-    array. A CPU uses :func:`tournament`, other platforms :func:`two_stages`. Rows that do not split into more
-    than k whole groups use ``lax.top_k``.
+    array, except for narrow rows. A CPU uses :func:`tournament`, other platforms :func:`two_stages`. Rows that do not
+    split into more than k whole groups use ``lax.top_k``.
     """
     width = x_BF.shape[1]
     bias_F = jnp.broadcast_to(bias_F, width)

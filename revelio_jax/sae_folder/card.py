@@ -116,7 +116,7 @@ def _quality(evaluation: typing.Any) -> str:
             "{dead_fraction:.1%} of the latents never fire"
         ).format(**evaluation)
     except (KeyError, TypeError, ValueError):
-        return "not evaluated; `python -m revelio_jax.evaluate` measures it"
+        return "not evaluated; `revelio evaluate` measures it"
 
 
 def _front(model: str, license: str) -> str:

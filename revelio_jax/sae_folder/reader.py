@@ -72,12 +72,12 @@ def _weights_file(folder: pathlib.Path) -> pathlib.Path:
                 f"{folder}/{CONFIG} is missing, but subfolders hold SAEs; pass one of them as subfolder=: "
                 f"{one_line(', '.join(points))}"
             )
-        raise InputError(f"{folder}/{CONFIG} is missing; python -m revelio_jax.export writes an SAE folder")
+        raise InputError(f"{folder}/{CONFIG} is missing; revelio export writes an SAE folder")
     for name in (WEIGHTS, SPARSIFY_WEIGHTS):
         if (folder / name).is_file():
             break
     else:
-        raise InputError(f"{folder}/{WEIGHTS} is missing; python -m revelio_jax.export writes an SAE folder")
+        raise InputError(f"{folder}/{WEIGHTS} is missing; revelio export writes an SAE folder")
     for file in (CONFIG, name):
         if not inside(folder, folder / file):
             raise InputError(f"{folder}/{file} is a link to a file outside of the folder; copy that file there")

@@ -1,8 +1,8 @@
 """Attach to a pipeline, detach from it, and run it unsteered.
 
-While anything is attached, the class of the pipeline is replaced by a subclass that intercepts ``__call__`` and
-``encode_prompt``. Detaching the last attachment restores the class. Steering therefore affects only this pipeline
-object, not other pipelines with the same components.
+Forward hooks on the steered modules change the activations, but only during calls of this pipeline: while anything is
+attached, the class of the pipeline is replaced by a subclass that intercepts ``__call__`` and ``encode_prompt``. Other
+pipelines that share the modules are not steered. Detaching the last attachment restores the class.
 """
 
 import contextlib

@@ -111,7 +111,7 @@ class Where:
         vector = family.pooled
         if hook_points.is_denoiser_point(name) or vector is None:
             raise InputError(f"pooled is {self.pooled}; at {name} it must be None, because there is no pooled vector")
-        if vector.is_all and any(point.component == vector.component for point in points):
+        if vector.is_only_output and any(point.component == vector.component for point in points):
             raise InputError(
                 f"pooled is {self.pooled}; at {name} it must be None, because the pipeline uses only the pooled vector "
                 "of this encoder"

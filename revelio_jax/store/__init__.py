@@ -2,7 +2,7 @@
 
     STORE/manifest.json        written last; a store without it is unfinished
     STORE/plan.json            the plan of the store; every run that writes the store must have the same plan
-    STORE/samples.parquet      one row per sample: id, prompt, labels
+    STORE/samples.parquet      one row per sample: id, prompt or image, labels, tokens
     STORE/shards/00000.json    one per finished shard: rows and statistics of every site
     STORE/.locks/              locks of the workers; removed when the store is finished
     STORE/<site>/activations   zarr3 [rows, d], sharded

@@ -61,7 +61,7 @@ def resumed_step(folder: pathlib.Path, resume: bool, identity: RunIdentity) -> i
     if not resume:
         raise InputError(
             f"config.run is {str(folder)!r}, which has checkpoints up to step {step}; "
-            "pass --config.train.resume=True to continue it, or choose another run"
+            "pass --config.train.resume=yes to continue it, or choose another run"
         )
     checkpoints.check(folder, step, identity)
     return step
@@ -83,7 +83,7 @@ def restore_run(config: Config) -> RestoredRun:
     choose = {"newest": checkpoints.newest_step, "best": checkpoints.best_step}[config.train.use]
     step = choose(folder)
     if not step:
-        raise InputError(f"config.run is {str(folder)!r}, which has no checkpoint; run python -m revelio_jax.train")
+        raise InputError(f"config.run is {str(folder)!r}, which has no checkpoint; run revelio train")
     checkpoints.check(folder, step, checkpoints.run_identity(config, mixture))
     latents = dictionary_size(config, mixture.d)
     options = config.train

@@ -1,7 +1,7 @@
 """Compare what this project and three other libraries learn from the same rows in the same order.
 
     bash tests/benchmarks/peers.sh      # once: creates .venv-peers with the other libraries
-    python -m extract.run --config configs/mini_sd.py  # once: creates the miniature's store
+    revelio extract --config mini_sd  # once: creates the miniature's store
     python tests/benchmarks/quality.py --json quality.json
     python tests/benchmarks/quality.py --json quality.json --data planted --systems revelio_jax --steps 200
 
@@ -116,10 +116,7 @@ def planted() -> Task:
 def miniature(store: str) -> Task:
     """Return the data set of the quickstart's store. Raise InputError if it is missing."""
     if not (pathlib.Path(store) / "manifest.json").exists():
-        raise InputError(
-            f"--store is {store!r}, which is not a finished store; "
-            "run python -m extract.run --config configs/mini_sd.py"
-        )
+        raise InputError(f"--store is {store!r}, which is not a finished store; run revelio extract --config mini_sd")
     mixture = open_mixture([f"1:{store}"])
     batch = BATCH["miniature"]
     order = loader.make_order(mixture, 0, batch, 256, held_out=0.2, lanes=1)

@@ -79,7 +79,7 @@ def test_a_peer_has_a_row(benchmark, system):
         ("--systems=torch", "one of revelio_jax, sae-lens"),
         ("--rates=fast", "numbers of at least"),
         ("--steps=3", "at least 20"),
-        ("--store=nowhere", "python -m extract.run --config configs/mini_sd.py"),
+        ("--store=nowhere", "revelio extract --config mini_sd"),
     ],
 )
 def test_a_wrong_flag_is_refused(benchmark, flag, message):

@@ -1,4 +1,4 @@
-"""python -m extract.run: refused inputs and stores."""
+"""revelio extract: refused inputs and stores."""
 
 import os
 import shutil

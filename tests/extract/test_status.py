@@ -1,4 +1,4 @@
-"""python -m extract.run --status and --verify on good, unfinished and damaged stores."""
+"""revelio extract --status and --verify on good, unfinished and damaged stores."""
 
 import json
 import pathlib

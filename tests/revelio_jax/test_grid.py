@@ -225,7 +225,7 @@ def test_a_wrong_grid_is_refused_before_anything_is_written(config, with_train, 
 
 def test_an_existing_grid_needs_resume_and_the_same_axes(trained_grid, with_train, tmp_path):
     config, _ = trained_grid
-    with pytest.raises(InputError, match=r"pass --config\.train\.resume=True"):
+    with pytest.raises(InputError, match=r"pass --config\.train\.resume=yes"):
         grid.train(config, K_AND_RATE)
     other = with_train(config, resume=True, steps=40)
     with pytest.raises(InputError, match=r"no checkpoint of the same step; .*learning_rate=0\.02: none"):

@@ -234,7 +234,7 @@ def test_a_wrong_value_is_refused_before_anything_is_written(base, with_train, t
 
 
 def test_an_existing_run_needs_resume(trained, tmp_path):
-    assert_refused(trained, r"pass --config.train.resume=True", tmp_path)
+    assert_refused(trained, r"pass --config.train.resume=yes", tmp_path)
 
 
 def test_a_run_that_is_a_file_is_refused(base, with_train, tmp_path):

@@ -1,8 +1,8 @@
 """Plot purity and spread of latents by hook point and timestep, and of SAEs against neurons.
 
-    python -m revelio_jax.interpret.granularity runs/a runs/b --out granularity.png
+    revelio granularity runs/a runs/b --out granularity.png
 
-Takes run folders with results of python -m revelio_jax.interpret, and also reads the results of neurons if they exist.
+Takes run folders with results of revelio interpret, and also reads the results of neurons if they exist.
 Pure latents encode the label. For other latents, a small spread suggests texture and a large spread layout. Each label
 and measure has a heat map of runs by timestep, curves, and means over all timesteps, which compare an SAE with an
 undercomplete autoencoder or with neurons. All values are means over latents with 95 % bootstrap intervals. Dotted lines

@@ -110,8 +110,7 @@ def open_store_of(results: Results) -> Store:
     store = open_store(results.summary["store"]["location"])
     if store.fingerprint != results.summary["store"]["fingerprint"]:
         raise InputError(
-            f"store {store.location} has changed since {results.folder} was computed; "
-            "run python -m revelio_jax.interpret again"
+            f"store {store.location} has changed since {results.folder} was computed; run revelio interpret again"
         )
     return store
 
@@ -166,7 +165,7 @@ def load(folder: pathlib.Path) -> Results:
     except FileNotFoundError as error:
         names = (SUMMARY, ARRAYS, *(f"{name}.parquet" for name in TABLES))
         missing = next((name for name in names if not (folder / name).is_file()), "such file")
-        raise InputError(f"{folder} has no {missing}; create it with python -m revelio_jax.interpret") from error
+        raise InputError(f"{folder} has no {missing}; create it with revelio interpret") from error
     except (ValueError, OSError, SafetensorError, pyarrow.ArrowException) as error:
         if isinstance(error, InputError):
             raise

@@ -1,6 +1,6 @@
 """Measure how well labels can be predicted from activations and from SAE latents, by hook point and timestep.
 
-    python -m revelio_jax.interpret.probes runs/a runs/b --label category --label style --apart name
+    revelio probes runs/a runs/b --label category --label style --apart name
 
 Takes run folders with an export, whose stores have label columns. For each hook point, timestep and label, probes
 are trained on the activations and on the latents of the same rows: a linear probe on means over the positions, and

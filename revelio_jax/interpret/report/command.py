@@ -1,6 +1,6 @@
-"""Rewrite the report of a run from the results of python -m revelio_jax.interpret.
+"""Rewrite the report of a run from the results of revelio interpret.
 
-    python -m revelio_jax.interpret.report --config configs/mini_sd.py --compare runs/mini_sd_k10
+    revelio report --config mini_sd --compare runs/mini_sd_k10
 
 Use it to add tags, to change the size of the thumbnails, or to compare with another SAE. Thumbnails of the old report
 are reused if their size is the same.

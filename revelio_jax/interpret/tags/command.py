@@ -1,10 +1,10 @@
 """Tag latents with a vision-language model: a label, its granularity, and a score of how well it predicts firing.
 
-    python -m revelio_jax.interpret.tags --config FILE --config.tags.model=HUB_ID_OR_FOLDER
-    python -m revelio_jax.interpret.tags --config FILE --latents 3,17 \\
+    revelio tags --config FILE --config.tags.model=HUB_ID_OR_FOLDER
+    revelio tags --config FILE --latents 3,17 \\
         --config.tags.endpoint=http://localhost:8000/v1 --config.tags.model=NAME
 
-Run python -m revelio_jax.interpret first; tags are optional for all other commands. The model is an
+Run revelio interpret first; tags are optional for all other commands. The model is an
 image-text-to-text model of transformers with a chat template, or any model of an OpenAI-compatible server. The key of
 a server is read from the environment variable named by config.tags.key. The model sees the top samples of a latent:
 images with a heat map and a crop at the peak, or prompts with marks around the words on which it fires. It answers

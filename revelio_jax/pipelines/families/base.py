@@ -1,7 +1,7 @@
 """The interface of a pipeline family: everything that differs between SD, SDXL, FLUX, DiT and a text encoder alone.
 
 A family is one object. Code outside of this folder calls its methods and never compares its name. No module here
-imports torch, because the trainer also uses names of hook points; new tensors are derived from tensors of the caller.
+imports torch, because `revelio plan`, which uses JAX, reads it too; new tensors are derived from tensors of the caller.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ class PooledVector:
     """The vector that a CLIP encoder pools a prompt to, which some denoisers take beside the tokens.
 
     ``component`` is the encoder; ``conditional`` and ``unconditional`` are the positions of the vector of the prompt
-    and of the negative prompt in the result of ``encode_prompt``. ``is_all``: the pipeline reads nothing else from
-    that encoder.
+    and of the negative prompt in the result of ``encode_prompt``. ``is_only_output``: the pipeline reads nothing else
+    from that encoder.
     """
 
     component: str
     conditional: int
     unconditional: int
-    is_all: bool = False
+    is_only_output: bool = False
 
 
 class Family:
-    """One pipeline family. Attributes and methods default to Stable Diffusion."""
+    """One pipeline family. Methods default to Stable Diffusion, attributes to absent."""
 
     name: str
     pipelines: tuple[str, ...] = ()

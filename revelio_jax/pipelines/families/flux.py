@@ -25,7 +25,7 @@ class Flux(Family):
     text_encoders: typing.ClassVar[dict[str, str]] = {"clip": "text_encoder", "t5": "text_encoder_2"}
     denoiser = "transformer"
     prefix = "flux"
-    pooled = PooledVector("text_encoder", 1, 1, is_all=True)
+    pooled = PooledVector("text_encoder", 1, 1, is_only_output=True)
     has_separate_passes = True
     encodes_branches_separately = True
     is_flow = True

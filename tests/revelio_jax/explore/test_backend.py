@@ -101,7 +101,7 @@ def test_the_cache_drops_the_oldest_and_keeps_the_newest():
 def test_results_of_another_sae_are_not_shown(tmp_path, write_run, save_results):
     config = write_run(tmp_path / "run", "clip.layer.2")
     export = tmp_path / "run" / "export"
-    assert "python -m revelio_jax.interpret" in load_catalog(config, export, LATENTS).missing
+    assert "revelio interpret" in load_catalog(config, export, LATENTS).missing
     save_results(tmp_path / "run")
     catalog = load_catalog(config, export, LATENTS)
     assert (catalog.missing, catalog.name(7)) == ("", "zebra, stripes")

@@ -81,7 +81,7 @@ def replaced(config, section: str, **values):
 
 def test_a_run_without_an_export_is_refused(refused, config, tmp_path):
     other = dataclasses.replace(config, run=str(tmp_path / "other"))
-    assert "python -m revelio_jax.export" in refused(other)
+    assert "revelio export" in refused(other)
     assert "config.run is not set" in refused(dataclasses.replace(config, run=None))
     assert "cfg.json is missing" in refused(config, f"--sae={tmp_path}")
 

@@ -96,7 +96,7 @@ def test_sigterm_saves_and_ends_with_its_status(base, with_train, config_file, t
     assert process.returncode == processes.STOPPED == 143, err
     step = checkpoints.newest_step(tmp_path / "run")
     assert step >= 5
-    assert f"step {step} is saved, --config.train.resume=True continues it" in out
+    assert f"step {step} is saved, --config.train.resume=yes continues it" in out
     before = signal.getsignal(signal.SIGTERM)
     train(with_train(config, steps=step + 3, resume=True))
     assert checkpoints.newest_step(tmp_path / "run") == step + 3

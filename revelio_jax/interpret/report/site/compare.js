@@ -13,7 +13,7 @@ const WAYS = {
   const main = document.querySelector("main");
   if (!facts.compare.length) {
     main.append(el("h1", {}, "Compare"), el("p.empty", {}, "This report has no other run to compare with. To add one, run ",
-      el("code", {}, "python -m revelio_jax.interpret.report --config FILE --compare runs/OTHER"), "."));
+      el("code", {}, "revelio report --config FILE --compare runs/OTHER"), "."));
     return;
   }
   onKey(["j", "k", "ArrowDown", "ArrowUp"], "next or previous row", (event) => table?.key(event));

@@ -79,7 +79,7 @@ def test_run_names_are_unambiguous(run):
     ("flags", "message"),
     [
         (["no/such/run"], "no/such/run: no such folder"),
-        (["TMP"], "has no summary.json; create it with python -m revelio_jax.interpret"),
+        (["TMP"], "has no summary.json; create it with revelio interpret"),
         (["RUN", "--label=shade"], "--label is 'shade'; the labels of the runs are kind, style"),
         (["RUN", "--measure=depth"], "invalid choice: 'depth'"),
         (["RUN", "--out=no/such/folder/g.png"], "--out is no/such/folder/g.png"),

@@ -127,7 +127,7 @@ def test_an_interrupt_keeps_the_previous_results(own, monkeypatch):
 def test_the_message_names_a_missing_file(own, name):
     found, _ = interpretation.interpret(own)
     (found.folder / name).unlink()
-    with pytest.raises(InputError, match=f"has no {name}; create it with python -m revelio_jax.interpret"):
+    with pytest.raises(InputError, match=f"has no {name}; create it with revelio interpret"):
         results.load(found.folder)
 
 
