@@ -99,10 +99,20 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(trained, with_trai
     assert untimed[0] == untimed[1]
 
 
-def test_asynchronous_checkpoints_hold_the_state_of_their_step(trained, with_train, tmp_path):
-    stopped = with_train(trained, run=str(tmp_path / "run"), steps=200, decay_share=0.0)
-    train(stopped)
-    assert_same_bits(final_state(stopped), final_state(trained, step=200))
+def test_asynchronous_checkpoints_hold_the_state_of_their_step(trained, with_train, tmp_path, monkeypatch):
+    states, save = {}, checkpoints.save
+
+    def copy_and_save(manager, step, state, *others):
+        states[step] = jax.device_get(state)
+        save(manager, step, state, *others)
+
+    monkeypatch.setattr(checkpoints, "save", copy_and_save)
+    config = with_train(trained, run=str(tmp_path / "run"))
+    train(config)
+    kept = sorted(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir())
+    assert len(kept) > 1
+    for step in kept:
+        assert_same_bits(final_state(config, step), states[step])
 
 
 def test_a_checkpoint_restores_on_another_mesh(trained):
