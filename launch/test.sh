@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Check style and types, then run the tests on parallel workers. Other arguments are passed to pytest.
 #   bash launch/test.sh          everything
-#   bash launch/test.sh --fast   without the tests marked slow or browser
+#   bash launch/test.sh --fast   without types, and without the tests marked slow or browser
 extras=all,wandb,datasets,explore
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-select=()
+fast=no select=()
 if [ "${1:-}" = --fast ]; then
     shift
+    fast=yes
     select=(-m "not slow and not browser")
 fi
 
@@ -26,8 +27,10 @@ fi
 say "ruff"
 ruff check .
 ruff format --check .
-say "pyright"
-PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright  # do not ask PyPI for a newer version
+if [ "$fast" = no ]; then
+    say "pyright"  # takes more than a minute; pre-commit runs it too
+    PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright  # do not ask PyPI for a newer version
+fi
 say "pytest"
 # Each worker has its own session fixtures: a file stays on one worker so that they are built less often.
 pytest -n "${WORKERS:-$(getconf _NPROCESSORS_ONLN)}" --dist loadfile "${select[@]}" "$@"
