@@ -2,7 +2,8 @@
 # Check style and types, then run the tests on parallel workers. Other arguments are passed to pytest.
 #   bash launch/test.sh          everything
 #   bash launch/test.sh --fast   without types, and without the tests marked slow or browser
-extras=all,wandb,datasets,explore
+# shellcheck disable=SC2034
+extras=all,wandb,datasets,explore  # read by environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 fast=no select=()

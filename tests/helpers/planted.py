@@ -31,7 +31,7 @@ class Size:
     top: int = 6
     weaker: int = 3
     of_stratum: int = 2
-    neighbours: int = 4
+    neighbors: int = 4
     grid: int = 4
     positions: int = 12
     pixels: int = 32
@@ -126,10 +126,10 @@ def make(run: pathlib.Path, store: Store, kind: str, size: Size, stratum: str = 
     }
     kept = _samples(random, size, alive, maximum, positions, strata, kind)
     near = {
-        name: np.where(alive[:, None], random.integers(2, n, (n, size.neighbours)), -1).astype(np.int32)
+        name: np.where(alive[:, None], random.integers(2, n, (n, size.neighbors)), -1).astype(np.int32)
         for name in ("coactive", "nearest")
     }
-    score = np.sort(random.random((n, size.neighbours)).astype(np.float32))[:, ::-1]
+    score = np.sort(random.random((n, size.neighbors)).astype(np.float32))[:, ::-1]
     cells = [1, positions] if kind == "text" else [size.grid, size.grid]
     arrays = {
         "histogram": np.where(alive[:, None], random.integers(0, 90, (n, 16)), 0).astype(np.int64),
@@ -177,7 +177,7 @@ def make(run: pathlib.Path, store: Store, kind: str, size: Size, stratum: str = 
         "fields": {},
         "top": size.top,
         "weaker": size.weaker,
-        "neighbours": size.neighbours,
+        "neighbors": size.neighbors,
         "histogram_log2_edges": np.linspace(-4, 4, 17).tolist(),
         "seconds": 1.0,
     }

@@ -81,9 +81,9 @@ def test_the_plot_is_written_to_the_default_file_or_to_out(runs, tmp_path, capsy
     for arguments, path in wanted.items():
         plot.main(arguments)
         assert capsys.readouterr().out == f"{path}\n"
-        with Image.open(path) as picture:
-            assert picture.format == "PNG"
-            assert picture.width > 1000
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+            assert image.width > 1000
     assert not list(tmp_path.rglob("*.part"))
 
 

@@ -172,7 +172,7 @@ def _concatenate(batches: list[CodeBatch]) -> CodeBatch:
 
 
 def _chunk_groups(chunks: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield groups of consecutive chunks with together at most ``most`` rows, but at least one chunk."""
+    """Yield groups of consecutive chunks that have at most ``most`` rows together; a larger chunk is a group alone."""
     group: list[tuple[int, int]] = []
     rows = 0
     for start, stop in chunks:

@@ -43,7 +43,7 @@ def test_concepts_are_named_by_column_and_value():
     assert find_concept("wooden", ROWS) is None
     for concept, message in {
         "flat": "column=value",
-        "colour=red": "style, category",
+        "color=red": "style, category",
         "style=wooden": "flat, noto",
     }.items():
         with pytest.raises(InputError, match=message):

@@ -26,9 +26,9 @@ def test_folders_are_labels(image_folder):
         {"id": 4, "image": "dog/b.png", "label": "dog"},
     ]
     (loaded,) = images.batches([range(5)], 8, 16)
-    assert [picture is None for picture in loaded] == [False, True, False, False, False]
-    assert {picture.shape for picture in loaded if picture is not None} == {(3, 8, 16)}
-    assert {picture.dtype for picture in loaded if picture is not None} == {np.dtype(np.float32)}
+    assert [pixels is None for pixels in loaded] == [False, True, False, False, False]
+    assert {pixels.shape for pixels in loaded if pixels is not None} == {(3, 8, 16)}
+    assert {pixels.dtype for pixels in loaded if pixels is not None} == {np.dtype(np.float32)}
 
 
 def test_a_flat_folder_has_no_labels(image_folder):
@@ -59,8 +59,8 @@ def test_exif_orientation_is_applied(tmp_path):
 
 
 def test_16_bit_gray_images_keep_their_values(tmp_path):
-    grey = np.repeat(np.linspace(0, 65_535, 8).astype(np.uint16)[None], 8, 0)
-    PIL.Image.fromarray(grey).save(tmp_path / "a.png")
+    gray = np.repeat(np.linspace(0, 65_535, 8).astype(np.uint16)[None], 8, 0)
+    PIL.Image.fromarray(gray).save(tmp_path / "a.png")
     loaded = read(tmp_path).load(0, 8, 8)
     np.testing.assert_allclose(loaded, np.broadcast_to(np.linspace(-1, 1, 8), (3, 8, 8)), atol=1 / 127)
 

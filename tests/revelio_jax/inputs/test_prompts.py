@@ -16,7 +16,7 @@ from revelio_jax.inputs.prompts import read_prompts
 # Any text that a UTF-8 file can hold.
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 no_nul = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=20)
-labelled = st.lists(st.fixed_dictionaries({"prompt": no_nul, "style": no_nul}), min_size=1, max_size=5)
+labeled = st.lists(st.fixed_dictionaries({"prompt": no_nul, "style": no_nul}), min_size=1, max_size=5)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_txt_has_one_prompt_per_line(folder, lines):
 
 
 @settings(max_examples=50)
-@given(rows=labelled)
+@given(rows=labeled)
 def test_csv_jsonl_and_parquet_keep_prompts_and_labels(folder, rows):
     wanted = [{"id": i, **row} for i, row in enumerate(rows)]
     with (folder / "p.csv").open("w", newline="") as file:

@@ -91,7 +91,7 @@ def test_a_run_without_strata_has_empty_cells(tmp_path, text_store, config_of):
 
 
 def test_chunks_stay_small_with_many_samples(tmp_path, image_store, config_of):
-    size = planted.Size(latents=96, top=20, weaker=10, of_stratum=20, neighbours=10, grid=16)
+    size = planted.Size(latents=96, top=20, weaker=10, of_stratum=20, neighbors=10, grid=16)
     found = planted.make(tmp_path / "run", image_store, "image", size)
     folder = report.write(config_of(tmp_path / "run"), found)
     chunks = [path.stat().st_size for path in (folder / "data/latents").iterdir()]
@@ -124,15 +124,15 @@ def test_thumbnails_are_resized_and_reused(tmp_path, config_of):
     config = config_of(tmp_path / "run", interpret=InterpretConfig(thumbnail=64))
     folder = report.write(config, found)
     path = next(folder.glob("thumbnails/*/*.webp"))
-    with PIL.Image.open(path) as picture:
-        assert picture.size == (64, 64)
+    with PIL.Image.open(path) as image:
+        assert image.size == (64, 64)
     before = {path.name: path.stat().st_ino for path in folder.glob("thumbnails/*/*.webp")}
     report.write(config, found)
     after = {path.name: path.stat().st_ino for path in folder.glob("thumbnails/*/*.webp")}
     assert after == before  # the same files
     report.write(dataclasses.replace(config, interpret=InterpretConfig(thumbnail=48)), found)
-    with PIL.Image.open(path) as picture:
-        assert picture.size == (48, 48)
+    with PIL.Image.open(path) as image:
+        assert image.size == (48, 48)
 
 
 def test_a_missing_image_has_no_thumbnail(tmp_path, config_of):

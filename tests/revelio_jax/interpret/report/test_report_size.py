@@ -17,7 +17,7 @@ def large(tmp_path_factory, image_store, config_of):
     Latents have few samples, so that the report is written in seconds; the table has all its rows and columns.
     """
     folder = tmp_path_factory.mktemp("large")
-    size = planted.Size(LATENTS, top=3, weaker=0, of_stratum=0, neighbours=2)
+    size = planted.Size(LATENTS, top=3, weaker=0, of_stratum=0, neighbors=2)
     found = planted.make(folder / "run", image_store, "image", size, stratum="")
     with served(report.write(config_of(folder / "run"), found)) as url:
         yield url
