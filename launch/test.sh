@@ -33,5 +33,6 @@ if [ "$fast" = no ]; then
     PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright  # do not ask PyPI for a newer version
 fi
 say "pytest"
-# Each worker has its own session fixtures: a file stays on one worker so that they are built less often.
-pytest -n "${WORKERS:-$(getconf _NPROCESSORS_ONLN)}" --dist loadfile "${select[@]}" "$@"
+# Each worker has its own session fixtures: a file stays on one worker so that they are built less often. Files keep the
+# order of tests/conftest.py, the slow ones first.
+pytest -n "${WORKERS:-$(getconf _NPROCESSORS_ONLN)}" --dist loadfile --no-loadscope-reorder "${select[@]}" "$@"

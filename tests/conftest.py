@@ -27,6 +27,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
+import collections
 import dataclasses
 import functools
 import json
@@ -62,6 +63,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if {"chromium", "visit"} & set(item.fixturenames):
             item.add_marker("browser")
+    # Parallel workers take whole files. Files that consist of slow tests come first, so that all workers end together.
+    tests = collections.Counter(item.path for item in items)
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path] / tests[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -263,6 +263,7 @@ def test_compatible_fields_of_the_autoencoder_are_accepted():
     assert configs.resolve({"sae": annealed}).sae.k_start == 32
 
 
+@pytest.mark.slow
 @given(value=st.integers() | st.floats() | st.text() | st.none() | st.booleans() | st.lists(st.text()))
 def test_any_value_is_accepted_or_refused_with_the_name_of_the_field(value):
     for name, section in configs.SECTIONS.items():

@@ -55,6 +55,7 @@ def test_an_unknown_command_is_one_line_with_the_closest_name():
     assert "commands: extract, train, " in revelio("zzz").stderr
 
 
+@pytest.mark.slow
 def test_a_wrong_flag_names_the_command_as_it_was_called():
     done = revelio("export", "--size=3")
     assert (done.returncode, done.stderr) == (
@@ -71,6 +72,7 @@ def test_the_overview_loads_neither_torch_nor_jax():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
 def test_a_closed_pipe_prints_no_traceback(arguments):
     done = subprocess.run(

@@ -16,6 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 README_EXAMPLE = (ROOT / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_neither_torch_nor_jax():
     code = (
         "import sys, revelio_jax\n"

@@ -72,6 +72,7 @@ def test_a_peer_has_a_row(benchmark, system):
     check(done, rows, [system], 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

@@ -13,6 +13,7 @@ COMMAND = [sys.executable, "tests/benchmarks/report.py"]
 FIELDS = ("kind", "latents", "samples", "seconds", "cpu_seconds", "files", "mb", "images_mb", "peak_gib")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("chromium")  # skips without Chromium
 @pytest.mark.parametrize("kind", ["text", "image"])
 def test_the_row_has_the_documented_fields(tmp_path, kind):

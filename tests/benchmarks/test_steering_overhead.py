@@ -33,6 +33,7 @@ def test_a_row_has_the_documented_fields(tmp_path):
         assert min(row["plain_s"], row["steered_s"], row["ratio"]) > 0
 
 
+@pytest.mark.slow
 def test_an_unknown_family_is_refused(tmp_path):
     done = run(tmp_path, "--families", "sd99")
     assert done.returncode == 2

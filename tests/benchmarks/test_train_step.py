@@ -56,6 +56,7 @@ def test_a_peer_has_a_row(benchmark, system):
     assert rows[0]["torch_floor_s"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

@@ -7,10 +7,13 @@ import signal
 import subprocess
 import time
 
+import pytest
+
 from tests.helpers import ROOT
 from tests.helpers.extraction import command, read_files, run_extract
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_writes_the_store_of_an_uninterrupted_run(text_config, tmp_path):
     (tmp_path / "many.txt").write_text("\n".join(" ".join(["cat"] * (1 + n % 9)) for n in range(40)))
     overrides = {"extract__prompts": tmp_path / "many.txt", "extract__shard_samples": 1}
@@ -30,6 +33,7 @@ def test_a_killed_run_resumes_and_writes_the_store_of_an_uninterrupted_run(text_
     assert read_files(tmp_path / "store") == read_files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_reported_in_one_line_and_the_run_resumes(text_config, tmp_path):
     (tmp_path / "many.txt").write_text("cat\n" * 40)
     overrides = {"extract__prompts": tmp_path / "many.txt", "extract__shard_samples": 1}
@@ -58,6 +62,7 @@ def run_worker(text_config, overrides, rank):
     run_extract(text_config, **overrides)
 
 
+@pytest.mark.slow
 def test_four_workers_with_restarts_write_the_store_of_one_worker(text_config, tmp_path):
     (tmp_path / "many.txt").write_text("\n".join(" ".join(["cat"] * (1 + n % 9)) for n in range(120)))
     overrides = {"extract__prompts": tmp_path / "many.txt", "extract__shard_samples": 1}

@@ -173,6 +173,7 @@ def test_stable_diffusion_1(listed):
     assert cells_of["unet.up_blocks.1"][-1] == "no"
 
 
+@pytest.mark.slow
 def test_sdxl(listed):
     cells_of = listed("sdxl", extract__height=1024, extract__width=1024, extract__dtype="float16")
     assert len([name for name in cells_of if ".attentions." in name]) == 11
@@ -182,6 +183,7 @@ def test_sdxl(listed):
     assert cells_of["unet.up_blocks.0.attentions.2"][:2] == ["[1,024, 1,280]", "2.621 MB"]
 
 
+@pytest.mark.slow
 def test_flux(listed):
     cells_of = listed("flux", extract__height=1024, extract__width=1024, extract__dtype="bfloat16")
     assert cells_of["t5.block.22"] == ["[512, 4,096]", "4.194 MB"]
@@ -193,6 +195,7 @@ def test_flux(listed):
     assert blocks["flux.double.18.image"][1] == "25.17 MB"
 
 
+@pytest.mark.slow
 def test_the_tokenizer_of_flux_limits_the_text_positions(listed):
     cells_of = listed("flux", tokens=24, extract__height=1024, extract__width=1024)
     assert cells_of["t5.block.22"][0] == "[24, 4,096]"

@@ -90,6 +90,7 @@ def test_a_folder_with_other_files_is_refused_and_unchanged(text_config, tmp_pat
     assert read_files(tmp_path / "store") == {"thesis.tex": b"mine"}
 
 
+@pytest.mark.slow
 def test_the_command_as_a_process_prints_one_line(text_config, tmp_path):
     """Warnings that libraries write to stderr on import would show here."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}

@@ -160,6 +160,7 @@ def test_a_full_disk_is_reported_in_one_line_and_the_command_resumes(tmp_path):
     assert tree(tmp_path / "full") == tree(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_killed_and_restarted_workers_write_the_store_of_one_worker(tmp_path):
     work(tmp_path / "whole", 40)
     store, moments = tmp_path / "shared", random.Random(0)

@@ -61,7 +61,7 @@ def test_a_mesh_gives_the_same_numbers(trained, with_train, result):
 
 
 def test_a_run_without_a_matching_checkpoint_is_refused(trained, base, with_train, tmp_path):
-    with pytest.raises(InputError, match="has no checkpoint; run python -m"):
+    with pytest.raises(InputError, match="has no checkpoint; run revelio train"):
         evaluate(with_train(base, run=str(tmp_path / "none")))
     with pytest.raises(InputError, match=r"config\.sae\.k is 2"):
         evaluate(dataclasses.replace(trained, sae=dataclasses.replace(trained.sae, k=2)))

@@ -112,6 +112,7 @@ def assert_close(state, expected):
     np.testing.assert_array_equal(state.mean_D, expected.mean_D)
 
 
+@pytest.mark.slow
 def test_members_one_after_another_equal_single_runs(trained_grid, alone):
     _, members = trained_grid
     names = [pathlib.Path(member.run).name for member in members]
@@ -119,12 +120,14 @@ def test_members_one_after_another_equal_single_runs(trained_grid, alone):
     assert_equal_to_single_runs(members, alone)
 
 
+@pytest.mark.slow
 def test_vectorized_members_equal_single_runs(config, with_train, alone, tmp_path):
     config = with_train(config, run=str(tmp_path / "grid"))
     grid.train(config, K_AND_RATE, "vmap")
     assert_equal_to_single_runs(grid.configs(config, K_AND_RATE), alone)
 
 
+@pytest.mark.slow
 def test_members_with_other_sites_sizes_and_seeds_equal_single_runs(config, with_train, alone, tmp_path):
     config = with_train(config, run=str(tmp_path / "grid"))
     axes = [f"data.site={SITES[0]},{SITES[1]}", "sae.expansion=2,3", "train.seed=0,1"]
@@ -133,6 +136,7 @@ def test_members_with_other_sites_sizes_and_seeds_equal_single_runs(config, with
     assert_equal_to_single_runs([members[i] for i in (0, 3, 5, 6)], alone)  # every value of every field, twice
 
 
+@pytest.mark.slow
 def test_a_grid_on_a_mesh_equals_one_device(trained_grid, with_train, tmp_path):
     config, members = trained_grid
     config = with_train(config, run=str(tmp_path / "grid"), data=2, feature=4)
@@ -141,6 +145,7 @@ def test_a_grid_on_a_mesh_equals_one_device(trained_grid, with_train, tmp_path):
         assert_close(newest_state(member), newest_state(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead", [False, True], ids=["stopped", "killed while it saved"])
 def test_a_resumed_grid_has_the_same_bits(trained_grid, with_train, tmp_path, ahead):
     config, members = trained_grid
@@ -157,6 +162,7 @@ def test_a_resumed_grid_has_the_same_bits(trained_grid, with_train, tmp_path, ah
         assert logs[0] == logs[1]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_every_member(config, with_train, config_file, tmp_path):
     config = with_train(config, run=str(tmp_path / "grid"), steps=10**6)
     path = config_file(tmp_path / "config.py", config)

@@ -72,6 +72,7 @@ def test_every_run_has_its_own_style(runs):
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 25
 
 
+@pytest.mark.slow
 def test_the_plot_is_written_to_the_default_file_or_to_out(runs, tmp_path, capsys):
     wanted = {
         (runs[0],): tmp_path / "runs/first/plot.png",

@@ -74,6 +74,7 @@ def test_normalization_uses_the_statistics_of_the_store(trained, planted):
     np.testing.assert_allclose(state.scale, np.sqrt(planted.var(0).mean()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(trained, with_train, config_file, tmp_path, monkeypatch):
     config = with_train(trained, run=str(tmp_path / "run"), checkpoint_every=20)
     path = config_file(tmp_path / "config.py", config)
@@ -99,6 +100,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(trained, with_trai
     assert untimed[0] == untimed[1]
 
 
+@pytest.mark.slow
 def test_asynchronous_checkpoints_hold_the_state_of_their_step(trained, with_train, tmp_path, monkeypatch):
     states, save = {}, checkpoints.save
 
@@ -119,6 +121,7 @@ def test_a_checkpoint_restores_on_another_mesh(trained):
     assert_same_bits(final_state(trained), final_state(trained, data=2, feature=4))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_another_mesh(trained, with_train, tmp_path):
     shutil.copytree(trained.run, tmp_path / "run")
     config = with_train(trained, run=str(tmp_path / "run"), steps=620, resume=True)
@@ -135,6 +138,7 @@ def two_stores(planted, write_store, tmp_path_factory):
     return f"3:{few}", write_store(folder / "many", planted[1024:] + 1, test="another")
 
 
+@pytest.mark.slow
 def test_a_mixture_on_lanes_resumes_with_the_same_bits(base, with_train, two_stores, planted, tmp_path):
     fields = {"stores": two_stores, "lanes": 4, "steps": 60, "checkpoint_every": 30, "decay_share": 0.0}
     whole = with_train(base, run=str(tmp_path / "whole"), **fields)
@@ -310,6 +314,7 @@ def test_rows_with_nan_are_not_trained_on(base, with_train, planted, write_store
     assert np.isfinite(lines(config)[-1]["loss"])
 
 
+@pytest.mark.slow
 def test_a_wrong_argument_ends_with_one_line_and_status_2(base, with_train, config_file, tmp_path):
     config = with_train(base, run=str(tmp_path / "run"))
     path = config_file(tmp_path / "config.py", config)

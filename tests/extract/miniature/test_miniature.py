@@ -47,6 +47,7 @@ def test_the_folder_is_small_and_the_card_names_its_sources(folder):
     assert f"{measured['trained_pairs']['style']:.3f}" in card
 
 
+@pytest.mark.slow
 def test_images_follow_style_and_category(folder, pipe):
     trained = [row for row in CAPTIONS if row["style"] and row["name"] and row["held_out"] == "0"]
     rows = random.Random(5).sample(trained, 48)
@@ -87,6 +88,7 @@ def test_the_tokenizer_of_t5_has_every_word_of_its_captions_and_spells_others():
         assert shipped.decode(shipped(text).input_ids, skip_special_tokens=True) == text
 
 
+@pytest.mark.slow
 def test_t5_carries_the_style_of_flux():
     """Steering T5 can remove the style, although CLIP's pooled vector also carries it."""
     pipe = load(HERE / "flux")

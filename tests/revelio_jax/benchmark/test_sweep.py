@@ -83,6 +83,7 @@ def command(tmp_path, sae_folder):
     return run
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_strip_curve_and_results(command, tmp_path):
     done = command("--concept=style=flat", "--strength=0,-4,-2", "--measure=4", "--seeds=2", "--suggest=0.01")
     assert done.returncode == 0, done.stderr
@@ -104,6 +105,7 @@ def test_a_sweep_writes_strip_curve_and_results(command, tmp_path):
     assert shown in done.stdout
 
 
+@pytest.mark.slow
 def test_a_text_that_is_not_a_label_is_drawn_but_not_judged(command, tmp_path):
     done = command("--concept=shiny", "--prompt=emoji of a cat", "--strength=-1,0")
     assert done.returncode == 0, done.stderr

@@ -161,6 +161,7 @@ def fetch(url: str, **headers: str) -> tuple[int, dict[str, str], str]:
         return error.code, dict(error.headers), error.read().decode()
 
 
+@pytest.mark.slow
 def test_the_explorer_contacts_no_other_host_and_leaves_no_files(running, config, visit, explorer, tmp_path):
     process, url = running
     ui = ExplorerPage(visit(url, permissions=["clipboard-read", "clipboard-write"]), explorer(SITE))

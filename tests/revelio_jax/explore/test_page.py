@@ -25,6 +25,7 @@ def strongest(ui, prompt: str = APPLE) -> int:
     return ui.backend.find_active(ui.request(prompt)).strongest(1)[0]["latent"]
 
 
+@pytest.mark.slow
 def test_active_latents_are_listed_and_shade_the_tokens(open_page):
     ui = open_page(TEXT)
     ui.draw_and_wait(APPLE)
@@ -47,6 +48,7 @@ def test_active_latents_are_listed_and_shade_the_tokens(open_page):
     assert set(listed.locator(".where").all_inner_texts()) == {"apple"}
 
 
+@pytest.mark.slow
 def test_search_finds_latents_by_words_number_and_firing(open_page):
     ui = open_page(TEXT)
 
@@ -72,6 +74,7 @@ def test_search_finds_latents_by_words_number_and_firing(open_page):
     ui.wait_for_message("the search is empty")
 
 
+@pytest.mark.slow
 def test_a_steered_latent_and_its_program_give_the_same_image(open_page):
     ui = open_page(TEXT)
     ui.draw_and_wait(APPLE)
@@ -101,6 +104,7 @@ def test_a_steered_latent_and_its_program_give_the_same_image(open_page):
     assert not ui.page.locator("#row-0").is_visible()
 
 
+@pytest.mark.slow
 def test_a_concept_is_steered_by_its_rule_on_chosen_tokens(open_page):
     ui = open_page(TEXT)
     ui.draw_and_wait(APPLE)
@@ -127,6 +131,7 @@ def test_a_concept_is_steered_by_its_rule_on_chosen_tokens(open_page):
     ui.wait_for_message("is already steered")
 
 
+@pytest.mark.slow
 def test_compare_shows_an_image_per_strength(open_page):
     ui = open_page(TEXT)
     ui.draw_and_wait(APPLE)
@@ -150,6 +155,7 @@ def test_compare_shows_an_image_per_strength(open_page):
     assert ui.page.locator("#strength-0 input[type=number]").input_value() == "2"
 
 
+@pytest.mark.slow
 def test_errors_are_one_line_and_the_page_keeps_working(open_page, monkeypatch):
     ui = open_page(TEXT)
     ui.page.on("dialog", lambda dialog: pytest.fail("a script was run"))
@@ -181,6 +187,7 @@ def test_errors_are_one_line_and_the_page_keeps_working(open_page, monkeypatch):
     ui.wait_for_message("steps is 0; it must be a whole number from 1 to 1000")
 
 
+@pytest.mark.slow
 def test_the_address_opens_a_latent(open_page):
     ui = open_page(TEXT, "?latent=7")
     ui.page.locator("#name", has_text="Latent 7").wait_for()
@@ -191,6 +198,7 @@ def test_the_address_opens_a_latent(open_page):
         assert message in ui.message()
 
 
+@pytest.mark.slow
 def test_a_moving_slider_draws_only_the_last_image_and_stop_ends_one(open_page, monkeypatch):
     ui = open_page(TEXT)
     ui.draw_and_wait(APPLE)
@@ -240,6 +248,7 @@ def test_a_moving_slider_draws_only_the_last_image_and_stop_ends_one(open_page, 
     ui.wait_for_message("stopped")
 
 
+@pytest.mark.slow
 def test_two_users_get_their_own_images(open_page):
     first, second = open_page(TEXT), open_page(TEXT)
     first.draw("flat emoji of pear")
@@ -249,6 +258,7 @@ def test_two_users_get_their_own_images(open_page):
         np.testing.assert_array_equal(ui.pixels("plain"), ui.backend.plain_image(ui.request(prompt)))
 
 
+@pytest.mark.slow
 def test_a_denoiser_is_steered_inside_a_painted_mask(open_page):
     ui = open_page(DENOISER)
     ui.draw_and_wait(APPLE)
@@ -300,6 +310,7 @@ def test_a_denoiser_is_steered_inside_a_painted_mask(open_page):
     np.testing.assert_array_equal(ui.pixels("steered"), everywhere)
 
 
+@pytest.mark.slow
 def test_flux_is_steered_with_and_without_its_pooled_vector(open_page):
     ui = open_page(FLUX)
     ui.draw_and_wait(APPLE)
@@ -321,6 +332,7 @@ def test_flux_is_steered_with_and_without_its_pooled_vector(open_page):
     np.testing.assert_array_equal(run_program(program), ui.pixels("steered"))
 
 
+@pytest.mark.slow
 def test_the_page_fits_a_phone(open_page):
     ui = open_page(TEXT, size=PHONE, has_touch=True)
     ui.draw_and_wait(APPLE)
@@ -335,6 +347,7 @@ def test_the_page_fits_a_phone(open_page):
         assert box["height"] >= 36  # large enough for a finger
 
 
+@pytest.mark.slow
 def test_the_page_works_with_the_keyboard_alone(open_page):
     ui = open_page(TEXT)
     ui.page.locator("#prompt textarea").focus()

@@ -54,6 +54,7 @@ def test_offload_changes_no_bit(activations, family, mode, offload):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs g++, which is not there")
 @pytest.mark.parametrize(("family", "mode"), [("sd", "noised"), ("flux", "noised")])
 def test_compiled_blocks_give_the_same_rows_up_to_rounding(activations, family, mode):

@@ -135,6 +135,7 @@ def test_wrong_input(overrides, options, message):
         plan.plan(cli.parse(argv, "")[0], **options)
 
 
+@pytest.mark.slow
 def test_wrong_input_on_the_command_line_is_one_line():
     report = run("configs/flux_t5.py", "--topology=v9:2x2")
     assert (report.returncode, report.stdout) == (2, "")

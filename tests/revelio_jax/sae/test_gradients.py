@@ -37,6 +37,7 @@ def assert_equals_reference(params, x, dead, sae, data=1, feature=1):
         np.testing.assert_allclose(grads[name], value, atol=1e-5 * scale, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(
     rows=st.integers(1, 9),
@@ -52,6 +53,7 @@ def test_gradients_equal_the_reference(rows, width, latents, k, share, seed):
     assert_equals_reference(params, x, dead, SaeConfig(k=k, k_aux=20, aux_alpha=0.7))
 
 
+@pytest.mark.slow
 # k_aux is 8: no dead latent, fewer than k_aux, more, all.
 @pytest.mark.parametrize("count", [0, 3, 20, 64])
 def test_gradients_equal_the_reference_for_any_number_of_dead_latents(count):
@@ -59,6 +61,7 @@ def test_gradients_equal_the_reference_for_any_number_of_dead_latents(count):
     assert_equals_reference(params, x, np.arange(64)[::-1] < count, SaeConfig(k=4, k_aux=8, aux_alpha=0.7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4), (1, 8)], ids=str)
 def test_gradients_equal_the_reference_on_a_mesh(mesh):
     params, x = example(32, 12, 64)
@@ -79,6 +82,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
 def test_gradients_of_variants_equal_the_reference(name, mesh):

@@ -14,6 +14,7 @@ from revelio_jax.sae import sharding
 from revelio_jax.sae.topk import kth_largest, survivors, top_k, tournament, two_stages
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     st.sampled_from([(32, 4), (256, 4), (256, 15), (320, 16), (100, 5), (16, 16), (7, 7)]),

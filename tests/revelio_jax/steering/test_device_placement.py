@@ -57,6 +57,7 @@ def by_block(module, backend):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(  # each once, since tracing takes seconds
     ("family", "compiled", "rule"),
     [("sd", wrapped, "gated"), ("flux", in_place, "paper"), ("sdxl", by_block, "gated")],

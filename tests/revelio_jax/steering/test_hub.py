@@ -232,6 +232,7 @@ def test_a_failed_upload_is_one_line(hub, sae_folder):
         steerer.push_to_hub("user/name", license="free", token="secret")
 
 
+@pytest.mark.slow
 def test_the_card_is_valid_and_its_code_runs(hub, sae_folder, tmp_path, monkeypatch):
     config = json.loads((sae_folder / "cfg.json").read_text())
     config["metadata"] |= {"model_id": "owner/sd", "k": 8, "positions": "all"}

@@ -43,6 +43,7 @@ def test_arrow_reads_a_copy_of_the_bytes(data, monkeypatch):
     assert memory.address != pyarrow.py_buffer(data).address
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_after_reading_keeps_its_status(data):
     command = [sys.executable, "-c", ENDS]
     running = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(6)]

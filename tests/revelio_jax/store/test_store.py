@@ -179,6 +179,7 @@ test_store.write(sys.argv[2], [40] * 60, chunk_rows=8)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_and_restarted_run_equals_an_uninterrupted_run(tmp_path):
     rows = [40] * 60
     write(tmp_path / "whole", rows, chunk_rows=8)

@@ -113,6 +113,7 @@ def test_rows_depend_on_seed_and_configuration(one, changed):
     assert same_order == ("batch_size" in changed)  # batch size only cuts the same stream differently
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(
     seed=st.integers(0, 2**32),
@@ -262,6 +263,7 @@ print("lanes", *lanes)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mesh", "lanes"), [((16, 1), ["0 1", "2 3"]), ((1, 16), ["0 1", "2 3"])])
 def test_two_processes_assemble_one_batch(location, mesh, lanes, unused_port):
     running = [
@@ -338,6 +340,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_memory_does_not_depend_on_the_size_of_the_store(tmp_path, write_store):
     """Stores have 4 and 100 MiB; a group of 16 chunks of 32 rows of 4 KiB has 2 MiB."""

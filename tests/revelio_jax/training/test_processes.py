@@ -76,6 +76,7 @@ def final_params(config, mesh):
     return jax.device_get(checkpoints.restore(run, *arguments).params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(1, 8), (2, 4)], ids=str)
 def test_two_processes_train_to_the_parameters_of_one(split, start, tmp_path, mesh):
     one, two = split(tmp_path / "one", *mesh), split(tmp_path / "two", *mesh)
@@ -91,6 +92,7 @@ def test_two_processes_train_to_the_parameters_of_one(split, start, tmp_path, me
     assert lines == [1, 1]  # only the first process writes
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_stops_both_after_the_same_step(split, start, tmp_path):
     config = split(tmp_path / "run", 1, 8, checkpoint_every=10**6)
     config = changed(config, steps=10**6, every=1)

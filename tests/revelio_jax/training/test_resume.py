@@ -48,6 +48,7 @@ def wait_for_step(run, step, process):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_with_the_same_bits(base, with_train, config_file, start_fork, tmp_path):
     whole = with_train(base, run=str(tmp_path / "whole"), steps=STEPS, checkpoint_every=EVERY, ema=0.99)
     parts = with_train(whole, run=str(tmp_path / "parts"))
@@ -84,6 +85,7 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bits(base, with_train, con
         assert [line[field] for line in logs[0]] == [line[field] for line in logs[1]]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_with_its_status(base, with_train, config_file, tmp_path):
     config = with_train(base, run=str(tmp_path / "run"), steps=10**6, checkpoint_every=10**6, every=1)
     command = [sys.executable, "-m", "revelio_jax.train", "--config", config_file(tmp_path / "config.py", config)]
@@ -103,6 +105,7 @@ def test_sigterm_saves_and_ends_with_its_status(base, with_train, config_file, t
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.slow
 def test_the_newest_and_the_best_checkpoints_are_kept(base, with_train, tmp_path):
     config = with_train(base, run=str(tmp_path / "run"), steps=100, checkpoint_every=10, keep=2)
     train(config)

@@ -54,6 +54,7 @@ def test_some_latents_are_dead_and_have_an_aux_loss(on_one_device):
     assert 0 < metrics["l0"] <= SAE.k
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4), (1, 8)], ids=str)
 def test_twenty_steps_on_a_mesh_equal_those_on_one_device(on_one_device, mesh):
     state, metrics = run(*mesh, 20)
@@ -128,6 +129,7 @@ def sent_bytes(latents, data, feature, sae):
     return hlo.cost(compiled.as_text(), mesh.size, max).sent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4), (1, 8)], ids=str)
 def test_communication_does_not_grow_with_the_latents(mesh):
     sae = SaeConfig(k=4, k_aux=64)

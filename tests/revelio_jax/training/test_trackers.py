@@ -30,6 +30,7 @@ def stopped_and_resumed(config, with_train, run):
     train(with_train(config, run=str(run), resume=True))
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_every_line_once(base, with_train, tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -84,6 +85,7 @@ def records(path):
             parts = b""
 
 
+@pytest.mark.slow
 def test_wandb_has_every_line_under_one_id(base, with_train, tmp_path, wandb):
     run = tmp_path / "run"
     stopped_and_resumed(with_train(base, wandb="a project"), with_train, run)
@@ -152,6 +154,7 @@ def test_a_project_name_that_wandb_rejects_is_refused(base, with_train, tmp_path
     assert_refused(config, r"config\.logging\.wandb is 'a/b': Invalid project name", tmp_path)
 
 
+@pytest.mark.slow
 def test_wandb_without_a_login_is_refused(base, with_train, config_file, tmp_path, wandb):
     path = config_file(tmp_path / "config.py", with_train(base, run=str(tmp_path / "run"), wandb="p"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}

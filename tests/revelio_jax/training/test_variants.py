@@ -68,6 +68,7 @@ def test_batch_topk_keeps_the_same_latents_on_a_mesh(planted):
     np.testing.assert_allclose(split.threshold, one.threshold, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_batch_topk_fires_as_often_with_its_inference_threshold(variant):
     config = variant("batch_topk")
     result = evaluate(config)
@@ -78,6 +79,7 @@ def test_batch_topk_fires_as_often_with_its_inference_threshold(variant):
 # jumprelu
 
 
+@pytest.mark.slow
 def test_jumprelu_converges_to_k(variant):
     config = variant("jumprelu")
     log = lines(config)
@@ -92,6 +94,7 @@ def test_jumprelu_converges_to_k(variant):
 # Matryoshka
 
 
+@pytest.mark.slow
 def test_the_first_latents_of_matryoshka_reconstruct_alone(variant, planted):
     config = variant("matryoshka")
     first = round(config.sae.prefixes[0] * LATENTS)
@@ -132,6 +135,7 @@ def test_a_warning_names_a_dense_autoencoder_that_is_not_undercomplete(base, wit
 # Schedules: of k, of the learning rate, and their compilations
 
 
+@pytest.mark.slow
 def test_k_falls_without_recompilation(variant, compiled):
     config = variant("annealed")
     assert compiled.count("jit(train_step)") == 1
@@ -214,6 +218,7 @@ def test_encode_chunk_and_products_do_not_change_the_result(planted):
             np.testing.assert_allclose(state.params[name], value, atol=5e-4, err_msg=f"{fields} {name}")
 
 
+@pytest.mark.slow
 def test_multi_topk_improves_reconstruction_with_more_latents(planted):
     """The purpose of MultiTopK: evaluation may keep more than k latents."""
     error = {}

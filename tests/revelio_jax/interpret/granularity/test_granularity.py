@@ -46,6 +46,7 @@ def test_the_csv_has_the_numbers_of_the_results(run, tmp_path, capsys):
     assert ("neurons", "", "spread", "1") in rows
 
 
+@pytest.mark.slow
 def test_flags_select_labels_and_measures(run, tmp_path):
     runs = command.read_runs([run])
     assert command.panels_of(runs, ["kind"], ["purity", "spread"]) == [("kind", "purity"), ("", "spread")]
@@ -91,6 +92,7 @@ def test_bad_input_is_one_line(run, tmp_path, flags, message):
         command.main(flags)
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_status_2_on_bad_input(tmp_path):
     command = [sys.executable, "-m", "revelio_jax.interpret.granularity", str(tmp_path / "none")]
     done = subprocess.run(command, capture_output=True, text=True)

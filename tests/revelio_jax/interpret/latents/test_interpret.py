@@ -78,6 +78,7 @@ def same(one, other):
         np.testing.assert_array_equal(one.array(name), other.array(name))
 
 
+@pytest.mark.slow
 def test_results_are_the_same_for_any_batch_size(own, interpreted):
     found, _ = interpretation.interpret(own)
     kept = {name: getattr(found, name) for name in results.TABLES}
@@ -90,6 +91,7 @@ def test_results_are_the_same_for_any_batch_size(own, interpreted):
             np.testing.assert_array_equal(again.array(name), array)
 
 
+@pytest.mark.slow
 def test_results_are_reused_unless_a_field_that_affects_them_changes(own, interpreted):
     interpretation.interpret(own)
     assert not interpretation.interpret(own)[1]
@@ -139,6 +141,7 @@ def test_a_file_in_place_of_the_results_folder_is_kept(own):
     assert mine.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_killed_process_keeps_the_previous_results(own):
     before, _ = interpretation.interpret(own)
     facts = (before.folder / "summary.json").read_bytes()
@@ -244,6 +247,7 @@ def command(config, *flags, start=("-m", "revelio_jax.interpret")) -> subprocess
     return subprocess.run(arguments, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_command_writes_results_and_report(own):
     done = command(own)
     assert done.returncode == 0, done.stderr
@@ -255,6 +259,7 @@ def test_the_command_writes_results_and_report(own):
     assert f"report: {run / 'report' / 'index.html'}" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

@@ -65,6 +65,7 @@ def rows_of(run, tmp_path, *flags) -> dict:
     return {(r["label"], r["timestep"], r["probe"], r["input"]): r for r in rows}
 
 
+@pytest.mark.slow
 def test_the_linear_probe_predicts_only_labels_encoded_in_the_means(probed, tmp_path):
     found = rows_of(probed, tmp_path, "--probe=linear", "--label=mean", "--label=layout", "--label=nothing")
     assert len(found) == 3 * 2 * 2
@@ -82,6 +83,7 @@ def test_the_linear_probe_predicts_only_labels_encoded_in_the_means(probed, tmp_
     assert row["inference_ms"] > 0
 
 
+@pytest.mark.slow
 def test_diff_c_predicts_a_layout_that_does_not_change_the_means(probed, tmp_path):
     flags = "--probe=diff_c", "--label=layout", "--width=16", "--epochs=20", "--rate=0.01"
     found = rows_of(probed, tmp_path, *flags)
@@ -89,6 +91,7 @@ def test_diff_c_predicts_a_layout_that_does_not_change_the_means(probed, tmp_pat
     assert min(row["accuracy"] for row in found.values()) > 0.9
 
 
+@pytest.mark.slow
 def test_existing_results_are_not_trained_again(probed, tmp_path, monkeypatch):
     flags = "--probe=linear", "--label=mean", "--apart=thing"
     found = rows_of(probed, tmp_path, *flags)
@@ -117,6 +120,7 @@ def test_apart_never_splits_the_samples_of_a_value(probed):
     assert not {5, 17, 40} & set(parts.all)
 
 
+@pytest.mark.slow
 def test_features_equal_plain_loops(probed):
     probed_run = experiment.open_run(probed, ("mean",), experiment.ProbeSettings("", 0, 8, 1, 0.1))
     rows = [(batch.x_ND.copy(), *batch[1:]) for batch in stream.batches(probed_run.site, 8)]
@@ -154,6 +158,7 @@ def test_the_linear_probe_minimizes_its_loss():
         assert loss(np.concatenate([np.ravel(W[i]), b[i]]).astype(np.float64)) == pytest.approx(best.fun, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_diff_c_has_the_layers_of_the_paper_and_is_deterministic():
     maps, wanted = np.random.default_rng(0).normal(size=(20, 9, 9, 3)).astype(np.float32), np.arange(20) % 2
     model, again = (diff_c.train(maps, wanted, 2, 8, 1, 1e-3, seed=0) for _ in range(2))
@@ -164,6 +169,7 @@ def test_diff_c_has_the_layers_of_the_paper_and_is_deterministic():
     np.testing.assert_array_equal(diff_c.logits(model, maps), diff_c.logits(model, maps))  # no dropout
 
 
+@pytest.mark.slow
 def test_a_hook_point_without_a_map_gets_only_the_linear_probe(write_samples, write_sae, tmp_path, capsys):
     x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
     samples = [{"prompt": str(i), "sign": "np"[int(x[i, 0] > 0)]} for i in range(40)]
@@ -177,6 +183,7 @@ def test_a_hook_point_without_a_map_gets_only_the_linear_probe(write_samples, wr
     assert "clip.layer.1 form no map; diff_c is left out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_maps_beyond_the_memory_limit_are_left_out(probed, tmp_path, capsys):
     found = rows_of(probed, tmp_path, "--probe=diff_c", "--label=mean", "--width=4", "--epochs=1",
                     f"--memory={10 * SAMPLES * 16 * D / 2**30}")  # fmt: skip
@@ -209,6 +216,7 @@ def test_bad_input_is_one_line(probed, tmp_path, flags, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_status_2_on_bad_input(tmp_path):
     command = [sys.executable, "-m", "revelio_jax.interpret.probes", str(tmp_path / "none")]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -49,6 +49,7 @@ def heading(page, latent):
     until(page, f"document.querySelector('h1')?.textContent.startsWith('Latent {latent}')")
 
 
+@pytest.mark.slow
 def test_links_lead_from_table_to_latent_to_similar_latent_and_back(at, visit, text_report):
     page = visit(at(text_report) + "index.html").page
     page.get_by_role("link", name="Browse the latents").click()
@@ -64,6 +65,7 @@ def test_links_lead_from_table_to_latent_to_similar_latent_and_back(at, visit, t
     assert int(number) in rows(page)  # the table scrolled back
 
 
+@pytest.mark.slow
 def test_the_address_keeps_search_and_sort(at, visit, text_report):
     visited = visit(at(text_report) + "latents.html")
     page = visited.page
@@ -121,6 +123,7 @@ def test_a_dead_latent_is_reported(visit, text_report):
     until(page, "/There is no latent 999/.test(document.querySelector('main').textContent)")
 
 
+@pytest.mark.slow
 def test_keyboard_shortcuts_of_the_table(visit, text_report):
     page = visit(from_disk(text_report, "latents.html")).page
     rows(page)
@@ -147,6 +150,7 @@ def test_keyboard_shortcuts_of_the_table(visit, text_report):
     assert page.locator(".row.active a").inner_text() == str(found[1])
 
 
+@pytest.mark.slow
 def test_a_key_waits_for_the_links_of_the_visible_page(visit, text_report):
     page = visit(from_disk(text_report, "latent.html#2")).page
     until(page, "document.querySelector('.walk .place')?.textContent.startsWith('2 of')")  # 1 is dead
@@ -208,6 +212,7 @@ def test_pages_fit_a_phone(visit, text_report, image_report, kind, name):
     assert visited.overflow() == 0
 
 
+@pytest.mark.slow
 def test_hostile_prompts_are_shown_as_text(visit, text_report, text_store):
     found = set()
     size = planted.Size()
@@ -292,6 +297,7 @@ def test_images_have_heatmaps_and_crops(at, visit, image_report):
     assert page.locator(".strip .peakbox").count() == size.weaker + 2 * size.of_stratum
 
 
+@pytest.mark.slow
 def test_compare_sorts_and_matches_latents(at, visit, image_report):
     page = visit(at(image_report) + "compare.html").page
     assert rows(page)
@@ -338,6 +344,7 @@ def test_a_missing_file_is_reported(visit, tmp_path, text_store, config_of):
     visited.errors.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_have_landmarks_headings_and_names(visit, image_report, name):
     page = visit(from_disk(image_report, name)).page

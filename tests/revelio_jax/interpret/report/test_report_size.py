@@ -23,6 +23,7 @@ def large(tmp_path_factory, image_store, config_of):
         yield url
 
 
+@pytest.mark.slow
 def test_pages_first_load_less_than_a_megabyte(visit, large):
     for name in ("index.html", "latents.html", f"latent.html#{LATENTS - 1}"):
         visited = visit(large + name)
@@ -30,6 +31,7 @@ def test_pages_first_load_less_than_a_megabyte(visit, large):
         assert 50_000 < visited.loaded() < LIMIT  # style sheet and scripts alone exceed 50 kB
 
 
+@pytest.mark.slow
 def test_the_table_loads_only_visible_rows(visit, large):
     visited = visit(large + "latents.html")
     page = visited.page

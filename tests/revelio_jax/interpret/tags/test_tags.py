@@ -243,6 +243,7 @@ def command_line(config, config_file, path, *more):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_sends_only_the_missing_questions(seen, asked, server, config_file, tmp_path, sign):
     stuck, go_on = threading.Event(), threading.Event()
@@ -303,6 +304,7 @@ def test_wrong_settings_are_one_line_and_write_nothing(seen, asked, fields, mess
     assert sorted(pathlib.Path(config.run).rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_the_command_reports_wrong_flags(seen, asked, config_file, tmp_path):
     config = asked(seen, sees)
 
