@@ -39,7 +39,7 @@ FLAGS = {
 def extract(config: Config) -> Manifest | None:
     """Write the store that ``config`` describes, or this worker's part of it.
 
-    Returns the manifest, or None if other workers still have shards to write. Raises InputError before anything is
+    Returns the manifest, or None if other workers still have shards to write. Raise InputError before anything is
     written if an input, the model, or an existing store does not fit the config.
     """
     started = time.monotonic()
@@ -64,7 +64,7 @@ def write_missing_shards(mode: typing.Any, job: typing.Any, writer: StoreWriter,
     """Write the worker's missing shards, and then the manifest if all shards of the store are written.
 
     ``mode`` is a module of extract.modes and ``job`` the result of its ``load``. Returns the manifest, or None
-    while other workers have shards to write. Raises InputError if the store cannot be written or if another run is
+    while other workers have shards to write. Raise InputError if the store cannot be written or if another run is
     writing the same shards.
     """
     with writer.lock_shards(worker):

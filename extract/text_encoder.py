@@ -88,7 +88,7 @@ def samples_table(samples: list[Sample], encoders: dict[str, TextEncoder], token
     """Return the samples with two columns per encoder, named like its hook points.
 
     ``clip.tokens`` are the tokens in the tokenizer's spelling. ``clip.kinds`` are 0 for BOS, 1 for content and 2 for
-    EOS. Both end with the last token before the padding. Raises InputError if the samples already have a column of
+    EOS. Both end with the last token before the padding. Raise InputError if the samples already have a column of
     that name.
     """
     table = pyarrow.Table.from_pylist(samples)

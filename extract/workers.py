@@ -11,7 +11,7 @@ def find(extract: ExtractConfig, environment: Mapping[str, str]) -> Worker:
     """Return the worker of this process: from config.extract.worker and workers, the environment, or else 0 of 1.
 
     torchrun sets RANK and WORLD_SIZE. A SLURM array sets SLURM_ARRAY_TASK_ID with _MIN, _STEP and _COUNT. srun sets
-    SLURM_PROCID and SLURM_NTASKS; in an array whose jobs have several tasks, every task is a worker. Raises
+    SLURM_PROCID and SLURM_NTASKS; in an array whose jobs have several tasks, every task is a worker. Raise
     InputError if the environment contradicts itself.
     """
     if extract.workers:

@@ -58,7 +58,7 @@ class Evaluation(Quality):
 def evaluate(config: Config) -> Evaluation:
     """Evaluate the checkpoint that config.train.use chooses, the newest or the best.
 
-    Writes evaluation.json and returns its contents. Raises InputError if no rows are held out or if the run has
+    Writes evaluation.json and returns its contents. Raise InputError if no rows are held out or if the run has
     no checkpoint of this configuration.
     """
     options = config.train

@@ -38,7 +38,7 @@ LIBRARIES = ("revelio_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 def export(config: Config) -> pathlib.Path:
     """Export the checkpoint that config.train.use chooses, the newest or the best; return the SAE folder.
 
-    Replaces an earlier export. Raises InputError if the run has no checkpoint of this configuration.
+    Replaces an earlier export. Raise InputError if the run has no checkpoint of this configuration.
     """
     run, mixture, state, _ = restore_run(config)
     cfg = describe(config, run, mixture, state)

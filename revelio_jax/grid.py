@@ -55,7 +55,7 @@ FORMS = ("auto", "vmap", "map")
 
 
 def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
-    """Train all members up to config.train.steps. Raises InputError before anything is written.
+    """Train all members up to config.train.steps. Raise InputError before anything is written.
 
     ``axes`` are the values of ``--grid``, for example ``sae.k=10,20``.
     """
@@ -116,7 +116,7 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
 
 
 def configs(config: Config, axes: Sequence[str]) -> list[Config]:
-    """Return the configurations of the members; the last axis varies fastest. Raises InputError."""
+    """Return the configurations of the members; the last axis varies fastest. Raise InputError."""
     if not axes:
         raise InputError("--grid is missing; give a field and its values, for example --grid sae.k=16,32")
     axis_values = [_axis(axis) for axis in axes]
@@ -171,7 +171,7 @@ def _short(value: object) -> str:
 
 
 def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[RowStream]]:
-    """Return the members and the row streams they share. Raises InputError."""
+    """Return the members and the row streams they share. Raise InputError."""
     streams: list[RowStream] = []
     stream_of: dict[tuple[str | None, str | None, int], int] = {}
     members: list[Member] = []
@@ -194,7 +194,7 @@ def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[RowStrea
 
 
 def common_step(members: Sequence[Member], resume: bool) -> int:
-    """Return the newest step of which all members have a checkpoint, or 0 if none has any. Raises InputError."""
+    """Return the newest step of which all members have a checkpoint, or 0 if none has any. Raise InputError."""
     newest = {member.folder: resumed_step(member.folder, resume, member.identity) for member in members}
     step = checkpoints.newest_step(*newest)
     if not step and any(newest.values()):

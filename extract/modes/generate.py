@@ -184,7 +184,7 @@ def _seed(prompt: Sample, first: int) -> int:
 def _selected(schedule: dict[float, int], timesteps: tuple[int, ...]) -> dict[float, int | None]:
     """Return the schedule with None for timesteps that are not in ``timesteps``; if that is empty, keep all.
 
-    Raises InputError for a timestep that the schedule does not have.
+    Raise InputError for a timestep that the schedule does not have.
     """
     for timestep in timesteps:
         if timestep not in schedule.values():

@@ -38,7 +38,7 @@ class Bench:
 def make_bench(labeled: list[LabeledPrompt], column: str, value: str, n: int) -> Bench:
     """Return ``n`` prompts with a concept and ``n`` without it, spread evenly over the other label.
 
-    Raises InputError if the judge does not predict ``column``.
+    Raise InputError if the judge does not predict ``column``.
     """
     other = _other(column)
     complete = [row for row in labeled if all(row.values())]  # images of these prompts show all labels
@@ -51,7 +51,7 @@ def make_bench(labeled: list[LabeledPrompt], column: str, value: str, n: int) ->
 def make_adding_bench(labeled: list[LabeledPrompt], column: str, value: str, n: int) -> Bench:
     """Return at most ``n`` prompts that leave out only the concept's label.
 
-    Raises InputError if the judge does not predict ``column``.
+    Raise InputError if the judge does not predict ``column``.
     """
     rows = [row for row in labeled if [key for key, label in row.items() if not label] == [column]]
     other = _other(column)

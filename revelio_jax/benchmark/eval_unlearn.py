@@ -27,7 +27,7 @@ class SteererTechnique:
     ``erase_concept`` is the text of the concept. ``sae`` is a folder or hub id; ``site``, ``subfolder`` and
     ``revision`` are passed to :meth:`Steerer.from_pretrained`. A ``strength`` below 0 removes the concept; 0 gives the
     plain pipeline. ``model_id`` defaults to the model that the SAE was trained on. ``device`` defaults to the first
-    available one of cuda, mps and cpu. ``use_fp16`` applies only to cuda. Raises InputError if an argument is invalid
+    available one of cuda, mps and cpu. ``use_fp16`` applies only to cuda. Raise InputError if an argument is invalid
     or the SAE does not fit the model.
     """
 

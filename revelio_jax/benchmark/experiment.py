@@ -138,7 +138,7 @@ def load_experiment(
 
     ``concept`` is a text, or ``column=value`` of the labeled prompts. ``prompts`` defaults to five prompts with the
     concept. ``sae`` is a folder or hub id; None means the run's export. If ``with_judge`` is set and the concept is a
-    label, also load the config's judge. Raises InputError if an input is missing or does not fit, or if ``needs_judge``
+    label, also load the config's judge. Raise InputError if an input is missing or does not fit, or if ``needs_judge``
     is set and the concept is not a label.
     """
     if not concept:

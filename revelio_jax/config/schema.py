@@ -58,7 +58,7 @@ def default() -> typing.Any:
 def resolve(config: Mapping[str, typing.Any] | ml_collections.ConfigDict) -> Config:
     """Check every field of a ConfigDict (or nested dict) and freeze it.
 
-    Missing fields get their defaults. Raises InputError with the field, its value and the allowed values.
+    Missing fields get their defaults. Raise InputError with the field, its value and the allowed values.
     """
     if isinstance(config, ml_collections.ConfigDict):
         config = config.to_dict()

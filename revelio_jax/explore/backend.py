@@ -284,7 +284,7 @@ class Backend:
 def load(config: Config, sae: str | None) -> Backend:
     """Load the pipeline and the SAE of a config; ``sae`` is a folder or hub id, None for the run's export.
 
-    The SAE is read and checked before the large pipeline is loaded. Raises InputError if the two do not fit.
+    The SAE is read and checked before the large pipeline is loaded. Raise InputError if the two do not fit.
     """
     if config.model.family not in EXPLORABLE:
         raise InputError(

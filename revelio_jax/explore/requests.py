@@ -139,7 +139,7 @@ def mask_of(png: bytes) -> np.ndarray:
 def painted_mask(url: str | None, height: int, width: int) -> bytes | None:
     """Return the painted mask of an image of height x width as a PNG file, or None if nothing is painted.
 
-    ``url`` is a data URL of a PNG of any size. The mask is 1 where that image is opaque. Raises InputError if the URL
+    ``url`` is a data URL of a PNG of any size. The mask is 1 where that image is opaque. Raise InputError if the URL
     is malformed or too large.
     """
     if not url:

@@ -18,7 +18,7 @@ ImageReader = Callable[[int], PIL.Image.Image | None]
 def open_images(store: Store, extract: ExtractConfig) -> ImageReader | None:
     """Return a reader of the images of a store, or None for texts and for generated images that were not saved.
 
-    Raises InputError if config.extract.images differs from the images that the store was extracted from.
+    Raise InputError if config.extract.images differs from the images that the store was extracted from.
     """
     settings = store.manifest.get("extract", {})
     if settings.get("save_images"):

@@ -51,7 +51,7 @@ def extraction_shapes(
 ) -> tuple[dict[str, ActivationShape], tuple[int, int, int]]:
     """Return the shapes of config.extract.sites, and of the latents: [channels, height, width].
 
-    Raises InputError if a hook point is unknown, or if config.extract.value is difference and a hook point has none.
+    Raise InputError if a hook point is unknown, or if config.extract.value is difference and a hook point has none.
     """
     if source.layout.denoiser is None:
         raise InputError(
@@ -97,7 +97,7 @@ def latent_shape(
 ) -> tuple[int, int, int]:
     """Return the shape of latents, [channels, height, width], for the height and width of a config section.
 
-    ``size`` is that section, with ``height`` and ``width`` in pixels. Raises InputError if they do not fit the model.
+    ``size`` is that section, with ``height`` and ``width`` in pixels. Raise InputError if they do not fit the model.
     """
     vae = component_config(source, "vae")
     factor = 2 ** (len(vae.get("block_out_channels", (0,))) - 1)

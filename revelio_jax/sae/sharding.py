@@ -46,7 +46,7 @@ def make_mesh(
 ) -> Mesh:
     """Return the mesh of a run over ``devices``, by default all devices of JAX.
 
-    None as the size of an axis means all remaining devices. Raises InputError if the axes do not divide the
+    None as the size of an axis means all remaining devices. Raise InputError if the axes do not divide the
     devices, the rows of a batch or the latents; JAX would silently replicate such dimensions.
     """
     devices = jax.devices() if devices is None else devices
@@ -93,7 +93,7 @@ def named_shardings(mesh: Mesh, specs: typing.Any) -> typing.Any:
 def own_lanes(process_DF: np.ndarray, lanes: int, process: int) -> tuple[int, ...]:
     """Return the lanes of a batch whose rows the devices of ``process`` hold; this process reads them.
 
-    ``process_DF`` is the process of every device of the mesh, int [data, feature]. Raises InputError if the rows
+    ``process_DF`` is the process of every device of the mesh, int [data, feature]. Raise InputError if the rows
     of a process are not whole lanes, because two processes would then read the same chunks.
     """
     is_own_A = (process_DF == process).reshape(-1)

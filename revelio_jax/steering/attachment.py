@@ -99,7 +99,7 @@ class Attachment:
     def set_strength(self, concept: Key, strength: Strength) -> None:
         """Change a strength; it takes effect with the next image.
 
-        Raises InputError if the concept is not attached, or if the strength is not valid.
+        Raise InputError if the concept is not attached, or if the strength is not valid.
         """
         if self.detach is None:
             raise InputError(f"{concept!r} is no longer attached: its block has ended, or it was removed")

@@ -27,7 +27,7 @@ Encoded = tuple[typing.Any, ...]
 def steered_call(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arguments) -> Generator[Arguments]:
     """Yield the arguments for the original ``__call__`` of the pipeline, and steer its denoiser in the block.
 
-    Raises InputError if a text encoder is steered but the prompt is passed as embeddings.
+    Raise InputError if a text encoder is steered but the prompt is passed as embeddings.
     """
     bound = inspect.signature(state.pipeline_class.__call__).bind(state.pipe, *args, **kwargs)
     arguments = dict(list(bound.arguments.items())[1:])
@@ -49,7 +49,7 @@ def steered_call(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arg
 def encode_prompt(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arguments) -> Encoded:
     """Return the result of the original ``encode_prompt`` of the pipeline, with each branch steered.
 
-    Raises InputError if the prompt is passed as embeddings.
+    Raise InputError if the prompt is passed as embeddings.
     """
     original = functools.partial(state.pipeline_class.encode_prompt, state.pipe)
     bound = inspect.signature(original).bind(*args, **kwargs)

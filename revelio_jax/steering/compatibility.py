@@ -12,7 +12,7 @@ from revelio_jax.steering.sae import Sae
 def hook_points_of(sae: Sae, pipe: typing.Any) -> tuple[hooks.HookPoint, ...]:
     """Return the hook points of ``pipe`` that the SAE was trained on. Hook points joined by + share one SAE.
 
-    Raises InputError if the SAE belongs to another family, or has another width.
+    Raise InputError if the SAE belongs to another family, or has another width.
     """
     trained_on, family = sae.metadata.get("model_id", ""), sae.metadata.get("family")
     if family and family != family_of(pipe).name:

@@ -102,7 +102,7 @@ def encode_concept(
 ) -> EncodedConcept:
     """Encode a text and the empty prompt with the SAE, on the text encoder's device.
 
-    Raises InputError if ``learned`` is for another prompt length.
+    Raise InputError if ``learned`` is for another prompt length.
     """
     text_TD, empty_TD = hidden_states(pipe, site_name, [text, ""], tokens=tokens)
     sae = sae_on(text_TD.device)

@@ -23,7 +23,7 @@ def find(
 ) -> pathlib.Path:
     """Return the path of a local SAE folder, or of the downloaded copy of the hub id ``owner/name``.
 
-    Raises InputError if the download fails or an argument is not valid.
+    Raise InputError if the download fails or an argument is not valid.
     """
     inner = pathlib.PurePosixPath(subfolder)
     if inner.is_absolute() or ".." in inner.parts:
@@ -53,7 +53,7 @@ def push(
 ) -> str:
     """Publish an SAE with a model card; return the address of the commit.
 
-    All files are written from the SAE in memory, so no other file of a folder is uploaded. Raises InputError if the
+    All files are written from the SAE in memory, so no other file of a folder is uploaded. Raise InputError if the
     upload fails.
     """
     if not HUB_ID.fullmatch(repo_id):

@@ -10,7 +10,7 @@ LabeledPrompt = dict[str, str]
 
 
 def read_labeled(file: str | None) -> list[LabeledPrompt]:
-    """Read prompts with their label columns. Raises InputError if the file is missing or malformed."""
+    """Read prompts with their label columns. Raise InputError if the file is missing or malformed."""
     if not file:
         raise InputError("config.steer.prompts is not set; it must be a file of prompts with label columns")
     return [
@@ -25,7 +25,7 @@ def label_columns(labeled: list[LabeledPrompt]) -> list[str]:
 
 
 def parse_concept(concept: str, labeled: list[LabeledPrompt]) -> tuple[str, str]:
-    """Split ``column=value`` into (column, value). Raises InputError if no prompt has that label."""
+    """Split ``column=value`` into (column, value). Raise InputError if no prompt has that label."""
     column, _, value = concept.partition("=")
     if column not in label_columns(labeled):
         known = ", ".join(label_columns(labeled))

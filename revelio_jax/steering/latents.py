@@ -135,7 +135,7 @@ def at_most(prompts: list[str], most: int) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command with its arguments. Raises InputError on a wrong argument or file."""
+    """Run the command with its arguments. Raise InputError on a wrong argument or file."""
     config, flags = parse(["revelio_jax.steering.latents", *argv], __doc__, **FLAGS)
     if not config.run:
         raise InputError("config.run is not set; it must be the folder of a run, for example runs/mini_sd")

@@ -34,7 +34,7 @@ class LearnedConcept:
 
 
 def save_learned(file: pathlib.Path, text: str, learned: LearnedConcept) -> None:
-    """Write a concept as one safetensors file. Raises InputError if the file cannot be written."""
+    """Write a concept as one safetensors file. Raise InputError if the file cannot be written."""
     tensors = {
         "latents": learned.latents,
         "difference": learned.difference,
@@ -45,12 +45,12 @@ def save_learned(file: pathlib.Path, text: str, learned: LearnedConcept) -> None
 
 
 def saved_concepts(run: str | pathlib.Path) -> dict[str, LearnedConcept]:
-    """Return the learned concepts of a run folder by their text. Raises InputError if a file is malformed."""
+    """Return the learned concepts of a run folder by their text. Raise InputError if a file is malformed."""
     return dict(map(load_learned, sorted(pathlib.Path(run, "steering").glob("*.safetensors"))))
 
 
 def load_learned(file: pathlib.Path) -> tuple[str, LearnedConcept]:
-    """Return the text and the concept in a file of :func:`save_learned`. Raises InputError if it is malformed."""
+    """Return the text and the concept in a file of :func:`save_learned`. Raise InputError if it is malformed."""
     metadata, headers = read_header(file)
     if "text" not in metadata:
         raise InputError(f"{file} is not a learned concept: its metadata has no text")

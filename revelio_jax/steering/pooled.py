@@ -34,7 +34,7 @@ class Pooled:
 
 @torch.no_grad()
 def pooled_of(pipe: typing.Any, text: str) -> Pooled:
-    """Return a text as a concept in the pooled vector, float32. Raises InputError if the pipeline has none."""
+    """Return a text as a concept in the pooled vector, float32. Raise InputError if the pipeline has none."""
     vector = family_of(pipe).pooled
     if vector is None:
         raise InputError(f"a {type(pipe).__name__} has no pooled vector")

@@ -115,7 +115,7 @@ FOR_LEARNED, FOR_TEXT = "swap", "contrast"
 
 
 def resolve_rule(rule: str, is_learned: bool) -> str:
-    """Return the name of the rule for a text, with ``auto`` resolved. Raises InputError on an unknown rule."""
+    """Return the name of the rule for a text, with ``auto`` resolved. Raise InputError on an unknown rule."""
     check_rule(rule)
     if rule == AUTO:
         return FOR_LEARNED if is_learned else FOR_TEXT
@@ -129,7 +129,7 @@ def check_rule(rule: str) -> None:
 
 
 def change_of(rule: str, sae: Sae, concept: EncodedConcept) -> Change:
-    """Return the change of ``concept`` by ``rule``. Raises InputError on an unknown rule."""
+    """Return the change of ``concept`` by ``rule``. Raise InputError on an unknown rule."""
     if rule not in RULES:
         raise InputError(f"rule is {rule!r}; allowed: {', '.join(RULES)}")
     return RULES[rule](sae, concept)

@@ -44,7 +44,7 @@ def watch_passes(
     """Sample ``prompts`` without steering, and call ``on_pass`` for every pass and branch at the hook point.
 
     Prompt i is sampled with the seed ``seed`` + i. With ``difference``, the activations are the module's output minus
-    its input. Raises InputError if the arguments ``sampling`` turn guidance off.
+    its input. Raise InputError if the arguments ``sampling`` turn guidance off.
     """
     family = family_of(pipe)
     arguments = _arguments(pipe, prompts, sampling or {}, seed)
@@ -75,7 +75,7 @@ def encode_sampled(
 ) -> EncodedConcept:
     """Encode a text from sampled images of it; ``codes`` and ``empty`` are [1, F].
 
-    Raises InputError if ``learned`` belongs to a text encoder.
+    Raise InputError if ``learned`` belongs to a text encoder.
     """
     if learned is not None and len(learned.difference) != 1:
         raise InputError(f"the learned concept {text!r} belongs to a text encoder, not to {site_name}")
@@ -152,7 +152,7 @@ def sampled_mean(
 def _arguments(pipe: typing.Any, prompts: list[str], sampling: CallArguments, seed: int) -> dict[str, typing.Any]:
     """Return the arguments of the pipeline's call.
 
-    Raises InputError if ``sampling`` turns guidance off, or if a prompt is not a class of a class-conditional model.
+    Raise InputError if ``sampling`` turns guidance off, or if a prompt is not a class of a class-conditional model.
     """
     family = family_of(pipe)
     scale = family.guidance_argument

@@ -27,7 +27,7 @@ _STATE = "_revelio_steering"  # the attribute of a pipeline that holds its state
 def attach(pipe: typing.Any, attachment: Attachment) -> Attachment:
     """Attach to ``pipe`` until ``attachment.detach`` is called; return the attachment.
 
-    Raises InputError if the same owner has already attached one of its concepts to one of its hook points.
+    Raise InputError if the same owner has already attached one of its concepts to one of its hook points.
     """
     state = state_of(pipe)
     if state is None:

@@ -54,7 +54,7 @@ class Steerer:
         the folder does not name it. ``subfolder`` selects one of several SAEs. ``revision`` and ``token`` are for the
         hub. Only JSON and safetensors files are opened.
 
-        Raises InputError if the folder cannot be read or is malformed.
+        Raise InputError if the folder cannot be read or is malformed.
         """
         return cls(load_sae(hub.find(folder, revision, subfolder, token), site))
 
@@ -68,7 +68,7 @@ class Steerer:
     ) -> str:
         """Publish the SAE with a model card as ``owner/name``; return the address of the commit.
 
-        ``license`` is the hub's identifier of a license, for example ``mit``. Raises InputError if the hub refuses.
+        ``license`` is the hub's identifier of a license, for example ``mit``. Raise InputError if the hub refuses.
         """
         return hub.push(self.sae, repo_id, private=private, license=license, token=token)
 
@@ -119,7 +119,7 @@ class Steerer:
     ) -> Concept:
         """Return a text as vectors that can be saved and attached without the SAE.
 
-        Raises InputError if ``rule`` does not add fixed vectors.
+        Raise InputError if ``rule`` does not add fixed vectors.
         """
         change = change_of(rule, self.sae_for(pipe), self.concept(pipe, text, sampling=sampling))
         if not isinstance(change, Add):
@@ -160,7 +160,7 @@ class Steerer:
         text is encoded once from images that the pipeline samples of it, with 10 steps or with the arguments
         ``sampling`` of its call, for example height and width.
 
-        Raises InputError if an argument is not valid, if the SAE does not fit the pipeline, or if the SAE was trained
+        Raise InputError if an argument is not valid, if the SAE does not fit the pipeline, or if the SAE was trained
         on a model of another name, unless ``other_model`` is true.
 
         If the hook point is inside of compiled code, the next call recompiles it.
@@ -222,7 +222,7 @@ class Steerer:
         learned: Mapping[str, LearnedConcept],
         sampling: CallArguments | None,
     ) -> ConceptSource:
-        """Return the source of a concept. Raises InputError if the concept does not fit the SAE or the pipeline."""
+        """Return the source of a concept. Raise InputError if the concept does not fit the SAE or the pipeline."""
         n_latents = self.sae.n_latents
         if isinstance(key, int):
             if not 0 <= key < n_latents:
@@ -249,7 +249,7 @@ def _on_negative(source: ConceptSource) -> bool:
 
 
 def _concepts(concepts: typing.Any) -> dict[ConceptKey, typing.Any]:
-    """Return concepts with plain integers for latents. Raises InputError if a key is not a concept."""
+    """Return concepts with plain integers for latents. Raise InputError if a key is not a concept."""
     if not isinstance(concepts, Mapping):
         raise InputError(f"concepts is {concepts!r}; it must map concepts to strengths, for example {{'red': -1.0}}")
     checked: dict[ConceptKey, typing.Any] = {}

@@ -24,7 +24,7 @@ Key = typing.Hashable
 def check_strength(concept: Key, strength: typing.Any) -> Strength:
     """Return the strength as a float, or as a Clamp of a float; all types of real numbers are accepted.
 
-    Raises InputError if it is not finite, or if it is a Clamp and ``concept`` is not a latent.
+    Raise InputError if it is not finite, or if it is a Clamp and ``concept`` is not a latent.
     """
     number = strength.value if isinstance(strength, Clamp) else strength
     if isinstance(strength, Clamp) and not isinstance(concept, int):
@@ -35,7 +35,7 @@ def check_strength(concept: Key, strength: typing.Any) -> Strength:
 
 
 def parse_strengths(text: str, name: str = "--strength") -> list[float]:
-    """Parse strengths, for example ``"-1,-0.5,0"``. Raises InputError with ``name`` if one is not finite."""
+    """Parse strengths, for example ``"-1,-0.5,0"``. Raise InputError with ``name`` if one is not finite."""
     strengths: list[float] = []
     for part in text.split(","):
         try:

@@ -25,7 +25,7 @@ def latents_for(pipe: typing.Any, site: str, sae: Sae, text: str, top: int = 20)
     """Return the ``top`` latents that fire more on ``text`` than on the empty prompt, largest difference first.
 
     Rows are {latent, value, empty, position, token}: the largest value over the prompt's positions, the largest value
-    over the empty prompt's, and the position and token of the former. Raises InputError if ``top`` is not valid.
+    over the empty prompt's, and the position and token of the former. Raise InputError if ``top`` is not valid.
     """
     codes_TF, empty_TF = sae.codes(hidden_states(pipe, site, [text, ""]))
     (values_F, positions_F), empty_F = codes_TF.max(0), empty_TF.amax(0)

@@ -76,7 +76,7 @@ class VectorSource:
 
 
 def save_concept(file: str | pathlib.Path, concept: Concept) -> None:
-    """Write a concept as one safetensors file. Raises InputError if the file cannot be written."""
+    """Write a concept as one safetensors file. Raise InputError if the file cannot be written."""
     fields = {name: getattr(concept, name) for name in TEXTS} | {"sites": list(concept.directions)}
     tensors = dict(concept.directions)
     if concept.pooled:
@@ -87,7 +87,7 @@ def save_concept(file: str | pathlib.Path, concept: Concept) -> None:
 
 
 def load_concept(file: str | pathlib.Path) -> Concept:
-    """Read a file of :func:`save_concept`. Raises InputError if the file is of another kind or malformed."""
+    """Read a file of :func:`save_concept`. Raise InputError if the file is of another kind or malformed."""
     path = pathlib.Path(file)
     metadata, headers = read_header(path)
     if metadata.get("format") != FORMAT:
@@ -153,7 +153,7 @@ def attach_vectors(
     """Add ``strength`` times the vectors of a concept, without an SAE.
 
     ``concept`` is a :class:`Concept` or a file of :func:`save_concept`. The fields of ``where`` can also be passed as
-    keywords; ``negative_branch`` also steers the unconditional branch, in the opposite direction. Raises InputError
+    keywords; ``negative_branch`` also steers the unconditional branch, in the opposite direction. Raise InputError
     if the vectors do not fit the pipeline.
     """
     loaded = concept if isinstance(concept, Concept) else load_concept(concept)
@@ -167,7 +167,7 @@ def attach_vectors(
 
 
 def matching_points(pipe: typing.Any, concept: Concept) -> tuple[hooks.HookPoint, ...]:
-    """Return the hook points of a concept in ``pipe``. Raises InputError if its vectors are for another model."""
+    """Return the hook points of a concept in ``pipe``. Raise InputError if its vectors are for another model."""
     if concept.family and concept.family != family_of(pipe).name:
         raise InputError(
             f"the concept {concept.text!r} is for another model, of the family {concept.family}; this pipeline is of "
@@ -187,7 +187,7 @@ def matching_points(pipe: typing.Any, concept: Concept) -> tuple[hooks.HookPoint
 def change(concept: Concept, device: torch.device | None = None, tokens: int | None = None) -> Add:
     """Return the change of a concept for prompts of ``tokens`` tokens.
 
-    Raises InputError if its vectors are for another prompt length.
+    Raise InputError if its vectors are for another prompt length.
     """
     vectors = [v_TD.to(device) if device else v_TD for v_TD in concept.directions.values()]
     longest = max(len(v_TD) for v_TD in vectors)

@@ -67,7 +67,7 @@ class Where:
     def validate(self, points: Sequence[hooks.HookPoint], family: Family) -> "Where":
         """Return a checked copy with the positions and the mask as tensors.
 
-        Raises InputError if a field is malformed or has no effect at these hook points.
+        Raise InputError if a field is malformed or has no effect at these hook points.
         """
         name = "+".join(point.name for point in points)
         in_denoiser = hook_points.is_denoiser_point(name)

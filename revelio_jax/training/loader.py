@@ -142,7 +142,7 @@ def make_order(
 ) -> Order:
     """Choose held-out chunks of every store and distribute the others over the lanes.
 
-    Raises InputError if lanes do not divide the batch, or if a store has too few chunks or rows.
+    Raise InputError if lanes do not divide the batch, or if a store has too few chunks or rows.
     """
     if batch_size % lanes:
         raise InputError(f"config.data.lanes is {lanes}; it must divide config.train.batch_size {batch_size}")

@@ -71,7 +71,7 @@ class Log:
         """Wait for a step, count it and return its metrics; ``wait_s`` is how long it waited for its rows.
 
         Writes a line every ``every`` steps and after the last step. Its times are means since the previous
-        line. ``metrics`` of a step that :func:`is_logged` must have all other FIELDS. Raises NotFinite if the
+        line. ``metrics`` of a step that :func:`is_logged` must have all other FIELDS. Raise NotFinite if the
         loss or the gradient norm is not finite.
         """
         values = {name: float(value) for name, value in metrics.items()}

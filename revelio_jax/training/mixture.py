@@ -102,7 +102,7 @@ class Mixture:
 def open_mixture(entries: Sequence[str], site: str | None = None) -> Mixture:
     """Open the stores of all ``entries``. ``site`` is the site to read, by default the first one of the first store.
 
-    Raises InputError if an entry is malformed or matches no store, if a store is named twice, or if stores
+    Raise InputError if an entry is malformed or matches no store, if a store is named twice, or if stores
     differ in site, width or model.
     """
     weights = [_weight(entry) for entry in entries]
@@ -125,7 +125,7 @@ def open_mixture(entries: Sequence[str], site: str | None = None) -> Mixture:
 
 
 def _matching_site(first: Store, first_site: SiteReader, store: Store) -> SiteReader:
-    """Return the site of ``store`` that matches ``first_site``. Raises InputError if there is none."""
+    """Return the site of ``store`` that matches ``first_site``. Raise InputError if there is none."""
     if first_site.name not in store.site_names:
         raise InputError(
             f"config.data.stores: {store.location} has no site {first_site.name}, which {first.location} has; "

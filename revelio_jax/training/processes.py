@@ -19,7 +19,7 @@ def start(mesh: MeshConfig) -> None:
     """Join the other processes of the run if ``mesh.distributed``; call it before any other use of JAX.
 
     Cloud TPU, SLURM, Open MPI and Kubernetes are detected. Otherwise each process needs the address of the
-    coordinator, the number of processes and its own number. Raises InputError if the processes do not connect.
+    coordinator, the number of processes and its own number. Raise InputError if the processes do not connect.
     """
     if not mesh.distributed:
         if mesh.coordinator or mesh.processes > 1 or mesh.process:  # otherwise each process would train alone

@@ -35,7 +35,7 @@ class RestoredRun(typing.NamedTuple):
 
 
 def open_run(config: Config) -> tuple[pathlib.Path, Mixture]:
-    """Return the folder of the run, which may not exist yet, and the stores it trains on. Raises InputError."""
+    """Return the folder of the run, which may not exist yet, and the stores it trains on. Raise InputError."""
     if not config.run:
         raise InputError("config.run is not set; it must name the folder of the run, for example runs/mini_sd")
     if not config.data.stores and not config.extract.store:
@@ -53,7 +53,7 @@ def open_run(config: Config) -> tuple[pathlib.Path, Mixture]:
 def resumed_step(folder: pathlib.Path, resume: bool, identity: RunIdentity) -> int:
     """Return the step of the newest checkpoint, or 0 if the run has no checkpoint.
 
-    Raises InputError if the run has a checkpoint but ``resume`` is False, or if its identity is not ``identity``.
+    Raise InputError if the run has a checkpoint but ``resume`` is False, or if its identity is not ``identity``.
     """
     step = checkpoints.newest_step(folder)
     if not step:
@@ -77,7 +77,7 @@ def write_config(folder: pathlib.Path, config: Config) -> None:
 def restore_run(config: Config) -> RestoredRun:
     """Restore the checkpoint that ``config.train.use`` chooses: the newest, or the one with the lowest FVU.
 
-    Raises InputError if the run has no checkpoint or its checkpoint belongs to another configuration.
+    Raise InputError if the run has no checkpoint or its checkpoint belongs to another configuration.
     """
     folder, mixture = open_run(config)
     choose = {"newest": checkpoints.newest_step, "best": checkpoints.best_step}[config.train.use]
@@ -93,7 +93,7 @@ def restore_run(config: Config) -> RestoredRun:
 
 
 def make_order(config: Config, mixture: Mixture) -> loader.Order:
-    """Return the order of the run's rows. Raises InputError if the stores have too few rows for it."""
+    """Return the order of the run's rows. Raise InputError if the stores have too few rows for it."""
     return loader.make_order(
         mixture,
         config.train.seed,
@@ -105,7 +105,7 @@ def make_order(config: Config, mixture: Mixture) -> loader.Order:
 
 
 def dictionary_size(config: Config, d: int) -> int:
-    """Return the number of latents for activations of width ``d``. Raises InputError if k or a chunk exceeds it."""
+    """Return the number of latents for activations of width ``d``. Raise InputError if k or a chunk exceeds it."""
     sae = config.sae
     latents = sae.latents or d * sae.expansion
     source = "config.sae.latents" if sae.latents else f"width {d} x config.sae.expansion"
@@ -134,7 +134,7 @@ def normalization(rule: str, mixture: Mixture) -> tuple[np.ndarray, float]:
     """Return the mean [D] and the scale s of (x - mean) / s, from the stores' statistics of all rows.
 
     ``rule`` is config.sae.normalize. One scale for all columns preserves directions and angles, and folds
-    exactly into an export. Raises InputError if all rows are equal.
+    exactly into an export. Raise InputError if all rows are equal.
     """
     if rule == "none":
         return np.zeros(mixture.d, np.float32), 1.0

@@ -39,7 +39,7 @@ class RunPurity:
 
 
 def read_runs(folders: Sequence[str]) -> list[RunPurity]:
-    """Read all results of the runs. Raises InputError if a folder has no results or the strata differ in column."""
+    """Read all results of the runs. Raise InputError if a folder has no results or the strata differ in column."""
     loaded = [(folder, part) for folder in folders for part in _results(pathlib.Path(folder))]
     names = [part.summary["name"] for _, part in loaded]
     runs = []

@@ -25,7 +25,7 @@ FIELDS = ("top", "weaker", "neighbors", "coactivation_rows", "cells", "stratum",
 def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
     """Read the store once and write the results; return them, and whether they are new.
 
-    Existing results of the same store, SAE and fields are returned instead, unless ``again`` is set. Raises InputError
+    Existing results of the same store, SAE and fields are returned instead, unless ``again`` is set. Raise InputError
     before any row is read if the inputs do not match or the results cannot be written.
     """
     options = config.interpret

@@ -100,7 +100,7 @@ def make_map(site: str, store: Store, positions: int, most: int) -> PositionMap:
 def make_strata(column: str | None, table: pyarrow.Table, timesteps: list[int]) -> Strata:
     """Return strata by a column of the samples. With None, return strata by timestep if there are several.
 
-    Raises InputError if the column does not exist, has no values or has more than MOST_STRATA values.
+    Raise InputError if the column does not exist, has no values or has more than MOST_STRATA values.
     """
     if not column:
         if len(timesteps) < 2:

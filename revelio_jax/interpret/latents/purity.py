@@ -56,7 +56,7 @@ class PurityMeasures(typing.NamedTuple):
 def read_labels(table: pyarrow.Table, names: tuple[str, ...]) -> list[Label]:
     """Return the labels ``names`` of the samples; without names, every column that can be a label.
 
-    A label column holds texts or integers and has at least two classes, one of which has several samples. Raises
+    A label column holds texts or integers and has at least two classes, one of which has several samples. Raise
     InputError if a name is not a column of texts or integers.
     """
     columns = {}

@@ -106,7 +106,7 @@ class Results:
 
 
 def open_store_of(results: Results) -> Store:
-    """Open the store that results were computed from. Raises InputError if it is missing or has changed."""
+    """Open the store that results were computed from. Raise InputError if it is missing or has changed."""
     store = open_store(results.summary["store"]["location"])
     if store.fingerprint != results.summary["store"]["fingerprint"]:
         raise InputError(
@@ -126,7 +126,7 @@ def save(
     tables: dict[str, pyarrow.Table],
     arrays: dict[str, np.ndarray],
 ) -> Results:
-    """Write all files and replace the previous results in one step. Raises InputError if writing fails."""
+    """Write all files and replace the previous results in one step. Raise InputError if writing fails."""
     try:
         with files.replacing_folder(folder) as part:
             for name in TABLES:
@@ -142,7 +142,7 @@ def save(
 def update_summary(results: Results, summary: Summary) -> Results:
     """Return the results with another summary, for example after the store was moved. Rewrite summary.json if needed.
 
-    Raises InputError if the file cannot be written.
+    Raise InputError if the file cannot be written.
     """
     if summary != results.summary:
         _write_summary(results.folder, summary)
@@ -154,7 +154,7 @@ def _write_summary(folder: pathlib.Path, summary: Summary) -> None:
 
 
 def load(folder: pathlib.Path) -> Results:
-    """Read results; arrays stay on disk. Raises InputError if a file is missing or malformed."""
+    """Read results; arrays stay on disk. Raise InputError if a file is missing or malformed."""
     try:
         summary = json.loads((folder / SUMMARY).read_text())
         if summary.get("version") != VERSION:

@@ -19,7 +19,7 @@ from revelio_jax.store import SiteReader, Store
 
 
 def open_inputs(config: Config) -> tuple[Store, SiteReader, Dictionary]:
-    """Open the store, the hook point and the latents of ``config``. Raises InputError if they do not match."""
+    """Open the store, the hook point and the latents of ``config``. Raise InputError if they do not match."""
     run, sae = config.run, config.interpret.sae
     if not run:
         raise InputError("config.run is not set; set it to the folder of the run, for example runs/mini_sd")

@@ -54,7 +54,7 @@ class CodeBatch:
 def open_site(config: Config) -> tuple[Store, SiteReader]:
     """Return the store of ``config`` and the reader of config.data.site, by default the first hook point.
 
-    Raises InputError if ``config`` has no store or several, or if the hook point is missing or has no rows.
+    Raise InputError if ``config`` has no store or several, or if the hook point is missing or has no rows.
     """
     entries = config.data.stores or (f"1:{config.extract.store}",)
     if not config.data.stores and not config.extract.store:
@@ -81,7 +81,7 @@ def batches(site: SiteReader, batch_size: int) -> Generator[RowBatch, None, None
     """Yield all rows in order, in batches of at most ``batch_size`` rows, or of one chunk if that is longer.
 
     The memory of x_ND is reused: a batch is valid until two more batches have been requested. Close the generator to
-    stop its threads. Raises InputError if sample numbers decrease.
+    stop its threads. Raise InputError if sample numbers decrease.
     """
     groups, most = list(_chunk_groups(site.chunks, batch_size)), largest_batch(site, batch_size)
     dtype = site.arrays["activations"].dtype.numpy_dtype

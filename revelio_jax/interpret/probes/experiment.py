@@ -81,7 +81,7 @@ class ProbedRun:
 def open_run(run: str, label_names: tuple[str, ...], settings: ProbeSettings) -> ProbedRun:
     """Open a run and split its samples for the labels ``label_names``, by default for every label column.
 
-    Raises InputError if the run, a label or a setting cannot be used.
+    Raise InputError if the run, a label or a setting cannot be used.
     """
     if not pathlib.Path(run, "config.json").is_file():
         raise InputError(f"{run} has no config.json; it must be a run folder, for example runs/mini_sd")

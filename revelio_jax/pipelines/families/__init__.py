@@ -24,7 +24,7 @@ BY_CLASS = {name: family for family in FAMILIES for name in family.pipelines}
 def family_of(pipe: typing.Any) -> Family:
     """Return the family of a pipeline by its class or a base class, otherwise by its components.
 
-    Raises InputError if no family matches.
+    Raise InputError if no family matches.
     """
     for cls in type(pipe).__mro__:
         if cls.__name__ in BY_CLASS:
