@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_every_command_has_a_main_that_prints_its_help_under_the_name_it_was_cal
 
 @pytest.mark.slow
 def test_python_m_prints_the_module_as_the_name(capsys):
-    for name, (module, _) in commands.COMMANDS.items():
+    for name, (module, _, _) in commands.COMMANDS.items():
         with pytest.raises(SystemExit):
             importlib.import_module(module).main(["--help"])
         assert capsys.readouterr().out.startswith("usage: python -m "), name
@@ -53,6 +54,23 @@ def test_an_unknown_command_is_one_line_with_the_closest_name():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: unknown command 'trian'; did you mean train?\n"
     assert "commands: extract, train, " in revelio("zzz").stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extras"),
+    [("extract", "PIL", "extract"), ("train", "jax", "train"), ("steer", "torch", "steer"), ("plan", "jax", "plan")],
+)
+def test_a_missing_package_is_one_line_with_the_extras_of_the_command(command, package, extras):
+    code = f"import sys; sys.modules[{package!r}] = None; import revelio_jax.commands as c; c.main([{command!r}])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {command} needs the package {package}; pip install 'revelio_jax[{extras}]'\n"
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_the_extras_of_every_command_exist(name):
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(commands.COMMANDS[name][1].split(",")) <= set(known)
 
 
 @pytest.mark.slow
