@@ -29,7 +29,7 @@ def save(
         if extract.save_images:
             png = io.BytesIO()
             images[i].save(png, "png")
-            writes.append(kvstore.write(_image_key(sample["id"]), png.getvalue()))
+            writes.append(kvstore.write(layout.image_key(sample["id"]), png.getvalue()))
         if extract.save_latents and latents is not None:
             npy = io.BytesIO()
             np.save(npy, latents[i].float().cpu().numpy())
@@ -43,7 +43,7 @@ def fault(store: check.StoreState, shard: int) -> str:
     extract = store.plan.get("extract", {})
     for number in store.samples(shard):
         for field, key, decode in (
-            ("save_images", _image_key(number), lambda file: PIL.Image.open(file).verify()),
+            ("save_images", layout.image_key(number), lambda file: PIL.Image.open(file).verify()),
             ("save_latents", _latents_key(number), np.load),
         ):
             try:
@@ -52,10 +52,6 @@ def fault(store: check.StoreState, shard: int) -> str:
             except Exception:  # for broken files, decoders raise exceptions of many classes
                 return f"{key} is missing or broken"
     return ""
-
-
-def _image_key(number: int) -> str:
-    return f"images/{number:08d}.png"
 
 
 def _latents_key(number: int) -> str:

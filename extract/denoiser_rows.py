@@ -49,7 +49,7 @@ def shard_rows(
 ) -> ShardRows:
     """Return the rows of one shard, ordered by sample, then timestep, then position.
 
-    A batch is the ids of its samples and their recorded activations. Ids of ``samples`` that are in no batch are
+    A batch has the ids of its samples and their recorded activations. Ids of ``samples`` that are in no batch are
     reported as ``skipped``. With config.extract.pool=mean the position is -1.
     """
     is_pooled = extract.pool == "mean"

@@ -39,7 +39,7 @@ FLAGS = {
 def extract(config: Config) -> Manifest | None:
     """Write the store that ``config`` describes, or this worker's part of it.
 
-    Returns the manifest, or None if other workers still have shards to write. Raise InputError before anything is
+    Return the manifest, or None if other workers still have shards to write. Raise InputError before anything is
     written if an input, the model, or an existing store does not fit the config.
     """
     started = time.monotonic()
@@ -63,7 +63,7 @@ def extract(config: Config) -> Manifest | None:
 def write_missing_shards(mode: typing.Any, job: typing.Any, writer: StoreWriter, worker: Worker) -> Manifest | None:
     """Write the worker's missing shards, and then the manifest if all shards of the store are written.
 
-    ``mode`` is a module of extract.modes and ``job`` the result of its ``load``. Returns the manifest, or None
+    ``mode`` is a module of extract.modes and ``job`` the result of its ``load``. Return the manifest, or None
     while other workers have shards to write. Raise InputError if the store cannot be written or if another run is
     writing the same shards.
     """
@@ -85,7 +85,7 @@ def write_missing_shards(mode: typing.Any, job: typing.Any, writer: StoreWriter,
 def _import_mode(name: str) -> types.ModuleType:
     """Import and return the module of a mode, which takes seconds because it imports torch.
 
-    A mode module has four functions: ``read_inputs(extract)`` reads and checks the prompts or images;
+    A mode module has five functions: ``read_inputs(extract)`` reads and checks the prompts or images;
     ``load(config, inputs, worker)`` loads the pipeline and returns the mode's job, a frozen dataclass;
     ``plan(job)`` returns the store's plan, ``samples_table(job)`` its samples, and
     ``shard_rows(job, samples, progress)`` computes the rows of one shard from its samples alone.

@@ -10,7 +10,7 @@ def report(location: str | None, workers: int, verify: bool) -> bool:
     """Print the progress of a store. With ``verify``, also read all of it and print every fault.
 
     Return False if ``verify`` is set and the store is unfinished or has a fault, otherwise True. Raise InputError if
-    there is no store.
+    the store does not exist.
     """
     store = check.read_state(location)
     _print_progress(store, workers)

@@ -5,6 +5,7 @@ and the system's reason.
 """
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import shutil
@@ -22,6 +23,12 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
     """Write a file in one step. Raise InputError if it cannot be written."""
     with replacing(path) as part:
         part.write_bytes(data)
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -102,9 +102,9 @@ def fetch(cache: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def load(cache: pathlib.Path) -> tuple[np.ndarray, list[Emoji]]:
-    """Return every emoji that exists in all three styles, without flags.
+    """Return images of every emoji that exists in all three styles, without flags.
 
-    Returns pixels on white, uint8 [images, 32, 32, 3], and the emoji that each image shows.
+    Return pixels on white, uint8 [images, 32, 32, 3], and the emoji of each image.
     """
     folders = fetch(cache)
     category_of = {sub: category for category, subs in CATEGORIES.items() for sub in subs}
@@ -113,8 +113,8 @@ def load(cache: pathlib.Path) -> tuple[np.ndarray, list[Emoji]]:
     for entry in sorted(entries, key=lambda entry: entry["sort_order"]):
         if entry["category"] in ("Component", "Flags"):
             continue
-        found = {style: _file_of(entry["unified"], style, folders[style]) for style in STYLES}
-        files = {style: file for style, file in found.items() if file is not None}
+        paths = {style: _file_of(entry["unified"], style, folders[style]) for style in STYLES}
+        files = {style: path for style, path in paths.items() if path is not None}
         if len(files) < len(STYLES):
             continue
         name = entry["name"].lower()

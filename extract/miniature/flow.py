@@ -95,10 +95,10 @@ def train(
         chosen = rng.choices(range(n), weights, k=BATCH // n_workers)
         captions = [caption(emojis[i], rng) for i in chosen]
         with torch.no_grad():
-            pooled = texts["text_encoder"](encoders.tokens(tokenizer, _some(captions, WITHOUT_CLIP, rng))).pooler_output
-            stream = texts["text_encoder_2"](
-                encoders.tokens(tokenizer_2, _some(captions, WITHOUT_T5, rng))
-            ).last_hidden_state
+            tokens = encoders.tokens(tokenizer, _blank(captions, WITHOUT_CLIP, rng))
+            tokens_2 = encoders.tokens(tokenizer_2, _blank(captions, WITHOUT_T5, rng))
+            pooled = texts["text_encoder"](tokens).pooler_output
+            stream = texts["text_encoder_2"](tokens_2).last_hidden_state
         clean = images[chosen]
         noise = torch.randn_like(clean)
         t = torch.sigmoid(torch.randn(len(clean)))
@@ -126,6 +126,6 @@ def train(
             pipeline(averaged, vae, encoders_folder).save_pretrained(folder)
 
 
-def _some(captions: list[str], without: float, rng: random.Random) -> list[str]:
-    """Return the captions with a random share ``without`` of them replaced by empty captions."""
-    return ["" if rng.random() < without else caption for caption in captions]
+def _blank(captions: list[str], share: float, rng: random.Random) -> list[str]:
+    """Return the captions with a random ``share`` of them replaced by empty captions."""
+    return ["" if rng.random() < share else caption for caption in captions]

@@ -71,7 +71,7 @@ def _judged(
 
 
 def _agreement(labels: list[dict[str, str]], targets: list[Emoji]) -> dict[str, float]:
-    """Return the share of images whose label is that of the target, for style and category."""
+    """Return the share of images whose label equals the label of the target, for style and category."""
     return {
         key: float(np.mean([label[key] == getattr(target, key) for label, target in zip(labels, targets, strict=True)]))
         for key in miniature_judge.LABELS

@@ -59,7 +59,7 @@ class TrainingData:
 
     @property
     def prompts(self) -> list[str]:
-        """The captions without their labels."""
+        """Return the captions without their labels."""
         return [caption["prompt"] for caption in self.captions]
 
 

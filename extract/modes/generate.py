@@ -48,7 +48,7 @@ class GenerateJob:
 
     @property
     def timesteps(self) -> tuple[int, ...]:
-        """The timesteps to record, in the order of the schedule."""
+        """Return the timesteps to record, in the order of the schedule."""
         return tuple(timestep for timestep in self.schedule.values() if timestep is not None)
 
 

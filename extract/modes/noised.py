@@ -1,8 +1,9 @@
 """Mode noised: record activations of a denoiser on noised images, with one forward pass per timestep.
 
-An image is encoded as the mode of the VAE's latent distribution. For each of config.extract.timesteps, noise is added
-that depends only on the sample's seed and the timestep, so it is the same in every batch and process. A pass ends
-after the last hook point. An image that cannot be decoded is skipped and counted; it keeps its row of samples.parquet.
+An image is encoded as the mode of the VAE's latent distribution. Each pass adds the noise of one of
+config.extract.timesteps and ends after the last hook point. The noise depends only on the sample's seed and the
+timestep, so it is the same in every batch and process. An image that cannot be decoded is skipped and counted; it
+keeps its row of samples.parquet.
 """
 
 import dataclasses

@@ -37,7 +37,7 @@ class TextJob:
 
     @property
     def passes(self) -> int:
-        """The number of passes over each prompt, one per encoder."""
+        """Return the number of passes over each prompt, one per encoder."""
         return len(self.encoders)
 
 

@@ -28,12 +28,12 @@ class LatentSummary(typing.TypedDict):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ActiveLatents:
-    """The values above 0 of latents [steps, positions, F] of one prompt or image, sorted by latent.
+    """The latents that fire on a prompt or image: entries above 0 of codes [steps, positions, F], sorted by latent.
 
     Value i belongs to latent ``latent[i]`` at ``step[i]`` and ``position[i]``; ``shape`` is (steps, positions).
-    ``timesteps`` has the denoiser's timesteps, () for a text encoder, which runs once. If the positions are tokens,
-    ``tokens`` and ``kinds`` describe them. If they form an image map, ``grid`` is its height and width. ``empty`` [F]
-    is the largest value of each latent on the empty prompt.
+    ``timesteps`` are the denoiser's timesteps, () for a text encoder, which runs once. If the positions are tokens,
+    ``tokens`` and ``kinds`` describe them. If they form a map of an image, ``grid`` is its height and width.
+    ``empty`` [F] is the largest value of each latent on the empty prompt.
     """
 
     latent: np.ndarray

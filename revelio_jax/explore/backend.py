@@ -50,14 +50,14 @@ class BoundedCache:
         return self._items.get(key)
 
     def put(self, key: Key, item: typing.Any) -> None:
-        """Add an item, and drop the oldest ones if there is no room."""
+        """Add an item, and drop the oldest ones if the cache is full."""
         self._items[key] = item
         while len(self._items) > 1 and sum(map(self._size, self._items.values())) > self._limit:
             self._items.popitem(last=False)
 
 
 class Backend:
-    """A pipeline, its SAE and caches. Methods may be called from several threads; they raise InputError."""
+    """A pipeline, its SAE, and caches of images and active latents. Several threads may call its methods."""
 
     def __init__(
         self,
@@ -108,7 +108,10 @@ class Backend:
                 raise InputError(f"the {field} has {count} tokens; this model reads at most {limit}; shorten it")
 
     def find_active(self, request: SamplingRequest, on_step: OnStep | None = None) -> ActiveLatents:
-        """Return the latents that fire on the prompt, or in the image if the hook point is in the denoiser."""
+        """Return the latents that fire on the prompt, or in the image if the hook point is in the denoiser.
+
+        Raise InputError if the prompt is too long.
+        """
         self.check_prompt(request.prompt)
         key = request if self.in_denoiser else request.prompt
         if (active := self._active.get(key)) is None:
@@ -142,7 +145,7 @@ class Backend:
         return image
 
     def attach(self, steering: SteeringRequest) -> Attachment:
-        """Attach the steering of a request to the pipeline."""
+        """Attach the steering of a request to the pipeline. Raise InputError if a token number is out of range."""
         positions: str | torch.Tensor = "all"
         if isinstance(steering.positions, str):
             positions = steering.positions

@@ -1,7 +1,6 @@
 """The catalog of latents: words, tags and samples from ``revelio interpret``, for search and display."""
 
 import dataclasses
-import hashlib
 import math
 import pathlib
 import re
@@ -9,6 +8,7 @@ import typing
 
 import numpy as np
 
+from revelio_jax import files
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
 from revelio_jax.interpret import token_text
@@ -29,7 +29,7 @@ class Catalog:
 
     Without results, ``results`` is None and ``missing`` gives the reason in one line; otherwise ``missing`` is "".
     ``texts`` has all searchable words of each latent. ``frequency`` [F] is the share of rows on which it fires.
-    ``store`` is None if the activation store does not exist any more.
+    ``store`` is None if the activation store cannot be opened any more.
     """
 
     missing: str
@@ -121,7 +121,9 @@ def load_catalog(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Ca
     except InputError as error:
         return Catalog(str(error))
     # Results of other weights would show wrong words.
-    interpreted, current = str(loaded.summary.get("sae", {}).get("sha256", "")), sha256(sae_folder / WEIGHTS)
+    weights = sae_folder / WEIGHTS
+    current = files.sha256(weights) if weights.is_file() else ""
+    interpreted = str(loaded.summary.get("sae", {}).get("sha256", ""))
     if loaded.summary["latents"] != n_latents or (interpreted and current and interpreted != current):
         return Catalog(f"{loaded.folder} is for another SAE; run revelio interpret again")
     tags: dict[int, list[Row]] = {}
@@ -143,14 +145,6 @@ def load_catalog(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Ca
     except (InputError, KeyError, TypeError):
         store = None  # it may have been moved; words and values do not need it
     return Catalog("", loaded, tags, texts, frequency, store)
-
-
-def sha256(file: pathlib.Path) -> str:
-    """Return the sha256 of a file, "" if it does not exist."""
-    if not file.is_file():
-        return ""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _descriptions(row: Row, tags: list[Row], labels: list[str]) -> list[tuple[str, str]]:

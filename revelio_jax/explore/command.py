@@ -2,9 +2,11 @@
 
     revelio explore --config mini_sd
 
-Open the address that it prints. By default only this machine can open the page. If --host is another address, everyone
-who can reach that address can use the page without a password. The run needs an export. If the results of python -m
-revelio_jax.interpret and the report exist, the page shows and searches the results and links to the report.
+Open the address that it prints. By default only this machine can open the page. With another --host, every machine that
+can reach that address can use the page without a password.
+
+The run needs an export. The page shows and searches the results of revelio interpret if they exist, and links to the
+report if it exists.
 """
 
 import contextlib
@@ -28,6 +30,7 @@ EXAMPLES = 5
 
 
 def main(argv: Sequence[str]) -> None:
+    """Run ``revelio explore`` with the arguments ``argv``."""
     config, flags = parse(["revelio_jax.explore", *argv], __doc__, **FLAGS)
     require("gradio", "explore", "the explorer")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave the with block, so that it deletes the folder

@@ -46,7 +46,7 @@ class Row:
     remove: gr.Button
 
     def show(self, key: Key, name: str, strength: Strength, highest: float) -> Update:
-        """Show the line with a strength. ``highest`` is the largest known value of the latent."""
+        """Return an update that shows the line. ``highest`` is the largest known value of the latent."""
         if isinstance(strength, Clamp):
             value, low, high, step, mode = strength.value, 0.0, 2 * highest, round(highest / 100, 6), SET
             info = "the latent is set to this value at every steered position"
@@ -61,7 +61,7 @@ class Row:
         }
 
     def hide(self) -> Update:
-        """Hide the line."""
+        """Return an update that hides the line."""
         return {self.line: gr.Row(visible=False)}
 
 
@@ -90,7 +90,7 @@ class RegionFields:
 
     @staticmethod
     def read(values: typing.Sequence) -> dict[str, typing.Any]:
-        """Return values of ``parts`` as fields of :class:`requests.SteeringRequest`. Raise InputError."""
+        """Return values of ``parts`` as fields of SteeringRequest. Raise InputError if a value is not allowed."""
         positions, negative, pooled, first, last, start, end = values
         choices = {DEFAULT: None, YES: True, NO: False}
         return {
@@ -151,11 +151,6 @@ class Fields:
     card: gr.HTML
 
 
-def hint(text: str) -> str:
-    """Return a line of advice as HTML."""
-    return f'<p class="hint">{views.escape(text)}</p>'
-
-
 def lay_out(backend: Backend, report: pathlib.Path, examples: list[str]) -> Fields:
     """Create the fields in the open gr.Blocks."""
     steer = backend.config.steer
@@ -202,7 +197,7 @@ def _image_fields(backend: Backend) -> dict[str, typing.Any]:
     with gr.Row():
         fields["plain"] = _html(views.no_image("Plain"), "plain", min_width=150)
         fields["steered"] = _html(views.no_image("Steered"), "steered", min_width=150)
-    fields["status"] = _html(hint("Draw an image, then open a latent and steer it."), "status")
+    fields["status"] = _html(views.hint("Draw an image, then open a latent and steer it."), "status")
     fields["rows"] = tuple(_row(i) for i in range(MAX_CONCEPTS))
     with gr.Row(elem_classes="line", visible=not backend.in_denoiser):
         fields["concept"] = gr.Textbox(
@@ -212,7 +207,7 @@ def _image_fields(backend: Backend) -> dict[str, typing.Any]:
             list(RULES), value=backend.config.steer.rule, label="Rule", scale=2, min_width=110, elem_id="rule"
         )
         fields["add"] = _button("Add", "add")
-    fields["auto_draw"] = gr.Checkbox(True, label="Redraw after every change", container=False, elem_id="at-once")
+    fields["auto_draw"] = gr.Checkbox(True, label="Redraw after every change", container=False, elem_id="auto-draw")
     return fields
 
 
@@ -302,7 +297,7 @@ def _latent_fields(backend: Backend) -> dict[str, typing.Any]:
     fields: dict[str, typing.Any] = {}
     with gr.Tabs():
         with gr.Tab("In this image" if backend.in_denoiser else "On this prompt"):
-            fields["active"] = _html(hint("Draw an image to list the latents that fire."), "firing")
+            fields["active"] = _html(views.hint("Draw an image to list the latents that fire."), "firing")
         with gr.Tab("Search"):
             with gr.Row(elem_classes="line"):
                 fields["query"] = gr.Textbox(

@@ -1,7 +1,7 @@
 """The handlers of the page's events.
 
-Every handler yields new values of the fields that it changes. Input errors and failures of the pipeline are shown as
-one line; the rest of the page does not change.
+Every handler yields or returns new values of the fields that it changes. Handlers with :func:`reports_errors` show
+input errors and failures of the pipeline as one line; the rest of the page does not change.
 """
 
 import functools
@@ -16,7 +16,7 @@ from revelio_jax.errors import InputError
 from revelio_jax.explore import requests, views
 from revelio_jax.explore.backend import Backend
 from revelio_jax.explore.catalog import Catalog, name_marks
-from revelio_jax.explore.fields import DEFAULT_CLAMP, MAX_CONCEPTS, SET, Fields, Key, Update, hint
+from revelio_jax.explore.fields import DEFAULT_CLAMP, MAX_CONCEPTS, SET, Fields, Key, Update
 from revelio_jax.explore.requests import SamplingRequest, SteeringRequest
 from revelio_jax.explore.snippet import snippet
 from revelio_jax.interpret.token_text import word
@@ -47,7 +47,7 @@ def reports_errors(handler: Callable[..., Iterator[Update]]) -> Callable[..., It
 
 
 class Handlers:
-    """The handlers of one page. Gradio passes values of fields in the order of ``request_fields`` and so on."""
+    """The handlers of one page. Gradio passes the values of fields in the order of the lists ``..._fields``."""
 
     def __init__(self, backend: Backend, catalog: Catalog, report: pathlib.Path, examples: list[str], fields: Fields):
         self.backend, self.catalog, self.report = backend, catalog, report
@@ -94,7 +94,7 @@ class Handlers:
             advice = "Open a latent and steer it." if backend.in_denoiser else "Steer a latent or add a concept."
             yield {
                 fields.steered: views.no_image("Steered"),
-                fields.status: hint(f"Nothing is steered. {advice}"),
+                fields.status: views.hint(f"Nothing is steered. {advice}"),
                 fields.code: snippet(backend, request),
             }
             return
@@ -102,7 +102,7 @@ class Handlers:
         names = ", ".join(f"{self._name(key)} {views.signed(value)}" for key, value in steering.concepts)
         yield {
             fields.steered: views.image("Steered", steered, f"{request.prompt}, with {names}"),
-            fields.status: hint(f"{names}: {views.difference(plain, steered)}"),
+            fields.status: views.hint(f"{names}: {views.difference(plain, steered)}"),
             fields.code: snippet(backend, request, steering),
         }
 
@@ -119,7 +119,7 @@ class Handlers:
             yield from self.draw(progress, session, drawn, *values)
         else:
             text = "Press Draw." if drawn is None else "Settings have changed: press Draw to update the image."
-            yield {self.fields.status: hint(text)}
+            yield {self.fields.status: views.hint(text)}
 
     def redraw_unless_failed(
         self,
@@ -206,10 +206,12 @@ class Handlers:
                 reason, _ = matches.get(row["latent"], (f"fires on {name_marks(word(row['token']))}", None))
                 matches[row["latent"]] = reason, row["value"]
         results = [(number, reason, value) for number, (reason, value) in matches.items()]
-        listing = views.search_list(results, self.catalog, latent) if matches else hint(f"No latent matches {query}.")
+        listing = views.hint(f"No latent matches {query}.")
+        if results:
+            listing = views.search_list(results, self.catalog, latent)
         if query.isdecimal() and not (is_number and int(query) < self.backend.n_latents):
-            listing = hint(f"This SAE has latents 0 to {self.backend.n_latents - 1}.") + listing
-        yield {self.fields.results: listing + (self.catalog.missing and hint(self.catalog.missing))}
+            listing = views.hint(f"This SAE has latents 0 to {self.backend.n_latents - 1}.") + listing
+        yield {self.fields.results: listing + (self.catalog.missing and views.hint(self.catalog.missing))}
 
     # Steered concepts
 
@@ -264,7 +266,7 @@ class Handlers:
         return request, SteeringRequest(concepts, rule, mask=mask, **limits)
 
     def _on_step(self, session: gr.Request | None, progress: gr.Progress, name: str) -> Callable[[int, int], None]:
-        """Return a callback that shows progress, and stops the image after the user pressed Stop."""
+        """Return a callback that shows progress, and raises InputError after the user pressed Stop."""
         user = session.session_hash if session else None
         self._stopping.discard(user)
 
@@ -346,7 +348,7 @@ def _parse_strengths(text: str) -> list[float]:
 
 
 def _strengths_of(keys: list[Key], values: Sequence) -> list[Strength]:
-    """Return the strengths of the rows, from values of ``strength_fields``. Raise InputError."""
+    """Return the strengths of the rows from values of ``strength_fields``. Raise InputError if one is not allowed."""
     strengths: list[Strength] = []
     for key, mode, value in zip(keys, values[::2], values[1::2], strict=False):
         value = requests.number("strength", value, -1e6, 1e6)

@@ -50,7 +50,10 @@ class SteeringRequest:
 def sampling(
     prompt: str | None, seed: float | None, steps: float | None, guidance: float | None, size: tuple[int, int]
 ) -> SamplingRequest:
-    """Return the request in the page's fields; ``size`` is the image's height and width. Raise InputError."""
+    """Return the request in the page's fields; ``size`` is the image's height and width.
+
+    Raise InputError if a value is not allowed.
+    """
     return SamplingRequest(
         text("prompt", prompt),
         whole("seed", seed, 0, 2**53),
@@ -95,7 +98,7 @@ def concept(value: str | None) -> str:
 
 
 def positions(value: str | None) -> str | tuple[int, ...]:
-    """Return the name of a kind of positions, or token numbers from a list such as ``2,5-7``. Raise InputError."""
+    """Return a rule for positions, or token numbers from a list, for example ``2,5-7``. Raise InputError otherwise."""
     stripped = (value or "all").strip()
     if stripped in tokens.KEPT:
         return stripped
@@ -104,7 +107,7 @@ def positions(value: str | None) -> str | tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         if not (first.isdecimal() and (last.isdecimal() or not dash)) or len(part) > 12:
             raise InputError(
-                f"tokens is {stripped[:40]!r}; it must be {', '.join(tokens.KEPT)}, or numbers such as 2,5-7"
+                f"tokens is {stripped[:40]!r}; it must be {', '.join(tokens.KEPT)}, or numbers, for example 2,5-7"
             )
         first, last = int(first), int(last or first)
         if not first <= last < MAX_TOKENS:

@@ -83,7 +83,7 @@ def application(page: gr.Blocks, report: pathlib.Path, host: str) -> ASGIApp:
 
 
 class ReportFiles:
-    """Serves the static report, which may be written while the explorer runs, and adds a link to the explorer."""
+    """An application that serves the report with a link to the explorer. The report may be written while it runs."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder, self.files = folder, StaticFiles(directory=folder, html=True, check_dir=False)
@@ -93,7 +93,7 @@ class ReportFiles:
         name = self.files.get_path(scope)
         path, _ = self.files.lookup_path("index.html" if scope["path"].endswith("/") else name)
         if not (self.folder / "index.html").is_file():
-            text = "There is no report yet. Run revelio report to write it."
+            text = "The report is missing. Run revelio report to write it."
             response = HTMLResponse(f"<p>{text} <a href='/'>Explorer</a></p>", 404)
         elif name == REPORT_LINK.name:
             response = FileResponse(REPORT_LINK)

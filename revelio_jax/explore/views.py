@@ -24,6 +24,11 @@ def escape(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
+def hint(text: str) -> str:
+    """Return a line of advice as HTML."""
+    return f'<p class="hint">{escape(text)}</p>'
+
+
 def error(text: str) -> str:
     """Return an error as one line of HTML."""
     return f'<p class="message" role="alert">{escape(text)}</p>'
@@ -103,12 +108,12 @@ def token_row(active: ActiveLatents, latent: int | None, token: int | None) -> s
             f'title="largest value on the padding tokens">{padding} padding{small}</span>'
         )
     if latent is None:
-        hint = "Click a latent to see where it fires. Click a token to see which latents fire on it."
+        advice = "Click a latent to see where it fires. Click a token to see which latents fire on it."
     elif not values.any():
-        hint = f"Latent {latent} does not fire on this prompt."
+        advice = f"Latent {latent} does not fire on this prompt."
     else:
-        hint = f"Shading: values of latent {latent}, up to {amount(values.max())}."
-    return f'<div class="tokens">{"".join(chips)}</div><p class="hint">{hint}</p>'
+        advice = f"Shading: values of latent {latent}, up to {amount(values.max())}."
+    return f'<div class="tokens">{"".join(chips)}</div>{hint(advice)}'
 
 
 def place(active: ActiveLatents, row: LatentSummary) -> str:
@@ -126,7 +131,7 @@ def place(active: ActiveLatents, row: LatentSummary) -> str:
 def active_list(active: ActiveLatents, rows: list[LatentSummary], catalog: Catalog, open_latent: int | None) -> str:
     """Return latents that fire, strongest first, as buttons that open them."""
     if not rows:
-        return '<p class="hint">No latent fires here.</p>'
+        return hint("No latent fires here.")
     peak = max(row["value"] for row in rows)
     items = [(row["latent"], place(active, row), row["value"], peak) for row in rows]
     return _list(items, catalog, open_latent)
@@ -153,7 +158,7 @@ def _list(items: Sequence[tuple[int, str, float | None, float]], catalog: Catalo
 
 
 def heading(latent: int, catalog: Catalog, has_report: bool) -> str:
-    """Return a latent's number and name, with a link to its page if there is a report."""
+    """Return a latent's number and name, with a link to its page if the report exists."""
     name = f" <span>{escape(text)}</span>" if (text := catalog.name(latent)) else ""
     link = f'<a href="report/latent.html#{latent}" target="_blank">Open in the report</a>' if has_report else ""
     return f"<h2>Latent {latent}{name}</h2>{link}"
@@ -180,7 +185,7 @@ def card(latent: int, catalog: Catalog) -> str:
             ]
             parts.append("</p>")
     if not row:
-        parts.append(f'<p class="hint">{escape(catalog.missing)}</p>')
+        parts.append(hint(catalog.missing))
     return f'<section class="card" aria-label="Latent {latent}">{"".join(parts)}</section>'
 
 
@@ -212,7 +217,7 @@ def heatmaps(active: ActiveLatents, latent: int, pixels: np.ndarray) -> str:
     values = active.map(latent)
     peak = float(values.max())
     if peak <= 0:
-        return f'<p class="hint">Latent {latent} does not fire in this image.</p>'
+        return hint(f"Latent {latent} does not fire in this image.")
     height, width = active.grid or (1, active.shape[1])
     style = f"--image:url({png(pixels)});--ratio:{pixels.shape[1] / pixels.shape[0]:.4f}"
 
@@ -248,7 +253,7 @@ def timeline(active: ActiveLatents, latent: int) -> str:
 
 
 def difference(plain: np.ndarray, steered: np.ndarray) -> str:
-    """Return a sentence about how much two images differ."""
+    """Return a sentence that says how much two images differ."""
     change = np.abs(plain.astype(np.int16) - steered)
     if not change.any():
         return "identical to the plain image, bit for bit"

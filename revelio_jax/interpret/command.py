@@ -3,14 +3,10 @@
     revelio interpret --config mini_sd
     revelio interpret --config mini_sd --config.interpret.sae=neurons
 
-Writes runs/<name>/latents: how often and how strongly each latent fires, its top samples with positions and maps,
-weaker samples, label purity, and neighbors. Then writes the report, runs/<name>/report/index.html. With
+The command writes runs/<name>/latents: how often and how strongly each latent fires, its top samples with positions and
+maps, weaker samples, label purity, and neighbors. Then it writes the report, runs/<name>/report/index.html. With
 config.interpret.sae=neurons each coordinate of the activations is a latent, and the folders are runs/<name>/neurons
 and runs/<name>/neurons_report. Existing results of the same store, SAE and fields are reused.
-
-    revelio granularity runs/a runs/b
-
-plots the purity of several runs by timestep.
 """
 
 from collections.abc import Sequence
@@ -24,7 +20,7 @@ FLAGS = {"again": (False, "recompute the results even if they exist for the same
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command with the arguments ``argv``."""
+    """Run ``revelio interpret`` with the arguments ``argv``."""
     config, flags = parse(["revelio_jax.interpret", *argv], __doc__, **FLAGS)
     results, is_new = interpret(config, flags["again"])
     if not is_new:

@@ -9,7 +9,7 @@ import PIL.Image
 from revelio_jax.config import ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.inputs.images import read_images
-from revelio_jax.store import Store
+from revelio_jax.store import Store, layout
 
 ImageReader = Callable[[int], PIL.Image.Image | None]
 """Returns the image of a sample number as the model saw it, in RGB, or None if it cannot be decoded."""
@@ -45,7 +45,7 @@ def open_images(store: Store, extract: ExtractConfig) -> ImageReader | None:
 
 
 def _saved_image(store: Store, number: int) -> PIL.Image.Image | None:
-    result = store.kvstore.read(f"images/{number:08d}.png").result()
+    result = store.kvstore.read(layout.image_key(number)).result()
     if result.state != "value":
         return None
     return PIL.Image.open(io.BytesIO(result.value)).convert("RGB")

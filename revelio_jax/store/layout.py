@@ -99,6 +99,11 @@ def shard_key(index: int) -> str:
     return f"shards/{index:05d}.json"
 
 
+def image_key(sample: int) -> str:
+    """Return the key of a sample's saved image."""
+    return f"images/{sample:08d}.png"
+
+
 def done_shards(kvstore: ts.KvStore) -> set[int]:
     """Return the numbers of the shards that have a marker."""
     keys = kvstore.list(ts.KvStore.KeyRange("shards/", "shards0")).result()

@@ -13,6 +13,7 @@ import pytest
 from extract import run, status
 from revelio_jax.errors import InputError, report_errors
 from tests.helpers import ROOT
+from tests.helpers.extraction import read_files
 
 ROWS = np.random.default_rng(0).normal(size=(96, 16)).astype(np.float32)  # 16 per sample, 32 per shard
 SITE = "clip.layer.1"
@@ -35,10 +36,6 @@ def verified(store, capsys):
     capsys.readouterr()
     is_good = status.report(str(store), 1, verify=True)
     return is_good, capsys.readouterr().out.splitlines()[3:]
-
-
-def read_files(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def flip(path, position):
@@ -70,7 +67,7 @@ def test_the_missing_shards_of_an_unfinished_store_are_listed(unfinished, capsys
     assert lines == ["the written shards are intact; the store is unfinished"]
 
 
-def test_a_changed_byte_in_any_array_is_found_in_its_shard(good, tmp_path, capsys):
+def test_a_changed_byte_in_any_array_is_found_in_its_shard(good, capsys):
     files = sorted(good.glob(f"{SITE}/*/c/**/*"))
     files = [path for path in files if path.is_file()]
     assert len(files) == 3 * 4
@@ -201,9 +198,7 @@ def test_following_the_advice_of_verify_repairs_the_store(good, tmp_path, write_
     for name in lines[-1].removeprefix("to repair the store, delete ").partition(" in ")[0].split(", "):
         (good / name).unlink()
     write_store(good, ROWS, shard_samples=2)
-    files = {p.relative_to(good) for p in good.rglob("*") if p.is_file()}
-    assert files == {p.relative_to(whole) for p in pathlib.Path(whole).rglob("*") if p.is_file()}
-    assert all((good / name).read_bytes() == pathlib.Path(whole, name).read_bytes() for name in files)
+    assert read_files(good) == read_files(whole)
     assert verified(good, capsys)[0]
 
 

@@ -2,14 +2,15 @@
 
     revelio granularity runs/a runs/b --out granularity.png
 
-Takes run folders with results of revelio interpret, and also reads the results of neurons if they exist.
-Pure latents encode the label. For other latents, a small spread suggests texture and a large spread layout. Each label
-and measure has a heat map of runs by timestep, curves, and means over all timesteps, which compare an SAE with an
-undercomplete autoencoder or with neurons. All values are means over latents with 95 % bootstrap intervals. Dotted lines
-are the values of random samples.
+The arguments are run folders with results of revelio interpret. Results of neurons are also plotted if they exist. Pure
+latents encode the label. For other latents, a small spread suggests texture and a large spread layout.
 
-Writes a PNG file, and a CSV file of the same numbers next to it. The default of --out is granularity.png in the run
-folder; for several runs, in the parent folder of the first.
+Each label and measure has a heat map of runs by timestep, curves, and means over all timesteps. The means compare an
+SAE with an undercomplete autoencoder or with neurons. All values are means over latents with 95 % bootstrap intervals.
+Dotted lines are the values of random samples.
+
+The command writes a PNG file, and a CSV file of the same numbers next to it. The default of --out is granularity.png in
+the run folder; for several runs, in the parent folder of the first.
 """
 
 import csv
@@ -26,7 +27,10 @@ from revelio_jax.interpret.granularity.runs import FIELDS, FIGURES, WHOLE, RunPu
 
 
 def panels_of(runs: Sequence[RunPurity], labels: Sequence[str], measures: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the (label, measure) of each panel, by default for all labels. The spread has the label ""."""
+    """Return the (label, measure) of each panel, by default for all labels. The spread has the label "".
+
+    Raise InputError for a label that no run has.
+    """
     existing = dict.fromkeys(label for run in runs for label in run.summary["labels"])
     for label in labels:
         if label not in existing:
@@ -51,14 +55,14 @@ def table(runs: Sequence[RunPurity], panels: Sequence[tuple[str, str]]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command with the arguments ``argv``."""
+    """Run ``revelio granularity`` with the arguments ``argv``."""
     parser = RunsParser("revelio_jax.interpret.granularity", __doc__, "PNG")
     parser.add_argument("--label", action="append", default=[], help="label to plot; may be repeated (default: all)")
     parser.add_argument(
         "--measure", action="append", choices=TITLES, help="measure to plot; may be repeated (default: all)"
     )
     arguments = parser.parse(argv)
-    require("matplotlib", "plot", "revelio_jax.interpret.granularity")
+    require("matplotlib", "plot", "revelio granularity")
     runs = read_runs(arguments.runs)
     panels = panels_of(runs, arguments.label, arguments.measure or tuple(TITLES))
     out = files.output_file(arguments.out, arguments.runs, "granularity.png")

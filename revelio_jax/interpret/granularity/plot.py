@@ -24,15 +24,18 @@ FEW = 4  # largest number of curves that all have intervals
 
 
 def draw(runs: Sequence[RunPurity], panels: Sequence[tuple[str, str]]) -> "Figure":
-    """Return a figure with a row of panels per (label, measure). Colors show hook points, dashes show kinds."""
+    """Return a figure with one row of plots for each (label, measure) of ``panels``.
+
+    Colors show hook points, dashes show kinds.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     colors = matplotlib.color_sequences["petroff10"]
-    places = list(dict.fromkeys(_color_group(run, runs) for run in runs))
-    runs = sorted(runs, key=lambda run: (places.index(_color_group(run, runs)), list(DASHES).index(run.kind)))
+    groups = list(dict.fromkeys(_color_group(run, runs) for run in runs))
+    runs = sorted(runs, key=lambda run: (groups.index(_color_group(run, runs)), list(DASHES).index(run.kind)))
     styles = [
-        {"color": colors[places.index(_color_group(run, runs)) % 10], "marker": DASHES[run.kind][1]} for run in runs
+        {"color": colors[groups.index(_color_group(run, runs)) % 10], "marker": DASHES[run.kind][1]} for run in runs
     ]
     strata = _strata(runs)
     widths = [3, 1.7, 2.6] if strata else [1]
@@ -57,12 +60,12 @@ def draw(runs: Sequence[RunPurity], panels: Sequence[tuple[str, str]]) -> "Figur
                 ax.set_title(text)
             for ax in grid[-1][::2]:
                 ax.set_xlabel(column)
-            figure.legend(handles=_legend(runs, styles), loc="outside lower center", ncols=4)
+            figure.legend(handles=_legend(runs), loc="outside lower center", ncols=4)
     return figure
 
 
-def _draw_map(ax: "Axes", runs, of, strata) -> None:
-    values = np.array([[_figures_of(run, of, stratum)["mean"] for stratum in strata] for run in runs])
+def _draw_map(ax: "Axes", runs, panel, strata) -> None:
+    values = np.array([[_figures_of(run, panel, stratum)["mean"] for stratum in strata] for run in runs])
     image = ax.imshow(values, aspect="auto", cmap="viridis")
     ax.set_yticks(range(len(runs)), [run_label(run, runs) for run in runs])
     ax.set_xticks(range(len(strata)), strata)
@@ -77,12 +80,12 @@ def _draw_map(ax: "Axes", runs, of, strata) -> None:
             ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
 
 
-def _draw_curves(ax: "Axes", runs, styles, of, strata) -> None:
+def _draw_curves(ax: "Axes", runs, styles, panel, strata) -> None:
     """Draw curves over strata. With many curves, only curves of SAEs have intervals; the CSV file has all intervals."""
     x = np.arange(len(strata))
     kinds = {run.kind for run in runs} if len(runs) <= FEW else {""}
     for run, style in zip(runs, styles, strict=True):
-        figures = [_figures_of(run, of, stratum) for stratum in strata]
+        figures = [_figures_of(run, panel, stratum) for stratum in strata]
         mean, low, high, chance = ([f[name] for f in figures] for name in ("mean", "low", "high", "chance"))
         width = 0.8 if run.kind else 1.6
         ax.plot(x, mean, markersize=3, linestyle=DASHES[run.kind][0], linewidth=width, **style)
@@ -93,9 +96,9 @@ def _draw_curves(ax: "Axes", runs, styles, of, strata) -> None:
     ax.margins(y=0.08)
 
 
-def _draw_whole(ax: "Axes", runs, styles, of) -> None:
+def _draw_whole(ax: "Axes", runs, styles, panel) -> None:
     for y, (run, style) in enumerate(zip(runs, styles, strict=True)):
-        figures = _figures_of(run, of, WHOLE)
+        figures = _figures_of(run, panel, WHOLE)
         mean, chance = figures["mean"], figures["chance"]
         error = [[mean - figures["low"]], [figures["high"] - mean]]
         ax.errorbar([mean], [y], xerr=error, linestyle="", markersize=4, capsize=2, **style)
@@ -104,7 +107,7 @@ def _draw_whole(ax: "Axes", runs, styles, of) -> None:
     ax.set_ylim(len(runs) - 0.5, -0.5)
 
 
-def _legend(runs, styles) -> list[typing.Any]:
+def _legend(runs) -> list[typing.Any]:
     """Return legend entries for the kinds and for chance. The colors are explained by the rows of the heat map."""
     from matplotlib.lines import Line2D
 
@@ -124,8 +127,8 @@ def _color_group(run: RunPurity, runs: Sequence[RunPurity]) -> str:
     return site if is_unique else run.name
 
 
-def _figures_of(run: RunPurity, of: tuple[str, str], stratum: str) -> dict[str, float]:
-    return run.means.get((*of, stratum)) or dict.fromkeys(FIGURES, np.nan)
+def _figures_of(run: RunPurity, panel: tuple[str, str], stratum: str) -> dict[str, float]:
+    return run.means.get((*panel, stratum)) or dict.fromkeys(FIGURES, np.nan)
 
 
 def run_label(run: RunPurity, runs: Sequence[RunPurity]) -> str:

@@ -40,14 +40,14 @@ class RunPurity:
 
 def read_runs(folders: Sequence[str]) -> list[RunPurity]:
     """Read all results of the runs. Raise InputError if a folder has no results or the strata differ in column."""
-    loaded = [(folder, part) for folder in folders for part in _results(pathlib.Path(folder))]
-    names = [part.summary["name"] for _, part in loaded]
+    loaded = [(folder, run_results) for folder in folders for run_results in _results(pathlib.Path(folder))]
     runs = []
-    for folder, part in loaded:
-        kind = KINDS.get(part.summary["sae"]["architecture"], "")
-        same = [name for (other, _), name in zip(loaded, names, strict=True) if other != folder]
-        name = folder if part.summary["name"] in same else part.summary["name"]
-        runs.append(RunPurity(f"{name}, {kind}" if kind else name, kind, part.summary, _means(part)))
+    for folder, run_results in loaded:
+        summary = run_results.summary
+        kind = KINDS.get(summary["sae"]["architecture"], "")
+        other_names = [other.summary["name"] for other_folder, other in loaded if other_folder != folder]
+        name = folder if summary["name"] in other_names else summary["name"]
+        runs.append(RunPurity(f"{name}, {kind}" if kind else name, kind, summary, _means(run_results)))
     columns = {run.summary["stratum"]["column"] for run in runs if run.strata}
     if len(columns) > 1:
         raise InputError(
@@ -60,9 +60,9 @@ def read_runs(folders: Sequence[str]) -> list[RunPurity]:
 def _results(folder: pathlib.Path) -> list[Results]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; it must be a run folder, for example runs/mini_sd")
-    places = [folder / "latents", folder / "neurons"]
-    existing = [place for place in places if (place / "summary.json").is_file()]
-    return [results.load(place) for place in existing or places[:1]]
+    result_folders = [folder / "latents", folder / "neurons"]
+    existing = [path for path in result_folders if (path / "summary.json").is_file()]
+    return [results.load(path) for path in existing or result_folders[:1]]
 
 
 def _means(results: Results) -> dict[tuple[str, str, str], dict[str, float] | None]:
@@ -77,13 +77,12 @@ def _means(results: Results) -> dict[tuple[str, str, str], dict[str, float] | No
         means["", "spread", stratum] = _figures(spread[:, i], None)
     for label in summary["labels"]:
         for measure in MEASURES:
-            name, chance = f"{label}.{measure}", summary["purity"][label]
-            means[label, measure, WHOLE] = _figures(
-                _column(results.latents, name), (chance["chance"] or {}).get(measure)
-            )
+            name, purity = f"{label}.{measure}", summary["purity"][label]
+            expected = (purity["chance"] or {}).get(measure)
+            means[label, measure, WHOLE] = _figures(_column(results.latents, name), expected)
             of_strata = _column(results.strata, name).reshape(shape)
             for i, stratum in enumerate(strata):
-                expected = (chance["chance_of_strata"][i] or {}).get(measure)
+                expected = (purity["chance_of_strata"][i] or {}).get(measure)
                 means[label, measure, stratum] = _figures(of_strata[:, i], expected)
     return means
 
@@ -95,10 +94,11 @@ def _column(table: pyarrow.Table, name: str, where: np.ndarray | None = None) ->
 
 
 def _figures(values: np.ndarray, chance: float | None) -> dict[str, float] | None:
-    of = interval(values)
-    return of and {"mean": of["mean"], "low": of["low"], "high": of["high"], "measured": of["latents"]} | {
-        "chance": np.nan if chance is None else chance
-    }
+    mean = interval(values)
+    if mean is None:
+        return None
+    figures = {"mean": mean["mean"], "low": mean["low"], "high": mean["high"], "measured": mean["latents"]}
+    return figures | {"chance": np.nan if chance is None else chance}
 
 
 def rows(runs: Sequence[RunPurity]) -> list[dict[str, typing.Any]]:

@@ -148,7 +148,7 @@ class LatentAccumulator:
         return np.take(self._bins, np.ascontiguousarray(value_N).view(np.uint16)[1::2])
 
     def ranked(self) -> tuple[RankedSamples, RankedSamples, np.ndarray]:
-        """Return the top samples of each latent, those of each latent and stratum, and the profiles of the first."""
+        """Return the top samples by latent, the top samples by latent and stratum, and the profiles of the former."""
         return self.top.ranked(), self.of_stratum.ranked(), self.top.profiles()
 
     def _add_strata(

@@ -13,7 +13,6 @@ A latent fires on a row if its value is above 0, so a latent that top-k selects 
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable
 
@@ -23,6 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from revelio_jax import files
 from revelio_jax.errors import InputError
 from revelio_jax.sae import sparse, topk
 from revelio_jax.sae_folder import reader
@@ -57,7 +57,7 @@ class Dictionary:
     metadata: SaeMetadata = dataclasses.field(default_factory=SaeMetadata)
 
     @property
-    def latents(self) -> int:
+    def n_latents(self) -> int:
         return len(self.threshold_F)
 
     @property
@@ -85,14 +85,9 @@ def load(folder: str) -> Dictionary:
         content.b_enc_F,
         content.W_dec_FD,
         folder,
-        _sha256(content.weights),
+        files.sha256(content.weights),
         content.metadata,
     )
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check(dictionary: Dictionary, store: Store, site: SiteReader) -> None:
@@ -141,7 +136,7 @@ def make_encode(
     if dictionary.W_enc_DF is not None:
         params |= {"W_enc_FD": np.ascontiguousarray(dictionary.W_enc_DF.T), "b_enc_F": dictionary.b_enc_F}
     params = jax.device_put(params, NamedSharding(mesh, P()))
-    latents, k = dictionary.latents, dictionary.k
+    latents, k = dictionary.n_latents, dictionary.k
     every_F = np.arange(latents, dtype=np.int32)
     slots = k or (SLOTS if latents > 2 * SLOTS else latents)
     by_rows = NamedSharding(mesh, P("data", None))

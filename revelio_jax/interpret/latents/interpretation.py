@@ -56,7 +56,7 @@ def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
         **origin,
         "timesteps": [timestep for timestep in timesteps if timestep >= 0],
         "d": site.d,
-        "latents": latents.latents,
+        "latents": latents.n_latents,
         "k": latents.k,
         "rows": accumulator.rows_read,
         "samples": accumulator.samples_read,
@@ -124,11 +124,11 @@ def _reusable(folder: pathlib.Path, identity: Identity) -> Results | None:
 
 
 def _neighbors(options: InterpretConfig, latents: Dictionary, coactivation: CoactivationRows) -> dict[str, np.ndarray]:
-    shape = latents.latents, options.neighbors
+    shape = latents.n_latents, options.neighbors
     nearest = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)  # neurons are orthogonal
     if latents.W_dec_FD is not None:
         nearest = neighbors.nearest(latents.W_dec_FD, options.neighbors)
-    coactive = neighbors.coactive(coactivation.codes(latents.latents), options.neighbors)
+    coactive = neighbors.coactive(coactivation.codes(latents.n_latents), options.neighbors)
     names = "nearest", "nearest_cosine", "coactive", "coactive_score"
     return dict(zip(names, nearest + coactive, strict=True))
 

@@ -22,8 +22,7 @@ class Strata:
     """Groups of rows that are reported separately: by timestep, by a column of the samples, or none.
 
     ``names`` are the names of the strata. Strata by timestep have ``timesteps``, int32 [strata]. Strata by column
-    have ``of_sample``, int32 [samples], the stratum of each sample, -1 if it has none. Both are None if there are
-    no strata.
+    have ``of_sample``, int32 [samples], the stratum of each sample, -1 without one. Both are None without strata.
     """
 
     column: str = ""
@@ -33,7 +32,7 @@ class Strata:
 
     @property
     def counted(self) -> int:
-        """Number of strata to count: at least one, and one more for samples without a stratum."""
+        """Return the number of strata to count: at least one, and one more for samples without a stratum."""
         return len(self.names) + (self.of_sample is not None) or 1
 
 
@@ -54,7 +53,7 @@ class PositionMap:
 def positions_and_timesteps(site: SiteReader) -> tuple[int, list[int]]:
     """Return the number of positions (the largest + 1) and all timesteps, ascending; -1 means no timestep.
 
-    Reads two index arrays, together 8 bytes per row, at 10 million rows per second or more.
+    The function reads two index arrays, together 8 bytes per row, at 10 million rows per second or more.
     """
     last, timesteps = 0, set()
     for start, stop in join_chunks(site.chunks, INDEX_ROWS):
@@ -121,7 +120,7 @@ def make_strata(column: str | None, table: pyarrow.Table, timesteps: list[int]) 
 
 
 def token_column(site: str, table_names: list[str]) -> str | None:
-    """Return the sample column with the tokens at each position of a text, or None if there is no such column.
+    """Return the sample column with the tokens at each position of a text, or None if it is missing.
 
     FLUX's text streams have the tokens of T5.
     """

@@ -17,7 +17,7 @@ ENTRIES_PER_ROW = 64  # largest mean number of entries per row that co-activatio
 def nearest(W_dec_FD: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the latents with the most similar decoder rows.
 
-    Returns indices, int32 [F, most], -1 if there are fewer, and cosines, float32 [F, most], largest first. A row
+    The result has indices, int32 [F, most], -1 in unused places, and cosines, float32 [F, most], largest first. A row
     of zeros has no neighbors.
     """
     latents, count = len(W_dec_FD), min(most, len(W_dec_FD) - 1)
@@ -30,16 +30,16 @@ def nearest(W_dec_FD: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     block = min(BLOCK, latents)
 
     @jax.jit
-    def of_block(unit_FD, start):
-        some_BD = jax.lax.dynamic_slice_in_dim(unit_FD, start, block)
+    def nearest_of_block(unit_FD, start):
+        block_BD = jax.lax.dynamic_slice_in_dim(unit_FD, start, block)
         with jax.default_matmul_precision("highest"):
-            cosine_BF = some_BD @ unit_FD.T
+            cosine_BF = block_BD @ unit_FD.T
         own = start + jnp.arange(block)
         return topk.top_k(cosine_BF.at[jnp.arange(block), own].set(-jnp.inf), count)
 
     for start in range(0, latents, block):
         first = min(start, latents - block)  # the last block overlaps the previous one
-        cosine_BK, index_BK = of_block(unit_FD, first)
+        cosine_BK, index_BK = nearest_of_block(unit_FD, first)
         indices[first : first + block, :count] = index_BK
         cosines[first : first + block, :count] = cosine_BK
     is_zero_F = norm_F1[:, 0] == 0
@@ -51,7 +51,7 @@ def nearest(W_dec_FD: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
 class CoactivationRows:
     """The latents that fire on a random subset of the rows: one row from each of ``rows`` equal stretches.
 
-    Memory holds at most ENTRIES_PER_ROW x ``rows`` int32 latent numbers. If there are more, every second row is
+    Memory holds at most ENTRIES_PER_ROW x ``rows`` int32 latent numbers. If more are added, every second row is
     dropped. The chosen rows depend only on ``store_rows``, the number of rows of the store, and on the codes.
     """
 
@@ -112,8 +112,8 @@ def coactive(codes: scipy.sparse.csr_array, most: int) -> tuple[np.ndarray, np.n
     """Return the latents with the largest Jaccard index of the rows on which they fire.
 
     The index is the number of rows on which both fire divided by the number of rows on which at least one fires.
-    Returns indices, int32 [F, most], -1 if there are fewer, and the Jaccard indices, float32 [F, most], largest
-    first, and the lower latent first among equals. ``codes`` [rows, F] is 1 if a latent fires.
+    The result has indices, int32 [F, most], -1 in unused places, and Jaccard indices, float32 [F, most], largest first.
+    Among equals the lower latent comes first. ``codes`` [rows, F] is 1 if a latent fires.
     """
     latents = typing.cast(tuple[int, int], codes.shape)[1]
     indices = np.full((latents, most), -1, np.int32)

@@ -42,9 +42,9 @@ class Label:
 
 
 class PurityMeasures(typing.NamedTuple):
-    """The measures of lists of samples, float32 [lists], NaN for a list with too few labeled samples.
+    """The measures of lists of samples, float32 [lists], NaN with too few labeled samples.
 
-    ``majority``, int32 [lists], is the most frequent class, -1 for such a list.
+    ``majority``, int32 [lists], is the most frequent class, -1 with too few labeled samples.
     """
 
     sigma: np.ndarray
@@ -136,7 +136,7 @@ def _measure_classes(classes_LN: np.ndarray, enough_L: np.ndarray) -> PurityMeas
 def chance(label: Label, samples: np.ndarray, top: int) -> dict[str, float] | None:
     """Return the mean measures of ten samples drawn at random from the sample numbers ``samples``.
 
-    ``top`` has the same meaning as in :func:`measure`. Returns None if fewer than ten samples have a class.
+    ``top`` has the same meaning as in :func:`measure`. Return None if fewer than ten samples have a class.
     """
     classes = label.of_sample[samples]
     classes = classes[classes >= 0]
@@ -152,7 +152,7 @@ def chance(label: Label, samples: np.ndarray, top: int) -> dict[str, float] | No
 def interval(values: np.ndarray) -> MeanOverLatents | None:
     """Return the mean of ``values`` [latents] and its 95 % bootstrap interval, ignoring NaN.
 
-    Returns None if no value is finite.
+    Return None if no value is finite.
     """
     values = values[np.isfinite(values)].astype(np.float64)
     if not len(values):

@@ -96,7 +96,7 @@ class Results:
         latent       int32
         label        string, null without a usable answer
         granularity  string, null without a usable answer
-        score        float64, balanced accuracy of the label on held-out samples, null if there are too few; 0.5 is
+        score        float64, balanced accuracy of the label on held-out samples, null with too few of them; 0.5 is
                      chance. score_low and score_high are its 95 % interval.
         held_out     int32, the number of held-out samples
         model        string

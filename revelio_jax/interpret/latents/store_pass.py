@@ -41,7 +41,7 @@ def accumulate(
     options = config.interpret
     scale = latents.gain * float(np.sqrt(site.variance.sum()))
     draws = random_samples(store, site, options.random_samples)
-    accumulator = LatentAccumulator(latents.latents, options.top, options.weaker, scale, position_map, strata, draws)
+    accumulator = LatentAccumulator(latents.n_latents, options.top, options.weaker, scale, position_map, strata, draws)
     coactivation = CoactivationRows(options.coactivation_rows if options.neighbors else 0, site.rows)
     with tqdm(total=site.rows, desc="interpret", unit="row", unit_scale=True, dynamic_ncols=True) as bar:
         for batch in stream.whole_samples(encoded_rows(config, site, latents)):

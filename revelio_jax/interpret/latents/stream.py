@@ -21,7 +21,7 @@ from revelio_jax.store import SiteReader, Store
 from revelio_jax.training.mixture import open_mixture
 
 READERS = 8  # threads; they wait for the disk or the network, not for Python
-READ_AHEAD = 2  # batches in memory besides the batch being encoded and the previous one
+READ_AHEAD = 2  # batches in memory, in addition to the batch being encoded and the previous one
 
 _Future = concurrent.futures.Future[typing.Any]
 
@@ -54,7 +54,7 @@ class CodeBatch:
 def open_site(config: Config) -> tuple[Store, SiteReader]:
     """Return the store of ``config`` and the reader of config.data.site, by default the first hook point.
 
-    Raise InputError if ``config`` has no store or several, or if the hook point is missing or has no rows.
+    Raise InputError unless ``config`` has exactly one store and the hook point has rows.
     """
     entries = config.data.stores or (f"1:{config.extract.store}",)
     if not config.data.stores and not config.extract.store:

@@ -105,7 +105,7 @@ def _empty_strata(labels: list[Label]) -> Columns:
 
 
 def _purity_columns(label: Label, sample_LM: np.ndarray, samples_L: np.ndarray, top: int) -> Columns:
-    """Return the four columns of a label; arguments are those of :func:`purity.measure`."""
+    """Return the four columns of a label. The arguments are as in :func:`purity.measure`."""
     measures = purity.measure(label, sample_LM, samples_L, top)
     columns: Columns = {
         f"{label.name}.{name}": pyarrow.array(getattr(measures, name), from_pandas=True)  # NaN becomes null

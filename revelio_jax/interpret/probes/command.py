@@ -2,15 +2,17 @@
 
     revelio probes runs/a runs/b --label category --label style --apart name
 
-Takes run folders with an export, whose stores have label columns. For each hook point, timestep and label, probes
-are trained on the activations and on the latents of the same rows: a linear probe on means over the positions, and
-Diff-C (Revelio, arXiv 2411.16725) on maps. Accuracy is measured on held-out samples, with a 95 % Wilson interval.
-With --apart COLUMN, samples with the same value in that column are all in the training set or all in the test set, so
-that a probe cannot recognize the object instead of its label. The interval then counts values instead of samples.
+The arguments are run folders with an export; their stores must have label columns. For each hook point, timestep and
+label, the command trains probes on the activations and on the latents of the same rows: a linear probe on means over
+the positions, and Diff-C (Revelio, arXiv 2411.16725) on maps. It measures accuracy on held-out samples, with a 95 %
+Wilson interval.
 
-Writes a JSON file with all numbers, and a PNG file next to it. The default of --out is probes.json in the run folder;
-for several runs, in the parent folder of the first. Results of the same store, SAE and settings are reused; other
-results in the file are kept.
+With --apart COLUMN, samples with the same value in that column are all in the training set or all in the test set. A
+probe can then not recognize the object instead of its label. The interval then counts values instead of samples.
+
+The command writes a JSON file with all numbers, and a PNG file next to it. The default of --out is probes.json in the
+run folder; for several runs, in the parent folder of the first. Results of the same store, SAE and settings are reused;
+other results in the file are kept.
 """
 
 import argparse
@@ -33,11 +35,11 @@ KEY = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command with the arguments ``argv``."""
+    """Run ``revelio probes`` with the arguments ``argv``."""
     parser = RunsParser("revelio_jax.interpret.probes", __doc__, "JSON")
     add = parser.add_argument
     add("--label", action="append", default=[], help="label column; may be repeated (default: all label columns)")
-    add("--apart", default="", help="sample column; training and test set share none of its values")
+    add("--apart", default="", help="sample column; each of its values is in only one of training and test set")
     add("--probe", action="append", choices=PROBES, help="probe to train; may be repeated (default: both)")
     add("--width", type=_count, default=diff_c.WIDTH, help="channels of Diff-C (default: %(default)s, as in the paper)")
     add("--epochs", type=_count, default=diff_c.EPOCHS, help="epochs of Diff-C (default: %(default)s, as in the paper)")
@@ -55,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     )
     add("--seed", type=_seed, default=0, help="seed of the split and of Diff-C (default: %(default)s)")
     arguments = parser.parse(argv)
-    require("matplotlib", "plot", "revelio_jax.interpret.probes")
+    require("matplotlib", "plot", "revelio probes")
     out = files.output_file(arguments.out, arguments.runs, "probes.json")
     settings = ProbeSettings(arguments.apart, arguments.seed, arguments.width, arguments.epochs, arguments.rate)
     probed_runs = [experiment.open_run(run, tuple(arguments.label), settings) for run in arguments.runs]
@@ -65,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
         kinds = arguments.probe or PROBES
         if not probed_run.grid and "diff_c" in kinds:
             print(
-                f"{probed_run.run}: the positions of {probed_run.site.name} form no map; diff_c is left out",
+                f"{probed_run.run}: the positions of {probed_run.site.name} do not form a map; diff_c is left out",
                 file=sys.stderr,
             )
         row_keys = probed_run.row_keys(settings, kinds)
@@ -101,7 +103,7 @@ def table(rows: Sequence[ProbeRow]) -> str:
 
 
 def _read(out: pathlib.Path) -> dict[tuple, ProbeRow]:
-    """Read existing rows, by their keys."""
+    """Return the existing rows, by their keys. Raise InputError if the file has another format."""
     if not out.is_file():
         return {}
     try:

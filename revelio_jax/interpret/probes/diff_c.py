@@ -48,8 +48,8 @@ def train(
     model.train()
     for _ in range(epochs):
         order = random.permutation(len(maps_NHWC))[: steps * batch].reshape(steps, batch)
-        for some_B in order:
-            _step(model, adam, maps_NHWC[some_B], class_N[some_B])
+        for batch_B in order:
+            _step(model, adam, maps_NHWC[batch_B], class_N[batch_B])
     model.eval()
     jax.block_until_ready(nnx.state(model))  # otherwise the caller's timing would include the end of training
     return model

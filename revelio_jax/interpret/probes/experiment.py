@@ -35,7 +35,7 @@ ProbeRow = dict[str, typing.Any]
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSettings:
-    """The settings that determine a result, besides the store and the SAE."""
+    """The settings that determine a result, in addition to the store and the SAE."""
 
     apart: str
     seed: int
@@ -69,12 +69,12 @@ class ProbedRun:
         """Return the identifying fields of each row; Diff-C is left out if the positions do not form a map."""
         of_run = {"site": self.site.name, "store": self.store.fingerprint, "sae": self.latents.sha256}
         return [
-            of_run | settings.of(kind) | {"timestep": timestep, "label": name, "probe": kind, "input": of}
+            of_run | settings.of(kind) | {"timestep": timestep, "label": name, "probe": kind, "input": input_name}
             for timestep in self.timesteps
             for name in self.labels
             for kind in kinds
             if kind == "linear" or self.grid
-            for of in INPUTS
+            for input_name in INPUTS
         ]
 
 
@@ -141,10 +141,10 @@ def train(
             yield row | _linear(means, *probed_run.labels[row["label"]], row)
         del means
     for timestep in probed_run.timesteps:
-        for of in INPUTS:
-            cell = "diff_c", timestep, of
+        for input_name in INPUTS:
+            cell = "diff_c", timestep, input_name
             if rows := [row for row in row_keys if (row["probe"], row["timestep"], row["input"]) == cell]:
-                yield from _diff_c(probed_run, settings, rows, timestep, of, memory)
+                yield from _diff_c(probed_run, settings, rows, timestep, input_name, memory)
 
 
 def _linear(means: FeatureMeans, label: Label, parts: Split, row: ProbeRow) -> ProbeRow:
@@ -161,19 +161,24 @@ def _linear(means: FeatureMeans, label: Label, parts: Split, row: ProbeRow) -> P
 
 
 def _diff_c(
-    probed_run: ProbedRun, settings: ProbeSettings, rows: Sequence[ProbeRow], timestep: int, of: str, memory: float
+    probed_run: ProbedRun,
+    settings: ProbeSettings,
+    rows: Sequence[ProbeRow],
+    timestep: int,
+    input_name: str,
+    memory: float,
 ) -> Iterator[ProbeRow]:
     """Train Diff-C for each label of ``rows``, on maps that are read once; yield the rows with their results."""
     labels = [probed_run.labels[row["label"]] for row in rows]
     samples = np.unique(np.concatenate([parts.all for _, parts in labels]))
-    latents = probed_run.latents if of == "latents" else None
-    depth = latents.latents if latents else probed_run.site.d
+    latents = probed_run.latents if input_name == "latents" else None
+    depth = latents.n_latents if latents else probed_run.site.d
     assert probed_run.grid is not None  # otherwise row_keys has no diff_c
     gib = 2 * 4 * len(samples) * np.prod(probed_run.grid) * depth / 2**30
     if gib > memory:
         print(
-            f"{probed_run.run}, timestep {timestep}: maps of {of} take {gib:.1f} GiB, but --memory is {memory:g}; "
-            "diff_c is left out",
+            f"{probed_run.run}, timestep {timestep}: maps of {input_name} take {gib:.1f} GiB, but --memory is "
+            f"{memory:g}; diff_c is left out",
             file=sys.stderr,
         )
         return
@@ -211,12 +216,12 @@ def evaluate(
     predicted = np.concatenate([np.asarray(logits(x[i : i + TIMED]).argmax(-1)) for i in range(0, len(x), TIMED)])
     accuracy = float((predicted == class_N).mean())
     low, high = wilson(accuracy, parts.groups)
-    some = x[:TIMED]
-    jax.block_until_ready(logits(some))
+    batch = x[:TIMED]
+    jax.block_until_ready(logits(batch))
     seconds = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        jax.block_until_ready(logits(some))
+        jax.block_until_ready(logits(batch))
         seconds.append(time.perf_counter() - started)
     return {
         "accuracy": accuracy,
@@ -228,6 +233,6 @@ def evaluate(
         "trained_on": len(parts.train) + len(parts.validation),
         "tested_on": len(class_N),
         "groups": parts.groups,
-        "inference_ms": 1e3 * statistics.median(seconds) / len(some),
-        "timed_together": len(some),
+        "inference_ms": 1e3 * statistics.median(seconds) / len(batch),
+        "timed_together": len(batch),
     }

@@ -52,7 +52,7 @@ def means(site: SiteReader, latents: Dictionary, samples: int, timesteps: list[i
         row = np.repeat(cell, values.shape[1])
         fires = values.reshape(-1) > 0
         part = scipy.sparse.coo_array(
-            (values.reshape(-1)[fires], (row[fires], indices.reshape(-1)[fires])), (cells, latents.latents)
+            (values.reshape(-1)[fires], (row[fires], indices.reshape(-1)[fires])), (cells, latents.n_latents)
         )
         parts.append(part.tocsr())
         if len(parts) > 32:
@@ -76,7 +76,7 @@ def maps(
     """
     height, width = grid
     place = {int(number): i for i, number in enumerate(samples)}
-    depth = latents.latents if latents else site.d
+    depth = latents.n_latents if latents else site.d
     flat_maps = np.zeros((len(samples), height * width, depth), np.float32)
     for batch, codes in read_encoded(site, latents, batch_size):
         rows = np.flatnonzero((batch.timestep_N == timestep) & np.isin(batch.sample_N, samples))

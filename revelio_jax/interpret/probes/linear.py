@@ -32,11 +32,11 @@ def fit(x_ND: jax.Array, class_N: jax.Array, strengths: jax.Array, classes: int)
     """Minimize mean cross-entropy + (s / 2) |W|^2 for each strength s. Return W [S, D, C] and b [S, C], float32."""
     solver = optax.lbfgs()
 
-    def one(strength):
+    def fit_one(strength):
         def loss(params):
             W, b = params
-            each = optax.softmax_cross_entropy_with_integer_labels(x_ND @ W + b, class_N)
-            return each.mean() + 0.5 * strength * jnp.square(W).sum()
+            losses_N = optax.softmax_cross_entropy_with_integer_labels(x_ND @ W + b, class_N)
+            return losses_N.mean() + 0.5 * strength * jnp.square(W).sum()
 
         value_and_grad = optax.value_and_grad_from_state(loss)
 
@@ -52,7 +52,7 @@ def fit(x_ND: jax.Array, class_N: jax.Array, strengths: jax.Array, classes: int)
         return jax.lax.while_loop(lambda c: (c[2] < STEPS) & (c[3] > SMALL), step, carry)[0]
 
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(one)(strengths)
+        return jax.vmap(fit_one)(strengths)
 
 
 def train(
@@ -63,15 +63,15 @@ def train(
     Of equally accurate strengths, the largest is chosen. The returned probe is then trained on all samples, including
     ``validation``.
     """
-    at_VD, wanted_V = validation
+    x_VD, class_V = validation
     mean_D, deviation_D = _moments(x_ND)
     W_SDC, b_SC = fit((x_ND - mean_D) / deviation_D, class_N, STRENGTHS, classes)
-    logits = jnp.einsum("vd,sdc->svc", (at_VD - mean_D) / deviation_D, W_SDC) + b_SC[:, None]
-    right_S = np.asarray((logits.argmax(-1) == wanted_V).mean(1))
+    logits = jnp.einsum("vd,sdc->svc", (x_VD - mean_D) / deviation_D, W_SDC) + b_SC[:, None]
+    right_S = np.asarray((logits.argmax(-1) == class_V).mean(1))
     best = len(STRENGTHS) - 1 - int(right_S[::-1].argmax())
-    both, of_both = np.concatenate([x_ND, at_VD]), np.concatenate([class_N, wanted_V])
-    mean_D, deviation_D = _moments(both)
-    W_1DC, b_1C = fit((both - mean_D) / deviation_D, of_both, STRENGTHS[best : best + 1], classes)
+    x_MD, class_M = np.concatenate([x_ND, x_VD]), np.concatenate([class_N, class_V])
+    mean_D, deviation_D = _moments(x_MD)
+    W_1DC, b_1C = fit((x_MD - mean_D) / deviation_D, class_M, STRENGTHS[best : best + 1], classes)
     return LinearProbe(mean_D, deviation_D, np.asarray(W_1DC[0]), np.asarray(b_1C[0]), float(STRENGTHS[best]))
 
 

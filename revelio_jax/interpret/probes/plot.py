@@ -29,12 +29,12 @@ def write(rows: Sequence[dict[str, typing.Any]], path: pathlib.Path) -> None:
         size = (0.6 + 2.6 * max(len(saes), 2), 0.8 + 2.2 * len(labels))
         figure = Figure(figsize=size, dpi=150, layout="constrained")
         grid = figure.subplots(len(labels), len(saes), squeeze=False, sharey="row", sharex=True)
-        for across, label in zip(grid, labels, strict=True):
-            for ax, (sae, one) in zip(across, saes.items(), strict=True):
+        for axes, label in zip(grid, labels, strict=True):
+            for ax, (sae, first_row) in zip(axes, saes.items(), strict=True):
                 _draw(ax, [row for row in rows if row["label"] == label and row["sae"] == sae], timesteps)
-                name = one["site"] if sites.count(one["site"]) == 1 else one["run"]
+                name = first_row["site"] if sites.count(first_row["site"]) == 1 else first_row["run"]
                 ax.set_title(f"{label}, {name}")
-            across[0].set_ylabel("accuracy")
+            axes[0].set_ylabel("accuracy")
         for ax in grid[-1]:
             ax.set_xticks(range(len(timesteps)), [str(t) if t >= 0 else "" for t in timesteps])
             ax.set_xlabel("timestep" if timesteps[-1] >= 0 else "")
@@ -46,15 +46,17 @@ def write(rows: Sequence[dict[str, typing.Any]], path: pathlib.Path) -> None:
 
 
 def _draw(ax, rows, timesteps: list[int]) -> None:
-    for i, ((probe, of), style) in enumerate(STYLES.items()):
-        some = sorted((r for r in rows if (r["probe"], r["input"]) == (probe, of)), key=lambda r: r["timestep"])
-        if not some:
+    for i, ((probe, input_name), style) in enumerate(STYLES.items()):
+        points = [row for row in rows if (row["probe"], row["input"]) == (probe, input_name)]
+        points.sort(key=lambda row: row["timestep"])
+        if not points:
             continue
         # Shift the points sideways, so that intervals do not overlap.
-        x = [timesteps.index(row["timestep"]) + 0.06 * (i - 1.5) for row in some]
-        y = [row["accuracy"] for row in some]
-        below = [a - row["low"] for a, row in zip(y, some, strict=True)]
-        above = [row["high"] - a for a, row in zip(y, some, strict=True)]
-        ax.errorbar(x, y, yerr=[below, above], label=f"{NAMES[probe]} on {of}", markersize=3, elinewidth=0.7, **style)
+        x = [timesteps.index(row["timestep"]) + 0.06 * (i - 1.5) for row in points]
+        y = [row["accuracy"] for row in points]
+        below = [a - row["low"] for a, row in zip(y, points, strict=True)]
+        above = [row["high"] - a for a, row in zip(y, points, strict=True)]
+        name = f"{NAMES[probe]} on {input_name}"
+        ax.errorbar(x, y, yerr=[below, above], label=name, markersize=3, elinewidth=0.7, **style)
     for row in rows[:1]:
         ax.axhline(row["majority"], color="0.4", linestyle=":", linewidth=0.9, label="most frequent class")

@@ -32,14 +32,14 @@ def split(class_N: np.ndarray, group_N: np.ndarray, seed: int) -> Split | None:
     ``class_N`` is the class of each sample, -1 without a class. Samples with the same ``group_N`` are in the same
     set. The class of a group is the class of its first sample. Classes with fewer than LEAST groups are left out.
     """
-    has = np.flatnonzero(class_N >= 0)
-    groups, first, of_sample = np.unique(group_N[has], return_index=True, return_inverse=True)
-    class_of_group = class_N[has][first]
+    labeled = np.flatnonzero(class_N >= 0)
+    groups, first, of_sample = np.unique(group_N[labeled], return_index=True, return_inverse=True)
+    class_of_group = class_N[labeled][first]
     random = np.random.default_rng(seed)
     part_of_group = np.full(len(groups), -1)
     probed = [c for c in np.unique(class_of_group) if (class_of_group == c).sum() >= LEAST]
-    for one in probed:
-        members = random.permutation(np.flatnonzero(class_of_group == one))
+    for number in probed:
+        members = random.permutation(np.flatnonzero(class_of_group == number))
         test = math.ceil(TEST * len(members))
         validation = math.ceil(VALIDATION * (len(members) - test))
         part_of_group[members] = 0
@@ -47,6 +47,6 @@ def split(class_N: np.ndarray, group_N: np.ndarray, seed: int) -> Split | None:
         part_of_group[members[:test]] = 2
     if len(probed) < 2:
         return None
-    part = np.where(np.isin(class_N[has], probed), part_of_group[of_sample], -1)
-    train, validation, test = (has[part == number] for number in range(3))
+    part = np.where(np.isin(class_N[labeled], probed), part_of_group[of_sample], -1)
+    train, validation, test = (labeled[part == number] for number in range(3))
     return Split(train, validation, test, int((part_of_group == 2).sum()))

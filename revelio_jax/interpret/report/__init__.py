@@ -35,7 +35,7 @@ SITE = pathlib.Path(__file__).parent / "site"
 # The fields of summary.json that pages use.
 FACTS = (
     "site", "model", "family", "mode", "timesteps", "store", "sae", "d", "latents", "k", "rows",
-    "samples", "kind", "positions", "grid", "cells", "stratum", "labels", "top", "histogram_log2_edges",
+    "samples", "kind", "positions", "grid", "cells", "stratum", "labels", "histogram_log2_edges",
 )  # fmt: skip
 
 
@@ -49,8 +49,8 @@ def write(config: Config, results: Results, compare: Sequence[Results] = ()) -> 
     run = pathlib.Path(config.run or results.folder.parent)
     folder = report_of(run, results)
     store = open_store_of(results)
-    for one in (results, *compare) if compare else ():
-        matches.check(one)
+    for compared in (results, *compare) if compare else ():
+        matches.check(compared)
     images = open_images(store, config.extract) if results.summary["kind"] == "image" else None
     with files.replacing_folder(folder) as part:
         shutil.copytree(SITE, part, dirs_exist_ok=True)
@@ -71,13 +71,16 @@ def _fill(
     ours, others = ReportData(results, store), [ReportData(other, store) for other in compare]
     size = None
     if images:
-        same = [other for other in others if _fingerprint(other.results) == store.fingerprint]
-        samples = set(ours.shown_samples.tolist()).union(*(m for other in same for m in other.best.values()))
+        same_store = [other for other in others if other.summary["store"]["fingerprint"] == store.fingerprint]
+        samples = set(ours.shown_samples.tolist())
+        samples = samples.union(*(numbers for other in same_store for numbers in other.best.values()))
         with_image, size = thumbnails.write(
             part, sorted(samples), images, config.interpret.thumbnail, store.fingerprint, folder
         )
         ours = dataclasses.replace(ours, with_image=with_image)
-        others = [dataclasses.replace(o, with_image=with_image) if o in same else o for o in others]
+        others = [
+            dataclasses.replace(other, with_image=with_image) if other in same_store else other for other in others
+        ]
 
     facts: dict[str, typing.Any] = {name: results.summary[name] for name in FACTS} | {
         "name": name_of(results),
@@ -94,7 +97,3 @@ def _fill(
     facts["compare"] = [comparison.write(part, i, ours, other, folder) for i, other in enumerate(others)]
     scripts.write(part, "overview", overview.write(ours, tuple(compare)))
     scripts.write(part, "facts", facts)
-
-
-def _fingerprint(results: Results) -> str:
-    return results.summary["store"]["fingerprint"]

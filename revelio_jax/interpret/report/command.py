@@ -18,6 +18,7 @@ FLAGS = {"compare": ((), "folder of a run to compare with, or of its neurons; ma
 
 
 def main(argv: Sequence[str]) -> None:
+    """Run ``revelio report`` with the arguments ``argv``."""
     config, flags = parse(["revelio_jax.interpret.report", *argv], __doc__, **FLAGS)
     if not config.run:
         raise InputError("config.run is not set; set it to the folder of the run, for example runs/mini_sd")
@@ -28,6 +29,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _results(folder: str) -> pathlib.Path:
-    """Return the results folder of a run. A results folder, for example runs/mini_sd/neurons, is returned unchanged."""
+    """Return the results folder of a run. Return a results folder, for example runs/mini_sd/neurons, unchanged."""
     path = pathlib.Path(folder)
     return path if (path / "summary.json").is_file() else results.folder_of(folder)

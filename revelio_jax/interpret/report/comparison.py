@@ -32,13 +32,13 @@ def write(report: pathlib.Path, index: int, ours: ReportData, other: ReportData,
     if ours.summary["site"] != other.summary["site"]:
         ways.reverse()  # decoder rows of different hook points are in different spaces: prefer samples
     base = f"compare/{index}"
-    for number_, start in enumerate(range(0, ours.latents, ROWS)):
+    for chunk, start in enumerate(range(0, ours.latents, ROWS)):
         latents = range(start, min(start + ROWS, ours.latents))
         rows = [[_match(match, score, latent) for _, match, score in ways] for latent in latents]
         matched = sorted({match[0] for row in rows for match in row if match})
         scripts.write(
             report,
-            f"{base}/rows/{number_}",
+            f"{base}/rows/{chunk}",
             {
                 "rows": rows,
                 "numbers": matched,
@@ -47,8 +47,8 @@ def write(report: pathlib.Path, index: int, ours: ReportData, other: ReportData,
                 ],
             },
         )
-    for number_, (_, _, score) in enumerate(ways):
-        scripts.write(report, f"{base}/columns/{number_}", scripts.pack(score.astype(np.float32)))
+    for column, (_, _, score) in enumerate(ways):
+        scripts.write(report, f"{base}/columns/{column}", scripts.pack(score.astype(np.float32)))
     summary = other.summary
     shared = [label for label in ours.labels if label in other.labels]
     scripts.write(
@@ -68,7 +68,7 @@ def write(report: pathlib.Path, index: int, ours: ReportData, other: ReportData,
         **{name: summary[name] for name in ("site", "latents", "d", "k", "rows", "samples", "model")},
         "name": name_of(other.results),
         "ways": [name for name, _, _ in ways],
-        # Relative path to the other report, "" if there is none.
+        # Relative path to the other report, "" if it does not exist.
         "report": pathlib.PurePath(os.path.relpath(theirs, folder)).as_posix()
         if (theirs / "index.html").is_file()
         else "",

@@ -16,7 +16,7 @@ LISTED = 8  # latents in each list of the first page
 
 
 def write(data: ReportData, others: tuple[Results, ...]) -> dict[str, typing.Any]:
-    """Return headline numbers, histograms, purity by hook point and stratum, and lists of notable latents."""
+    """Return the data: headline numbers, histograms, purity by hook point and stratum, lists of notable latents."""
     results = data.results
     return {
         "numbers": numbers(results) | {"tagged": len(data.tags)},
@@ -59,7 +59,7 @@ def density(results: Results) -> dict[str, typing.Any]:
 
 
 def purities(results: Results, label: str) -> dict[str, typing.Any]:
-    """Return the histogram of latents by purity of a label."""
+    """Return the histogram of latents by their purity for a label."""
     counts, _ = np.histogram(_known(results.latents, f"{label}.purity"), PURITY_EDGES)
     return {"label": label, "edges": PURITY_EDGES.tolist(), "counts": counts.tolist()}
 
@@ -78,7 +78,6 @@ def _purity(label: str, runs: list[Results]) -> dict[str, typing.Any]:
     return {
         "label": label,
         "classes": of_label["classes"],
-        "strongest": of_label["strongest"],
         "strata": strata,
         "runs": [
             {
@@ -151,5 +150,5 @@ def _listed(data: ReportData) -> list[dict[str, typing.Any]]:
 
 
 def _known(table: typing.Any, name: str) -> np.ndarray:
-    """Return the non-null values of a column, rounded so that shares such as 0.7 fall on a bin edge."""
+    """Return the non-null values of a column, rounded so that shares, for example 0.7, fall on a bin edge."""
     return table[name].drop_null().to_numpy().astype(np.float64).round(4)

@@ -26,11 +26,11 @@ def write(report: pathlib.Path, data: ReportData) -> int:
     firing = np.flatnonzero(data.fires)
     measured = firing[:: max(1, len(firing) // MEASURED)]
     sizes = [len(scripts.dumps(reader.chunk(latent, latent + 1)).encode()) for latent in measured.tolist()]
-    each = int(np.clip(BYTES / max(1.0, float(np.mean(sizes or [1]))), 1, MAX_LATENTS))
-    starts = range(0, data.latents, each)
+    chunk_size = int(np.clip(BYTES / max(1.0, float(np.mean(sizes or [1]))), 1, MAX_LATENTS))
+    starts = range(0, data.latents, chunk_size)
     for index, start in enumerate(tqdm.tqdm(starts, desc="pages", unit="chunk", dynamic_ncols=True)):
-        scripts.write(report, f"latents/{index}", reader.chunk(start, min(start + each, data.latents)))
-    return each
+        scripts.write(report, f"latents/{index}", reader.chunk(start, min(start + chunk_size, data.latents)))
+    return chunk_size
 
 
 class _Reader:

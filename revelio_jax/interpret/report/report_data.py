@@ -32,7 +32,7 @@ def name_of(results: Results) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReportData:
-    """The results of F latents and the store they were computed from.
+    """The results of F latents, and the store of the report.
 
     ``with_image`` are the numbers of the samples with a thumbnail in the report.
     """
@@ -55,19 +55,19 @@ class ReportData:
 
     @functools.cached_property
     def samples(self) -> pyarrow.Table:
-        """Samples of the store, in order."""
+        """Return the samples of the store, in order."""
         return self.store.table()
 
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
-        """Numeric columns of the latents, float64 [F]; null is NaN."""
+        """Return the numeric columns of the latents, float64 [F]; null becomes NaN."""
         table = self.results.latents
         names = [field.name for field in table.schema if not pyarrow.types.is_string(field.type)]
         return {name: table[name].cast(pyarrow.float64()).to_numpy(zero_copy_only=False) for name in names}
 
     @functools.cached_property
     def fires(self) -> np.ndarray:
-        """Whether a latent fires on any row, bool [F]."""
+        """Return whether each latent fires on any row, bool [F]."""
         return self.columns["rows"] > 0
 
     @functools.cached_property
@@ -80,7 +80,7 @@ class ReportData:
 
     @functools.cached_property
     def tags(self) -> dict[int, list[typing.Any]]:
-        """For each tagged latent, [label, granularity, score, low and high end of its interval, model]."""
+        """Return [label, granularity, score, low and high end of its interval, model] of each tagged latent."""
         table = self.results.tags()
         rows = table.to_pylist() if table is not None else []
         scores = ("score", "score_low", "score_high")
@@ -97,23 +97,23 @@ class ReportData:
 
     @functools.cached_property
     def offsets(self) -> np.ndarray:
-        """Offsets of each latent in the table of recorded samples, int64 [F + 1]."""
+        """Return the offsets of each latent in the table of recorded samples, int64 [F + 1]."""
         return np.searchsorted(self.results.samples["latent"].to_numpy(), np.arange(self.latents + 1))
 
     @functools.cached_property
     def shown_samples(self) -> np.ndarray:
-        """Numbers of all samples that the report shows, ascending."""
+        """Return the numbers of all samples that the report shows, ascending."""
         return np.sort(compute.unique(self.results.samples["sample"]).to_numpy())
 
     @functools.cached_property
     def best(self) -> dict[int, list[int]]:
-        """The MINIATURES top samples of each firing latent."""
+        """Return the MINIATURES top samples of each firing latent."""
         table = self.results.samples.select(["latent", "sample", "kind", "rank"])
-        few = table.filter((compute.field("kind") == "top") & (compute.field("rank") < MINIATURES)).sort_by(
+        top = table.filter((compute.field("kind") == "top") & (compute.field("rank") < MINIATURES)).sort_by(
             [("latent", "ascending"), ("rank", "ascending")]
         )
         best: dict[int, list[int]] = {}
-        for latent, sample in zip(few["latent"].to_pylist(), few["sample"].to_pylist(), strict=True):
+        for latent, sample in zip(top["latent"].to_pylist(), top["sample"].to_pylist(), strict=True):
             best.setdefault(latent, []).append(sample)
         return best
 

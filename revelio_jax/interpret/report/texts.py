@@ -21,8 +21,8 @@ def write(report: pathlib.Path, data: ReportData) -> int:
     token, the indices of special tokens, and the rest of the prompt after the last token.
     """
     ids = data.shown_samples.tolist()
-    few = _rows(data, ids[:: max(1, len(ids) // 256)])
-    mean = sum(len(scripts.dumps(row).encode()) for row in few.values()) / max(1, len(few))
+    measured = _rows(data, ids[:: max(1, len(ids) // 256)])
+    mean = sum(len(scripts.dumps(row).encode()) for row in measured.values()) / max(1, len(measured))
     # If the report shows few of the store's samples, a span has fewer samples than numbers: widen it.
     share = len(ids) / max(1, ids[-1] + 1) if ids else 1
     span = max(1, round(BYTES / max(1, mean) / max(share, 1e-9)))

@@ -42,7 +42,7 @@ def write(
     for part in sorted({sample // 1000 for sample in samples}):
         (report / "thumbnails" / f"{part:04d}").mkdir()
 
-    def one(sample: int) -> tuple[int, int] | None:
+    def write_one(sample: int) -> tuple[int, int] | None:
         path = report / path_of(sample)
         if old and (old / path_of(sample)).is_file():
             _link(old / path_of(sample), path)
@@ -63,7 +63,7 @@ def write(
     ):
         for start in range(0, len(samples), AHEAD):
             part = samples[start : start + AHEAD]
-            for sample, size in zip(part, threads.map(one, part), strict=True):
+            for sample, size in zip(part, threads.map(write_one, part), strict=True):
                 progress.update()
                 if size:
                     sizes[sample] = size

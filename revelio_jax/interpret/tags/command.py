@@ -4,11 +4,12 @@
     revelio tags --config FILE --latents 3,17 \\
         --config.tags.endpoint=http://localhost:8000/v1 --config.tags.model=NAME
 
-Run revelio interpret first; tags are optional for all other commands. The model is an
-image-text-to-text model of transformers with a chat template, or any model of an OpenAI-compatible server. The key of
-a server is read from the environment variable named by config.tags.key. The model sees the top samples of a latent:
-images with a heat map and a crop at the peak, or prompts with marks around the words on which it fires. It answers
-with a label and, as multiple choice, a granularity:
+Run revelio interpret first; tags are optional for all other commands. The model is an image-text-to-text model of
+transformers with a chat template, or any model of an OpenAI-compatible server. The key of a server is read from the
+environment variable named by config.tags.key.
+
+The model sees the top samples of a latent: images with a heat map and a crop at the peak, or prompts with marks around
+the words on which it fires. It answers with a label and, as multiple choice, a granularity:
 
     image   class, part, shape, texture, color, style, layout, none
     text    word, phrase, topic, syntax, style, none
@@ -16,9 +17,9 @@ with a label and, as multiple choice, a granularity:
 Then it sees held-out samples one by one, without marks, and decides whether the label applies. The score is the
 balanced accuracy of these answers: the mean of the accuracies on firing and on silent samples. Chance is 0.5.
 
-Writes tags.parquet next to the results, one row per latent; existing rows of other latents are kept. Every answer is
-saved in runs/<name>/tags_cache.jsonl. Rerun the command to continue a stopped run; no question is sent twice. Answers
-that cannot be parsed are null, and their number is printed.
+The command writes tags.parquet next to the results, one row per latent; existing rows of other latents are kept. Every
+answer is saved in runs/<name>/tags_cache.jsonl. Rerun the command to continue a stopped run; no question is sent
+twice. Answers that cannot be parsed are null, and their number is printed.
 """
 
 import dataclasses
@@ -98,18 +99,18 @@ def tag(config: Config, latents: Sequence[int] = ()) -> TaggingRun:
     """
     run_results = results.load(_folder(config))
     latents = _check_latents(run_results, latents) or evidence.random_latents(run_results, config.tags.latents)
-    material = evidence.open_evidence(run_results, config.extract)
+    latent_evidence = evidence.open_evidence(run_results, config.extract)
     stop = threading.Event()
     model = _model(config, stop)
     cache = AnswerCache(pathlib.Path(config.run or run_results.folder.parent, answers.NAME), model, stop)
 
-    def one(latent: int) -> Tag:
+    def tag_one(latent: int) -> Tag:
         options = config.tags
-        return tag_latent(material, cache, model.name, latent, options.images, options.held_out)
+        return tag_latent(latent_evidence, cache, model.name, latent, options.images, options.held_out)
 
     tags, started = [], time.perf_counter()
     try:
-        finished = _in_parallel(one, latents, model.parallel)
+        finished = _in_parallel(tag_one, latents, model.parallel)
         for finished_tag in tqdm(finished, "tags", len(latents), unit="latent", dynamic_ncols=True):
             tags.append(finished_tag)
     finally:
@@ -120,11 +121,11 @@ def tag(config: Config, latents: Sequence[int] = ()) -> TaggingRun:
 
 
 def tag_latent(
-    material: LatentEvidence, cache: AnswerCache, model: str, latent: int, images: int, held_out: int
+    latent_evidence: LatentEvidence, cache: AnswerCache, model: str, latent: int, images: int, held_out: int
 ) -> Tag:
     """Ask all questions about a latent: show ``images`` top samples, then score on ``held_out`` others."""
-    kind, has_maps = material.kind, material.has_maps
-    shown = material.top_samples(latent, images)
+    kind, has_maps = latent_evidence.kind, latent_evidence.has_maps
+    shown = latent_evidence.top_samples(latent, images)
     label = granularity = None
     if shown:
         label = questions.read_label(cache.ask(questions.label_question(kind, shown, has_maps), latent))
@@ -132,7 +133,7 @@ def tag_latent(
         granularity = questions.read_granularity(cache.ask(question, latent), kind, latent)
     verdicts: list[tuple[bool, bool | None]] = []
     if label:
-        for sample, fires in material.held_out_samples(latent, shown, held_out):
+        for sample, fires in latent_evidence.held_out_samples(latent, shown, held_out):
             answer = cache.ask(questions.applies_question(kind, label, sample), latent)
             verdicts.append((fires, questions.read_applies(answer)))
     clear = [(fires, applies) for fires, applies in verdicts if applies is not None]
@@ -140,7 +141,7 @@ def tag_latent(
 
 
 def score(verdicts: Sequence[tuple[bool, bool]]) -> tuple[float | None, float | None, float | None]:
-    """Return the balanced accuracy of pairs (fires, applies) and its 95 % interval, or None with too few of a kind.
+    """Return the balanced accuracy of pairs (fires, applies) and its 95 % interval, or None with too few of one kind.
 
     The interval joins the Wilson intervals of the two accuracies as in Newcombe 1998, "Interval estimation for the
     difference between independent proportions", method 10, applied to half of a sum.
@@ -167,13 +168,13 @@ def write(run_results: Results, tags: Sequence[Tag]) -> None:
         pyarrow.parquet.write_table(pyarrow.table(columns, SCHEMA), part)
 
 
-def _in_parallel(one: Callable[[int], Tag], latents: Sequence[int], parallel: int) -> Iterator[Tag]:
+def _in_parallel(tag_one: Callable[[int], Tag], latents: Sequence[int], parallel: int) -> Iterator[Tag]:
     """Yield the tags of all latents in the order in which they are finished."""
     if parallel == 1:
-        yield from map(one, latents)
+        yield from map(tag_one, latents)
         return
     with multiprocessing.pool.ThreadPool(min(parallel, len(latents))) as threads:
-        yield from threads.imap_unordered(one, latents)
+        yield from threads.imap_unordered(tag_one, latents)
 
 
 def _folder(config: Config) -> pathlib.Path:
@@ -256,6 +257,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Run ``revelio tags`` with the arguments ``argv``."""
     config, flags = parse(["revelio_jax.interpret.tags", *argv], __doc__, **FLAGS)
     run = tag(config, parse_latents(flags["latents"]))
     print(summary(run))

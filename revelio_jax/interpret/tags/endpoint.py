@@ -34,7 +34,7 @@ class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class RequestFailed(Exception):
-    """A failed request. ``retry``: worth retrying; ``wait``: seconds that the server requires before a retry."""
+    """A failed request. ``retry``: worth retrying; ``wait``: seconds that the server asked for before a retry."""
 
     def __init__(self, message: str, retry: bool, wait: float = 0.0):
         super().__init__(message)
@@ -127,7 +127,7 @@ class Endpoint:
             return response.read()
 
     def _adapt_parameters(self, message: str, sent: dict[str, typing.Any]) -> bool:
-        """Replace a parameter that the endpoint refused, for all further requests; return whether there was one."""
+        """Replace a parameter that the endpoint refused, for all further requests; return whether it refused one."""
         for name, other in REPLACEMENTS.items():
             if name in sent and name in message:
                 parameters = {key: value for key, value in sent.items() if key != name}

@@ -38,7 +38,7 @@ class LatentEvidence:
     """The results of a run with the samples and images of its store.
 
     ``samples`` has the prompts and tokens of texts. ``images`` is a reader of the images, None for texts.
-    ``random_samples`` [R] are the numbers of random samples; ``fires`` [F, R]: whether a latent fires on each.
+    ``random_samples`` [R] are the numbers of random samples; ``fires`` [F, R] is whether a latent fires on each.
     ``offsets`` [F + 1] is where the recorded samples of each latent begin in the table of the results.
     """
 
@@ -51,7 +51,7 @@ class LatentEvidence:
 
     @property
     def kind(self) -> str:
-        """The kind of the samples: "image" or "text"."""
+        """Return the kind of the samples: "image" or "text"."""
         return self.results.summary["kind"]
 
     @property
@@ -80,18 +80,18 @@ class LatentEvidence:
         random = np.random.default_rng([SEED, latent])
         recorded = self.recorded_samples(latent)
         seen = {sample.sample for sample in shown}
-        firing = {row["sample"] for row in recorded} | seen
+        not_silent = {row["sample"] for row in recorded} | seen
         order = random.permutation(len(self.random_samples))
-        fires = [int(self.random_samples[i]) for i in order if self.fires[latent, i]]
+        firing = [int(self.random_samples[i]) for i in order if self.fires[latent, i]]
         silent = [int(self.random_samples[i]) for i in order if not self.fires[latent, i]]
         weaker = [row["sample"] for row in recorded if row["kind"] == "weaker"]
         top = [row["sample"] for row in recorded if row["kind"] == "top"]
-        fires = [number for number in dict.fromkeys(fires + weaker + top[::-1]) if number not in seen]
-        silent = [number for number in silent if number not in firing]
-        half = min(count // 2, len(fires), len(silent))
+        firing = [number for number in dict.fromkeys(firing + weaker + top[::-1]) if number not in seen]
+        silent = [number for number in silent if number not in not_silent]
+        half = min(count // 2, len(firing), len(silent))
         if half < FEWEST:
             return []
-        parts = [_first((self._plain(number) for number in numbers), half) for numbers in (fires, silent)]
+        parts = [_first((self._plain(number) for number in numbers), half) for numbers in (firing, silent)]
         half = min(map(len, parts))  # fewer if images cannot be decoded
         if half < FEWEST:
             return []

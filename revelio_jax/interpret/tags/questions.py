@@ -1,7 +1,7 @@
 """Write the questions about a latent for a vision-language model, and parse its answers.
 
-There are three kinds of question. "label" asks for a label of a few words. "granularity" asks, as multiple choice,
-what kind of thing the latent detects, from class-specific detail to coarse layout (as in Revelio). "applies" asks
+A question has one of three kinds. "label" asks for a label of a few words. "granularity" asks, as multiple choice, for
+the kind of thing that the latent detects, from class-specific detail to coarse layout (as in Revelio). "applies" asks
 whether the label applies to one held-out sample.
 """
 

@@ -57,7 +57,7 @@ def test_images_follow_style_and_category(folder, pipe):
         assert np.mean([label[key] == row[key] for label, row in zip(labels, rows, strict=True)]) > 0.7
 
 
-def test_both_miniatures_share_the_autoencoder_of_the_judge(folder, pipe):
+def test_both_miniatures_share_the_autoencoder_of_the_judge(pipe):
     """Both decode latents alike, so the judge is as good for one as for the other."""
     latents = torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     sd = load(HERE / "sd").vae

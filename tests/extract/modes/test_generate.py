@@ -114,7 +114,7 @@ def tokens(name, output):
 
 
 @pytest.mark.parametrize(("family", "fields", "arguments", "conditional"), CASES)
-def test_rows_equal_those_of_a_plain_pipeline_call(
+def test_rows_equal_the_activations_of_a_plain_pipeline_call(
     config, family, fields, arguments, conditional, request, tmp_path, read_rows
 ):
     run.extract(config(family, sites=tuple(SITES[family]), **fields))
@@ -224,7 +224,7 @@ def test_a_missing_or_broken_file_is_found_and_written_again(config, name, tmp_p
 
 
 @pytest.mark.parametrize("family", ["sd", "flux"])
-def test_saved_images_and_latents_equal_those_of_the_pipeline(config, family, request, tmp_path):
+def test_saved_images_and_latents_equal_the_pipelines_own(config, family, request):
     sites = {"sd": ("unet.mid_block",), "flux": ("flux.double.0.image",)}[family]
     first = {"sd": 751, "flux": 1000}[family]
     store = f"memory://{family}"

@@ -125,7 +125,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("pool", ["none", "mean"])
-def test_rows_equal_those_of_a_separate_forward_pass(config, family, pool, request, image_folder, tmp_path, read_rows):
+def test_rows_equal_a_separate_forward_pass(config, family, pool, request, image_folder, tmp_path, read_rows):
     forward, name, module, read = FAMILIES[family]
     run.extract(config(family, sites=(name,), pool=pool, guidance=3.5))
     pipe = request.getfixturevalue(family)

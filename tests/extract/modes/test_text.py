@@ -140,18 +140,8 @@ def test_each_text_encoder_of_flux_has_its_own_tokens(text_config, tmp_path, fit
 
 
 def test_joined_encoders_have_their_activations_side_by_side(text_config, tmp_path, fitted, make_clip):
-    folder = tmp_path / "sdxl"
-    encoders = {"text_encoder": make_clip(), "text_encoder_2": make_clip(24, projection=True)}
-    index = {"_class_name": "StableDiffusionXLPipeline"}
-    for component, encoder in encoders.items():
-        encoder.save_pretrained(folder / component)
-        name = component.replace("text_encoder", "tokenizer")
-        fitted.save_pretrained(folder / name)
-        index |= {
-            component: ["transformers", type(encoder).__name__],
-            name: ["transformers", "CLIPTokenizer"],
-        }
-    (folder / "model_index.json").write_text(json.dumps(index))
+    folder, first, second = tmp_path / "sdxl", make_clip(), make_clip(24, projection=True)
+    save(folder, "StableDiffusionXLPipeline", {"": (first, fitted), "_2": (second, fitted)})
     joined = "clip_l.layer.1+clip_g.layer.0"
     names = (joined, "clip_g.layer.0")
     run_extract(text_config, model__id=folder, model__family="sdxl", extract__sites=names)
@@ -163,7 +153,7 @@ def test_joined_encoders_have_their_activations_side_by_side(text_config, tmp_pa
     np.testing.assert_array_equal(rows[:, 16:], alone.read(0, alone.rows))
     ids = fitted([sample["prompt"] for sample in store.samples], padding="max_length", return_tensors="pt")
     with torch.inference_mode():
-        states = encoders["text_encoder"](ids["input_ids"], output_hidden_states=True).hidden_states
+        states = first(ids["input_ids"], output_hidden_states=True).hidden_states
     np.testing.assert_allclose(rows[:, :16], states[2].flatten(0, 1), atol=1e-5)
 
 

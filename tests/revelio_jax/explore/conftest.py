@@ -228,7 +228,7 @@ class ExplorerPage:
         self.page.locator("#name", has_text=f"Latent {latent}").wait_for()
 
     def strength(self, row: int, value: float) -> None:
-        """Type a strength in the field beside its slider."""
+        """Type a strength in the field next to its slider."""
         field = self.page.locator(f"#strength-{row} input[type=number]")
         field.fill(str(value))
         field.press("Enter")

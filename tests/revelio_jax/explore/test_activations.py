@@ -1,4 +1,4 @@
-"""Active latents and their maps equal those of the dense codes."""
+"""Active latents and their maps equal the dense codes."""
 
 import numpy as np
 import pytest

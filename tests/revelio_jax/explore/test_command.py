@@ -26,9 +26,9 @@ SITE = "clip.layer.2"
 GUARD = """
 import socket, os
 
-def note(what):
+def note(address):
     with open(os.environ["GUARD"], "a") as file:
-        file.write(f"{what!r}\\n")
+        file.write(f"{address!r}\\n")
     raise OSError("the network is off")
 
 connect, look_up = socket.socket.connect, socket.getaddrinfo
@@ -43,10 +43,10 @@ def guarded(method):
 socket.socket.connect = guarded(socket.socket.connect)
 socket.socket.connect_ex = guarded(socket.socket.connect_ex)
 
-def getaddrinfo(host, *given, **more):
+def getaddrinfo(host, *arguments, **options):
     if host not in ("127.0.0.1", "localhost", "::1", None):
         note(host)
-    return look_up(host, *given, **more)
+    return look_up(host, *arguments, **options)
 
 socket.getaddrinfo = getaddrinfo
 """
@@ -176,7 +176,7 @@ def test_the_explorer_contacts_no_other_host_and_leaves_no_files(running, config
     status, headers, _ = fetch(url)
     assert status == 200
     assert headers["content-security-policy"].startswith("default-src 'self'")
-    assert "no report yet" in fetch(f"{url}report/")[2]
+    assert "The report is missing" in fetch(f"{url}report/")[2]
     report = pathlib.Path(config.run, "report")
     report.mkdir()
     for name in ("index.html", "latent.html"):  # written while the explorer runs

@@ -171,7 +171,7 @@ def test_errors_are_one_line_and_the_page_keeps_working(open_page, monkeypatch):
         ui.draw_and_wait(markup)
     assert ui.page.locator("#tokens img").count() == 0
 
-    def broken(*given):
+    def broken(*_):
         raise RuntimeError("out of memory\nmore of it")
 
     with monkeypatch.context() as patch:
@@ -207,11 +207,11 @@ def test_a_moving_slider_draws_only_the_last_image_and_stop_ends_one(open_page, 
     ui.wait_for_status("of pixels differ")
     proceed, started, sample, steered = threading.Event(), threading.Event(), ui.backend._sample, []
 
-    def gated(*given):
-        steered.append(given)
+    def gated(*arguments):
+        steered.append(arguments)
         started.set()
         proceed.wait(30)
-        return sample(*given)
+        return sample(*arguments)
 
     monkeypatch.setattr(ui.backend, "_sample", gated)
     move = """values => {

@@ -68,7 +68,7 @@ def write_sae():
 
 @pytest.fixture(scope="session")
 def interpreted():
-    """A function that changes the run, fields of config.interpret and, by ``section=dict``, those of other sections."""
+    """A function that changes the run, fields of config.interpret and, by ``section=dict``, of other sections."""
 
     def change(config: Config, **fields) -> Config:
         config = dataclasses.replace(config, run=fields.pop("run", config.run))
@@ -81,7 +81,7 @@ def interpreted():
     return change
 
 
-TIMESTEPS, GRID, CLASSES, STYLES = (1, 501), (4, 4), 3, 2
+TIMESTEPS, CLASSES, STYLES = (1, 501), 3, 2
 PLANTED, NOISE = 0, 1
 """Latents: one fires only on class 0, the other independently of all labels."""
 

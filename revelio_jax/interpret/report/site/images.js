@@ -23,7 +23,7 @@ function mapNode(facts, profile) {
   return canvas;
 }
 
-// The center of a position and the size of a cell as shares of width and height; null if there is no map.
+// The center of a position and the size of a cell as shares of width and height; null without a map.
 function peakOf(facts, position) {
   if (!facts.grid || position < 0) return null;
   const [height, width] = facts.grid;

@@ -43,7 +43,7 @@ async function draw() {
   const main = document.querySelector("main");
   hideTip();
   if (!Number.isInteger(latent) || latent < 0 || latent >= facts.latents) {
-    main.replaceChildren(empty(`There is no latent ${location.hash.slice(1)}. Latents are numbered from 0 to ${count(facts.latents - 1)}.`));
+    main.replaceChildren(empty(`Unknown latent ${location.hash.slice(1)}. This report has latents 0 to ${count(facts.latents - 1)}.`));
     return {};
   }
   document.title = `Latent ${latent} of ${facts.name}`;
@@ -133,14 +133,14 @@ function section(id, name, says, ...children) {
 function topSection(facts, page, samples, profiles) {
   if (facts.kind === "image") {
     const list = imageList(facts, samples, profiles);
-    const kept = page.profile ? readOpacity() : 0;
+    const kept = page.profile ? opacity : 0;
     list.style.setProperty("--opacity", kept);
     const slider = el("label.slider", {}, el("span", {}, "Heatmap"), el("input", {
       type: "range", id: "opacity", min: 0, max: 1, step: 0.05, value: kept, title: "Show or hide: h",
       on: { input: (event) => { list.style.setProperty("--opacity", event.target.value); opacity = event.target.value; } },
     }));
     const made = section("top", "Top images",
-      page.profile ? "Each heatmap is scaled to its own peak, which a box marks. The area around the peak is enlarged next to it." : "There are no heatmaps, because each image has a single row.", list);
+      page.profile ? "Each heatmap is scaled to its own peak, which a box marks. The area around the peak is enlarged next to it." : "Heatmaps are not shown, because each image has a single row.", list);
     if (page.profile) made.querySelector(".heading").append(slider);
     return made;
   }
@@ -153,12 +153,9 @@ function topSection(facts, page, samples, profiles) {
   return made;
 }
 
-let view = "prompts"; // kept when another latent is opened
+// These two are kept when another latent is opened.
+let view = "prompts";
 let opacity = 0.8;
-
-function readOpacity() {
-  return opacity;
-}
 
 function legend(page) {
   return el("p.legend", {}, "0 ", el("span.scale", { "aria-hidden": "true" }), ` ${value(page.max)} `, el("span.token.peak", { css: { "--share": 0.5 } }, "peak"),

@@ -63,7 +63,7 @@ function density({ density }) {
 function scatter(facts, { scatter }) {
   const shown = el("div");
   const heading = el("h2", {}, "Purity and frequency");
-  if (!scatter.length) return el("figure.chart", {}, el("figcaption", {}, heading), empty("The samples have no labels, so there is no purity."));
+  if (!scatter.length) return el("figure.chart", {}, el("figcaption", {}, heading), empty("The samples have no labels, so purity was not measured."));
   const show = (label) => {
     const { x, y, bins } = scatter.find((one) => one.label === label);
     const range = (i, j) => new Map([

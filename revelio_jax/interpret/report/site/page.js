@@ -106,7 +106,7 @@ function bar(share) {
   return el("span.bar", { "aria-hidden": "true", css: { "--share": Math.max(0, Math.min(1, share ?? 0)) } });
 }
 
-// A labeled select; null if there is only one option.
+// A labeled select; null with fewer than two options.
 function chooser(name, options, act, chosen = options[0]?.[0]) {
   if (options.length < 2) return null;
   return el("label.choose", {}, el("span", {}, name),

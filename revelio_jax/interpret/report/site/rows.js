@@ -4,7 +4,7 @@
 const TALLEST = 8e6; // pixels; taller elements do not scroll precisely
 const BEYOND = 6; // rows that exist above and below the visible part
 
-// box scrolls; make(index) returns the element of a row. Returns {show(n), go(index), active}.
+// box scrolls; make(index) returns the element of a row. Returns {show(n), go(index), key(event)}.
 function virtualRows(box, rowHeight, make) {
   const space = el("div.space", { role: "rowgroup" });
   box.append(space);
@@ -116,5 +116,5 @@ function virtualRows(box, rowHeight, make) {
     return true;
   }
 
-  return { show, go, key, redraw: draw, get active() { return active; } };
+  return { show, go, key };
 }

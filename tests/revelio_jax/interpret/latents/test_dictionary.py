@@ -43,7 +43,7 @@ def test_codes_equal_the_formula(weights, write_sae, tmp_path, kind, batch_size)
     got = np.zeros_like(wanted)
     np.put_along_axis(got, indices, np.maximum(values, np.take_along_axis(got, indices, 1)), 1)
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
-    assert latents.latents == wanted.shape[1]
+    assert latents.n_latents == wanted.shape[1]
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def test_planted_latents_are_recovered(own):
     assert profile[1, 1] == 255
     assert not profile[2:].any()
     # Latent 3 is the negative of the planted one, so it never fires on the same rows.
+    assert 3 not in found.array("coactive")[planted.PLANTED]
     assert found.array("nearest")[planted.PLANTED, 0] != -1
 
 
@@ -100,7 +101,7 @@ def test_results_are_reused_unless_a_field_that_affects_them_changes(own, interp
     assert interpretation.interpret(interpreted(own, top=11))[1]
 
 
-def test_neurons_fire_above_their_mean(own, interpreted):
+def test_neurons_fire_above_their_mean(own):
     config = dataclasses.replace(own, interpret=dataclasses.replace(own.interpret, sae="neurons"))
     found, _ = interpretation.interpret(config)
     assert found.folder.name == "neurons"
@@ -115,7 +116,7 @@ def test_an_interrupt_keeps_the_previous_results(own, monkeypatch):
     before, _ = interpretation.interpret(own)
     facts = (before.folder / "summary.json").read_bytes()
 
-    def stopped(*given):
+    def stopped(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tables, "make_tables", stopped)
@@ -133,7 +134,7 @@ def test_the_message_names_a_missing_file(own, name):
         results.load(found.folder)
 
 
-def test_a_file_in_place_of_the_results_folder_is_kept(own):
+def test_a_file_at_the_path_of_the_results_folder_is_kept(own):
     mine = results.folder_of(own.run)
     mine.write_text("mine")
     with pytest.raises(InputError, match="latents is a file"):
@@ -180,7 +181,7 @@ def test_an_unwritable_folder_is_refused_before_the_store_is_read(own, monkeypat
 def test_a_full_disk_keeps_the_previous_results(own, monkeypatch):
     before, _ = interpretation.interpret(own)
 
-    def full(*given):
+    def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
@@ -191,7 +192,7 @@ def test_a_full_disk_keeps_the_previous_results(own, monkeypatch):
     same(results.load(before.folder), before)
 
 
-def test_strata_by_language_of_texts(tmp_path, write_samples, write_sae, interpreted):
+def test_strata_by_language_of_texts(tmp_path, write_samples, write_sae):
     """Latent 0 fires at "cœur", which only French prompts have; 1 at every second word, in any language."""
     languages = ["de", "fr", ""]  # the last has none
     samples, rows, sample, position = [], [], [], []
@@ -279,7 +280,7 @@ def test_bad_input_is_one_line_and_writes_nothing(own, flag, message):
     assert not pathlib.Path(own.run, "latents").exists()
 
 
-def test_an_sae_of_another_width_is_refused(own, write_sae, tmp_path, interpreted):
+def test_an_sae_of_another_width_is_refused(own, write_sae, tmp_path):
     folder = write_sae(tmp_path / "wide", np.eye(5), np.zeros(5), np.eye(5), np.zeros(5), k=2)
     with pytest.raises(InputError, match=r"has width 5, but hook point unet\.mid_block of store .* has width 4"):
         interpretation.interpret(dataclasses.replace(own, interpret=dataclasses.replace(own.interpret, sae=folder)))

@@ -100,7 +100,7 @@ def test_existing_results_are_not_trained_again(probed, tmp_path, monkeypatch):
     out.write_text(json.dumps({"rows": list(kept.values())}))
     trained = []
     fit = linear.train
-    monkeypatch.setattr(linear, "train", lambda *given: trained.append(given) or fit(*given))
+    monkeypatch.setattr(linear, "train", lambda *arguments: trained.append(arguments) or fit(*arguments))
     again = rows_of(probed, tmp_path, *flags)
     assert len(trained) == 1
     assert {key: again[key] for key in kept} == kept
@@ -180,7 +180,7 @@ def test_a_hook_point_without_a_map_gets_only_the_linear_probe(write_samples, wr
     (run / "config.json").write_text(json.dumps({"extract": {"store": store}}))
     found = rows_of(str(run), tmp_path)
     assert set(found) == {("sign", -1, "linear", of) for of in experiment.INPUTS}
-    assert "clip.layer.1 form no map; diff_c is left out" in capsys.readouterr().err
+    assert "clip.layer.1 do not form a map; diff_c is left out" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -194,7 +194,6 @@ def test_maps_beyond_the_memory_limit_are_left_out(probed, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ((), "no label"),
         (("--label=shade",), "--label is 'shade'; it must be a sample column of"),
         (("--label=one",), "--label is 'one'"),
         (("--apart=shade",), "--apart is 'shade'; it must be a sample column of"),
@@ -208,11 +207,14 @@ def test_maps_beyond_the_memory_limit_are_left_out(probed, tmp_path, capsys):
     ],
 )
 def test_bad_input_is_one_line(probed, tmp_path, flags, message):
-    if not flags:
-        flags, probed = (), str(tmp_path)
-        message = "has no config.json; it must be a run folder"
     with pytest.raises(InputError, match=message):
         command.main([probed, *flags])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"has no config\.json; it must be a run folder"):
+        command.main([str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
 

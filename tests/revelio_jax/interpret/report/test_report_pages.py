@@ -120,7 +120,7 @@ def test_a_dead_latent_is_reported(visit, text_report):
     assert "This latent is dead" in page.inner_text("main")
     page.goto(from_disk(text_report, "latent.html#999"))
     page.reload()
-    until(page, "/There is no latent 999/.test(document.querySelector('main').textContent)")
+    until(page, "/Unknown latent 999/.test(document.querySelector('main').textContent)")
 
 
 @pytest.mark.slow

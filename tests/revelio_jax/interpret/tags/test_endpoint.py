@@ -62,7 +62,7 @@ def test_transient_errors_are_retried(ask, server, status):
     assert server.requests[0].body == server.requests[2].body
 
 
-def test_retry_after_seconds_are_waited_for(ask, server, monkeypatch):
+def test_retry_after_seconds_are_waited_for(ask, monkeypatch):
     stop, waited = threading.Event(), []
     monkeypatch.setattr(stop, "wait", waited.append)  # returns None: not stopped
     ask(lambda _, n: (429, b"", {"Retry-After": ["7", "1000", "soon"][n]}) if n < 3 else "yes", stop, 1.0)
@@ -108,7 +108,7 @@ def test_client_errors_are_not_retried(ask, server, status, message, said):
     "body",
     [b"", b"<html>busy</html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": null}]}', b"3"],
 )
-def test_malformed_answers_are_retried(ask, server, body):
+def test_malformed_answers_are_retried(ask, body):
     assert ask(failing(200, 2, body)) == "yes"
     with pytest.raises(InputError, match=r"malformed answer: .*\(6 tries\)"):
         ask(lambda *_: (200, body, {}))

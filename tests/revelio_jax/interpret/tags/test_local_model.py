@@ -118,7 +118,7 @@ def test_a_run_is_tagged_with_cached_answers(image_config, interpreted, llava, t
     assert made.answers.requested == len((tmp_path / "run" / answers.NAME).read_text().splitlines()) >= 2
     [row] = results.load(results.folder_of(config.run)).tags().to_pylist()
     assert row["model"] == llava
-    command.summary(made)
+    assert f"1 latents, {made.answers.requested} new answers" in command.summary(made)
     assert command.tag(config, [PLANTED]).answers.requested == 0
 
 

@@ -331,7 +331,7 @@ def test_latents_out_of_range_are_refused(seen, asked):
         command.tag(config, [6])
 
 
-def test_a_store_without_images_is_refused(seen, asked, interpreted, tmp_path):
+def test_a_store_without_images_is_refused(seen, asked, tmp_path):
     config = asked(seen, sees)
     store = tmp_path / "store"
     shutil.copytree(config.extract.store, store)
