@@ -18,7 +18,7 @@ from revelio_jax.sae_folder.reader import WEIGHTS
 from revelio_jax.store import Store, open_store
 from revelio_jax.store.parquet import compute
 
-Row = dict[str, typing.Any]
+TableRow = dict[str, typing.Any]
 STARTS = ("<|startoftext|>", "<s>", "[CLS]")
 MIN_PURITY = 0.6  # smallest share of the strongest samples for a class to name a latent
 
@@ -34,7 +34,7 @@ class Catalog:
 
     missing: str
     results: Results | None = None
-    tags: dict[int, list[Row]] = dataclasses.field(default_factory=dict)
+    tags: dict[int, list[TableRow]] = dataclasses.field(default_factory=dict)
     texts: tuple[str, ...] = ()
     frequency: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     store: Store | None = None
@@ -44,7 +44,7 @@ class Catalog:
         """Return the label columns whose purity was measured."""
         return list(self.results.summary.get("labels", [])) if self.results else []
 
-    def row(self, latent: int) -> Row:
+    def row(self, latent: int) -> TableRow:
         """Return a latent's row of ``Results.latents``, {} without results."""
         return self.results.latents.slice(latent, 1).to_pylist()[0] if self.results else {}
 
@@ -86,7 +86,7 @@ class Catalog:
                 return f"{source}: {text}"
         return ""
 
-    def samples(self, latent: int, top: int) -> list[Row]:
+    def samples(self, latent: int, top: int) -> list[TableRow]:
         """Return the strongest samples of a latent: {value, text, position, timestep}; text is "" without the store."""
         if not self.results:
             return []
@@ -126,7 +126,7 @@ def load_catalog(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Ca
     interpreted = str(loaded.summary.get("sae", {}).get("sha256", ""))
     if loaded.summary["latents"] != n_latents or (interpreted and current and interpreted != current):
         return Catalog(f"{loaded.folder} is for another SAE; run revelio interpret again")
-    tags: dict[int, list[Row]] = {}
+    tags: dict[int, list[TableRow]] = {}
     for row in table.to_pylist() if (table := loaded.tags()) else []:
         if row["label"]:  # null if the model gave no label
             tags.setdefault(row["latent"], []).append(row)
@@ -147,7 +147,7 @@ def load_catalog(config: Config, sae_folder: pathlib.Path, n_latents: int) -> Ca
     return Catalog("", loaded, tags, texts, frequency, store)
 
 
-def _descriptions(row: Row, tags: list[Row], labels: list[str]) -> list[tuple[str, str]]:
+def _descriptions(row: TableRow, tags: list[TableRow], labels: list[str]) -> list[tuple[str, str]]:
     """Return all texts that describe a latent, with their sources."""
     texts = [("tag", tag["label"]) for tag in tags if tag["label"]]
     if row.get("words"):

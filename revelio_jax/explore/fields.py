@@ -37,7 +37,7 @@ Key = str | int
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ConceptRow:
     """One line of the page: a steered latent or concept, and its strength."""
 
     line: gr.Row
@@ -128,7 +128,7 @@ class Fields:
     plain: gr.HTML
     steered: gr.HTML
     status: gr.HTML
-    rows: tuple[Row, ...]
+    rows: tuple[ConceptRow, ...]
     concept: gr.Textbox
     rule: gr.Dropdown
     add: gr.Button
@@ -211,9 +211,9 @@ def _image_fields(backend: Backend) -> dict[str, typing.Any]:
     return fields
 
 
-def _row(i: int) -> Row:
+def _row(i: int) -> ConceptRow:
     with gr.Row(visible=False, elem_classes="steer-row", elem_id=f"row-{i}") as line:
-        return Row(
+        return ConceptRow(
             line,
             gr.Slider(-SLIDER_LIMIT, SLIDER_LIMIT, -1.0, step=0.05, scale=6, min_width=220, elem_id=f"strength-{i}"),
             gr.Radio([MULTIPLY, SET], value=MULTIPLY, label="Mode", scale=3, min_width=215, elem_id=f"mode-{i}"),

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 
 from revelio_jax.explore.activations import ActiveLatents, LatentSummary
-from revelio_jax.explore.catalog import Catalog, Row, name_marks
+from revelio_jax.explore.catalog import Catalog, TableRow, name_marks
 from revelio_jax.interpret import token_text
 from revelio_jax.pipelines.tokens import CONTENT, PADDING
 from revelio_jax.steering.strengths import Clamp, Strength
@@ -189,7 +189,7 @@ def card(latent: int, catalog: Catalog) -> str:
     return f'<section class="card" aria-label="Latent {latent}">{"".join(parts)}</section>'
 
 
-def _facts(latent: int, catalog: Catalog, row: Row) -> list[tuple[str, str]]:
+def _facts(latent: int, catalog: Catalog, row: TableRow) -> list[tuple[str, str]]:
     """Return the words, tags and numbers of a latent as pairs (name, HTML)."""
     if not row:
         return []

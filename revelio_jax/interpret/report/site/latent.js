@@ -133,10 +133,10 @@ function section(id, name, says, ...children) {
 function topSection(facts, page, samples, profiles) {
   if (facts.kind === "image") {
     const list = imageList(facts, samples, profiles);
-    const kept = page.profile ? opacity : 0;
-    list.style.setProperty("--opacity", kept);
+    const shownOpacity = page.profile ? opacity : 0;
+    list.style.setProperty("--opacity", shownOpacity);
     const slider = el("label.slider", {}, el("span", {}, "Heatmap"), el("input", {
-      type: "range", id: "opacity", min: 0, max: 1, step: 0.05, value: kept, title: "Show or hide: h",
+      type: "range", id: "opacity", min: 0, max: 1, step: 0.05, value: shownOpacity, title: "Show or hide: h",
       on: { input: (event) => { list.style.setProperty("--opacity", event.target.value); opacity = event.target.value; } },
     }));
     const made = section("top", "Top images",

@@ -33,14 +33,14 @@ def test_the_csv_has_the_numbers_of_the_results(run, tmp_path, capsys):
     assert "run, neurons" in capsys.readouterr().out
     with out.with_suffix(".csv").open() as file:
         rows = {(r["sae"], r["label"], r["measure"], r["stratum"]): r for r in csv.DictReader(file)}
-    found = results.load(results.folder_of(run))
-    wanted = found.summary["purity"]["kind"]["measured"]["purity"]
+    run_results = results.load(results.folder_of(run))
+    wanted = run_results.summary["purity"]["kind"]["measured"]["purity"]
     got = rows["topk", "kind", "purity", "all"]
     assert float(got["mean"]) == pytest.approx(wanted["mean"])
     assert float(got["low"]) == pytest.approx(wanted["low"])
     assert int(got["measured"]) == wanted["latents"]
-    assert float(got["chance"]) == pytest.approx(found.summary["purity"]["kind"]["chance"]["purity"])
-    of_501 = found.strata.filter(pyarrow.compute.equal(found.strata["stratum"], "501"))
+    assert float(got["chance"]) == pytest.approx(run_results.summary["purity"]["kind"]["chance"]["purity"])
+    of_501 = run_results.strata.filter(pyarrow.compute.equal(run_results.strata["stratum"], "501"))
     spread = [s for s, n in zip(of_501["spread"].to_pylist(), of_501["rows"].to_pylist(), strict=True) if n]
     assert float(rows["topk", "", "spread", "501"]["mean"]) == pytest.approx(sum(spread) / len(spread))
     assert ("neurons", "", "spread", "1") in rows

@@ -47,29 +47,29 @@ def rows_of(table, **where) -> list[dict]:
 
 
 def test_planted_latents_are_recovered(own):
-    found, is_new = interpretation.interpret(own)
+    run_results, is_new = interpretation.interpret(own)
     assert is_new
     classes = open_store(own.extract.store).table()["kind"].to_pylist()
-    latent = found.latents.to_pylist()[planted.PLANTED]
+    latent = run_results.latents.to_pylist()[planted.PLANTED]
     assert latent["kind.purity"] == 1
     assert latent["kind.majority"] == "class 0"
     assert latent["kind.entropy"] == 0
     assert latent["samples"] == classes.count("class 0")
     assert latent["spread"] == pytest.approx(4 / 16)
-    assert found.latents["kind.purity"][planted.NOISE].as_py() < 0.9
-    assert found.latents["rows"].to_pylist()[4:] == [0, 0]
-    top = rows_of(found.samples, latent=planted.PLANTED, kind="top")
+    assert run_results.latents["kind.purity"][planted.NOISE].as_py() < 0.9
+    assert run_results.latents["rows"].to_pylist()[4:] == [0, 0]
+    top = rows_of(run_results.samples, latent=planted.PLANTED, kind="top")
     assert [row["rank"] for row in top] == list(range(12))
     assert {(row["position"], row["timestep"]) for row in top} == {(5, 501)}
     assert {classes[row["sample"]] for row in top} == {"class 0"}
     values = [row["value"] for row in top]
     assert values == sorted(values, reverse=True)
-    profile = found.part("profile", planted.PLANTED, planted.PLANTED + 1)[0, 0].reshape(4, 4)
+    profile = run_results.part("profile", planted.PLANTED, planted.PLANTED + 1)[0, 0].reshape(4, 4)
     assert profile[1, 1] == 255
     assert not profile[2:].any()
     # Latent 3 is the negative of the planted one, so it never fires on the same rows.
-    assert 3 not in found.array("coactive")[planted.PLANTED]
-    assert found.array("nearest")[planted.PLANTED, 0] != -1
+    assert 3 not in run_results.array("coactive")[planted.PLANTED]
+    assert run_results.array("nearest")[planted.PLANTED, 0] != -1
 
 
 def same(one, other):
@@ -81,9 +81,9 @@ def same(one, other):
 
 @pytest.mark.slow
 def test_results_are_the_same_for_any_batch_size(own, interpreted):
-    found, _ = interpretation.interpret(own)
-    kept = {name: getattr(found, name) for name in results.TABLES}
-    arrays = {name: found.array(name) for name in ("histogram", "profile", "coactive", "fires")}
+    run_results, _ = interpretation.interpret(own)
+    kept = {name: getattr(run_results, name) for name in results.TABLES}
+    arrays = {name: run_results.array(name) for name in ("histogram", "profile", "coactive", "fires")}
     for batch_size in (1, 37, 4096):
         again, is_new = interpretation.interpret(interpreted(own, batch_size=batch_size), again=True)
         assert is_new
@@ -103,13 +103,13 @@ def test_results_are_reused_unless_a_field_that_affects_them_changes(own, interp
 
 def test_neurons_fire_above_their_mean(own):
     config = dataclasses.replace(own, interpret=dataclasses.replace(own.interpret, sae="neurons"))
-    found, _ = interpretation.interpret(config)
-    assert found.folder.name == "neurons"
+    run_results, _ = interpretation.interpret(config)
+    assert run_results.folder.name == "neurons"
     site = open_store(own.extract.store).site("unet.mid_block")
     x = np.concatenate([site.read(start, stop) for start, stop in site.chunks])
     above = x > x.mean(0, dtype=np.float64)
-    assert found.latents["rows"].to_pylist() == above.sum(0).tolist()
-    assert found.summary["k"] is None
+    assert run_results.latents["rows"].to_pylist() == above.sum(0).tolist()
+    assert run_results.summary["k"] is None
 
 
 def test_an_interrupt_keeps_the_previous_results(own, monkeypatch):
@@ -128,10 +128,10 @@ def test_an_interrupt_keeps_the_previous_results(own, monkeypatch):
 
 @pytest.mark.parametrize("name", ["summary.json", "arrays.safetensors", "samples.parquet"])
 def test_the_message_names_a_missing_file(own, name):
-    found, _ = interpretation.interpret(own)
-    (found.folder / name).unlink()
+    run_results, _ = interpretation.interpret(own)
+    (run_results.folder / name).unlink()
     with pytest.raises(InputError, match=f"has no {name}; create it with revelio interpret"):
-        results.load(found.folder)
+        results.load(run_results.folder)
 
 
 def test_a_file_at_the_path_of_the_results_folder_is_kept(own):
@@ -164,11 +164,11 @@ def test_a_moved_store_is_not_read_again(own, interpreted, tmp_path):
     interpretation.interpret(own)
     shutil.copytree(own.extract.store, tmp_path / "moved")
     moved = interpreted(own, extract={"store": str(tmp_path / "moved")})
-    found, is_new = interpretation.interpret(moved)
+    run_results, is_new = interpretation.interpret(moved)
     assert not is_new
-    assert results.open_store_of(found).location == results.load(found.folder).summary["store"]["location"]
-    assert found.summary["store"]["location"] == str(tmp_path / "moved")
-    assert found.summary["images"] == str(tmp_path / "moved" / "images")
+    assert results.open_store_of(run_results).location == results.load(run_results.folder).summary["store"]["location"]
+    assert run_results.summary["store"]["location"] == str(tmp_path / "moved")
+    assert run_results.summary["images"] == str(tmp_path / "moved" / "images")
 
 
 def test_an_unwritable_folder_is_refused_before_the_store_is_read(own, monkeypatch):
@@ -214,29 +214,29 @@ def test_strata_by_language_of_texts(tmp_path, write_samples, write_sae):
         data=DataConfig(site=site),
         interpret=InterpretConfig(stratum="language", top=12, batch_size=7),
     )
-    found, _ = interpretation.interpret(config)
-    assert (found.summary["kind"], found.summary["tokens"]) == ("text", "clip_l.tokens")
-    assert found.summary["stratum"] == {"column": "language", "values": ["de", "fr"]}
-    heart, other = found.latents.to_pylist()
+    run_results, _ = interpretation.interpret(config)
+    assert (run_results.summary["kind"], run_results.summary["tokens"]) == ("text", "clip_l.tokens")
+    assert run_results.summary["stratum"] == {"column": "language", "values": ["de", "fr"]}
+    heart, other = run_results.latents.to_pylist()
     assert (heart["words"], heart["language.purity"], heart["language.majority"]) == ("cœur", 1, "fr")
     assert (heart["rows"], heart["max"], heart["spread"]) == (30, 89, pytest.approx(1 / 5))
-    assert [row["rows"] for row in rows_of(found.strata, latent=0)] == [0, 30]
+    assert [row["rows"] for row in rows_of(run_results.strata, latent=0)] == [0, 30]
     assert other["samples"] == 90
     # Samples without a language count for the latent but belong to no stratum.
-    assert sum(row["samples"] for row in rows_of(found.strata, latent=1)) == 60
-    strongest = rows_of(found.samples, latent=0, kind="stratum")
+    assert sum(row["samples"] for row in rows_of(run_results.strata, latent=1)) == 60
+    strongest = rows_of(run_results.samples, latent=0, kind="stratum")
     assert [row["stratum"] for row in strongest] == ["fr"] * 12
     assert [row["sample"] for row in strongest] == list(range(88, 88 - 36, -3))
     assert {row["position"] for row in strongest} == {2}
 
 
 def test_strata_by_a_column_separate_its_values(own, interpreted):
-    found, _ = interpretation.interpret(interpreted(own, stratum="style"))
-    assert found.summary["stratum"] == {"column": "style", "values": ["a", "b"]}
+    run_results, _ = interpretation.interpret(interpreted(own, stratum="style"))
+    assert run_results.summary["stratum"] == {"column": "style", "values": ["a", "b"]}
     table = open_store(own.extract.store).table()
-    for row in rows_of(found.samples, kind="stratum"):
+    for row in rows_of(run_results.samples, kind="stratum"):
         assert table["style"][row["sample"]].as_py() == row["stratum"]
-    of_b = rows_of(found.strata, latent=2)
+    of_b = rows_of(run_results.strata, latent=2)
     assert [row["rows"] > 0 for row in of_b] == [False, True]  # latent 2 fires on style "b" alone
 
 

@@ -67,16 +67,16 @@ def rows_of(run, tmp_path, *flags) -> dict:
 
 @pytest.mark.slow
 def test_the_linear_probe_predicts_only_labels_encoded_in_the_means(probed, tmp_path):
-    found = rows_of(probed, tmp_path, "--probe=linear", "--label=mean", "--label=layout", "--label=nothing")
-    assert len(found) == 3 * 2 * 2
+    rows = rows_of(probed, tmp_path, "--probe=linear", "--label=mean", "--label=layout", "--label=nothing")
+    assert len(rows) == 3 * 2 * 2
     for of in experiment.INPUTS:
-        assert found["mean", 501, "linear", of]["accuracy"] > 0.95
-        assert found["mean", 1, "linear", of]["low"] < 1 / 3
+        assert rows["mean", 501, "linear", of]["accuracy"] > 0.95
+        assert rows["mean", 1, "linear", of]["low"] < 1 / 3
         for label in ("layout", "nothing"):
             for timestep in TIMESTEPS:
-                row = found[label, timestep, "linear", of]
+                row = rows[label, timestep, "linear", of]
                 assert row["low"] < 0.5 < row["high"]
-    row = found["mean", 501, "linear", "activations"]
+    row = rows["mean", 501, "linear", "activations"]
     assert row["parameters"] == (D + 1) * 3
     assert row["trained_on"] + row["tested_on"] == SAMPLES - 3
     assert row["low"] < row["accuracy"] <= row["high"] <= 1
@@ -86,16 +86,16 @@ def test_the_linear_probe_predicts_only_labels_encoded_in_the_means(probed, tmp_
 @pytest.mark.slow
 def test_diff_c_predicts_a_layout_that_does_not_change_the_means(probed, tmp_path):
     flags = "--probe=diff_c", "--label=layout", "--width=16", "--epochs=20", "--rate=0.01"
-    found = rows_of(probed, tmp_path, *flags)
-    assert set(found) == {("layout", t, "diff_c", of) for t in TIMESTEPS for of in experiment.INPUTS}
-    assert min(row["accuracy"] for row in found.values()) > 0.9
+    rows = rows_of(probed, tmp_path, *flags)
+    assert set(rows) == {("layout", t, "diff_c", of) for t in TIMESTEPS for of in experiment.INPUTS}
+    assert min(row["accuracy"] for row in rows.values()) > 0.9
 
 
 @pytest.mark.slow
 def test_existing_results_are_not_trained_again(probed, tmp_path, monkeypatch):
     flags = "--probe=linear", "--label=mean", "--apart=thing"
-    found = rows_of(probed, tmp_path, *flags)
-    kept = dict(list(found.items())[:-1])
+    rows = rows_of(probed, tmp_path, *flags)
+    kept = dict(list(rows.items())[:-1])
     out = tmp_path / "probes.json"
     out.write_text(json.dumps({"rows": list(kept.values())}))
     trained = []
@@ -104,12 +104,12 @@ def test_existing_results_are_not_trained_again(probed, tmp_path, monkeypatch):
     again = rows_of(probed, tmp_path, *flags)
     assert len(trained) == 1
     assert {key: again[key] for key in kept} == kept
-    assert again.keys() == found.keys()
+    assert again.keys() == rows.keys()
     rows_of(probed, tmp_path, *flags, "--width=7")  # only those of Diff-C
     assert len(trained) == 1
     command.main([probed, *flags, "--seed=1", "--out", str(out)])
-    assert len(trained) == 1 + len(found)
-    assert len(json.loads(out.read_text())["rows"]) == 2 * len(found)  # rows of the other seed are kept
+    assert len(trained) == 1 + len(rows)
+    assert len(json.loads(out.read_text())["rows"]) == 2 * len(rows)  # rows of the other seed are kept
 
 
 def test_apart_never_splits_the_samples_of_a_value(probed):
@@ -178,16 +178,16 @@ def test_a_hook_point_without_a_map_gets_only_the_linear_probe(write_samples, wr
     run = tmp_path / "run"
     write_sae(run / "export", np.eye(4), np.zeros(4), np.eye(4), np.zeros(4), k=4)
     (run / "config.json").write_text(json.dumps({"extract": {"store": store}}))
-    found = rows_of(str(run), tmp_path)
-    assert set(found) == {("sign", -1, "linear", of) for of in experiment.INPUTS}
+    rows = rows_of(str(run), tmp_path)
+    assert set(rows) == {("sign", -1, "linear", of) for of in experiment.INPUTS}
     assert "clip.layer.1 do not form a map; diff_c is left out" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_maps_beyond_the_memory_limit_are_left_out(probed, tmp_path, capsys):
-    found = rows_of(probed, tmp_path, "--probe=diff_c", "--label=mean", "--width=4", "--epochs=1",
+    rows = rows_of(probed, tmp_path, "--probe=diff_c", "--label=mean", "--width=4", "--epochs=1",
                     f"--memory={10 * SAMPLES * 16 * D / 2**30}")  # fmt: skip
-    assert {key[3] for key in found} == {"activations"}
+    assert {key[3] for key in rows} == {"activations"}
     assert "maps of latents take" in capsys.readouterr().err
 
 

@@ -40,13 +40,13 @@ def run(tmp_path, image_store):
 
 
 def test_a_page_has_the_values_of_the_results(image_report):
-    found = results.load(image_report.parent / "latents")
-    row = found.latents.slice(2, 1).to_pylist()[0]
+    run_results = results.load(image_report.parent / "latents")
+    row = run_results.latents.slice(2, 1).to_pylist()[0]
     shown = page(image_report, 2)
     assert shown["rows"] == row["rows"]
     assert shown["mean"] == pytest.approx(row["mean"], rel=1e-3)
     assert shown["labels"] == [[1, 0, 0, "cat"]]
-    kept = [s for s in found.samples.to_pylist() if s["latent"] == 2]
+    kept = [s for s in run_results.samples.to_pylist() if s["latent"] == 2]
     top = [s for s in kept if s["kind"] == "top"]
     assert [s[0] for s in shown["top"]] == [s["sample"] for s in top]
     assert [s[3] for s in shown["top"]] == pytest.approx([s["value"] for s in top], rel=1e-3)
@@ -55,8 +55,8 @@ def test_a_page_has_the_values_of_the_results(image_report):
     assert [s[0] for one in shown["strata"] for s in one["kept"]] == [
         s["sample"] for s in kept if s["kind"] == "stratum"
     ]
-    assert shown["histogram"] == found.array("histogram")[2].tolist()
-    assert [other for other, _ in shown["nearest"]] == found.array("nearest")[2].tolist()
+    assert shown["histogram"] == run_results.array("histogram")[2].tolist()
+    assert [other for other, _ in shown["nearest"]] == run_results.array("nearest")[2].tolist()
 
 
 def test_a_dead_latent_has_a_page_without_samples(image_report):
@@ -67,13 +67,13 @@ def test_a_dead_latent_has_a_page_without_samples(image_report):
 
 
 def test_the_overview_counts_all_latents(image_report):
-    found = results.load(image_report.parent / "latents")
+    run_results = results.load(image_report.parent / "latents")
     overview = data(image_report, "overview")
-    assert overview["numbers"]["firing"] == sum(overview["density"]["counts"]) == found.summary["latents"] - 1
-    assert sum(n for _, _, n in overview["scatter"][0]["bins"]) == found.summary["latents"] - 1
+    assert overview["numbers"]["firing"] == sum(overview["density"]["counts"]) == run_results.summary["latents"] - 1
+    assert sum(n for _, _, n in overview["scatter"][0]["bins"]) == run_results.summary["latents"] - 1
     purity = overview["purity"][0]
     assert [one["name"] for one in purity["runs"]] == ["images", "other"]
-    of_25 = found.strata.filter(pyarrow.compute.equal(found.strata["stratum"], "25"))
+    of_25 = run_results.strata.filter(pyarrow.compute.equal(run_results.strata["stratum"], "25"))
     expected = of_25[f"{planted.LABEL}.purity"].drop_null().to_numpy().mean()
     assert purity["runs"][0]["cells"][0][0] == pytest.approx(expected, rel=1e-3)
     assert purity["chance"] == [[0.45, 1.4, 0.8]] * 3
@@ -92,8 +92,8 @@ def test_a_run_without_strata_has_empty_cells(tmp_path, text_store, config_of):
 
 def test_chunks_stay_small_with_many_samples(tmp_path, image_store, config_of):
     size = planted.Size(latents=96, top=20, weaker=10, of_stratum=20, neighbors=10, grid=16)
-    found = planted.make(tmp_path / "run", image_store, "image", size)
-    folder = report.write(config_of(tmp_path / "run"), found)
+    run_results = planted.make(tmp_path / "run", image_store, "image", size)
+    folder = report.write(config_of(tmp_path / "run"), run_results)
     chunks = [path.stat().st_size for path in (folder / "data/latents").iterdir()]
     assert len(chunks) > 1
     assert max(chunks) < 200_000
@@ -102,10 +102,10 @@ def test_chunks_stay_small_with_many_samples(tmp_path, image_store, config_of):
 
 def test_only_shown_samples_have_a_thumbnail(tmp_path, image_store, config_of):
     size = planted.Size(latents=4, top=2, weaker=0, of_stratum=1)
-    found = planted.make(tmp_path / "run", image_store, "image", size)
-    folder = report.write(config_of(tmp_path / "run"), found)
+    run_results = planted.make(tmp_path / "run", image_store, "image", size)
+    folder = report.write(config_of(tmp_path / "run"), run_results)
     drawn = {int(path.stem) for path in folder.glob("thumbnails/*/*.webp")}
-    assert drawn == set(found.samples["sample"].to_pylist())
+    assert drawn == set(run_results.samples["sample"].to_pylist())
     assert len(drawn) < size.samples
 
 
@@ -120,17 +120,17 @@ def test_small_images_are_stored_lossless(image_report, image_store):
 def test_thumbnails_are_resized_and_reused(tmp_path, config_of):
     size = planted.Size(latents=20, samples=30, pixels=160)
     store = planted.make_store(tmp_path / "store", "image", size)
-    found = planted.make(tmp_path / "run", store, "image", size)
+    run_results = planted.make(tmp_path / "run", store, "image", size)
     config = config_of(tmp_path / "run", interpret=InterpretConfig(thumbnail=64))
-    folder = report.write(config, found)
+    folder = report.write(config, run_results)
     path = next(folder.glob("thumbnails/*/*.webp"))
     with PIL.Image.open(path) as image:
         assert image.size == (64, 64)
     before = {path.name: path.stat().st_ino for path in folder.glob("thumbnails/*/*.webp")}
-    report.write(config, found)
+    report.write(config, run_results)
     after = {path.name: path.stat().st_ino for path in folder.glob("thumbnails/*/*.webp")}
     assert after == before  # the same files
-    report.write(dataclasses.replace(config, interpret=InterpretConfig(thumbnail=48)), found)
+    report.write(dataclasses.replace(config, interpret=InterpretConfig(thumbnail=48)), run_results)
     with PIL.Image.open(path) as image:
         assert image.size == (48, 48)
 
@@ -138,10 +138,10 @@ def test_thumbnails_are_resized_and_reused(tmp_path, config_of):
 def test_a_missing_image_has_no_thumbnail(tmp_path, config_of):
     size = planted.Size(latents=20, samples=30)
     store = planted.make_store(tmp_path / "store", "image", size)
-    found = planted.make(tmp_path / "run", store, "image", size)
-    gone = found.samples["sample"][0].as_py()
+    run_results = planted.make(tmp_path / "run", store, "image", size)
+    gone = run_results.samples["sample"][0].as_py()
     os.remove(tmp_path / f"store/images/{gone:08d}.png")
-    folder = report.write(config_of(tmp_path / "run"), found)
+    folder = report.write(config_of(tmp_path / "run"), run_results)
     span = data(folder, "facts")["chunk"]["samples"]
     assert data(folder, f"samples/{gone // span}")[str(gone)][2] is False
     assert not (folder / thumbnails.path_of(gone)).exists()
@@ -149,8 +149,8 @@ def test_a_missing_image_has_no_thumbnail(tmp_path, config_of):
 
 def test_a_store_without_images_has_no_thumbnails(tmp_path, config_of):
     store = planted.make_store(tmp_path / "store", "image", planted.Size(), images=False)
-    found = planted.make(tmp_path / "run", store, "image", planted.Size())
-    folder = report.write(config_of(tmp_path / "run"), found)
+    run_results = planted.make(tmp_path / "run", store, "image", planted.Size())
+    folder = report.write(config_of(tmp_path / "run"), run_results)
     assert data(folder, "facts")["image"] is None
     assert not (folder / "thumbnails").exists()
 
@@ -195,10 +195,10 @@ def test_a_different_store_is_refused_before_writing(run, config_of):
 
 
 def test_neurons_have_their_own_report(tmp_path, text_store, config_of):
-    found = planted.make(tmp_path / "run", text_store, "text", planted.Size())
+    run_results = planted.make(tmp_path / "run", text_store, "text", planted.Size())
     (tmp_path / "run/latents").rename(tmp_path / "run/neurons")
-    summary = found.summary | {"sae": {"folder": "", "sha256": "neurons", "architecture": "neurons"}}
-    neurons = dataclasses.replace(found, folder=tmp_path / "run/neurons", summary=summary)
+    summary = run_results.summary | {"sae": {"folder": "", "sha256": "neurons", "architecture": "neurons"}}
+    neurons = dataclasses.replace(run_results, folder=tmp_path / "run/neurons", summary=summary)
     folder = report.write(config_of(tmp_path / "run"), neurons)
     assert folder == tmp_path / "run/neurons_report"
     assert data(folder, "facts")["name"] == "run, neurons"
