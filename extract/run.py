@@ -85,10 +85,13 @@ def write_missing_shards(mode: typing.Any, job: typing.Any, writer: StoreWriter,
 def _import_mode(name: str) -> types.ModuleType:
     """Import and return the module of a mode, which takes seconds because it imports torch.
 
-    A mode module has five functions: ``read_inputs(extract)`` reads and checks the prompts or images;
-    ``load(config, inputs, worker)`` loads the pipeline and returns the mode's job, a frozen dataclass;
-    ``plan(job)`` returns the store's plan, ``samples_table(job)`` its samples, and
-    ``shard_rows(job, samples, progress)`` computes the rows of one shard from its samples alone.
+    A mode module has five functions:
+
+        read_inputs(extract)                  read and check the prompts or images
+        load(config, inputs, worker)          load the pipeline; return the mode's job, a frozen dataclass
+        plan(job)                             return the store's plan
+        samples_table(job)                    return the store's samples
+        shard_rows(job, samples, progress)    compute the rows of one shard from its samples alone
     """
     if name == "generate":
         from extract.modes import generate as mode

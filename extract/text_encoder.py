@@ -109,7 +109,7 @@ def samples_table(samples: list[Sample], encoders: dict[str, TextEncoder], token
 
 
 class _LastHookPointReached(Exception):
-    """Ends a forward pass after the last hook point."""
+    """The last hook point is recorded, so the forward pass can end."""
 
 
 @torch.inference_mode()

@@ -4,8 +4,8 @@
     python -m extract.miniature.train --pipeline flux
 
 On two cores, Stable Diffusion takes about 90 minutes and FLUX about 50. Both have the same autoencoder and judge.
-Every stage saves its result in the work folder and is skipped if the result exists, so a stopped run resumes and the
-second pipeline takes less time. --fresh starts over.
+Every stage saves its result in the work folder and is skipped if the result exists. A stopped run therefore resumes,
+and the second pipeline takes less time. --fresh starts over.
 """
 
 import argparse
@@ -65,7 +65,7 @@ class TrainingData:
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """Runs stages whose results are folders in ``work``, and skips those that are complete."""
+    """The stages of a training run; results are folders in ``work``, and complete stages are skipped."""
 
     work: pathlib.Path
     workers: int

@@ -12,7 +12,7 @@ from revelio_jax.inputs.images import read_images
 from revelio_jax.store import Store, layout
 
 ImageReader = Callable[[int], PIL.Image.Image | None]
-"""Returns the image of a sample number as the model saw it, in RGB, or None if it cannot be decoded."""
+"""A function that returns the RGB image of a sample number as the model saw it, or None if it cannot be decoded."""
 
 
 def open_images(store: Store, extract: ExtractConfig) -> ImageReader | None:

@@ -3,9 +3,9 @@
     revelio probes runs/a runs/b --label category --label style --apart name
 
 The arguments are run folders with an export; their stores must have label columns. For each hook point, timestep and
-label, the command trains probes on the activations and on the latents of the same rows: a linear probe on means over
-the positions, and Diff-C (Revelio, arXiv 2411.16725) on maps. It measures accuracy on held-out samples, with a 95 %
-Wilson interval.
+label, the command trains probes on the activations and on the latents of the same rows. The linear probe reads means
+over the positions, and Diff-C (Revelio, arXiv 2411.16725) reads maps. Accuracy is measured on held-out samples, with a
+95 % Wilson interval.
 
 With --apart COLUMN, samples with the same value in that column are all in the training set or all in the test set. A
 probe can then not recognize the object instead of its label. The interval then counts values instead of samples.

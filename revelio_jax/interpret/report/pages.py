@@ -34,7 +34,7 @@ def write(report: pathlib.Path, data: ReportData) -> int:
 
 
 class _Reader:
-    """Columns of the results, converted once to arrays; a chunk consists of slices of them."""
+    """The columns of the results as arrays; a chunk consists of slices of them."""
 
     def __init__(self, data: ReportData):
         self.data = data
