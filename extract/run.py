@@ -117,7 +117,7 @@ def _check_sites(extract: ExtractConfig) -> None:
         if extract.mode != "text" and not hook_points.is_denoiser_point(name):
             raise InputError(
                 f"config.extract.sites contains {name}; with config.extract.mode={extract.mode} it must be a hook "
-                f"point of a denoiser, whose names start with {', '.join(families.prefixes())}"
+                f"point of a denoiser, whose names start with {', '.join(families.denoiser_prefixes())}"
             )
 
 

@@ -13,10 +13,9 @@ from revelio_jax.pipelines.sampling import call_settings
 from revelio_jax.steering.labels import LabeledPrompt
 from revelio_jax.steering.latents import at_most, find_latents, split
 from revelio_jax.steering.pooled import Pooled, pooled_of
-from revelio_jax.steering.rules import ON_BOTH_BRANCHES, RULES, Change, Weight, change_of
+from revelio_jax.steering.rules import ON_BOTH_BRANCHES, RULES, ChangeFunction, Weight, change_function
 from revelio_jax.steering.steerer import Steerer
 from revelio_jax.steering.strengths import Key
-from revelio_jax.steering.vectors import change as vector_change
 from revelio_jax.steering.vectors import difference_of_means
 
 LEARNING_RULES = ("gated", "swap")  # rules that use latents found from labeled prompts
@@ -32,13 +31,16 @@ class Comparison(typing.TypedDict):
 
     concept: str
     adding: bool
-    prompts: int  # that were measured
+    prompts: int  # measured prompts
     latents: list[dict[str, float]]  # see find_latents
     rows: list[dict[str, typing.Any]]
 
 
-ConceptChange = tuple[Change, bool]
-"""The change of a concept at strength 1, and whether the unconditional branch gets the opposite change."""
+class Method(typing.NamedTuple):
+    """A rule or baseline, applied to one concept. ``on_negative``: steer the unconditional branch oppositely too."""
+
+    function: ChangeFunction
+    on_negative: bool
 
 
 def compare(
@@ -56,40 +58,41 @@ def compare(
     The strength of a rule is chosen on one half of the prompts with the first seed. Its outcome is measured on the
     other half with all seeds.
     """
-    changes, latents = rule_changes(config.steer, steerer, pipe, bench, labeled)
+    methods, latents = make_methods(config.steer, steerer, pipe, bench, labeled)
     pooled: dict[Key, Pooled] | None = {"concept": pooled_of(pipe, bench.value)} if config.steer.pooled else None
     halves = [bench.half(0), bench.half(1)]
-    total = (len(changes) * (len(strengths) + len(seeds)) + 1 + 2 * len(seeds)) * halves[0].prompts
+    total = (len(methods) * (len(strengths) + len(seeds)) + 1 + 2 * len(seeds)) * halves[0].prompts
     with tqdm.tqdm(total=total, desc=bench.value, unit="image") as progress:
 
-        def run(half: int, change: Change | None, strength: float, negative: bool) -> Outcome:
-            steering = change and steerer.attach_changes(
+        def run(half: int, method: Method | None = None, strength: float = 0.0) -> Outcome:
+            steering = method and steerer.attach_functions(
                 pipe,
-                {"concept": change},
+                {"concept": method.function},
                 {"concept": strength},
-                negative_branch=negative,
+                negative_branch=method.on_negative,
                 pooled=pooled,
             )
             half_seeds = seeds if half else seeds[:1]
             return measure(pipe, judge, halves[half], half_seeds, config.steer, steering, progress)
 
-        plain = [run(half, None, 0.0, False) for half in (0, 1)]
+        plain = [run(half) for half in (0, 1)]
 
         def row(rule: str, strength: float, outcome: Outcome) -> dict[str, typing.Any]:
             return {"rule": rule, "strength": strength, "worst": worst(outcome, plain[1]), **outcome.summary()}
 
         rows = [row("none", 0.0, plain[1])]
-        best: tuple[float, Change, float, bool] | None = None
-        for name, (change, negative) in changes.items():
-            scores = {s: worst(run(0, change, s, negative), plain[0]) for s in strengths}
+        best: tuple[float, Method, float] | None = None
+        for name, method in methods.items():
+            scores = {s: worst(run(0, method, s), plain[0]) for s in strengths}
             strength = max(scores, key=lambda s: (round(scores[s], 3), -abs(s)))
-            outcome = run(1, change, strength, negative)
+            outcome = run(1, method, strength)
             rows.append(row(name, strength, outcome) | {"chosen_from": scores})
             if name in RULES and (best is None or rows[-1]["worst"] > best[0]):
-                best = (rows[-1]["worst"], change, strength, negative)
+                best = (rows[-1]["worst"], method, strength)
         assert best is not None  # RULES is not empty
-        _, change, strength, negative = best
-        outcome = run(1, random_direction(change, torch.Generator()), strength, negative)
+        _, method, strength = best
+        control = Method(random_direction(method.function), method.on_negative)
+        outcome = run(1, control, strength)
         rows.append(row("random direction", strength, outcome))
     return {
         "concept": f"{bench.column}={bench.value}",
@@ -100,12 +103,12 @@ def compare(
     }
 
 
-def rule_changes(
+def make_methods(
     settings: SteerConfig, steerer: Steerer, pipe: typing.Any, bench: Bench, labeled: list[LabeledPrompt]
-) -> tuple[dict[str, ConceptChange], list[dict[str, float]]]:
-    """Return the change of a concept by each rule and by the difference of means, and the latents of the concept.
+) -> tuple[dict[str, Method], list[dict[str, float]]]:
+    """Return every method of steering a concept, by name, and the latents of the concept.
 
-    Labeled prompts that the bench reports on are left out.
+    The methods learn from the labeled prompts that the bench does not report on.
     """
     test_prompts = {row["prompt"] for row in bench.with_concept[1::2] + bench.without[1::2]}
     with_concept, without = split(
@@ -116,20 +119,22 @@ def rule_changes(
         sampling = call_settings(pipe, settings)
         with_concept, without = at_most(with_concept, IMAGES), at_most(without, IMAGES)
     learned, latents = find_latents(pipe, steerer.site, sae, with_concept, without, RATIO, MAX_LATENTS, sampling)
-    concept = steerer.concept(pipe, bench.value, learned, sampling=sampling)
-    text_concept = steerer.concept(pipe, bench.value, sampling=sampling)
+    concept = steerer.encoder.encode(pipe, bench.value, learned, sampling=sampling)
+    text_concept = steerer.encoder.encode(pipe, bench.value, sampling=sampling)
     means = difference_of_means(pipe, steerer.site, with_concept, without, sampling=sampling)
-    changes = {name: (change_of(name, sae, concept), name in ON_BOTH_BRANCHES) for name in RULES}
-    changes |= {f"{name}, from text only": (change_of(name, sae, text_concept), False) for name in LEARNING_RULES}
-    changes["difference of means"] = (vector_change(means), True)
-    return changes, latents
+    methods = {name: Method(change_function(name, sae, concept), name in ON_BOTH_BRANCHES) for name in RULES}
+    for name in LEARNING_RULES:
+        methods[f"{name}, from text only"] = Method(change_function(name, sae, text_concept), False)
+    methods["difference of means"] = Method(means.change_function(), True)
+    return methods, latents
 
 
-def random_direction(change: Change, generator: torch.Generator) -> Change:
-    """Return the control: a random direction at every position, with the norm of ``change`` there."""
+def random_direction(function: ChangeFunction) -> ChangeFunction:
+    """Return a control: a random direction at every position, as long as the change by ``function`` there."""
+    generator = torch.Generator()
 
-    def control(x_BTD: torch.Tensor, strength: Weight) -> torch.Tensor:
-        length = change(x_BTD, strength).norm(dim=-1, keepdim=True)
+    def control(x_BTD: torch.Tensor, weight: Weight) -> torch.Tensor:
+        length = function(x_BTD, weight).norm(dim=-1, keepdim=True)
         generator.manual_seed(0)  # the same direction in every call
         direction = torch.randn(x_BTD.shape[1:], generator=generator).to(x_BTD)
         return length * direction / direction.norm(dim=-1, keepdim=True)

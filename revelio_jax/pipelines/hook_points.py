@@ -17,13 +17,13 @@ import re
 import typing
 
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines.families import family_of, prefixes
+from revelio_jax.pipelines.families import denoiser_prefixes, family_of
 from revelio_jax.pipelines.hooks import HookPoint
 
 
 def is_denoiser_point(name: str) -> bool:
     """Return whether a name has the form of a denoiser's hook point."""
-    return name.partition(".")[0] in prefixes()
+    return name.partition(".")[0] in denoiser_prefixes()
 
 
 def point_names(pipe: typing.Any) -> list[str]:

@@ -22,7 +22,7 @@ class HookPoint:
     """One hook point of one pipeline.
 
     ``module`` is the module to hook, ``component`` the attribute of the pipeline that contains it, and ``d`` the width
-    of the activations. ``part`` is their index if the module returns a tuple. ``is_map``: the module returns
+    of the activations. ``output_index`` is their index if the module returns a tuple. ``is_map``: the module returns
     [sample, d, height, width]. ``needs_tuple``: the module must return a tuple of text and image.
     """
 
@@ -30,7 +30,7 @@ class HookPoint:
     component: str
     module: "torch.nn.Module"
     d: int
-    part: int = 0
+    output_index: int = 0
     is_map: bool = False
     needs_tuple: bool = False
 
@@ -48,7 +48,7 @@ class HookPoint:
     @functools.cached_property
     def argument(self) -> tuple[str, int]:
         """The argument of ``module`` that holds the stream: its name, and its position if passed without a name."""
-        name = "encoder_hidden_states" if self.needs_tuple and self.part == 0 else "hidden_states"
+        name = "encoder_hidden_states" if self.needs_tuple and self.output_index == 0 else "hidden_states"
         forward = getattr(self.module, "_orig_mod", self.module).forward
         parameters = list(inspect.signature(forward).parameters)
         return name, parameters.index(name) if name in parameters else 0
@@ -64,7 +64,7 @@ class HookPoint:
         hidden = hidden.to(original.dtype)
         if not isinstance(output, tuple):
             return hidden
-        return (*output[: self.part], hidden, *output[self.part + 1 :])
+        return (*output[: self.output_index], hidden, *output[self.output_index + 1 :])
 
     def grid(self, output: typing.Any) -> tuple[int, int] | None:
         """Return height and width, in positions, of an output of ``module`` if it is a map, otherwise None."""
@@ -75,7 +75,7 @@ class HookPoint:
 
     def _hidden(self, output: typing.Any) -> "torch.Tensor":
         if isinstance(output, tuple):
-            return output[self.part]
+            return output[self.output_index]
         if self.needs_tuple:  # text and image in one tensor: diffusers before 0.35
             raise InputError(
                 f"hook point {self.name}: this diffusers joins text and image in one tensor; use 0.36 or newer"

@@ -1,4 +1,4 @@
-"""Concepts attached to hook points: their changes of activations, and the tensors that the hooks read."""
+"""Concepts attached to hook points: their functions that change activations, and the tensors that the hooks read."""
 
 import dataclasses
 import typing
@@ -12,7 +12,7 @@ from revelio_jax.pipelines.guidance import CONDITIONAL
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.steering.concept import execution_device
 from revelio_jax.steering.pooled import Pooled
-from revelio_jax.steering.rules import Add, Change
+from revelio_jax.steering.rules import Add, ChangeFunction
 from revelio_jax.steering.strengths import Clamp, Key, Strength, check_strength
 from revelio_jax.steering.where import Where
 
@@ -20,8 +20,8 @@ from revelio_jax.steering.where import Where
 class ConceptSource(typing.Protocol):
     """The source of a concept: a text, a latent, saved vectors or a function of the activations."""
 
-    def change(self, strength: Strength, device: torch.device | None, tokens: int | None) -> Change:
-        """Return the change of activations for prompts of ``tokens`` tokens, on ``device``.
+    def change_function(self, strength: Strength, device: torch.device | None, tokens: int | None) -> ChangeFunction:
+        """Return the function that changes activations for prompts of ``tokens`` tokens, on ``device``.
 
         None means the pipeline's own prompt length or device.
         """
@@ -68,16 +68,18 @@ class Attachment:
         self.detach: Callable[[], None] | None = None
         self._device = execution_device(self.points[0].module)
         self._tokens: int | None = None
-        self.changes = self._make_changes()
+        self.functions = self._make_functions()
         # Hook points that share one SAE have one code, computed from the activations of all of them.
-        self.is_joint = len(self.points) > 1 and not all(isinstance(c, Add) for c in self.changes.values())
+        self.is_joint = len(self.points) > 1 and not all(
+            isinstance(function, Add) for function in self.functions.values()
+        )
         vector = family.pooled
         hooks_pooled = vector is not None and any(point.component == vector.component for point in self.points)
         self.keeps_plain_pooled = self.where.pooled is False and hooks_pooled
         self._pooled: list[Pooled] = []
         if self.where.pooled and not hooks_pooled:
             self._pooled = [_pooled(key, concept.source) for key, concept in self.concepts.items()]
-        self.parts = [HookPointPart(self, point, i) for i, point in enumerate(self.points)]
+        self.attached_points = [AttachedPoint(self, point, i) for i, point in enumerate(self.points)]
 
     def __enter__(self) -> "Attachment":
         return self
@@ -116,17 +118,17 @@ class Attachment:
         weights = [concept.weight(branch) for concept in self.concepts.values()]
         return weights if any(weights) else []
 
-    # Changes of activations
+    # Functions that change activations
 
     def set_tokens(self, tokens: int) -> None:
-        """Recompute the changes for prompts of ``tokens`` tokens, if the length is new."""
+        """Recompute the functions for prompts of ``tokens`` tokens, if the length is new."""
         if tokens != self._tokens:
             if self._tokens is not None or not self._fits(tokens):
                 self._remake(self._device, tokens)
             self._tokens = tokens
 
     def set_device(self, device: torch.device) -> None:
-        """Recompute the changes on the device of the activations, if it is new."""
+        """Recompute the functions on the device of the activations, if it is new."""
         if device != self._device:
             self._remake(device, self._tokens)
 
@@ -137,15 +139,17 @@ class Attachment:
         self.set_tokens(activations[0].shape[1])
         x_BTD = torch.cat([x.to(device) for x in activations], dim=-1)
         total: typing.Any = 0.0
-        for change, weight in zip(self.changes.values(), self.weights(branch), strict=True):
-            total = total + change(x_BTD, weight)
-        for part, share in zip(self.parts, total.split([point.d for point in self.points], -1), strict=True):
-            part.share = share
+        for function, weight in zip(self.functions.values(), self.weights(branch), strict=True):
+            total = total + function(x_BTD, weight)
+        for attached, share in zip(
+            self.attached_points, total.split([point.d for point in self.points], -1), strict=True
+        ):
+            attached.share = share
 
     def forget_shares(self) -> None:
         """Drop the shares, which are valid for one pass."""
-        for part in self.parts:
-            part.share = None
+        for attached in self.attached_points:
+            attached.share = None
 
     def steer_pooled(self, pooled_BD: torch.Tensor, branch: str) -> torch.Tensor:
         """Return pooled vectors [B, D] of a branch with the concepts' own pooled vectors added, in the same dtype."""
@@ -156,46 +160,46 @@ class Attachment:
             steered = steered + pooled.change(pooled_BD.float(), weight)
         return steered.to(pooled_BD.dtype)
 
-    def _make_changes(self) -> dict[Key, Change]:
+    def _make_functions(self) -> dict[Key, ChangeFunction]:
         return {
-            key: concept.source.change(concept.strength, self._device, self._tokens)
+            key: concept.source.change_function(concept.strength, self._device, self._tokens)
             for key, concept in self.concepts.items()
         }
 
     def _remake(self, device: torch.device, tokens: int | None) -> None:
         self._device, self._tokens = device, tokens
-        self.changes = self._make_changes()
-        for part in self.parts:
-            part.take_changes()
+        self.functions = self._make_functions()
+        for attached in self.attached_points:
+            attached.take_functions()
 
     def _fits(self, tokens: int) -> bool:
-        vectors = [getattr(change, "v_TD", None) for change in self.changes.values()]
+        vectors = [getattr(function, "v_TD", None) for function in self.functions.values()]
         return all(v_TD is None or len(v_TD) in (1, tokens) for v_TD in vectors)
 
 
-class HookPointPart:
+class AttachedPoint:
     """An attachment at one of its hook points. Its tensors are set before each pass, and the hook reads them."""
 
     def __init__(self, attachment: Attachment, point: HookPoint, index: int):
         self.attachment, self.point, self._index = attachment, point, index
         self.reads_difference = attachment.reads_difference
         self.device = torch.device("cpu")
-        self.changes: list[Change] = []
+        self.functions: list[ChangeFunction] = []
         self.weights: list[torch.Tensor] = []
         self.share: torch.Tensor | None = None
         self.positions: torch.Tensor | None = None
         self.mask = attachment.where.mask
         self._written: tuple[torch.device, list[tuple[float, ...]]] | None = None
-        self.take_changes()
+        self.take_functions()
 
-    def take_changes(self) -> None:
-        """Copy the columns of each change that belong to this hook point."""
+    def take_functions(self) -> None:
+        """Take the functions of the attachment, each limited to the columns of this hook point."""
         if self.attachment.is_joint:
             return
-        self.changes = list(self.attachment.changes.values())
+        self.functions = list(self.attachment.functions.values())
         widths = [point.d for point in self.attachment.points]
         if len(widths) > 1:
-            self.changes = [typing.cast("Add", change).split(widths)[self._index] for change in self.changes]
+            self.functions = [typing.cast("Add", function).split(widths)[self._index] for function in self.functions]
 
     def change(self, x_BTD: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
         """Return the change of the activations; ``grid`` is the height and width of their positions."""
@@ -204,8 +208,8 @@ class HookPointPart:
             change = share.to(x_BTD.device)
         else:
             change: typing.Any = 0.0
-            for concept_change, weight in zip(self.changes, self.weights, strict=True):
-                change = change + concept_change(x_BTD, weight.to(x_BTD.device))
+            for function, weight in zip(self.functions, self.weights, strict=True):
+                change = change + function(x_BTD, weight.to(x_BTD.device))
         if self.positions is not None:
             change = torch.where(self.positions.to(x_BTD.device), change, 0.0)
         if self.mask is not None:

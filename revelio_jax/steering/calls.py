@@ -106,7 +106,8 @@ def _encode_branch(state: SteeringState, branch: str, encode: Callable[[], Encod
 
 def _encode_plain(state: SteeringState, branch: str, joint: list[Attachment], encode: Callable[[], Encoded]) -> Encoded:
     """Return the result of ``encode`` without steering, and compute the shares of joined hook points from it."""
-    hooks = {part.point.name: state.hooks[part.point.name] for attachment in joint for part in attachment.parts}
+    names = {point.name for attachment in joint for point in attachment.points}
+    hooks = {name: state.hooks[name] for name in names}
     for hook in hooks.values():
         hook.recording = []
     outer_branch, state.encoded_branch = state.encoded_branch, None
@@ -115,7 +116,7 @@ def _encode_plain(state: SteeringState, branch: str, joint: list[Attachment], en
         with torch.compiler.set_stance("force_eager"):
             plain = encode()
         for attachment in joint:
-            recordings = [hooks[part.point.name].recording for part in attachment.parts]
+            recordings = [hooks[point.name].recording for point in attachment.points]
             if all(recordings):  # a pipeline that uses zeros for an empty negative prompt runs no encoder
                 attachment.compute_shares([passes[-1] for passes in recordings if passes], branch)
     finally:

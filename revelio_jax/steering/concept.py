@@ -18,19 +18,19 @@ LONGEST = 512  # tokens; the limit on the prompt length if the tokenizer and the
 class EncodedConcept:
     """A concept in latents.
 
-    ``codes`` and ``empty`` [T, F] are the ReLU latents, without top-k, of the concept's own prompt and of the empty
-    prompt, position by position. ``learned`` comes from these two prompts if there are no labeled prompts.
+    ``pre_codes`` and ``empty_pre_codes`` [T, F] are the latents before top-k, position by position, on the concept's
+    own prompt and on the empty prompt. Without labeled prompts, ``learned`` comes from these two prompts.
     """
 
     text: str
-    codes: torch.Tensor
-    empty: torch.Tensor
+    pre_codes: torch.Tensor
+    empty_pre_codes: torch.Tensor
     learned: LearnedConcept
 
     def to(self, device: torch.device) -> "EncodedConcept":
         """Return the concept on a device."""
-        codes, empty = self.codes.to(device), self.empty.to(device)
-        return EncodedConcept(self.text, codes, empty, self.learned.to(device))
+        pre_codes, empty_pre_codes = self.pre_codes.to(device), self.empty_pre_codes.to(device)
+        return EncodedConcept(self.text, pre_codes, empty_pre_codes, self.learned.to(device))
 
 
 @torch.no_grad()
@@ -107,10 +107,10 @@ def encode_concept(
     text_TD, empty_TD = hidden_states(pipe, site_name, [text, ""], tokens=tokens)
     sae = sae_on(text_TD.device)
     if learned is None:
-        text_TF, empty_TF = sae.codes(text_TD), sae.codes(empty_TD)
-        latents = own_latents(text_TF, empty_TF)
-        threshold = GATE * float(presence(text_TF[None], latents))
-        learned = LearnedConcept(latents, text_TF - empty_TF, threshold)
+        codes_TF, empty_codes_TF = sae.codes(text_TD), sae.codes(empty_TD)
+        latents = own_latents(codes_TF, empty_codes_TF)
+        threshold = GATE * float(presence(codes_TF[None], latents))
+        learned = LearnedConcept(latents, codes_TF - empty_codes_TF, threshold)
     elif (length := len(learned.difference)) != len(text_TD):
         raise InputError(
             f"the learned concept {text!r} is for prompts of {length} tokens, but this prompt has {len(text_TD)}; pass "
@@ -119,21 +119,23 @@ def encode_concept(
     return EncodedConcept(text, sae.pre_codes(text_TD), sae.pre_codes(empty_TD), learned.to(text_TD.device))
 
 
-def presence(codes: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """Return how strongly each prompt has a concept: [B], from codes [B, T, F] and the concept's latents [K].
+def presence(codes_BTF: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Return the presence of a concept in each prompt: [B], from codes [B, T, F] and the concept's latents [K].
 
-    It is the largest sum of the latents over the positions.
+    The presence is the sum of these latents at the position with the largest sum.
     """
-    return codes[..., latents].sum(-1).amax(-1)
+    return codes_BTF[..., latents].sum(-1).amax(-1)
 
 
-def own_latents(codes: torch.Tensor, empty: torch.Tensor, most: int = 24, ratio: float = 4.0) -> torch.Tensor:
+def own_latents(
+    codes_TF: torch.Tensor, empty_codes_TF: torch.Tensor, most: int = 24, ratio: float = 4.0
+) -> torch.Tensor:
     """Return the latents [K] of a concept, at most ``most``, strongest first.
 
     Their largest value on the concept's prompt is at least ``ratio`` times the largest value on the empty prompt.
-    ``codes`` and ``empty`` are top-k latents [T, F] of the two prompts.
+    The codes are those after top-k, [T, F].
     """
-    concept_F, empty_F = codes.amax(0), empty.amax(0)
+    concept_F, empty_F = codes_TF.amax(0), empty_codes_TF.amax(0)
     excess_F = torch.where(concept_F >= ratio * empty_F, concept_F - empty_F, 0.0)
     order = excess_F.argsort(descending=True)[:most]
     return order[excess_F[order] > 0]

@@ -36,7 +36,11 @@ class ConceptEncoder:
         tokens: int | None = None,
         sampling: CallArguments | None = None,
     ) -> EncodedConcept:
-        """Return the concept in latents; see :meth:`Steerer.concept`."""
+        """Return a text in latents; the first call encodes it, and later calls reuse it.
+
+        ``learned`` replaces the latents of the text itself. ``tokens`` is the prompt length at a text encoder. At a
+        hook point of the denoiser, images of the text are sampled with the arguments ``sampling`` of the pipeline.
+        """
         point = hook_points_of(self.sae, pipe)[0]
         site, in_denoiser = self.sae.site, hook_points.is_denoiser_point(point.name)
         encoded = self._encoded.setdefault(getattr(pipe, point.component), {})

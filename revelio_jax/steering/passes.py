@@ -1,4 +1,4 @@
-"""Prepare a pass of a component: which parts of a hook act, on which rows and positions, and how strongly.
+"""Prepare a pass of a component: which attached points act, on which rows and positions, and how strongly.
 
 Weights, positions and grids change from pass to pass. They are written into tensors before the pass, outside of
 compiled code.
@@ -11,7 +11,7 @@ import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points, tokens
-from revelio_jax.steering.attachment import HookPointPart
+from revelio_jax.steering.attachment import AttachedPoint
 from revelio_jax.steering.concept import is_masked, tokenizer_of
 from revelio_jax.steering.state import SteeringState
 from revelio_jax.steering.steering_hook import SteeringHook
@@ -32,33 +32,33 @@ def before_pass(state: SteeringState, component: str, args: Args, kwargs: Kwargs
 
 def _prepare_text_encoder(
     state: SteeringState, hook: SteeringHook, args: Args, kwargs: Kwargs
-) -> tuple[HookPointPart, ...]:
-    """Return the parts that act on the branch whose prompt is being encoded."""
+) -> tuple[AttachedPoint, ...]:
+    """Return the attached points that act on the branch whose prompt is being encoded."""
     if state.encoded_branch is None:
         return ()
     # Encoding a concept for a new prompt length runs this encoder, which must not be steered then.
     branch, state.encoded_branch = state.encoded_branch, None
     try:
         ids_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        active: list[HookPointPart] = []
-        for part in hook.parts:
-            weights = part.attachment.weights(branch)
-            if not weights or part.is_idle:
+        active: list[AttachedPoint] = []
+        for attached in hook.attached_points:
+            weights = attached.attachment.weights(branch)
+            if not weights or attached.is_idle:
                 continue
-            part.attachment.set_tokens(ids_BT.shape[1])
-            part.set_weights([(weight,) for weight in weights])
-            part.set_positions(_steered_tokens(state.pipe, part, ids_BT, kwargs.get("attention_mask")))
-            active.append(part)
+            attached.attachment.set_tokens(ids_BT.shape[1])
+            attached.set_weights([(weight,) for weight in weights])
+            attached.set_positions(_steered_tokens(state.pipe, attached, ids_BT, kwargs.get("attention_mask")))
+            active.append(attached)
         return tuple(active)
     finally:
         state.encoded_branch = branch
 
 
 def _steered_tokens(
-    pipe: typing.Any, part: HookPointPart, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None
+    pipe: typing.Any, attached: AttachedPoint, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None
 ) -> torch.Tensor | None:
     """Return the positions to steer, bool [B or 1, T, 1]; None for all."""
-    positions = part.attachment.where.positions
+    positions = attached.attachment.where.positions
     length = ids_BT.shape[1]
     if isinstance(positions, torch.Tensor):
         if len(positions) != length:
@@ -66,7 +66,7 @@ def _steered_tokens(
         return positions[None, :, None]
     if positions == "all":
         return None
-    component = part.point.component
+    component = attached.point.component
     mask = None
     if mask_BT is not None and is_masked(getattr(pipe, component)):
         mask = mask_BT.cpu().numpy()
@@ -77,29 +77,29 @@ def _steered_tokens(
 
 def _prepare_denoiser(
     state: SteeringState, hook: SteeringHook, args: Args, kwargs: Kwargs
-) -> tuple[HookPointPart, ...]:
-    """Return the parts that act at the timestep of this pass, on the rows of each branch of guidance."""
+) -> tuple[AttachedPoint, ...]:
+    """Return the attached points that act at the timestep of this pass, on the rows of each branch of guidance."""
     call = state.call
     if call is None:
         return ()
     denoiser = getattr(state.pipe, hook.point.component)
     latents = _argument(denoiser, "hidden_states", args, kwargs)
     rows = state.family.pass_branches(state.pipe, call.arguments, call.named_branches[-1], len(latents))
-    active: list[HookPointPart] = []
-    for part in hook.parts:
-        where, factor = part.attachment.where, 1.0
+    active: list[AttachedPoint] = []
+    for attached in hook.attached_points:
+        where, factor = attached.attachment.where, 1.0
         if where.follows_timestep:
             timestep = float(_argument(denoiser, "timestep", args, kwargs).flatten()[0])
             factor = where.factor(timestep * state.family.timestep_scale)
-        weights = {branch: part.attachment.weights(branch) for branch in rows}
+        weights = {branch: attached.attachment.weights(branch) for branch in rows}
         if factor == 0 or not any(weights.values()):
             continue
-        part.set_weights(_weights_of_rows(weights, rows, factor, len(part.attachment.concepts)))
+        attached.set_weights(_weights_of_rows(weights, rows, factor, len(attached.attachment.concepts)))
         if isinstance(where.positions, torch.Tensor):
-            part.set_positions(where.positions[None, :, None])
+            attached.set_positions(where.positions[None, :, None])
         if where.mask is not None:
             hook.grid = call.image_grid = call.image_grid or state.family.image_grid(denoiser, latents, kwargs)
-        active.append(part)
+        active.append(attached)
     return tuple(active)
 
 

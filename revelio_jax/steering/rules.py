@@ -14,7 +14,7 @@ from revelio_jax.steering.sae import Sae
 
 Weight = float | torch.Tensor
 """A factor on the change: one number, or one for each row of the batch, [B, 1, 1]."""
-Change = typing.Callable[[torch.Tensor, Weight], torch.Tensor]
+ChangeFunction = typing.Callable[[torch.Tensor, Weight], torch.Tensor]
 """Maps activations [B, T, D] in float32 and a weight to the tensor to add to them: [B, T, D] or [T, D]."""
 
 
@@ -28,7 +28,7 @@ class Add:
         return weight * self.v_TD
 
     def split(self, widths: list[int]) -> list["Add"]:
-        """Return one change for each hook point; ``widths`` are the widths of the hook points joined in D."""
+        """Return one function for each hook point; ``widths`` are the widths of the hook points joined in D."""
         return [Add(v_TD.contiguous()) for v_TD in self.v_TD.split(widths, dim=-1)]
 
 
@@ -74,20 +74,20 @@ class Swap:
         return weight * torch.where(weight < 0, has_concept_B11, ~has_concept_B11) * self.v_TD
 
 
-def paper(sae: Sae, concept: EncodedConcept) -> Change:
+def paper(sae: Sae, concept: EncodedConcept) -> ChangeFunction:
     """Add W_dec ReLU(W_enc (h_c - b_dec) + b_enc), without top-k, as Concept Steerers (arXiv 2501.19066) do.
 
     h_c are the activations of the concept's own prompt, position by position.
     """
-    return Add(sae.directions(concept.codes))
+    return Add(sae.directions(concept.pre_codes))
 
 
-def contrast(sae: Sae, concept: EncodedConcept) -> Change:
-    """Add W_dec ReLU(code of the concept - code of the empty prompt), position by position."""
-    return Add(sae.directions(torch.relu(concept.codes - concept.empty)))
+def contrast(sae: Sae, concept: EncodedConcept) -> ChangeFunction:
+    """Add W_dec ReLU(latents of the concept - latents of the empty prompt), both before top-k, position by position."""
+    return Add(sae.directions(torch.relu(concept.pre_codes - concept.empty_pre_codes)))
 
 
-def gated(sae: Sae, concept: EncodedConcept) -> Change:
+def gated(sae: Sae, concept: EncodedConcept) -> ChangeFunction:
     """Scale the few latents of the prompt that belong to the concept.
 
     Strength -1 removes them. Prompts on which none of them fires are unchanged.
@@ -95,7 +95,7 @@ def gated(sae: Sae, concept: EncodedConcept) -> Change:
     return Scale(sae, concept.learned.latents)
 
 
-def swap(sae: Sae, concept: EncodedConcept) -> Change:
+def swap(sae: Sae, concept: EncodedConcept) -> ChangeFunction:
     """Add W_dec (mean code of prompts with the concept - mean code of prompts without).
 
     Strength -1 replaces the mean code of the concept by the mean code without it, in prompts with the concept. This
@@ -105,7 +105,7 @@ def swap(sae: Sae, concept: EncodedConcept) -> Change:
     return Swap(sae, learned.latents, learned.threshold, sae.directions(learned.difference))
 
 
-Rule = typing.Callable[[Sae, EncodedConcept], Change]
+Rule = typing.Callable[[Sae, EncodedConcept], ChangeFunction]
 RULES: dict[str, Rule] = {"paper": paper, "contrast": contrast, "gated": gated, "swap": swap}
 # Rules that add a fixed vector also steer the unconditional branch, in the opposite direction.
 ON_BOTH_BRANCHES = ("paper", "contrast")
@@ -128,8 +128,8 @@ def check_rule(rule: str) -> None:
         raise InputError(f"rule is {rule!r}; allowed: {', '.join((AUTO, *RULES))}")
 
 
-def change_of(rule: str, sae: Sae, concept: EncodedConcept) -> Change:
-    """Return the change of ``concept`` by ``rule``. Raise InputError on an unknown rule."""
+def change_function(rule: str, sae: Sae, concept: EncodedConcept) -> ChangeFunction:
+    """Return the function that changes activations by ``rule`` for ``concept``. Raise InputError on an unknown rule."""
     if rule not in RULES:
         raise InputError(f"rule is {rule!r}; allowed: {', '.join(RULES)}")
     return RULES[rule](sae, concept)

@@ -73,32 +73,31 @@ def encode_sampled(
     sampling: CallArguments | None,
     difference: bool,
 ) -> EncodedConcept:
-    """Encode a text from sampled images of it; ``codes`` and ``empty`` are [1, F].
+    """Encode a text from sampled images of it; its codes are [1, F].
 
     Raise InputError if ``learned`` belongs to a text encoder.
     """
     if learned is not None and len(learned.difference) != 1:
         raise InputError(f"the learned concept {text!r} belongs to a text encoder, not to {site_name}")
     point = hook_points.resolve(pipe, site_name)
-    means: dict[str, list[torch.Tensor]] = {CONDITIONAL: [], UNCONDITIONAL: []}
-    sparse_means: dict[str, list[torch.Tensor]] = {CONDITIONAL: [], UNCONDITIONAL: []}
+    pre_codes: dict[str, list[torch.Tensor]] = {CONDITIONAL: [], UNCONDITIONAL: []}
+    codes: dict[str, list[torch.Tensor]] = {CONDITIONAL: [], UNCONDITIONAL: []}
 
     def add(branch: str, x_BTD: torch.Tensor) -> None:
         sae = sae_on(x_BTD.device)
-        means[branch].append(sae.pre_codes(x_BTD).mean((0, 1))[None])
-        sparse_means[branch].append(sae.codes(x_BTD).mean((0, 1))[None])
+        pre_codes[branch].append(sae.pre_codes(x_BTD).mean((0, 1))[None])
+        codes[branch].append(sae.codes(x_BTD).mean((0, 1))[None])
 
     for seed in range(IMAGES):
         watch_passes(pipe, point, [text], add, sampling, seed=seed, difference=difference)
-    if not means[UNCONDITIONAL]:
+    if not codes[UNCONDITIONAL]:
         raise InputError(
             f"{type(pipe).__name__} ran its denoiser only on the conditional branch, so {text!r} cannot be encoded at "
             f"{site_name}"
         )
-    codes, empty = _mean(means[CONDITIONAL]), _mean(means[UNCONDITIONAL])
     if learned is None:
-        sparse, sparse_empty = _mean(sparse_means[CONDITIONAL]), _mean(sparse_means[UNCONDITIONAL])
-        latents = own_latents(sparse, sparse_empty)
+        codes_1F, empty_codes_1F = _mean(codes[CONDITIONAL]), _mean(codes[UNCONDITIONAL])
+        latents = own_latents(codes_1F, empty_codes_1F)
         presences: list[torch.Tensor] = []
 
         def add_presence(branch: str, x_BTD: torch.Tensor) -> None:
@@ -106,8 +105,9 @@ def encode_sampled(
                 presences.append(presence(sae_on(x_BTD.device).codes(x_BTD), latents))
 
         watch_passes(pipe, point, [text], add_presence, sampling, seed=IMAGES, difference=difference)
-        learned = LearnedConcept(latents, sparse - sparse_empty, GATE * float(torch.cat(presences).median()))
-    return EncodedConcept(text, codes, empty, learned.to(codes.device))
+        learned = LearnedConcept(latents, codes_1F - empty_codes_1F, GATE * float(torch.cat(presences).median()))
+    pre_codes_1F, empty_pre_codes_1F = _mean(pre_codes[CONDITIONAL]), _mean(pre_codes[UNCONDITIONAL])
+    return EncodedConcept(text, pre_codes_1F, empty_pre_codes_1F, learned.to(pre_codes_1F.device))
 
 
 def _mean(passes: list[torch.Tensor]) -> torch.Tensor:

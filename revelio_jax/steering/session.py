@@ -39,13 +39,13 @@ def attach(pipe: typing.Any, attachment: Attachment) -> Attachment:
     state.attachments.append(attachment)
     attachment.detach = functools.partial(_detach, state, attachment)
     needs_recompiling = False
-    for part in attachment.parts:
-        point = part.point
+    for attached in attachment.attached_points:
+        point = attached.point
         model = getattr(pipe, point.component)
         if point.name not in state.hooks:
             state.hooks[point.name] = SteeringHook(point)
             needs_recompiling = needs_recompiling or _is_compiled(model, point.module)
-        state.hooks[point.name].add(part)
+        state.hooks[point.name].add(attached)
         if point.component not in state.unwatch:
             before: typing.Any = torch.compiler.disable(functools.partial(before_pass, state, point.component))
             state.unwatch[point.component] = hooks.before_forward(model, before)
@@ -57,11 +57,11 @@ def attach(pipe: typing.Any, attachment: Attachment) -> Attachment:
 def _detach(state: SteeringState, attachment: Attachment) -> None:
     """Remove an attachment, and every hook that no other attachment needs."""
     state.attachments.remove(attachment)
-    for part in attachment.parts:
-        hook = state.hooks[part.point.name]
-        hook.discard(part)
-        if not hook.parts:
-            del state.hooks[part.point.name]
+    for attached in attachment.attached_points:
+        hook = state.hooks[attached.point.name]
+        hook.discard(attached)
+        if not hook.attached_points:
+            del state.hooks[attached.point.name]
     for component in set(state.unwatch) - {hook.point.component for hook in state.hooks.values()}:
         state.unwatch.pop(component)()
     if not state.attachments:

@@ -1,6 +1,6 @@
 """Sources of concepts: see :class:`revelio_jax.steering.attachment.ConceptSource`.
 
-A source recomputes the change of a concept for another device, prompt length or strength.
+A source recomputes the change function of a concept for another device, prompt length or strength.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import torch
 from revelio_jax.steering.encoder import ConceptEncoder
 from revelio_jax.steering.learned_concepts import LearnedConcept
 from revelio_jax.steering.pooled import Pooled, pooled_of
-from revelio_jax.steering.rules import Change, Scale, Set, change_of
+from revelio_jax.steering.rules import ChangeFunction, Scale, Set, change_function
 from revelio_jax.steering.sampled_concepts import CallArguments
 from revelio_jax.steering.strengths import Clamp, Strength
 
@@ -27,10 +27,10 @@ class TextSource:
     learned: LearnedConcept | None
     sampling: CallArguments | None
 
-    def change(self, strength: Strength, device: torch.device | None, tokens: int | None) -> Change:
+    def change_function(self, strength: Strength, device: torch.device | None, tokens: int | None) -> ChangeFunction:
         concept = self.encoder.encode(self.pipe, self.text, self.learned, tokens, self.sampling)
         concept = concept if device is None else concept.to(device)
-        return change_of(self.rule, self.encoder.sae_on(concept.codes.device), concept)
+        return change_function(self.rule, self.encoder.sae_on(concept.pre_codes.device), concept)
 
     def pooled(self) -> Pooled | None:
         return pooled_of(self.pipe, self.text)
@@ -43,7 +43,7 @@ class LatentSource:
     encoder: ConceptEncoder
     latent: int
 
-    def change(self, strength: Strength, device: torch.device | None, tokens: int | None) -> Change:
+    def change_function(self, strength: Strength, device: torch.device | None, tokens: int | None) -> ChangeFunction:
         sae = self.encoder.sae_on(device)
         if isinstance(strength, Clamp):
             return Set(sae, self.latent, strength.value)
@@ -54,13 +54,13 @@ class LatentSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChangeSource:
+class FunctionSource:
     """A function of the activations that is the same for every device and prompt length."""
 
-    function: Change
+    function: ChangeFunction
     pooled_vector: Pooled | None = None
 
-    def change(self, strength: Strength, device: torch.device | None, tokens: int | None) -> Change:
+    def change_function(self, strength: Strength, device: torch.device | None, tokens: int | None) -> ChangeFunction:
         return self.function
 
     def pooled(self) -> Pooled | None:

@@ -12,14 +12,22 @@ from revelio_jax.pipelines.families import family_of
 from revelio_jax.steering import hub, session, text_latents, vectors
 from revelio_jax.steering.attachment import AttachedConcept, Attachment, ConceptSource
 from revelio_jax.steering.compatibility import check_model_name, hook_points_of
-from revelio_jax.steering.concept import EncodedConcept, execution_device
+from revelio_jax.steering.concept import execution_device
 from revelio_jax.steering.encoder import ConceptEncoder
 from revelio_jax.steering.learned_concepts import LearnedConcept
 from revelio_jax.steering.pooled import Pooled
-from revelio_jax.steering.rules import AUTO, ON_BOTH_BRANCHES, Add, Change, change_of, check_rule, resolve_rule
+from revelio_jax.steering.rules import (
+    AUTO,
+    ON_BOTH_BRANCHES,
+    Add,
+    ChangeFunction,
+    change_function,
+    check_rule,
+    resolve_rule,
+)
 from revelio_jax.steering.sae import Sae, load_sae
 from revelio_jax.steering.sampled_concepts import CallArguments
-from revelio_jax.steering.sources import ChangeSource, LatentSource, TextSource
+from revelio_jax.steering.sources import FunctionSource, LatentSource, TextSource
 from revelio_jax.steering.strengths import Key, Strength, check_strength
 from revelio_jax.steering.vectors import Concept, VectorSource
 from revelio_jax.steering.where import Where, WhereFields
@@ -36,7 +44,7 @@ class Steerer:
     """
 
     def __init__(self, sae: Sae):
-        self._encoder = ConceptEncoder(sae)
+        self.encoder = ConceptEncoder(sae)
 
     @classmethod
     def from_pretrained(
@@ -75,7 +83,7 @@ class Steerer:
     @property
     def sae(self) -> Sae:
         """The SAE, on the device of its last use."""
-        return self._encoder.sae
+        return self.encoder.sae
 
     @property
     def site(self) -> str:
@@ -84,7 +92,7 @@ class Steerer:
 
     def sae_for(self, pipe: typing.Any) -> Sae:
         """Return the SAE on the device of the component that it steers."""
-        return self._encoder.sae_on(execution_device(hook_points_of(self.sae, pipe)[0].module))
+        return self.encoder.sae_on(execution_device(hook_points_of(self.sae, pipe)[0].module))
 
     def latents_for(
         self, pipe: typing.Any, text: str, top: int = 20, sampling: CallArguments | None = None
@@ -96,23 +104,8 @@ class Steerer:
         over images that are sampled of the text (see :meth:`attach`); position is -1 and token is "".
         """
         if hook_points.is_denoiser_point(self.site):
-            return text_latents.sampled_latents(self.concept(pipe, text, sampling=sampling), top)
+            return text_latents.sampled_latents(self.encoder.encode(pipe, text, sampling=sampling), top)
         return text_latents.latents_for(pipe, self.site, self.sae_for(pipe), text, top)
-
-    def concept(
-        self,
-        pipe: typing.Any,
-        text: str,
-        learned: LearnedConcept | None = None,
-        tokens: int | None = None,
-        sampling: CallArguments | None = None,
-    ) -> EncodedConcept:
-        """Return a text in latents; the first call encodes it, and later calls reuse it.
-
-        ``learned`` replaces the latents of the text itself. ``tokens`` is the prompt length at a text encoder. At a
-        hook point of the denoiser, images of the text are sampled with the arguments ``sampling`` of the pipeline.
-        """
-        return self._encoder.encode(pipe, text, learned, tokens, sampling)
 
     def vectors(
         self, pipe: typing.Any, text: str, rule: str = "contrast", sampling: CallArguments | None = None
@@ -121,10 +114,10 @@ class Steerer:
 
         Raise InputError if ``rule`` does not add fixed vectors.
         """
-        change = change_of(rule, self.sae_for(pipe), self.concept(pipe, text, sampling=sampling))
-        if not isinstance(change, Add):
+        function = change_function(rule, self.sae_for(pipe), self.encoder.encode(pipe, text, sampling=sampling))
+        if not isinstance(function, Add):
             raise InputError(f"rule is {rule!r}; vectors need one of {', '.join(ON_BOTH_BRANCHES)}")
-        return vectors.from_joined_vectors(pipe, self.site, change.v_TD, text, rule)
+        return vectors.from_joined_vectors(pipe, self.site, function.v_TD, text, rule)
 
     def attach(
         self,
@@ -179,10 +172,10 @@ class Steerer:
             attached[key] = AttachedConcept(source, check_strength(key, strength), on_negative)
         return self._attach(pipe, points, attached, dataclasses.replace(where or Where(), **limits))
 
-    def attach_changes(
+    def attach_functions(
         self,
         pipe: typing.Any,
-        changes: Mapping[Key, Change],
+        functions: Mapping[Key, ChangeFunction],
         strengths: Mapping[Key, float],
         *,
         negative_branch: bool,
@@ -194,7 +187,7 @@ class Steerer:
         """
         attached = {
             key: AttachedConcept(
-                ChangeSource(changes[key], pooled[key] if pooled else None),
+                FunctionSource(functions[key], pooled[key] if pooled else None),
                 check_strength(key, strength),
                 negative_branch,
             )
@@ -227,12 +220,12 @@ class Steerer:
         if isinstance(key, int):
             if not 0 <= key < n_latents:
                 raise InputError(f"latent {key} is out of range: this SAE has latents 0-{n_latents - 1}")
-            return LatentSource(self._encoder, key)
+            return LatentSource(self.encoder, key)
         if isinstance(key, str) and not key.endswith(".safetensors"):
             rule = resolve_rule(rule, key in learned)
             if key in learned and (count := learned[key].difference.shape[-1]) != n_latents:
                 raise InputError(f"learned[{key!r}] has {count} latents; it must have {n_latents}, like this SAE")
-            return TextSource(self._encoder, pipe, key, rule, learned.get(key), sampling)
+            return TextSource(self.encoder, pipe, key, rule, learned.get(key), sampling)
         concept = key if isinstance(key, Concept) else vectors.load_concept(key)
         vectors.matching_points(pipe, concept)
         if concept.sites != self.site:

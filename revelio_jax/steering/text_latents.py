@@ -42,7 +42,7 @@ def sampled_latents(concept: EncodedConcept, top: int = 20) -> list[TextLatent]:
 
     Their position is -1 and their token is "".
     """
-    rows = _excess(concept.codes.mean(0), concept.empty.mean(0), top)
+    rows = _excess(concept.pre_codes.mean(0), concept.empty_pre_codes.mean(0), top)
     return [
         {"latent": latent, "value": value, "empty": empty, "position": -1, "token": ""} for latent, value, empty in rows
     ]

@@ -61,15 +61,29 @@ class Concept:
         """The names of its hook points, joined by +."""
         return "+".join(self.directions)
 
+    def change_function(self, device: torch.device | None = None, tokens: int | None = None) -> Add:
+        """Return the function that adds the vectors to prompts of ``tokens`` tokens; None accepts any length.
+
+        Raise InputError if the vectors are for another prompt length.
+        """
+        vectors = [v_TD.to(device) if device else v_TD for v_TD in self.directions.values()]
+        longest = max(len(v_TD) for v_TD in vectors)
+        if tokens is not None and any(len(v_TD) not in (1, tokens) for v_TD in vectors):
+            raise InputError(
+                f"the concept {self.text!r} is for prompts of {longest} tokens, but this prompt has {tokens}; pass "
+                f"max_sequence_length={longest} to the pipeline, or compute the vectors for {tokens} tokens"
+            )
+        return Add(torch.cat([v_TD.expand(longest, -1) for v_TD in vectors], dim=-1))
+
 
 @dataclasses.dataclass(frozen=True)
 class VectorSource:
-    """Saved vectors as the source of a change; see :class:`revelio_jax.steering.attachment.ConceptSource`."""
+    """Saved vectors as the source of a concept; see :class:`revelio_jax.steering.attachment.ConceptSource`."""
 
     concept: Concept
 
-    def change(self, strength: Strength, device: torch.device | None, tokens: int | None) -> Add:
-        return change(self.concept, device, tokens)
+    def change_function(self, strength: Strength, device: torch.device | None, tokens: int | None) -> Add:
+        return self.concept.change_function(device, tokens)
 
     def pooled(self) -> Pooled | None:
         return self.concept.pooled
@@ -182,18 +196,3 @@ def matching_points(pipe: typing.Any, concept: Concept) -> tuple[hooks.HookPoint
                 f"the activations have width {point.d}"
             )
     return points
-
-
-def change(concept: Concept, device: torch.device | None = None, tokens: int | None = None) -> Add:
-    """Return the change of a concept for prompts of ``tokens`` tokens.
-
-    Raise InputError if its vectors are for another prompt length.
-    """
-    vectors = [v_TD.to(device) if device else v_TD for v_TD in concept.directions.values()]
-    longest = max(len(v_TD) for v_TD in vectors)
-    if tokens is not None and any(len(v_TD) not in (1, tokens) for v_TD in vectors):
-        raise InputError(
-            f"the concept {concept.text!r} is for prompts of {longest} tokens, but this prompt has {tokens}; pass "
-            f"max_sequence_length={longest} to the pipeline, or compute the vectors for {tokens} tokens"
-        )
-    return Add(torch.cat([v_TD.expand(longest, -1) for v_TD in vectors], dim=-1))

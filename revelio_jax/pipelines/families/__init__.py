@@ -14,7 +14,7 @@ from revelio_jax.pipelines.families.sd import StableDiffusion
 from revelio_jax.pipelines.families.sdxl import StableDiffusionXL
 from revelio_jax.pipelines.families.text import TextEncoderAlone
 
-__all__ = ["BY_CLASS", "BY_NAME", "FAMILIES", "Family", "PooledVector", "family_of", "prefixes"]
+__all__ = ["BY_CLASS", "BY_NAME", "FAMILIES", "Family", "PooledVector", "denoiser_prefixes", "family_of"]
 
 FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL(), Flux(), DiT(), TextEncoderAlone())
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -36,6 +36,6 @@ def family_of(pipe: typing.Any) -> Family:
     raise InputError(f"{type(pipe).__name__} is not a supported pipeline; supported families: {', '.join(BY_NAME)}")
 
 
-def prefixes() -> tuple[str, ...]:
+def denoiser_prefixes() -> tuple[str, ...]:
     """Return the first parts of the names of all denoiser hook points."""
-    return tuple(dict.fromkeys(family.prefix for family in FAMILIES if family.prefix))
+    return tuple(dict.fromkeys(family.denoiser_prefix for family in FAMILIES if family.denoiser_prefix))

@@ -46,7 +46,7 @@ class Family:
     """First part of a hook point's name -> component of the pipeline."""
     denoiser: str | None = None
     """Component of the denoiser, None if there is none."""
-    prefix: str | None = None
+    denoiser_prefix: str | None = None
     """First part of the names of the denoiser's hook points."""
     pooled: PooledVector | None = None
     is_standalone = False

@@ -19,7 +19,7 @@ class DiT(Family):
     pipelines = ("DiTPipeline",)
     components = ("transformer",)
     denoiser = "transformer"
-    prefix = "dit"
+    denoiser_prefix = "dit"
     takes_prompts = False
     reading_guidance = 4.0
 

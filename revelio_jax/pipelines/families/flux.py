@@ -24,7 +24,7 @@ class Flux(Family):
     components = ("transformer", "text_encoder", "text_encoder_2")
     text_encoders: typing.ClassVar[dict[str, str]] = {"clip": "text_encoder", "t5": "text_encoder_2"}
     denoiser = "transformer"
-    prefix = "flux"
+    denoiser_prefix = "flux"
     pooled = PooledVector("text_encoder", 1, 1, is_only_output=True)
     has_separate_passes = True
     encodes_branches_separately = True
@@ -47,9 +47,9 @@ class Flux(Family):
         blocks = {"double": denoiser.transformer_blocks, "single": denoiser.single_transformer_blocks}
         for kind, modules in blocks.items():
             for i, module in enumerate(modules):
-                for part, stream in enumerate(("text", "image")):
+                for index, stream in enumerate(("text", "image")):
                     name = f"flux.{kind}.{i}.{stream}"
-                    yield HookPoint(name, "transformer", module, d, part=part, needs_tuple=True)
+                    yield HookPoint(name, "transformer", module, d, output_index=index, needs_tuple=True)
 
     def pass_branches(self, pipe: typing.Any, call: Arguments, named: str | None, rows: int) -> dict[str, slice]:
         return {named or CONDITIONAL: slice(0, rows)}

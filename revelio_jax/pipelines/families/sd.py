@@ -16,7 +16,7 @@ class StableDiffusion(Family):
     components = ("text_encoder",)
     text_encoders: typing.ClassVar[dict[str, str]] = {"clip": "text_encoder"}
     denoiser = "unet"
-    prefix = "unet"
+    denoiser_prefix = "unet"
 
     def denoiser_hook_points(self, denoiser: typing.Any) -> Iterator[HookPoint]:
         """Yield unet.mid_block, unet.up_blocks.I, and unet.BLOCK.attentions.J."""

@@ -37,7 +37,7 @@ def test_hook_points_belong_to_the_components_that_the_family_names(name, reques
     components = {*family.text_encoders.values(), family.denoiser}
     points = list(family.hook_points(request.getfixturevalue(name)))
     assert {point.component for point in points} == components
-    prefixes = {*family.text_encoders, family.prefix}
+    prefixes = {*family.text_encoders, family.denoiser_prefix}
     assert {point.name.partition(".")[0] for point in points} == prefixes
 
 

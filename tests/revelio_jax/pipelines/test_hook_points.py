@@ -214,7 +214,7 @@ def test_replacing_keeps_the_structure_of_the_output():
     assert t5_block[0] is new
     assert t5_block[1] is other
     assert len(t5_block) == 3
-    image = hooks.HookPoint("flux.double.0.image", "transformer", None, 4, part=1, needs_tuple=True)
+    image = hooks.HookPoint("flux.double.0.image", "transformer", None, 4, output_index=1, needs_tuple=True)
     assert image.replace((other, hidden), new) == (other, new)
     assert layer.replace(hidden, new.to(torch.float64)).dtype == torch.float32
 
@@ -242,7 +242,7 @@ def test_the_input_of_a_hook_point_is_the_output_of_the_block_before(kind, name,
 
 
 def test_one_tensor_of_text_and_image_is_refused():
-    site = hooks.HookPoint("flux.single.0.image", "transformer", None, 4, part=1, needs_tuple=True)
+    site = hooks.HookPoint("flux.single.0.image", "transformer", None, 4, output_index=1, needs_tuple=True)
     with pytest.raises(InputError, match="one tensor"):
         site.read(torch.zeros(2, 3, 4))
 

@@ -171,13 +171,13 @@ def test_joined_encoders_share_one_change(tiny, make_steerer, rule, run):
         pipe.encode_prompt(PROMPTS, **arguments)
     for handle in handles:
         handle.remove()
-    from revelio_jax.steering.rules import change_of, resolve_rule
+    from revelio_jax.steering.rules import change_function, resolve_rule
 
-    change = change_of(resolve_rule(rule, False), steerer.sae, steerer.concept(pipe, CONCEPT))
+    function = change_function(resolve_rule(rule, False), steerer.sae, steerer.encoder.encode(pipe, CONCEPT))
     last = len(found["clip_l.layer.1"]) // 2
     steered = [torch.cat([found[name][i] for name in found], -1) for i in (last - 1, -1)]
     for before, after, sign in zip(plain, steered, (1, -1), strict=True):
-        torch.testing.assert_close(after, before + change(before, sign * strength), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(after, before + function(before, sign * strength), atol=1e-4, rtol=1e-4)
 
 
 def test_sdxl_keeps_the_zeros_of_an_empty_negative_prompt(tiny, make_steerer, run):
@@ -237,7 +237,7 @@ def test_the_negative_prompt_of_flux_is_steered_separately(tiny, make_steerer, r
         with steerer.attach(pipe, {CONCEPT: 1.5}, rule="paper", negative_branch=bool(sign)):
             found.clear()
             run(pipe, **call)
-        v_TD = steerer.sae.directions(steerer.concept(pipe, CONCEPT).codes)
+        v_TD = steerer.sae.directions(steerer.encoder.encode(pipe, CONCEPT).pre_codes)
         negative, prompt = found  # in this order
         torch.testing.assert_close(prompt, plain["prompt"] + 1.5 * v_TD)
         torch.testing.assert_close(negative, plain["negative"] + sign * 1.5 * v_TD)

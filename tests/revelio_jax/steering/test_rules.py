@@ -5,7 +5,7 @@ import torch
 from revelio_jax import config
 from revelio_jax.steering.concept import EncodedConcept, hidden_states, own_latents
 from revelio_jax.steering.learned_concepts import LearnedConcept, file_name, save_learned, saved_concepts
-from revelio_jax.steering.rules import AUTO, RULES, change_of, resolve_rule
+from revelio_jax.steering.rules import AUTO, RULES, change_function, resolve_rule
 from revelio_jax.steering.sae import load_sae
 
 
@@ -34,12 +34,12 @@ def test_rules_follow_their_definitions(sae_folder, tensors):
     learned = LearnedConcept(torch.tensor([3, 5]), _random(6, 64, seed=4), 0.0)
     concept = EncodedConcept("c", codes, empty, learned)
     x = 4 * _random(2, 6, 128, seed=2)
-    torch.testing.assert_close(change_of("paper", sae, concept)(x, -0.5), -0.5 * codes @ tensors["W_dec"])
+    torch.testing.assert_close(change_function("paper", sae, concept)(x, -0.5), -0.5 * codes @ tensors["W_dec"])
     difference = (codes - empty).clamp(min=0)
-    torch.testing.assert_close(change_of("contrast", sae, concept)(x, 2.0), 2 * difference @ tensors["W_dec"])
+    torch.testing.assert_close(change_function("contrast", sae, concept)(x, 2.0), 2 * difference @ tensors["W_dec"])
     z = sae.codes(x)
     wanted = z[..., 3, None] * tensors["W_dec"][3] + z[..., 5, None] * tensors["W_dec"][5]
-    torch.testing.assert_close(change_of("gated", sae, concept)(x, -1.0), -wanted)
+    torch.testing.assert_close(change_function("gated", sae, concept)(x, -1.0), -wanted)
 
 
 def test_gated_does_not_change_activations_without_its_latents(sae_folder):
@@ -50,7 +50,7 @@ def test_gated_does_not_change_activations_without_its_latents(sae_folder):
     learned = LearnedConcept(silent, _random(6, 64), 0.0)
     concept = EncodedConcept("c", torch.zeros(6, 64), torch.zeros(6, 64), learned)
     for rule in ("gated", "swap"):
-        assert (change_of(rule, sae, concept)(x, -1.0) == 0).all()
+        assert (change_function(rule, sae, concept)(x, -1.0) == 0).all()
 
 
 def test_swap_removes_only_from_prompts_with_the_concept(sae_folder, tensors):
@@ -61,12 +61,12 @@ def test_swap_removes_only_from_prompts_with_the_concept(sae_folder, tensors):
     threshold = float(codes[0, :, at].max() + codes[1, :, at].max()) / 2
     difference = _random(6, 64, seed=5)
     learned = LearnedConcept(torch.tensor([at]), difference, threshold)
-    change = change_of("swap", sae, EncodedConcept("c", difference, difference, learned))
+    function = change_function("swap", sae, EncodedConcept("c", difference, difference, learned))
     v_TD = difference @ tensors["W_dec"]
-    torch.testing.assert_close(change(x, -2.0)[0], -2 * v_TD)
-    assert (change(x, -2.0)[1] == 0).all()
-    torch.testing.assert_close(change(x, 0.5)[1], 0.5 * v_TD)  # added to the prompt without the concept
-    assert (change(x, 0.5)[0] == 0).all()
+    torch.testing.assert_close(function(x, -2.0)[0], -2 * v_TD)
+    assert (function(x, -2.0)[1] == 0).all()
+    torch.testing.assert_close(function(x, 0.5)[1], 0.5 * v_TD)  # added to the prompt without the concept
+    assert (function(x, 0.5)[0] == 0).all()
 
 
 def test_own_latents_are_weak_on_the_empty_prompt():

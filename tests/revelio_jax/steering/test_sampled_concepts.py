@@ -50,17 +50,17 @@ def test_both_branches_see_the_same_noisy_images(tiny, family):
 def test_codes_are_means_over_images_steps_and_positions(tiny, make_steerer):
     pipe = tiny("sd")
     steerer = make_steerer(pipe, SITES["sd"])
-    concept = steerer.concept(pipe, "red apple", sampling=SMALL)
+    concept = steerer.encoder.encode(pipe, "red apple", sampling=SMALL)
     site, found = hook_points.resolve(pipe, steerer.site), {CONDITIONAL: [], UNCONDITIONAL: []}
     for seed in range(IMAGES):
         watch_passes(pipe, site, ["red apple"], lambda branch, x: found[branch].append(x), SMALL, seed=seed)
-    for codes, branch in ((concept.codes, CONDITIONAL), (concept.empty, UNCONDITIONAL)):
+    for codes, branch in ((concept.pre_codes, CONDITIONAL), (concept.empty_pre_codes, UNCONDITIONAL)):
         expected = steerer.sae.pre_codes(torch.cat(found[branch])).mean((0, 1))
         torch.testing.assert_close(codes, expected[None])
     difference = [steerer.sae.codes(torch.cat(found[branch])).mean((0, 1)) for branch in found]
     torch.testing.assert_close(concept.learned.difference, (difference[0] - difference[1])[None])
-    assert steerer.concept(pipe, "red apple", sampling=dict(SMALL)) is concept
-    assert steerer.concept(pipe, "red apple", sampling=SMALL | {"num_inference_steps": 3}) is not concept
+    assert steerer.encoder.encode(pipe, "red apple", sampling=dict(SMALL)) is concept
+    assert steerer.encoder.encode(pipe, "red apple", sampling=SMALL | {"num_inference_steps": 3}) is not concept
 
 
 @pytest.mark.parametrize("family", SITES)
@@ -73,7 +73,7 @@ def test_a_text_steers_the_denoiser_and_strength_zero_changes_no_bit(tiny, make_
     # A random network has no latents of the concept, so all latents are passed as its own.
     given = {"learned": {}, "sampling": sampling(family)}
     if rule in ("gated", "swap"):
-        own = steerer.concept(pipe, text, sampling=sampling(family)).learned
+        own = steerer.encoder.encode(pipe, text, sampling=sampling(family)).learned
         given["learned"] = {text: dataclasses.replace(own, latents=torch.arange(48))}
     with steerer.attach(pipe, {text: 0.0}, rule=rule, **given) as attached:
         assert torch.equal(run(pipe), plain)
@@ -87,13 +87,13 @@ def test_a_text_steers_the_denoiser_and_strength_zero_changes_no_bit(tiny, make_
 
 def test_a_concept_is_encoded_without_other_attachments(tiny, make_steerer):
     pipe = tiny("sd")
-    alone = make_steerer(pipe, SITES["sd"]).concept(pipe, "cat", sampling=SMALL)
+    alone = make_steerer(pipe, SITES["sd"]).encoder.encode(pipe, "cat", sampling=SMALL)
     at_text = make_steerer(pipe, "clip.layer.1")
     beside = make_steerer(pipe, SITES["sd"])
     with at_text.attach(pipe, {"red apple": 5.0}, rule="paper"), beside.attach(pipe, {3: 5.0}):
-        again = make_steerer(pipe, SITES["sd"]).concept(pipe, "cat", sampling=SMALL)
-    assert torch.equal(again.codes, alone.codes)
-    assert torch.equal(again.empty, alone.empty)
+        again = make_steerer(pipe, SITES["sd"]).encoder.encode(pipe, "cat", sampling=SMALL)
+    assert torch.equal(again.pre_codes, alone.pre_codes)
+    assert torch.equal(again.empty_pre_codes, alone.empty_pre_codes)
 
 
 def test_an_sae_of_differences_encodes_output_minus_input(tiny, make_steerer):
@@ -111,7 +111,7 @@ def test_an_sae_of_differences_encodes_output_minus_input(tiny, make_steerer):
             difference=True,
         )
     expected = steerer.sae.pre_codes(torch.cat(found)).mean((0, 1))
-    torch.testing.assert_close(steerer.concept(pipe, "cat", sampling=SMALL).codes, expected[None])
+    torch.testing.assert_close(steerer.encoder.encode(pipe, "cat", sampling=SMALL).pre_codes, expected[None])
 
 
 def test_vectors_of_a_denoiser_steer_as_the_sae_does(tiny, make_steerer, run):
@@ -128,9 +128,9 @@ def test_vectors_of_a_denoiser_steer_as_the_sae_does(tiny, make_steerer, run):
 def test_latents_for_a_text_are_ordered_by_their_difference_to_the_empty_prompt(tiny, make_steerer):
     pipe = tiny("sd")
     steerer = make_steerer(pipe, SITES["sd"])
-    concept = steerer.concept(pipe, "red apple", sampling=SMALL)
+    concept = steerer.encoder.encode(pipe, "red apple", sampling=SMALL)
     rows = steerer.latents_for(pipe, "red apple", top=5, sampling=SMALL)
-    more = (concept.codes - concept.empty)[0]
+    more = (concept.pre_codes - concept.empty_pre_codes)[0]
     assert [row["latent"] for row in rows] == more.argsort(descending=True, stable=True)[:5].tolist()
     assert {(row["position"], row["token"]) for row in rows} == {(-1, "")}
 
@@ -164,7 +164,7 @@ def test_a_text_that_cannot_be_sampled_is_refused(tiny, make_steerer):
         steerer.attach(pipe, {"cat": 1.0}, sampling={"guidance_scale": 1.0})
     with pytest.raises(InputError, match="unknown class"):
         make_steerer(tiny("dit"), SITES["dit"]).attach(tiny("dit"), {"unicorn": 1.0})
-    learned = make_steerer(pipe, "clip.layer.1").concept(pipe, "cat").learned
+    learned = make_steerer(pipe, "clip.layer.1").encoder.encode(pipe, "cat").learned
     with pytest.raises(InputError, match="belongs to a text encoder"):
         steerer.attach(pipe, {"cat": 1.0}, learned={"cat": learned}, sampling=SMALL)
     assert isinstance(steerer, Steerer)

@@ -105,7 +105,7 @@ def test_the_negative_prompt_changes_by_the_opposite_vector(pipe, steerer, guida
 
     before = encode(contextlib.nullcontext())
     after = encode(steerer.attach(pipe, {CONCEPT: strength}, rule="paper", negative_branch=negative))
-    v_TD = steerer.sae.directions(steerer.concept(pipe, CONCEPT).codes)
+    v_TD = steerer.sae.directions(steerer.encoder.encode(pipe, CONCEPT).pre_codes)
     changes = [strength, -strength if negative else 0.0][: len(before)]
     assert len(before) == len(after) == (2 if guidance > 1 else 1)
     for plain, steered, change in zip(before, after, changes, strict=True):
@@ -156,14 +156,14 @@ def test_strength_can_change_between_images(pipe, steerer, plain):
 
 
 def test_a_concept_is_encoded_once(pipe, steerer):
-    concept = steerer.concept(pipe, CONCEPT)
+    concept = steerer.encoder.encode(pipe, CONCEPT)
     with seen(pipe, steerer.site) as passes, steerer.attach(pipe, {CONCEPT: -1.0}):
         pipe.encode_prompt(PROMPTS, "cpu", 1, True)
     assert len(passes) == 2  # the prompt and the negative prompt, but not the concept
-    assert steerer.concept(pipe, CONCEPT) is concept
-    learned = steerer.concept(pipe, CONCEPT, concept.learned)  # learned from other prompts, so another concept
+    assert steerer.encoder.encode(pipe, CONCEPT) is concept
+    learned = steerer.encoder.encode(pipe, CONCEPT, concept.learned)  # learned from other prompts, so another concept
     assert learned.learned is concept.learned
-    assert steerer.concept(pipe, CONCEPT) is concept
+    assert steerer.encoder.encode(pipe, CONCEPT) is concept
 
 
 def test_half_precision_stays_and_the_sae_computes_in_float32(pipe, steerer):
@@ -172,7 +172,7 @@ def test_half_precision_stays_and_the_sae_computes_in_float32(pipe, steerer):
     with steerer.attach(halved, {CONCEPT: -1.0}, rule="contrast"):
         embeddings, _ = halved.encode_prompt(PROMPTS, "cpu", 1, False)
     assert embeddings.dtype == torch.bfloat16
-    assert steerer.concept(halved, CONCEPT).codes.dtype == torch.float32
+    assert steerer.encoder.encode(halved, CONCEPT).pre_codes.dtype == torch.float32
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), "strong", True, None])
