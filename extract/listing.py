@@ -45,7 +45,7 @@ def table(config: Config) -> str:
         else:
             positions = 1 if extract.pool == "mean" else shape.positions
             size = positions * shape.d * item_size
-            cells = _size(size), _size(size * timesteps), "yes" if shape.same_input else "no"
+            cells = _size(size), _size(size * timesteps), "yes" if shape.input_matches else "no"
         lines.append((point.name, f"[{positions:,}, {point.d:,}]", *cells))
     pixels = f"{extract.height} x {extract.width} pixels, " if denoiser_points else ""
     title = f"{config.model.id}, {pixels}{extract.dtype}, config.extract.pool={extract.pool}"

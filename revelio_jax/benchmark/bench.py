@@ -25,8 +25,8 @@ class Bench:
     adding: bool = False
 
     @property
-    def prompts(self) -> int:
-        """Return the number of prompts of both kinds."""
+    def prompt_count(self) -> int:
+        """Return the number of prompts with and without the concept."""
         return len(self.with_concept) + len(self.without)
 
     def half(self, start: int) -> "Bench":
@@ -36,7 +36,9 @@ class Bench:
 
 
 def make_bench(labeled: list[LabeledPrompt], column: str, value: str, n: int) -> Bench:
-    """Return ``n`` prompts with a concept and ``n`` without it, spread evenly over the other label.
+    """Return at most ``n`` prompts with a concept and at most ``n`` without it.
+
+    Prompts with the concept are spread evenly over the other label; prompts without it, over the values of ``column``.
 
     Raise InputError if the judge does not predict ``column``.
     """

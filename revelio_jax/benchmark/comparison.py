@@ -11,7 +11,7 @@ from revelio_jax.config import Config, SteerConfig
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.sampling import call_settings
 from revelio_jax.steering.labels import LabeledPrompt
-from revelio_jax.steering.latents import at_most, find_latents, split
+from revelio_jax.steering.latents import IMAGES, MOST, RATIO, at_most, find_latents, split
 from revelio_jax.steering.pooled import Pooled, pooled_of
 from revelio_jax.steering.rules import ON_BOTH_BRANCHES, RULES, ChangeFunction, Weight, change_function
 from revelio_jax.steering.steerer import Steerer
@@ -19,7 +19,6 @@ from revelio_jax.steering.strengths import Key
 from revelio_jax.steering.vectors import difference_of_means
 
 LEARNING_RULES = ("gated", "swap")  # rules that use latents found from labeled prompts
-RATIO, MAX_LATENTS, IMAGES = 4.0, 24, 64  # for the latents of these rules; the defaults of `revelio learn`
 
 
 class Comparison(typing.TypedDict):
@@ -61,7 +60,7 @@ def compare(
     methods, latents = make_methods(config.steer, steerer, pipe, bench, labeled)
     pooled: dict[Key, Pooled] | None = {"concept": pooled_of(pipe, bench.value)} if config.steer.pooled else None
     halves = [bench.half(0), bench.half(1)]
-    total = (len(methods) * (len(strengths) + len(seeds)) + 1 + 2 * len(seeds)) * halves[0].prompts
+    total = (len(methods) * (len(strengths) + len(seeds)) + 1 + 2 * len(seeds)) * halves[0].prompt_count
     with tqdm.tqdm(total=total, desc=bench.value, unit="image") as progress:
 
         def run(half: int, method: Method | None = None, strength: float = 0.0) -> Outcome:
@@ -97,7 +96,7 @@ def compare(
     return {
         "concept": f"{bench.column}={bench.value}",
         "adding": bench.adding,
-        "prompts": halves[1].prompts,
+        "prompts": halves[1].prompt_count,
         "latents": latents,
         "rows": rows,
     }
@@ -118,7 +117,7 @@ def make_methods(
     if hook_points.is_denoiser_point(steerer.site):
         sampling = call_settings(pipe, settings)
         with_concept, without = at_most(with_concept, IMAGES), at_most(without, IMAGES)
-    learned, latents = find_latents(pipe, steerer.site, sae, with_concept, without, RATIO, MAX_LATENTS, sampling)
+    learned, latents = find_latents(pipe, steerer.site, sae, with_concept, without, RATIO, MOST, sampling)
     concept = steerer.encoder.encode(pipe, bench.value, learned, sampling=sampling)
     text_concept = steerer.encoder.encode(pipe, bench.value, sampling=sampling)
     means = difference_of_means(pipe, steerer.site, with_concept, without, sampling=sampling)

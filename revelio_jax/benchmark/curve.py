@@ -35,7 +35,7 @@ def draw(
         for ax, (name, fields) in zip(axes, PANELS.items(), strict=True):
             for field in fields:
                 rows = [summaries[strength][field] for strength in strengths]
-                mean, low, high = ([row[part] for row in rows] for part in ("mean", "low", "high"))
+                mean, low, high = ([row[bound] for row in rows] for bound in ("mean", "low", "high"))
                 ax.fill_between(strengths, low, high, color=colors[field], alpha=0.15, linewidth=0)
                 label = FIGURES[field].removeprefix("other prompts: ")
                 ax.plot(strengths, mean, ".-", color=colors[field], label=label)

@@ -22,7 +22,7 @@ from revelio_jax.steering.strengths import Strength
 
 
 class SteererTechnique:
-    """A pipeline from which a concept is removed by steering.
+    """A pipeline that is steered to remove a concept.
 
     ``erase_concept`` is the text of the concept. ``sae`` is a folder or hub id; ``site``, ``subfolder`` and
     ``revision`` are passed to :meth:`Steerer.from_pretrained`. A ``strength`` below 0 removes the concept; 0 gives the
@@ -53,16 +53,15 @@ class SteererTechnique:
         self.is_other_model = bool(model_id)
         model_id = model_id or self.steerer.sae.metadata.get("model_id")
         if not model_id:
-            raise InputError("model_id is not set; it must be set, because the SAE does not name its model")
+            raise InputError("model_id is not set, and the SAE does not name its model; set it to a folder or a hub id")
         device = device or _default_device()
         half = use_fp16 and device.startswith("cuda")
         self.pipe: typing.Any = DiffusionPipeline.from_pretrained(
             shipped.locate(model_id), torch_dtype=torch.float16 if half else torch.float32
         ).to(device)
         self.pipe.set_progress_bar_config(disable=True)
-        if (
-            getattr(self.pipe, "safety_checker", None) is not None
-        ):  # the benchmark would count its black images as results
+        if getattr(self.pipe, "safety_checker", None) is not None:
+            # The benchmark would count the black images of the safety checker as results.
             self.pipe.register_modules(safety_checker=None)
         self.concepts: dict[ConceptKey, Strength] = {erase_concept: strength}
         self.rule = rule

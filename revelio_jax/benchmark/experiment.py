@@ -30,13 +30,18 @@ from revelio_jax.steering.labels import LabeledPrompt, find_concept, parse_conce
 from revelio_jax.steering.learned_concepts import LearnedConcept, saved_concepts
 from revelio_jax.steering.rules import resolve_rule
 
+# Flags of the commands that load an experiment: default and help.
+PROMPT_FLAG = ((), "prompt of one row of the strip; may be repeated; empty: five prompts with the concept")
+CONCEPT_FLAG = (None, 'concept to steer: a text such as "glossy 3d", or a label such as "style=glossy 3d"')
+SAE_FLAG = (None, "SAE folder or hub id; None: the export of the run")
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """A pipeline, a steerer, one concept and the prompts of its strip.
 
-    ``label`` is (column, value) if ``text`` is the value of a label of the prompts, otherwise None. ``judge`` is None
-    if there is no label or no judge.
+    ``label`` is (column, value) if ``text`` is the value of a label of the prompts, otherwise None. ``labeled`` are all
+    prompts of the config. ``judge`` is None without a label, or if no judge was set or requested.
     """
 
     config: Config
@@ -76,7 +81,10 @@ class Experiment:
 
     @functools.cached_property
     def limits(self) -> dict[str, typing.Any]:
-        """Return the arguments of Steerer.attach that limit steering to a region. Raise InputError for a bad mask."""
+        """Return the arguments of Steerer.attach that limit steering to a region.
+
+        Raise InputError if the mask cannot be read.
+        """
         steer = self.config.steer
         if not hook_points.is_denoiser_point(self.steerer.site):
             return {"positions": steer.positions}
@@ -134,7 +142,7 @@ def load_experiment(
     with_judge: bool,
     needs_judge: bool = False,
 ) -> Experiment:
-    """Load the parts of an experiment on a concept.
+    """Load an experiment on a concept.
 
     ``concept`` is a text, or ``column=value`` of the labeled prompts. ``prompts`` defaults to five prompts with the
     concept. ``sae`` is a folder or hub id; None means the run's export. If ``with_judge`` is set and the concept is a
@@ -159,7 +167,8 @@ def load_experiment(
     return Experiment(config, text, label, labeled, prompts, judge, steerer, pipe, saved_concepts(config.run))
 
 
-def _prompts_with(label: tuple[str, str] | None, labeled: list[LabeledPrompt], n: int = 5) -> list[str]:
+def _prompts_with(label: tuple[str, str] | None, labeled: list[LabeledPrompt]) -> list[str]:
+    """Return five prompts with a concept. Raise InputError if the concept is not a label."""
     if label is None:
         raise InputError(
             "--prompt is missing; only a concept that is a label of config.steer.prompts has default prompts"
@@ -167,11 +176,14 @@ def _prompts_with(label: tuple[str, str] | None, labeled: list[LabeledPrompt], n
     column, value = label
     rows = [row for row in labeled if row[column] == value and all(row.values())]
     other = next((key for key in rows[0] if key not in ("prompt", column)), column)
-    return [row["prompt"] for row in spread(rows, other, n, random.Random(1))]
+    return [row["prompt"] for row in spread(rows, other, 5, random.Random(1))]
 
 
 def _read_mask(file: str) -> torch.Tensor:
-    """Return an image file as a mask float32 [height, width], 0 for black and 1 for white. Raise InputError."""
+    """Return an image file as a mask float32 [height, width], 0 for black and 1 for white.
+
+    Raise InputError if the file cannot be read.
+    """
     try:
         with PIL.Image.open(file) as image:
             return torch.from_numpy(np.asarray(image.convert("L"), np.float32) / 255)

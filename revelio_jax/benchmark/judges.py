@@ -9,7 +9,7 @@ from revelio_jax.errors import InputError
 
 
 def load_judge(folder: str | None) -> Judge:
-    """Load the miniatures' judge from config.steer.judge. Raise InputError if it is not set or has no judge."""
+    """Load the miniatures' judge from config.steer.judge. Raise InputError if it is not a folder of a judge."""
     if not folder:
         raise InputError("config.steer.judge is not set; it must be the folder of a judge")
     path = pathlib.Path(shipped.locate(folder))

@@ -40,8 +40,8 @@ class Maximum(typing.TypedDict):
 class Suggestion(typing.TypedDict):
     """The smallest strength whose removal reaches ``wanted``, a share of images.
 
-    ``chosen_at`` is the removal on the prompts that the strength was chosen on, ``reported`` are the figures on the
-    other prompts. They and ``strength`` are None if no strength reaches ``wanted``.
+    ``chosen_at`` is the removal on the prompts that chose the strength; ``reported`` has the figures on the other
+    prompts. Both and ``strength`` are None if no strength reaches ``wanted``. ``most`` is the largest removal.
     """
 
     wanted: float
@@ -74,11 +74,11 @@ class Outcome:
     others_kept: np.ndarray
 
     def half(self, start: int) -> "Outcome":
-        """Return the outcome of the prompts of ``Bench.half(start)``."""
+        """Return the outcome on every second prompt, starting at ``start``, 0 or 1."""
         return Outcome(*(getattr(self, name)[start::2] for name in FIGURES))
 
     def summary(self) -> dict[str, Interval]:
-        """Return the interval of each figure that was measured on any prompts."""
+        """Return the interval of each figure that has at least one prompt."""
         return {name: interval(values) for name in FIGURES if len(values := getattr(self, name))}
 
 

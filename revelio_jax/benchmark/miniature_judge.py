@@ -57,7 +57,7 @@ class JudgeNet(nn.Module):
 def load(folder: pathlib.Path) -> JudgeNet:
     """Load the judge from a miniature's folder, ready to label images."""
     judge = JudgeNet()
-    judge.load_state_dict(load_file(pathlib.Path(folder) / WEIGHTS), strict=True)
+    judge.load_state_dict(load_file(folder / WEIGHTS), strict=True)
     return judge.float().eval()
 
 

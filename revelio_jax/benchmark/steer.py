@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from revelio_jax.benchmark import strip
 from revelio_jax.benchmark.bench import make_bench
-from revelio_jax.benchmark.experiment import load_experiment
+from revelio_jax.benchmark.experiment import CONCEPT_FLAG, PROMPT_FLAG, SAE_FLAG, load_experiment
 from revelio_jax.benchmark.measurement import FIGURES, Interval, measure
 from revelio_jax.cli import parse
 from revelio_jax.errors import report_errors
@@ -24,12 +24,12 @@ from revelio_jax.steering.learned_concepts import file_name
 from revelio_jax.steering.strengths import parse_strengths
 
 FLAGS = {
-    "prompt": ((), "prompt of one row of the strip; may be repeated; empty: five prompts with the concept"),
-    "concept": (None, 'concept to steer: a text such as "glossy 3d", or a label such as "style=glossy 3d"'),
+    "prompt": PROMPT_FLAG,
+    "concept": CONCEPT_FLAG,
     "strength": ("-1,-0.5,0", "strengths of the strip, separated by commas"),
     "seed": (0, "seed of the images"),
     "measure": (24, "number of labeled prompts with the concept, and as many without it, to judge; 0: no judging"),
-    "sae": (None, "SAE folder or hub id; None: the export of the run"),
+    "sae": SAE_FLAG,
 }
 
 

@@ -18,7 +18,7 @@ import tqdm
 from revelio_jax import files
 from revelio_jax.benchmark import curve, strip
 from revelio_jax.benchmark.bench import make_bench
-from revelio_jax.benchmark.experiment import Experiment, load_experiment
+from revelio_jax.benchmark.experiment import CONCEPT_FLAG, PROMPT_FLAG, SAE_FLAG, Experiment, load_experiment
 from revelio_jax.benchmark.measurement import FIGURES, Outcome, Suggestion, measure
 from revelio_jax.cli import parse
 from revelio_jax.errors import InputError, report_errors, require
@@ -26,14 +26,14 @@ from revelio_jax.steering.learned_concepts import file_name
 from revelio_jax.steering.strengths import parse_strengths
 
 FLAGS = {
-    "prompt": ((), "prompt of one row of the strip; may be repeated; empty: five prompts with the concept"),
-    "concept": (None, 'concept to steer: a text such as "glossy 3d", or a label such as "style=glossy 3d"'),
+    "prompt": PROMPT_FLAG,
+    "concept": CONCEPT_FLAG,
     "strength": ("-3,-2.5,-2,-1.5,-1,-0.5,0", "strengths, separated by commas"),
     "seed": (0, "seed of the strip, and first seed of the judged images"),
     "seeds": (1, "judged images per prompt, from consecutive seeds"),
     "measure": (40, "number of labeled prompts with the concept, and as many without it, to judge; 0: no judging"),
     "suggest": (None, "share of images to remove the concept from, above 0 and at most 1; None: no suggestion"),
-    "sae": (None, "SAE folder or hub id; None: the export of the run"),
+    "sae": SAE_FLAG,
 }
 
 
@@ -116,13 +116,13 @@ def describe(text: str, suggestion: Suggestion) -> str:
 def _measure_strengths(
     experiment: Experiment, strengths: list[float], seeds: list[int], n: int
 ) -> dict[float, Outcome]:
-    """Return the outcome at each strength, or nothing without a judge."""
+    """Return the outcome at each strength, or {} without a judge."""
     judge = experiment.judge
     if judge is None or experiment.label is None:
         return {}
     bench = make_bench(experiment.labeled, *experiment.label, n)
     pipe, settings = experiment.pipe, experiment.config.steer
-    with tqdm.tqdm(total=len(strengths) * len(seeds) * bench.prompts, unit="image", desc="judging") as progress:
+    with tqdm.tqdm(total=len(strengths) * len(seeds) * bench.prompt_count, unit="image", desc="judging") as progress:
         return {
             strength: measure(pipe, judge, bench, seeds, settings, experiment.attach(strength), progress)
             for strength in strengths

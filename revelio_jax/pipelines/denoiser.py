@@ -26,12 +26,12 @@ if typing.TYPE_CHECKING:
 class ActivationShape:
     """The shape of a hook point's activations for one sample at one timestep: [positions, d].
 
-    ``same_input``: the module's input has the same shape, so that its difference from the output can be extracted.
+    ``input_matches``: the module's input has the same shape, so output minus input can be extracted.
     """
 
     positions: int
     d: int
-    same_input: bool
+    input_matches: bool
 
 
 def skeleton(source: PipelineSource) -> typing.Any:
@@ -49,9 +49,10 @@ def skeleton(source: PipelineSource) -> typing.Any:
 def extraction_shapes(
     source: PipelineSource, extract: ExtractConfig
 ) -> tuple[dict[str, ActivationShape], tuple[int, int, int]]:
-    """Return the shapes of config.extract.sites, and of the latents: [channels, height, width].
+    """Return the shapes of config.extract.sites, and the shape of the latents: [channels, height, width].
 
-    Raise InputError if a hook point is unknown, or if config.extract.value is difference and a hook point has none.
+    Raise InputError if the family has no denoiser, if a hook point is unknown, or if config.extract.value is difference
+    and the input and the output of a hook point differ in shape.
     """
     if source.layout.denoiser is None:
         raise InputError(
@@ -63,7 +64,7 @@ def extraction_shapes(
     points = [loading.hook_point(pipe, name) for name in extract.sites]
     shapes_by_name = shapes(source, pipe, points, latent)
     for name, shape in shapes_by_name.items():
-        if extract.value == "difference" and not shape.same_input:
+        if extract.value == "difference" and not shape.input_matches:
             raise InputError(
                 f"config.extract.value is 'difference'; input and output of {name} differ in shape; allowed: output"
             )
@@ -97,7 +98,8 @@ def latent_shape(
 ) -> tuple[int, int, int]:
     """Return the shape of latents, [channels, height, width], for the height and width of a config section.
 
-    ``size`` is that section, with ``height`` and ``width`` in pixels. Raise InputError if they do not fit the model.
+    ``size`` is that section, with ``height`` and ``width`` in pixels. Raise InputError if the model does not support
+    them.
     """
     vae = component_config(source, "vae")
     factor = 2 ** (len(vae.get("block_out_channels", (0,))) - 1)
@@ -114,7 +116,7 @@ def latent_shape(
 
 
 def prompt_tokens(source: PipelineSource) -> int | None:
-    """Return the number of tokens of the denoiser's text, padding included, or None if it is not fixed."""
+    """Return the number of tokens of the denoiser's text, padding included, or None if the family does not fix it."""
     if source.layout.position_text_encoder is None:
         return None
     component = source.layout.text_encoders[source.layout.position_text_encoder]
@@ -125,7 +127,7 @@ def prompt_tokens(source: PipelineSource) -> int | None:
 def schedule(source: PipelineSource, config: Config, latent: tuple[int, int, int]) -> dict[float, int]:
     """Return the timesteps of the pipeline's schedule, in order, by the value that the denoiser receives.
 
-    Timesteps are rounded to whole numbers. If several have the same key or value, the first one is kept.
+    Timesteps are rounded to whole numbers. If several have the same key or value, only the first one is returned.
     """
     scheduler = loading.scheduler(source)
     with loading.one_line_errors(source, "scheduler"):

@@ -1,7 +1,7 @@
 """The branches of classifier-free guidance, and the branch that a pipeline names for a pass of its denoiser.
 
 With guidance a denoiser runs on the prompt and on the negative prompt. Most pipelines put both into one batch. FLUX
-runs them in separate passes and names the branch of each, so no calls have to be counted.
+runs them in separate passes and names the branch of each pass, so passes need not be counted.
 """
 
 import contextlib

@@ -32,7 +32,7 @@ def point_names(pipe: typing.Any) -> list[str]:
 
 
 def resolve(pipe: typing.Any, name: str) -> HookPoint:
-    """Return a hook point by its name. Raise InputError with the known names if there is none of that name."""
+    """Return a hook point by its name. Raise InputError with the known names if it is unknown."""
     for hook_point in family_of(pipe).hook_points(pipe):
         if hook_point.name == name:
             return hook_point
@@ -51,7 +51,7 @@ def abbreviate(names: list[str]) -> str:
     groups: dict[str, list[int]] = {}
     for name in names:
         numbers = re.findall(r"\.(\d+)", name)
-        # The last number counts up; those before it are part of the group's name.
+        # The last number counts up; earlier numbers belong to the group's name.
         match = re.match(r"(.*\.)?\d+(.*)", name)
         head, tail = match.groups() if match else (name, "")
         groups.setdefault(f"{head}#{tail}" if numbers else name, []).append(int(numbers[-1]) if numbers else 0)

@@ -41,13 +41,13 @@ class HookPoint:
 
     def read_input(self, args: tuple, kwargs: dict[str, typing.Any]) -> "torch.Tensor":
         """Return the input of ``module`` for the stream that :meth:`read` returns: [sample, position, d]."""
-        name, place = self.argument
-        hidden = kwargs[name] if name in kwargs else args[place]
+        name, position = self.argument
+        hidden = kwargs[name] if name in kwargs else args[position]
         return hidden.flatten(2).transpose(1, 2) if self.is_map else hidden
 
     @functools.cached_property
     def argument(self) -> tuple[str, int]:
-        """The argument of ``module`` that holds the stream: its name, and its position if passed without a name."""
+        """Return the name and the position of the argument of ``module`` that holds the stream."""
         name = "encoder_hidden_states" if self.needs_tuple and self.output_index == 0 else "hidden_states"
         forward = getattr(self.module, "_orig_mod", self.module).forward
         parameters = list(inspect.signature(forward).parameters)
@@ -86,22 +86,23 @@ class HookPoint:
 def hook(point: HookPoint, function: Callable[["torch.Tensor"], "torch.Tensor | None"]) -> Callable[[], None]:
     """Call ``function`` on the activations of a hook point after every forward pass of its module.
 
-    A tensor that it returns replaces them. Returns a function that removes the hook.
+    If it returns a tensor, the tensor replaces them. Return a function that removes the hook.
     """
 
-    def change(_args, _kwargs, output):
+    def after(_args, _kwargs, output):
         hidden = function(point.read(output))
         return None if hidden is None else point.replace(output, hidden)
 
-    return after_forward(point.module, change)
+    return after_forward(point.module, after)
 
 
 def after_forward(module: "torch.nn.Module", function: Callable[[tuple, dict, typing.Any], typing.Any]):
     """Call ``function`` on the arguments and the output of every forward pass.
 
-    A value that it returns, other than None, replaces the output. Returns a function that removes the hook. The hook
-    runs before existing ones: transformers captures hidden states with hooks that it never removes, and a change made
-    after them would be missed.
+    If it returns a value other than None, the value replaces the output. Return a function that removes the hook.
+
+    The hook runs before existing ones: transformers captures hidden states with hooks that it never removes, and these
+    would miss a later change.
     """
     if getattr(module, "_compiled_call_impl", None) is None:
         handle = module.register_forward_hook(
@@ -125,7 +126,7 @@ def after_forward(module: "torch.nn.Module", function: Callable[[tuple, dict, ty
 def before_forward(module: "torch.nn.Module", function: Callable[[tuple, dict], None]) -> Callable[[], None]:
     """Call ``function`` on the arguments before every forward pass, outside compiled code.
 
-    Returns a function that removes the hook.
+    Return a function that removes the hook.
     """
     if getattr(module, "_compiled_call_impl", None) is None:
         handle = module.register_forward_pre_hook(

@@ -30,7 +30,7 @@ if typing.TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-# Exceptions of loaders if files are missing, broken, or belong to another model.
+# Exceptions that loaders raise if files are missing, broken, or belong to another model.
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
 
 
@@ -49,7 +49,7 @@ class TextEncoder:
 
     @property
     def masked(self) -> bool:
-        """Whether the encoder gets an attention mask; pipelines pass one only if the config asks for it."""
+        """Return whether the encoder gets an attention mask; pipelines pass one only if its config asks for it."""
         return self.component == "encoder" or getattr(self.model.config, "use_attention_mask", False)
 
 
@@ -66,7 +66,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    huggingface_hub.logging.set_verbosity_error()  # it would report every retry
+    huggingface_hub.logging.set_verbosity_error()  # would report every retry
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
 
@@ -90,7 +90,7 @@ def skeleton(source: PipelineSource) -> types.SimpleNamespace:
 def load_text_encoder(
     source: PipelineSource, component: str, dtype: str, device: torch.device | str = "cpu"
 ) -> TextEncoder:
-    """Load one text encoder and its tokenizer, and nothing else. The caller moves the encoder to ``device``."""
+    """Load one text encoder and its tokenizer. The caller moves the encoder to ``device``."""
     with one_line_errors(source, component):
         tokenizer_class, subfolder = _tokenizer_class(source, component)
         tokenizer = tokenizer_class.from_pretrained(source.id, subfolder=subfolder, **_revision(source))
@@ -109,7 +109,7 @@ def load_text_encoder(
 
 
 def load(source: PipelineSource, model: ModelConfig, vae_dtype: str) -> typing.Any:
-    """Load the pipeline on the CPU, without its safety checker. Raise InputError if a component is missing."""
+    """Load the pipeline on the CPU, without its safety checker. Raise InputError if it cannot be loaded."""
     parts: dict[str, typing.Any] = {"scheduler": scheduler(source), "requires_safety_checker": False}
     for component in source.layout.text_encoders.values():
         encoder = load_text_encoder(source, component, model.dtype)
@@ -136,7 +136,7 @@ def load(source: PipelineSource, model: ModelConfig, vae_dtype: str) -> typing.A
 
 
 def load_pipeline(model: ModelConfig) -> typing.Any:
-    """Load the whole pipeline ``model.id``, ready to sample, from a folder or the hub. Raise InputError."""
+    """Load the whole pipeline ``model.id``, ready to sample. Raise InputError if it cannot be loaded."""
     quiet()
     place = device(model.device)
     source = find(model.id, model.revision, model.family)
@@ -149,7 +149,7 @@ def load_pipeline(model: ModelConfig) -> typing.Any:
 
 
 def scheduler(source: PipelineSource) -> typing.Any:
-    """Return the pipeline's scheduler. Raise InputError."""
+    """Return the pipeline's scheduler. Raise InputError if it cannot be loaded."""
     with one_line_errors(source, "scheduler"):
         cls = getattr(diffusers, source.index["scheduler"][1])
         return cls.from_config(component_config(source, "scheduler"))

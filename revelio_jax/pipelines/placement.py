@@ -32,10 +32,10 @@ def place(pipe: typing.Any, components: typing.Iterable[str], model: ModelConfig
 
 
 def _blocks(pipe: typing.Any, component: str) -> list[torch.nn.Module]:
-    """Return the repeated blocks of a model: those that diffusers lists, otherwise the modules of its hook points."""
-    part = getattr(pipe, component)
-    names = getattr(part, "_repeated_blocks", None) or ()
-    blocks = [module for module in part.modules() if type(module).__name__ in names]
+    """Return the repeated blocks that diffusers lists for a component, otherwise the modules of its hook points."""
+    model = getattr(pipe, component)
+    names = getattr(model, "_repeated_blocks", None) or ()
+    blocks = [module for module in model.modules() if type(module).__name__ in names]
     # One block may have two hook points.
     points = (hook_points.resolve(pipe, name) for name in hook_points.point_names(pipe))
     return blocks or list({point.module: None for point in points if point.component == component})

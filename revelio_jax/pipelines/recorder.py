@@ -1,7 +1,7 @@
 """Record the activations of several hook points of a denoiser during its own forward passes.
 
 The recorder reads the timestep of a pass from the denoiser's arguments, and the family defines the rows of the
-conditional branch. The number and order of the pipeline's calls of its denoiser do not matter.
+conditional branch. The number and the order of the passes do not matter.
 """
 
 import contextlib

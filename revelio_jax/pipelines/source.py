@@ -13,7 +13,7 @@ from revelio_jax.errors import InputError
 from revelio_jax.pipelines.families import BY_CLASS, BY_NAME, Family
 
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
-# Fields of a config.json that record how it was saved; they do not change the model.
+# Fields of a config.json that record how it was saved, and do not change the model.
 SAVED_NOTES = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "architectures", "_diffusers_version")
 
 
@@ -28,7 +28,7 @@ class PipelineSource:
 
     @property
     def layout(self) -> Family:
-        """The object of the pipeline's family."""
+        """Return the object of the pipeline's family."""
         return BY_NAME[self.family]
 
     def folder(self, component: str) -> str:
@@ -37,7 +37,7 @@ class PipelineSource:
 
 
 def find(model_id: str | None, revision: str | None, family: str) -> PipelineSource:
-    """Read the components of a pipeline. Raise InputError if it does not exist or is of another family."""
+    """Read the index of a pipeline. Raise InputError if it is missing, malformed, unknown or of another family."""
     if not model_id:
         raise InputError("config.model.id is not set; it must be a folder or a hub id")
     model_id = shipped.locate(model_id)
@@ -92,7 +92,7 @@ def _read(source: PipelineSource, name: str) -> dict[str, typing.Any]:
 
 
 def _fetch(model_id: str, revision: str | None, name: str) -> pathlib.Path:
-    """Return the path of a file in a folder, or download it from the hub. Raise InputError if that fails."""
+    """Return the path of a file in a folder, or download it from the hub. Raise InputError if it is missing."""
     if pathlib.Path(model_id).is_dir():
         path = pathlib.Path(model_id, name)
         if not path.is_file():
@@ -114,6 +114,6 @@ def _fetch(model_id: str, revision: str | None, name: str) -> pathlib.Path:
         else:
             advice = "check the network, or set it to the folder of a downloaded copy"
         raise InputError(
-            f"config.model.id is {model_id!r}; there is no such folder, and the hub does not provide {name} "
+            f"config.model.id is {model_id!r}; it is not a folder, and the hub does not provide {name} "
             f"({type(error).__name__}): {advice}"
         ) from error

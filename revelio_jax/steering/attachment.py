@@ -1,4 +1,4 @@
-"""Concepts attached to hook points: their functions that change activations, and the tensors that the hooks read."""
+"""Concepts attached to hook points, and the tensors that the hooks read."""
 
 import dataclasses
 import typing
@@ -41,7 +41,7 @@ class AttachedConcept:
     on_negative: bool
 
     def weight(self, branch: str) -> float:
-        """Return the factor on the change for a branch of guidance; a Clamp's value is part of the change itself."""
+        """Return the factor on the change for a branch of guidance; the change by a Clamp contains its value."""
         sign = 1 if branch == CONDITIONAL else -1 if self.on_negative else 0
         return sign * (1.0 if isinstance(self.strength, Clamp) else self.strength)
 
@@ -49,7 +49,8 @@ class AttachedConcept:
 class Attachment:
     """Concepts that steer the hook points of one pipeline until the block ends or :meth:`remove` is called.
 
-    :func:`revelio_jax.steering.session.attach` sets ``detach``.
+    One ``owner`` cannot attach the same concept twice at a hook point. :func:`revelio_jax.steering.session.attach` sets
+    ``detach``.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Attachment:
 
     @property
     def strengths(self) -> dict[Key, Strength]:
-        """The strength of each concept."""
+        """Return the strength of each concept."""
         return {key: concept.strength for key, concept in self.concepts.items()}
 
     def remove(self) -> None:
@@ -133,7 +134,7 @@ class Attachment:
             self._remake(device, self._tokens)
 
     def compute_shares(self, activations: list[torch.Tensor], branch: str) -> None:
-        """Compute the change of joined hook points from their activations [B, T, d], and store the share of each."""
+        """Compute the change of joined hook points from all their activations [B, T, d]; store the share of each."""
         device = activations[0].device
         self.set_device(device)
         self.set_tokens(activations[0].shape[1])
@@ -178,7 +179,7 @@ class Attachment:
 
 
 class AttachedPoint:
-    """An attachment at one of its hook points. Its tensors are set before each pass, and the hook reads them."""
+    """One hook point of an attachment. Its tensors are set before each pass, and the hook reads them."""
 
     def __init__(self, attachment: Attachment, point: HookPoint, index: int):
         self.attachment, self.point, self._index = attachment, point, index
@@ -221,7 +222,7 @@ class AttachedPoint:
 
     @property
     def is_idle(self) -> bool:
-        """Whether a joined hook point has no share in this pass."""
+        """Return whether this is a joined hook point without a share in this pass."""
         return self.attachment.is_joint and self.share is None
 
     def set_device(self, device: torch.device) -> None:
@@ -231,7 +232,7 @@ class AttachedPoint:
             self.attachment.set_device(device)
 
     def set_weights(self, weights: list[tuple[float, ...]]) -> None:
-        """Set the weights of each concept: one per row of the batch, or one for all rows if they are equal."""
+        """Set the weights of each concept: one per row of the batch, or a single one if all are equal."""
         weights = [each[:1] if len(set(each)) == 1 else each for each in weights]
         if (self.device, weights) != self._written:
             self._written = self.device, weights

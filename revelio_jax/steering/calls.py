@@ -14,11 +14,11 @@ import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import guidance
+from revelio_jax.pipelines.families.base import Arguments
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering.attachment import Attachment
 from revelio_jax.steering.state import Call, SteeringState
 
-Arguments = dict[str, typing.Any]
 Encoded = tuple[typing.Any, ...]
 """The result of a pipeline's ``encode_prompt``."""
 
@@ -96,12 +96,12 @@ def _encode_branch(state: SteeringState, branch: str, encode: Callable[[], Encod
     vector = state.family.pooled
     if vector is None or not attachments:
         return encoded
-    place = vector.conditional if branch == CONDITIONAL else vector.unconditional
+    index = vector.conditional if branch == CONDITIONAL else vector.unconditional
     keeps_plain_pooled = any(attachment.keeps_plain_pooled for attachment in attachments)
-    pooled = plain[place] if plain and keeps_plain_pooled else encoded[place]
+    pooled = plain[index] if plain and keeps_plain_pooled else encoded[index]
     for attachment in attachments:
         pooled = attachment.steer_pooled(pooled, branch)
-    return (*encoded[:place], pooled, *encoded[place + 1 :])
+    return (*encoded[:index], pooled, *encoded[index + 1 :])
 
 
 def _encode_plain(state: SteeringState, branch: str, joint: list[Attachment], encode: Callable[[], Encoded]) -> Encoded:
@@ -128,10 +128,10 @@ def _encode_plain(state: SteeringState, branch: str, joint: list[Attachment], en
 
 @torch.no_grad()
 def _encode_negative_prompt(state: SteeringState, arguments: Arguments) -> Arguments:
-    """Return the negative prompt as embeddings if the pipeline encodes it in a separate call, otherwise {}.
+    """Return the call's arguments with the negative prompt as embeddings, or {} if it needs no separate encoding.
 
-    The pipeline would call the same method as for the prompt, which does not show the branch. So the negative prompt is
-    encoded here, as the unconditional branch.
+    The pipeline calls one method for both prompts, which does not show the branch. So the negative prompt is encoded
+    here, as the unconditional branch.
     """
     call = state.family.negative_prompt_call(arguments)
     if call is None:

@@ -7,11 +7,11 @@ import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points, hooks
+from revelio_jax.pipelines.families.base import LONGEST_PROMPT
 from revelio_jax.steering.learned_concepts import LearnedConcept
 from revelio_jax.steering.sae import Sae
 
 GATE = 0.3  # a prompt has a concept if its presence is above this share of the concept's usual presence
-LONGEST = 512  # tokens; the limit on the prompt length if the tokenizer and the call have none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +45,14 @@ def hidden_states(
 
     Hook points joined by + are concatenated in D. T is ``tokens``, by default the pipeline's prompt length.
     """
-    parts: list[torch.Tensor] = []
+    hidden: list[torch.Tensor] = []
     for point in hook_points.resolve_joined(pipe, site_name):
         # Run eagerly: compiled code would lack the capturing hook, or would keep it after the block.
         with hooks.capture(point) as outputs, torch.compiler.set_stance("force_eager"):
             for start in range(0, len(prompts), batch_size):
                 run_encoder(pipe, point.component, prompts[start : start + batch_size], tokens)
-        parts.append(torch.cat(outputs).float())
-    return torch.cat([part.to(parts[0].device) for part in parts], dim=-1)
+        hidden.append(torch.cat(outputs).float())
+    return torch.cat([x.to(hidden[0].device) for x in hidden], dim=-1)
 
 
 def run_encoder(pipe: typing.Any, component: str, prompts: list[str], tokens: int | None = None) -> typing.Any:
@@ -64,7 +64,7 @@ def run_encoder(pipe: typing.Any, component: str, prompts: list[str], tokens: in
     batch = tokenizer(
         prompts,
         padding="max_length",
-        max_length=tokens or min(LONGEST, tokenizer.model_max_length),
+        max_length=tokens or min(LONGEST_PROMPT, tokenizer.model_max_length),
         truncation=True,
         return_tensors="pt",
     )
@@ -85,8 +85,8 @@ def is_masked(encoder: typing.Any) -> bool:
 
 def execution_device(module: torch.nn.Module) -> torch.device:
     """Return the device that a module computes on. With offloading its weights are on another device, or on meta."""
-    for part in module.modules():
-        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+    for inner in module.modules():
+        device = getattr(getattr(inner, "_hf_hook", None), "execution_device", None)
         if device is not None:
             return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     return next(module.parameters()).device

@@ -14,7 +14,7 @@ from revelio_jax.steering.sampled_concepts import CallArguments, encode_sampled
 
 
 class ConceptEncoder:
-    """Encodes concepts as latents of ``sae``, and caches them as long as the text encoder or denoiser exists."""
+    """Encodes concepts as latents of ``sae``, and caches them while the text encoder or denoiser exists."""
 
     def __init__(self, sae: Sae):
         self.sae = sae

@@ -64,7 +64,7 @@ def push(
             api = huggingface_hub.HfApi(token=token)
             api.create_repo(repo_id, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add the autoencoder"))
-    except Exception as error:  # of many classes, as in find
+    except Exception as error:  # the same classes as in find
         raise InputError(
             f"{repo_id!r} cannot be published ({type(error).__name__}: {one_line(error, 200)}); check the network, or "
             "log in with `hf auth login` and a token with write access"

@@ -2,8 +2,8 @@
 
     revelio learn --config mini_sd --concept "style=glossy 3d"
 
-A latent belongs to the concept if the share of prompts with the concept on which it fires is at least --ratio times
-the share of other prompts on which it fires. At a hook point of the denoiser, the command samples images of the prompts
+A latent belongs to the concept if it fires on a share of prompts with the concept that is at least --ratio times the
+share of other prompts on which it fires. At a hook point of the denoiser, the command samples images of the prompts
 and uses shares of positions instead. It writes runs/<name>/steering/<concept>.safetensors, which the rules ``gated``
 and ``swap`` read.
 """
@@ -30,11 +30,12 @@ from revelio_jax.steering.sae import Sae
 from revelio_jax.steering.sampled_concepts import CallArguments, sample_prompts
 from revelio_jax.steering.steerer import Steerer
 
+RATIO, MOST, IMAGES = 4.0, 24, 64
 FLAGS = {
     "concept": ("", "label column and value, for example 'style=glossy 3d'"),
-    "ratio": ("4", "smallest ratio of the shares of prompts, with and without the concept, on which a latent fires"),
-    "most": (24, "largest number of latents"),
-    "images": (64, "denoiser only: number of sampled images with the concept, and of images without it"),
+    "ratio": (RATIO, "smallest ratio of a latent's share of prompts with the concept to its share of prompts without it"),
+    "most": (MOST, "largest number of latents"),
+    "images": (IMAGES, "denoiser only: number of sampled images with the concept, and of images without it"),
 }
 
 
@@ -51,8 +52,9 @@ def find_latents(
     """Learn a concept from prompts with it and prompts without it; return it and a description of its latents.
 
     A latent fires on a prompt if it is among the top-k of any position. In a denoiser, each position of each step
-    counts separately. The description has rows {latent, share_with, share_without, mean_with}, largest difference
-    first. ``mean_with`` is the mean over prompts of a latent's largest value, in a denoiser the mean over positions.
+    counts separately. The description has rows {latent, share_with, share_without, mean_with}, sorted by
+    mean_with x (share_with - share_without). ``mean_with`` is the mean over prompts of a latent's largest value; in a
+    denoiser it is the mean over positions.
     """
     codes_of = functools.partial(_iterate_codes, pipe, site, sae, sampling=sampling)
     with_share, with_mean, with_code_TF = _firing(codes_of, with_concept, hook_points.is_denoiser_point(site))
@@ -139,10 +141,6 @@ def main(argv: Sequence[str]) -> None:
     config, flags = parse(["revelio_jax.steering.latents", *argv], __doc__, **FLAGS)
     if not config.run:
         raise InputError("config.run is not set; it must be the folder of a run, for example runs/mini_sd")
-    try:
-        ratio = float(flags["ratio"])
-    except ValueError:
-        raise InputError(f"--ratio is {flags['ratio']!r}; it must be a number") from None
     labeled = read_labeled(config.steer.prompts)
     column, value = parse_concept(flags["concept"], labeled)
     steerer = Steerer.from_pretrained(pathlib.Path(config.run, "export"))
@@ -152,7 +150,9 @@ def main(argv: Sequence[str]) -> None:
     if hook_points.is_denoiser_point(steerer.site):
         with_concept, without = at_most(with_concept, flags["images"]), at_most(without, flags["images"])
         sampling = call_settings(pipe, config.steer)
-    learned, rows = find_latents(pipe, steerer.site, sae, with_concept, without, ratio, flags["most"], sampling)
+    learned, rows = find_latents(
+        pipe, steerer.site, sae, with_concept, without, flags["ratio"], flags["most"], sampling
+    )
     folder = pathlib.Path(config.run, "steering")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{file_name(value)}.safetensors"

@@ -18,7 +18,7 @@ class LearnedConcept:
     """A concept learned from labeled prompts; see :mod:`revelio_jax.steering.latents`.
 
     ``latents`` [K] belong to the concept. ``difference`` [T, F] is the mean code of prompts with the concept minus
-    the mean code of prompts without it; [1, F] at hook points of the denoiser. A prompt has the concept if its
+    the mean code of other prompts; [1, F] at hook points of the denoiser. A prompt has the concept if its
     latents sum to more than ``threshold`` at some position.
     """
 

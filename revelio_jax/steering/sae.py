@@ -13,7 +13,7 @@ from revelio_jax.sae_folder.untrusted import Shape, read_tensors
 
 @dataclasses.dataclass(frozen=True)
 class Sae:
-    """An autoencoder in float32. ``metadata`` holds its model and hook point.
+    """A sparse autoencoder in float32. ``metadata`` holds its model and hook point.
 
     At most ``k`` latents fire (topk), or all above ``threshold_F`` (jumprelu), or all positive ones if both are None
     (standard). B batch, T tokens, D width, F latents.
@@ -29,27 +29,27 @@ class Sae:
 
     @property
     def d(self) -> int:
-        """The width of the activations."""
+        """Return the width of the activations."""
         return self.W_dec_FD.shape[1]
 
     @property
     def n_latents(self) -> int:
-        """The dictionary size."""
+        """Return the dictionary size."""
         return self.W_dec_FD.shape[0]
 
     @property
     def site(self) -> str:
-        """The hook point that the SAE was trained on, or several joined by + that share the SAE."""
+        """Return the hook point that the SAE was trained on, or several joined by + that share the SAE."""
         return self.metadata.get("site", "")
 
     @property
     def architecture(self) -> str:
-        """The architecture's name in SAELens: topk, jumprelu or standard."""
+        """Return the architecture's name in SAELens: topk, jumprelu or standard."""
         return "topk" if self.k is not None else "standard" if self.threshold_F is None else "jumprelu"
 
     @property
     def reads_difference(self) -> bool:
-        """Whether it was trained on a module's output minus its input."""
+        """Return whether the SAE reads a module's output minus its input instead of the output."""
         return self.metadata.get("value") == "difference"
 
     def to(self, device: torch.device) -> "Sae":
@@ -83,8 +83,8 @@ class Sae:
 def load_sae(folder: str | pathlib.Path, site: str | None = None) -> Sae:
     """Read an SAE folder of this project, SAELens or sparsify.
 
-    ``site`` is the hook point to steer, for folders whose metadata have none. Raise InputError, with the file and the
-    field, if the folder is missing or malformed.
+    ``site`` is the hook point, for folders whose metadata lack it. Raise InputError if the folder is missing or
+    malformed.
     """
     content = read_folder(folder, site)
     threshold_F = content.threshold_F

@@ -1,7 +1,7 @@
 """Encode a text as a concept at a hook point of the denoiser, which sees the text only together with a noisy image.
 
-The pipeline samples images of the text with guidance, so its denoiser processes every noisy image with the prompt and
-without it. The difference of the latents is the effect of the text. Positions have no fixed meaning in an image, so the
+The pipeline samples images of the text with guidance, so its denoiser processes every noisy image with and without
+the prompt. The difference of the latents is the effect of the text. Positions have no fixed meaning in an image, so the
 codes are means over steps, images and positions.
 """
 
@@ -73,9 +73,10 @@ def encode_sampled(
     sampling: CallArguments | None,
     difference: bool,
 ) -> EncodedConcept:
-    """Encode a text from sampled images of it; its codes are [1, F].
+    """Encode a text from images that the pipeline samples of it; its codes are [1, F].
 
-    Raise InputError if ``learned`` belongs to a text encoder.
+    Raise InputError if ``learned`` belongs to a text encoder, if the pipeline runs only the conditional branch, or if
+    ``sampling`` turns guidance off.
     """
     if learned is not None and len(learned.difference) != 1:
         raise InputError(f"the learned concept {text!r} belongs to a text encoder, not to {site_name}")
@@ -127,7 +128,7 @@ def sample_prompts(
     *,
     difference: bool = False,
 ) -> None:
-    """Sample an image of every prompt; call ``on_activations`` with the conditional branch [B, T, D] of each pass."""
+    """Sample an image of every prompt; call ``on_activations`` with the conditional rows [B, T, D] of each pass."""
     point = hook_points.resolve(pipe, site_name)
 
     def on_pass(branch: str, x_BTD: torch.Tensor) -> None:

@@ -44,7 +44,7 @@ class SteeringState:
 
     @property
     def steers_text(self) -> bool:
-        """Whether a text encoder is steered."""
+        """Return whether a text encoder is steered."""
         return any(not hook_points.is_denoiser_point(name) for name in self.hooks)
 
     def deactivate_hooks(self) -> None:

@@ -82,12 +82,12 @@ class Steerer:
 
     @property
     def sae(self) -> Sae:
-        """The SAE, on the device of its last use."""
+        """Return the SAE, on the device of its last use."""
         return self.encoder.sae
 
     @property
     def site(self) -> str:
-        """The hook point that the SAE was trained on, or several joined by + that share the SAE."""
+        """Return the hook point that the SAE was trained on, or several joined by + that share the SAE."""
         return self.sae.site
 
     def sae_for(self, pipe: typing.Any) -> Sae:
@@ -99,9 +99,8 @@ class Steerer:
     ) -> list[text_latents.TextLatent]:
         """Return the ``top`` latents that fire more on ``text`` than on the empty prompt, largest difference first.
 
-        Rows are {latent, value, empty, position, token}: the largest value on the prompt, the largest value on the
-        empty prompt, and the position and token of the former. At a hook point of the denoiser the values are means
-        over images that are sampled of the text (see :meth:`attach`); position is -1 and token is "".
+        At a hook point of the denoiser, the values are means over images that the pipeline samples of the text with the
+        arguments ``sampling`` of its call. Raise InputError if ``top`` is not a positive whole number.
         """
         if hook_points.is_denoiser_point(self.site):
             return text_latents.sampled_latents(self.encoder.encode(pipe, text, sampling=sampling), top)
@@ -146,17 +145,18 @@ class Steerer:
         ``where`` limits steering to tokens, timesteps or an area of the image. The fields of :class:`Where` can also
         be passed as keywords, for example ``steps=(1000, 600)``.
 
-        ``negative_branch`` also steers the unconditional branch, in the opposite direction. None does so for saved
-        vectors and for rules that add a fixed vector, but not for ``gated``, ``swap`` and latents.
+        ``negative_branch`` also steers the unconditional branch, in the opposite direction. None means True for saved
+        vectors and for rules that add a fixed vector, and False for ``gated``, ``swap`` and latents.
 
-        ``learned`` has the concepts learned from labeled prompts, by their text. At a hook point of the denoiser a
-        text is encoded once from images that the pipeline samples of it, with 10 steps or with the arguments
-        ``sampling`` of its call, for example height and width.
+        ``learned`` maps texts to concepts that were learned from labeled prompts.
+
+        At a hook point of the denoiser, a text is encoded once, from images that the pipeline samples of it.
+        ``sampling`` has arguments of that call, for example height and width; the default is 10 steps.
 
         Raise InputError if an argument is not valid, if the SAE does not fit the pipeline, or if the SAE was trained
         on a model of another name, unless ``other_model`` is true.
 
-        If the hook point is inside of compiled code, the next call recompiles it.
+        If the hook point is inside of compiled code, the next call recompiles the code.
         """
         strengths, learned = _concepts(concepts), learned or {}
         check_rule(rule)
@@ -183,7 +183,7 @@ class Steerer:
     ) -> Attachment:
         """Steer by functions of the activations (see :mod:`revelio_jax.steering.rules`) at the SAE's hook points.
 
-        ``pooled`` has the pooled vector of each concept if that is steered too.
+        ``pooled`` has each concept in the pooled vector, and steers the pooled vector too.
         """
         attached = {
             key: AttachedConcept(
@@ -215,7 +215,7 @@ class Steerer:
         learned: Mapping[str, LearnedConcept],
         sampling: CallArguments | None,
     ) -> ConceptSource:
-        """Return the source of a concept. Raise InputError if the concept does not fit the SAE or the pipeline."""
+        """Return the source of a concept. Raise InputError if it does not fit the SAE or the pipeline."""
         n_latents = self.sae.n_latents
         if isinstance(key, int):
             if not 0 <= key < n_latents:

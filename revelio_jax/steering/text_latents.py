@@ -11,7 +11,12 @@ from revelio_jax.steering.sae import Sae
 
 
 class TextLatent(typing.TypedDict):
-    """A latent that fires on a text; ``value`` and ``empty`` are its values on the text and on the empty prompt."""
+    """A latent that fires on a text.
+
+    ``value`` and ``empty`` are its largest values on the prompt and on the empty prompt; ``position`` and ``token`` are
+    where ``value`` occurs. At a hook point of the denoiser, ``value`` and ``empty`` are means over sampled images,
+    ``position`` is -1 and ``token`` is "".
+    """
 
     latent: int
     value: float
@@ -24,8 +29,7 @@ class TextLatent(typing.TypedDict):
 def latents_for(pipe: typing.Any, site: str, sae: Sae, text: str, top: int = 20) -> list[TextLatent]:
     """Return the ``top`` latents that fire more on ``text`` than on the empty prompt, largest difference first.
 
-    Rows are {latent, value, empty, position, token}: the largest value over the prompt's positions, the largest value
-    over the empty prompt's, and the position and token of the former. Raise InputError if ``top`` is not valid.
+    Raise InputError if ``top`` is not a positive whole number.
     """
     codes_TF, empty_TF = sae.codes(hidden_states(pipe, site, [text, ""]))
     (values_F, positions_F), empty_F = codes_TF.max(0), empty_TF.amax(0)
@@ -38,9 +42,9 @@ def latents_for(pipe: typing.Any, site: str, sae: Sae, text: str, top: int = 20)
 
 
 def sampled_latents(concept: EncodedConcept, top: int = 20) -> list[TextLatent]:
-    """Return the rows of :func:`latents_for` at a hook point of the denoiser, with means over the sampled images.
+    """Return the latents of :func:`latents_for` at a hook point of the denoiser, from an encoded text.
 
-    Their position is -1 and their token is "".
+    Raise InputError if ``top`` is not a positive whole number.
     """
     rows = _excess(concept.pre_codes.mean(0), concept.empty_pre_codes.mean(0), top)
     return [

@@ -58,7 +58,7 @@ class Concept:
 
     @property
     def sites(self) -> str:
-        """The names of its hook points, joined by +."""
+        """Return the names of its hook points, joined by +."""
         return "+".join(self.directions)
 
     def change_function(self, device: torch.device | None = None, tokens: int | None = None) -> Add:
@@ -113,7 +113,7 @@ def load_concept(file: str | pathlib.Path) -> Concept:
             raise KeyError(missing[0])
         texts = {name: one_line(fields[name]) for name in TEXTS}
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"concept {file}: missing or malformed: {error}") from error
+        raise InputError(f"concept {file}: a field is missing or malformed: {error}") from error
     if not names:
         raise InputError(f"concept {file}: it has no vectors")
     tensors = read_torch_tensors(path, dict.fromkeys(headers, (None, None)))
@@ -133,7 +133,7 @@ def difference_of_means(
     text: str = "",
     sampling: CallArguments | None = None,
 ) -> Concept:
-    """Return the mean activations of prompts with a concept minus the mean of prompts without, token by token.
+    """Return the mean activation of prompts with a concept minus the mean of other prompts, token by token.
 
     At a hook point of the denoiser, images of the prompts are sampled with the arguments ``sampling`` of the pipeline's
     call, and the mean is also over positions.
@@ -148,8 +148,8 @@ def difference_of_means(
 def from_joined_vectors(pipe: typing.Any, site: str, v_TD: torch.Tensor, text: str, rule: str) -> Concept:
     """Return a concept from vectors [T, D] at a hook point, or at several joined by + and concatenated in D."""
     points = hook_points.resolve_joined(pipe, site)
-    parts = v_TD.split([point.d for point in points], dim=-1)
-    directions = {point.name: v.contiguous() for point, v in zip(points, parts, strict=True)}
+    columns = v_TD.split([point.d for point in points], dim=-1)
+    directions = {point.name: v.contiguous() for point, v in zip(points, columns, strict=True)}
     family = family_of(pipe)
     pooled = pooled_of(pipe, text) if text and family.pooled else None
     return Concept(text, directions, rule, pipe.name_or_path or "", family.name, pooled)

@@ -52,7 +52,7 @@ class Where:
 
     @property
     def follows_timestep(self) -> bool:
-        """Whether strengths depend on the timestep."""
+        """Return whether strengths depend on the timestep."""
         return self.steps is not None or self.ramp != NO_RAMP
 
     def factor(self, timestep: float) -> float:
@@ -100,7 +100,7 @@ class Where:
             return None
         mask = torch.as_tensor(self.mask, dtype=torch.float32)
         if not in_denoiser or name.endswith(".text"):
-            raise InputError(f"mask cannot be used at {name}, which has no image positions; it must be None there")
+            raise InputError(f"mask must be None at {name}, where positions are text tokens, not areas of the image")
         if mask.ndim != 2 or not ((mask >= 0) & (mask <= 1)).all():
             raise InputError(f"mask is {list(mask.shape)}; it must be [height, width] with values in 0 .. 1")
         return mask
@@ -110,9 +110,9 @@ class Where:
             return
         vector = family.pooled
         if hook_points.is_denoiser_point(name) or vector is None:
-            raise InputError(f"pooled is {self.pooled}; at {name} it must be None, because there is no pooled vector")
+            raise InputError(f"pooled is {self.pooled}; it must be None at {name}, which has no pooled vector")
         if vector.is_only_output and any(point.component == vector.component for point in points):
             raise InputError(
-                f"pooled is {self.pooled}; at {name} it must be None, because the pipeline uses only the pooled vector "
+                f"pooled is {self.pooled}; it must be None at {name}, because the pipeline uses only the pooled vector "
                 "of this encoder"
             )

@@ -21,11 +21,11 @@ LONGEST_PROMPT = 512  # tokens; pipelines with T5 pad to it by default, and no t
 
 @dataclasses.dataclass(frozen=True)
 class PooledVector:
-    """The vector that a CLIP encoder pools a prompt to, which some denoisers take beside the tokens.
+    """The vector that a CLIP encoder pools a prompt to, which some denoisers take in addition to the tokens.
 
     ``component`` is the encoder; ``conditional`` and ``unconditional`` are the positions of the vector of the prompt
-    and of the negative prompt in the result of ``encode_prompt``. ``is_only_output``: the pipeline reads nothing else
-    from that encoder.
+    and of the negative prompt in the result of ``encode_prompt``. ``is_only_output``: the pipeline uses no
+    other output of that encoder.
     """
 
     component: str
@@ -35,7 +35,7 @@ class PooledVector:
 
 
 class Family:
-    """One pipeline family. Methods default to Stable Diffusion, attributes to absent."""
+    """One pipeline family. Methods default to the behavior of Stable Diffusion."""
 
     name: str
     pipelines: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Family:
     text_encoders: typing.ClassVar[dict[str, str]] = {}
     """First part of a hook point's name -> component of the pipeline."""
     denoiser: str | None = None
-    """Component of the denoiser, None if there is none."""
+    """Component of the denoiser, or None without a denoiser."""
     denoiser_prefix: str | None = None
     """First part of the names of the denoiser's hook points."""
     pooled: PooledVector | None = None
@@ -66,7 +66,7 @@ class Family:
     reading_guidance = 5.0
     """Guidance scale for sampling the images from which the activations of a text are read."""
     noised_fields: tuple[str, ...] = ()
-    """Fields of config.extract, besides the prompt, that the denoiser's conditioning depends on."""
+    """Fields of config.extract that the denoiser's conditioning depends on, in addition to the prompt."""
     position_text_encoder: str | None = None
     """First part of the name of the encoder whose tokens are the positions of the denoiser's text stream."""
 
@@ -144,14 +144,11 @@ class Family:
         return None
 
     def conditioning(self, pipe: typing.Any, prompt: str, guidance: float, size: tuple[int, int]) -> Arguments:
-        """Encode a prompt into arguments of the denoiser, one row each. Raise InputError for an unknown class."""
-        return self.split_encoded(self.encode_alone(pipe, prompt), size)
-
-    def encode_alone(self, pipe: typing.Any, prompt: str) -> tuple:
-        """Return ``encode_prompt``'s result for one prompt without guidance."""
-        return pipe.encode_prompt(
+        """Encode a prompt into arguments of the denoiser, one row each. Raise InputError if the class is unknown."""
+        encoded = pipe.encode_prompt(
             prompt, device=pipe._execution_device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
+        return self.split_encoded(encoded, size)
 
     def split_encoded(self, encoded: tuple, size: tuple[int, int]) -> Arguments:
         """Return the denoiser's arguments from ``encode_prompt``'s result; ``size`` is height and width in pixels."""
@@ -160,7 +157,7 @@ class Family:
     def empty_conditioning(self, pipe: typing.Any, like: "torch.Tensor", tokens: int | None) -> Arguments:
         """Return uninitialized conditioning of the right shapes, on the device of ``like``.
 
-        ``tokens`` is the length of the prompt if :meth:`prompt_tokens` has one.
+        ``tokens`` is the length of the prompt, or None if the family does not fix it.
         """
         positions = pipe.text_encoder.config.max_position_embeddings
         return {"encoder_hidden_states": like.new_empty(1, positions, pipe.unet.config.cross_attention_dim)}
@@ -195,7 +192,11 @@ class Family:
     def guided_call_arguments(
         self, pipe: typing.Any, prompts: list[str], guidance: float, true_cfg: float, negative_prompt: str
     ) -> Arguments:
-        """Return arguments of the pipeline's call; every kind of guidance is set explicitly."""
+        """Return arguments of the pipeline's call for ``prompts``.
+
+        ``guidance`` scales embedded guidance in FLUX, and classifier-free guidance in other families. Only FLUX uses
+        ``true_cfg``, the scale of its classifier-free guidance.
+        """
         negative = {"negative_prompt": [negative_prompt] * len(prompts)} if negative_prompt else {}
         return {"prompt": prompts, "guidance_scale": guidance} | negative
 

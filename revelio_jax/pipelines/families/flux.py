@@ -78,11 +78,8 @@ class Flux(Family):
 
     def empty_conditioning(self, pipe: typing.Any, like: "torch.Tensor", tokens: int | None) -> Arguments:
         config = pipe.transformer.config
-        text, pooled = (
-            like.new_empty(1, tokens or LONGEST_PROMPT, config.joint_attention_dim),
-            config.pooled_projection_dim,
-        )
-        return self._conditioning(pipe, text, like.new_empty(1, pooled), 1.0)
+        text = like.new_empty(1, tokens or LONGEST_PROMPT, config.joint_attention_dim)
+        return self._conditioning(pipe, text, like.new_empty(1, config.pooled_projection_dim), 1.0)
 
     def _conditioning(
         self, pipe: typing.Any, text: "torch.Tensor", pooled: "torch.Tensor", guidance: float
@@ -134,8 +131,10 @@ class Flux(Family):
     ) -> Arguments:
         arguments = {"prompt": prompts, "guidance_scale": guidance, "max_sequence_length": self.prompt_tokens(pipe)}
         if true_cfg > 1:
-            return arguments | {"true_cfg_scale": true_cfg, "negative_prompt": [negative_prompt] * len(prompts)}
-        return arguments | ({"negative_prompt": [negative_prompt] * len(prompts)} if negative_prompt else {})
+            arguments["true_cfg_scale"] = true_cfg
+        if true_cfg > 1 or negative_prompt:
+            arguments["negative_prompt"] = [negative_prompt] * len(prompts)
+        return arguments
 
     def reading_arguments(self, pipe: typing.Any, prompts: list[str]) -> Arguments:
         return {

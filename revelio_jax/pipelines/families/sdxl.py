@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two CLIP text encoders, the second of which also gives a pooled vector, and a U-Net."""
+"""Stable Diffusion XL: two CLIP text encoders, a pooled vector from the second one, and a U-Net."""
 
 import typing
 

@@ -357,8 +357,8 @@ def test_wrong_arguments_are_refused_in_one_line(tiny, make_steerer, run):
         (sd, {CONCEPT: 1.0}, {"positions": "some"}, "all, no_padding, content"),
         (sd, {CONCEPT: 1.0}, {"positions": torch.ones(3)}, "must be bool"),
         (sd, {CONCEPT: 1.0}, {"steps": (1000, 500)}, "need a hook point of the denoiser"),
-        (sd, {CONCEPT: 1.0}, {"mask": torch.ones(2, 2)}, "which has no image positions"),
-        (sd, {CONCEPT: 1.0}, {"pooled": True}, "there is no pooled vector"),
+        (sd, {CONCEPT: 1.0}, {"mask": torch.ones(2, 2)}, "positions are text tokens"),
+        (sd, {CONCEPT: 1.0}, {"pooled": True}, "which has no pooled vector"),
         (sd, {"nowhere.safetensors": 1.0}, {}, "nowhere.safetensors"),
     ]:
         with pytest.raises(InputError, match=says) as error:

@@ -174,7 +174,7 @@ def test_where_and_its_fields_as_keywords_steer_equally(tiny, make_steerer, run)
         ({"mask": torch.zeros(4)}, "height, width"),
         ({"steps": (0, 1000)}, "two decreasing timesteps"),
         ({"positions": "content"}, "is not in a text encoder"),
-        ({"pooled": True}, "there is no pooled vector"),
+        ({"pooled": True}, "which has no pooled vector"),
     ],
 )
 def test_a_limit_without_effect_at_the_hook_point_is_refused(tiny, make_steerer, options, says):
