@@ -33,7 +33,10 @@ from revelio_jax.steering.steerer import Steerer
 RATIO, MOST, IMAGES = 4.0, 24, 64
 FLAGS = {
     "concept": ("", "label column and value, for example 'style=glossy 3d'"),
-    "ratio": (RATIO, "smallest ratio of a latent's share of prompts with the concept to its share of prompts without it"),
+    "ratio": (
+        RATIO,
+        "smallest ratio of a latent's share of prompts with the concept to its share of prompts without it",
+    ),
     "most": (MOST, "largest number of latents"),
     "images": (IMAGES, "denoiser only: number of sampled images with the concept, and of images without it"),
 }

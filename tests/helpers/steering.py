@@ -1,8 +1,10 @@
 """Fixtures for steering: the miniatures, tiny pipelines of every family, and small random SAEs."""
 
+import contextlib
 import functools
 import json
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,6 +20,19 @@ from tests.helpers.pipelines import dit, fitted, flux, make_clip, sd, sdxl, t5, 
 
 SITE, D, F, K = "clip.layer.2", 128, 64, 8
 PROMPTS = ["a flat emoji of cat", "a glossy 3d emoji of red apple"]
+
+
+@contextlib.contextmanager
+def record_outputs(pipe, site: str) -> Iterator[list[torch.Tensor]]:
+    """Yield a list that collects the activations of a hook point, after steering, of every pass in the block."""
+    point, outputs = hook_points.resolve(pipe, site), []
+    # The steering hook is prepended, so this one runs after it.
+    handle = point.module.register_forward_hook(lambda _module, _args, out: outputs.append(point.read(out).clone()))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
 
 torch.set_num_threads(1)  # more threads only wait for each other on models this small
 

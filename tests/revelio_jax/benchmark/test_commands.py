@@ -11,8 +11,8 @@ from tests.helpers import ROOT
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys, tmp_path, sae_folder):
-    """``refused(main, *flags)`` returns the line that a command prints before it exits with status 2."""
+def refused(monkeypatch, capsys, tmp_path):
+    """Return a function that runs a command and returns the line it prints before it exits with status 2."""
     monkeypatch.chdir(ROOT)
     run = tmp_path / "run"
 

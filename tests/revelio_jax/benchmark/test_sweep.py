@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 
 def outcome(first: list[float], second: list[float]) -> Outcome:
-    """Return an outcome: ``first`` are shares on the prompts that choose, ``second`` on those that report."""
+    """Return an outcome with the shares ``first`` on prompts that choose, and ``second`` on prompts that report."""
     concept = np.array([share for pair in zip(first, second, strict=True) for share in pair])
     return Outcome(concept, np.full(4, 0.5), np.full(4, 0.75), np.full(4, 1.0))
 
@@ -69,7 +69,7 @@ def test_the_curve_has_every_figure_at_every_strength(tmp_path, target):
 
 @pytest.fixture
 def command(tmp_path, sae_folder):
-    """``command(*flags)`` runs a sweep of a random SAE on the miniature in its own process."""
+    """Return a function that sweeps a random SAE on the miniature in its own process."""
     config = json.loads((sae_folder / "cfg.json").read_text())
     config["metadata"]["model_id"] = "extract/miniature/sd"
     (sae_folder / "cfg.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""config.model.compile and offload give the same activations, and what they refuse."""
+"""config.model.compile and offload give the same activations; unsupported combinations are refused."""
 
 import dataclasses
 import shutil
@@ -21,7 +21,7 @@ FIRST_SITE = {"sd": ("unet.down_blocks.0.attentions.0",), "flux": ("flux.double.
 
 @pytest.fixture
 def activations(folder, image_folder, prompts, tmp_path):
-    """A function that extracts with other fields of config.model and returns the rows of every hook point."""
+    """Return a function that extracts with other fields of config.model and returns the rows of every hook point."""
 
     def make(family: str, mode: str, sites=SITES, **fields) -> list[np.ndarray]:
         extract = ExtractConfig(
@@ -55,7 +55,7 @@ def test_offload_changes_no_bit(activations, family, mode, offload):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs g++, which is not there")
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs g++, which is not installed")
 @pytest.mark.parametrize(("family", "mode"), [("sd", "noised"), ("flux", "noised")])
 def test_compiled_blocks_give_the_same_rows_up_to_rounding(activations, family, mode):
     plain, compiled = (activations(family, mode, FIRST_SITE, compile=compiled) for compiled in (False, True))

@@ -11,6 +11,8 @@ from revelio_jax.config import RULES
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
 from revelio_jax.steering import Clamp, Steerer
+from revelio_jax.steering.rules import change_function, resolve_rule
+from tests.helpers.steering import record_outputs
 
 CONCEPT = "red apple"
 PROMPTS = ["a flat emoji of cat", "a glossy 3d emoji of red apple"]
@@ -105,26 +107,18 @@ def test_latents_are_steered_in_the_denoiser(tiny, make_steerer, family, site, s
         assert torch.equal(run(pipe, **call), plain), name
 
 
-def seen(pipe, site: str, found: list):
-    """Append the activations of a hook point, after steering, to a list."""
-    hooked = hook_points.resolve(pipe, site)
-    return hooked.module.register_forward_hook(lambda m, a, output: found.append(hooked.read(output).clone()))
-
-
 @pytest.mark.parametrize("negative_branch", [False, True])
 @pytest.mark.parametrize(("family", "site"), DENOISER_SITES)
 def test_only_the_rows_of_the_prompt_are_steered(tiny, make_steerer, family, site, negative_branch, run):
     """In the first step the input of the hook point equals the plain run's, so the change is known."""
     pipe = tiny(family)
     steerer = make_steerer(pipe, site)
-    found, latents = [], dict.fromkeys(range(48), -1.0)
-    handle = seen(pipe, site, found)
-    run(pipe, steps=1)
-    with steerer.attach(pipe, latents, negative_branch=negative_branch):
+    with record_outputs(pipe, site) as outputs:
         run(pipe, steps=1)
-    handle.remove()
-    middle = len(found) // 2
-    plain, steered = torch.cat(found[:middle]), torch.cat(found[middle:])
+        with steerer.attach(pipe, dict.fromkeys(range(48), -1.0), negative_branch=negative_branch):
+            run(pipe, steps=1)
+    middle = len(outputs) // 2
+    plain, steered = torch.cat(outputs[:middle]), torch.cat(outputs[middle:])
     assert len(plain) == 4
     conditional = slice(0, 2) if family in ("dit", "flux") else slice(2, 4)
     change = steered - plain
@@ -154,33 +148,31 @@ def test_an_sae_of_differences_reads_output_minus_input(tiny, make_steerer, fami
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_joined_encoders_share_one_change(tiny, make_steerer, rule, run):
+def test_joined_encoders_share_one_change(tiny, make_steerer, rule):
     """The code comes from the plain pass of both encoders, and each encoder gets its own columns of the change."""
     pipe = tiny("sdxl")
     site = "clip_l.layer.1+clip_g.layer.1"
     steerer = make_steerer(pipe, site)
-    found: dict[str, list] = {name: [] for name in site.split("+")}
-    handles = [seen(pipe, name, passes) for name, passes in found.items()]
+    first, second = site.split("+")
     arguments = {"device": "cpu", "do_classifier_free_guidance": True, "negative_prompt": ["red", "cat"]}
-    pipe.encode_prompt(PROMPTS, **arguments)
-    plain = [torch.cat([found[name][i] for name in found], -1) for i in (0, 1)]
     strength = -0.7 if rule == "gated" else 0.7
-    with steerer.attach(pipe, {CONCEPT: strength}, rule=rule, negative_branch=True):
-        for passes in found.values():
-            passes.clear()
-        pipe.encode_prompt(PROMPTS, **arguments)
-    for handle in handles:
-        handle.remove()
-    from revelio_jax.steering.rules import change_function, resolve_rule
 
+    def encode() -> list[torch.Tensor]:
+        """Return the joined activations of the last pass of each branch."""
+        with record_outputs(pipe, first) as clip_l, record_outputs(pipe, second) as clip_g:
+            pipe.encode_prompt(PROMPTS, **arguments)
+        outputs = [torch.cat(pair, -1) for pair in zip(clip_l, clip_g, strict=True)]
+        return [outputs[len(outputs) // 2 - 1], outputs[-1]]
+
+    plain = encode()
+    with steerer.attach(pipe, {CONCEPT: strength}, rule=rule, negative_branch=True):
+        steered = encode()
     function = change_function(resolve_rule(rule, False), steerer.sae, steerer.encoder.encode(pipe, CONCEPT))
-    last = len(found["clip_l.layer.1"]) // 2
-    steered = [torch.cat([found[name][i] for name in found], -1) for i in (last - 1, -1)]
     for before, after, sign in zip(plain, steered, (1, -1), strict=True):
         torch.testing.assert_close(after, before + function(before, sign * strength), atol=1e-4, rtol=1e-4)
 
 
-def test_sdxl_keeps_the_zeros_of_an_empty_negative_prompt(tiny, make_steerer, run):
+def test_sdxl_keeps_the_zeros_of_an_empty_negative_prompt(tiny, make_steerer):
     pipe = tiny("sdxl")
     steerer = make_steerer(pipe, "clip_l.layer.1")
     with steerer.attach(pipe, {CONCEPT: -1.0}, rule="paper", pooled=True):
@@ -189,7 +181,7 @@ def test_sdxl_keeps_the_zeros_of_an_empty_negative_prompt(tiny, make_steerer, ru
     assert not negative_pooled.any()
 
 
-def test_pooled_false_keeps_the_pooled_vector(tiny, make_steerer, run):
+def test_pooled_false_keeps_the_pooled_vector(tiny, make_steerer):
     pipe = tiny("sdxl")
     steerer = make_steerer(pipe, "clip_g.layer.0")
     plain = pipe.encode_prompt(PROMPTS, device="cpu")
@@ -204,7 +196,7 @@ def test_pooled_false_keeps_the_pooled_vector(tiny, make_steerer, run):
 
 
 @pytest.mark.parametrize(("family", "site"), [("flux", "t5.block.1"), ("sdxl", "clip_l.layer.1")])
-def test_pooled_true_steers_the_pooled_vector_of_another_encoder(tiny, make_steerer, family, site, run):
+def test_pooled_true_steers_the_pooled_vector_of_another_encoder(tiny, make_steerer, family, site):
     pipe = tiny(family)
     steerer = make_steerer(pipe, site)
     at = 1 if family == "flux" else 2
@@ -228,23 +220,21 @@ def test_pooled_true_steers_the_pooled_vector_of_another_encoder(tiny, make_stee
 def test_the_negative_prompt_of_flux_is_steered_separately(tiny, make_steerer, run):
     pipe = tiny("flux")
     steerer = make_steerer(pipe, "t5.block.1")
-    found: list = []
-    handle = seen(pipe, "t5.block.1", found)
     call = {"negative": ["red", "flat cat"], "steps": 1}
-    run(pipe, **call)
-    plain = {"prompt": found[0], "negative": found[1]}
+    with record_outputs(pipe, "t5.block.1") as plain:
+        run(pipe, **call)
+    plain_prompt, plain_negative = plain
     for sign in (0, -1):
-        with steerer.attach(pipe, {CONCEPT: 1.5}, rule="paper", negative_branch=bool(sign)):
-            found.clear()
+        attached = steerer.attach(pipe, {CONCEPT: 1.5}, rule="paper", negative_branch=bool(sign))
+        with attached, record_outputs(pipe, "t5.block.1") as steered:
             run(pipe, **call)
         v_TD = steerer.sae.directions(steerer.encoder.encode(pipe, CONCEPT).pre_codes)
-        negative, prompt = found  # in this order
-        torch.testing.assert_close(prompt, plain["prompt"] + 1.5 * v_TD)
-        torch.testing.assert_close(negative, plain["negative"] + sign * 1.5 * v_TD)
-    handle.remove()
+        negative, prompt = steered  # in this order
+        torch.testing.assert_close(prompt, plain_prompt + 1.5 * v_TD)
+        torch.testing.assert_close(negative, plain_negative + sign * 1.5 * v_TD)
 
 
-def test_a_concept_is_encoded_again_for_another_prompt_length(tiny, make_steerer, run):
+def test_a_concept_is_encoded_again_for_another_prompt_length(tiny, make_steerer):
     pipe = tiny("flux")
     steerer = make_steerer(pipe, "t5.block.1")
     for length in (10, 8, 10):
@@ -347,10 +337,10 @@ def test_half_precision_stays_and_the_sae_computes_in_float32(tiny, make_steerer
     assert set(computed) == {torch.float32}
 
 
-def test_wrong_arguments_are_refused_in_one_line(tiny, make_steerer, run):
+def test_wrong_arguments_are_refused_in_one_line(tiny, make_steerer):
     sd, flux = tiny("sd"), tiny("flux")
     steerer = make_steerer(sd, "clip.layer.1")
-    for pipe, concepts, options, says in [
+    for pipe, concepts, options, message in [
         (flux, {CONCEPT: 1.0}, {}, "family sd"),
         (sd, {48: 1.0}, {}, "0-47"),
         (sd, {CONCEPT: Clamp(1.0)}, {}, "only for the number of a latent"),
@@ -361,7 +351,7 @@ def test_wrong_arguments_are_refused_in_one_line(tiny, make_steerer, run):
         (sd, {CONCEPT: 1.0}, {"pooled": True}, "which has no pooled vector"),
         (sd, {"nowhere.safetensors": 1.0}, {}, "nowhere.safetensors"),
     ]:
-        with pytest.raises(InputError, match=says) as error:
+        with pytest.raises(InputError, match=message) as error:
             steerer.attach(pipe, concepts, **options)
         assert "\n" not in str(error.value)
         assert type(pipe).__call__.__qualname__ == type(pipe).__qualname__ + ".__call__"

@@ -118,7 +118,7 @@ def _oid(content: bytes) -> str:
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """An empty local hub that the client uses instead of the real one."""
+    """Start an empty local hub that the client uses instead of the real one."""
     hub = types.SimpleNamespace(repos={}, gated=set(), requests=[], token=None, private=None)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.hub = hub
@@ -224,8 +224,8 @@ def test_a_local_folder_comes_before_the_hub(hub, sae_folder, monkeypatch):
 def test_a_failed_upload_is_one_line(hub, sae_folder):
     steerer = Steerer.from_pretrained(sae_folder)
     hub.token = "secret"
-    for name, says in {"user/name": "hf auth login", "name": "owner/name", "a/b/c": "owner/name"}.items():
-        with pytest.raises(InputError, match=says) as error:
+    for name, message in {"user/name": "hf auth login", "name": "owner/name", "a/b/c": "owner/name"}.items():
+        with pytest.raises(InputError, match=message) as error:
             steerer.push_to_hub(name)
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="must be one of a list"):

@@ -33,7 +33,7 @@ TENSORS = {"latents": LEARNED.latents, "difference": LEARNED.difference, "thresh
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         ({"latents": torch.tensor([5])}, "difference has latents 0-4"),
         ({"latents": torch.tensor([-1])}, "difference has latents 0-4"),
@@ -46,12 +46,12 @@ TENSORS = {"latents": LEARNED.latents, "difference": LEARNED.difference, "thresh
         ({"threshold": None}, "threshold is missing"),
     ],
 )
-def test_a_file_of_other_shapes_is_refused(tmp_path, wrong, says):
+def test_a_file_of_other_shapes_is_refused(tmp_path, wrong, message):
     file = tmp_path / "concept.safetensors"
     save_file({k: t for k, t in (TENSORS | wrong).items() if t is not None}, file, {"text": "flat"})
     with pytest.raises(InputError) as error:
         load_learned(file)
-    assert says in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_file_without_a_text_is_refused(tmp_path):
@@ -74,9 +74,9 @@ def test_only_input_errors_come_out_of_mutated_files(tmp_path, edits, end):
     for place, cut, put in edits:
         content[place : place + cut] = put
     file.write_bytes(content[:end])
-    said = ""
+    message = ""
     try:
         load_learned(file)
     except InputError as error:
-        said = str(error)
-    assert "\n" not in said
+        message = str(error)
+    assert "\n" not in message

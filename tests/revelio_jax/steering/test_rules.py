@@ -46,7 +46,7 @@ def test_gated_does_not_change_activations_without_its_latents(sae_folder):
     sae = load_sae(sae_folder)
     x = 4 * _random(2, 6, 128)
     silent = (sae.codes(x) == 0).all((0, 1)).nonzero().flatten()
-    silent = silent if len(silent) else torch.tensor([], dtype=torch.long)
+    assert len(silent)
     learned = LearnedConcept(silent, _random(6, 64), 0.0)
     concept = EncodedConcept("c", torch.zeros(6, 64), torch.zeros(6, 64), learned)
     for rule in ("gated", "swap"):

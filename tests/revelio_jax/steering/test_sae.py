@@ -99,7 +99,7 @@ def _tensor(name, value):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "message"),
     [
         (_without("d_in"), "d_in"),
         (_without("metadata"), "metadata"),
@@ -131,16 +131,16 @@ def _tensor(name, value):
         (lambda config, tensors: tensors.pop("W_enc"), "W_enc is missing"),
     ],
 )
-def test_a_malformed_folder_is_refused(tmp_path, tensors, config, spoil, says):
+def test_a_malformed_folder_is_refused(tmp_path, tensors, config, spoil, message):
     config, tensors = dict(config), dict(tensors)
     spoil(config, tensors)
     save_file(tensors, tmp_path / "sae_weights.safetensors")
     (tmp_path / "cfg.json").write_text(json.dumps(config))
-    assert says in refused(tmp_path)
+    assert message in refused(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "says"),
+    ("field", "value", "message"),
     [
         ("activation", "groupmax", "allowed: 'topk'"),
         ("transcode", True, "transcode is true"),
@@ -149,11 +149,11 @@ def test_a_malformed_folder_is_refused(tmp_path, tensors, config, spoil, says):
         ("k", None, "k is None"),
     ],
 )
-def test_an_unsupported_coder_of_sparsify_is_refused(tmp_path, field, value, says):
+def test_an_unsupported_coder_of_sparsify_is_refused(tmp_path, field, value, message):
     folder = shutil.copytree(SAES / "sparsify" / "layers.1", tmp_path / "coder")
     config = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps(config | {field: value}))
-    assert says in refused(folder, "clip.layer.2")
+    assert message in refused(folder, "clip.layer.2")
 
 
 def test_a_folder_of_an_old_version_of_sae_lens_is_refused(tmp_path):
@@ -178,7 +178,7 @@ def test_a_missing_or_truncated_file_is_named(sae_folder, file):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("[" * 100_000, "is not valid JSON"),
         ('{"k": ' * 5000 + "1" + "}" * 5000, "is not valid JSON"),
@@ -190,9 +190,9 @@ def test_a_missing_or_truncated_file_is_named(sae_folder, file):
         ("\ud800".encode("utf-16-le", "surrogatepass").decode("latin1"), "is not valid JSON"),
     ],
 )
-def test_malformed_or_large_json_is_refused(sae_folder, text, says):
+def test_malformed_or_large_json_is_refused(sae_folder, text, message):
     (sae_folder / "cfg.json").write_text(text)
-    assert says in refused(sae_folder)
+    assert message in refused(sae_folder)
 
 
 def _weights(header: object, data: bytes = b"") -> bytes:
@@ -274,7 +274,7 @@ KEYS += ["rescale_acts_by_decoder_norm", "normalize_activations", "expansion_fac
 )
 @hypothesis.given(data=st.data())
 def test_only_input_errors_come_out_of_mutated_folders(tmp_path, data):
-    """Change, cut or double bytes of any file, and exchange fields of cfg.json and of the header."""
+    """Replace or cut bytes of any file, or replace a field of cfg.json or of the header."""
     name = data.draw(st.sampled_from(FOLDERS))
     folder = tmp_path / "mutated"
     shutil.rmtree(folder, ignore_errors=True)
@@ -301,11 +301,11 @@ def test_only_input_errors_come_out_of_mutated_folders(tmp_path, data):
             place = data.draw(st.integers(0, len(content)))
             content[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
         file.write_bytes(content[: data.draw(st.none() | st.integers(0, len(content)))])
-    said = ""
+    message = ""
     try:
         sae = load_sae(folder, data.draw(st.sampled_from([None, "clip.layer.2"])))
         assert sae.reconstruct(torch.zeros(2, sae.d)).shape == (2, sae.d)
     except InputError as error:
-        said = str(error)
-    assert "\n" not in said
-    assert len(said) < 1000
+        message = str(error)
+    assert "\n" not in message
+    assert len(message) < 1000

@@ -9,7 +9,7 @@ from revelio_jax.config import RULES
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
-from revelio_jax.steering import Steerer, attach_vectors
+from revelio_jax.steering import attach_vectors
 from revelio_jax.steering.latents import find_latents
 from revelio_jax.steering.sampled_concepts import IMAGES, watch_passes
 from revelio_jax.steering.vectors import difference_of_means
@@ -89,8 +89,8 @@ def test_a_concept_is_encoded_without_other_attachments(tiny, make_steerer):
     pipe = tiny("sd")
     alone = make_steerer(pipe, SITES["sd"]).encoder.encode(pipe, "cat", sampling=SMALL)
     at_text = make_steerer(pipe, "clip.layer.1")
-    beside = make_steerer(pipe, SITES["sd"])
-    with at_text.attach(pipe, {"red apple": 5.0}, rule="paper"), beside.attach(pipe, {3: 5.0}):
+    at_denoiser = make_steerer(pipe, SITES["sd"])
+    with at_text.attach(pipe, {"red apple": 5.0}, rule="paper"), at_denoiser.attach(pipe, {3: 5.0}):
         again = make_steerer(pipe, SITES["sd"]).encoder.encode(pipe, "cat", sampling=SMALL)
     assert torch.equal(again.pre_codes, alone.pre_codes)
     assert torch.equal(again.empty_pre_codes, alone.empty_pre_codes)
@@ -167,4 +167,3 @@ def test_a_text_that_cannot_be_sampled_is_refused(tiny, make_steerer):
     learned = make_steerer(pipe, "clip.layer.1").encoder.encode(pipe, "cat").learned
     with pytest.raises(InputError, match="belongs to a text encoder"):
         steerer.attach(pipe, {"cat": 1.0}, learned={"cat": learned}, sampling=SMALL)
-    assert isinstance(steerer, Steerer)

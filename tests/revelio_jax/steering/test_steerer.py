@@ -14,6 +14,7 @@ from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.sampling import sample
 from revelio_jax.steering import Steerer
 from revelio_jax.steering.learned_concepts import LearnedConcept
+from tests.helpers.steering import record_outputs
 
 PROMPTS = ["glossy 3d emoji of red apple", "flat emoji of tiger"]
 CONCEPT = "glossy 3d"
@@ -64,8 +65,8 @@ def test_auto_swaps_learned_concepts_and_contrasts_other_texts(pipe, steerer):
     learned = {"flat": LearnedConcept(torch.arange(F), difference, -1.0)}  # every prompt has the concept
     concepts = {"flat": -1.0, CONCEPT: -0.5, 3: 0.25}
 
-    def encode(watched):
-        with watched, seen(pipe, steerer.site) as passes:
+    def encode(attached):
+        with attached, record_outputs(pipe, steerer.site) as passes:
             pipe.encode_prompt(PROMPTS, "cpu", 1, True)
         return list(passes)
 
@@ -78,28 +79,13 @@ def test_auto_swaps_learned_concepts_and_contrasts_other_texts(pipe, steerer):
     torch.testing.assert_close(steered[1], plain[1] + 0.5 * contrast_TD)
 
 
-@contextlib.contextmanager
-def seen(pipe, site: str):
-    """Yield a list of the activations, after steering, of every pass of the text encoder in the block."""
-    passes = []
-    module = hook_points.resolve(pipe, site).module
-    # The steering hook is prepended, so this one runs after it.
-    handle = module.register_forward_hook(
-        lambda m, a, output: passes.append(output[0] if isinstance(output, tuple) else output)
-    )
-    try:
-        yield passes
-    finally:
-        handle.remove()
-
-
 @pytest.mark.parametrize(("guidance", "negative"), [(2.5, True), (2.5, False), (1.0, True)])
 @pytest.mark.parametrize("negative_prompt", [None, "red"])
 def test_the_negative_prompt_changes_by_the_opposite_vector(pipe, steerer, guidance, negative, negative_prompt):
     strength = -0.7
 
-    def encode(watched):
-        with watched, seen(pipe, steerer.site) as passes:
+    def encode(attached):
+        with attached, record_outputs(pipe, steerer.site) as passes:
             pipe.encode_prompt(PROMPTS, "cpu", 1, guidance > 1, negative_prompt and [negative_prompt] * 2)
         return list(passes)
 
@@ -157,7 +143,7 @@ def test_strength_can_change_between_images(pipe, steerer, plain):
 
 def test_a_concept_is_encoded_once(pipe, steerer):
     concept = steerer.encoder.encode(pipe, CONCEPT)
-    with seen(pipe, steerer.site) as passes, steerer.attach(pipe, {CONCEPT: -1.0}):
+    with record_outputs(pipe, steerer.site) as passes, steerer.attach(pipe, {CONCEPT: -1.0}):
         pipe.encode_prompt(PROMPTS, "cpu", 1, True)
     assert len(passes) == 2  # the prompt and the negative prompt, but not the concept
     assert steerer.encoder.encode(pipe, CONCEPT) is concept
@@ -193,7 +179,7 @@ def test_numbers_of_numpy_are_accepted(pipe, steerer, plain):
 
 
 def steerer_rows(pipe, steerer) -> torch.Tensor:
-    with seen(pipe, steerer.site) as passes:
+    with record_outputs(pipe, steerer.site) as passes:
         pipe.encode_prompt(PROMPTS, "cpu", 1, False)
     return passes[0]
 

@@ -73,7 +73,7 @@ def test_one_vector_steers_every_position_of_a_denoiser(tiny, run):
         assert torch.equal(run(pipe), plain)
 
 
-def test_vectors_that_do_not_fit_are_refused(tiny, make_steerer, run, tmp_path):
+def test_vectors_that_do_not_fit_are_refused(tiny, make_steerer, run):
     pipe = tiny("sd")
     concept = make_steerer(pipe, "clip.layer.1").vectors(pipe, "red apple")
     with pytest.raises(InputError, match="family sd"):

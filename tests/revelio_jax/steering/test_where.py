@@ -8,18 +8,16 @@ from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.families import BY_NAME
 from revelio_jax.steering import Clamp, Where
 from revelio_jax.steering.session import state_of
+from tests.helpers.steering import record_outputs
 
 CONCEPT = "red apple"
 
 
 def outputs(pipe, site: str, call) -> list[torch.Tensor]:
     """Return the activations of a hook point, after steering, in every pass of ``call``."""
-    hooked, found = hook_points.resolve(pipe, site), []
-    handle = hooked.module.register_forward_hook(lambda m, a, output: found.append(hooked.read(output).clone()))
-    with torch.no_grad():
+    with torch.no_grad(), record_outputs(pipe, site) as passes:
         call()
-    handle.remove()
-    return found
+    return passes
 
 
 @pytest.mark.parametrize(
@@ -168,7 +166,7 @@ def test_where_and_its_fields_as_keywords_steer_equally(tiny, make_steerer, run)
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"mask": torch.full((2, 2), 2.0)}, "0 .. 1"),
         ({"mask": torch.zeros(4)}, "height, width"),
@@ -177,8 +175,8 @@ def test_where_and_its_fields_as_keywords_steer_equally(tiny, make_steerer, run)
         ({"pooled": True}, "which has no pooled vector"),
     ],
 )
-def test_a_limit_without_effect_at_the_hook_point_is_refused(tiny, make_steerer, options, says):
+def test_a_limit_without_effect_at_the_hook_point_is_refused(tiny, make_steerer, options, message):
     pipe = tiny("flux")
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         make_steerer(pipe, "flux.double.0.image").attach(pipe, {3: 1.0}, **options)
     assert type(pipe).__name__ == "FluxPipeline"
