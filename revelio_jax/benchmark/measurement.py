@@ -63,9 +63,9 @@ class Judge(typing.Protocol):
 class Outcome:
     """Shares of images per prompt, as arrays [prompts] in 0 .. 1; each is a mean over seeds.
 
-    For prompts with the concept, ``concept`` is the share of images in which the judge sees the concept, and ``kept``
-    the share whose other label is correct. For other prompts, ``others_label`` is the share whose label of the
-    concept's column is correct, and ``others_kept`` the share whose other label is correct.
+    Prompts with the concept: ``concept`` is the share of images in which the judge sees the concept, ``kept`` the share
+    with the correct other label. Other prompts: ``others_label`` is the share with the correct label of the concept's
+    column, ``others_kept`` the share with the correct other label.
     """
 
     concept: np.ndarray

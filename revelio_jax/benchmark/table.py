@@ -3,10 +3,10 @@
     revelio benchmark --config mini_sd \\
         --concept "style=glossy 3d" --concept category=heart --concept category=animal
 
-For every concept and rule, the strength with the best worst case of removal and retention is chosen on one half of the
-prompts, and its effect is measured on the other half. Rules that learn from labeled prompts are also measured without
-them, from the concept's text only. If some prompts leave the concept's label out, the concept is also added to those
-prompts. Writes runs/<name>/steering/table.json and table.md.
+For every concept and rule, one half of the prompts chooses the strength with the best worst case of removal and
+retention. The other half measures its effect. Rules that learn from labeled prompts are also measured without them,
+from the concept's text only. If some prompts leave the concept's label out, the concept is also added to those prompts.
+Writes runs/<name>/steering/table.json and table.md.
 """
 
 import datetime

@@ -51,8 +51,8 @@ def extraction_shapes(
 ) -> tuple[dict[str, ActivationShape], tuple[int, int, int]]:
     """Return the shapes of config.extract.sites, and the shape of the latents: [channels, height, width].
 
-    Raise InputError if the family has no denoiser, if a hook point is unknown, or if config.extract.value is difference
-    and the input and the output of a hook point differ in shape.
+    Raise InputError if the family has no denoiser or a hook point is unknown. With config.extract.value=difference,
+    also raise it if input and output of a hook point differ in shape.
     """
     if source.layout.denoiser is None:
         raise InputError(

@@ -1,7 +1,7 @@
 """A hook point of one pipeline, and functions that run on its activations.
 
 The activations of a hook point are always one tensor [sample, position, d]. The module may be a layer of a text
-encoder, a block of a transformer, or a U-Net block whose positions are its pixels in row order.
+encoder, a block of a transformer, or a U-Net block. Positions of a U-Net block are its pixels in row order.
 """
 
 import contextlib

@@ -2,10 +2,10 @@
 
     revelio learn --config mini_sd --concept "style=glossy 3d"
 
-A latent belongs to the concept if it fires on a share of prompts with the concept that is at least --ratio times the
-share of other prompts on which it fires. At a hook point of the denoiser, the command samples images of the prompts
-and uses shares of positions instead. It writes runs/<name>/steering/<concept>.safetensors, which the rules ``gated``
-and ``swap`` read.
+A latent fires on a share of the prompts with the concept, and on a share of the other prompts. It belongs to the
+concept if the first share is at least --ratio times the second. At a hook point of the denoiser, the command samples
+images of the prompts and uses shares of positions instead. It writes runs/<name>/steering/<concept>.safetensors, which
+the rules ``gated`` and ``swap`` read.
 """
 
 import functools

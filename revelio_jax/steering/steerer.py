@@ -99,8 +99,8 @@ class Steerer:
     ) -> list[text_latents.TextLatent]:
         """Return the ``top`` latents that fire more on ``text`` than on the empty prompt, largest difference first.
 
-        At a hook point of the denoiser, the values are means over images that the pipeline samples of the text with the
-        arguments ``sampling`` of its call. Raise InputError if ``top`` is not a positive whole number.
+        At a hook point of the denoiser, the values are means over images that the pipeline samples of the text.
+        ``sampling`` has arguments of the pipeline's call. Raise InputError if ``top`` is not a positive whole number.
         """
         if hook_points.is_denoiser_point(self.site):
             return text_latents.sampled_latents(self.encoder.encode(pipe, text, sampling=sampling), top)
@@ -153,8 +153,8 @@ class Steerer:
         At a hook point of the denoiser, a text is encoded once, from images that the pipeline samples of it.
         ``sampling`` has arguments of that call, for example height and width; the default is 10 steps.
 
-        Raise InputError if an argument is not valid, if the SAE does not fit the pipeline, or if the SAE was trained
-        on a model of another name, unless ``other_model`` is true.
+        Raise InputError if an argument is not valid or the SAE does not fit the pipeline. Without ``other_model``, also
+        raise it if the SAE was trained on a model of another name.
 
         If the hook point is inside of compiled code, the next call recompiles the code.
         """

@@ -135,8 +135,8 @@ def difference_of_means(
 ) -> Concept:
     """Return the mean activation of prompts with a concept minus the mean of other prompts, token by token.
 
-    At a hook point of the denoiser, images of the prompts are sampled with the arguments ``sampling`` of the pipeline's
-    call, and the mean is also over positions.
+    At a hook point of the denoiser, the pipeline samples images of the prompts, and the mean is also over positions.
+    ``sampling`` has arguments of the pipeline's call.
     """
     if hook_points.is_denoiser_point(site):
         v_TD = sampled_mean(pipe, site, with_concept, sampling) - sampled_mean(pipe, site, without, sampling)

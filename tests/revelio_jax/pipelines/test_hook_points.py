@@ -1,142 +1,53 @@
-"""Hook points: every family and layout, with real components of random weights."""
+"""Hook points of every family and layout, on tiny pipelines with random weights."""
 
+import re
 import types
 
-import diffusers
 import pytest
 import torch
-import transformers
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points, hooks
 from revelio_jax.pipelines.families import family_of
 
-T = 6  # text tokens
-
-torch.set_num_threads(1)  # more only wait for each other on models this small
+torch.set_num_threads(1)  # more threads only wait for each other on models this small
 
 
-def clip(cls, width, layers=2):
-    config = transformers.CLIPTextConfig(
-        vocab_size=20,
-        hidden_size=width,
-        intermediate_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        projection_dim=width,
-        max_position_embeddings=T,
-        bos_token_id=18,
-        eos_token_id=19,
-    )
-    torch.manual_seed(width)
-    return cls(config).eval()
-
-
-def t5():
-    torch.manual_seed(0)
-    config = transformers.T5Config(vocab_size=20, d_model=12, d_kv=4, d_ff=16, num_layers=3, num_heads=2)
-    return transformers.T5EncoderModel(config).eval()
-
-
-def unet(context, **more):
-    torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=context,
-        attention_head_dim=4,
-        **more,
-    ).eval()
-
-
-@pytest.fixture(scope="module")
-def sd():
-    return types.SimpleNamespace(text_encoder=clip(transformers.CLIPTextModel, 8), unet=unet(8))
-
-
-@pytest.fixture(scope="module")
-def sdxl():
-    return types.SimpleNamespace(
-        text_encoder=clip(transformers.CLIPTextModel, 8),
-        text_encoder_2=clip(transformers.CLIPTextModelWithProjection, 16, layers=3),
-        unet=unet(24),
-    )
-
-
-@pytest.fixture(scope="module")
-def flux():
-    torch.manual_seed(0)
-    transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        pooled_projection_dim=8,
-        axes_dims_rope=(2, 2, 4),
-    ).eval()
-    return types.SimpleNamespace(
-        text_encoder=clip(transformers.CLIPTextModel, 8), text_encoder_2=t5(), transformer=transformer
-    )
-
-
-@pytest.fixture(scope="module")
-def dit():
-    torch.manual_seed(0)
-    transformer = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        sample_size=8,
-    ).eval()
-    for parameter in transformer.parameters():  # zeros would hide what a change does
-        torch.nn.init.normal_(parameter, std=0.1)
-    return types.SimpleNamespace(transformer=transformer)
+PROMPT = {"sd": "a cat", "sdxl": "a cat", "flux": "a cat", "dit": "goldfish"}
 
 
 def denoise(pipe):
     """Run the denoiser once on fixed inputs and return a tensor."""
-    generator = torch.Generator().manual_seed(0)
+    family = family_of(pipe)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        if family_of(pipe).name == "dit":
-            latents = torch.randn(2, 4, 8, 8, generator=generator)
-            return pipe.transformer(latents, torch.tensor([3, 3]), torch.tensor([1, 2])).sample
-        if hasattr(pipe, "unet"):
-            width = pipe.unet.config.cross_attention_dim
-            return pipe.unet(
-                torch.randn(2, 4, 8, 8, generator=generator), 3, torch.randn(2, T, width, generator=generator)
-            ).sample
-        return pipe.transformer(
-            hidden_states=torch.randn(2, 9, 4, generator=generator),
-            encoder_hidden_states=torch.randn(2, T, 12, generator=generator),
-            pooled_projections=torch.randn(2, 8, generator=generator),
-            timestep=torch.tensor([0.5, 0.5]),
-            img_ids=torch.zeros(9, 3),
-            txt_ids=torch.zeros(T, 3),
-        ).sample
+        conditioning = family.conditioning(pipe, PROMPT[family.name], 3.5, (8, 8))
+        return family.denoiser_of(pipe)(**family.denoiser_arguments(latents, 3, conditioning)).sample
 
 
-def run(pipe, site):
+def run(pipe, point):
     """Run the component that holds the hook point."""
-    if site.component in ("unet", "transformer"):
+    if hook_points.is_denoiser_point(point.name):
         return denoise(pipe)
     with torch.no_grad():
         ids = torch.tensor([[18, 3, 4, 5, 19, 19], [18, 7, 19, 19, 19, 19]])
-        return getattr(pipe, site.component)(ids).last_hidden_state
+        return getattr(pipe, point.component)(ids).last_hidden_state
 
 
 NAMES = {
     "sd": [
-        "clip.layer.0",
-        "clip.layer.1",
+        *(f"clip.layer.{i}" for i in range(3)),
+        "unet.mid_block",
+        "unet.up_blocks.0",
+        "unet.up_blocks.1",
+        "unet.down_blocks.0.attentions.0",
+        "unet.mid_block.attentions.0",
+        "unet.up_blocks.1.attentions.0",
+        "unet.up_blocks.1.attentions.1",
+    ],
+    "sdxl": [
+        *(f"clip_l.layer.{i}" for i in range(3)),
+        *(f"clip_g.layer.{i}" for i in range(3)),
         "unet.mid_block",
         "unet.up_blocks.0",
         "unet.up_blocks.1",
@@ -146,22 +57,15 @@ NAMES = {
         "unet.up_blocks.0.attentions.1",
     ],
     "flux": [
-        "clip.layer.0",
-        "clip.layer.1",
+        *(f"clip.layer.{i}" for i in range(3)),
         *(f"t5.block.{i}" for i in range(3)),
         *(f"flux.double.{i}.{stream}" for i in range(2) for stream in ("text", "image")),
         *(f"flux.single.{i}.{stream}" for i in range(2) for stream in ("text", "image")),
     ],
+    "dit": [f"dit.block.{i}" for i in range(3)],
 }
-NAMES["dit"] = ["dit.block.0", "dit.block.1"]
-NAMES["sdxl"] = [
-    *(f"clip_l.layer.{i}" for i in range(2)),
-    *(f"clip_g.layer.{i}" for i in range(3)),
-    *NAMES["sd"][2:],
-]
-WIDTHS = {"clip": 8, "clip_l": 8, "clip_g": 16, "t5": 12, "flux": 16, "dit": 16}
-# SDXL's U-Net has the blocks of SD's.
-EVERY = [(k, name) for k, names in NAMES.items() for name in names if (k, name[:4]) != ("sdxl", "unet")]
+WIDTHS = {"clip": 16, "clip_l": 16, "clip_g": 8, "t5": 16, "flux": 16, "dit": 16}
+EVERY = [(kind, name) for kind, names in NAMES.items() for name in names]
 
 
 @pytest.mark.parametrize("kind", NAMES)
@@ -189,7 +93,7 @@ def test_a_hook_point_reads_and_replaces_activations(kind, name, request):
         remove()
         return out
 
-    # The same values change nothing, bit for bit; others change what comes after.
+    # The same values change nothing, bit for bit; other values change the output.
     torch.testing.assert_close(replaced(lambda h: h.clone()), plain, rtol=0, atol=0)
     changed = (replaced(lambda h: h + 5 * torch.randn_like(h)) != plain).any()
     assert changed != (name == "flux.single.1.text")  # FLUX drops the text after its last block
@@ -229,14 +133,14 @@ def test_the_input_of_a_hook_point_is_the_output_of_the_block_before(kind, name,
         lambda _, args, kwargs, output: seen.append((site.read_input(args, kwargs), site.read(output))),
         with_kwargs=True,
     )
-    before = name.replace(".1.", ".0.") if kind == "flux" else name.replace("block.1", "block.0")
+    before = re.sub("[12]", lambda number: str(int(number[0]) - 1), name) if kind in ("flux", "dit") else name
     with hooks.capture(hook_points.resolve(pipe, before)) as previous:
         denoise(pipe)
     handle.remove()
     ((given, returned),) = seen
     assert given.ndim == returned.ndim == 3
     assert given.shape[0] == 2
-    if kind in ("flux", "dit") and before != name:
+    if before != name:
         assert given.shape == returned.shape
         torch.testing.assert_close(given, previous[0], rtol=0, atol=0)
 
@@ -276,13 +180,13 @@ def test_a_hook_runs_before_the_capture_hooks_of_transformers(sdxl):
     torch.testing.assert_close(after, before + 1)
 
 
-@pytest.mark.parametrize("name", ["clip.layer.2", "clip.layer.-1", "clip.layer.01", "t5.block.0", "clip", ""])
+@pytest.mark.parametrize("name", ["clip.layer.3", "clip.layer.-1", "clip.layer.01", "t5.block.0", "clip", ""])
 def test_an_unknown_name_is_refused_with_the_known_ones(sd, name):
     with pytest.raises(InputError) as error:
         hook_points.resolve(sd, name)
     assert repr(name) in str(error.value)
-    assert "clip.layer.0-1, unet.mid_block, unet.up_blocks.0-1" in str(error.value)
-    assert "unet.up_blocks.0.attentions.0-1" in str(error.value)
+    assert "clip.layer.0-2, unet.mid_block, unet.up_blocks.0-1" in str(error.value)
+    assert "unet.up_blocks.1.attentions.0-1" in str(error.value)
 
 
 def test_consecutive_numbers_are_abbreviated():
