@@ -6,6 +6,7 @@ because x_hat contains it already.
 """
 
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,19 @@ from revelio_jax.sae.module import Code, decode
 
 MATRICES = ("W_enc_FD", "b_enc_F", "W_dec_FD")  # with an axis of latents
 
+LossAndGradients = tuple[jax.Array, dict[str, jax.Array]]
+
+
+class _Inputs(typing.NamedTuple):
+    """The arguments of :func:`aux_k`, which its branches share."""
+
+    params: dict[str, jax.Array]
+    x_BD: jax.Array
+    error_BD: jax.Array
+    deviation: jax.Array
+    dead_F: jax.Array
+    sae: SaeConfig
+
 
 def aux_k(
     params: dict[str, jax.Array],
@@ -24,7 +38,7 @@ def aux_k(
     deviation: jax.Array,
     dead_F: jax.Array,
     sae: SaeConfig,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> LossAndGradients:
     """Return the AuxK loss without ``sae.aux_alpha``, and the gradients of aux_alpha times it.
 
     x_BD and error_BD have the rows of all devices. The gradients have the structure of ``params``. There are three
@@ -32,13 +46,14 @@ def aux_k(
     into one of several fixed sizes and multiplied densely, because k_aux is often close to their number. If there are
     many, top-k selects from them.
     """
-    sizes = _sizes(len(dead_F), sae)
     if not sae.k_aux:
         return jnp.zeros(()), _zeros(params)
+    inputs = _Inputs(params, x_BD, error_BD, deviation, dead_F, sae)
+    sizes = _sizes(len(dead_F), sae)
     branches = [
         lambda: (jnp.zeros(()), _zeros(params)),
-        *(lambda size=size: _few(size, params, x_BD, error_BD, deviation, dead_F, sae) for size in sizes),
-        lambda: _many(params, x_BD, error_BD, deviation, dead_F, sae),
+        *(functools.partial(_few, inputs, size) for size in sizes),
+        functools.partial(_many, inputs),
     ]
     # All devices must take the same branch, because branches contain collectives.
     most_dead = jax.lax.pmax(dead_F.sum(), "feature")
@@ -58,16 +73,9 @@ def _(_: int, batched: list[bool], x_G: jax.Array) -> tuple[jax.Array, bool]:
     return (x_G.max(0) if batched[0] else x_G), False
 
 
-def _few(
-    size: int,
-    params: dict[str, jax.Array],
-    x_BD: jax.Array,
-    error_BD: jax.Array,
-    deviation: jax.Array,
-    dead_F: jax.Array,
-    sae: SaeConfig,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _few(inputs: _Inputs, size: int) -> LossAndGradients:
     """Return loss and gradients from ``size`` gathered latents. Slots without a dead latent read zeros."""
+    params, x_BD, error_BD, deviation, dead_F, sae = inputs
     indices_C = jnp.nonzero(dead_F, size=size, fill_value=len(dead_F))[0]
     W_enc_CD, b_enc_C, W_dec_CD = (params[name].at[indices_C].get(mode="fill", fill_value=0) for name in MATRICES)
     x_BD -= params["b_dec_D"]
@@ -89,15 +97,9 @@ def _few(
     return jnp.square(rest_BD).sum() / deviation, start | scattered | {"b_dec_D": grad_b_dec_D}
 
 
-def _many(
-    params: dict[str, jax.Array],
-    x_BD: jax.Array,
-    error_BD: jax.Array,
-    deviation: jax.Array,
-    dead_F: jax.Array,
-    sae: SaeConfig,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _many(inputs: _Inputs) -> LossAndGradients:
     """Return loss and gradients from k_aux slots of each row. The cost hardly depends on the number of dead latents."""
+    params, x_BD, error_BD, deviation, dead_F, sae = inputs
     x_BD -= params["b_dec_D"]
     b_enc_F = jnp.where(dead_F, params["b_enc_F"], -jnp.inf)
     values_BK, indices_BK = sparse.candidates(
