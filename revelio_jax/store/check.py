@@ -36,17 +36,13 @@ class StoreState:
 
 
 def read_state(location: str | None) -> StoreState:
-    """Return the state of a finished or unfinished store. Raise InputError if there is no store at ``location``."""
+    """Return the state of a store, finished or not. Raise InputError if the store is missing or malformed."""
     location = layout.checked_location(location)
     kvstore = layout.open_kvstore(location)
     plan = layout.read_plan(kvstore)
     if plan is None:
         raise InputError(f"store {location}: it does not exist; revelio extract writes it")
-    if plan.get("format_version") != layout.FORMAT_VERSION:
-        raise InputError(
-            f"store {location} has format version {plan.get('format_version')}; "
-            f"this version reads {layout.FORMAT_VERSION}"
-        )
+    layout.check_version(location, plan)
     try:
         manifest = layout.read_manifest(kvstore)
     except InputError as error:

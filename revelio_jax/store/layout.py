@@ -9,7 +9,7 @@ import urllib.parse
 import tensorstore as ts
 
 from revelio_jax.errors import InputError
-from revelio_jax.store.json_files import Manifest, Marker, Plan
+from revelio_jax.store.json_files import Header, Manifest, Marker, Plan
 
 FORMAT_VERSION = 1
 DTYPES = ("bfloat16", "float16", "float32")
@@ -37,7 +37,7 @@ def kvstore_url(location: str | None) -> str:
     location = checked_location(location)
     scheme, colon, _ = location.partition("://")
     if colon and scheme not in SCHEMES:
-        raise InputError(f"store {location!r}: unknown scheme {scheme}; known: {', '.join(SCHEMES)}")
+        raise InputError(f"store {location!r}: unknown scheme {scheme}; allowed: {', '.join(SCHEMES)}")
     if colon:
         return location.rstrip("/") + "/"
     return "file://" + urllib.parse.quote(str(pathlib.Path(location).absolute())) + "/"
@@ -61,9 +61,9 @@ def open_kvstore(location: str | None) -> ts.KvStore:
 def read_json(kvstore: ts.KvStore, key: str) -> dict[str, typing.Any] | None:
     """Return the JSON object under ``key``, or None if it is missing. Raise InputError if it cannot be read."""
     try:
-        got = kvstore.read(key).result()
-        return json.loads(got.value) if got.state == "value" else None
-    except (ValueError, OSError) as error:  # malformed JSON, or a file in place of a folder
+        result = kvstore.read(key).result()
+        return json.loads(result.value) if result.state == "value" else None
+    except (ValueError, OSError) as error:  # malformed JSON, or a file instead of a folder
         raise InputError(f"{kvstore.url}{key} cannot be read: {error}") from error
 
 
@@ -80,6 +80,13 @@ def read_manifest(kvstore: ts.KvStore) -> Manifest | None:
 def read_marker(kvstore: ts.KvStore, shard: int) -> Marker | None:
     """Return the marker of a shard, or None if it is missing. Raise InputError if it cannot be read."""
     return read_json(kvstore, shard_key(shard))
+
+
+def check_version(location: str, header: Header) -> None:
+    """Raise InputError if a plan or manifest has another format version."""
+    version = header.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(f"store {location} has format version {version}; this version reads {FORMAT_VERSION}")
 
 
 def json_bytes(value: typing.Any) -> bytes:

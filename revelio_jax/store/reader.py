@@ -122,16 +122,12 @@ class Store:
 
 
 def open_store(location: str) -> Store:
-    """Open a finished store. Raise InputError if it does not exist or is unfinished."""
+    """Open a finished store. Raise InputError if it is missing, unfinished or of another format version."""
     kvstore = layout.open_kvstore(location)
     manifest = layout.read_manifest(kvstore)
     if manifest is None:
         if layout.read_plan(kvstore) is None:
             raise InputError(f"store {location}: it does not exist; revelio extract writes it")
         raise InputError(f"store {location} is unfinished; run the same extract command again to continue")
-    if manifest.get("format_version") != layout.FORMAT_VERSION:
-        raise InputError(
-            f"store {location} has format version {manifest.get('format_version')}; "
-            f"this version reads {layout.FORMAT_VERSION}"
-        )
+    layout.check_version(location, manifest)
     return Store(location, manifest, kvstore)

@@ -36,14 +36,10 @@ def measure(mixture: Mixture, order: Order, step: int) -> dict[str, float]:
 def sample_ids(mixture: Mixture, order: Order, step: int) -> np.ndarray:
     """Return the sample of each row of a batch, numbered over all stores: int64 [B], in no particular order."""
     pending: list[tuple[list[Chunk], np.ndarray, list[typing.Any]]] = []  # start all reads before waiting for one
-    for lane in order.streams:
-        for stream, row, end in zip(lane, order.rows_before(step), order.rows_before(step + 1), strict=True):
-            groups = stream.groups_from(row)
-            while row < end:
-                chunks, places = next(groups)
-                reads = [mixture.sites[site].arrays["sample"][start:stop].read() for site, start, stop in chunks]
-                pending.append((chunks, places[: end - row], reads))
-                row += len(places)
+    for lane in range(order.lanes):
+        for chunks, places in order.batch_groups(lane, step):
+            reads = [mixture.sites[site].arrays["sample"][start:stop].read() for site, start, stop in chunks]
+            pending.append((chunks, places, reads))
     ids: list[np.ndarray] = []
     for chunks, places, reads in pending:
         chunk_ids = [

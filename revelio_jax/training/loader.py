@@ -9,9 +9,9 @@ form groups. A group is read as a whole, because disks read contiguous data fast
 stream is the endless sequence of the groups of all epochs. The number of rows before a step is computed, so a resumed
 run needs no loader state.
 
-Memory of a process with l of the L lanes: (1 + READ_AHEAD) C l / L chunks for groups, where C is buffer_chunks
-or the number of streams, whichever is larger; one chunk for each of READERS; and its part of 2 + BATCHES_AHEAD
-batches. It does not depend on the size of the stores.
+A process with l of the L lanes holds (1 + READ_AHEAD) C l / L chunks for groups, one chunk for each of READERS, and
+its part of 2 + BATCHES_AHEAD batches. C is buffer_chunks or the number of streams, whichever is larger. Memory does
+not depend on the size of the stores.
 """
 
 import bisect
@@ -30,8 +30,8 @@ from revelio_jax.errors import InputError
 from revelio_jax.training.mixture import Mixture, MixtureSource
 
 READERS = 8  # threads that mostly wait for the disk or the network
-READ_AHEAD = 1  # groups of a stream in memory besides the current one
-BATCHES_AHEAD = 2  # assembled batches in memory besides the current one
+READ_AHEAD = 1  # groups of a stream in memory in addition to the current one
+BATCHES_AHEAD = 2  # assembled batches in memory in addition to the current one
 
 _HELD_OUT, _DEAL, _CHUNKS, _ROWS, _BATCH = range(5)  # purposes of random generators
 
@@ -131,6 +131,20 @@ class Order:
         rows = step * (self.batch_size // self.lanes)
         borders = [int(share * rows) for share in itertools.accumulate(self.shares)]  # rounded down
         return [stop - start for start, stop in itertools.pairwise([0, *borders])]
+
+    def batch_groups(self, lane: int, step: int) -> Iterator[tuple[list[Chunk], np.ndarray]]:
+        """Yield the groups that a lane reads for the batch after ``step`` steps, source by source.
+
+        A group is given by its chunks and by the places in them of the rows of the batch, in order.
+        """
+        for stream, row, end in zip(
+            self.streams[lane], self.rows_before(step), self.rows_before(step + 1), strict=True
+        ):
+            groups = stream.groups_from(row)
+            while row < end:
+                chunks, places = next(groups)
+                yield chunks, places[: end - row]
+                row += len(places)
 
     def permutation(self, lane: int, step: int) -> np.ndarray:
         """Return the permutation that mixes the rows of all sources in a lane's part of a batch."""
@@ -241,20 +255,16 @@ def rows_of(order: Order, step: int) -> np.ndarray:
     lanes: list[np.ndarray] = []
     for lane, streams in enumerate(order.streams):
         parts: list[np.ndarray] = []
-        for stream, row, end in zip(streams, order.rows_before(step), order.rows_before(step + 1), strict=True):
-            groups = stream.groups_from(row)
-            while row < end:
-                chunks, places = next(groups)
-                numbers = [(np.full(stop - start, site), np.arange(start, stop)) for site, start, stop in chunks]
-                parts.append(np.concatenate(numbers, 1)[:, places[: end - row]])
-                row += len(places)
+        for chunks, places in order.batch_groups(lane, step):
+            numbers = [(np.full(stop - start, site), np.arange(start, stop)) for site, start, stop in chunks]
+            parts.append(np.concatenate(numbers, 1)[:, places])
         rows = np.concatenate(parts, 1)
         lanes.append(rows[:, order.permutation(lane, step)] if len(streams) > 1 else rows)
     return np.concatenate(lanes, 1)
 
 
 class _ShuffledRows:
-    """Reads the rows of a stream, starting at ``row``. Groups are read into memory that is reused."""
+    """The rows of a stream, starting at ``row``. Groups are read ahead, into memory that is reused."""
 
     def __init__(self, mixture: Mixture, stream: ChunkStream, row: int, readers: concurrent.futures.Executor):
         self._sites, self._readers = mixture.sites, readers

@@ -245,7 +245,7 @@ def test_locations_that_are_not_stores_are_refused(tmp_path):
     assert tree(tmp_path) == {"other.txt": b"mine"}
     with pytest.raises(InputError, match="store"):
         StoreWriter(str(tmp_path / "other.txt"), make_plan([3]), [])
-    with pytest.raises(InputError, match="unknown scheme ftp; known: file, gs"):
+    with pytest.raises(InputError, match="unknown scheme ftp; allowed: file, gs"):
         open_store("ftp://host/store")
     with pytest.raises(InputError, match="store is not set"):
         open_store("")
