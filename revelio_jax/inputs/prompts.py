@@ -30,7 +30,7 @@ def read_prompts(path: str | None, column: str = "prompt", shuffle: bool = False
         raise InputError(f"config.extract.prompts is not set; it must be a file: {', '.join(readers)}")
     file = pathlib.Path(shipped.locate(path))
     if file.suffix not in readers:
-        raise InputError(f"prompts {path}: unknown suffix {file.suffix!r}; known: {', '.join(readers)}")
+        raise InputError(f"prompts {path}: unknown suffix {file.suffix!r}; allowed: {', '.join(readers)}")
     try:
         data = file.read_bytes()
     except OSError as error:

@@ -51,7 +51,10 @@ class Plan:
 
 
 def describe_work(config: Config, width: int) -> StepWork:
-    """Return the run to plan. ``width`` 0: look it up in the store, the model's folder or a table of hub models."""
+    """Return the run to plan. ``width`` 0: look it up in the store, the model's folder or a table of hub models.
+
+    Raise InputError if the width is negative or unknown, or if the width does not fit config.sae.
+    """
     site = config.data.site or next(iter(config.extract.sites), "")
     if width < 0:
         raise InputError(f"--width is {width}; it must be at least 1, or 0 to look it up")
@@ -65,8 +68,8 @@ def describe_work(config: Config, width: int) -> StepWork:
     d = d or known_width(config.model.id, config.model.family, site)
     if not d:
         raise InputError(
-            f"the width of hook point {site!r} of {config.model.id!r} is unknown, and there is no store at "
-            f"{config.extract.store!r}; pass it as --width N"
+            f"the width of hook point {site!r} of {config.model.id!r} is unknown; pass --width N, "
+            "or extract the store of config.extract.store first"
         )
     return StepWork(config, site, d, dictionary_size(config, d), rows)
 
@@ -94,7 +97,7 @@ def plan_mesh(work: StepWork, mesh: jax.sharding.Mesh, chip: Chip) -> Plan:
     text = compiled.as_text() or ""
     parts = {
         "arguments": memory.argument_size_in_bytes,
-        "results beside them": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "other results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "program": memory.generated_code_size_in_bytes,
     }

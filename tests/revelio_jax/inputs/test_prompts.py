@@ -105,7 +105,7 @@ def test_missing_labels_are_null(tmp_path):
         ("p.jsonl", '{"prompt": "a", "n": 18446744073709551615}\n', "column 'n' cannot be written"),
         ("p.jsonl", '{"prompt": "a", "n": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "line 1 is not JSON"),
         ("p.parquet", b"no parquet", "not a parquet file"),
-        ("p.json", "{}", "unknown suffix '.json'; known: .txt, .csv, .jsonl, .parquet"),
+        ("p.json", "{}", "unknown suffix '.json'; allowed: .txt, .csv, .jsonl, .parquet"),
     ],
 )
 def test_an_unreadable_file_is_refused_with_the_reason(tmp_path, name, content, message):
