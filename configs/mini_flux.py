@@ -35,7 +35,7 @@ def get_config():
     c.data.held_out = 0.2  # 15,500 rows, so that latents of rare words fire on some
 
     c.steer.pooled = True  # of 14 prompts with one seed, 2 stayed glossy with it and 4 without
-    c.interpret.labels = ("style", "category", "name")  # not held_out, which concerns the pipeline's training
+    c.interpret.labels = ("style", "category", "name")  # the column held_out concerns the pipeline's training
 
     c.steer.steps = 15
     c.steer.guidance = 3.0

@@ -32,7 +32,7 @@ def get_config():
     c.train.decay_share = 0.3
     c.data.held_out = 0.2  # 52,000 rows, so that latents of rare words fire on some
 
-    c.interpret.labels = ("style", "category", "name")  # not held_out, which concerns the pipeline's training
+    c.interpret.labels = ("style", "category", "name")  # the column held_out concerns the pipeline's training
 
     c.steer.steps = 15
     c.steer.guidance = 2.5

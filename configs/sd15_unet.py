@@ -2,8 +2,8 @@
 
     revelio extract|train|evaluate|export --config sd15_unet
 
-Images: a folder that you supply as data/pet, whose subfolders are the labels, for example Oxford-IIIT Pet; or a
-dataset of the package `datasets` with --config.extract.{images=OWNER/NAME,image_column,label_column}.
+Images: a folder that you supply as data/pet, for example Oxford-IIIT Pet; its subfolders are the labels. Or a dataset
+of the package `datasets`: --config.extract.{images=OWNER/NAME,image_column,label_column}.
 Model: from the hub, or --config.model.id=FOLDER. Stable Diffusion 2.1, which predicts v, has the same hook points:
 --config.model.id=stabilityai/stable-diffusion-2-1.
 Each image and timestep gives one row per hook point, the mean over positions. config.extract.pool=none keeps every
