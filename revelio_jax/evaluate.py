@@ -29,7 +29,7 @@ DENSITY_EDGES = np.linspace(-8, 0, 33)  # log10 of the share of rows on which a 
 
 
 class DensityHistogram(typing.TypedDict):
-    """Number of latents by the log10 of the share of rows on which they fire; dead latents are left out."""
+    """The number of latents by the log10 of the share of rows on which they fire; dead latents are left out."""
 
     log10_edges: list[float]
     latents: list[int]
@@ -58,8 +58,8 @@ class Evaluation(Quality):
 def evaluate(config: Config) -> Evaluation:
     """Evaluate the checkpoint that config.train.use chooses, the newest or the best.
 
-    Writes evaluation.json and returns its contents. Raise InputError if no rows are held out or if the run has
-    no checkpoint of this configuration.
+    Write evaluation.json and return its contents. Raise InputError if no rows are held out or if the run has no
+    checkpoint of this configuration.
     """
     options = config.train
     folder, mixture, state, mesh = restore_run(config)
@@ -84,9 +84,9 @@ def evaluate(config: Config) -> Evaluation:
 def make_reconstruct(sae: SaeConfig, mesh: jax.sharding.Mesh) -> Callable[..., typing.Any]:
     """Return the compiled ``reconstruct(state, x_BD, valid_B) -> (x_hat_BD, fired_F, active)``.
 
-    x_BD are stored rows, x_hat_BD normalized reconstructions. Only rows with ``valid_B`` are counted: fired_F
-    is the number of rows on which each latent is above ``dead_threshold``, int32; active is the number of
-    positive values over all latents.
+    x_BD are stored rows, x_hat_BD normalized reconstructions. Only rows with ``valid_B`` are counted. fired_F, int32,
+    is the number of rows on which each latent is above ``dead_threshold``. active is the number of positive values
+    over all latents.
     """
 
     def local(params, threshold, x_BD, valid_B):

@@ -38,7 +38,7 @@ LIBRARIES = ("revelio_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 def export(config: Config) -> pathlib.Path:
     """Export the checkpoint that config.train.use chooses, the newest or the best; return the SAE folder.
 
-    Replaces an earlier export. Raise InputError if the run has no checkpoint of this configuration.
+    Replace an earlier export. Raise InputError if the run has no checkpoint of this configuration.
     """
     run, mixture, state, _ = restore_run(config)
     cfg = describe(config, run, mixture, state)
@@ -55,7 +55,7 @@ def export(config: Config) -> pathlib.Path:
 def fold(state: State, architecture: str) -> dict[str, np.ndarray]:
     """Fold the normalization into the parameters, so that they apply to unnormalized rows.
 
-    Returns float32 W_enc [d, n], b_enc [n], W_dec [n, d] and b_dec [d]; for batch_topk and jumprelu also
+    Return float32 W_enc [d, n], b_enc [n], W_dec [n, d] and b_dec [d]; for batch_topk and jumprelu also
     threshold [n].
 
     Training normalizes rows to (x - mean) / s. With b_dec' = mean + s b_dec and b_enc' = s b_enc, the
@@ -92,7 +92,7 @@ def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) 
         "family": model.get("family", ""),
         "site": mixture.name,
         "sites": [{"name": mixture.name, "width": mixture.d}],
-        # At hook points of a denoiser: a block's output, or its difference from its input.
+        # At hook points of a denoiser, rows may be a block's output minus its input.
         "value": manifests[0].get("extract", {}).get("value", "output"),
         "positions": ", ".join(dict.fromkeys(stored or config.extract.positions for stored in positions)),
         "architecture": config.sae.architecture,

@@ -33,11 +33,11 @@ def sha256(path: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Generator[pathlib.Path]:
-    """Yield a temporary path beside ``path``; the file written there replaces ``path`` after the block.
+    """Yield a temporary path in the folder of ``path``. The file written there replaces ``path`` after the block.
 
     If the block raises, ``path`` keeps its old content. Raise InputError if it cannot be written.
     """
-    part = _beside(path, ".part")
+    part = _sibling(path, ".part")
     try:
         yield part
         os.replace(part, path)
@@ -51,11 +51,11 @@ def replacing(path: pathlib.Path) -> Generator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replacing_folder(folder: pathlib.Path) -> Generator[pathlib.Path]:
-    """Yield an empty folder beside ``folder``, which replaces ``folder`` and all its content after the block.
+    """Yield an empty folder, which replaces ``folder`` and all its content after the block.
 
     If the block raises, ``folder`` keeps its old content. Raise InputError if it cannot be written.
     """
-    part, old = _beside(folder, ".part"), _beside(folder, ".old")
+    part, old = _sibling(folder, ".part"), _sibling(folder, ".old")
     try:
         prepare_folder(folder)
         yield part
@@ -77,7 +77,7 @@ def prepare_folder(folder: pathlib.Path) -> None:
     If an earlier process was killed while it replaced ``folder``, restore the old content. Raise InputError if
     ``folder`` cannot be written.
     """
-    part, old = _beside(folder, ".part"), _beside(folder, ".old")
+    part, old = _sibling(folder, ".part"), _sibling(folder, ".old")
     if folder.is_file():
         raise InputError(f"{folder} is a file; it must be a folder or not exist")
     try:
@@ -106,7 +106,7 @@ def output_file(out: pathlib.Path | None, runs: Sequence[str], name: str) -> pat
         raise InputError(f"--out is {path}; it must be a file in an existing folder")
     if path.suffix != suffix:
         raise InputError(f"--out is {path}; it must end in {suffix}")
-    part = _beside(path, ".part")
+    part = _sibling(path, ".part")
     try:
         part.touch()
         part.unlink()
@@ -115,5 +115,5 @@ def output_file(out: pathlib.Path | None, runs: Sequence[str], name: str) -> pat
     return path
 
 
-def _beside(path: pathlib.Path, suffix: str) -> pathlib.Path:
+def _sibling(path: pathlib.Path, suffix: str) -> pathlib.Path:
     return path.with_name(path.name + suffix)

@@ -11,9 +11,9 @@ have a checkpoint of one step.
 
 One compiled program runs a step of all members. ``--form vmap`` batches the members in every operation.
 ``--form map`` runs one member after another, which saves only reading and compiling. It is the default on a CPU,
-where batched gathers and scatters are slow. Rows are read once per store, hook point and seed, each with its own
-buffers in memory. All hook points must have the same width. For a grid over timesteps, extract one store per timestep
-and vary extract.store.
+where batched gathers and scatters are slow. Rows are read once per store, hook point and seed; each of these streams
+has its own buffers in memory. All hook points must have the same width. For a grid over timesteps, extract one store
+per timestep and vary extract.store.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ FORMS = ("auto", "vmap", "map")
 
 
 def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
-    """Train all members up to config.train.steps. Raise InputError before anything is written.
+    """Train all members up to config.train.steps. Raise InputError for wrong input, before anything is written.
 
     ``axes`` are the values of ``--grid``, for example ``sae.k=10,20``.
     """
@@ -116,7 +116,10 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
 
 
 def configs(config: Config, axes: Sequence[str]) -> list[Config]:
-    """Return the configurations of the members; the last axis varies fastest. Raise InputError."""
+    """Return the configurations of the members; the last axis varies fastest.
+
+    Raise InputError if an axis is malformed or has no effect, or if two members would have the same folder.
+    """
     if not axes:
         raise InputError("--grid is missing; give a field and its values, for example --grid sae.k=16,32")
     axis_values = [_axis(axis) for axis in axes]
@@ -166,12 +169,15 @@ def _axis(axis: str) -> list[tuple[str, typing.Any]]:
 
 
 def _short(value: object) -> str:
-    """Return a value as it appears in the name of a folder; of a location, its last part."""
+    """Return a value as the name of a folder shows it: the last part of a location, other values as text."""
     return pathlib.PurePosixPath(value).name if isinstance(value, str) else str(value)
 
 
 def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[RowStream]]:
-    """Return the members and the row streams they share. Raise InputError."""
+    """Return the members and the row streams they share.
+
+    Raise InputError if a store or a setting of a member cannot be used, or if hook points differ in width.
+    """
     streams: list[RowStream] = []
     stream_of: dict[tuple[str | None, str | None, int], int] = {}
     members: list[Member] = []
@@ -194,7 +200,10 @@ def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[RowStrea
 
 
 def common_step(members: Sequence[Member], resume: bool) -> int:
-    """Return the newest step of which all members have a checkpoint, or 0 if none has any. Raise InputError."""
+    """Return the newest step of which all members have a checkpoint, or 0 without checkpoints.
+
+    Raise InputError if members have checkpoints but none of the same step, or if a member cannot be resumed.
+    """
     newest = {member.folder: resumed_step(member.folder, resume, member.identity) for member in members}
     step = checkpoints.newest_step(*newest)
     if not step and any(newest.values()):

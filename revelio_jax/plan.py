@@ -11,7 +11,7 @@ One line per mesh (data x feature) of the topology's chips:
     GiB/chip    arguments, temporaries and program, as XLA places them; XLA refuses a mesh that does not fit
     XLA         the step without dead latents: XLA's cycle estimates, plus the bytes of collectives, gathers,
                 scatters and sorts at the chip's published rates, since XLA estimates no cycles for these
-    dead        the step with so many dead latents that AuxK takes its most expensive branch
+    dead        the same for a step with many dead latents, on which AuxK takes its most expensive branch
     roof        a lower bound for any program, with its name: the largest of the encoder's and the sparse products
                 at peak rate, reading and writing the state once, and the collectives
     rows/s, h   from the column XLA, for config.train.steps
@@ -36,7 +36,7 @@ HEAD = f"{'mesh':>8} {'GiB/chip':>9} {'fits':>5} {'XLA':>9} {'dead':>9} {'roof':
 
 
 def plan(config: Config, topology: str, meshes: tuple[str, ...], width: int, smallest: bool) -> None:
-    """Print the report. Raise InputError before anything is compiled."""
+    """Print the report. Raise InputError for a wrong topology, mesh or width, before anything is compiled."""
     kind, _ = parse_topology(topology)
     work = describe_work(config, width)
     device_meshes = [place_mesh(work, topology, shape) for shape in select_meshes(work, topology, meshes)]
@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
         width=(0, "width of the activation; 0: look it up in the store, the model's folder, or a table of hub models"),
         smallest=(True, "also search for the smallest slice that fits"),
     )
-    plan(config, extra["topology"], tuple(extra["mesh"] or ()), extra["width"], extra["smallest"])
+    plan(config, extra["topology"], extra["mesh"], extra["width"], extra["smallest"])
 
 
 if __name__ == "__main__":

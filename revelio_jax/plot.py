@@ -49,7 +49,7 @@ STYLE: dict[typing.Any, typing.Any] = {
 
 
 class Style(typing.TypedDict):
-    """How a run is drawn."""
+    """The look of a run's curves, and the run's text in the legend."""
 
     color: typing.Any
     linestyle: str
@@ -58,10 +58,10 @@ class Style(typing.TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Density:
-    """How often the latents of a run fire on held-out rows.
+    """The firing densities of a run's latents on held-out rows.
 
-    ``edges`` [bins + 1] are log10 of the share of rows that a latent fires on, ``latents`` [bins] is the share of all
-    latents in each bin, and ``never`` is the share of latents that never fire.
+    ``edges`` [bins + 1] are log10 of the share of rows that a latent fires on. ``latents`` [bins] is the share of all
+    latents in each bin. ``never`` is the share of latents that never fire.
     """
 
     edges: np.ndarray

@@ -71,7 +71,7 @@ class InterpretConfig:
     cells: int = field(256, "cells in the map of a sample; larger maps are reduced by maxima", low=1)
     batch_size: int = field(4096, "rows encoded together", low=1)
     stratum: str | None = field(
-        None, "column of the samples, such as language, to report each value of separately; None: the timestep"
+        None, "column of the samples, for example language, whose values are reported separately; None: the timestep"
     )
     labels: tuple[str, ...] = field((), "label columns to measure purity on; empty: every column whose values repeat")
     random_samples: int = field(256, "random samples whose active latents are recorded", low=0)

@@ -1,4 +1,4 @@
-"""Old names of fields and values, so that an old config is refused with the new name."""
+"""Old names of fields. An old config is refused with the new name."""
 
 # "section.field" -> "section.field", or "run" for the one field outside of sections.
 FIELDS = {

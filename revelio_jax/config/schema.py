@@ -121,7 +121,7 @@ def _section(name: str, section: typing.Any) -> typing.Any:
 
 
 def is_optional(hint: typing.Any) -> bool:
-    """Return whether None is allowed."""
+    """Return whether the type hint of a field allows None."""
     return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
 
 

@@ -54,7 +54,7 @@ class Images:
 
 
 def read_images(location: str | None, image_column: str, label_column: str | None, split: str) -> Images:
-    """Find the images of config.extract.images without decoding them. Raise InputError if there are none."""
+    """Find the images of config.extract.images without decoding them. Raise InputError if it has no usable images."""
     if not location:
         raise InputError("config.extract.images is not set; mode noised needs a folder of images or a dataset")
     path = pathlib.Path(location)

@@ -37,7 +37,7 @@ CHIPS = {
 
 
 def parse_topology(topology: str) -> tuple[str, tuple[int, ...]]:
-    """Return the kind of chip and the shape. Raise InputError with the allowed values."""
+    """Return the kind of chip and the shape. Raise InputError if the topology is unknown."""
     kind, _, shape = topology.partition(":")
     if kind not in CHIPS or shape not in CHIPS[kind].slices:
         known = f"{kind}:" + f", {kind}:".join(CHIPS[kind].slices) if kind in CHIPS else ""

@@ -86,8 +86,8 @@ def unit_rows(W_FD: jax.Array) -> jax.Array:
 def geometric_median(x_ND: np.ndarray, tolerance: float = 1e-5, max_steps: int = 100) -> np.ndarray:
     """Return the point [D] with the smallest sum of distances to the rows, float64 (Weiszfeld 1937).
 
-    Starts at the mean and stops when a step is shorter than ``tolerance`` times the mean distance. Distances
-    have a lower bound, so that a row at the point does not divide by 0.
+    Start at the mean and stop when a step is shorter than ``tolerance`` times the mean distance. Distances have a
+    lower bound, so that a row at the point does not cause a division by 0.
     """
     point_D = x_ND.mean(0, dtype=np.float64)
     for _ in range(max_steps):

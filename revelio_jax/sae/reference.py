@@ -1,7 +1,7 @@
 """The plain definition of the autoencoder, its loss and AuxK, which every fast form is tested against.
 
-It covers topk, batch_topk and dense; the formulas of JumpReLU are in jump.py.
-Arrays are complete: there is no mesh, no sparse code and no chunk. Letters: B rows, D width of the activation,
+It covers topk, batch_topk and dense; the formulas of JumpReLU are in jump.py. Arrays are complete: no mesh splits
+them, codes are not sparse, and nothing is chunked. Letters: B rows, D width of the activation,
 F latents. Sources: TopK, MultiTopK and AuxK Gao et al. 2024 (arXiv 2406.04093); BatchTopK Bussmann et al. 2024
 (arXiv 2412.06410); Matryoshka Bussmann et al. 2025 (arXiv 2503.17547).
 """

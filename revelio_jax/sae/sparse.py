@@ -31,7 +31,7 @@ def candidates(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the ``slots`` largest of ReLU(W_enc x + b_enc) of each row, largest first.
 
-    Returns values [B, K] >= 0, float32, and indices [B, K], int32. ``encode_chunk`` latents are encoded at a time,
+    Return values [B, K] >= 0, float32, and indices [B, K], int32. ``encode_chunk`` latents are encoded at a time,
     so that at most B x ``encode_chunk`` pre-activations exist; None encodes all latents at once. Inputs of the
     product are rounded to ``matmul_dtype``.
     """

@@ -12,7 +12,7 @@ GROUP = 16
 def top_k(x_BF: jax.Array, k: int, bias_F: jax.Array | float = 0.0) -> tuple[jax.Array, jax.Array]:
     """Return the k largest of each row of x + bias, largest first. Of equal values, the lowest index comes first.
 
-    Returns values [B, k] and int32 indices [B, k], identical to ``jax.lax.top_k(x + bias, k)``, but faster. If
+    Return values [B, k] and int32 indices [B, k], identical to ``jax.lax.top_k(x + bias, k)``, but faster. If
     fewer than k values are above -inf, the remaining slots may repeat an index. The maxima of groups of GROUP
     neighbors are computed first, and then only the best groups are searched. x + bias never exists as a whole
     array, except for narrow rows. A CPU uses :func:`tournament`, other platforms :func:`two_stages`. Rows that do not
@@ -93,13 +93,12 @@ def _first_largest(x_BM: jax.Array) -> jax.Array:
 
 
 def survivors(values_BK: jax.Array, k: jax.Array | int, axis: str) -> jax.Array:
-    """Return which candidates of each device are among the k largest over the mesh axis ``axis``.
+    """Return the mask [B, K] of each device's candidates that are among the k largest over the mesh axis ``axis``.
 
     ``values_BK`` are the local top-K, largest first, with K at least k or all latents. Devices hold ascending
-    ranges of latents. k may be traced. Returns a boolean mask [B, K] with exactly k entries set over the axis,
-    or all if there are fewer. The k-th largest value is the threshold. Of the candidates equal to it, the first
-    by (device, slot) survive, which is the order of the global index. Devices exchange only values: B x K x devices
-    numbers.
+    ranges of latents. k may be traced. Over the axis exactly k entries are set, or all if fewer exist. The k-th
+    largest value is the threshold. Of the candidates equal to it, the first by (device, slot) survive, which is the
+    order of the global index. Devices exchange only values: B x K x devices numbers.
     """
     devices, slots = jax.lax.axis_size(axis), values_BK.shape[1]
     if devices == 1:

@@ -45,9 +45,9 @@ class SaeFolder:
 def read_folder(folder: str | pathlib.Path, site: str | None = None, needs_site: bool = True) -> SaeFolder:
     """Read an SAE folder and check it.
 
-    ``site`` is the hook point of a folder whose metadata have none. Raise InputError, with the file and the field,
-    if a file is missing or malformed, if metadata and ``site`` disagree, or if ``needs_site`` is set and neither
-    names a hook point.
+    ``site`` is the hook point if the metadata does not name one. Raise InputError, with the file and the field, if a
+    file is missing or malformed, or if the metadata names another hook point than ``site``. With ``needs_site``, also
+    raise it if neither names one.
     """
     folder = pathlib.Path(folder)
     weights = _weights_file(folder)
@@ -87,7 +87,7 @@ def _weights_file(folder: pathlib.Path) -> pathlib.Path:
 def _metadata(
     file: pathlib.Path, config: dict[str, typing.Any], site: str | None, needs_site: bool, optional: bool
 ) -> SaeMetadata:
-    """Return the metadata of cfg.json, with ``site`` added if they have no hook point."""
+    """Return the metadata of cfg.json, with ``site`` added if it names no hook point."""
     metadata = config.get("metadata", {} if optional else None)
     if not isinstance(metadata, dict):
         raise InputError(f"{file}: metadata is {one_line(repr(metadata))}; it must be an object")

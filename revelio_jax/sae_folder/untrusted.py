@@ -43,7 +43,10 @@ def read_json(path: pathlib.Path) -> dict[str, typing.Any]:
 
 
 def read_header(path: pathlib.Path) -> tuple[dict[str, str], dict[str, tuple[str, list[int]]]]:
-    """Return the metadata of a safetensors file, and dtype and shape of each tensor by name."""
+    """Return the metadata of a safetensors file, and dtype and shape of each tensor by name.
+
+    Raise InputError if the file cannot be read or is malformed.
+    """
     with _readable(path):
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -65,7 +68,7 @@ def read_tensors(
 
     Floating-point tensors are converted to float32 and must be finite. ``dtypes`` holds the allowed dtypes by name;
     the default is FLOATS. ``required_by`` introduces the allowed dtypes and shape in messages. Raise InputError if a
-    tensor is missing or has another shape or dtype.
+    tensor is missing, has another shape or dtype, or is not finite.
     """
     _, header = read_header(path)
     for name, shape in shapes.items():

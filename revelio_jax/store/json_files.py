@@ -17,7 +17,7 @@ class ModelRecord(typing.TypedDict, total=False):
 
 
 class Provenance(typing.TypedDict, total=False):
-    """Everything beside the shapes that decides the rows of a store."""
+    """The model, the settings and the inputs that determine the rows of a store."""
 
     model: ModelRecord
     extract: dict[str, typing.Any]  # the fields of config.extract that the mode uses

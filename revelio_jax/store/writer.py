@@ -48,9 +48,8 @@ class SitePlan:
 class StorePlan:
     """The description of a store before its first activation is computed.
 
-    ``provenance`` (model, input and config) decides the content of the store, together with the other fields: it is
-    part of the fingerprint, and a run with a different one is refused. ``notes``, such as library versions, are only
-    recorded.
+    ``provenance`` (model, input and config) and the other fields determine the content of the store. They are part of
+    the fingerprint, and a run with other values is refused. ``notes``, for example library versions, are only recorded.
     """
 
     sites: tuple[SitePlan, ...]
@@ -97,7 +96,7 @@ class StorePlan:
 
 
 class StoreWriter:
-    """Writes the missing shards and the manifest of a store."""
+    """A writer of the missing shards and the manifest of a store."""
 
     def __init__(self, location: str | None, plan: StorePlan, samples: list[dict[str, typing.Any]] | pyarrow.Table):
         """Start or resume the store. Raise InputError if it belongs to a run with another plan.
@@ -128,7 +127,7 @@ class StoreWriter:
 
     @property
     def finished(self) -> bool:
-        """Whether the store has a manifest."""
+        """Return whether the store has a manifest."""
         return self._manifest is not None
 
     @contextlib.contextmanager
@@ -240,7 +239,7 @@ class StoreWriter:
             ) from error
 
     def _has_files(self) -> bool:
-        """Return whether the location holds any file besides locks."""
+        """Return whether the location holds any file other than locks."""
         try:
             if self._folder is not None and self._folder == self._folder.parent:
                 return True  # TensorStore lists no keys of the folder /

@@ -21,7 +21,7 @@ class StepResult(typing.Generic[T]):
     """The result of a step that the device may still be computing.
 
     ``metrics`` are on the device; reading them waits for the step. ``coverage`` has the shuffling metrics of
-    each row stream, empty if the step is not logged. ``wait_s`` is how long the step waited for its rows.
+    each row stream, empty if the step is not logged. ``wait_s`` is the time that the step waited for its rows.
     ``state`` is the state after the step if a checkpoint is due, otherwise None.
     """
 

@@ -68,9 +68,9 @@ class Log:
         self._since, self._count, self._waited = time.perf_counter(), 0, 0.0
 
     def add(self, step: int, metrics: Mapping[str, jax.Array | float], wait_s: float) -> dict[str, float]:
-        """Wait for a step, count it and return its metrics; ``wait_s`` is how long it waited for its rows.
+        """Wait for a step, count it and return its metrics; ``wait_s`` is the time that it waited for its rows.
 
-        Writes a line every ``every`` steps and after the last step. Its times are means since the previous
+        Write a line every ``every`` steps and after the last step. Its times are means since the previous
         line. ``metrics`` of a step that :func:`is_logged` must have all other FIELDS. Raise NotFinite if the
         loss or the gradient norm is not finite.
         """

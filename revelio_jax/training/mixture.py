@@ -125,7 +125,7 @@ def open_mixture(entries: Sequence[str], site: str | None = None) -> Mixture:
 
 
 def _matching_site(first: Store, first_site: SiteReader, store: Store) -> SiteReader:
-    """Return the site of ``store`` that matches ``first_site``. Raise InputError if there is none."""
+    """Return the site of ``store`` that matches ``first_site``. Raise InputError if none does."""
     if first_site.name not in store.site_names:
         raise InputError(
             f"config.data.stores: {store.location} has no site {first_site.name}, which {first.location} has; "

@@ -19,7 +19,8 @@ def start(mesh: MeshConfig) -> None:
     """Join the other processes of the run if ``mesh.distributed``; call it before any other use of JAX.
 
     Cloud TPU, SLURM, Open MPI and Kubernetes are detected. Otherwise each process needs the address of the
-    coordinator, the number of processes and its own number. Raise InputError if the processes do not connect.
+    coordinator, the number of processes and its own number. Raise InputError if fields contradict each
+    other or the processes do not connect.
     """
     if not mesh.distributed:
         if mesh.coordinator or mesh.processes > 1 or mesh.process:  # otherwise each process would train alone

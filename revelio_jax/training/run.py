@@ -17,7 +17,7 @@ from revelio_jax.training.step import State
 
 
 class Centering(typing.NamedTuple):
-    """Normalization (x - mean_D) / scale, and the normalized rows that initial parameters are fitted to."""
+    """The normalization (x - mean_D) / scale, the initial decoder bias, and the first rows, normalized."""
 
     mean_D: np.ndarray
     scale: float
@@ -35,7 +35,10 @@ class RestoredRun(typing.NamedTuple):
 
 
 def open_run(config: Config) -> tuple[pathlib.Path, Mixture]:
-    """Return the folder of the run, which may not exist yet, and the stores it trains on. Raise InputError."""
+    """Return the folder of the run, which may not exist yet, and the stores it trains on.
+
+    Raise InputError if the config names no folder or no stores, or if a store cannot be used.
+    """
     if not config.run:
         raise InputError("config.run is not set; it must name the folder of the run, for example runs/mini_sd")
     if not config.data.stores and not config.extract.store:
@@ -124,7 +127,7 @@ def dictionary_size(config: Config, d: int) -> int:
 
 
 def center(sae: SaeConfig, stream: RowStream) -> Centering:
-    """Return the normalization, the initial decoder bias [D] and the first rows [N, D], normalized."""
+    """Return the normalization, the initial decoder bias [D] and the normalized first rows [N, D]."""
     mean_D, scale = normalization(sae.normalize, stream.mixture)
     x_ND = (loader.first_rows(stream.mixture, stream.order, sae.b_dec_init_rows) - mean_D) / scale
     return Centering(mean_D, scale, initial.bias(sae.b_dec_init, x_ND), x_ND)

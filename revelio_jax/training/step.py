@@ -77,7 +77,7 @@ def initial_state(
     train: TrainConfig,
     mesh: jax.sharding.Mesh,
 ) -> State:
-    """Return the state before the first step, on the devices of ``mesh``. Consumes ``params``."""
+    """Return the state before the first step, on the devices of ``mesh``. ``params`` are consumed."""
     make = jax.jit(
         lambda params, mean_D, scale: _state(params, mean_D, scale, train),
         out_shardings=state_shardings(sae, train, mesh),

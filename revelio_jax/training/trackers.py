@@ -36,7 +36,7 @@ def check(logging: LoggingConfig) -> None:
 
 
 def sinks(run: pathlib.Path, start: int, config: Config) -> list["TensorBoard | Wandb"]:
-    """Return the enabled trackers of a run that starts after step ``start``; none outside the first process."""
+    """Return the enabled trackers of a run that starts after step ``start``; only the first process has any."""
     if not processes.is_first():
         return []
     trackers: list[TensorBoard | Wandb] = []
@@ -48,9 +48,9 @@ def sinks(run: pathlib.Path, start: int, config: Config) -> list["TensorBoard | 
 
 
 class TensorBoard:
-    """Writes one scalar per field to the folder ``tensorboard`` of the run.
+    """A writer of one scalar per field to the folder ``tensorboard`` of the run.
 
-    Uses TensorBoard's own writer, because tensorboardX imports torch if it is installed.
+    It is based on TensorBoard's own writer, because tensorboardX imports torch if it is installed.
     """
 
     def __init__(self, run: pathlib.Path, start: int):
