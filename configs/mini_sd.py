@@ -28,7 +28,7 @@ def get_config():
     c.train.batch_size = 2048
     c.train.steps = 3000
     c.train.learning_rate = 1e-3
-    c.train.warmup_steps = 200  # without warm-up, Adam's first steps push biases so low that latents die
+    c.train.warmup_steps = 200  # without warm-up, Adam's first steps lower the biases until latents die
     c.train.decay_share = 0.3
     c.data.held_out = 0.2  # 52,000 rows, so that latents of rare words fire on some
 

@@ -59,7 +59,7 @@ def fold(state: State, architecture: str) -> dict[str, np.ndarray]:
     threshold [n].
 
     Training normalizes rows to (x - mean) / s. With b_dec' = mean + s b_dec and b_enc' = s b_enc, the
-    pre-activations W_enc (x - b_dec') + b_enc' are s times those of training. The same latents fire, s times
+    pre-activations W_enc (x - b_dec') + b_enc' are s times larger than in training. The same latents fire, s times
     larger, and W_dec z' + b_dec' is mean + s x_hat. Thresholds are s times larger too. The matrices do not
     change, so decoder rows keep unit norm (approximately, for a moving average).
     """

@@ -1,7 +1,7 @@
 """The configuration that every command reads: its fields, their defaults and their checks.
 
-A file in ``configs/`` starts from :func:`default` and sets only what its experiment changes. Commands read it
-with :func:`revelio_jax.cli.parse`, which returns these frozen dataclasses.
+A file in ``configs/`` starts from :func:`default` and sets only the fields that its experiment changes. Commands
+read it with :func:`revelio_jax.cli.parse`, which returns these frozen dataclasses.
 """
 
 from revelio_jax.config.analysis import RULES, InterpretConfig, SteerConfig, TagsConfig

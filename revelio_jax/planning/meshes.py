@@ -14,7 +14,7 @@ from revelio_jax.sae import sharding
 
 
 def select_meshes(work: StepWork, topology: str, flags: Sequence[str]) -> list[tuple[int, int]]:
-    """Return the meshes (data, feature) to plan: those of ``--mesh``, otherwise the config's, otherwise all.
+    """Return the meshes (data, feature) to plan: the values of ``--mesh``, or else the config's mesh, or else all.
 
     Raise InputError if a mesh does not use all chips of the slice, or if no mesh divides the batch and the latents.
     """

@@ -11,7 +11,7 @@ compute: typing.Any = pyarrow.compute
 
 
 def read_table(data: bytes, **options: typing.Any) -> pyarrow.Table:
-    """Return the table in the bytes of a parquet file; ``options`` and errors are those of pyarrow.parquet.read_table.
+    """Return the table in the bytes of a parquet file, with the options and errors of pyarrow.parquet.read_table.
 
     The bytes are copied into memory of Arrow. Otherwise Arrow's threads may release a Python object after the read,
     which needs the interpreter. A process that is ending would then abort with status 134 ("terminate called without
