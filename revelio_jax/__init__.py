@@ -1,4 +1,4 @@
-"""Open diffusion models with k-sparse autoencoders: extract activations, train in JAX, steer in PyTorch.
+"""Interpret and steer diffusion models with k-sparse autoencoders.
 
 The names below are imported from their modules on first use, so ``import revelio_jax`` loads neither PyTorch nor JAX.
 """

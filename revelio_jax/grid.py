@@ -262,14 +262,14 @@ def save(
 
 
 def main(argv: Sequence[str]) -> None:
-    config, own = parse(
+    config, flags = parse(
         ["revelio_jax.grid", *argv],
         __doc__,
         grid=((), "field and its values, for example sae.k=16,32; can be repeated"),
         form=("auto", "vmap: all members in each operation; map: one after another; auto: map on a CPU, else vmap"),
     )
     processes.start(config.mesh)
-    train(config, own["grid"], own["form"])
+    train(config, flags["grid"], flags["form"])
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def smallest_line(work: StepWork, kind: str, known: dict[str, list[Plan]]) -> st
 
 def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # nothing runs on an accelerator of this machine
-    config, extra = parse(
+    config, flags = parse(
         ["revelio_jax.plan", *argv],
         __doc__,
         topology=("v5e:4x4", "TPU slice to compile for, for example v5e:4x4 or v5p:2x2x2"),
@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
         width=(0, "width of the activation; 0: look it up in the store, the model's folder, or a table of hub models"),
         smallest=(True, "also search for the smallest slice that fits"),
     )
-    plan(config, extra["topology"], extra["mesh"], extra["width"], extra["smallest"])
+    plan(config, flags["topology"], flags["mesh"], flags["width"], flags["smallest"])
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def cost(text: str, devices: int, branch: Callable = min) -> Cost:
     entry, bodies = _computations(text)
 
     @functools.cache
-    def of(name: str) -> Cost:
+    def cost_of(name: str) -> Cost:
         sizes: dict[str, int] = {}
         total = Cost()
         for line in bodies.get(name, ()):
@@ -95,22 +95,22 @@ def cost(text: str, devices: int, branch: Callable = min) -> Cost:
                 total += Cost(cycles=int(cycles[1]))
             elif opcode in MOVES:
                 total += Cost(moved=2 * (_last(sizes, operands) if opcode == "scatter" else sizes[result]))
-            name_of_kind = opcode.removesuffix("-start")
-            if name_of_kind in COLLECTIVES:
+            collective = opcode.removesuffix("-start")
+            if collective in COLLECTIVES:
                 size = _started_bytes(kind) if opcode.endswith("-start") else sizes[result]
-                total += Cost(collectives=Counter({Collective(name_of_kind, size, _group(line, devices)): 1}))
+                total += Cost(collectives=Counter({Collective(collective, size, _group(line, devices)): 1}))
             elif opcode == "while":
-                total += of(called["body"][0]) * _trips(bodies.get(called["condition"][0], ()))
+                total += cost_of(called["body"][0]) * _trips(bodies.get(called["condition"][0], ()))
             elif opcode == "conditional":
-                branches = [of(b) for key, names in called.items() if key != "to_apply" for b in names]
+                branches = [cost_of(b) for key, names in called.items() if key != "to_apply" for b in names]
                 total += branch(branches, key=lambda cost: cost.cycles)
             elif "calls" in called or opcode == "call":
-                inner = sum((of(n) for names in called.values() for n in names), Cost())
+                inner = sum((cost_of(n) for names in called.values() for n in names), Cost())
                 # The cycles of a fusion are given at the fusion, not inside.
                 total += dataclasses.replace(inner, moved=0) if cycles else inner
         return total
 
-    return of(entry)
+    return cost_of(entry)
 
 
 def array_bytes(kind: str) -> int:
