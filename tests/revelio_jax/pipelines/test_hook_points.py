@@ -78,18 +78,18 @@ def test_every_hook_point_of_a_family_is_listed(kind, request):
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_a_hook_point_reads_and_replaces_activations(kind, name, request):
     pipe = request.getfixturevalue(kind)
-    site = hook_points.resolve(pipe, name)
-    with hooks.capture(site) as got:
-        plain = run(pipe, site)
-    (hidden,) = got
+    point = hook_points.resolve(pipe, name)
+    with hooks.capture(point) as outputs:
+        plain = run(pipe, point)
+    (hidden,) = outputs
     assert hidden.ndim == 3
     assert hidden.shape[0] == 2
-    assert hidden.shape[2] == site.d
-    assert site.d == WIDTHS.get(name.partition(".")[0], site.d)
+    assert hidden.shape[2] == point.d
+    assert point.d == WIDTHS.get(name.partition(".")[0], point.d)
 
     def replaced(function):
-        remove = hooks.hook(site, function)
-        out = run(pipe, site)
+        remove = hooks.hook(point, function)
+        out = run(pipe, point)
         remove()
         return out
 
@@ -97,16 +97,16 @@ def test_a_hook_point_reads_and_replaces_activations(kind, name, request):
     torch.testing.assert_close(replaced(lambda h: h.clone()), plain, rtol=0, atol=0)
     changed = (replaced(lambda h: h + 5 * torch.randn_like(h)) != plain).any()
     assert changed != (name == "flux.single.1.text")  # FLUX drops the text after its last block
-    torch.testing.assert_close(run(pipe, site), plain, rtol=0, atol=0)
-    assert not site.module._forward_hooks
+    torch.testing.assert_close(run(pipe, point), plain, rtol=0, atol=0)
+    assert not point.module._forward_hooks
 
 
 def test_positions_of_a_map_are_its_pixels_in_row_order():
-    site = hooks.HookPoint("unet.mid_block", "unet", None, 2, is_map=True)
+    point = hooks.HookPoint("unet.mid_block", "unet", None, 2, is_map=True)
     output = torch.arange(2 * 2 * 3 * 4.0).reshape(2, 2, 3, 4)
-    assert site.read(output).shape == (2, 12, 2)
-    torch.testing.assert_close(site.read(output)[1, 5], output[1, :, 1, 1])
-    torch.testing.assert_close(site.replace(output, site.read(output)), output)
+    assert point.read(output).shape == (2, 12, 2)
+    torch.testing.assert_close(point.read(output)[1, 5], output[1, :, 1, 1])
+    torch.testing.assert_close(point.replace(output, point.read(output)), output)
 
 
 def test_replacing_keeps_the_structure_of_the_output():
@@ -127,28 +127,28 @@ def test_replacing_keeps_the_structure_of_the_output():
 def test_the_input_of_a_hook_point_is_the_output_of_the_block_before(kind, name, request):
     """This holds for both streams of FLUX."""
     pipe = request.getfixturevalue(kind)
-    site = hook_points.resolve(pipe, name)
+    point = hook_points.resolve(pipe, name)
     seen = []
-    handle = site.module.register_forward_hook(
-        lambda _, args, kwargs, output: seen.append((site.read_input(args, kwargs), site.read(output))),
+    handle = point.module.register_forward_hook(
+        lambda _, args, kwargs, output: seen.append((point.read_input(args, kwargs), point.read(output))),
         with_kwargs=True,
     )
     before = re.sub("[12]", lambda number: str(int(number[0]) - 1), name) if kind in ("flux", "dit") else name
     with hooks.capture(hook_points.resolve(pipe, before)) as previous:
         denoise(pipe)
     handle.remove()
-    ((given, returned),) = seen
-    assert given.ndim == returned.ndim == 3
-    assert given.shape[0] == 2
+    ((inputs, outputs),) = seen
+    assert inputs.ndim == outputs.ndim == 3
+    assert inputs.shape[0] == 2
     if before != name:
-        assert given.shape == returned.shape
-        torch.testing.assert_close(given, previous[0], rtol=0, atol=0)
+        assert inputs.shape == outputs.shape
+        torch.testing.assert_close(inputs, previous[0], rtol=0, atol=0)
 
 
 def test_one_tensor_of_text_and_image_is_refused():
-    site = hooks.HookPoint("flux.single.0.image", "transformer", None, 4, output_index=1, needs_tuple=True)
+    point = hooks.HookPoint("flux.single.0.image", "transformer", None, 4, output_index=1, needs_tuple=True)
     with pytest.raises(InputError, match="one tensor"):
-        site.read(torch.zeros(2, 3, 4))
+        point.read(torch.zeros(2, 3, 4))
 
 
 def test_hook_points_of_transformers_4_resolve():
@@ -161,20 +161,20 @@ def test_hook_points_of_transformers_4_resolve():
     layers = torch.nn.ModuleList([OldLayer(), OldLayer()])
     inner = types.SimpleNamespace(encoder=types.SimpleNamespace(layers=layers))
     old = types.SimpleNamespace(text_model=inner, config=types.SimpleNamespace(hidden_size=4))
-    site = hook_points.resolve(types.SimpleNamespace(text_encoder=old), "clip.layer.1")
-    assert site.module is layers[1]
-    with hooks.capture(site) as got:
+    point = hook_points.resolve(types.SimpleNamespace(text_encoder=old), "clip.layer.1")
+    assert point.module is layers[1]
+    with hooks.capture(point) as outputs:
         layers[1](torch.zeros(2, 3, 4))
-    assert (got[0] == 1).all()
+    assert (outputs[0] == 1).all()
 
 
 def test_a_hook_runs_before_the_capture_hooks_of_transformers(sdxl):
     """Registered after it, a change would be missing from hidden_states, which SDXL reads."""
     ids = torch.tensor([[18, 3, 4, 5, 19, 19]])
-    site = hook_points.resolve(sdxl, "clip_g.layer.1")
+    point = hook_points.resolve(sdxl, "clip_g.layer.1")
     with torch.no_grad():
         before = sdxl.text_encoder_2(ids, output_hidden_states=True).hidden_states[-2]
-        remove = hooks.hook(site, lambda hidden: hidden + 1)
+        remove = hooks.hook(point, lambda hidden: hidden + 1)
         after = sdxl.text_encoder_2(ids, output_hidden_states=True).hidden_states[-2]
         remove()
     torch.testing.assert_close(after, before + 1)

@@ -132,17 +132,17 @@ def test_only_the_rows_of_the_prompt_are_steered(tiny, make_steerer, family, sit
 def test_an_sae_of_differences_reads_output_minus_input(tiny, make_steerer, family, site, run):
     pipe = tiny(family)
     steerer = make_steerer(pipe, site, value="difference")
-    hooked, found = hook_points.resolve(pipe, site), []
+    point, passes = hook_points.resolve(pipe, site), []
 
     def keep(_module, args, kwargs, output):
-        found.append((hooked.read_input(args, kwargs).clone(), hooked.read(output).clone()))
+        passes.append((point.read_input(args, kwargs).clone(), point.read(output).clone()))
 
-    handle = hooked.module.register_forward_hook(keep, with_kwargs=True)
+    handle = point.module.register_forward_hook(keep, with_kwargs=True)
     run(pipe, steps=1, guided=False)
     with steerer.attach(pipe, {5: Clamp(3.0)}):
         run(pipe, steps=1, guided=False)
     handle.remove()
-    (before, plain), (_, steered) = found
+    (before, plain), (_, steered) = passes
     z = steerer.sae.codes(plain - before)[..., 5, None]
     torch.testing.assert_close(steered, plain + (3.0 - z) * steerer.sae.W_dec_FD[5], atol=1e-4, rtol=1e-4)
 
@@ -200,13 +200,13 @@ def test_pooled_true_steers_the_pooled_vector_of_another_encoder(tiny, make_stee
     pipe = tiny(family)
     steerer = make_steerer(pipe, site)
     at = 1 if family == "flux" else 2
-    given = {"device": "cpu"} | ({"max_sequence_length": 10} if family == "flux" else {})
+    arguments = {"device": "cpu"} | ({"max_sequence_length": 10} if family == "flux" else {})
 
     def pooled(text, **attached):
         if not attached:
-            return pipe.encode_prompt(text, **given)[at]
+            return pipe.encode_prompt(text, **arguments)[at]
         with steerer.attach(pipe, {CONCEPT: -0.5}, rule="paper", **attached):
-            return pipe.encode_prompt(text, **given)[at]
+            return pipe.encode_prompt(text, **arguments)[at]
 
     plain, empty = pooled(PROMPTS), pooled("")
     direction = pooled(CONCEPT) - empty
@@ -290,20 +290,20 @@ def test_two_steerers_are_independent(tiny, make_steerer, family, run):
     """In any order of attaching and detaching; at a shared hook point each reads the unsteered activations."""
     pipe = tiny(family)
     first, second = make_steerer(pipe, TEXT[family][0]), make_steerer(pipe, TEXT[family][0], k=3)
-    given = {"negative": ["red", "flat cat"]}
-    plain = run(pipe, **given)
+    call = {"negative": ["red", "flat cat"]}
+    plain = run(pipe, **call)
     results = []
     for order in ((first, second), (second, first)):
         attached = [steerer.attach(pipe, {CONCEPT: -1.0}, rule="gated") for steerer in order]
-        results.append(run(pipe, **given))
+        results.append(run(pipe, **call))
         attached[0].remove()
-        alone = run(pipe, **given)
+        alone = run(pipe, **call)
         attached[1].remove()
         with order[1].attach(pipe, {CONCEPT: -1.0}, rule="gated"):
-            assert torch.equal(run(pipe, **given), alone)
+            assert torch.equal(run(pipe, **call), alone)
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
     assert (results[0] != alone).any()
-    assert torch.equal(run(pipe, **given), plain)
+    assert torch.equal(run(pipe, **call), plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -20,12 +20,12 @@ def test_saved_concepts_keep_their_tensors(tmp_path):
     (tmp_path / "another").touch()  # other users can read it like any other file
     modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
     assert len(modes) == 1
-    found = saved_concepts(str(tmp_path))
-    assert set(found) == {"glossy 3d", "flat"}
-    torch.testing.assert_close(found["glossy 3d"].latents, LEARNED.latents)
-    torch.testing.assert_close(found["glossy 3d"].difference, LEARNED.difference)
-    assert found["glossy 3d"].threshold == 0.5
-    assert len(found["flat"].latents) == 0
+    concepts = saved_concepts(str(tmp_path))
+    assert set(concepts) == {"glossy 3d", "flat"}
+    torch.testing.assert_close(concepts["glossy 3d"].latents, LEARNED.latents)
+    torch.testing.assert_close(concepts["glossy 3d"].difference, LEARNED.difference)
+    assert concepts["glossy 3d"].threshold == 0.5
+    assert len(concepts["flat"].latents) == 0
     assert saved_concepts(str(tmp_path / "nowhere")) == {}
 
 

@@ -16,9 +16,9 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_the_config_allows_exactly_the_rules():
     assert (AUTO, *RULES) == config.RULES
     for rule in config.RULES:
-        given = config.default()
-        given.steer.rule = rule
-        assert config.resolve(given).steer.rule == rule
+        settings = config.default()
+        settings.steer.rule = rule
+        assert config.resolve(settings).steer.rule == rule
 
 
 def test_auto_depends_on_whether_the_concept_is_learned():
@@ -79,11 +79,11 @@ def test_own_latents_are_weak_on_the_empty_prompt():
 
 def test_hidden_states_do_not_depend_on_the_batch_size(pipe):
     prompts = ["flat emoji of tiger", "", "a red apple"]
-    got = hidden_states(pipe, "clip.layer.2", prompts, batch_size=2)
+    hidden = hidden_states(pipe, "clip.layer.2", prompts, batch_size=2)
     tokens = pipe.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
     with torch.inference_mode():
         wanted = pipe.text_encoder(tokens, output_hidden_states=True).hidden_states[3]
-    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(hidden, wanted)
 
 
 def test_saved_concepts_are_read_by_their_text(tmp_path):
@@ -92,8 +92,8 @@ def test_saved_concepts_are_read_by_their_text(tmp_path):
     for text in ("glossy 3d", "heart"):
         learned = LearnedConcept(torch.tensor([3, len(text)]), _random(6, 64), 0.25)
         save_learned(tmp_path / "steering" / f"{file_name(text)}.safetensors", text, learned)
-    found = saved_concepts(tmp_path)
-    assert list(found) == ["glossy 3d", "heart"]
-    assert found["heart"].latents.tolist() == [3, 5]
-    assert found["heart"].threshold == 0.25
-    assert torch.equal(found["heart"].difference, _random(6, 64))
+    concepts = saved_concepts(tmp_path)
+    assert list(concepts) == ["glossy 3d", "heart"]
+    assert concepts["heart"].latents.tolist() == [3, 5]
+    assert concepts["heart"].threshold == 0.25
+    assert torch.equal(concepts["heart"].difference, _random(6, 64))

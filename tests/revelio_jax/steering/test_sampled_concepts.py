@@ -32,32 +32,32 @@ def sampling(family):
 def test_both_branches_see_the_same_noisy_images(tiny, family):
     """The arguments of the denoiser differ between the branches by the prompt alone."""
     pipe = tiny(family)
-    site, seen = hook_points.resolve(pipe, SITES[family]), {CONDITIONAL: [], UNCONDITIONAL: []}
+    point, seen = hook_points.resolve(pipe, SITES[family]), {CONDITIONAL: [], UNCONDITIONAL: []}
     texts = [TEXT[family]] * 3
-    watch_passes(pipe, site, texts, lambda branch, x: seen[branch].append(x.clone()), sampling(family))
+    watch_passes(pipe, point, texts, lambda branch, x: seen[branch].append(x.clone()), sampling(family))
     assert len(seen[CONDITIONAL]) == len(seen[UNCONDITIONAL]) == 2
     for with_prompt, without in zip(*seen.values(), strict=True):
-        assert with_prompt.shape == without.shape == (3, with_prompt.shape[1], site.d)
+        assert with_prompt.shape == without.shape == (3, with_prompt.shape[1], point.d)
         assert not torch.equal(with_prompt, without)
         assert not torch.equal(with_prompt[0], with_prompt[1])  # each image has its own seed
     again = {CONDITIONAL: [], UNCONDITIONAL: []}
-    watch_passes(pipe, site, texts, lambda branch, x: again[branch].append(x.clone()), sampling(family))
+    watch_passes(pipe, point, texts, lambda branch, x: again[branch].append(x.clone()), sampling(family))
     for branch, passes in seen.items():
         assert all(torch.equal(a, b) for a, b in zip(passes, again[branch], strict=True))
-    assert not site.module._forward_hooks
+    assert not point.module._forward_hooks
 
 
 def test_codes_are_means_over_images_steps_and_positions(tiny, make_steerer):
     pipe = tiny("sd")
     steerer = make_steerer(pipe, SITES["sd"])
     concept = steerer.encoder.encode(pipe, "red apple", sampling=SMALL)
-    site, found = hook_points.resolve(pipe, steerer.site), {CONDITIONAL: [], UNCONDITIONAL: []}
+    point, passes = hook_points.resolve(pipe, steerer.site), {CONDITIONAL: [], UNCONDITIONAL: []}
     for seed in range(IMAGES):
-        watch_passes(pipe, site, ["red apple"], lambda branch, x: found[branch].append(x), SMALL, seed=seed)
+        watch_passes(pipe, point, ["red apple"], lambda branch, x: passes[branch].append(x), SMALL, seed=seed)
     for codes, branch in ((concept.pre_codes, CONDITIONAL), (concept.empty_pre_codes, UNCONDITIONAL)):
-        expected = steerer.sae.pre_codes(torch.cat(found[branch])).mean((0, 1))
+        expected = steerer.sae.pre_codes(torch.cat(passes[branch])).mean((0, 1))
         torch.testing.assert_close(codes, expected[None])
-    difference = [steerer.sae.codes(torch.cat(found[branch])).mean((0, 1)) for branch in found]
+    difference = [steerer.sae.codes(torch.cat(passes[branch])).mean((0, 1)) for branch in passes]
     torch.testing.assert_close(concept.learned.difference, (difference[0] - difference[1])[None])
     assert steerer.encoder.encode(pipe, "red apple", sampling=dict(SMALL)) is concept
     assert steerer.encoder.encode(pipe, "red apple", sampling=SMALL | {"num_inference_steps": 3}) is not concept
@@ -71,11 +71,11 @@ def test_a_text_steers_the_denoiser_and_strength_zero_changes_no_bit(tiny, make_
     plain = run(pipe)
     text = TEXT[family]
     # A random network has no latents of the concept, so all latents are passed as its own.
-    given = {"learned": {}, "sampling": sampling(family)}
+    options = {"learned": {}, "sampling": sampling(family)}
     if rule in ("gated", "swap"):
         own = steerer.encoder.encode(pipe, text, sampling=sampling(family)).learned
-        given["learned"] = {text: dataclasses.replace(own, latents=torch.arange(48))}
-    with steerer.attach(pipe, {text: 0.0}, rule=rule, **given) as attached:
+        options["learned"] = {text: dataclasses.replace(own, latents=torch.arange(48))}
+    with steerer.attach(pipe, {text: 0.0}, rule=rule, **options) as attached:
         assert torch.equal(run(pipe), plain)
         changed = []
         for strength in (-3.0, 3.0):  # swap acts only on one side of its threshold
@@ -99,18 +99,18 @@ def test_a_concept_is_encoded_without_other_attachments(tiny, make_steerer):
 def test_an_sae_of_differences_encodes_output_minus_input(tiny, make_steerer):
     pipe = tiny("sd")
     steerer = make_steerer(pipe, "unet.mid_block", value="difference")
-    site, found = hook_points.resolve(pipe, "unet.mid_block"), []
+    point, passes = hook_points.resolve(pipe, "unet.mid_block"), []
     for seed in range(IMAGES):
         watch_passes(
             pipe,
-            site,
+            point,
             ["cat"],
-            lambda branch, x: found.append(x) if branch == CONDITIONAL else None,
+            lambda branch, x: passes.append(x) if branch == CONDITIONAL else None,
             SMALL,
             seed=seed,
             difference=True,
         )
-    expected = steerer.sae.pre_codes(torch.cat(found)).mean((0, 1))
+    expected = steerer.sae.pre_codes(torch.cat(passes)).mean((0, 1))
     torch.testing.assert_close(steerer.encoder.encode(pipe, "cat", sampling=SMALL).pre_codes, expected[None])
 
 
@@ -145,13 +145,15 @@ def test_a_concept_of_a_denoiser_is_learned_from_labeled_prompts(tiny, make_stee
     assert 0 < len(rows) <= 8
     assert all(row["share_with"] >= 1.01 * row["share_without"] for row in rows)
     means = difference_of_means(pipe, steerer.site, with_concept, without, sampling=SMALL)
-    site, found = hook_points.resolve(pipe, steerer.site), []
+    point, activations = hook_points.resolve(pipe, steerer.site), []
     for prompts in (with_concept, without):
         passes = []
-        watch_passes(pipe, site, prompts, lambda b, x: passes.append(x) if b == CONDITIONAL else None, SMALL)  # noqa: B023
-        found.append(torch.cat(passes))
-    torch.testing.assert_close(means.directions[site.name], (found[0].mean((0, 1)) - found[1].mean((0, 1)))[None])
-    codes = [steerer.sae.codes(x).mean((0, 1)) for x in found]
+        watch_passes(pipe, point, prompts, lambda b, x: passes.append(x) if b == CONDITIONAL else None, SMALL)  # noqa: B023
+        activations.append(torch.cat(passes))
+    torch.testing.assert_close(
+        means.directions[point.name], (activations[0].mean((0, 1)) - activations[1].mean((0, 1)))[None]
+    )
+    codes = [steerer.sae.codes(x).mean((0, 1)) for x in activations]
     torch.testing.assert_close(learned.difference, (codes[0] - codes[1])[None])
     with steerer.attach(pipe, {"apple": -1.0}, learned={"apple": learned}):
         pass

@@ -103,10 +103,10 @@ def test_the_negative_prompt_changes_by_the_opposite_vector(pipe, steerer, guida
 def test_encoding_the_branches_separately_changes_no_bit(pipe, steerer, guided, n):
     wanted = pipe.encode_prompt(PROMPTS, "cpu", n, guided, ["", "red"])
     with steerer.attach(pipe, {CONCEPT: 0.0}):
-        got = pipe.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=n,
+        encoded = pipe.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=n,
                                  do_classifier_free_guidance=guided, negative_prompt=["", "red"])  # fmt: skip
-    assert torch.equal(got[0], wanted[0])
-    assert got[1] is None if wanted[1] is None else torch.equal(got[1], wanted[1])
+    assert torch.equal(encoded[0], wanted[0])
+    assert encoded[1] is None if wanted[1] is None else torch.equal(encoded[1], wanted[1])
 
 
 def test_prompt_embeddings_are_refused(pipe, steerer):

@@ -35,18 +35,18 @@ def test_only_the_selected_positions_change(tiny, make_steerer, rule, family, si
     names = site.split("+")
     prompt = "cat" if family == "flux" else "a emoji of cat"
 
-    given = {"device": "cpu"}
+    arguments = {"device": "cpu"}
     if family == "flux":
-        given |= {"max_sequence_length": 10}
+        arguments |= {"max_sequence_length": 10}
     else:
-        given |= {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        arguments |= {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
 
     def passes(**options):
         def encode():
             if not options:
-                return pipe.encode_prompt(prompt, **given)
+                return pipe.encode_prompt(prompt, **arguments)
             with steerer.attach(pipe, {CONCEPT: sign}, rule=rule, **options):
-                return pipe.encode_prompt(prompt, **given)
+                return pipe.encode_prompt(prompt, **arguments)
 
         return [outputs(pipe, name, encode)[-1][0] for name in names]
 
@@ -91,15 +91,15 @@ def test_steps_and_ramp_follow_the_timestep(tiny, make_steerer, run, family):
 
     def factors(steps, ramp):
         """Return the weight of each pass, as the hook reads it."""
-        found: list[float] = []
+        weights: list[float] = []
         with steerer.attach(pipe, {3: Clamp(1.0)}, steps=steps, ramp=ramp):
             hook = state_of(pipe).hooks[site]
             handle = hook_points.resolve(pipe, site).module.register_forward_hook(
-                lambda m, a, out: found.append(float(hook.active[0].weights[0]) if hook.active else 0.0)
+                lambda m, a, out: weights.append(float(hook.active[0].weights[0]) if hook.active else 0.0)
             )
             run(pipe, steps=5, guided=False)
             handle.remove()
-        return found
+        return weights
 
     denoiser = BY_NAME[family].denoiser_of(pipe)
 
@@ -115,9 +115,9 @@ def test_steps_and_ramp_follow_the_timestep(tiny, make_steerer, run, family):
     assert timesteps == sorted(timesteps, reverse=True)
     assert factors(None, (1.0, 1.0)) == [1.0] * 5
     first, last = timesteps[1] + 1, timesteps[3] - 1
-    got = factors((first, last), (0.5, 2.0))
+    ramped = factors((first, last), (0.5, 2.0))
     wanted = [0.0 if not last <= t <= first else 0.5 + 1.5 * (first - t) / (first - last) for t in timesteps]
-    assert got == pytest.approx(wanted, rel=1e-5)
+    assert ramped == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", DENOISERS)
