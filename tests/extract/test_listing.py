@@ -121,7 +121,7 @@ MODELS = {
 
 
 @pytest.fixture
-def listed(tmp_path, capsys):
+def list_points_of(tmp_path, capsys):
     """A function that lists the hook points of a model, {name: cells}, from a folder that holds only config files."""
 
     def list_points(family: str, tokens: int = 512, **fields) -> dict[str, list[str]]:
@@ -151,8 +151,8 @@ def listed(tmp_path, capsys):
     return list_points
 
 
-def test_stable_diffusion_1(listed):
-    cells_of = listed("sd", extract__timesteps="(0, 25)", extract__mode="noised")
+def test_stable_diffusion_1(list_points_of):
+    cells_of = list_points_of("sd", extract__timesteps="(0, 25)", extract__mode="noised")
     assert cells_of["clip.layer.11"] == ["[77, 768]", "236.5 kB"]
     assert "clip.layer.12" not in cells_of
     shapes = {name: cells[0] for name, cells in cells_of.items()}
@@ -174,8 +174,8 @@ def test_stable_diffusion_1(listed):
 
 
 @pytest.mark.slow
-def test_sdxl(listed):
-    cells_of = listed("sdxl", extract__height=1024, extract__width=1024, extract__dtype="float16")
+def test_sdxl(list_points_of):
+    cells_of = list_points_of("sdxl", extract__height=1024, extract__width=1024, extract__dtype="float16")
     assert len([name for name in cells_of if ".attentions." in name]) == 11
     assert cells_of["clip_g.layer.31"][0] == "[77, 1,280]"
     assert cells_of["unet.down_blocks.1.attentions.1"][0] == "[4,096, 640]"
@@ -184,8 +184,8 @@ def test_sdxl(listed):
 
 
 @pytest.mark.slow
-def test_flux(listed):
-    cells_of = listed("flux", extract__height=1024, extract__width=1024, extract__dtype="bfloat16")
+def test_flux(list_points_of):
+    cells_of = list_points_of("flux", extract__height=1024, extract__width=1024, extract__dtype="bfloat16")
     assert cells_of["t5.block.22"] == ["[512, 4,096]", "4.194 MB"]
     blocks = {name: cells for name, cells in cells_of.items() if name.startswith("flux.")}
     assert len(blocks) == 2 * (19 + 38)
@@ -196,21 +196,21 @@ def test_flux(listed):
 
 
 @pytest.mark.slow
-def test_the_tokenizer_of_flux_limits_the_text_positions(listed):
-    cells_of = listed("flux", tokens=24, extract__height=1024, extract__width=1024)
+def test_the_tokenizer_of_flux_limits_the_text_positions(list_points_of):
+    cells_of = list_points_of("flux", tokens=24, extract__height=1024, extract__width=1024)
     assert cells_of["t5.block.22"][0] == "[24, 4,096]"
     assert cells_of["flux.double.18.text"][0] == "[24, 3,072]"
 
 
-def test_dit_xl_2(listed):
-    cells_of = listed("dit", extract__height=256, extract__width=256, extract__pool="mean")
+def test_dit_xl_2(list_points_of):
+    cells_of = list_points_of("dit", extract__height=256, extract__width=256, extract__pool="mean")
     assert list(cells_of) == [f"dit.block.{i}" for i in range(28)]
     assert {cells[0] for cells in cells_of.values()} == {"[1, 1,152]"}
 
 
-def test_wrong_input_is_refused_in_one_line(listed, capsys):
+def test_wrong_input_is_refused_in_one_line(list_points_of, capsys):
     with pytest.raises(SystemExit) as exit:
-        listed("dit", extract__height=512)
+        list_points_of("dit", extract__height=512)
     assert exit.value.code == 2
     assert (
         capsys.readouterr().err == "error: config.extract.height is 512; it must be 256, the only size of this model\n"

@@ -67,7 +67,7 @@ def write_sae():
 
 
 @pytest.fixture(scope="session")
-def interpreted():
+def with_fields():
     """A function that changes the run, fields of config.interpret and, by ``section=dict``, of other sections."""
 
     def change(config: Config, **fields) -> Config:

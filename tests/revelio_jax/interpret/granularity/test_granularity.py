@@ -17,10 +17,10 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture(scope="module")
-def run(image_config, interpreted) -> str:
+def run(image_config, with_fields) -> str:
     """The run of ``image_config`` with the results of its SAE and of its neurons."""
-    interpret(interpreted(image_config, top=12))
-    neurons = interpreted(image_config, top=12)
+    interpret(with_fields(image_config, top=12))
+    neurons = with_fields(image_config, top=12)
     neurons = dataclasses.replace(neurons, interpret=dataclasses.replace(neurons.interpret, sae="neurons"))
     interpret(neurons)
     return image_config.run

@@ -22,10 +22,10 @@ from tests.revelio_jax.interpret import conftest as planted
 
 
 @pytest.fixture
-def own(image_config, interpreted, tmp_path):
+def own(image_config, with_fields, tmp_path):
     """``image_config`` with a new run folder that contains only the export."""
     shutil.copytree(pathlib.Path(image_config.run, "export"), tmp_path / "run" / "export")
-    return interpreted(image_config, run=str(tmp_path / "run"), top=12)
+    return with_fields(image_config, run=str(tmp_path / "run"), top=12)
 
 
 # The process kills itself when it renames the new results.
@@ -80,12 +80,12 @@ def same(one, other):
 
 
 @pytest.mark.slow
-def test_results_are_the_same_for_any_batch_size(own, interpreted):
+def test_results_are_the_same_for_any_batch_size(own, with_fields):
     run_results, _ = interpretation.interpret(own)
     kept = {name: getattr(run_results, name) for name in results.TABLES}
     arrays = {name: run_results.array(name) for name in ("histogram", "profile", "coactive", "fires")}
     for batch_size in (1, 37, 4096):
-        again, is_new = interpretation.interpret(interpreted(own, batch_size=batch_size), again=True)
+        again, is_new = interpretation.interpret(with_fields(own, batch_size=batch_size), again=True)
         assert is_new
         assert all(getattr(again, name).equals(table) for name, table in kept.items())
         for name, array in arrays.items():
@@ -93,12 +93,12 @@ def test_results_are_the_same_for_any_batch_size(own, interpreted):
 
 
 @pytest.mark.slow
-def test_results_are_reused_unless_a_field_that_affects_them_changes(own, interpreted):
+def test_results_are_reused_unless_a_field_that_affects_them_changes(own, with_fields):
     interpretation.interpret(own)
     assert not interpretation.interpret(own)[1]
-    assert not interpretation.interpret(interpreted(own, batch_size=7))[1]
+    assert not interpretation.interpret(with_fields(own, batch_size=7))[1]
     assert interpretation.interpret(own, again=True)[1]
-    assert interpretation.interpret(interpreted(own, top=11))[1]
+    assert interpretation.interpret(with_fields(own, top=11))[1]
 
 
 def test_neurons_fire_above_their_mean(own):
@@ -160,10 +160,10 @@ def test_a_killed_process_keeps_the_previous_results(own):
     assert left == {"export", "latents", "config.json"}
 
 
-def test_a_moved_store_is_not_read_again(own, interpreted, tmp_path):
+def test_a_moved_store_is_not_read_again(own, with_fields, tmp_path):
     interpretation.interpret(own)
     shutil.copytree(own.extract.store, tmp_path / "moved")
-    moved = interpreted(own, extract={"store": str(tmp_path / "moved")})
+    moved = with_fields(own, extract={"store": str(tmp_path / "moved")})
     run_results, is_new = interpretation.interpret(moved)
     assert not is_new
     assert results.open_store_of(run_results).location == results.load(run_results.folder).summary["store"]["location"]
@@ -230,8 +230,8 @@ def test_strata_by_language_of_texts(tmp_path, write_samples, write_sae):
     assert {row["position"] for row in strongest} == {2}
 
 
-def test_strata_by_a_column_separate_its_values(own, interpreted):
-    run_results, _ = interpretation.interpret(interpreted(own, stratum="style"))
+def test_strata_by_a_column_separate_its_values(own, with_fields):
+    run_results, _ = interpretation.interpret(with_fields(own, stratum="style"))
     assert run_results.summary["stratum"] == {"column": "style", "values": ["a", "b"]}
     table = open_store(own.extract.store).table()
     for row in rows_of(run_results.samples, kind="stratum"):

@@ -14,7 +14,7 @@ SITE = "unet.mid_block"
 
 
 @pytest.fixture(scope="module")
-def gaps(tmp_path_factory, write_samples):
+def store_with_gaps(tmp_path_factory, write_samples):
     """20 samples of 1 to 5 rows in float16, 4 samples per shard, 4 rows per chunk; 2 and 8 to 11 have no rows."""
     random = np.random.default_rng(0)
     sample = np.concatenate([np.full(random.integers(1, 6), i) for i in range(20) if i != 2 and i not in range(8, 12)])
@@ -38,8 +38,8 @@ def gaps(tmp_path_factory, write_samples):
 
 
 @pytest.mark.parametrize("batch_size", [1, 6, 1000])
-def test_all_rows_are_read_in_order(gaps, batch_size):
-    location, rows, sample, position = gaps
+def test_all_rows_are_read_in_order(store_with_gaps, batch_size):
+    location, rows, sample, position = store_with_gaps
     site = open_store(location).site(SITE)
     # The memory of a batch is reused.
     read = [(batch.x_ND.copy(), *batch[1:]) for batch in stream.batches(site, batch_size)]
@@ -53,8 +53,8 @@ def test_all_rows_are_read_in_order(gaps, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, 6, 1000])
-def test_whole_samples_never_splits_a_sample(gaps, batch_size):
-    location, rows, sample, _ = gaps
+def test_whole_samples_never_splits_a_sample(store_with_gaps, batch_size):
+    location, rows, sample, _ = store_with_gaps
     site = open_store(location).site(SITE)
     values = np.maximum(rows.astype(np.float32), 0)
     every = np.broadcast_to(np.arange(3, dtype=np.int32), values.shape)
@@ -87,10 +87,12 @@ def test_unsorted_samples_are_refused(tmp_path, write_samples):
         list(stream.batches(open_store(location).site(SITE), 10))
 
 
-def test_exactly_one_store_is_required(gaps, tmp_path):
-    shutil.copytree(gaps[0], tmp_path / "other")
+def test_exactly_one_store_is_required(store_with_gaps, tmp_path):
+    shutil.copytree(store_with_gaps[0], tmp_path / "other")
     with pytest.raises(InputError, match=r"config\.extract\.store is not set"):
         stream.open_site(Config())
-    both = Config(extract=ExtractConfig(store=""), data=DataConfig(stores=(f"1:{gaps[0]}", f"2:{tmp_path / 'other'}")))
+    both = Config(
+        extract=ExtractConfig(store=""), data=DataConfig(stores=(f"1:{store_with_gaps[0]}", f"2:{tmp_path / 'other'}"))
+    )
     with pytest.raises(InputError, match="has 2 stores; it must have one"):
         stream.open_site(both)

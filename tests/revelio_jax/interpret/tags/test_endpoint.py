@@ -88,7 +88,7 @@ def test_a_permanent_server_error_is_one_line_after_all_tries(ask, server):
 
 
 @pytest.mark.parametrize(
-    ("status", "message", "said"),
+    ("status", "message", "text"),
     [
         (400, b"bad picture", "400 Bad Request bad picture"),
         (401, b'{"error": "who are you?"}', "401 Unauthorized who are you?"),
@@ -97,8 +97,8 @@ def test_a_permanent_server_error_is_one_line_after_all_tries(ask, server):
         (413, b"\xff" * 5000, "413 Request Entity Too Large"),
     ],
 )
-def test_client_errors_are_not_retried(ask, server, status, message, said):
-    with pytest.raises(InputError, match=said) as error:
+def test_client_errors_are_not_retried(ask, server, status, message, text):
+    with pytest.raises(InputError, match=text) as error:
         ask(lambda *_: (status, message, {}))
     assert len(server.requests) == 1
     assert len(str(error.value)) < 600
@@ -177,7 +177,7 @@ def test_malformed_keys_are_refused_and_not_shown(ask, server, monkeypatch, key)
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "text"),
     [
         ({"endpoint": "localhost:8000"}, "must be a URL"),
         ({"endpoint": "ftp://host/v1"}, "must be a URL"),
@@ -186,7 +186,7 @@ def test_malformed_keys_are_refused_and_not_shown(ask, server, monkeypatch, key)
         ({"key": "sk-secret"}, "never the key"),
     ],
 )
-def test_malformed_fields_are_refused(fields, said):
-    with pytest.raises(InputError, match=said) as error:
+def test_malformed_fields_are_refused(fields, text):
+    with pytest.raises(InputError, match=text) as error:
         TagsConfig(**fields)
     assert "secret" not in str(error.value)

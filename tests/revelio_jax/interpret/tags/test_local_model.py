@@ -109,10 +109,10 @@ def test_the_answer_depends_on_the_images(llava):
     assert model.ask(Question("label", "?")) == model.ask(Question("label", "?"))  # without images
 
 
-def test_a_run_is_tagged_with_cached_answers(image_config, interpreted, llava, tmp_path):
+def test_a_run_is_tagged_with_cached_answers(image_config, with_fields, llava, tmp_path):
     shutil.copytree(pathlib.Path(image_config.run, "export"), tmp_path / "run" / "export")
     fields = {"model": llava, "max_tokens": 6, "images": 2, "held_out": 8}
-    config = interpreted(image_config, run=str(tmp_path / "run"), model={"device": "cpu"}, tags=fields)
+    config = with_fields(image_config, run=str(tmp_path / "run"), model={"device": "cpu"}, tags=fields)
     interpret(config)
     made = command.tag(config, [PLANTED])
     assert made.answers.requested == len((tmp_path / "run" / answers.NAME).read_text().splitlines()) >= 2

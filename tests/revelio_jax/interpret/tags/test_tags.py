@@ -57,23 +57,23 @@ def reads(request, _number) -> str:
 
 
 @pytest.fixture(scope="session")
-def seen(tmp_path_factory, image_config, interpreted):
+def image_run(tmp_path_factory, image_config, with_fields):
     """A copy of ``image_config`` whose latents are interpreted."""
     run = tmp_path_factory.mktemp("runs") / "seen"
     shutil.copytree(pathlib.Path(image_config.run, "export"), run / "export")
-    config = interpreted(image_config, run=str(run))
+    config = with_fields(image_config, run=str(run))
     interpret(config)
     return config
 
 
 @pytest.fixture(scope="session")
-def read(text_config):
+def text_run(text_config):
     interpret(text_config)
     return text_config
 
 
 @pytest.fixture
-def asked(tmp_path, interpreted, server):
+def with_server(tmp_path, with_fields, server):
     """A function that copies a run and returns its config, with the server as its endpoint."""
 
     def change(config, answer, **fields):
@@ -81,7 +81,7 @@ def asked(tmp_path, interpreted, server):
         shutil.copytree(config.run, run)
         server.answer = answer
         fields = {"endpoint": server.url, "model": "sees", "parallel": 2} | fields
-        return interpreted(config, run=str(run), tags=fields)
+        return with_fields(config, run=str(run), tags=fields)
 
     return change
 
@@ -92,8 +92,8 @@ def rows_of(config) -> dict[int, dict]:
     return {row["latent"]: row for row in table.to_pylist()}
 
 
-def test_predictive_labels_score_high_and_others_near_chance(seen, asked, server):
-    config = asked(seen, sees)
+def test_predictive_labels_score_high_and_others_near_chance(image_run, with_server, server):
+    config = with_server(image_run, sees)
     made = command.tag(config)
     rows = rows_of(config)
     assert sorted(rows) == [PLANTED, NOISE, UNSEEN]  # the others never fire
@@ -109,14 +109,14 @@ def test_predictive_labels_score_high_and_others_near_chance(seen, asked, server
     assert noise["score"] is None
     assert noise["held_out"] == 0
     assert made.answers.requested == len(server.requests)
-    said = command.summary(made)
-    assert "granularity: color 100%" in said
-    assert "labels without a score (too few samples or clear answers): 1" in said
+    output = command.summary(made)
+    assert "granularity: color 100%" in output
+    assert "labels without a score (too few samples or clear answers): 1" in output
 
 
-def test_requests_follow_the_chat_completions_protocol(seen, asked, server, monkeypatch):
+def test_requests_follow_the_chat_completions_protocol(image_run, with_server, server, monkeypatch):
     monkeypatch.setenv("A_KEY", "secret-words")
-    config = asked(seen, sees, key="A_KEY", max_tokens=77, images=3)
+    config = with_server(image_run, sees, key="A_KEY", max_tokens=77, images=3)
     command.tag(config, [PLANTED])
     label = next(request for request in server.requests if "eight words" in request.text)
     assert label.path == "/v1/chat/completions"
@@ -133,9 +133,9 @@ def test_requests_follow_the_chat_completions_protocol(seen, asked, server, monk
     assert all(request.images[0].size == (224, 224) for request in tried)  # no heat map gives the answer away
 
 
-def test_the_key_is_never_written_or_printed(seen, asked, server, monkeypatch, capsys):
+def test_the_key_is_never_written_or_printed(image_run, with_server, server, monkeypatch, capsys):
     monkeypatch.setenv("A_KEY", "secret-words")
-    config = asked(seen, sees, key="A_KEY")
+    config = with_server(image_run, sees, key="A_KEY")
     command.tag(config, [PLANTED])
     server.answer = lambda *_: (401, b'{"error": {"message": "wrong key: secret-words"}}', {})
     with pytest.raises(InputError) as error:
@@ -147,8 +147,8 @@ def test_the_key_is_never_written_or_printed(seen, asked, server, monkeypatch, c
     assert "secret-words" not in "".join(capsys.readouterr())
 
 
-def test_texts_are_tagged_by_their_words(read, asked):
-    config = asked(read, reads, held_out=40)
+def test_texts_are_tagged_by_their_words(text_run, with_server):
+    config = with_server(text_run, reads, held_out=40)
     command.tag(config)
     rows = rows_of(config)
     assert sorted(rows) == [HEART, AFTER_A]
@@ -157,16 +157,16 @@ def test_texts_are_tagged_by_their_words(read, asked):
     assert rows[AFTER_A]["score"] < 0.9  # one of many words that follow an "a"
 
 
-def test_special_tokens_in_prompts_are_escaped(read, asked, server):
-    config = asked(read, reads, images=20, held_out=90)
+def test_special_tokens_in_prompts_are_escaped(text_run, with_server, server):
+    config = with_server(text_run, reads, images=20, held_out=90)
     command.tag(config, [HEART])
-    asked_for = "".join(request.text for request in server.requests)
-    assert "(image>" in asked_for
-    assert "<" not in asked_for
+    texts = "".join(request.text for request in server.requests)
+    assert "(image>" in texts
+    assert "<" not in texts
 
 
-def test_no_question_is_sent_twice(seen, asked, server):
-    config = asked(seen, sees)
+def test_no_question_is_sent_twice(image_run, with_server, server):
+    config = with_server(image_run, sees)
     command.tag(config)
     first, count = rows_of(config), len(server.requests)
     made = command.tag(config)
@@ -181,38 +181,38 @@ def test_no_question_is_sent_twice(seen, asked, server):
     assert rows_of(config) == first
 
 
-def test_answers_of_another_model_are_not_reused(seen, asked, interpreted, server):
-    config = asked(seen, sees)
+def test_answers_of_another_model_are_not_reused(image_run, with_server, with_fields, server):
+    config = with_server(image_run, sees)
     command.tag(config, [PLANTED])
     count = len(server.requests)
-    command.tag(interpreted(config, tags={"model": "other"}), [PLANTED])
+    command.tag(with_fields(config, tags={"model": "other"}), [PLANTED])
     assert len(server.requests) == 2 * count
     assert rows_of(config)[PLANTED]["model"] == "other"
 
 
-def test_rows_of_other_latents_are_kept(seen, asked):
-    config = asked(seen, sees)
+def test_rows_of_other_latents_are_kept(image_run, with_server):
+    config = with_server(image_run, sees)
     command.tag(config, [PLANTED])
     command.tag(config, [UNSEEN])
     assert sorted(rows_of(config)) == [PLANTED, UNSEEN]
 
 
-def test_unreadable_answers_are_null_and_counted(seen, asked):
-    config = asked(seen, lambda *_: "###")
+def test_unreadable_answers_are_null_and_counted(image_run, with_server):
+    config = with_server(image_run, lambda *_: "###")
     made = command.tag(config)
     assert all(row["label"] is row["granularity"] is row["score"] is None for row in rows_of(config).values())
-    said = command.summary(made)
-    assert "latents without a label: 3" in said
-    assert "without a granularity: 3" in said
+    output = command.summary(made)
+    assert "latents without a label: 3" in output
+    assert "without a granularity: 3" in output
 
     assert command.tag(config).answers.requested == 0  # the cache also keeps such answers
 
 
-def test_unclear_verdicts_are_left_out_of_the_score(seen, asked):
+def test_unclear_verdicts_are_left_out_of_the_score(image_run, with_server):
     def wavers(request, number):
         return "maybe" if "Label:" in request.text else sees(request, number)
 
-    config = asked(seen, wavers)
+    config = with_server(image_run, wavers)
     made = command.tag(config, [PLANTED])
     row = rows_of(config)[PLANTED]
     assert (row["label"], row["score"], row["held_out"]) == ("red", None, 0)
@@ -220,8 +220,8 @@ def test_unclear_verdicts_are_left_out_of_the_score(seen, asked):
 
 
 @pytest.mark.parametrize("torn", [b'{"key": "ab', b"\xff\xfe", b"null", b'[1]\n{"key": 3, "answer": 4}'])
-def test_a_truncated_cache_line_loses_one_answer(seen, asked, server, torn):
-    config = asked(seen, sees)
+def test_a_truncated_cache_line_loses_one_answer(image_run, with_server, server, torn):
+    config = with_server(image_run, sees)
     command.tag(config, [PLANTED])
     count, path = len(server.requests), pathlib.Path(config.run, answers.NAME)
     lines = path.read_bytes().splitlines(keepends=True)
@@ -245,7 +245,7 @@ def command_line(config, config_file, path, *more):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_run_sends_only_the_missing_questions(seen, asked, server, config_file, tmp_path, sign):
+def test_a_stopped_run_sends_only_the_missing_questions(image_run, with_server, server, config_file, tmp_path, sign):
     stuck, go_on = threading.Event(), threading.Event()
 
     def stalls(request, number):
@@ -254,7 +254,7 @@ def test_a_stopped_run_sends_only_the_missing_questions(seen, asked, server, con
             go_on.wait(60)
         return sees(request, number)
 
-    config = asked(seen, stalls, parallel=1)
+    config = with_server(image_run, stalls, parallel=1)
     running = subprocess.Popen(
         command_line(config, config_file, tmp_path),
         cwd=ROOT,
@@ -265,11 +265,11 @@ def test_a_stopped_run_sends_only_the_missing_questions(seen, asked, server, con
     )
     assert stuck.wait(60)
     running.send_signal(sign)
-    said = running.communicate(timeout=60)[1]
+    output = running.communicate(timeout=60)[1]
     go_on.set()
     assert running.returncode == (-signal.SIGKILL if sign == signal.SIGKILL else 130)
     if sign == signal.SIGINT:
-        assert said.splitlines()[-1] == "stopped by Ctrl-C"
+        assert output.splitlines()[-1] == "stopped by Ctrl-C"
     assert len(server.requests) == 10
     server.answer = sees
     whole = command.tag(config)
@@ -279,9 +279,9 @@ def test_a_stopped_run_sends_only_the_missing_questions(seen, asked, server, con
     assert len(bodies) == 10 + whole.answers.requested
 
 
-def test_more_random_latents_include_fewer(seen):
-    found = results.load(results.folder_of(seen.run))
-    drawn = [evidence.random_latents(found, count) for count in (1, 2, 3, None)]
+def test_more_random_latents_include_fewer(image_run):
+    run_results = results.load(results.folder_of(image_run.run))
+    drawn = [evidence.random_latents(run_results, count) for count in (1, 2, 3, None)]
     assert [len(one) for one in drawn] == [1, 2, 3, 3]
     assert set(drawn[0]) < set(drawn[1]) < set(drawn[2])
 
@@ -295,8 +295,8 @@ def test_more_random_latents_include_fewer(seen):
         ({"endpoint": "http://127.0.0.1:9/v1"}, "endpoint is http://127.0.0.1:9/v1: no connection"),
     ],
 )
-def test_wrong_settings_are_one_line_and_write_nothing(seen, asked, fields, message):
-    config = asked(seen, sees, **fields)
+def test_wrong_settings_are_one_line_and_write_nothing(image_run, with_server, fields, message):
+    config = with_server(image_run, sees, **fields)
     before = sorted(pathlib.Path(config.run).rglob("*"))
     with pytest.raises(InputError, match=re.escape(message)) as error:
         command.tag(config)
@@ -305,8 +305,8 @@ def test_wrong_settings_are_one_line_and_write_nothing(seen, asked, fields, mess
 
 
 @pytest.mark.slow
-def test_the_command_reports_wrong_flags(seen, asked, config_file, tmp_path):
-    config = asked(seen, sees)
+def test_the_command_reports_wrong_flags(image_run, with_server, config_file, tmp_path):
+    config = with_server(image_run, sees)
 
     def run(*more):
         ran = subprocess.run(
@@ -319,20 +319,20 @@ def test_the_command_reports_wrong_flags(seen, asked, config_file, tmp_path):
             2,
             f"error: --latents is {wrong!r}; it must be numbers separated by commas, for example 3,17",
         )
-    code, said = run("--config.tags.key=sk-very-secret")
+    code, output = run("--config.tags.key=sk-very-secret")
     assert code == 2
-    assert "secret" not in said
-    assert "is not the name of an environment variable" in said
+    assert "secret" not in output
+    assert "is not the name of an environment variable" in output
 
 
-def test_latents_out_of_range_are_refused(seen, asked):
-    config = asked(seen, sees)
+def test_latents_out_of_range_are_refused(image_run, with_server):
+    config = with_server(image_run, sees)
     with pytest.raises(InputError, match=r"--latents: latent 6 is out of range; .* has latents 0-5"):
         command.tag(config, [6])
 
 
-def test_a_store_without_images_is_refused(seen, asked, tmp_path):
-    config = asked(seen, sees)
+def test_a_store_without_images_is_refused(image_run, with_server, tmp_path):
+    config = with_server(image_run, sees)
     store = tmp_path / "store"
     shutil.copytree(config.extract.store, store)
     manifest = json.loads((store / "manifest.json").read_text())
