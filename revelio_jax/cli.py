@@ -186,7 +186,8 @@ def _flag_value(name: str, text: typing.Any, default: typing.Any) -> typing.Any:
 
 def _add_fields(parser: Parser) -> None:
     groups = {"": parser.add_argument_group("the run")}
-    groups |= {name: parser.add_argument_group((cls.__doc__ or "").strip()) for name, cls in SECTIONS.items()}
+    for name, section_class in SECTIONS.items():
+        groups[name] = parser.add_argument_group((section_class.__doc__ or "").strip().rstrip("."))
     for name in schema.field_names():
         hint, metadata = schema.field_spec(name)
         section, _, key = name.rpartition(".")

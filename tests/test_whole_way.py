@@ -1,4 +1,4 @@
-"""The main workflow as a user runs it: six commands on the miniature pipeline, with less data and fewer steps."""
+"""The main workflow as a user runs it: seven commands on the miniature pipeline, with less data and fewer steps."""
 
 import csv
 import json
@@ -64,3 +64,11 @@ def test_extract_train_evaluate_export_steer(commands):
     assert steered["others_label"]["mean"] > plain["others_label"]["mean"] - 0.25
     strip = np.asarray(Image.open(commands.folder / "steering" / "glossy_3d.png"))
     assert strip.std() > 10
+
+    flags = ("--concept=style=glossy 3d", "--strength=-2", "--prompts=8", "--seeds=1", "--config.steer.steps=6")
+    done = commands("revelio_jax.benchmark.table", *flags)
+    assert done.returncode == 0, done.stderr
+    (removed, added) = json.loads((commands.folder / "steering" / "table.json").read_text())["concepts"]
+    rules = {row["rule"]: row for row in removed["rows"]}
+    assert rules["swap"]["concept"]["mean"] < rules["random direction"]["concept"]["mean"]
+    assert {row["rule"] for row in added["rows"]} == set(rules) > {"none", "paper", "contrast", "difference of means"}

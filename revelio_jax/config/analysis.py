@@ -48,7 +48,7 @@ class SteerConfig:
         """Raise InputError if fields contradict each other."""
         if self.timesteps and not (len(self.timesteps) == 2 and self.timesteps[0] >= self.timesteps[1] >= 0):
             raise InputError(
-                f"config.steer.timesteps is {self.timesteps}; it must be two decreasing timesteps, for example 1000,600"
+                f"config.steer.timesteps is {self.timesteps}; it must be two timesteps, larger first: 1000,600"
             )
         if len(self.ramp) != 2 or not all(math.isfinite(factor) for factor in self.ramp):
             raise InputError(f"config.steer.ramp is {self.ramp}; it must be two numbers, for example 1.0,0.5")

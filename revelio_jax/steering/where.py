@@ -74,7 +74,7 @@ class Where:
         if not in_denoiser and self.follows_timestep:
             raise InputError(f"steps and ramp need a hook point of the denoiser; {name} runs before the first step")
         if self.steps is not None and not self.steps[0] >= self.steps[1]:
-            raise InputError(f"steps is {self.steps}; it must be two decreasing timesteps, for example (1000, 600)")
+            raise InputError(f"steps is {self.steps}; it must be two timesteps, larger first, for example (1000, 600)")
         self._check_pooled(points, name, family)
         return dataclasses.replace(
             self, positions=self._positions_tensor(name, in_denoiser), mask=self._mask_tensor(name, in_denoiser)

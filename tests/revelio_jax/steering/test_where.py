@@ -170,7 +170,7 @@ def test_where_and_its_fields_as_keywords_steer_equally(tiny, make_steerer, run)
     [
         ({"mask": torch.full((2, 2), 2.0)}, "0 .. 1"),
         ({"mask": torch.zeros(4)}, "height, width"),
-        ({"steps": (0, 1000)}, "two decreasing timesteps"),
+        ({"steps": (0, 1000)}, "two timesteps, larger first"),
         ({"positions": "content"}, "is not in a text encoder"),
         ({"pooled": True}, "which has no pooled vector"),
     ],
