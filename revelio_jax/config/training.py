@@ -87,9 +87,10 @@ class SaeConfig:
     )
     products: str = field(
         "auto",
-        "matrix products with codes. sparse: use only the rows of latents that fire; dense: multiply whole "
-        "matrices; auto: sparse on a CPU, dense on accelerators",
-        choices=("auto", "sparse", "dense"),
+        "matrix products with codes. sparse: use only the rows of latents that fire; atomic: the same, but a GPU adds "
+        "gradients in any order, which is faster for large dictionaries, and a resumed run then differs in the last "
+        "bits; dense: multiply whole matrices; auto: sparse on a CPU, dense on a TPU, on a GPU by the dictionary size",
+        choices=("auto", "sparse", "atomic", "dense"),
     )
     matmul_dtype: str = field(
         "float32", "dtype of matrix product inputs; sums are float32", choices=("float32", "bfloat16")
@@ -104,6 +105,11 @@ class SaeConfig:
                     f"config.sae.{name} is {value}; it needs config.sae.architecture "
                     f"{' or '.join(architectures)}, not {self.architecture}"
                 )
+        if self.encode_chunk and self.products == "dense":
+            raise InputError(
+                f"config.sae.products is dense; with config.sae.encode_chunk {self.encode_chunk} it must be auto, "
+                "sparse or atomic, because dense products need the pre-activations of all latents"
+            )
         shares = self.prefixes
         increasing = all(low < high for low, high in itertools.pairwise((0.0, *shares)))  # False for NaN
         if shares and not (increasing and shares[-1] == 1.0):

@@ -5,6 +5,7 @@ activation, F latents, K slots for the active latents of a row (at least k), G g
 or gathered dead latents. Inside ``jax.shard_map`` B and F are the sizes on one device.
 """
 
-from revelio_jax.sae.module import Code, SparseAutoencoder
+from revelio_jax.sae.code import Code
+from revelio_jax.sae.module import SparseAutoencoder
 
 __all__ = ["Code", "SparseAutoencoder"]

@@ -5,6 +5,7 @@ The k_aux strongest dead latents of each row reconstruct the error e = x - x_hat
 because x_hat contains it already.
 """
 
+import dataclasses
 import functools
 import typing
 
@@ -12,8 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from revelio_jax.config import SaeConfig
-from revelio_jax.sae import sparse, topk
-from revelio_jax.sae.module import Code, decode
+from revelio_jax.sae import sharding, topk
+from revelio_jax.sae.code import Code
+from revelio_jax.sae.module import candidates, represented
+from revelio_jax.sae.sparse import product
+
+T = typing.TypeVar("T")
 
 MATRICES = ("W_enc_FD", "b_enc_F", "W_dec_FD")  # with an axis of latents
 
@@ -41,36 +46,28 @@ def aux_k(
 ) -> LossAndGradients:
     """Return the AuxK loss without ``sae.aux_alpha``, and the gradients of aux_alpha times it.
 
-    x_BD and error_BD have the rows of all devices. The gradients have the structure of ``params``. There are three
+    x_BD and error_BD are the rows that count: those of all devices, or those of this device, and then the caller sums
+    loss and gradients over ``data``. The gradients have the structure of ``params``. There are three
     kinds of branches. Without dead latents, a branch returns zeros. A few dead latents, the usual case, are gathered
     into one of several fixed sizes and multiplied densely, because k_aux is often close to their number. If there are
     many, top-k selects from them.
     """
+    zeros = _zeros(params, x_BD)
+    zero = _zeros(deviation, x_BD)
     if not sae.k_aux:
-        return jnp.zeros(()), _zeros(params)
+        return zero, zeros
     inputs = _Inputs(params, x_BD, error_BD, deviation, dead_F, sae)
     sizes = _sizes(len(dead_F), sae)
     branches = [
-        lambda: (jnp.zeros(()), _zeros(params)),
+        lambda: (zero, zeros),
         *(functools.partial(_few, inputs, size) for size in sizes),
         functools.partial(_many, inputs),
     ]
     # All devices must take the same branch, because branches contain collectives.
     most_dead = jax.lax.pmax(dead_F.sum(), "feature")
-    branch = jnp.searchsorted(jnp.array([0, *sizes]), _largest_of_grid(most_dead))
+    branch = jnp.searchsorted(jnp.array([0, *sizes]), topk.largest_of_grid(most_dead))
     aux_loss, grads = jax.lax.switch(branch, branches)
     return jnp.where(most_dead > 0, aux_loss, 0), grads  # without dead latents all gradients are 0
-
-
-@jax.custom_batching.custom_vmap
-def _largest_of_grid(x: jax.Array) -> jax.Array:
-    """Return x; under ``jax.vmap`` the maximum over members, unbatched, so that only one branch runs."""
-    return x
-
-
-@_largest_of_grid.def_vmap
-def _(_: int, batched: list[bool], x_G: jax.Array) -> tuple[jax.Array, bool]:
-    return (x_G.max(0) if batched[0] else x_G), False
 
 
 def _few(inputs: _Inputs, size: int) -> LossAndGradients:
@@ -79,19 +76,19 @@ def _few(inputs: _Inputs, size: int) -> LossAndGradients:
     indices_C = jnp.nonzero(dead_F, size=size, fill_value=len(dead_F))[0]
     W_enc_CD, b_enc_C, W_dec_CD = (params[name].at[indices_C].get(mode="fill", fill_value=0) for name in MATRICES)
     x_BD -= params["b_dec_D"]
-    z_BC = jax.nn.relu(sparse.product(x_BD, W_enc_CD.T, sae.matmul_dtype) + b_enc_C)
+    z_BC = jax.nn.relu(product(x_BD, W_enc_CD.T, sae.matmul_dtype) + b_enc_C)
     if size * jax.lax.axis_size("feature") > sae.k_aux:
         sum_over_devices = functools.partial(jax.lax.psum, axis_name="feature")
         z_BC = jnp.where(z_BC >= topk.kth_largest(z_BC, sae.k_aux, 1, sum_over_devices), z_BC, 0)
-    rest_BD = error_BD - decode(Code(z_BC), W_dec_CD, sae)
+    rest_BD = error_BD - Code(z_BC).decode(W_dec_CD, sae)
     grad_BD = -2 * sae.aux_alpha / deviation * rest_BD
-    grad_z_BC = jnp.where(z_BC > 0, sparse.product(grad_BD, W_dec_CD.T, sae.matmul_dtype), 0)
+    grad_z_BC = jnp.where(z_BC > 0, product(grad_BD, W_dec_CD.T, sae.matmul_dtype), 0)
     grads = {
-        "W_enc_FD": sparse.product(grad_z_BC.T, x_BD, sae.matmul_dtype),
+        "W_enc_FD": product(grad_z_BC.T, x_BD, sae.matmul_dtype),
         "b_enc_F": grad_z_BC.sum(0),
-        "W_dec_FD": sparse.product(z_BC.T, grad_BD, sae.matmul_dtype),
+        "W_dec_FD": product(z_BC.T, grad_BD, sae.matmul_dtype),
     }
-    start = _zeros(params)
+    start = _zeros(params, x_BD)
     grad_b_dec_D = jax.lax.psum(-(grads["b_enc_F"] @ W_enc_CD), "feature")
     scattered = {name: start[name].at[indices_C].set(grads[name], mode="drop") for name in MATRICES}
     return jnp.square(rest_BD).sum() / deviation, start | scattered | {"b_dec_D": grad_b_dec_D}
@@ -99,28 +96,38 @@ def _few(inputs: _Inputs, size: int) -> LossAndGradients:
 
 def _many(inputs: _Inputs) -> LossAndGradients:
     """Return loss and gradients from k_aux slots of each row. The cost hardly depends on the number of dead latents."""
-    params, x_BD, error_BD, deviation, dead_F, sae = inputs
+    sae = inputs.sae
+    if sae.products == "dense" or sae.encode_chunk:
+        return _selected(inputs, sae)
+    # k_aux is so large that whole products win on every accelerator.
+    dense = dataclasses.replace(sae, products="dense")
+    return jax.lax.platform_dependent(
+        cpu=functools.partial(_selected, inputs, sae), default=functools.partial(_selected, inputs, dense)
+    )
+
+
+def _selected(inputs: _Inputs, sae: SaeConfig) -> LossAndGradients:
+    params, x_BD, error_BD, deviation, dead_F, _ = inputs
     x_BD -= params["b_dec_D"]
     b_enc_F = jnp.where(dead_F, params["b_enc_F"], -jnp.inf)
-    values_BK, indices_BK = sparse.candidates(
-        x_BD, params["W_enc_FD"], b_enc_F, sae.k_aux, sae.matmul_dtype, sae.encode_chunk
-    )
-    code = Code(values_BK, indices_BK).where(topk.survivors(values_BK, sae.k_aux, "feature"))
-    rest_BD = error_BD - decode(code, params["W_dec_FD"], sae)
+    slots, pre_BF = candidates(x_BD, params["W_enc_FD"], b_enc_F, sae.k_aux, sae)
+    code = represented(slots.where(topk.survivors(slots.values, sae.k_aux, "feature")), pre_BF)
+    rest_BD = error_BD - code.decode(params["W_dec_FD"], sae)
     grad_BD = -2 * sae.aux_alpha / deviation * rest_BD
-    grad_BK = jnp.where(code.values > 0, sparse.dots(grad_BD, indices_BK, params["W_dec_FD"], sae), 0)
-    start = _zeros(params)
-    grad_b_enc_F = start["b_enc_F"].at[indices_BK].add(grad_BK)
+    grad_code = code.gradient(grad_BD, params["W_dec_FD"], sae)
+    start = _zeros(params, x_BD)
+    grad_b_enc_F = grad_code.sums(len(dead_F), sae)
     return jnp.square(rest_BD).sum() / deviation, start | {
-        "W_enc_FD": sparse.add_outer(start["W_enc_FD"], grad_BK, indices_BK, x_BD, sae),
+        "W_enc_FD": grad_code.add_outer(start["W_enc_FD"], x_BD, sae),
         "b_enc_F": grad_b_enc_F,
-        "W_dec_FD": sparse.add_outer(start["W_dec_FD"], code.values, indices_BK, grad_BD, sae),
+        "W_dec_FD": code.add_outer(start["W_dec_FD"], grad_BD, sae),
         "b_dec_D": jax.lax.psum(-(grad_b_enc_F @ params["W_enc_FD"]), "feature"),
     }
 
 
-def _zeros(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return jax.tree.map(jnp.zeros_like, params)
+def _zeros(params: T, x_BD: jax.Array) -> T:
+    """Return float32 zeros for every array of a tree, varying over the mesh like results for the rows x_BD."""
+    return jax.tree.map(lambda param: sharding.varying_like(jnp.zeros_like(param, jnp.float32), x_BD), params)
 
 
 def _sizes(latents: int, sae: SaeConfig) -> list[int]:

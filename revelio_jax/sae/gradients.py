@@ -1,21 +1,23 @@
 """The loss of a batch and its gradients, inside ``jax.shard_map``.
 
 For codes with k latents per row the gradients are explicit formulas, because automatic differentiation would
-mostly multiply zeros. Rows are gathered over ``data`` first, and each device computes the whole gradient of its
-own latents, so that communication does not grow with the number of latents. The gradients are added in place to the
-gradients of AuxK, which saves a pass over matrices that exceed every cache.
+mostly multiply zeros. With slots, rows are gathered over ``data`` first, and each device computes the whole gradient of
+its own latents, so that communication does not grow with the number of latents. With matrices, each device computes
+with its own rows, and gradients are summed over ``data``: a matrix of codes is larger than a gradient. Gradients are
+added in place to those of AuxK, which saves a pass over matrices that exceed every cache.
 """
 
-import typing
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
 from revelio_jax.config import SaeConfig
-from revelio_jax.sae import losses, sparse
+from revelio_jax.sae import losses
 from revelio_jax.sae.aux_k import aux_k
-from revelio_jax.sae.module import Code, SparseAutoencoder
-from revelio_jax.sae.sharding import total
+from revelio_jax.sae.code import Code
+from revelio_jax.sae.module import SparseAutoencoder
+from revelio_jax.sae.sharding import all_rows, total
 
 
 def batch_gradients(
@@ -25,7 +27,7 @@ def batch_gradients(
 
     Metrics are loss, fvu, aux_loss, l0 and ``smallest``, the smallest positive value of all codes.
     """
-    form = _dense if sae.architecture in ("dense", "jumprelu") else _sparse
+    form = _automatic if sae.architecture in ("dense", "jumprelu") else _explicit
     grads, fired_F, code, metrics = form(params, x_BD, k, dead_F, sae)
     positive = code.values > 0
     metrics |= {
@@ -35,7 +37,7 @@ def batch_gradients(
     return grads, fired_F, metrics
 
 
-def _sparse(
+def _explicit(
     params: dict[str, jax.Array], x_BD: jax.Array, k: jax.Array | int, dead_F: jax.Array, sae: SaeConfig
 ) -> tuple[dict[str, jax.Array], jax.Array, Code, dict[str, jax.Array]]:
     model = SparseAutoencoder(params, sae)
@@ -44,37 +46,36 @@ def _sparse(
     errors = [x_BD - model.decode(code) for _, code in weighted]
     fvus = [losses.normalized_error(error_BD, deviation) for error_BD in errors]
 
-    code = weighted[0][1]
+    code, error_BD = weighted[0][1], errors[0]
     # Derivatives of the loss by each reconstruction, and by the values of its code.
     grad_x_hat = [-2 * weight / deviation * error for (weight, _), error in zip(weighted, errors, strict=True)]
-    grad_values = [
-        jnp.where(part.values > 0, sparse.dots(grad_BD, part.slot_indices, params["W_dec_FD"], sae), 0)
-        for (_, part), grad_BD in zip(weighted, grad_x_hat, strict=True)
+    grad_codes = [
+        part.gradient(grad_BD, params["W_dec_FD"], sae) for (_, part), grad_BD in zip(weighted, grad_x_hat, strict=True)
     ]
-    # From here on: rows of all devices and latents of this device. All terms have the indices of the first code,
-    # because a term only sets some of its values to 0.
-    grad_code_BK = typing.cast(jax.Array, sum(grad_values))
-    indices_BK, grad_BK, x_BD, error_BD = sparse.all_rows(code.slot_indices, grad_code_BK, x_BD, errors[0])
+    # All terms have the latents of the first code, because a term only sets some of its values to 0.
+    grad_code = dataclasses.replace(code, values=sum(part.values for part in grad_codes))
+    rows = x_BD, error_BD, grad_x_hat, grad_code, [part.values for _, part in weighted]
+    # With slots, from here on: rows of all devices and latents of this device.
+    x_BD, error_BD, grad_x_hat, grad_code, values = rows if code.indices is None else all_rows(rows)
+    codes = [dataclasses.replace(grad_code, values=part) for part in values]
     aux_loss, grads = aux_k(params, x_BD, error_BD, deviation, dead_F, sae)
-    fired_F: jax.Array | None = None
-    for (_, part), grad_BD in zip(weighted, grad_x_hat, strict=True):
-        values_BK, grad_BD = sparse.all_rows(part.values, grad_BD)
-        if part is code:
-            fired_F = Code(values_BK, indices_BK).count(len(dead_F), sae.dead_threshold)
-        grads["W_dec_FD"] = sparse.add_outer(grads["W_dec_FD"], values_BK, indices_BK, grad_BD, sae)
+    for part, grad_BD in zip(codes, grad_x_hat, strict=True):
+        grads["W_dec_FD"] = part.add_outer(grads["W_dec_FD"], grad_BD, sae)
         grads["b_dec_D"] += grad_BD.sum(0)
-    assert fired_F is not None  # code is one of the terms
-    grads["W_enc_FD"] = sparse.add_outer(grads["W_enc_FD"], grad_BK, indices_BK, x_BD - params["b_dec_D"], sae)
-    grad_b_enc_F = jnp.zeros_like(params["b_enc_F"]).at[indices_BK].add(grad_BK)
+    grads["W_enc_FD"] = grad_code.add_outer(grads["W_enc_FD"], x_BD - params["b_dec_D"], sae)
+    grad_b_enc_F = grad_code.sums(len(dead_F), sae)
     grads["b_enc_F"] += grad_b_enc_F
     # The encoder's input is x - b_dec; its gradient, summed over rows, is one small product.
     grads["b_dec_D"] -= jax.lax.psum(grad_b_enc_F @ params["W_enc_FD"], "feature")
+    fired_F = codes[0].count(len(dead_F), sae.dead_threshold)
+    if code.indices is None:
+        aux_loss, grads, fired_F = jax.lax.psum((aux_loss, grads, fired_F), "data")
     loss = sum(weight * fvu for (weight, _), fvu in zip(weighted, fvus, strict=True))
     metrics = {"loss": loss + sae.aux_alpha * aux_loss, "fvu": fvus[0], "aux_loss": aux_loss}
     return grads, fired_F, code, metrics
 
 
-def _dense(
+def _automatic(
     params: dict[str, jax.Array], x_BD: jax.Array, k: jax.Array | int, dead_F: jax.Array, sae: SaeConfig
 ) -> tuple[dict[str, jax.Array], jax.Array, Code, dict[str, jax.Array]]:
     """Differentiate automatically, for codes in which every latent may fire; communication grows with the latents."""
@@ -89,7 +90,7 @@ def _dense(
         return fvu + penalty, (fvu, code, error_BD)
 
     (penalized_loss, (fvu, code, error_BD)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    x_BD, error_BD = sparse.all_rows(x_BD, error_BD)
+    x_BD, error_BD = all_rows((x_BD, error_BD))
     aux_loss, aux_grads = aux_k(params, x_BD, error_BD, deviation, dead_F, sae)
     grads = jax.tree.map(jnp.add, grads, aux_grads)
     fired_F = jax.lax.psum(code.count(len(dead_F), sae.dead_threshold), "data")

@@ -7,7 +7,8 @@ depend on the mesh.
 import jax
 import jax.numpy as jnp
 
-from revelio_jax.sae.module import Code, SparseAutoencoder
+from revelio_jax.sae.code import Code
+from revelio_jax.sae.module import SparseAutoencoder
 
 
 def squared_deviation(x_BD: jax.Array) -> jax.Array:
@@ -37,6 +38,6 @@ def _prefixes(model: SparseAutoencoder, code: Code) -> list[Code]:
     local = len(model["b_enc_F"])
     latents = local * jax.lax.axis_size("feature")
     return [
-        code.where(code.slot_indices + jax.lax.axis_index("feature") * local < round(share * latents))
+        code.where(code.latents + jax.lax.axis_index("feature") * local < round(share * latents))
         for share in model.sae.prefixes[:-1]
     ]

@@ -1,49 +1,18 @@
 """The sparse autoencoder as a Flax module: encoding rows into codes and decoding codes into rows."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from revelio_jax.config import SaeConfig
 from revelio_jax.sae import jump, sparse, topk
+from revelio_jax.sae.code import Code
 from revelio_jax.sae.sharding import total
+from revelio_jax.sae.sparse import product
 
 # batch_topk: slots of a row as a multiple of k. If more latents are above the threshold, the smallest are lost.
 BATCH_SLOTS = 4
 MULTI = 4  # MultiTopK also reconstructs with this multiple of k latents
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Code:
-    """Latent values of rows on one device, as slots or dense.
-
-    Slots: float32 ``values`` [B, K] >= 0 and int32 ``indices`` [B, K] of their latents on this device; a slot
-    with value 0 does not fire. Dense: ``values`` [B, F] and ``indices`` None.
-    """
-
-    values: jax.Array
-    indices: jax.Array | None = None
-
-    @property
-    def slot_indices(self) -> jax.Array:
-        """Return ``indices``. Raise ValueError if the code is dense."""
-        if self.indices is None:
-            raise ValueError("a dense code has no slots")
-        return self.indices
-
-    def where(self, mask: jax.Array) -> "Code":
-        """Return the code with all values outside ``mask`` set to 0."""
-        return dataclasses.replace(self, values=jnp.where(mask, self.values, 0))
-
-    def count(self, latents: int, above: float) -> jax.Array:
-        """Return the number of rows on which each latent of this device is above a value: int32 [F]."""
-        fires = self.values > above  # a selected slot with value 0 does not fire
-        if self.indices is None:
-            return fires.sum(0, dtype=jnp.int32)
-        return jnp.zeros_like(fires, jnp.int32, latents).at[self.indices].add(fires.astype(jnp.int32))
 
 
 def slots(sae: SaeConfig) -> int:
@@ -52,13 +21,23 @@ def slots(sae: SaeConfig) -> int:
     return per_k * max(sae.k, sae.k_start or 0)
 
 
-def decode(code: Code, W_dec_FD: jax.Array, sae: SaeConfig) -> jax.Array:
-    """Return W_dec z without the bias, summed over the ``feature`` axis: [B, D]."""
-    if code.indices is None:
-        part_BD = sparse.product(code.values, W_dec_FD, sae.matmul_dtype)
-    else:
-        part_BD = sparse.weighted_rows(code.values, code.indices, W_dec_FD, sae)
-    return jax.lax.psum(part_BD, "feature")
+def candidates(
+    x_BD: jax.Array, W_enc_FD: jax.Array, b_enc_F: jax.Array, slots: int, sae: SaeConfig
+) -> tuple[Code, jax.Array | None]:
+    """Return the ``slots`` largest of ReLU(W_enc x + b_enc) of each row as slots, largest first.
+
+    For codes as matrices, also return the pre-activations W_enc x + b_enc [B, F], which :func:`represented` needs.
+    """
+    if sae.products == "dense":
+        x_BF = product(x_BD, W_enc_FD.T, sae.matmul_dtype)
+        values_BK, indices_BK = topk.top_k(x_BF, min(slots, len(b_enc_F)), b_enc_F)
+        return Code(jax.nn.relu(values_BK), indices_BK), x_BF + b_enc_F
+    return Code(*sparse.candidates(x_BD, W_enc_FD, b_enc_F, slots, sae.matmul_dtype, sae.encode_chunk)), None
+
+
+def represented(code: Code, pre_BF: jax.Array | None) -> Code:
+    """Return a selection of the slots of :func:`candidates` in the representation that config.sae.products sets."""
+    return code if pre_BF is None else code.as_matrix(pre_BF)
 
 
 class SparseAutoencoder(nnx.Module):
@@ -86,8 +65,9 @@ class SparseAutoencoder(nnx.Module):
         if sae.architecture in ("dense", "jumprelu"):
             return self._dense(x_BD), None
         select = self._largest if sae.architecture == "topk" else self._above_kth
-        candidates = self._candidates(x_BD, slots(sae))
-        return select(candidates, k), select(candidates, MULTI * k) if sae.multi_topk else None
+        candidates, pre_BF = self._candidates(x_BD, slots(sae))
+        code = represented(select(candidates, k), pre_BF)
+        return code, represented(select(candidates, MULTI * k), pre_BF) if sae.multi_topk else None
 
     def infer(self, x_BD: jax.Array, threshold: jax.Array) -> Code:
         """Return the inference code of rows. The code of a row does not depend on the other rows of the batch.
@@ -98,22 +78,21 @@ class SparseAutoencoder(nnx.Module):
         sae = self.sae
         if sae.architecture in ("dense", "jumprelu"):
             return self._dense(x_BD)
-        if sae.architecture == "topk":
-            return self._largest(self._candidates(x_BD, sae.k), sae.k)
-        largest = self._largest(self._candidates(x_BD, BATCH_SLOTS * sae.k), BATCH_SLOTS * sae.k)
-        return largest.where(largest.values > threshold)
+        per_k = 1 if sae.architecture == "topk" else BATCH_SLOTS
+        candidates, pre_BF = self._candidates(x_BD, per_k * sae.k)
+        code = self._largest(candidates, per_k * sae.k)
+        if sae.architecture == "batch_topk":
+            code = code.where(code.values > threshold)
+        return represented(code, pre_BF)
 
     def decode(self, code: Code) -> jax.Array:
         """Return the reconstruction [B, D], summed over the ``feature`` axis."""
-        return decode(code, self["W_dec_FD"], self.sae) + self["b_dec_D"]
+        return code.decode(self["W_dec_FD"], self.sae) + self["b_dec_D"]
 
-    def _candidates(self, x_BD: jax.Array, slots: int) -> Code:
+    def _candidates(self, x_BD: jax.Array, slots: int) -> tuple[Code, jax.Array | None]:
+        """Return the largest latents as slots, and for codes as matrices the pre-activations [B, F]."""
         x_BD = x_BD - self["b_dec_D"]
-        return Code(
-            *sparse.candidates(
-                x_BD, self["W_enc_FD"], self["b_enc_F"], slots, self.sae.matmul_dtype, self.sae.encode_chunk
-            )
-        )
+        return candidates(x_BD, self["W_enc_FD"], self["b_enc_F"], slots, self.sae)
 
     def l0_penalty(self, x_BD: jax.Array, k: jax.Array | int) -> jax.Array:
         """Return (L0 / k - 1)^2 of jumprelu, with L0 the mean over all rows; its gradient moves the thresholds."""
@@ -129,7 +108,7 @@ class SparseAutoencoder(nnx.Module):
 
     def _pre(self, x_BD: jax.Array) -> jax.Array:
         # No ReLU, because it would move latents that are far from firing close to a small threshold.
-        pre_BF = sparse.product(x_BD - self["b_dec_D"], self["W_enc_FD"].T, self.sae.matmul_dtype)
+        pre_BF = product(x_BD - self["b_dec_D"], self["W_enc_FD"].T, self.sae.matmul_dtype)
         return pre_BF + self["b_enc_F"]
 
     def _threshold(self) -> jax.Array:

@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from revelio_jax.errors import InputError
 
+T = typing.TypeVar("T")
+
 AXES = ("data", "feature")
 BATCH = P("data", None)
 HOST_BATCH = P(AXES, None)  # a batch from the host: each row is sent to one device only
@@ -119,6 +121,19 @@ def processes(mesh: Mesh) -> np.ndarray:
 def put_batch(mesh: Mesh, x_BD: np.ndarray) -> jax.Array:
     """Put a batch on its devices; ``x_BD`` has the rows of the lanes of this process."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, HOST_BATCH), x_BD)
+
+
+def all_rows(arrays: T) -> T:
+    """Gather the rows of a tree of arrays over ``data``, inside ``jax.shard_map``: every device has those of all."""
+    if jax.lax.axis_size("data") == 1:  # all_gather would copy the rows; step.py declares them replicated
+        return arrays
+    return jax.tree.map(lambda array: jax.lax.all_gather(array, "data", tiled=True, to="invarying"), arrays)
+
+
+def varying_like(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Let x vary over all mesh axes over which ``like`` varies, as branches of a conditional must agree on this."""
+    axes = jax.typeof(like).manual_axis_type.varying - jax.typeof(x).manual_axis_type.varying
+    return jax.lax.pcast(x, tuple(axes), to="varying")
 
 
 def total(x: jax.Array, reduce: Callable[..., jax.Array] = jax.lax.psum) -> jax.Array:

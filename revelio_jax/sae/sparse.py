@@ -1,16 +1,10 @@
-"""Products with sparse codes, which have k latents per row.
+"""Codes with k latents per row: selecting them, and their products with the weight matrices.
 
 The code of a row has K slots: values [B, K] and the indices [B, K] of their latents on this device. Functions run
 inside ``jax.shard_map`` over the axes of :mod:`revelio_jax.sae.sharding`: rows are split over ``data``, latents
-over ``feature``.
-
-Three products with the weight matrices exist in two forms (config.sae.products). The cost of the sparse form grows
-with k, not with the number of latents; it is faster on a CPU. The dense form multiplies whole matrices, mostly by
-zeros. By XLA's estimates (see :mod:`revelio_jax.plan`) it is faster on a TPU whenever latents are split, because
-scattered reads of rows leave the matrix units idle.
+over ``feature``. Products read or write only the rows of latents in slots. A CPU goes through them in pieces that stay
+in its cache; other platforms do each product in few large operations.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +12,7 @@ import jax.numpy as jnp
 from revelio_jax.config import SaeConfig
 from revelio_jax.sae import topk
 
+UNROLL = 4  # slots of a row that a loop adds in one operation
 ENTRIES = 256  # entries added to a gradient at a time, so that their 256 rows of width D stay in the cache
 
 
@@ -70,68 +65,71 @@ def product(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
     return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
 
 
-def all_rows(*arrays: jax.Array) -> list[jax.Array]:
-    """Gather rows over ``data``, so that every device has the rows of all devices."""
-    if jax.lax.axis_size("data") == 1:  # all_gather would copy the rows; step.py declares them replicated
-        return list(arrays)
-    return [jax.lax.all_gather(array, "data", tiled=True, to="invarying") for array in arrays]
+def weighted_rows(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array) -> jax.Array:
+    """Return the sum over k of values_BK times the rows indices_BK of W_FD: [B, D] float32."""
+
+    def slot(sum_BD: jax.Array, value_and_index: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        values_B, indices_B = value_and_index
+        return sum_BD + values_B[:, None] * W_FD[indices_B], None
+
+    # A loop over slots, because one gather of all rows would be an array [B, K, D].
+    values_KB, indices_KB = values_BK.T, indices_BK.T
+    first_BD = values_KB[0, :, None] * W_FD[indices_KB[0]]
+    return jax.lax.scan(slot, first_BD, (values_KB[1:], indices_KB[1:]), unroll=UNROLL)[0]
 
 
-def weighted_rows(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: SaeConfig) -> jax.Array:
-    """Return the sum over k of values_BK times the rows indices_BK of W_FD: [B, D]."""
+def dots(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array) -> jax.Array:
+    """Return the dot products of rows_BD with the rows indices_BK of W_FD: [B, K] float32."""
 
-    def sparse(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array) -> jax.Array:
-        def slot(sum_BD: jax.Array, value_and_index: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            values_B, indices_B = value_and_index
-            return sum_BD + values_B[:, None] * W_FD[indices_B], None
-
-        values_KB, indices_KB = values_BK.T, indices_BK.T
-        first_BD = values_KB[0, :, None] * W_FD[indices_KB[0]]
-        return jax.lax.scan(slot, first_BD, (values_KB[1:], indices_KB[1:]), unroll=4)[0]
-
-    def dense(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array) -> jax.Array:
-        return product(_matrix(values_BK, indices_BK, len(W_FD)), W_FD, sae.matmul_dtype)
-
-    return _either(sae, sparse, dense, values_BK, indices_BK, W_FD)
-
-
-def dots(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array, sae: SaeConfig) -> jax.Array:
-    """Return the dot products of rows_BD with the rows indices_BK of W_FD: [B, K]."""
-
-    def sparse(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array) -> jax.Array:
+    def by_slot(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array) -> jax.Array:
         return jax.lax.map(lambda indices_B: (rows_BD * W_FD[indices_B]).sum(-1), indices_BK.T).T
 
-    def dense(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(product(rows_BD, W_FD.T, sae.matmul_dtype), indices_BK, 1)
+    def at_once(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array) -> jax.Array:
+        return (rows_BD[:, None] * W_FD[indices_BK]).sum(-1)  # XLA fuses the gather into the sum
 
-    return _either(sae, sparse, dense, rows_BD, indices_BK, W_FD)
+    return jax.lax.platform_dependent(rows_BD, indices_BK, W_FD, cpu=by_slot, default=at_once)
 
 
 def add_outer(
     start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array, sae: SaeConfig
 ) -> jax.Array:
-    """Add values_BK times rows_BD to the rows indices_BK of start_FD and return the sum: [F, D]."""
+    """Add values_BK times rows_BD to the rows indices_BK of start_FD and return the sum: [F, D].
 
-    def dense(start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array) -> jax.Array:
-        z_BF = _matrix(values_BK, indices_BK, len(start_FD))
+    On an accelerator many entries would add to a row at the same time, in an order that changes from run to run.
+    Therefore a whole product with the code as a matrix replaces the sum, unless config.sae.products is atomic.
+    """
+
+    def as_product(start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array) -> jax.Array:
+        z_BF = _matrix(values_BK, indices_BK, len(start_FD), sae.matmul_dtype)
         return start_FD + product(z_BF.T, rows_BD, sae.matmul_dtype)
 
-    return _either(sae, _scatter, dense, start_FD, values_BK, indices_BK, rows_BD)
+    def atomic(start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array) -> jax.Array:
+        rows_BD = rows_BD.astype(sae.matmul_dtype)
+        entries_ED = values_BK.reshape(-1, 1) * jnp.repeat(rows_BD, values_BK.shape[1], 0)
+        return start_FD.at[indices_BK.reshape(-1)].add(entries_ED)
+
+    default = atomic if sae.products == "atomic" else as_product
+    return jax.lax.platform_dependent(start_FD, values_BK, indices_BK, rows_BD, cpu=_scatter, default=default)
 
 
-def _either(
-    sae: SaeConfig, sparse: Callable[..., jax.Array], dense: Callable[..., jax.Array], *arrays: jax.Array
-) -> jax.Array:
-    """Compute a product in the form that config.sae.products sets; auto chooses by platform when it is compiled."""
-    if sae.products == "auto":
-        return jax.lax.platform_dependent(*arrays, cpu=sparse, default=dense)
-    return (sparse if sae.products == "sparse" else dense)(*arrays)
+def sums(values_BK: jax.Array, indices_BK: jax.Array, latents: int, sae: SaeConfig) -> jax.Array:
+    """Return the sum of the values of each latent: [F]. Their order is fixed unless config.sae.products is atomic."""
+
+    def in_order(values_BK: jax.Array, indices_BK: jax.Array) -> jax.Array:
+        return jnp.zeros_like(values_BK, shape=latents).at[indices_BK].add(values_BK)
+
+    def of_matrix(values_BK: jax.Array, indices_BK: jax.Array) -> jax.Array:
+        return _matrix(values_BK, indices_BK, latents, sae.matmul_dtype).sum(0, dtype=values_BK.dtype)
+
+    default = in_order if sae.products == "atomic" else of_matrix
+    return jax.lax.platform_dependent(values_BK, indices_BK, cpu=in_order, default=default)
 
 
-def _matrix(values_BK: jax.Array, indices_BK: jax.Array, latents: int) -> jax.Array:
-    """Return codes as a matrix [B, F]."""
+def _matrix(values_BK: jax.Array, indices_BK: jax.Array, latents: int, dtype: str) -> jax.Array:
+    """Return codes as a matrix [B, F] of ``dtype``. The indices of a row are distinct, so that nothing is added."""
     rows_B1 = jnp.arange(len(values_BK))[:, None]
-    return jnp.zeros_like(values_BK, shape=(len(values_BK), latents)).at[rows_B1, indices_BK].add(values_BK)
+    z_BF = jnp.zeros_like(values_BK, dtype, shape=(len(values_BK), latents))
+    return z_BF.at[rows_B1, indices_BK].set(values_BK.astype(dtype), unique_indices=True)
 
 
 def _scatter(start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array) -> jax.Array:

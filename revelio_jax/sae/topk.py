@@ -1,22 +1,24 @@
 """Exact top-k of a row, also if its latents are split over devices, and the k-th largest value as a threshold."""
 
 import functools
+import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-GROUP = 16
+GROUP = 16  # elements of a group; on accelerators the smallest size
 
 
 def top_k(x_BF: jax.Array, k: int, bias_F: jax.Array | float = 0.0) -> tuple[jax.Array, jax.Array]:
     """Return the k largest of each row of x + bias, largest first. Of equal values, the lowest index comes first.
 
-    Return values [B, k] and int32 indices [B, k], identical to ``jax.lax.top_k(x + bias, k)``, but faster. If
-    fewer than k values are above -inf, the remaining slots may repeat an index. The maxima of groups of GROUP
-    neighbors are computed first, and then only the best groups are searched. x + bias never exists as a whole
-    array, except for narrow rows. A CPU uses :func:`tournament`, other platforms :func:`two_stages`. Rows that do not
-    split into more than k whole groups use ``lax.top_k``.
+    Return values [B, k] and int32 indices [B, k], identical to ``jax.lax.top_k(x + bias, k)``, but faster. Off a CPU
+    the indices of equal values that are not positive may differ: such latents do not fire. If fewer than k values are
+    above -inf, the remaining slots may repeat an index on a CPU. The maxima of groups are computed first, and then only
+    the best groups are searched. x + bias never exists as a whole array, except for narrow rows. A CPU uses
+    :func:`tournament`, other platforms :func:`two_stages`. Rows that do not split into more than k whole groups use
+    ``lax.top_k``.
     """
     width = x_BF.shape[1]
     bias_F = jnp.broadcast_to(bias_F, width)
@@ -30,18 +32,54 @@ def top_k(x_BF: jax.Array, k: int, bias_F: jax.Array | float = 0.0) -> tuple[jax
 
 
 def two_stages(x_BF: jax.Array, bias_F: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """Search only the k groups with the largest maxima, which contain the k largest elements.
+    """Search only the groups with the largest maxima, which contain the largest elements.
 
-    The maxima of these groups come before all elements of the other groups.
+    The maxima of these groups come before all elements of the other groups. A group is every (F / size)-th element of
+    a row, so that maxima are taken of whole contiguous arrays. Both searches may return any of several equal elements,
+    which spares a GPU a sort of the whole row. One element more than k is searched for: if it equals the k-th, which
+    is rare, :func:`tournament` decides which of the equal elements are the first.
     """
-    rows = len(x_BF)
-    x_BGM, bias_GM = x_BF.reshape(rows, -1, GROUP), bias_F.reshape(-1, GROUP)
-    _, groups_BK = jax.lax.top_k((x_BGM + bias_GM).max(-1), k)
-    groups_BK = jnp.sort(groups_BK, 1)  # in order of index, so that the lowest index wins ties
-    candidates = jnp.take_along_axis(x_BGM, groups_BK[:, :, None], 1) + bias_GM[groups_BK]
-    values_BK, at_BK = jax.lax.top_k(candidates.reshape(rows, k * GROUP), k)
-    indices_BK = jnp.take_along_axis(groups_BK, at_BK // GROUP, 1) * GROUP + at_BK % GROUP
+    rows, width = x_BF.shape
+    groups = width // _group_size(width, k)
+    x_BMG, bias_MG = x_BF.reshape(rows, -1, groups), bias_F.reshape(-1, groups)
+    _, best_BK = _any_top_k((x_BMG + bias_MG).max(1), k + 1)
+    candidates_BMK = jnp.take_along_axis(x_BMG, best_BK[:, None], 2) + bias_MG[:, best_BK].swapaxes(0, 1)
+    values_BK, at_BK = _any_top_k(candidates_BMK.reshape(rows, -1), k + 1)
+    indices_BK = at_BK // (k + 1) * groups + jnp.take_along_axis(best_BK, at_BK % (k + 1), 1)
+    falling_BK, indices_BK = jax.lax.sort((-values_BK, indices_BK), num_keys=2)
+    values_BK = -falling_BK
+    tied_B = (values_BK[:, k - 1] == values_BK[:, k]) & (values_BK[:, k] > 0)
+    return jax.lax.cond(
+        largest_of_grid(tied_B.any()),
+        lambda: tournament(x_BF, bias_F, k),
+        lambda: (values_BK[:, :k], indices_BK[:, :k]),
+    )
+
+
+def _group_size(width: int, k: int) -> int:
+    """Return the power of 2 from GROUP on that divides ``width`` and makes both stages about equally wide."""
+    size = GROUP
+    while size * size * k < width and width % (2 * size) == 0:
+        size *= 2
+    return size
+
+
+def _any_top_k(x_BF: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """Return ``lax.top_k``, but any indices of equal values where this version of JAX can leave them open."""
+    unstable = {"is_stable": False} if "is_stable" in inspect.signature(jax.lax.top_k).parameters else {}
+    values_BK, indices_BK = jax.lax.top_k(x_BF, k, **unstable)
     return values_BK, indices_BK
+
+
+@jax.custom_batching.custom_vmap
+def largest_of_grid(x: jax.Array) -> jax.Array:
+    """Return x; under ``jax.vmap`` the maximum over members, unbatched, so that only one branch runs."""
+    return x
+
+
+@largest_of_grid.def_vmap
+def _(_: int, batched: list[bool], x_G: jax.Array) -> tuple[jax.Array, bool]:
+    return (x_G.max(0) if batched[0] else x_G), False
 
 
 def tournament(x_BF: jax.Array, bias_F: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from revelio_jax.config import SaeConfig, TrainConfig
-from revelio_jax.sae import initial, sharding
+from revelio_jax.sae import forms, initial, sharding
 from revelio_jax.sae.gradients import batch_gradients
 
 THRESHOLD_DECAY = 0.99  # of the moving average that is the threshold of batch_topk at inference
@@ -127,6 +127,7 @@ def gradients(
     mesh: jax.sharding.Mesh,
 ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
     """Return gradients on normalized rows x_BD, the number of rows on which each latent fired [F], and metrics."""
+    sae = forms.resolved(sae, len(dead_F), mesh)
 
     def local(
         params: dict[str, jax.Array], dead_F: jax.Array, k: jax.Array, x_BD: jax.Array

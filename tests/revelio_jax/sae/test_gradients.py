@@ -77,7 +77,16 @@ VARIANTS = {
     "multi_topk": SaeConfig(k=4, k_aux=8, aux_alpha=0.7, multi_topk=0.125),
     "multi_topk of batch_topk": SaeConfig(architecture="batch_topk", k=4, k_aux=0, multi_topk=0.125),
     "encode_chunk": SaeConfig(k=4, k_aux=8, aux_alpha=0.7, encode_chunk=8),
-    "dense products": SaeConfig(k=4, k_aux=8, aux_alpha=0.7, products="dense"),
+    **{
+        f"dense products, {name}": SaeConfig(k=4, k_aux=8, aux_alpha=0.7, products="dense", **fields)
+        for name, fields in {
+            "topk": {},
+            "batch_topk": {"architecture": "batch_topk"},
+            "matryoshka": {"prefixes": (0.25, 0.5, 1.0)},
+            "multi_topk": {"multi_topk": 0.125},
+        }.items()
+    },
+    "atomic products": SaeConfig(k=4, k_aux=8, aux_alpha=0.7, products="atomic"),
     "bigger encode_chunk": SaeConfig(k=4, k_aux=0, encode_chunk=48),
 }
 

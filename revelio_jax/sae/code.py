@@ -1,0 +1,87 @@
+"""Codes of rows, and their products with the weight matrices.
+
+A code has one of two representations (config.sae.products). *Slots* are the values and indices of K latents per row;
+the cost of their products grows with K. A *matrix* has the values of all latents, nearly all of them 0; its products
+multiply whole matrices, which matrix units do fast.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from revelio_jax.config import SaeConfig
+from revelio_jax.sae import sparse
+from revelio_jax.sae.sparse import product
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """Latent values of rows on one device, as slots or as a matrix.
+
+    Slots: float32 ``values`` [B, K] >= 0 and int32 ``indices`` [B, K] of their latents on this device; a slot
+    with value 0 does not fire. Matrix: ``values`` [B, F] and ``indices`` None. A gradient of the loss by the values of
+    a code has the same form, and may be negative.
+    """
+
+    values: jax.Array
+    indices: jax.Array | None = None
+
+    @property
+    def latents(self) -> jax.Array:
+        """The latent of every value, int32, that broadcasts to the shape of ``values``."""
+        return jnp.arange(self.values.shape[1]) if self.indices is None else self.indices
+
+    def where(self, mask: jax.Array) -> "Code":
+        """Return the code with all values outside ``mask`` set to 0."""
+        return dataclasses.replace(self, values=jnp.where(mask, self.values, 0))
+
+    def as_matrix(self, pre_BF: jax.Array) -> "Code":
+        """Return slots as a matrix, without a scatter.
+
+        ``pre_BF`` are the pre-activations of which the slots are the largest. Of each row the values above the smallest
+        positive slot are kept, and those equal to it up to the highest latent among the equal slots: if a row has more
+        equal values than slots for them, the slots hold the lowest latents.
+        """
+        fires_BK = self.values > 0
+        low_B1 = jnp.where(fires_BK, self.values, jnp.inf).min(1, keepdims=True)
+        last_B1 = jnp.where(self.values == low_B1, self.latents, -1).max(1, keepdims=True)
+        latent_F = jnp.arange(pre_BF.shape[1], dtype=jnp.int32)
+        keep_BF = (pre_BF > low_B1) | ((pre_BF == low_B1) & (latent_F <= last_B1))
+        return Code(jnp.where(keep_BF, pre_BF, 0))
+
+    def count(self, latents: int, above: float) -> jax.Array:
+        """Return the number of rows on which each latent of this device is above a value: int32 [F]."""
+        fires = self.values > above  # a selected slot with value 0 does not fire
+        if self.indices is None:
+            return fires.sum(0, dtype=jnp.int32)
+        return jnp.zeros_like(fires, jnp.int32, latents).at[self.indices].add(fires.astype(jnp.int32))
+
+    def decode(self, W_dec_FD: jax.Array, sae: SaeConfig) -> jax.Array:
+        """Return W_dec z without the bias, summed over the ``feature`` axis: [B, D]."""
+        if self.indices is None:
+            part_BD = product(self.values, W_dec_FD, sae.matmul_dtype)
+        else:
+            part_BD = sparse.weighted_rows(self.values, self.indices, W_dec_FD)
+        return jax.lax.psum(part_BD, "feature")
+
+    def gradient(self, grad_BD: jax.Array, W_dec_FD: jax.Array, sae: SaeConfig) -> "Code":
+        """Return the gradient by the positive values, from the gradient ``grad_BD`` by the reconstruction."""
+        if self.indices is None:
+            dots = product(grad_BD, W_dec_FD.T, sae.matmul_dtype)
+        else:
+            dots = sparse.dots(grad_BD, self.indices, W_dec_FD)
+        return dataclasses.replace(self, values=jnp.where(self.values > 0, dots, 0))
+
+    def add_outer(self, start_FD: jax.Array, rows_BD: jax.Array, sae: SaeConfig) -> jax.Array:
+        """Return ``start_FD`` plus, for each latent, the sum over rows of its value times the row: [F, D]."""
+        if self.indices is None:
+            return start_FD + product(self.values.T, rows_BD, sae.matmul_dtype)
+        return sparse.add_outer(start_FD, self.values, self.indices, rows_BD, sae)
+
+    def sums(self, latents: int, sae: SaeConfig) -> jax.Array:
+        """Return the sum over rows of the values of each latent: [F]."""
+        if self.indices is None:
+            return self.values.sum(0)
+        return sparse.sums(self.values, self.indices, latents, sae)
