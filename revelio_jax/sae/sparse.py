@@ -100,8 +100,8 @@ def add_outer(
     """
 
     def as_product(start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array) -> jax.Array:
-        z_BF = _matrix(values_BK, indices_BK, len(start_FD), sae.matmul_dtype)
-        return start_FD + product(z_BF.T, rows_BD, sae.matmul_dtype)
+        z_FB = _matrix(values_BK, indices_BK, len(start_FD), sae.matmul_dtype)
+        return start_FD + product(z_FB, rows_BD, sae.matmul_dtype)
 
     def atomic(start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array) -> jax.Array:
         rows_BD = rows_BD.astype(sae.matmul_dtype)
@@ -119,17 +119,17 @@ def sums(values_BK: jax.Array, indices_BK: jax.Array, latents: int, sae: SaeConf
         return jnp.zeros_like(values_BK, shape=latents).at[indices_BK].add(values_BK)
 
     def of_matrix(values_BK: jax.Array, indices_BK: jax.Array) -> jax.Array:
-        return _matrix(values_BK, indices_BK, latents, sae.matmul_dtype).sum(0, dtype=values_BK.dtype)
+        return _matrix(values_BK, indices_BK, latents, sae.matmul_dtype).sum(1, dtype=values_BK.dtype)
 
     default = in_order if sae.products == "atomic" else of_matrix
     return jax.lax.platform_dependent(values_BK, indices_BK, cpu=in_order, default=default)
 
 
 def _matrix(values_BK: jax.Array, indices_BK: jax.Array, latents: int, dtype: str) -> jax.Array:
-    """Return codes as a matrix [B, F] of ``dtype``. The indices of a row are distinct, so that nothing is added."""
+    """Return codes as a matrix [F, B] of ``dtype``. The indices of a row are distinct, so that nothing is added."""
     rows_B1 = jnp.arange(len(values_BK))[:, None]
-    z_BF = jnp.zeros_like(values_BK, dtype, shape=(len(values_BK), latents))
-    return z_BF.at[rows_B1, indices_BK].set(values_BK.astype(dtype), unique_indices=True)
+    z_FB = jnp.zeros_like(values_BK, dtype, shape=(latents, len(values_BK)))
+    return z_FB.at[indices_BK, rows_B1].set(values_BK.astype(dtype), unique_indices=True)
 
 
 def _scatter(start_FD: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, rows_BD: jax.Array) -> jax.Array:

@@ -34,18 +34,17 @@ def top_k(x_BF: jax.Array, k: int, bias_F: jax.Array | float = 0.0) -> tuple[jax
 def two_stages(x_BF: jax.Array, bias_F: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """Search only the groups with the largest maxima, which contain the largest elements.
 
-    The maxima of these groups come before all elements of the other groups. A group is every (F / size)-th element of
-    a row, so that maxima are taken of whole contiguous arrays. Both searches may return any of several equal elements,
-    which spares a GPU a sort of the whole row. One element more than k is searched for: if it equals the k-th, which
-    is rare, :func:`tournament` decides which of the equal elements are the first.
+    The maxima of these groups come before all elements of the other groups. Both searches may return any of several
+    equal elements, which spares a GPU a sort of the whole row. One element more than k is searched for: if it equals
+    the k-th, which is rare, :func:`tournament` decides which of the equal elements are the first.
     """
     rows, width = x_BF.shape
-    groups = width // _group_size(width, k)
-    x_BMG, bias_MG = x_BF.reshape(rows, -1, groups), bias_F.reshape(-1, groups)
-    _, best_BK = _any_top_k((x_BMG + bias_MG).max(1), k + 1)
-    candidates_BMK = jnp.take_along_axis(x_BMG, best_BK[:, None], 2) + bias_MG[:, best_BK].swapaxes(0, 1)
-    values_BK, at_BK = _any_top_k(candidates_BMK.reshape(rows, -1), k + 1)
-    indices_BK = at_BK // (k + 1) * groups + jnp.take_along_axis(best_BK, at_BK % (k + 1), 1)
+    size = _group_size(width, k)
+    x_BGM, bias_GM = x_BF.reshape(rows, -1, size), bias_F.reshape(-1, size)
+    _, best_BK = _any_top_k((x_BGM + bias_GM).max(2), k + 1)
+    candidates_BKM = jnp.take_along_axis(x_BGM, best_BK[:, :, None], 1) + bias_GM[best_BK]
+    values_BK, at_BK = _any_top_k(candidates_BKM.reshape(rows, -1), k + 1)
+    indices_BK = jnp.take_along_axis(best_BK, at_BK // size, 1) * size + at_BK % size
     falling_BK, indices_BK = jax.lax.sort((-values_BK, indices_BK), num_keys=2)
     values_BK = -falling_BK
     tied_B = (values_BK[:, k - 1] == values_BK[:, k]) & (values_BK[:, k] > 0)

@@ -17,7 +17,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from revelio_jax.config import Config, SaeConfig, TrainConfig
 from revelio_jax.errors import InputError
 from revelio_jax.training.mixture import Mixture
-from revelio_jax.training.step import State, abstract_state
+from revelio_jax.training.step import State, abstract_state, rounded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,8 @@ def save(
         "identity": {"store fingerprint": identity.fingerprint, **identity.sections()},
         "config": dataclasses.asdict(config),
     }
-    items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+    saved = dataclasses.replace(state, rounded=None)
+    items = ocp.args.Composite(state=ocp.args.StandardSave(saved), meta=ocp.args.JsonSave(meta))
     checkpoints.save(step, args=items, metrics={"fvu": fvu})
 
 
@@ -142,8 +143,9 @@ def restore(
     mesh: jax.sharding.Mesh,
 ) -> State:
     """Return the state after ``step`` steps on the devices of ``mesh``, which may differ from the saved one."""
-    target = abstract_state(latents, d, sae, train, mesh)
-    return _read(folder, step, state=ocp.args.StandardRestore(target))["state"]
+    target = dataclasses.replace(abstract_state(latents, d, sae, train, mesh), rounded=None)
+    state = _read(folder, step, state=ocp.args.StandardRestore(target))["state"]
+    return dataclasses.replace(state, rounded=jax.jit(lambda params: rounded(params, sae))(state.params))
 
 
 def _read(folder: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> typing.Any:

@@ -12,6 +12,7 @@ from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.sae import forms, initial, sharding
 from revelio_jax.sae.gradients import batch_gradients
 
+MATRICES = ("W_enc_FD", "W_dec_FD")
 THRESHOLD_DECAY = 0.99  # of the moving average that is the threshold of batch_topk at inference
 
 
@@ -24,7 +25,9 @@ class State:
     rows since a latent was above ``dead_threshold``; it saturates at ``dead_after_rows`` plus one batch.
     ``threshold`` is the moving average of the smallest value that batch_topk keeps. ``mean_D`` and ``scale``
     are the normalization (x - mean) / scale, constant over the run. ``ema`` is the moving average of
-    ``params``, or None if config.train.ema is None.
+    ``params``, or None if config.train.ema is None. ``rounded`` has both matrices in bfloat16 for products, or is
+    None if they use float32; writing it costs an update less than rounding in every product. It follows from
+    ``params``, so that checkpoints do without it.
     """
 
     step: jax.Array
@@ -35,6 +38,7 @@ class State:
     threshold: jax.Array
     mean_D: jax.Array
     scale: jax.Array
+    rounded: dict[str, jax.Array] | None
 
     @property
     def best_params(self) -> dict[str, jax.Array]:
@@ -79,7 +83,7 @@ def initial_state(
 ) -> State:
     """Return the state before the first step, on the devices of ``mesh``. ``params`` are consumed."""
     make = jax.jit(
-        lambda params, mean_D, scale: _state(params, mean_D, scale, train),
+        lambda params, mean_D, scale: _state(params, mean_D, scale, sae, train),
         out_shardings=state_shardings(sae, train, mesh),
         donate_argnums=0,
     )
@@ -93,7 +97,7 @@ def abstract_state(latents: int, d: int, sae: SaeConfig, train: TrainConfig, mes
         matrix_FD, of_F, of_D = jnp.zeros((latents, d)), jnp.zeros(latents), jnp.zeros(d)
         params = {"W_enc_FD": matrix_FD, "b_enc_F": of_F, "W_dec_FD": matrix_FD, "b_dec_D": of_D}
         params |= {"log_threshold_F": of_F} if sae.architecture == "jumprelu" else {}
-        return _state(params, of_D, jnp.zeros(()), train)
+        return _state(params, of_D, jnp.zeros(()), sae, train)
 
     return jax.tree.map(
         lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
@@ -114,8 +118,19 @@ def state_shardings(sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh)
         "threshold": sharding.REPLICATED,
         "mean_D": sharding.REPLICATED,
         "scale": sharding.REPLICATED,
+        "rounded": {name: params[name] for name in MATRICES} if is_rounded(sae) else None,
     }
     return sharding.named_shardings(mesh, State(**specs))
+
+
+def is_rounded(sae: SaeConfig) -> bool:
+    """Return whether a state has ``rounded``. Automatic differentiation needs the float32 parameters instead."""
+    return sae.matmul_dtype == "bfloat16" and sae.architecture in ("topk", "batch_topk")
+
+
+def rounded(params: dict[str, jax.Array], sae: SaeConfig) -> dict[str, jax.Array] | None:
+    """Return both matrices in bfloat16, or None if products use float32."""
+    return {name: params[name].astype(sae.matmul_dtype) for name in MATRICES} if is_rounded(sae) else None
 
 
 def gradients(
@@ -126,7 +141,10 @@ def gradients(
     sae: SaeConfig,
     mesh: jax.sharding.Mesh,
 ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
-    """Return gradients on normalized rows x_BD, the number of rows on which each latent fired [F], and metrics."""
+    """Return gradients on normalized rows x_BD, the number of rows on which each latent fired [F], and metrics.
+
+    The matrices in ``params`` may be rounded to config.sae.matmul_dtype; gradients are float32.
+    """
     sae = forms.resolved(sae, len(dead_F), mesh)
 
     def local(
@@ -166,7 +184,7 @@ def update(
     dead_F = state.rows_since_fired_F >= sae.dead_after_rows
     x_BD = (x_BD - state.mean_D) / state.scale
     k = annealed_k(sae, k, state.step)
-    grads, fired_F, metrics = gradients(state.params, dead_F, x_BD, k, sae, mesh)
+    grads, fired_F, metrics = gradients(state.params | (state.rounded or {}), dead_F, x_BD, k, sae, mesh)
     grads["W_dec_FD"] = remove_parallel(grads["W_dec_FD"], state.params["W_dec_FD"])
     grad_norm = jnp.sqrt(sum(jnp.square(grad).sum(-1).sum() for grad in jax.tree.leaves(grads)))
     # If the gradients are not finite, zeros keep Adam's moments finite until the run stops. The condition also makes
@@ -195,6 +213,7 @@ def update(
         ema=None if state.ema is None else optax.incremental_update(params, state.ema, 1 - (train.ema or 0.0)),
         rows_since_fired_F=jnp.where(fired_F > 0, 0, since_F),
         threshold=jnp.where(jnp.isfinite(smallest), average, state.threshold),
+        rounded=rounded(params, sae),
     )
     return state, metrics
 
@@ -211,7 +230,9 @@ def make_train_step(sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings(sae, train, mesh), None))
 
 
-def _state(params: dict[str, jax.Array], mean_D: jax.Array, scale: jax.Array, train: TrainConfig) -> State:
+def _state(
+    params: dict[str, jax.Array], mean_D: jax.Array, scale: jax.Array, sae: SaeConfig, train: TrainConfig
+) -> State:
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -221,4 +242,5 @@ def _state(params: dict[str, jax.Array], mean_D: jax.Array, scale: jax.Array, tr
         threshold=jnp.zeros(()),
         mean_D=mean_D,
         scale=scale,
+        rounded=rounded(params, sae),
     )
