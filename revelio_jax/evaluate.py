@@ -7,6 +7,7 @@ config.train.use chooses the checkpoint: ``newest``, the default, or ``best``, t
 training. Writes evaluation.json into the folder config.run.
 """
 
+import functools
 import json
 import sys
 import typing
@@ -20,7 +21,7 @@ from revelio_jax.cli import parse
 from revelio_jax.config import Config, SaeConfig
 from revelio_jax.errors import InputError, report_errors
 from revelio_jax.files import write_text
-from revelio_jax.sae import SparseAutoencoder, sharding
+from revelio_jax.sae import SparseAutoencoder, forms, sharding
 from revelio_jax.training import loader
 from revelio_jax.training.run import make_order, restore_run
 from revelio_jax.training.step import State
@@ -89,7 +90,7 @@ def make_reconstruct(sae: SaeConfig, mesh: jax.sharding.Mesh) -> Callable[..., t
     over all latents.
     """
 
-    def local(params, threshold, x_BD, valid_B):
+    def local(params, threshold, x_BD, valid_B, sae):
         model = SparseAutoencoder(params, sae)
         code = model.infer(x_BD, threshold)
         x_hat_BD = model.decode(code)
@@ -100,7 +101,7 @@ def make_reconstruct(sae: SaeConfig, mesh: jax.sharding.Mesh) -> Callable[..., t
     @jax.jit
     def reconstruct(state, x_BD, valid_B):
         return jax.shard_map(
-            local,
+            functools.partial(local, sae=forms.resolved(sae, len(state.rows_since_fired_F), mesh)),
             mesh=mesh,
             in_specs=(
                 sharding.params(sae.architecture),

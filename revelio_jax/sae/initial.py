@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from revelio_jax.config import SaeConfig
-from revelio_jax.sae import sharding
+from revelio_jax.sae import forms, sharding
 from revelio_jax.sae.module import SparseAutoencoder
 
 FIT_ROWS = 512  # to fit the encoder's factor; few, because each row adds F pre-activations in memory
@@ -58,6 +58,7 @@ def fit(params: dict[str, jax.Array], x_ND: np.ndarray, sae: SaeConfig, mesh: ja
     """
     if sae.architecture != "dense":  # jumprelu also converges to k latents per row
         sae = dataclasses.replace(sae, architecture="topk", multi_topk=0.0)
+    sae = forms.resolved(sae, len(params["b_enc_F"]), mesh)
 
     def local(params: dict[str, jax.Array], x_ND: jax.Array) -> jax.Array:
         model = SparseAutoencoder(params, sae)

@@ -6,13 +6,15 @@ over ``feature``. Products read or write only the rows of latents in slots. A CP
 in its cache; other platforms do each product in few large operations.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from revelio_jax.config import SaeConfig
 from revelio_jax.sae import topk
 
-UNROLL = 4  # slots of a row that a loop adds in one operation
+UNROLL = {"cpu": 4, "default": 8}  # slots of a row that are added in one operation
 ENTRIES = 256  # entries added to a gradient at a time, so that their 256 rows of width D stay in the cache
 
 
@@ -72,10 +74,13 @@ def weighted_rows(values_BK: jax.Array, indices_BK: jax.Array, W_FD: jax.Array) 
         values_B, indices_B = value_and_index
         return sum_BD + values_B[:, None] * W_FD[indices_B], None
 
-    # A loop over slots, because one gather of all rows would be an array [B, K, D].
-    values_KB, indices_KB = values_BK.T, indices_BK.T
-    first_BD = values_KB[0, :, None] * W_FD[indices_KB[0]]
-    return jax.lax.scan(slot, first_BD, (values_KB[1:], indices_KB[1:]), unroll=UNROLL)[0]
+    def loop(values_KB: jax.Array, indices_KB: jax.Array, unroll: int) -> jax.Array:
+        # Over slots, because one gather of all rows would be an array [B, K, D].
+        first_BD = values_KB[0, :, None] * W_FD[indices_KB[0]]
+        return jax.lax.scan(slot, first_BD, (values_KB[1:], indices_KB[1:]), unroll=unroll)[0]
+
+    forms = {name: functools.partial(loop, unroll=slots) for name, slots in UNROLL.items()}
+    return jax.lax.platform_dependent(values_BK.T, indices_BK.T, **forms)
 
 
 def dots(rows_BD: jax.Array, indices_BK: jax.Array, W_FD: jax.Array) -> jax.Array:

@@ -25,26 +25,39 @@ def top_k(x_BF: jax.Array, k: int, bias_F: jax.Array | float = 0.0) -> tuple[jax
     if width % GROUP or width // GROUP <= k:
         values_BK, indices_BK = jax.lax.top_k(x_BF + bias_F, k)
         return values_BK, indices_BK
-    forms = {"cpu": tournament, "default": two_stages}
+    forms = {
+        "cpu": tournament,
+        "tpu": functools.partial(two_stages, strided=True),
+        "default": functools.partial(two_stages, strided=False),
+    }
     return jax.lax.platform_dependent(
         x_BF, bias_F, **{name: functools.partial(form, k=k) for name, form in forms.items()}
     )
 
 
-def two_stages(x_BF: jax.Array, bias_F: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def two_stages(x_BF: jax.Array, bias_F: jax.Array, k: int, strided: bool) -> tuple[jax.Array, jax.Array]:
     """Search only the groups with the largest maxima, which contain the largest elements.
 
-    The maxima of these groups come before all elements of the other groups. Both searches may return any of several
-    equal elements, which spares a GPU a sort of the whole row. One element more than k is searched for: if it equals
-    the k-th, which is rare, :func:`tournament` decides which of the equal elements are the first.
+    The maxima of these groups come before all elements of the other groups. A group is a range of neighbors, which a
+    GPU reads together, or ``strided`` over the row, so that a TPU takes maxima of whole vectors. Both searches may
+    return any of several equal elements, which spares a GPU a sort of the whole row. One element more than k is
+    searched for: if it equals the k-th, which is rare, :func:`tournament` decides which of the equal elements are the
+    first.
     """
     rows, width = x_BF.shape
     size = _group_size(width, k)
-    x_BGM, bias_GM = x_BF.reshape(rows, -1, size), bias_F.reshape(-1, size)
-    _, best_BK = _any_top_k((x_BGM + bias_GM).max(2), k + 1)
-    candidates_BKM = jnp.take_along_axis(x_BGM, best_BK[:, :, None], 1) + bias_GM[best_BK]
-    values_BK, at_BK = _any_top_k(candidates_BKM.reshape(rows, -1), k + 1)
-    indices_BK = jnp.take_along_axis(best_BK, at_BK // size, 1) * size + at_BK % size
+    groups, member_M = width // size, jnp.arange(size)
+    pre_BF = x_BF + bias_F
+    if strided:
+        _, best_BK = _any_top_k(pre_BF.reshape(rows, size, groups).max(1), k + 1)
+        members = best_BK[:, None] + groups * member_M[:, None]
+    else:
+        _, best_BK = _any_top_k(pre_BF.reshape(rows, groups, size).max(2), k + 1)
+        members = size * best_BK[:, :, None] + member_M
+    members_BC = members.reshape(rows, -1)
+    candidates_BC = jnp.take_along_axis(x_BF, members_BC, 1) + bias_F[members_BC]
+    values_BK, at_BK = _any_top_k(candidates_BC, k + 1)
+    indices_BK = jnp.take_along_axis(members_BC, at_BK, 1)
     falling_BK, indices_BK = jax.lax.sort((-values_BK, indices_BK), num_keys=2)
     values_BK = -falling_BK
     tied_B = (values_BK[:, k - 1] == values_BK[:, k]) & (values_BK[:, k] > 0)

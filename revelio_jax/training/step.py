@@ -163,11 +163,6 @@ def gradients(
     )(params, dead_F, jnp.asarray(k, jnp.int32), x_BD)
 
 
-def remove_parallel(grad_FD: jax.Array, W_FD: jax.Array) -> jax.Array:
-    """Return the part of each row's gradient that is orthogonal to the unit row, so that norms are preserved."""
-    return grad_FD - (grad_FD * W_FD).sum(1, keepdims=True) * W_FD
-
-
 def update(
     state: State,
     x_BD: jax.Array,
@@ -185,8 +180,12 @@ def update(
     x_BD = (x_BD - state.mean_D) / state.scale
     k = annealed_k(sae, k, state.step)
     grads, fired_F, metrics = gradients(state.params | (state.rounded or {}), dead_F, x_BD, k, sae, mesh)
-    grads["W_dec_FD"] = remove_parallel(grads["W_dec_FD"], state.params["W_dec_FD"])
-    grad_norm = jnp.sqrt(sum(jnp.square(grad).sum(-1).sum() for grad in jax.tree.leaves(grads)))
+    squares = {name: jnp.square(grad).sum(-1) for name, grad in grads.items()}
+    parallel_F = (grads["W_dec_FD"] * state.params["W_dec_FD"]).sum(1)
+    grads["W_dec_FD"] -= parallel_F[:, None] * state.params["W_dec_FD"]
+    # By Pythagoras, so that the gradients need not be read again.
+    squares["W_dec_FD"] = jnp.maximum(squares["W_dec_FD"] - jnp.square(parallel_F), 0)
+    grad_norm = jnp.sqrt(sum(square.sum() for square in squares.values()))
     # If the gradients are not finite, zeros keep Adam's moments finite until the run stops. The condition also makes
     # every update wait for all gradients. Otherwise XLA copies both matrices, because an update could overwrite values
     # that a gradient still reads.

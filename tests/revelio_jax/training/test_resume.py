@@ -1,5 +1,6 @@
 """Resume after kills gives the same bits; SIGTERM saves a checkpoint; the newest and the best are kept."""
 
+import dataclasses
 import json
 import multiprocessing
 import pathlib
@@ -46,6 +47,23 @@ def final_state(config):
 def wait_for_step(run, step, process):
     while checkpoints.newest_step(run) <= step and process.is_alive():
         time.sleep(0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("products", ["sparse", "dense"])
+def test_bfloat16_products_resume_with_the_same_bits(base, with_train, tmp_path, products):
+    """The rounded matrices are not saved; they are made again from the parameters."""
+    sae = dataclasses.replace(base.sae, products=products, matmul_dtype="bfloat16", dead_after_rows=500)
+    base = dataclasses.replace(base, sae=sae)
+    whole = with_train(base, run=str(tmp_path / "whole"), steps=40, checkpoint_every=20, decay_share=0.0)
+    parts = with_train(whole, run=str(tmp_path / "parts"))
+    train(whole)
+    train(with_train(parts, steps=20))
+    train(with_train(parts, resume=True))
+    ours, theirs = final_state(parts), final_state(whole)
+    assert ours.rounded["W_dec_FD"].dtype == "bfloat16"
+    for (name, left), right in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(left, right, err_msg=jax.tree_util.keystr(name))
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """One training step: dead counters, unit decoder rows, and the same result on every mesh."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -8,7 +10,7 @@ import pytest
 from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.planning import hlo
 from revelio_jax.sae import initial, reference, sharding
-from revelio_jax.training.step import abstract_state, initial_state, make_train_step, remove_parallel, schedule
+from revelio_jax.training.step import abstract_state, gradients, initial_state, make_train_step, schedule
 
 ROWS, WIDTH, LATENTS = 32, 8, 64
 SAE = SaeConfig(k=4, k_aux=16, dead_after_rows=3 * ROWS)
@@ -81,13 +83,31 @@ def test_rows_since_fired_counts_and_saturates():
 
 
 def test_gradients_along_decoder_rows_are_removed_row_by_row():
-    random = np.random.default_rng(0)
-    W = np.asarray(initial.unit_rows(random.normal(size=(LATENTS, WIDTH))))
-    grad = random.normal(size=(LATENTS, WIDTH))
-    rest = remove_parallel(grad, W)
-    np.testing.assert_allclose((rest * W).sum(1), np.zeros(LATENTS), atol=1e-6)
-    along = (grad - rest) / W  # one factor per row
-    np.testing.assert_allclose(along, np.broadcast_to(along[:, :1], along.shape), rtol=1e-3)
+    """Adam's first moments after one step are 0.1 times the gradients, clipped."""
+    mesh = sharding.make_mesh(1, 1, ROWS, LATENTS)
+    state, train_step = begin(mesh)
+    params, x = jax.device_get(state.params), (batch(0) - 1) / 2
+    grads, _, _ = jax.jit(lambda: gradients(params, np.zeros(LATENTS, bool), x, SAE.k, SAE, mesh))()
+    W, grad = params["W_dec_FD"], np.asarray(grads["W_dec_FD"], np.float64)
+    rest = grad - (grad * W).sum(1, keepdims=True) * W
+    norm = np.sqrt(sum(np.square(np.asarray(g, np.float64)).sum() for g in (grads | {"W_dec_FD": rest}).values()))
+    state, metrics = train_step(state, sharding.put_batch(mesh, batch(0)))
+    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
+    moments = np.asarray(optax.tree_utils.tree_get(state.opt_state, "mu")["W_dec_FD"])
+    np.testing.assert_allclose(moments, 0.1 * TRAIN.clip_norm / norm * rest, atol=1e-6 * np.abs(moments).max())
+
+
+def test_rounded_matrices_follow_the_parameters():
+    mesh = sharding.make_mesh(2, 4, ROWS, LATENTS)
+    sae = dataclasses.replace(SAE, matmul_dtype="bfloat16")
+    params = initial.initial_params(sae, 0, LATENTS, np.zeros(WIDTH), batch(0), mesh)
+    state = initial_state(params, np.ones(WIDTH), 2.0, sae, TRAIN, mesh)
+    train_step = make_train_step(sae, TRAIN, mesh)
+    for _ in range(2):
+        for name, matrix in state.rounded.items():
+            np.testing.assert_array_equal(matrix, state.params[name].astype("bfloat16"))
+        state, metrics = train_step(state, sharding.put_batch(mesh, batch(0)))
+    assert np.isfinite(metrics["loss"])
 
 
 def test_schedule_warms_up_and_decays_linearly():
