@@ -130,6 +130,11 @@ def all_rows(arrays: T) -> T:
     return jax.tree.map(lambda array: jax.lax.all_gather(array, "data", tiled=True, to="invarying"), arrays)
 
 
+def sum_over_rows(sums: T, rows_BD: jax.Array) -> T:
+    """Sum over ``data``, inside ``jax.shard_map``, unless ``rows_BD`` are already the rows of all devices."""
+    return jax.lax.psum(sums, "data") if "data" in jax.typeof(rows_BD).manual_axis_type.varying else sums
+
+
 def varying_like(x: jax.Array, like: jax.Array) -> jax.Array:
     """Let x vary over all mesh axes over which ``like`` varies, as branches of a conditional must agree on this."""
     axes = jax.typeof(like).manual_axis_type.varying - jax.typeof(x).manual_axis_type.varying
