@@ -1,0 +1,78 @@
+"""Launch of Pallas kernels on NVIDIA Hopper, in Mosaic GPU.
+
+The kernels read and write global memory directly. A block has 128 threads, which share a tile of columns, and gets
+its bandwidth from the many blocks that fit on a multiprocessor. They use no atomics, so two runs give the same bits.
+Pallas is imported at the first launch, because jax releases before the tested one have another interface.
+"""
+
+import importlib
+import typing
+from collections.abc import Callable
+
+import jax
+from jax.experimental import pallas as pl
+
+THREADS = 128  # of a warpgroup, which is one thread of Pallas
+
+
+def column_tile(width: int, most: int, per_thread: int = 1) -> int:
+    """Return the tile of at most ``most`` columns that divides ``width``; 0 if there is none.
+
+    Each thread gets a multiple of ``per_thread`` columns. Tiles with wide accesses come before large tiles.
+    """
+    step = per_thread * THREADS
+    tiles = (tile for tile in range(step, min(width, most) + 1, step) if width % tile == 0)
+    return max(tiles, key=lambda tile: (_vector(tile), tile), default=0)
+
+
+def columns(axis: str, tile: int) -> typing.Any:
+    """Return the columns of this block as an index, for a grid axis over tiles."""
+    return pl.ds(jax.lax.axis_index(axis) * tile, tile)
+
+
+def span(start: int, size: int) -> typing.Any:
+    """Return the columns from ``start`` as an index."""
+    return pl.ds(start, size)
+
+
+def in_tile(x: jax.Array) -> jax.Array:
+    """Spread a tile over the threads, so that each reads neighbors and the warp reads a contiguous piece."""
+    mosaic = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
+    return mosaic.layout_cast(x, mosaic.Layout.WG_STRIDED(x.shape, vec_size=_vector(x.size)))
+
+
+def launch(
+    body: Callable[..., None], out_type: typing.Any, grid: dict[str, int], interpret: bool
+) -> Callable[..., typing.Any]:
+    """Return the kernel as a function of arrays, or of references that it updates in place.
+
+    ``body`` gets references to the operands and then to the outputs. ``grid`` maps an axis name to its number of
+    blocks, for ``jax.lax.axis_index``. ``interpret`` runs the kernel on a CPU, slowly.
+    """
+    mosaic = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
+    kernel = mosaic.kernel(
+        body,
+        out_type=out_type,
+        grid=tuple(grid.values()),
+        grid_names=tuple(grid),
+        # A barrier around every store is not needed: a thread reads no element that another one writes.
+        compiler_params=mosaic.CompilerParams(unsafe_no_auto_barriers=True),
+        interpret=mosaic.InterpretGPUParams() if interpret else None,
+    )
+
+    def call(*operands: typing.Any) -> typing.Any:
+        # Inside shard_map, mosaic.kernel forgets over which axes its operands vary.
+        axes = {axis for operand in operands for axis in _varying(operand)}
+        return jax.tree.map(lambda out: jax.lax.pcast(out, tuple(sorted(axes)), to="varying"), kernel(*operands))
+
+    return call
+
+
+def _varying(operand: typing.Any) -> frozenset[str]:
+    array_type: typing.Any = jax.typeof(operand)  # its attribute has another name in older releases
+    return array_type.manual_axis_type.varying
+
+
+def _vector(tile: int) -> int:
+    """Return how many neighbors a thread reads at once: at most four, which are 16 bytes of float32."""
+    return next(size for size in (4, 2, 1) if tile % (size * THREADS) == 0)
