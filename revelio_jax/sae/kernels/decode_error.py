@@ -64,10 +64,12 @@ def pallas(
     """Return the result of :func:`xla`. The width must be a multiple of 256, and K at most 64."""
     (rows, width), slots = x_BD.shape, indices_BK.shape[1]
     tile = _tile(width, slots)
+    tiles = width // tile
 
     def body(*refs: typing.Any) -> None:
         values_BK, indices_BK, W_dec_FD, x_BD, b_dec_D, error_BD, dots_TBK, squares_TB = refs
-        row, part, columns = jax.lax.axis_index("row"), jax.lax.axis_index("tile"), hopper.columns("tile", tile)
+        row, part = hopper.block(tiles)
+        columns = hopper.columns(part, tile)
         held = [hopper.in_tile(W_dec_FD[indices_BK[row, k], columns]) for k in range(slots)]
         error_C = hopper.in_tile(x_BD[row, columns]) - hopper.in_tile(b_dec_D[columns])
         for k in range(slots):
@@ -79,7 +81,6 @@ def pallas(
         for k in range(slots):
             dots_TBK[part, row, k] = (error_C * held[k].astype(jnp.float32)).sum()
 
-    tiles = width // tile
     error_BD, dots_TBK, squares_TB = hopper.launch(
         body,
         (
@@ -87,7 +88,7 @@ def pallas(
             jax.ShapeDtypeStruct((tiles, rows, slots), jnp.float32),
             jax.ShapeDtypeStruct((tiles, rows), jnp.float32),
         ),
-        {"row": rows, "tile": tiles},
+        rows * tiles,
         interpret,
     )(values_BK, indices_BK, W_dec_FD, x_BD, b_dec_D)
     return Decoded(error_BD, dots_TBK.sum(0), squares_TB.sum(0))

@@ -25,14 +25,18 @@ def column_tile(width: int, most: int, per_thread: int = 1) -> int:
     return max(tiles, key=lambda tile: (_vector(tile), tile), default=0)
 
 
-def columns(axis: str, tile: int) -> typing.Any:
-    """Return the columns of this block as an index, for a grid axis over tiles."""
-    return pl.ds(jax.lax.axis_index(axis) * tile, tile)
+def block(tiles: int) -> tuple[jax.Array, jax.Array]:
+    """Return the row and the tile of columns of this block, if each row of the grid is split into ``tiles``.
+
+    The grid has one axis, because CUDA allows at most 65,535 blocks along the others.
+    """
+    number = jax.lax.axis_index("block")
+    return jax.lax.div(number, tiles), jax.lax.rem(number, tiles)
 
 
-def span(start: int, size: int) -> typing.Any:
-    """Return the columns from ``start`` as an index."""
-    return pl.ds(start, size)
+def columns(part: jax.Array | int, tile: int) -> typing.Any:
+    """Return the columns of a tile as an index."""
+    return pl.ds(part * tile, tile)
 
 
 def in_tile(x: jax.Array) -> jax.Array:
@@ -41,20 +45,18 @@ def in_tile(x: jax.Array) -> jax.Array:
     return mosaic.layout_cast(x, mosaic.Layout.WG_STRIDED(x.shape, vec_size=_vector(x.size)))
 
 
-def launch(
-    body: Callable[..., None], out_type: typing.Any, grid: dict[str, int], interpret: bool
-) -> Callable[..., typing.Any]:
+def launch(body: Callable[..., None], out_type: typing.Any, blocks: int, interpret: bool) -> Callable[..., typing.Any]:
     """Return the kernel as a function of arrays, or of references that it updates in place.
 
-    ``body`` gets references to the operands and then to the outputs. ``grid`` maps an axis name to its number of
-    blocks, for ``jax.lax.axis_index``. ``interpret`` runs the kernel on a CPU, slowly.
+    ``body`` gets references to the operands and then to the outputs, and finds its part with :func:`block`.
+    ``interpret`` runs the kernel on a CPU, slowly.
     """
     mosaic = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
     kernel = mosaic.kernel(
         body,
         out_type=out_type,
-        grid=tuple(grid.values()),
-        grid_names=tuple(grid),
+        grid=(blocks,),
+        grid_names=("block",),
         # A barrier around every store is not needed: a thread reads no element that another one writes.
         compiler_params=mosaic.CompilerParams(unsafe_no_auto_barriers=True),
         interpret=mosaic.InterpretGPUParams() if interpret else None,

@@ -88,9 +88,9 @@ def pallas(
 
     def body(numbers: typing.Any, along_F: typing.Any, *refs: typing.Any) -> None:
         grad_FD, W_FD, m_FD, v_FD, rounded_FD = refs
-        row = jax.lax.axis_index("row")
+        row, _ = hopper.block(1)
         scalars = tuple(numbers[i] for i in range(4))
-        tiles = [hopper.span(start, tile) for start in range(0, width, tile)]
+        tiles = [hopper.columns(part, tile) for part in range(width // tile)]
         new: list[jax.Array] = []
 
         def write(columns: typing.Any, new_C: jax.Array) -> None:
@@ -116,7 +116,7 @@ def pallas(
 
     numbers = jnp.stack(_numbers(scale, learning_rate, count, adam))
     W_ref, m_ref, v_ref = jax.new_ref(W_FD), jax.new_ref(m_FD), jax.new_ref(v_FD)
-    rounded_FD = hopper.launch(body, jax.ShapeDtypeStruct((rows, width), jnp.bfloat16), {"row": rows}, interpret)(
+    rounded_FD = hopper.launch(body, jax.ShapeDtypeStruct((rows, width), jnp.bfloat16), rows, interpret)(
         numbers, jnp.zeros(1) if along_F is None else along_F, grad_FD, W_ref, m_ref, v_ref
     )
     return Rows(jax.freeze(W_ref), jax.freeze(m_ref), jax.freeze(v_ref), rounded_FD)

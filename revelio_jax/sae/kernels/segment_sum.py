@@ -82,11 +82,12 @@ def pallas(
     tile = hopper.column_tile(width, COLUMNS)
     latents_E, at_E, starts_F = _sorted_entries(indices_BK, latents)
     entries = (values_BK.reshape(-1)[at_E], at_E // indices_BK.shape[1], rows_BD)
-    windows = len(latents_E) // WINDOW
+    windows, tiles = len(latents_E) // WINDOW, width // tile
 
     def window_body(latents_E: typing.Any, *refs: typing.Any) -> None:
         *entries, window_sums_ND, value_sums_N = refs
-        window, columns = jax.lax.axis_index("window"), hopper.columns("tile", tile)
+        window, part = hopper.block(tiles)
+        columns = hopper.columns(part, tile)
         start = window * WINDOW
         first, last = latents_E[start], latents_E[start + WINDOW - 1]
 
@@ -100,7 +101,7 @@ def pallas(
     of_windows = hopper.launch(
         window_body,
         (jax.ShapeDtypeStruct((windows, width), jnp.float32), jax.ShapeDtypeStruct((windows,), jnp.float32)),
-        {"window": windows, "tile": width // tile},
+        windows * tiles,
         interpret,
     )(latents_E, *entries)
 
@@ -112,7 +113,8 @@ def pallas(
         weights = None if W_FD is None else next(given)
         start_sums = None if start_FD is None else next(given)
         grad_FD, squares_TF, sums_TF, *dots = refs[5 + len(optional) :]
-        latent, part, columns = jax.lax.axis_index("latent"), jax.lax.axis_index("tile"), hopper.columns("tile", tile)
+        latent, part = hopper.block(tiles)
+        columns = hopper.columns(part, tile)
         start, stop = starts_F[latent], starts_F[latent + 1]
         first, last = (start + WINDOW - 1) // WINDOW, stop // WINDOW  # windows that belong to this latent alone
         whole = first < last
@@ -132,11 +134,11 @@ def pallas(
         if weights is not None:
             dots[0][part, latent] = (sum_C * hopper.in_tile(weights[latent, columns])).sum()
 
-    by_tile = jax.ShapeDtypeStruct((width // tile, latents), jnp.float32)
+    by_tile = jax.ShapeDtypeStruct((tiles, latents), jnp.float32)
     grad_FD, squares_TF, sums_TF, *dots = hopper.launch(
         latent_body,
         (jax.ShapeDtypeStruct((latents, width), jnp.float32), *[by_tile] * (2 if W_FD is None else 3)),
-        {"latent": latents, "tile": width // tile},
+        latents * tiles,
         interpret,
     )(starts_F, *entries, *of_windows, *optional)
     return Gradient(grad_FD, squares_TF.sum(0), dots[0].sum(0) if dots else None, sums_TF[0])
