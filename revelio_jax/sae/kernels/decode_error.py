@@ -66,7 +66,7 @@ def pallas(
     tile = _tile(width, slots)
     tiles = width // tile
 
-    def body(*refs: typing.Any) -> None:
+    def decode_body(*refs: typing.Any) -> None:
         values_BK, indices_BK, W_dec_FD, x_BD, b_dec_D, error_BD, dots_TBK, squares_TB = refs
         row, part = hopper.block(tiles)
         columns = hopper.columns(part, tile)
@@ -74,7 +74,7 @@ def pallas(
         error_C = hopper.in_tile(x_BD[row, columns]) - hopper.in_tile(b_dec_D[columns])
         for k in range(slots):
             error_C = error_C - values_BK[row, k] * held[k].astype(jnp.float32)
-        error_BD[row, columns] = error_C
+        hopper.write(error_BD, row, columns, error_C)
         squares_TB[part, row] = (error_C * error_C).sum()
         # Otherwise the compiler keeps the rows in float32, in twice the registers.
         held = jax.lax.optimization_barrier(held)
@@ -82,7 +82,7 @@ def pallas(
             dots_TBK[part, row, k] = (error_C * held[k].astype(jnp.float32)).sum()
 
     error_BD, dots_TBK, squares_TB = hopper.launch(
-        body,
+        decode_body,
         (
             jax.ShapeDtypeStruct((rows, width), jnp.float32),
             jax.ShapeDtypeStruct((tiles, rows, slots), jnp.float32),

@@ -41,8 +41,15 @@ def columns(part: jax.Array | int, tile: int) -> typing.Any:
 
 def in_tile(x: jax.Array) -> jax.Array:
     """Spread a tile over the threads, so that each reads neighbors and the warp reads a contiguous piece."""
-    mosaic = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
-    return mosaic.layout_cast(x, mosaic.Layout.WG_STRIDED(x.shape, vec_size=_vector(x.size)))
+    mosaic = _mosaic()
+    size = _vector(x.size)
+    tiling = mosaic.Tiling(((THREADS * size,), (THREADS // 4 * size,), (size,)))  # warps, threads of a warp, neighbors
+    return mosaic.layout_cast(x, mosaic.Layout.TILED(tiling, warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1))
+
+
+def write(ref: typing.Any, row: jax.Array, columns: typing.Any, tile_C: jax.Array) -> None:
+    """Store a tile with one access for all neighbors of a thread, which ``ref[row, columns] = ...`` does not."""
+    _mosaic().store(ref.at[row, columns], tile_C, optimized=False)
 
 
 def launch(body: Callable[..., None], out_type: typing.Any, blocks: int, interpret: bool) -> Callable[..., typing.Any]:
@@ -51,7 +58,7 @@ def launch(body: Callable[..., None], out_type: typing.Any, blocks: int, interpr
     ``body`` gets references to the operands and then to the outputs, and finds its part with :func:`block`.
     ``interpret`` runs the kernel on a CPU, slowly.
     """
-    mosaic = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
+    mosaic = _mosaic()
     kernel = mosaic.kernel(
         body,
         out_type=out_type,
@@ -78,3 +85,7 @@ def _varying(operand: typing.Any) -> frozenset[str]:
 def _vector(tile: int) -> int:
     """Return how many neighbors a thread reads at once: at most four, which are 16 bytes of float32."""
     return next(size for size in (4, 2, 1) if tile % (size * THREADS) == 0)
+
+
+def _mosaic() -> typing.Any:
+    return importlib.import_module("jax.experimental.pallas.mosaic_gpu")

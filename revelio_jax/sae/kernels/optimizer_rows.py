@@ -86,7 +86,7 @@ def pallas(
     tile = hopper.column_tile(width, COLUMNS)
     unit = along_F is not None
 
-    def body(numbers: typing.Any, along_F: typing.Any, *refs: typing.Any) -> None:
+    def row_body(numbers: typing.Any, along_F: typing.Any, *refs: typing.Any) -> None:
         grad_FD, W_FD, m_FD, v_FD, rounded_FD = refs
         row, _ = hopper.block(1)
         scalars = tuple(numbers[i] for i in range(4))
@@ -94,16 +94,17 @@ def pallas(
         new: list[jax.Array] = []
 
         def write(columns: typing.Any, new_C: jax.Array) -> None:
-            W_FD[row, columns] = new_C
-            rounded_FD[row, columns] = new_C.astype(jnp.bfloat16)
+            hopper.write(W_FD, row, columns, new_C)
+            hopper.write(rounded_FD, row, columns, new_C.astype(jnp.bfloat16))
 
         for columns in tiles:
             W_C, v_C, grad_C = (hopper.in_tile(ref[row, columns]) for ref in (W_FD, v_FD, grad_FD))
             m_C = hopper.in_tile(m_FD[row, columns].astype(jnp.float32))
             if unit:
                 grad_C = grad_C - along_F[row] * W_C
-            new_C, m_C, v_FD[row, columns] = _step(W_C, m_C, v_C, grad_C, scalars, adam)
-            m_FD[row, columns] = m_C.astype(m_FD.dtype)
+            new_C, m_C, v_C = _step(W_C, m_C, v_C, grad_C, scalars, adam)
+            hopper.write(m_FD, row, columns, m_C.astype(m_FD.dtype))
+            hopper.write(v_FD, row, columns, v_C)
             if unit:
                 new.append(new_C)
             else:
@@ -116,7 +117,7 @@ def pallas(
 
     numbers = jnp.stack(_numbers(scale, learning_rate, count, adam))
     W_ref, m_ref, v_ref = jax.new_ref(W_FD), jax.new_ref(m_FD), jax.new_ref(v_FD)
-    rounded_FD = hopper.launch(body, jax.ShapeDtypeStruct((rows, width), jnp.bfloat16), rows, interpret)(
+    rounded_FD = hopper.launch(row_body, jax.ShapeDtypeStruct((rows, width), jnp.bfloat16), rows, interpret)(
         numbers, jnp.zeros(1) if along_F is None else along_F, grad_FD, W_ref, m_ref, v_ref
     )
     return Rows(jax.freeze(W_ref), jax.freeze(m_ref), jax.freeze(v_ref), rounded_FD)

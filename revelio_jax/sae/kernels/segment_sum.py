@@ -93,7 +93,7 @@ def pallas(
 
         def add() -> None:
             sum_C, value_sum = _add(entries, columns, start, start + WINDOW, _zeros(tile))
-            window_sums_ND[window, columns] = sum_C
+            hopper.write(window_sums_ND, window, columns, sum_C)
             value_sums_N[window] = value_sum
 
         jax.lax.cond((first == last) & (last < latents), add, lambda: None)
@@ -128,7 +128,7 @@ def pallas(
         sums = _add(entries, columns, start, jnp.where(whole, first * WINDOW, stop), sums)
         sums = jax.lax.fori_loop(first, last, add_window, sums)
         sum_C, value_sum = _add(entries, columns, jnp.where(whole, last * WINDOW, stop), stop, sums)
-        grad_FD[latent, columns] = sum_C
+        hopper.write(grad_FD, latent, columns, sum_C)
         squares_TF[part, latent] = (sum_C * sum_C).sum()
         sums_TF[part, latent] = value_sum
         if weights is not None:
