@@ -19,6 +19,7 @@ from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import report_errors
 from revelio_jax.sae import initial, sharding
+from revelio_jax.sae.kernels import choice
 from revelio_jax.training import checkpoints, metrics, nonfinite_report, processes, trackers
 from revelio_jax.training.loader import RowStream
 from revelio_jax.training.loop import run_steps
@@ -52,6 +53,7 @@ def train(config: Config) -> None:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.feature, options.batch_size, latents)
     lanes = sharding.own_lanes(sharding.processes(mesh), config.data.lanes, jax.process_index())
     stream = RowStream(mixture, make_order(config, mixture))
+    sae, without_kernels = choice.with_kernels(sae, latents, mixture.d, mesh)
 
     # State: restored, or initial.
     if start:
@@ -61,7 +63,7 @@ def train(config: Config) -> None:
         params = initial.initial_params(sae, options.seed, latents, b_dec_D, x_ND, mesh)
         state = initial_state(params, mean_D, scale, sae, options, mesh)
     train_step = make_train_step(sae, options, mesh)
-    print(describe(config, stream, latents))
+    print(describe(config, stream, latents), *filter(None, [without_kernels]), sep="\n")
     write_config(folder, config)
 
     # Loop. Metrics of a step are read while the device computes the next one.

@@ -87,13 +87,16 @@ class SaeConfig:
     )
     products: str = field(
         "auto",
-        "matrix products with codes. sparse: use only the rows of latents that fire; atomic: the same, but a GPU adds "
-        "gradients in any order, which is faster for large dictionaries, and a resumed run then differs in the last "
-        "bits; dense: multiply whole matrices; auto: sparse on a CPU, dense on a TPU, on a GPU by the dictionary size",
-        choices=("auto", "sparse", "atomic", "dense"),
+        "matrix products with codes. sparse: use only the rows of latents that fire; kernels: the same, with kernels "
+        "for an H100; atomic: the same, but a GPU adds gradients in any order, so that a resumed run differs in the "
+        "last bits; dense: multiply whole matrices; auto: sparse on a CPU, dense on a TPU, and on a GPU by the "
+        "dictionary size, with kernels where they work",
+        choices=("auto", "sparse", "kernels", "atomic", "dense"),
     )
     matmul_dtype: str = field(
-        "float32", "dtype of matrix product inputs; sums are float32", choices=("float32", "bfloat16")
+        "auto",
+        "dtype of matrix product inputs; sums are float32. auto: float32 on a CPU, bfloat16 on accelerators",
+        choices=("auto", "float32", "bfloat16"),
     )
 
     def __post_init__(self):
@@ -108,7 +111,7 @@ class SaeConfig:
         if self.encode_chunk and self.products == "dense":
             raise InputError(
                 f"config.sae.products is dense; with config.sae.encode_chunk {self.encode_chunk} it must be auto, "
-                "sparse or atomic, because dense products need the pre-activations of all latents"
+                "sparse, kernels or atomic, because dense products need the pre-activations of all latents"
             )
         shares = self.prefixes
         increasing = all(low < high for low, high in itertools.pairwise((0.0, *shares)))  # False for NaN
@@ -139,6 +142,11 @@ class TrainConfig:
     )
     decay_share: float = field(0.0, "share of the steps, at the end, with a decaying rate", low=0.0, high=1.0)
     adam_eps: float = field(6.25e-10, "epsilon of Adam", low=0.0)
+    first_moment_dtype: str = field(
+        "float32",
+        "dtype of Adam's first moments; bfloat16 saves 4 bytes of memory per parameter and time on accelerators",
+        choices=("float32", "bfloat16"),
+    )
     clip_norm: float | None = field(
         1e-3,
         "scale gradients with a larger norm down to this norm; None: never. The default applies to nearly every "

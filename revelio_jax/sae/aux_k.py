@@ -122,8 +122,8 @@ def _selected(inputs: _Inputs, sae: SaeConfig) -> LossAndGradients:
     code = represented(slots.where(topk.survivors(slots.values, sae.k_aux, "feature")), pre_BF)
     rest_BD = _rest(error_BD, code.decode(params["W_dec_FD"], sae))
     grad_BD = -2 * sae.aux_alpha / deviation * rest_BD
-    grad_code = code.gradient(grad_BD, params["W_dec_FD"], sae)
-    grad_code = grad_code.where(grad_code.values < 0)
+    dots = code.dots(grad_BD, params["W_dec_FD"], sae)
+    grad_code = dataclasses.replace(code, values=jnp.where(code.values > 0, jnp.minimum(dots, 0), 0))
     start = _zeros(params, x_BD)
     grad_b_enc_F = grad_code.sums(len(dead_F), sae)
     return jnp.square(rest_BD).sum() / deviation, start | {

@@ -12,7 +12,10 @@ import jax.numpy as jnp
 
 from revelio_jax.config import SaeConfig
 from revelio_jax.sae import sparse
+from revelio_jax.sae.kernels import decode_error
 from revelio_jax.sae.sparse import product
+
+KERNEL_SLOTS = 32
 
 
 @jax.tree_util.register_dataclass
@@ -66,13 +69,25 @@ class Code:
             part_BD = sparse.weighted_rows(self.values, self.indices, W_dec_FD)
         return jax.lax.psum(part_BD, "feature")
 
-    def gradient(self, grad_BD: jax.Array, W_dec_FD: jax.Array, sae: SaeConfig) -> "Code":
-        """Return the gradient by the positive values, from the gradient ``grad_BD`` by the reconstruction."""
-        if self.indices is None:
-            dots = product(grad_BD, W_dec_FD.T, sae.matmul_dtype)
+    def decode_error(
+        self, x_BD: jax.Array, W_dec_FD: jax.Array, b_dec_D: jax.Array, sae: SaeConfig
+    ) -> tuple[jax.Array, "Code"]:
+        """Return the error x - W_dec z - b_dec [B, D], and its dot products with the rows of W_dec where z > 0."""
+        # With several devices the error is known only after a sum. With many slots the kernel is slower by arithmetic.
+        few = jax.lax.axis_size("feature") == 1 and self.values.shape[1] <= KERNEL_SLOTS
+        if sae.products == "kernels" and few and decode_error.supports(W_dec_FD.shape[1], self.values.shape[1]):
+            decoded = decode_error.pallas(self.values, self.latents, W_dec_FD, x_BD, b_dec_D)
+            error_BD, dots = decoded.error_BD, decoded.dots_BK
         else:
-            dots = sparse.dots(grad_BD, self.indices, W_dec_FD)
-        return dataclasses.replace(self, values=jnp.where(self.values > 0, dots, 0))
+            error_BD = x_BD - (self.decode(W_dec_FD, sae) + b_dec_D)
+            dots = self.dots(error_BD, W_dec_FD, sae)
+        return error_BD, dataclasses.replace(self, values=jnp.where(self.values > 0, dots, 0))
+
+    def dots(self, rows_BD: jax.Array, W_dec_FD: jax.Array, sae: SaeConfig) -> jax.Array:
+        """Return the dot products of rows with the decoder rows of their latents, in the shape of ``values``."""
+        if self.indices is None:
+            return product(rows_BD, W_dec_FD.T, sae.matmul_dtype)
+        return sparse.dots(rows_BD, self.indices, W_dec_FD)
 
     def add_outer(self, start_FD: jax.Array, rows_BD: jax.Array, sae: SaeConfig) -> jax.Array:
         """Return ``start_FD`` plus, for each latent, the sum over rows of its value times the row: [F, D]."""

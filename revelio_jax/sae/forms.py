@@ -12,10 +12,12 @@ GPU_LATENTS_PER_SLOT = 256
 
 
 def resolved(sae: SaeConfig, latents: int, mesh: jax.sharding.Mesh) -> SaeConfig:
-    """Return ``sae`` with a definite form of products for ``latents`` latents split over ``mesh``."""
-    if sae.products != "auto":
-        return sae
+    """Return ``sae`` without ``auto`` in products and matmul_dtype, for ``latents`` latents split over ``mesh``."""
     platform = mesh.devices.flat[0].platform
-    few = latents // mesh.shape["feature"] < GPU_LATENTS_PER_SLOT * sae.k
-    dense = platform != "cpu" and not sae.encode_chunk and (few or platform == "tpu")
-    return dataclasses.replace(sae, products="dense" if dense else "sparse")
+    if sae.matmul_dtype == "auto":
+        sae = dataclasses.replace(sae, matmul_dtype="float32" if platform == "cpu" else "bfloat16")
+    if sae.products == "auto":
+        few = latents // mesh.shape["feature"] < GPU_LATENTS_PER_SLOT * sae.k
+        dense = platform != "cpu" and not sae.encode_chunk and (few or platform == "tpu")
+        sae = dataclasses.replace(sae, products="dense" if dense else "sparse")
+    return sae

@@ -5,6 +5,7 @@ Saving is asynchronous. A checkpoint that a crash interrupts keeps its temporary
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import typing
@@ -16,8 +17,10 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from revelio_jax.config import Config, SaeConfig, TrainConfig
 from revelio_jax.errors import InputError
+from revelio_jax.sae import forms
+from revelio_jax.training import optimizer
 from revelio_jax.training.mixture import Mixture
-from revelio_jax.training.step import State, abstract_state, rounded
+from revelio_jax.training.step import State, abstract_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +147,10 @@ def restore(
 ) -> State:
     """Return the state after ``step`` steps on the devices of ``mesh``, which may differ from the saved one."""
     target = dataclasses.replace(abstract_state(latents, d, sae, train, mesh), rounded=None)
+    resolved = forms.resolved(sae, latents, mesh)
+    make_rounded = functools.partial(optimizer.rounded, sae=resolved)
     state = _read(folder, step, state=ocp.args.StandardRestore(target))["state"]
-    return dataclasses.replace(state, rounded=jax.jit(lambda params: rounded(params, sae))(state.params))
+    return dataclasses.replace(state, rounded=jax.jit(make_rounded)(state.params))
 
 
 def _read(folder: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> typing.Any:

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 
 from revelio_jax.config import SaeConfig, TrainConfig
-from revelio_jax.sae import forms, initial, sharding
-from revelio_jax.sae.gradients import batch_gradients
+from revelio_jax.sae import forms, sharding
+from revelio_jax.sae.gradients import Gradients, batch_gradients
+from revelio_jax.training import optimizer
 
-MATRICES = ("W_enc_FD", "W_dec_FD")
 THRESHOLD_DECAY = 0.99  # of the moving average that is the threshold of batch_topk at inference
 
 
@@ -46,31 +47,12 @@ class State:
         return self.params if self.ema is None else self.ema
 
 
-def schedule(train: TrainConfig) -> optax.Schedule:
-    """Return the learning rate by step: linear warm-up, constant, decay to 0 over the last ``decay_share``."""
-    decay_steps = round(train.decay_share * train.steps)
-
-    def rate(step: typing.Any) -> jax.Array:
-        up = jnp.minimum(1.0, (step + 1) / max(train.warmup_steps, 1))
-        down = jnp.minimum(1.0, (train.steps - step) / max(decay_steps, 1)) if decay_steps else 1.0
-        if train.decay == "cosine":
-            down = 0.5 - 0.5 * jnp.cos(jnp.pi * down)
-        return train.learning_rate * up * down
-
-    return rate
-
-
 def annealed_k(sae: SaeConfig, k: jax.Array | int, step: jax.Array) -> jax.Array | int:
     """Return the k of a step, which falls from ``k_start`` to ``k``. It is traced, so a new k does not recompile."""
     if not (sae.k_start and sae.k_anneal_steps):
         return k
     progress = jnp.minimum(1.0, step / sae.k_anneal_steps)
     return jnp.round(sae.k_start + (k - sae.k_start) * progress).astype(jnp.int32)
-
-
-def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
-    """Return Adam with the schedule of the run."""
-    return optax.adam(schedule(train), eps=train.adam_eps)
 
 
 def initial_state(
@@ -83,7 +65,7 @@ def initial_state(
 ) -> State:
     """Return the state before the first step, on the devices of ``mesh``. ``params`` are consumed."""
     make = jax.jit(
-        lambda params, mean_D, scale: _state(params, mean_D, scale, sae, train),
+        lambda params, mean_D, scale: _state(params, mean_D, scale, forms.resolved(sae, 1, mesh), train),
         out_shardings=state_shardings(sae, train, mesh),
         donate_argnums=0,
     )
@@ -97,7 +79,7 @@ def abstract_state(latents: int, d: int, sae: SaeConfig, train: TrainConfig, mes
         matrix_FD, of_F, of_D = jnp.zeros((latents, d)), jnp.zeros(latents), jnp.zeros(d)
         params = {"W_enc_FD": matrix_FD, "b_enc_F": of_F, "W_dec_FD": matrix_FD, "b_dec_D": of_D}
         params |= {"log_threshold_F": of_F} if sae.architecture == "jumprelu" else {}
-        return _state(params, of_D, jnp.zeros(()), sae, train)
+        return _state(params, of_D, jnp.zeros(()), forms.resolved(sae, latents, mesh), train)
 
     return jax.tree.map(
         lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
@@ -109,28 +91,19 @@ def abstract_state(latents: int, d: int, sae: SaeConfig, train: TrainConfig, mes
 def state_shardings(sae: SaeConfig, train: TrainConfig, mesh: jax.sharding.Mesh) -> State:
     """Return the NamedSharding of every array of a state."""
     params = sharding.params(sae.architecture)
+    sae = forms.resolved(sae, 1, mesh)
     specs: dict[str, typing.Any] = {
         "step": sharding.REPLICATED,
         "params": params,
-        "opt_state": sharding.optimizer_specs(make_optimizer(train), params),
+        "opt_state": sharding.optimizer_specs(optimizer.make_optimizer(train), params),
         "ema": params if train.ema else None,
         "rows_since_fired_F": sharding.LATENTS,
         "threshold": sharding.REPLICATED,
         "mean_D": sharding.REPLICATED,
         "scale": sharding.REPLICATED,
-        "rounded": {name: params[name] for name in MATRICES} if is_rounded(sae) else None,
+        "rounded": {name: params[name] for name in optimizer.MATRICES} if optimizer.is_rounded(sae) else None,
     }
     return sharding.named_shardings(mesh, State(**specs))
-
-
-def is_rounded(sae: SaeConfig) -> bool:
-    """Return whether a state has ``rounded``. Automatic differentiation needs the float32 parameters instead."""
-    return sae.matmul_dtype == "bfloat16" and sae.architecture in ("topk", "batch_topk")
-
-
-def rounded(params: dict[str, jax.Array], sae: SaeConfig) -> dict[str, jax.Array] | None:
-    """Return both matrices in bfloat16, or None if products use float32."""
-    return {name: params[name].astype(sae.matmul_dtype) for name in MATRICES} if is_rounded(sae) else None
 
 
 def gradients(
@@ -140,27 +113,33 @@ def gradients(
     k: jax.Array | int,
     sae: SaeConfig,
     mesh: jax.sharding.Mesh,
-) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
+    rounded: dict[str, jax.Array] | None = None,
+) -> tuple[Gradients, jax.Array, dict[str, jax.Array]]:
     """Return gradients on normalized rows x_BD, the number of rows on which each latent fired [F], and metrics.
 
-    The matrices in ``params`` may be rounded to config.sae.matmul_dtype; gradients are float32.
+    Products read the matrices ``rounded`` instead of those in ``params`` if they are given.
     """
     sae = forms.resolved(sae, len(dead_F), mesh)
 
     def local(
-        params: dict[str, jax.Array], dead_F: jax.Array, k: jax.Array, x_BD: jax.Array
-    ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
-        return batch_gradients(params, x_BD, k, dead_F, sae)
+        params: dict[str, jax.Array],
+        rounded: dict[str, jax.Array] | None,
+        dead_F: jax.Array,
+        k: jax.Array,
+        x_BD: jax.Array,
+    ) -> tuple[Gradients, jax.Array, dict[str, jax.Array]]:
+        return batch_gradients(params, rounded, x_BD, k, dead_F, sae)
 
     specs = sharding.params(sae.architecture)
     # With one device along ``data``, rows are replicated and need no gathering.
     rows = sharding.BATCH if mesh.shape["data"] > 1 else sharding.REPLICATED
+    by_row = {name: P(*spec[:1]) for name, spec in specs.items()}
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(specs, sharding.LATENTS, sharding.REPLICATED, rows),
-        out_specs=(specs, sharding.LATENTS, sharding.REPLICATED),
-    )(params, dead_F, jnp.asarray(k, jnp.int32), x_BD)
+        in_specs=(specs, rounded and {name: specs[name] for name in rounded}, sharding.LATENTS, P(), rows),
+        out_specs=(Gradients(specs, by_row, sharding.LATENTS), sharding.LATENTS, sharding.REPLICATED),
+    )(params, rounded, dead_F, jnp.asarray(k, jnp.int32), x_BD)
 
 
 def update(
@@ -179,21 +158,10 @@ def update(
     dead_F = state.rows_since_fired_F >= sae.dead_after_rows
     x_BD = (x_BD - state.mean_D) / state.scale
     k = annealed_k(sae, k, state.step)
-    grads, fired_F, metrics = gradients(state.params | (state.rounded or {}), dead_F, x_BD, k, sae, mesh)
-    squares = {name: jnp.square(grad).sum(-1) for name, grad in grads.items()}
-    parallel_F = (grads["W_dec_FD"] * state.params["W_dec_FD"]).sum(1)
-    grads["W_dec_FD"] -= parallel_F[:, None] * state.params["W_dec_FD"]
-    # By Pythagoras, so that the gradients need not be read again.
-    squares["W_dec_FD"] = jnp.maximum(squares["W_dec_FD"] - jnp.square(parallel_F), 0)
-    grad_norm = jnp.sqrt(sum(square.sum() for square in squares.values()))
-    # If the gradients are not finite, zeros keep Adam's moments finite until the run stops. The condition also makes
-    # every update wait for all gradients. Otherwise XLA copies both matrices, because an update could overwrite values
-    # that a gradient still reads.
-    clipped = jnp.minimum(1, train.clip_norm / grad_norm) if train.clip_norm else 1.0
-    grads = jax.tree.map(lambda grad: jnp.where(jnp.isfinite(grad_norm), clipped * grad, 0), grads)
-    updates, opt_state = make_optimizer(train).update(grads, state.opt_state)
-    params = typing.cast(dict[str, jax.Array], optax.apply_updates(state.params, updates))
-    params["W_dec_FD"] = initial.unit_rows(params["W_dec_FD"])
+    grads, fired_F, metrics = gradients(state.params, dead_F, x_BD, k, sae, mesh, state.rounded)
+    params, rounded, opt_state, grad_norm = optimizer.apply(
+        state.params, state.opt_state, grads, forms.resolved(sae, len(dead_F), mesh), train, mesh
+    )
     # Saturates, because int32 would overflow in a long run.
     since_F = jnp.minimum(state.rows_since_fired_F, sae.dead_after_rows) + len(x_BD)
     smallest = metrics.pop("smallest")
@@ -201,7 +169,7 @@ def update(
     average += (1 - THRESHOLD_DECAY) * (smallest - average)
     metrics |= {
         "dead_fraction": dead_F.mean(),
-        "lr": jnp.asarray(schedule(train)(state.step)),
+        "lr": jnp.asarray(optimizer.schedule(train)(state.step)),
         "grad_norm": grad_norm,
     }
     state = dataclasses.replace(
@@ -212,7 +180,7 @@ def update(
         ema=None if state.ema is None else optax.incremental_update(params, state.ema, 1 - (train.ema or 0.0)),
         rows_since_fired_F=jnp.where(fired_F > 0, 0, since_F),
         threshold=jnp.where(jnp.isfinite(smallest), average, state.threshold),
-        rounded=rounded(params, sae),
+        rounded=rounded,
     )
     return state, metrics
 
@@ -235,11 +203,11 @@ def _state(
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=make_optimizer(train).init(params),
+        opt_state=optimizer.make_optimizer(train).init(params),
         ema=jax.tree.map(jnp.copy, params) if train.ema else None,
         rows_since_fired_F=jnp.zeros(params["b_enc_F"].shape, jnp.int32),
         threshold=jnp.zeros(()),
         mean_D=mean_D,
         scale=scale,
-        rounded=rounded(params, sae),
+        rounded=optimizer.rounded(params, sae),
     )

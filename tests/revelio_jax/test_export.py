@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from revelio_jax.config import Config
 from revelio_jax.evaluate import evaluate, make_reconstruct
 from revelio_jax.export import export
-from revelio_jax.sae import SparseAutoencoder, sharding
+from revelio_jax.sae import SparseAutoencoder, forms, sharding
 from revelio_jax.sae.module import BATCH_SLOTS
 from revelio_jax.training.run import restore_run
 from tests.helpers import ROOT
@@ -76,9 +76,10 @@ def expected(exported, planted):
     _, config, _ = exported
     _, _, state, mesh = restore_run(config)
     latents = len(state.params["b_enc_F"])
+    sae = forms.resolved(config.sae, latents, mesh)
 
     def local(params, threshold, x_BD):
-        model = SparseAutoencoder(params, config.sae)
+        model = SparseAutoencoder(params, sae)
         code = model.infer(x_BD, threshold)
         if code.indices is None:
             return code.values, model.decode(code)

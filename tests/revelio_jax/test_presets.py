@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from revelio_jax import config as configs
 from revelio_jax import presets
-from revelio_jax.sae import SparseAutoencoder, initial, sharding
+from revelio_jax.sae import SparseAutoencoder, forms, initial, sharding
 
 
 def resolved(preset):
@@ -48,7 +48,7 @@ def test_top_k_without_relu_equals_top_k_with_relu():
     params = initial.initial_params(sae, 0, latents, initial.bias(sae.b_dec_init, x), x, mesh)
 
     def local(params, x):
-        code = SparseAutoencoder(params, sae).codes(x, sae.k)[0]
+        code = SparseAutoencoder(params, forms.resolved(sae, latents, mesh)).codes(x, sae.k)[0]
         return code.values, code.indices
 
     values, indices = jax.jit(

@@ -1,5 +1,6 @@
 """Which kernels can be used on a device, and whether they compute there what their plain forms compute."""
 
+import dataclasses
 import functools
 import typing
 from collections.abc import Callable
@@ -7,7 +8,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from revelio_jax.sae import initial
+from revelio_jax.config import SaeConfig
+from revelio_jax.errors import InputError
+from revelio_jax.sae import forms, initial, module
 from revelio_jax.sae.kernels import decode_error, optimizer_rows, segment_sum, threshold
 
 KERNELS = ("segment_sum", "optimizer_rows", "decode_error", "threshold")
@@ -17,6 +20,41 @@ CAPABILITY = "9.0"  # of the GPUs that the kernels were compiled for: H100, H200
 LATENTS, ROWS = 48, 2 * segment_sum.WINDOW + 40  # of the self-check: a latent of all rows fills whole windows
 
 Form = Callable[..., typing.Any]
+
+
+def with_kernels(sae: SaeConfig, latents: int, d: int, mesh: jax.sharding.Mesh) -> tuple[SaeConfig, str | None]:
+    """Return :func:`forms.resolved` with kernels where they can be used, and else the reason in one line.
+
+    Kernels take the place of sparse products on a GPU. Each is compared with its plain form on the device first, which
+    takes seconds. Raise InputError if config.sae.products is kernels and they cannot be used.
+    """
+    wanted, sae = sae.products, forms.resolved(sae, latents, mesh)
+    device = mesh.local_devices[0]
+    if wanted != "kernels" and not (wanted == "auto" and sae.products == "sparse" and device.platform == "gpu"):
+        return sae, None
+    reason = _reason(sae, d, device)
+    if reason is None:
+        return dataclasses.replace(sae, products="kernels"), None
+    if wanted == "kernels":
+        raise InputError(f"config.sae.products is kernels; {reason}; set it to auto")
+    return sae, f"products without kernels: {reason}"
+
+
+def _reason(sae: SaeConfig, d: int, device: jax.Device) -> str | None:
+    """Return why the kernels cannot be used, or None. The one for decoding is used where its shapes fit."""
+    if sae.matmul_dtype != "bfloat16" or sae.architecture not in ("topk", "batch_topk"):
+        return (
+            "they need config.sae.matmul_dtype bfloat16 and architecture topk or batch_topk, not "
+            f"{sae.matmul_dtype} and {sae.architecture}"
+        )
+    slots = module.slots(sae)
+    kernels = ["segment_sum", "optimizer_rows"]
+    kernels += ["decode_error"] if supports("decode_error", d, slots) else []
+    for check in (obstacle, disagreement):
+        for kernel in kernels:
+            if reason := check(kernel, device, d, slots):
+                return reason
+    return None
 
 
 def obstacle(kernel: str, device: typing.Any, width: int, slots: int) -> str | None:

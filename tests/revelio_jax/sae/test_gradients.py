@@ -34,7 +34,7 @@ def assert_equals_reference(params, x, dead, sae, data=1, feature=1):
     np.testing.assert_allclose(metrics["aux_loss"], aux, rtol=1e-5)
     for name, value in expected.items():
         scale = np.abs(value).max()
-        np.testing.assert_allclose(grads[name], value, atol=1e-5 * scale, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(grads.by_param[name], value, atol=1e-5 * scale, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_aux_k_changes_nothing_without_dead_latents():
     assert metrics["aux_loss"] == 0
     assert metrics["loss"] == metrics["fvu"]
     for name in params:
-        np.testing.assert_array_equal(with_aux[name], without[name])
+        np.testing.assert_array_equal(with_aux.by_param[name], without.by_param[name])
 
 
 @pytest.mark.parametrize("count", [3, 40], ids=["few", "many"])  # the two branches of sae.aux_k
@@ -132,7 +132,7 @@ def test_aux_k_fits_dead_latents_to_the_error_and_only_raises_them(count):
     np.testing.assert_allclose(metrics["aux_loss"], min(losses) / np.square(x - x.mean(0)).sum(), rtol=1e-5)
     assert min(losses) < min(0.999 * losses[0], 0.9 * losses[-1])  # neither s = 0 nor s = 1
 
-    of_aux = np.asarray(grads["b_enc_F"]) - np.asarray(without["b_enc_F"])
+    of_aux = np.asarray(grads.by_param["b_enc_F"]) - np.asarray(without.by_param["b_enc_F"])
     np.testing.assert_allclose(of_aux[~dead], 0, atol=1e-6)
     assert (of_aux[dead] < 1e-6).all()
     assert (of_aux[dead] < -1e-4).any()

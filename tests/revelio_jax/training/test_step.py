@@ -10,7 +10,8 @@ import pytest
 from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.planning import hlo
 from revelio_jax.sae import initial, reference, sharding
-from revelio_jax.training.step import abstract_state, gradients, initial_state, make_train_step, schedule
+from revelio_jax.training.optimizer import schedule
+from revelio_jax.training.step import abstract_state, gradients, initial_state, make_train_step
 
 ROWS, WIDTH, LATENTS = 32, 8, 64
 SAE = SaeConfig(k=4, k_aux=16, dead_after_rows=3 * ROWS)
@@ -88,9 +89,10 @@ def test_gradients_along_decoder_rows_are_removed_row_by_row():
     state, train_step = begin(mesh)
     params, x = jax.device_get(state.params), (batch(0) - 1) / 2
     grads, _, _ = jax.jit(lambda: gradients(params, np.zeros(LATENTS, bool), x, SAE.k, SAE, mesh))()
-    W, grad = params["W_dec_FD"], np.asarray(grads["W_dec_FD"], np.float64)
+    by_param = {name: np.asarray(grad, np.float64) for name, grad in grads.by_param.items()}
+    W, grad = params["W_dec_FD"], by_param["W_dec_FD"]
     rest = grad - (grad * W).sum(1, keepdims=True) * W
-    norm = np.sqrt(sum(np.square(np.asarray(g, np.float64)).sum() for g in (grads | {"W_dec_FD": rest}).values()))
+    norm = np.sqrt(sum(np.square(g).sum() for g in (by_param | {"W_dec_FD": rest}).values()))
     state, metrics = train_step(state, sharding.put_batch(mesh, batch(0)))
     assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
     moments = np.asarray(optax.tree_utils.tree_get(state.opt_state, "mu")["W_dec_FD"])

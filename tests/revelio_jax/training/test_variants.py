@@ -13,8 +13,9 @@ from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.evaluate import evaluate
 from revelio_jax.sae import initial, reference, sharding
 from revelio_jax.train import train
+from revelio_jax.training.optimizer import schedule
 from revelio_jax.training.run import restore_run
-from revelio_jax.training.step import annealed_k, initial_state, make_train_step, schedule
+from revelio_jax.training.step import annealed_k, initial_state, make_train_step
 
 ROWS, WIDTH, LATENTS = 64, 16, 48
 SAE = SaeConfig(k=3, k_aux=0)  # AuxK is tested elsewhere and takes most of the compile time

@@ -1,0 +1,138 @@
+"""Adam with the schedule of the run, clipped gradients and decoder rows of norm 1."""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from revelio_jax.config import SaeConfig, TrainConfig
+from revelio_jax.sae import initial, sharding
+from revelio_jax.sae.gradients import Gradients
+from revelio_jax.sae.kernels import optimizer_rows
+
+MATRICES = ("W_enc_FD", "W_dec_FD")
+
+Params = dict[str, jax.Array]
+
+
+def schedule(train: TrainConfig) -> optax.Schedule:
+    """Return the learning rate by step: linear warm-up, constant, decay to 0 over the last ``decay_share``."""
+    decay_steps = round(train.decay_share * train.steps)
+
+    def rate(step: typing.Any) -> jax.Array:
+        up = jnp.minimum(1.0, (step + 1) / max(train.warmup_steps, 1))
+        down = jnp.minimum(1.0, (train.steps - step) / max(decay_steps, 1)) if decay_steps else 1.0
+        if train.decay == "cosine":
+            down = 0.5 - 0.5 * jnp.cos(jnp.pi * down)
+        return train.learning_rate * up * down
+
+    return rate
+
+
+def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
+    """Return Adam with the schedule of the run."""
+    return optax.adam(schedule(train), eps=train.adam_eps, mu_dtype=train.first_moment_dtype)
+
+
+def is_rounded(sae: SaeConfig) -> bool:
+    """Return whether a state has ``rounded``. Automatic differentiation needs the float32 parameters instead."""
+    return sae.matmul_dtype == "bfloat16" and sae.architecture in ("topk", "batch_topk")
+
+
+def rounded(params: Params, sae: SaeConfig) -> Params | None:
+    """Return both matrices in bfloat16, or None if products use float32."""
+    return {name: params[name].astype(jnp.bfloat16) for name in MATRICES} if is_rounded(sae) else None
+
+
+def apply(
+    params: Params,
+    opt_state: typing.Any,
+    gradients: Gradients,
+    sae: SaeConfig,
+    train: TrainConfig,
+    mesh: jax.sharding.Mesh,
+) -> tuple[Params, Params | None, typing.Any, jax.Array]:
+    """Return the parameters after a step, :func:`rounded` of them, the state of Adam, and the norm of the gradients.
+
+    The part of the decoder's gradient along its unit rows is removed, so that a step preserves their norms up to second
+    order; rows are then scaled to norm 1.
+    """
+    squares = dict(gradients.squares)
+    # By Pythagoras, so that the gradients need not be read again.
+    squares["W_dec_FD"] = jnp.maximum(squares["W_dec_FD"] - jnp.square(gradients.parallel_F), 0)
+    norm = jnp.sqrt(sum(square.sum() for square in squares.values()))
+    clipped = jnp.minimum(1, train.clip_norm / norm) if train.clip_norm else jnp.ones_like(norm)
+    # If the gradients are not finite, zeros keep Adam's moments finite until the run stops. The condition also makes
+    # every update wait for all gradients. Otherwise XLA copies both matrices, because an update could overwrite values
+    # that a gradient still reads.
+    scale = jnp.where(jnp.isfinite(norm), clipped, 0)
+    step = _with_kernels if sae.products == "kernels" else _plain
+    return *step(params, opt_state, gradients, scale, sae, train, mesh), norm
+
+
+def _plain(
+    params: Params,
+    opt_state: typing.Any,
+    gradients: Gradients,
+    scale: jax.Array,
+    sae: SaeConfig,
+    train: TrainConfig,
+    mesh: jax.sharding.Mesh,
+) -> tuple[Params, Params | None, typing.Any]:
+    grads = dict(gradients.by_param)
+    grads["W_dec_FD"] -= gradients.parallel_F[:, None] * params["W_dec_FD"]
+    grads = jax.tree.map(lambda grad: jnp.where(scale > 0, scale * grad, 0), grads)
+    updates, opt_state = make_optimizer(train).update(grads, opt_state)
+    params = typing.cast(Params, optax.apply_updates(params, updates))
+    params["W_dec_FD"] = initial.unit_rows(params["W_dec_FD"])
+    return params, rounded(params, sae), opt_state
+
+
+def _with_kernels(
+    params: Params,
+    opt_state: typing.Any,
+    gradients: Gradients,
+    scale: jax.Array,
+    sae: SaeConfig,
+    train: TrainConfig,
+    mesh: jax.sharding.Mesh,
+) -> tuple[Params, Params | None, typing.Any]:
+    """Update each matrix in one pass, and the vectors with Optax."""
+    adam_state, schedule_state = opt_state
+    numbers = scale, schedule(train)(schedule_state.count), adam_state.count + 1
+    constants = optimizer_rows.Adam(eps=train.adam_eps)
+
+    def rows(name: str) -> optimizer_rows.Rows:
+        arrays = params[name], adam_state.mu[name], adam_state.nu[name], gradients.by_param[name]
+        along_F = gradients.parallel_F if name == "W_dec_FD" else None
+        matrix, latents = sharding.params(sae.architecture)[name], sharding.LATENTS
+
+        def local(along_F: jax.Array | None, numbers: tuple[jax.Array, ...], *arrays: jax.Array) -> optimizer_rows.Rows:
+            return optimizer_rows.pallas(*arrays, along_F, *numbers, constants)
+
+        specs = None if along_F is None else latents, sharding.REPLICATED, *[matrix] * 4
+        out_specs = optimizer_rows.Rows(*[matrix] * 4)
+        # The kernel updates its operands in place, which the check of axes does not know.
+        run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+        return run(along_F, numbers, *arrays)
+
+    matrices = {name: rows(name) for name in MATRICES}
+
+    def vectors(tree: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {name: array for name, array in tree.items() if name not in MATRICES}
+
+    grads = jax.tree.map(lambda grad: jnp.where(scale > 0, scale * grad, 0), vectors(gradients.by_param))
+    few = adam_state._replace(mu=vectors(adam_state.mu), nu=vectors(adam_state.nu)), schedule_state
+    updates, (few_state, schedule_state) = make_optimizer(train).update(grads, few)
+    few_params = typing.cast(Params, optax.apply_updates(vectors(params), updates))
+    opt_state = (
+        few_state._replace(
+            mu=few_state.mu | {name: new.m_FD for name, new in matrices.items()},
+            nu=few_state.nu | {name: new.v_FD for name, new in matrices.items()},
+        ),
+        schedule_state,
+    )
+    copies = {name: new.rounded_FD for name, new in matrices.items()}
+    params = few_params | {name: new.W_FD for name, new in matrices.items()}
+    return params, copies if is_rounded(sae) else None, opt_state
