@@ -77,7 +77,7 @@ class Code:
         few = jax.lax.axis_size("feature") == 1 and self.values.shape[1] <= KERNEL_SLOTS
         if sae.products == "kernels" and few and decode_error.supports(W_dec_FD.shape[1], self.values.shape[1]):
             decoded = decode_error.pallas(self.values, self.latents, W_dec_FD, x_BD, b_dec_D)
-            error_BD, dots = decoded.error_BD, decoded.dots_BK
+            error_BD, dots = jax.lax.psum(decoded.error_BD, "feature"), decoded.dots_BK
         else:
             error_BD = x_BD - (self.decode(W_dec_FD, sae) + b_dec_D)
             dots = self.dots(error_BD, W_dec_FD, sae)

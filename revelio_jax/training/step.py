@@ -139,6 +139,7 @@ def gradients(
         mesh=mesh,
         in_specs=(specs, rounded and {name: specs[name] for name in rounded}, sharding.LATENTS, P(), rows),
         out_specs=(Gradients(specs, by_row, sharding.LATENTS), sharding.LATENTS, sharding.REPLICATED),
+        check_vma=sae.products != "kernels",  # Pallas does not know which axes its operands vary over
     )(params, rounded, dead_F, jnp.asarray(k, jnp.int32), x_BD)
 
 
