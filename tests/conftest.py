@@ -7,23 +7,23 @@ import pathlib
 # These variables must be set before JAX is imported. Subprocesses inherit them.
 # Tests compile hundreds of small programs: without most optimizations this takes less than half the time. Commands
 # that run in the environment `one_device` are compiled as for users.
-JAX_VERSION = importlib.metadata.version("jax")
-FLAGS = [
-    os.environ.get("XLA_FLAGS", ""),
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-]
-if JAX_VERSION.startswith("0.10."):  # later releases abort: they no longer know this flag
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(FLAGS)
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+if importlib.metadata.version("jax").startswith("0.10."):  # JAX 0.12 does not know this flag and would abort
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # Parallel workers share the cores; torch in each would otherwise start a thread per core.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Many tests train the same small model. Parallel workers, subprocesses and later sessions share what is compiled.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
-    pathlib.Path(__file__).parents[1] / ".cache" / f"jax-{JAX_VERSION}"
+    pathlib.Path(__file__).parents[1] / ".cache" / f"jax-{importlib.metadata.version('jax')}"
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
