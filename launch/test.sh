@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Check style and types, then run the tests on parallel workers. Other arguments are passed to pytest.
-#   bash launch/test.sh          everything
-#   bash launch/test.sh --fast   without types, and without the tests marked slow or browser
+#   bash launch/test.sh          everything, then the trainer's tests with the newest JAX (launch/test_newest.sh)
+#   bash launch/test.sh --fast   without types, the tests marked slow or browser, and the newest JAX
 # shellcheck disable=SC2034
 extras=all,wandb,datasets,explore  # read by environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -36,3 +36,4 @@ say "pytest"
 # Each worker has its own session fixtures: a file stays on one worker so that they are built less often. Files keep the
 # order of tests/conftest.py, the slow ones first.
 pytest -n "${WORKERS:-$(getconf _NPROCESSORS_ONLN)}" --dist loadfile --no-loadscope-reorder "${select[@]}" "$@"
+if [ "$fast" = no ] && [ $# = 0 ]; then bash launch/test_newest.sh; fi

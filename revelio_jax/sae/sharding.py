@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from revelio_jax.errors import InputError
+from revelio_jax.sae import releases
 
 T = typing.TypeVar("T")
 
@@ -49,9 +50,12 @@ def make_mesh(
     """Return the mesh of a run over ``devices``, by default all devices of JAX.
 
     None as the size of an axis means all remaining devices. Raise InputError if the axes do not divide the
-    devices, the rows of a batch or the latents; JAX would silently replicate such dimensions.
+    devices, the rows of a batch or the latents; JAX would silently replicate such dimensions. By default also raise
+    InputError if this release of JAX must not be used on the devices.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        devices = jax.devices()
+        releases.check(devices)
     count = len(devices)
     if data is None and feature is None:
         raise InputError("config.mesh.data and config.mesh.feature are both None; set one of them")
