@@ -21,6 +21,8 @@ from revelio_jax.errors import InputError
 AXES = ("data", "feature")
 BATCH = P("data", None)
 HOST_BATCH = P(AXES, None)  # a batch from the host: each row is sent to one device only
+STACKED_BATCH = P(None, AXES, None)  # the batches of several steps
+STACKED_ROWS = P(None, AXES)  # one number for each of their rows
 ROWS = P("data")
 LATENTS = P("feature")
 REPLICATED = P()

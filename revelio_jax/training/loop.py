@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import time
 import typing
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import jax
 
 from revelio_jax.config import Config
-from revelio_jax.sae import sharding
-from revelio_jax.training import coverage, loader, metrics, processes
+from revelio_jax.training import coverage, dispatch, metrics, processes
+from revelio_jax.training.feeds import Feed
 from revelio_jax.training.loader import RowStream
 
 T = typing.TypeVar("T")
@@ -18,11 +18,11 @@ T = typing.TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class StepResult(typing.Generic[T]):
-    """The result of a step that the device may still be computing.
+    """The result of a step.
 
-    ``metrics`` are on the device; reading them waits for the step. ``coverage`` has the shuffling metrics of
-    each row stream, empty if the step is not logged. ``wait_s`` is the time that the step waited for its rows.
-    ``state`` is the state after the step if a checkpoint is due, otherwise None.
+    ``metrics`` are on the host. ``coverage`` has the shuffling metrics of each row stream, empty if the step is not
+    logged. ``wait_s`` is the time that the step waited for its rows. ``state`` is the state after the step if a
+    checkpoint is due, otherwise None.
     """
 
     step: int
@@ -32,43 +32,72 @@ class StepResult(typing.Generic[T]):
     state: T | None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Dispatch(typing.Generic[T]):
+    """Steps that the devices may still be computing; ``metrics`` have a leading axis if ``is_stacked``."""
+
+    steps: range
+    metrics: typing.Any
+    is_stacked: bool
+    coverage: Mapping[int, Sequence[dict[str, float]]]
+    wait_s: float
+    state: T | None
+
+    def results(self, streams: int) -> Iterator[StepResult[T]]:
+        """Wait for the devices and yield the result of each step."""
+        values = jax.device_get(self.metrics)
+        for i, step in enumerate(self.steps):
+            yield StepResult(
+                step,
+                jax.tree.map(lambda value, i=i: value[i], values) if self.is_stacked else values,
+                self.coverage.get(step, [{}] * streams),
+                self.wait_s / len(self.steps),
+                self.state if step == self.steps[-1] else None,
+            )
+
+
 def run_steps(
     train_step: Callable[..., tuple[T, typing.Any]],
     state: T,
     streams: Sequence[RowStream],
-    lanes: Sequence[int],
+    feeds: Sequence[Feed],
+    count: int,
     start: int,
     config: Config,
-    mesh: jax.sharding.Mesh,
 ) -> Generator[StepResult[T], None, None]:
-    """Yield the result of every step from ``start`` + 1 to config.train.steps, one step behind the device.
+    """Yield the result of every step from ``start`` + 1 to config.train.steps, one dispatch behind the devices.
 
-    ``train_step(state, *batches) -> (state, metrics)`` takes one batch [B, D] of each stream and consumes the
-    state. This process reads the rows of ``lanes``. The next step is dispatched before a result is yielded, so the
-    device never waits for a reader of metrics. A result with a checkpoint is yielded before the next dispatch,
-    which would consume its state. After SIGTERM, the last result has a checkpoint. Close the generator to stop the
-    threads that read rows.
+    ``train_step(state, *batches) -> (state, metrics)`` runs the steps of a dispatch, at most ``count``, as
+    :func:`dispatch.make_dispatch` returns it. ``feeds`` yield the rows of ``streams``. The next dispatch starts before
+    results are yielded, so the devices never wait for a reader of metrics. A result with a checkpoint is yielded before
+    the next dispatch, which would consume its state. After SIGTERM, the last result has a checkpoint. Close the
+    generator to stop the threads that read rows.
     """
-    steps, every = config.train.steps, config.logging.every
+    train, every = config.train, config.logging.every
     with contextlib.ExitStack() as stack:
-        batches = [stack.enter_context(contextlib.closing(loader.batches(*stream, start, lanes))) for stream in streams]
+        inputs = [
+            stack.enter_context(contextlib.closing(feed(start, dispatch.spans(start, count, train)))) for feed in feeds
+        ]
         is_stopped = stack.enter_context(processes.sigterm())
         previous = None
-        for step in range(start + 1, steps + 1):
+        for number, span in enumerate(dispatch.spans(start, count, train), 1):
             waiting_since = time.perf_counter()
-            x_SBD = [sharding.put_batch(mesh, next(rows)) for rows in batches]
+            batches = [next(rows) for rows in inputs]
             wait_s = time.perf_counter() - waiting_since
-            state, step_metrics = train_step(state, *x_SBD)
-            shuffling: list[dict[str, float]] = [{} for _ in streams]
-            if metrics.is_logged(step, every, steps):  # while the device works
-                shuffling = [coverage.measure(*stream, step - 1) for stream in streams]
+            state, step_metrics = train_step(state, *batches)
+            shuffling = {  # while the devices work
+                step: [coverage.measure(*stream, step - 1) for stream in streams]
+                for step in span
+                if metrics.is_logged(step, every, train.steps)
+            }
             if previous:
-                yield previous
-            stop = is_stopped(step)
-            saves = step % config.train.checkpoint_every == 0 or step == steps or stop
-            previous = StepResult(step, step_metrics, shuffling, wait_s, state if saves else None)
+                yield from previous.results(len(streams))
+            stop = is_stopped(number)
+            last = span[-1]
+            saves = last % train.checkpoint_every == 0 or last == train.steps or stop
+            previous = _Dispatch(span, step_metrics, count > 1, shuffling, wait_s, state if saves else None)
             if saves:
-                yield previous
+                yield from previous.results(len(streams))
                 previous = None
             if stop:
                 return
