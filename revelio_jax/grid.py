@@ -237,13 +237,14 @@ def log_members(
     logs: dict[Member, metrics.Log],
     result: StepResult[list[State]],
 ) -> list[tuple[Member, float]]:
-    """Wait for a step, log it for every member and return the FVU of each."""
+    """Log a step for every member and return the FVU of each."""
     fvus: list[tuple[Member, float]] = []
     for group, group_metrics in zip(groups, result.metrics, strict=True):
         for i, member in enumerate(group.members):
             member_metrics = {name: values[i] for name, values in group_metrics.items()}
+            values = member_metrics | result.coverage[member.stream]
             with nonfinite_report.stop_on_nonfinite(member.folder, streams[member.stream]):
-                line = logs[member].add(result.step, member_metrics | result.coverage[member.stream], result.wait_s)
+                line = logs[member].add(result.step, values, result.step_s, result.wait_s)
             fvus.append((member, line["fvu"]))
     return fvus
 

@@ -81,7 +81,8 @@ def train(config: Config) -> None:
         for result in steps:
             last_step = result.step
             # The only stream of rows (a grid has several). Raises NotFinite before a bad state is saved.
-            fvus.append(log.add(result.step, result.metrics | result.coverage[0], result.wait_s)["fvu"])
+            line = log.add(result.step, result.metrics | result.coverage[0], result.step_s, result.wait_s)
+            fvus.append(line["fvu"])
             if result.state is not None:
                 checkpoints.save(manager, result.step, result.state, float(np.mean(fvus)), config, identity)
                 fvus = []

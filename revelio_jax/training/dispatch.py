@@ -20,7 +20,7 @@ def size(train: TrainConfig, weights: int, mesh: jax.sharding.Mesh) -> int:
     """Return the number of steps per dispatch: config.train.steps_per_dispatch, or a choice if it is None.
 
     ``weights`` is the number of weights of the encoders that a step trains. The choice is 1 on a CPU. Elsewhere it
-    divides ``checkpoint_every``, so that only the last dispatch of a run may be shorter, which compiles again.
+    divides ``checkpoint_every`` if that does not halve it, because a shorter dispatch compiles again.
     """
     if train.steps_per_dispatch:
         return train.steps_per_dispatch
@@ -28,17 +28,19 @@ def size(train: TrainConfig, weights: int, mesh: jax.sharding.Mesh) -> int:
         return 1
     operations = 2 * train.batch_size * weights / mesh.size  # of each device
     most = max(1, min(AUTO_STEPS, int(AUTO_OPERATIONS / operations)))
-    return max(count for count in range(1, most + 1) if train.checkpoint_every % count == 0)
+    return next((count for count in range(most, most // 2, -1) if train.checkpoint_every % count == 0), most)
 
 
 def spans(start: int, count: int, train: TrainConfig) -> Iterator[range]:
-    """Yield the steps of each dispatch after ``start`` finished steps, at most ``count`` steps each.
+    """Yield the steps of each dispatch after ``start`` finished steps.
 
-    A dispatch ends at every multiple of ``count``, at every checkpoint and at the end of the run. Its end does not
-    depend on where it starts, so a resumed run repeats the dispatches of the uninterrupted one.
+    Dispatches have ``count`` steps from one checkpoint on; the last one before the next checkpoint or the end of the
+    run may have fewer. Their ends do not depend on ``start``, so a resumed run repeats the dispatches of the
+    uninterrupted one.
     """
     while start < train.steps:
-        stop = min(train.steps, *(start + every - start % every for every in (count, train.checkpoint_every)))
+        done = start % train.checkpoint_every  # since the checkpoint
+        stop = min(train.steps, start + min(count - done % count, train.checkpoint_every - done))
         yield range(start + 1, stop + 1)
         start = stop
 

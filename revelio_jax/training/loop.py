@@ -21,39 +21,27 @@ class StepResult(typing.Generic[T]):
     """The result of a step.
 
     ``metrics`` are on the host. ``coverage`` has the shuffling metrics of each row stream, empty if the step is not
-    logged. ``wait_s`` is the time that the step waited for its rows. ``state`` is the state after the step if a
-    checkpoint is due, otherwise None.
+    logged. ``step_s`` is the time since the result before, and ``wait_s`` the time that the step waited for its rows;
+    both are means over the steps of a dispatch. ``state`` is the state after the step if a checkpoint is due, otherwise
+    None.
     """
 
     step: int
     metrics: typing.Any
     coverage: Sequence[dict[str, float]]
+    step_s: float
     wait_s: float
     state: T | None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Dispatch(typing.Generic[T]):
-    """Steps that the devices may still be computing; ``metrics`` have a leading axis if ``is_stacked``."""
+class _Running(typing.NamedTuple, typing.Generic[T]):
+    """Steps that the devices may still be computing."""
 
     steps: range
     metrics: typing.Any
-    is_stacked: bool
     coverage: Mapping[int, Sequence[dict[str, float]]]
     wait_s: float
     state: T | None
-
-    def results(self, streams: int) -> Iterator[StepResult[T]]:
-        """Wait for the devices and yield the result of each step."""
-        values = jax.device_get(self.metrics)
-        for i, step in enumerate(self.steps):
-            yield StepResult(
-                step,
-                jax.tree.map(lambda value, i=i: value[i], values) if self.is_stacked else values,
-                self.coverage.get(step, [{}] * streams),
-                self.wait_s / len(self.steps),
-                self.state if step == self.steps[-1] else None,
-            )
 
 
 def run_steps(
@@ -74,6 +62,22 @@ def run_steps(
     generator to stop the threads that read rows.
     """
     train, every = config.train, config.logging.every
+    since = time.perf_counter()
+
+    def results(running: _Running[T]) -> Iterator[StepResult[T]]:
+        nonlocal since
+        values = jax.device_get(running.metrics)  # waits for the devices
+        before, since = since, time.perf_counter()
+        for i, step in enumerate(running.steps):
+            yield StepResult(
+                step,
+                jax.tree.map(lambda value, i=i: value[i], values) if count > 1 else values,
+                running.coverage.get(step, [{}] * len(streams)),
+                (since - before) / len(running.steps),
+                running.wait_s / len(running.steps),
+                running.state if step == running.steps[-1] else None,
+            )
+
     with contextlib.ExitStack() as stack:
         inputs = [
             stack.enter_context(contextlib.closing(feed(start, dispatch.spans(start, count, train)))) for feed in feeds
@@ -91,13 +95,12 @@ def run_steps(
                 if metrics.is_logged(step, every, train.steps)
             }
             if previous:
-                yield from previous.results(len(streams))
-            stop = is_stopped(number)
-            last = span[-1]
+                yield from results(previous)
+            stop, last = is_stopped(number), span[-1]
             saves = last % train.checkpoint_every == 0 or last == train.steps or stop
-            previous = _Dispatch(span, step_metrics, count > 1, shuffling, wait_s, state if saves else None)
+            previous = _Running(span, step_metrics, shuffling, wait_s, state if saves else None)
             if saves:
-                yield from previous.results(len(streams))
+                yield from results(previous)
                 previous = None
             if stop:
                 return

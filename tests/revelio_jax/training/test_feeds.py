@@ -16,20 +16,15 @@ BATCH = 48
 
 @pytest.fixture(scope="module")
 def locations(tmp_path_factory, write_store):
-    """Two stores per dtype with rows of random bits: any value but NaN, also -0.0 and infinities."""
-    folder, random = tmp_path_factory.mktemp("bits"), np.random.default_rng(0)
+    """Two stores per dtype. Some rows are -0.0, which adding zeros would change; the store drops others."""
+    folder, random = tmp_path_factory.mktemp("rows"), np.random.default_rng(0)
     stores = {}
-    for dtype, bits in (("float32", np.uint32), ("float16", np.uint16), ("bfloat16", np.uint16)):
-        paths = []
+    for dtype in ("float32", "float16", "bfloat16"):
+        stores[dtype] = []
         for count in (992, 480):
-            rows = random.integers(0, 2**16, (count, 6)).astype(bits) << (16 if bits == np.uint32 else 0)
-            # The store drops rows that are not finite, which leaves shards of different lengths.
-            rows = rows.view(np.float32 if bits == np.uint32 else np.float16)
-            if dtype == "bfloat16":
-                rows = random.standard_normal((count, 6)).astype(np.float32)
-            rows[::7] = -0.0
-            paths.append(write_store(folder / f"{dtype}_{count}", rows, 6, dtype=dtype, number=count))
-        stores[dtype] = paths
+            rows = random.standard_normal((count, 6), np.float32)
+            rows[::7], rows[100:115] = -0.0, np.nan
+            stores[dtype].append(write_store(folder / f"{dtype}_{count}", rows, 6, dtype=dtype, rows=count))
     return stores
 
 
@@ -41,8 +36,7 @@ def stream_of(locations, lanes):
 def rows_of(choice, stream, mesh, start, lengths):
     """Return the bits of the rows [S, B, D] that a feed gives for dispatches of these lengths."""
     count = max(lengths)
-    ends = np.cumsum([start, *lengths])
-    spans = [range(i + 1, j + 1) for i, j in zip(ends, ends[1:], strict=False)]
+    spans = [range(start + 1, start + 1 + length) for length in lengths]  # only their lengths count
     (feed,) = feeds.open_feeds(choice, [stream], range(stream.order.lanes), count, mesh)
     with contextlib.closing(feed(start, spans)) as rows:
         parts = [next(rows) for _ in lengths]
@@ -54,10 +48,20 @@ def rows_of(choice, stream, mesh, start, lengths):
     return x_SBD.view(f"u{x_SBD.dtype.itemsize}")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("lanes", [1, 4, 8])
-@pytest.mark.parametrize("mesh", [(1, 1), (1, 8), (2, 4), (8, 1)], ids=str)
-def test_resident_rows_have_the_bits_of_rows_from_the_host(locations, dtype, lanes, mesh):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mesh", "lanes", "dtype"),
+    [
+        ((1, 1), 1, "float32"),
+        ((1, 1), 4, "bfloat16"),
+        ((1, 8), 1, "bfloat16"),
+        ((2, 4), 4, "float16"),
+        ((2, 4), 8, "float32"),
+        ((8, 1), 1, "float32"),
+        ((8, 1), 8, "bfloat16"),
+    ],
+)
+def test_resident_rows_have_the_bits_of_rows_from_the_host(locations, mesh, lanes, dtype):
     mesh = sharding.make_mesh(*mesh, BATCH, 8)
     for stores in (locations[dtype][:1], locations[dtype]):
         stream = stream_of(stores, lanes)
