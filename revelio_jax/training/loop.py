@@ -1,5 +1,6 @@
 """The training loop that single runs and grids share."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import time
@@ -39,7 +40,7 @@ class _Running(typing.NamedTuple, typing.Generic[T]):
 
     steps: range
     metrics: typing.Any
-    coverage: Mapping[int, Sequence[dict[str, float]]]
+    coverage: Mapping[int, Sequence[concurrent.futures.Future[dict[str, float]]]]
     wait_s: float
     state: T | None
 
@@ -62,7 +63,7 @@ def run_steps(
     generator to stop the threads that read rows.
     """
     train, every = config.train, config.logging.every
-    since = time.perf_counter()
+    since, nothing = time.perf_counter(), [{} for _ in streams]
 
     def results(running: _Running[T]) -> Iterator[StepResult[T]]:
         nonlocal since
@@ -72,7 +73,7 @@ def run_steps(
             yield StepResult(
                 step,
                 jax.tree.map(lambda value, i=i: value[i], values) if count > 1 else values,
-                running.coverage.get(step, [{}] * len(streams)),
+                [future.result() for future in running.coverage[step]] if step in running.coverage else nothing,
                 (since - before) / len(running.steps),
                 running.wait_s / len(running.steps),
                 running.state if step == running.steps[-1] else None,
@@ -82,6 +83,8 @@ def run_steps(
         inputs = [
             stack.enter_context(contextlib.closing(feed(start, dispatch.spans(start, count, train)))) for feed in feeds
         ]
+        # A thread, because reading the samples of a batch can take longer than a dispatch.
+        measurer = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         is_stopped = stack.enter_context(processes.sigterm())
         previous = None
         for number, span in enumerate(dispatch.spans(start, count, train), 1):
@@ -89,8 +92,8 @@ def run_steps(
             batches = [next(rows) for rows in inputs]
             wait_s = time.perf_counter() - waiting_since
             state, step_metrics = train_step(state, *batches)
-            shuffling = {  # while the devices work
-                step: [coverage.measure(*stream, step - 1) for stream in streams]
+            shuffling = {
+                step: [measurer.submit(coverage.measure, *stream, step - 1) for stream in streams]
                 for step in span
                 if metrics.is_logged(step, every, train.steps)
             }

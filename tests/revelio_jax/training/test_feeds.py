@@ -24,7 +24,7 @@ def locations(tmp_path_factory, write_store):
         for count in (992, 480):
             rows = random.standard_normal((count, 6), np.float32)
             rows[::7], rows[100:115] = -0.0, np.nan
-            stores[dtype].append(write_store(folder / f"{dtype}_{count}", rows, 6, dtype=dtype, rows=count))
+            stores[dtype].append(write_store(folder / f"{dtype}_{count}", rows, 6, dtype=dtype, number=count))
     return stores
 
 

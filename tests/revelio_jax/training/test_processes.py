@@ -81,7 +81,7 @@ def final_params(config, mesh):
     [
         ((1, 8), {}),
         ((2, 4), {"steps_per_dispatch": 4}),
-        ((1, 8), {"steps_per_dispatch": 4, "resident": "yes", "lanes": 1}),  # devices exchange rows
+        ((1, 8), {"steps_per_dispatch": 4, "resident": "yes", "lanes": 2}),  # devices exchange rows
         ((2, 4), {"resident": "yes", "lanes": 8}),  # devices hold their own rows
     ],
     ids=str,
