@@ -32,7 +32,8 @@ from revelio_jax.cli import parse
 from revelio_jax.config import Config, resolve, schema
 from revelio_jax.errors import InputError, report_errors
 from revelio_jax.sae import sharding
-from revelio_jax.training import checkpoints, metrics, nonfinite_report, processes, trackers
+from revelio_jax.training import checkpoints, dispatch, metrics, nonfinite_report, processes, trackers
+from revelio_jax.training.feeds import open_feeds
 from revelio_jax.training.groups import (
     Group,
     Member,
@@ -82,20 +83,22 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
     form = form if form != "auto" else "map" if mesh.devices.flat[0].platform == "cpu" else "vmap"
     groups = make_groups(members, form)
     states = restored_states(groups, start, streams, mesh) if start else initial_states(groups, streams, mesh)
-    train_step = make_grid_step(groups, mesh, form)
+    count = dispatch.size(options, streams[0].mixture.d * sum(member.latents for member in members), mesh)
+    feeds = open_feeds(config.data.resident, streams, lanes, count, mesh)
+    train_step = dispatch.make_dispatch(make_grid_step(groups, mesh, form), states, count, mesh)
     print(f"{len(members)} autoencoders on {len(streams)} row streams; the first one:")
     print(describe(members[0].config, streams[members[0].stream], members[0].latents))
     for member in members:
         write_config(member.folder, member.config)
 
-    # Loop. Metrics of a step are read while the device computes the next one.
+    # Loop. Metrics of a dispatch are read while the devices compute the next one.
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         # Keep at least 2 checkpoints: after a crash some members may be one checkpoint ahead of others.
         managers = {m: enter(checkpoints.manager(m.folder, max(options.keep, 2))) for m in members}
         logs = {m: enter(open_log(m, start)) for m in members}
         bar = enter(progress_bar(start, options.steps))
-        steps = enter(contextlib.closing(run_steps(train_step, states, streams, lanes, start, config, mesh)))
+        steps = enter(contextlib.closing(run_steps(train_step, states, streams, feeds, count, start, config)))
         fvus: dict[Member, list[float]] = {member: [] for member in members}  # since the last checkpoint
         last_step = start
         for result in steps:
@@ -234,13 +237,14 @@ def log_members(
     logs: dict[Member, metrics.Log],
     result: StepResult[list[State]],
 ) -> list[tuple[Member, float]]:
-    """Wait for a step, log it for every member and return the FVU of each."""
+    """Log a step for every member and return the FVU of each."""
     fvus: list[tuple[Member, float]] = []
-    for group, group_metrics in zip(groups, jax.device_get(result.metrics), strict=True):
+    for group, group_metrics in zip(groups, result.metrics, strict=True):
         for i, member in enumerate(group.members):
             member_metrics = {name: values[i] for name, values in group_metrics.items()}
+            values = member_metrics | result.coverage[member.stream]
             with nonfinite_report.stop_on_nonfinite(member.folder, streams[member.stream]):
-                line = logs[member].add(result.step, member_metrics | result.coverage[member.stream], result.wait_s)
+                line = logs[member].add(result.step, values, result.step_s, result.wait_s)
             fvus.append((member, line["fvu"]))
     return fvus
 

@@ -20,7 +20,8 @@ from revelio_jax.config import Config
 from revelio_jax.errors import report_errors
 from revelio_jax.sae import initial, sharding
 from revelio_jax.sae.kernels import choice
-from revelio_jax.training import checkpoints, metrics, nonfinite_report, processes, trackers
+from revelio_jax.training import checkpoints, dispatch, metrics, nonfinite_report, processes, trackers
+from revelio_jax.training.feeds import open_feeds
 from revelio_jax.training.loader import RowStream
 from revelio_jax.training.loop import run_steps
 from revelio_jax.training.run import (
@@ -62,24 +63,28 @@ def train(config: Config) -> None:
         mean_D, scale, b_dec_D, x_ND = center(sae, stream)
         params = initial.initial_params(sae, options.seed, latents, b_dec_D, x_ND, mesh)
         state = initial_state(params, mean_D, scale, sae, options, mesh)
-    train_step = make_train_step(sae, options, mesh)
+    # Steps: several per dispatch where a step is short, on rows that stay on the devices if they fit.
+    count = dispatch.size(options, latents * mixture.d, mesh)
+    feeds = open_feeds(config.data.resident, [stream], lanes, count, mesh)
+    train_step = dispatch.make_dispatch(make_train_step(sae, options, mesh), state, count, mesh)
     print(describe(config, stream, latents), *filter(None, [without_kernels]), sep="\n")
     write_config(folder, config)
 
-    # Loop. Metrics of a step are read while the device computes the next one.
+    # Loop. Metrics of a dispatch are read while the devices compute the next one.
     with (
         nonfinite_report.stop_on_nonfinite(folder, stream),
         checkpoints.manager(folder, options.keep) as manager,
         metrics.Log(
             folder / "metrics.jsonl", start, options, logging.every, trackers.sinks(folder, start, config)
         ) as log,
-        contextlib.closing(run_steps(train_step, state, [stream], lanes, start, config, mesh)) as steps,
+        contextlib.closing(run_steps(train_step, state, [stream], feeds, count, start, config)) as steps,
     ):
         last_step, fvus = start, []  # FVUs since the last checkpoint
         for result in steps:
             last_step = result.step
             # The only stream of rows (a grid has several). Raises NotFinite before a bad state is saved.
-            fvus.append(log.add(result.step, result.metrics | result.coverage[0], result.wait_s)["fvu"])
+            line = log.add(result.step, result.metrics | result.coverage[0], result.step_s, result.wait_s)
+            fvus.append(line["fvu"])
             if result.state is not None:
                 checkpoints.save(manager, result.step, result.state, float(np.mean(fvus)), config, identity)
                 fvus = []

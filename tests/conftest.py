@@ -97,11 +97,11 @@ def planted(directions) -> np.ndarray:
 def write_store():
     """A function that writes rows [N, d] as a store of one hook point with TOKENS rows per sample."""
 
-    def write(location, rows, shard_samples=32, finish=True, site=SITE, **provenance):
+    def write(location, rows, shard_samples=32, finish=True, site=SITE, dtype="float32", **provenance):
         samples = [{"id": i, "prompt": f"prompt {i}"} for i in range(len(rows) // TOKENS)]
         shards = np.split(rows, range(shard_samples * TOKENS, len(rows), shard_samples * TOKENS))
         plan = SitePlan(site, rows.shape[1], tuple(len(shard) for shard in shards))
-        plan = StorePlan((plan,), "float32", 32, shard_samples, len(samples), {"test": "", **provenance})
+        plan = StorePlan((plan,), dtype, 32, shard_samples, len(samples), {"test": "", **provenance})
         writer = StoreWriter(str(location), plan, samples)
         for index, shard in enumerate(shards):
             position = np.arange(len(shard), dtype=np.int32)

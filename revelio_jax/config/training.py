@@ -30,6 +30,12 @@ class DataConfig:
     lanes: int = field(
         1, "parts of a batch that read separate chunks; must be a multiple of the number of processes", low=1
     )
+    resident: str = field(
+        "auto",
+        "training rows that stay on the devices. yes: load all of them once, in the store's dtype; no: transfer every "
+        "batch from the host; auto: yes on accelerators if they fit into half of the free memory, otherwise no",
+        choices=("auto", "yes", "no"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +164,12 @@ class TrainConfig:
         "decay of a moving average of the parameters, which evaluation and export then use; None: no average",
         low=0.0,
         high=0.999999,  # at 1 it would never move
+    )
+    steps_per_dispatch: int | None = field(
+        None,
+        "steps in one call of the compiled program; a call also ends at every checkpoint. None: 1 on a CPU, on "
+        "accelerators as many as make a call last some milliseconds",
+        low=1,
     )
     seed: int = field(0, "seed of the initial parameters and of the order of rows", low=0)
     checkpoint_every: int = field(1000, "steps between checkpoints", low=1)

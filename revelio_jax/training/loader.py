@@ -22,7 +22,7 @@ import fractions
 import functools
 import itertools
 import typing
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from revelio_jax.training.mixture import Mixture, MixtureSource
 
 READERS = 8  # threads that mostly wait for the disk or the network
 READ_AHEAD = 1  # groups of a stream in memory in addition to the current one
-BATCHES_AHEAD = 2  # assembled batches in memory in addition to the current one
+BATCHES_AHEAD = 2  # batches that are assembled or on the devices, in addition to the current one
 
 _HELD_OUT, _DEAL, _CHUNKS, _ROWS, _BATCH = range(5)  # purposes of random generators
 
@@ -76,7 +76,7 @@ class ChunkStream:
         return min(self.group_chunks, len(self.chunks)) * longest
 
     @functools.cached_property
-    def groups(self) -> typing.Callable[[int], tuple[list[list[Chunk]], list[int]]]:
+    def groups(self) -> Callable[[int], tuple[list[list[Chunk]], list[int]]]:
         """A function from an epoch to the chunks of each group and the row at which each group ends."""
         return functools.lru_cache(maxsize=2)(self._groups)  # one entry for reading, one for logging
 
@@ -208,12 +208,17 @@ def _check_rows(source: MixtureSource, batch_size: int, lane_chunks: Sequence[Se
 
 
 def batches(
-    mixture: Mixture, order: Order, step: int, lanes: Iterable[int] | None = None
-) -> Generator[np.ndarray, None, None]:
+    mixture: Mixture,
+    order: Order,
+    step: int,
+    lanes: Iterable[int] | None = None,
+    put: Callable[[np.ndarray], typing.Any] = lambda x_BD: x_BD,
+) -> Generator[typing.Any, None, None]:
     """Yield batches [B l / L, d] without end, starting at ``step``: the rows of l ``lanes``, by default all lanes.
 
     Batches have the dtype of the stores; the device converts them, which moves fewer bytes for 16-bit dtypes.
-    Only chunks of ``lanes`` are read. Close the generator to stop its threads.
+    Only chunks of ``lanes`` are read. A batch is yielded as ``put(batch)``, which a thread calls BATCHES_AHEAD batches
+    ahead, so that transfers to the devices overlap with steps. Close the generator to stop its threads.
     """
     lanes = range(order.lanes) if lanes is None else tuple(lanes)
     lane_rows = order.batch_size // order.lanes
@@ -227,7 +232,7 @@ def batches(
         for lane in lanes
     ]
 
-    def assemble(step: int) -> np.ndarray:
+    def assemble(step: int) -> typing.Any:
         counts = np.subtract(order.rows_before(step + 1), order.rows_before(step))
         batch = np.empty((len(lanes) * lane_rows, mixture.d), mixture.dtype)
         for i, lane in enumerate(lanes):
@@ -236,10 +241,10 @@ def batches(
                 source.take(part)
             if len(counts) > 1:
                 rows[:] = rows[order.permutation(lane, step)]
-        return batch
+        return put(batch)
 
     try:
-        ready: collections.deque[concurrent.futures.Future[np.ndarray]] = collections.deque()
+        ready: collections.deque[concurrent.futures.Future[typing.Any]] = collections.deque()
         for current in itertools.count(step):
             ready.append(assembler.submit(assemble, current))
             if len(ready) > BATCHES_AHEAD:
@@ -250,17 +255,56 @@ def batches(
         readers.shutdown()
 
 
+def row_numbers(
+    order: Order, step: int, number: Callable[[Chunk], np.ndarray], lanes: Iterable[int] | None = None
+) -> Iterator[np.ndarray]:
+    """Yield numbers for the rows of :func:`batches`, in the same order: integers [..., B l / L].
+
+    ``number`` returns an integer array [..., N] for the N rows of a chunk.
+    """
+    lanes = range(order.lanes) if lanes is None else tuple(lanes)
+    numbers = [
+        [
+            _RowNumbers(stream, row, number)
+            for stream, row in zip(order.streams[lane], order.rows_before(step), strict=True)
+        ]
+        for lane in lanes
+    ]
+    for current in itertools.count(step):
+        counts = np.subtract(order.rows_before(current + 1), order.rows_before(current)).tolist()
+        parts: list[np.ndarray] = []
+        for lane, sources in zip(lanes, numbers, strict=True):
+            part = np.concatenate([source.take(n) for source, n in zip(sources, counts, strict=True)], -1)
+            parts.append(part[..., order.permutation(lane, current)] if len(counts) > 1 else part)
+        yield np.concatenate(parts, -1)
+
+
 def rows_of(order: Order, step: int) -> np.ndarray:
     """Return the index of the site and the row in its arrays for each row of a batch, in order: int64 [2, B]."""
-    lanes: list[np.ndarray] = []
-    for lane, streams in enumerate(order.streams):
-        parts: list[np.ndarray] = []
-        for chunks, places in order.batch_groups(lane, step):
-            numbers = [(np.full(stop - start, site), np.arange(start, stop)) for site, start, stop in chunks]
-            parts.append(np.concatenate(numbers, 1)[:, places])
-        rows = np.concatenate(parts, 1)
-        lanes.append(rows[:, order.permutation(lane, step)] if len(streams) > 1 else rows)
-    return np.concatenate(lanes, 1)
+
+    def number(chunk: Chunk) -> np.ndarray:
+        rows = np.arange(chunk.start, chunk.stop)
+        return np.stack([np.full_like(rows, chunk.site), rows])
+
+    return next(row_numbers(order, step, number))
+
+
+class _RowNumbers:
+    """The numbers of the rows of a stream, starting at ``row``."""
+
+    def __init__(self, stream: ChunkStream, row: int, number: Callable[[Chunk], np.ndarray]):
+        self._groups = (
+            np.concatenate([number(chunk) for chunk in chunks], -1)[..., places]
+            for chunks, places in stream.groups_from(row)
+        )
+        self._rest = next(self._groups)
+
+    def take(self, count: int) -> np.ndarray:
+        """Return the numbers of the next ``count`` rows."""
+        while self._rest.shape[-1] < count:
+            self._rest = np.concatenate([self._rest, next(self._groups)], -1)
+        taken, self._rest = self._rest[..., :count], self._rest[..., count:]
+        return taken
 
 
 class _ShuffledRows:

@@ -1,16 +1,17 @@
 """The training loop that single runs and grids share."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import time
 import typing
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import jax
 
 from revelio_jax.config import Config
-from revelio_jax.sae import sharding
-from revelio_jax.training import coverage, loader, metrics, processes
+from revelio_jax.training import coverage, dispatch, metrics, processes
+from revelio_jax.training.feeds import Feed
 from revelio_jax.training.loader import RowStream
 
 T = typing.TypeVar("T")
@@ -18,16 +19,28 @@ T = typing.TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class StepResult(typing.Generic[T]):
-    """The result of a step that the device may still be computing.
+    """The result of a step.
 
-    ``metrics`` are on the device; reading them waits for the step. ``coverage`` has the shuffling metrics of
-    each row stream, empty if the step is not logged. ``wait_s`` is the time that the step waited for its rows.
-    ``state`` is the state after the step if a checkpoint is due, otherwise None.
+    ``metrics`` are on the host. ``coverage`` has the shuffling metrics of each row stream, empty if the step is not
+    logged. ``step_s`` is the time since the result before, and ``wait_s`` the time that the step waited for its rows;
+    both are means over the steps of a dispatch. ``state`` is the state after the step if a checkpoint is due, otherwise
+    None.
     """
 
     step: int
     metrics: typing.Any
     coverage: Sequence[dict[str, float]]
+    step_s: float
+    wait_s: float
+    state: T | None
+
+
+class _Running(typing.NamedTuple, typing.Generic[T]):
+    """Steps that the devices may still be computing."""
+
+    steps: range
+    metrics: typing.Any
+    coverage: Mapping[int, Sequence[concurrent.futures.Future[dict[str, float]]]]
     wait_s: float
     state: T | None
 
@@ -36,39 +49,61 @@ def run_steps(
     train_step: Callable[..., tuple[T, typing.Any]],
     state: T,
     streams: Sequence[RowStream],
-    lanes: Sequence[int],
+    feeds: Sequence[Feed],
+    count: int,
     start: int,
     config: Config,
-    mesh: jax.sharding.Mesh,
 ) -> Generator[StepResult[T], None, None]:
-    """Yield the result of every step from ``start`` + 1 to config.train.steps, one step behind the device.
+    """Yield the result of every step from ``start`` + 1 to config.train.steps, one dispatch behind the devices.
 
-    ``train_step(state, *batches) -> (state, metrics)`` takes one batch [B, D] of each stream and consumes the
-    state. This process reads the rows of ``lanes``. The next step is dispatched before a result is yielded, so the
-    device never waits for a reader of metrics. A result with a checkpoint is yielded before the next dispatch,
-    which would consume its state. After SIGTERM, the last result has a checkpoint. Close the generator to stop the
-    threads that read rows.
+    ``train_step(state, *batches) -> (state, metrics)`` runs the steps of a dispatch, at most ``count``, as
+    :func:`dispatch.make_dispatch` returns it. ``feeds`` yield the rows of ``streams``. The next dispatch starts before
+    results are yielded, so the devices never wait for a reader of metrics. A result with a checkpoint is yielded before
+    the next dispatch, which would consume its state. After SIGTERM, the last result has a checkpoint. Close the
+    generator to stop the threads that read rows.
     """
-    steps, every = config.train.steps, config.logging.every
+    train, every = config.train, config.logging.every
+    since, nothing = time.perf_counter(), [{} for _ in streams]
+
+    def results(running: _Running[T]) -> Iterator[StepResult[T]]:
+        nonlocal since
+        values = jax.device_get(running.metrics)  # waits for the devices
+        before, since = since, time.perf_counter()
+        for i, step in enumerate(running.steps):
+            yield StepResult(
+                step,
+                jax.tree.map(lambda value, i=i: value[i], values) if count > 1 else values,
+                [future.result() for future in running.coverage[step]] if step in running.coverage else nothing,
+                (since - before) / len(running.steps),
+                running.wait_s / len(running.steps),
+                running.state if step == running.steps[-1] else None,
+            )
+
     with contextlib.ExitStack() as stack:
-        batches = [stack.enter_context(contextlib.closing(loader.batches(*stream, start, lanes))) for stream in streams]
+        inputs = [
+            stack.enter_context(contextlib.closing(feed(start, dispatch.spans(start, count, train)))) for feed in feeds
+        ]
+        # A thread, because reading the samples of a batch can take longer than a dispatch.
+        measurer = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         is_stopped = stack.enter_context(processes.sigterm())
         previous = None
-        for step in range(start + 1, steps + 1):
+        for number, span in enumerate(dispatch.spans(start, count, train), 1):
             waiting_since = time.perf_counter()
-            x_SBD = [sharding.put_batch(mesh, next(rows)) for rows in batches]
+            batches = [next(rows) for rows in inputs]
             wait_s = time.perf_counter() - waiting_since
-            state, step_metrics = train_step(state, *x_SBD)
-            shuffling: list[dict[str, float]] = [{} for _ in streams]
-            if metrics.is_logged(step, every, steps):  # while the device works
-                shuffling = [coverage.measure(*stream, step - 1) for stream in streams]
+            state, step_metrics = train_step(state, *batches)
+            shuffling = {
+                step: [measurer.submit(coverage.measure, *stream, step - 1) for stream in streams]
+                for step in span
+                if metrics.is_logged(step, every, train.steps)
+            }
             if previous:
-                yield previous
-            stop = is_stopped(step)
-            saves = step % config.train.checkpoint_every == 0 or step == steps or stop
-            previous = StepResult(step, step_metrics, shuffling, wait_s, state if saves else None)
+                yield from results(previous)
+            stop, last = is_stopped(number), span[-1]
+            saves = last % train.checkpoint_every == 0 or last == train.steps or stop
+            previous = _Running(span, step_metrics, shuffling, wait_s, state if saves else None)
             if saves:
-                yield previous
+                yield from results(previous)
                 previous = None
             if stop:
                 return

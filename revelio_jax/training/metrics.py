@@ -9,11 +9,10 @@ import os
 import pathlib
 import resource
 import sys
-import time
 import typing
 from collections.abc import Mapping, Sequence
 
-import jax
+import numpy as np
 from tqdm import tqdm
 
 from revelio_jax.config import TrainConfig
@@ -65,10 +64,12 @@ class Log:
         self._file = (path if first else pathlib.Path(os.devnull)).open("a")
         self._bar = tqdm(total=train.steps, initial=start, unit="step", dynamic_ncols=True, disable=not (first and bar))
         self._train, self._every = train, every
-        self._since, self._count, self._waited = time.perf_counter(), 0, 0.0
+        self._count, self._seconds, self._waited = 0, 0.0, 0.0
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array | float], wait_s: float) -> dict[str, float]:
-        """Wait for a step, count it and return its metrics; ``wait_s`` is the time that it waited for its rows.
+    def add(
+        self, step: int, metrics: Mapping[str, np.ndarray | float], step_s: float, wait_s: float
+    ) -> dict[str, float]:
+        """Count a step and return its metrics; ``step_s`` is its time, ``wait_s`` the time that it waited for its rows.
 
         Write a line every ``every`` steps and after the last step. Its times are means since the previous
         line. ``metrics`` of a step that :func:`is_logged` must have all other FIELDS. Raise NotFinite if the
@@ -78,12 +79,12 @@ class Log:
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise NotFinite(step, values["loss"], values["grad_norm"])
         self._count += 1
+        self._seconds += step_s
         self._waited += wait_s
         self._bar.update()
         if not is_logged(step, self._every, self._train.steps):
             return values
-        now = time.perf_counter()
-        step_s = (now - self._since) / self._count
+        step_s = self._seconds / self._count
         line = values | {
             "step": step,
             "rows_per_s": self._train.batch_size / step_s,
@@ -91,7 +92,7 @@ class Log:
             "data_wait_s": self._waited / self._count,
             "rss_gib": peak_rss_gib(),
         }
-        self._since, self._count, self._waited = now, 0, 0.0
+        self._count, self._seconds, self._waited = 0, 0.0, 0.0
         line = {name: line[name] for name in FIELDS}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()

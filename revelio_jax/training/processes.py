@@ -57,19 +57,20 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def sigterm() -> Generator[Callable[[int], bool]]:
-    """Yield ``is_stopped(step)``, to call after every step: it returns whether SIGTERM was received.
+    """Yield ``is_stopped(number)``, to call after every dispatch: it returns whether SIGTERM was received.
 
-    With several processes, all stop after the same step once one of them receives SIGTERM.
+    With several processes, all stop after the same dispatch once one of them receives SIGTERM. They agree on a later
+    number, so numbers must increase by 1.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
-        yield lambda step: False
+        yield lambda number: False
         return
     received = threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
     try:
-        yield lambda step: received.is_set()
+        yield lambda number: received.is_set()
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -6,7 +6,7 @@
 
 Every size, width x latents x k, gets a store of random rows and a random top-k SAE. Modes, in rows per second:
 
-    loader      the training loader alone, as in tests/benchmarks/loader_speed.py
+    loader      the training loader alone, as in tests/benchmarks/input_path.py
     reading     reading chunks in store order, as interpretation does
     encoding    reading and encoding; the codes are dropped
     interpret   reading, encoding and collecting the results of every latent
@@ -32,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-import loader_speed
+import input_path
 import numpy as np
 import results
 from safetensors.numpy import save_file
@@ -103,9 +103,9 @@ def parse_sizes(flag: str, text: str, numbers: int) -> list[tuple[int, ...]]:
 def measure(folder: pathlib.Path, d: int, latents: int, k: int, rows: int | None, rounds: int) -> list[dict]:
     """Return the rows of all modes of one size."""
     rows = rows or min(MOST_ROWS, int(SECONDS * FLOPS / (2 * d * latents)))
-    shards = -(-rows // loader_speed.SHARD_ROWS)
-    gigabytes = shards * loader_speed.SHARD_ROWS * d * 4e-9
-    loader_speed.write(str(folder / "store"), gigabytes, d, "float32")
+    shards = -(-rows // input_path.SHARD_ROWS)
+    gigabytes = shards * input_path.SHARD_ROWS * d * 4e-9
+    input_path.write(str(folder / "store"), gigabytes, d, "float32")
     write_sae(folder / "run" / "export", d, latents, k)
     config = Config(
         extract=ExtractConfig(store=str(folder / "store")),
@@ -118,8 +118,8 @@ def measure(folder: pathlib.Path, d: int, latents: int, k: int, rows: int | None
     position_map = layout.make_map(site.name, store, positions, config.interpret.cells)
     mixture = open_mixture([f"1:{folder / 'store'}"])
     # The loader's usual buffers, unless the store is smaller.
-    loader_speed.BUFFER_CHUNKS = min(loader_speed.BUFFER_CHUNKS, len(site.chunks) // 2)
-    order = loader.make_order(mixture, 0, loader_speed.BATCH, loader_speed.BUFFER_CHUNKS, 0.0, 1)
+    input_path.BUFFER_CHUNKS = min(input_path.BUFFER_CHUNKS, len(site.chunks) // 2)
+    order = loader.make_order(mixture, 0, input_path.BATCH, input_path.BUFFER_CHUNKS, 0.0, 1)
     parts = list(itertools.islice(stream.whole_samples(store_pass.encoded_rows(config, site, sae)), 32))
     state = []
 
@@ -136,7 +136,7 @@ def measure(folder: pathlib.Path, d: int, latents: int, k: int, rows: int | None
             pass
 
     modes: dict[str, Callable[[], float]] = {
-        "loader": lambda: loader_speed.read_batches(mixture, order) * 1e6 / (4 * d),
+        "loader": lambda: input_path.read_batches(mixture, order),
         "reading": lambda: rate(read, site.rows),
         "encoding": lambda: rate(encode, site.rows),
         "interpret": lambda: rate(interpret_all, site.rows),

@@ -69,11 +69,17 @@ def broken(base, with_train, planted, write_store, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "later", "largest"), [(1e30, False, 1e30), (1e30, True, 1e30), (np.nan, True, "nan")]
+    ("value", "later", "largest", "fields"),
+    [
+        (1e30, False, 1e30, {}),
+        (1e30, True, 1e30, {}),
+        (np.nan, True, "nan", {}),
+        (np.nan, True, "nan", {"resident": "yes", "steps_per_dispatch": 20}),  # in the middle of a dispatch
+    ],
 )
-def test_the_report_names_the_broken_row(broken, value, later, largest):
+def test_the_report_names_the_broken_row(broken, with_train, value, later, largest, fields):
     config, row = broken(value, later, normalize="none", b_dec_init="zero")
-    message, record = stop(config)
+    message, record = stop(with_train(config, **fields))
     assert record["step"] == STEP
     assert record["checkpoint"] == f"{config.run}/checkpoints/40"
     assert f"last good checkpoint: {record['checkpoint']};" in message

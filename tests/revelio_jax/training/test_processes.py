@@ -30,10 +30,9 @@ def split(base, with_train):
             run=str(run),
             steps=50,
             decay_share=0.0,
-            lanes=2,
             data=data,
             feature=feature,
-            **fields,
+            **{"lanes": 2, **fields},
         )
         # Latents die early, so that AuxK is active.
         return dataclasses.replace(config, sae=dataclasses.replace(config.sae, dead_after_rows=500))
@@ -77,9 +76,18 @@ def final_params(config, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(1, 8), (2, 4)], ids=str)
-def test_two_processes_train_to_the_parameters_of_one(split, start, tmp_path, mesh):
-    one, two = split(tmp_path / "one", *mesh), split(tmp_path / "two", *mesh)
+@pytest.mark.parametrize(
+    ("mesh", "fields"),
+    [
+        ((1, 8), {}),
+        ((2, 4), {"steps_per_dispatch": 4}),
+        ((1, 8), {"steps_per_dispatch": 4, "resident": "yes", "lanes": 2}),  # devices exchange rows
+        ((2, 4), {"resident": "yes", "lanes": 8}),  # devices hold their own rows
+    ],
+    ids=str,
+)
+def test_two_processes_train_to_the_parameters_of_one(split, start, tmp_path, mesh, fields):
+    one, two = split(tmp_path / "one", *mesh, lanes=fields.get("lanes", 2)), split(tmp_path / "two", *mesh, **fields)
     for process in start(two):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
@@ -94,7 +102,7 @@ def test_two_processes_train_to_the_parameters_of_one(split, start, tmp_path, me
 
 @pytest.mark.slow
 def test_sigterm_to_one_of_two_stops_both_after_the_same_step(split, start, tmp_path):
-    config = split(tmp_path / "run", 1, 8, checkpoint_every=10**6)
+    config = split(tmp_path / "run", 1, 8, checkpoint_every=10**6, steps_per_dispatch=3)
     config = changed(config, steps=10**6, every=1)
     both = start(config)
     log = tmp_path / "run/metrics.jsonl"
@@ -105,6 +113,7 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(split, start, tmp_
     assert [process.returncode for process in both] == [processes.STOPPED] * 2, outputs
     step = checkpoints.newest_step(tmp_path / "run")
     assert step > 3
+    assert step % 3 == 0
     assert all(f"step {step} is saved" in out for out, _ in outputs)
 
 
