@@ -1,8 +1,16 @@
 """AuxK, the auxiliary loss that revives dead latents (arXiv 2406.04093, A.2), and its gradients.
 
-The k_aux strongest dead latents of each row reconstruct the error e = x - x_hat of the other latents:
-||e - W_dec z_dead||^2 / deviation. No gradient flows through e. The reconstruction of e has no decoder bias,
-because x_hat contains it already.
+The k_aux strongest dead latents of each row reconstruct the error e = x - x_hat of the other latents. With
+e_hat = W_dec z_dead, the loss is ||e - s e_hat||^2 / deviation. No gradient flows through e. The reconstruction of e
+has no decoder bias, because x_hat contains it already.
+
+Two parts differ from the paper, in which s = 1 and all gradients pass. Without them, AuxK kills latents: many random
+directions overshoot a small error, the loss falls fastest if they stop firing, and behind ReLU a latent that fires on
+no row has no gradient (measured in docs/measurements/sae_quality.md).
+
+- s = <e, e_hat> / ||e_hat||^2 over all rows, limited to [0, 1], is the factor that best fits e_hat to e. The gradient
+  on e_hat is -2 (e - s e_hat) / deviation, without a factor s, which would slow the revival of latents that overshoot.
+- Of the gradient on z_dead only the part that raises values is kept: min(gradient, 0).
 """
 
 import functools
@@ -83,9 +91,9 @@ def _few(inputs: _Inputs, size: int) -> LossAndGradients:
     if size * jax.lax.axis_size("feature") > sae.k_aux:
         sum_over_devices = functools.partial(jax.lax.psum, axis_name="feature")
         z_BC = jnp.where(z_BC >= topk.kth_largest(z_BC, sae.k_aux, 1, sum_over_devices), z_BC, 0)
-    rest_BD = error_BD - decode(Code(z_BC), W_dec_CD, sae)
+    rest_BD = _rest(error_BD, decode(Code(z_BC), W_dec_CD, sae))
     grad_BD = -2 * sae.aux_alpha / deviation * rest_BD
-    grad_z_BC = jnp.where(z_BC > 0, sparse.product(grad_BD, W_dec_CD.T, sae.matmul_dtype), 0)
+    grad_z_BC = jnp.where(z_BC > 0, jnp.minimum(sparse.product(grad_BD, W_dec_CD.T, sae.matmul_dtype), 0), 0)
     grads = {
         "W_enc_FD": sparse.product(grad_z_BC.T, x_BD, sae.matmul_dtype),
         "b_enc_F": grad_z_BC.sum(0),
@@ -106,9 +114,10 @@ def _many(inputs: _Inputs) -> LossAndGradients:
         x_BD, params["W_enc_FD"], b_enc_F, sae.k_aux, sae.matmul_dtype, sae.encode_chunk
     )
     code = Code(values_BK, indices_BK).where(topk.survivors(values_BK, sae.k_aux, "feature"))
-    rest_BD = error_BD - decode(code, params["W_dec_FD"], sae)
+    rest_BD = _rest(error_BD, decode(code, params["W_dec_FD"], sae))
     grad_BD = -2 * sae.aux_alpha / deviation * rest_BD
-    grad_BK = jnp.where(code.values > 0, sparse.dots(grad_BD, indices_BK, params["W_dec_FD"], sae), 0)
+    grad_BK = sparse.dots(grad_BD, indices_BK, params["W_dec_FD"], sae)
+    grad_BK = jnp.where(code.values > 0, jnp.minimum(grad_BK, 0), 0)
     start = _zeros(params)
     grad_b_enc_F = start["b_enc_F"].at[indices_BK].add(grad_BK)
     return jnp.square(rest_BD).sum() / deviation, start | {
@@ -117,6 +126,12 @@ def _many(inputs: _Inputs) -> LossAndGradients:
         "W_dec_FD": sparse.add_outer(start["W_dec_FD"], code.values, indices_BK, grad_BD, sae),
         "b_dec_D": jax.lax.psum(-(grad_b_enc_F @ params["W_enc_FD"]), "feature"),
     }
+
+
+def _rest(error_BD: jax.Array, error_hat_BD: jax.Array) -> jax.Array:
+    """Return e - s e_hat of the module's docstring, or e if e_hat is 0: [B, D]."""
+    squares = jnp.maximum(jnp.square(error_hat_BD).sum(), jnp.finfo(error_hat_BD.dtype).tiny)
+    return error_BD - jnp.clip((error_BD * error_hat_BD).sum() / squares, 0, 1) * error_hat_BD
 
 
 def _zeros(params: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -51,14 +51,30 @@ def fvu(x_BD: jax.Array, x_hat_BD: jax.Array) -> jax.Array:
     return jnp.square(x_BD - x_hat_BD).sum() / jnp.square(x_BD - x_BD.mean(0)).sum()
 
 
-def aux_k(params: dict[str, jax.Array], x_BD: jax.Array, x_hat_BD: jax.Array, dead_F: jax.Array, k: int) -> jax.Array:
-    """Return ||e - W_dec z_dead||^2 / ||x - mean(x)||^2, with e = x - x_hat and z_dead the k largest dead latents.
+@jax.custom_vjp
+def raised(z_BF: jax.Array) -> jax.Array:
+    """Return z. Its gradient passes only where a step against it raises z: min(gradient, 0)."""
+    return z_BF
 
-    No gradient flows through e. The result is 0 if no latent is dead or k is 0.
+
+raised.defvjp(lambda z_BF: (z_BF, None), lambda _, grad_BF: (jnp.minimum(grad_BF, 0),))
+
+
+def aux_k(params: dict[str, jax.Array], x_BD: jax.Array, x_hat_BD: jax.Array, dead_F: jax.Array, k: int) -> jax.Array:
+    """Return ||e - s e_hat||^2 / ||x - mean(x)||^2 with e = x - x_hat and e_hat = W_dec z_dead.
+
+    z_dead are the k largest dead latents. s = <e, e_hat> / ||e_hat||^2, limited to [0, 1]. No gradient flows through
+    e and s, nor into z_dead where it would lower z_dead. The gradient on e_hat has no factor s. The result is 0 if no
+    latent is dead or k is 0. s and the two conditions on gradients are this project's; in the paper s is 1 and all
+    gradients pass.
     """
     error_BD = jax.lax.stop_gradient(x_BD - x_hat_BD)
-    error_hat_BD = top_k(positive(params, x_BD) * dead_F, k) @ params["W_dec_FD"]
-    loss = jnp.square(error_BD - error_hat_BD).sum() / jnp.square(x_BD - x_BD.mean(0)).sum()
+    error_hat_BD = raised(top_k(positive(params, x_BD) * dead_F, k)) @ params["W_dec_FD"]
+    fixed_BD = jax.lax.stop_gradient(error_hat_BD)
+    squares = jnp.square(fixed_BD).sum()
+    scale = jnp.where(squares > 0, (error_BD * fixed_BD).sum() / jnp.where(squares > 0, squares, 1), 0)
+    rest_BD = error_BD - jnp.clip(scale, 0, 1) * fixed_BD - (error_hat_BD - fixed_BD)  # the last term is 0
+    loss = jnp.square(rest_BD).sum() / jnp.square(x_BD - x_BD.mean(0)).sum()
     return jnp.where(dead_F.any() & (k > 0), loss, 0)
 
 
