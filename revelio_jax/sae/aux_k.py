@@ -5,9 +5,12 @@ The k_aux strongest dead latents of each row reconstruct the error e = x - x_hat
 because x_hat contains it already.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import typing
+from collections.abc import Generator
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +26,18 @@ T = typing.TypeVar("T")
 MATRICES = ("W_enc_FD", "b_enc_F", "W_dec_FD")  # with an axis of latents
 
 LossAndGradients = tuple[jax.Array, dict[str, jax.Array]]
+
+_outer_only: contextvars.ContextVar[bool] = contextvars.ContextVar("outer_only", default=False)
+
+
+@contextlib.contextmanager
+def outer_branches() -> Generator[None]:
+    """Trace :func:`aux_k` with its first and last branch only, for a step that is compiled but not run."""
+    token = _outer_only.set(True)
+    try:
+        yield
+    finally:
+        _outer_only.reset(token)
 
 
 class _Inputs(typing.NamedTuple):
@@ -57,7 +72,7 @@ def aux_k(
     if not sae.k_aux:
         return zero, zeros
     inputs = _Inputs(params, x_BD, error_BD, deviation, dead_F, sae)
-    sizes = _sizes(len(dead_F), sae)
+    sizes = [] if _outer_only.get() else _sizes(len(dead_F), sae)
     branches = [
         lambda: (zero, zeros),
         *(functools.partial(_few, inputs, size) for size in sizes),
