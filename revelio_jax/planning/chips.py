@@ -44,8 +44,9 @@ class Chip:
 # TPU: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; hbm from libtpu 0.0.42's out-of-memory message.
 # clock: 4 x 128 x 128 multipliers (v5e), 8 x 128 x 128 (v5p), 4 x 256 x 256 (v6e), 2 operations each.
 # GPU: NVIDIA's datasheets of H100 SXM, H200 SXM and DGX B200, half of the values that are given "with sparsity".
-# NVLink 4 has 900 GB/s and NVLink 5 1,800 GB/s in both directions together, PCIe 5 x16 64 GB/s one way; a node has one
-# 400 Gb/s InfiniBand card per GPU. hbm is 92 % of the bytes that drivers report; the rest is for CUDA and NCCL, assumed.
+# NVLink 4 has 900 GB/s and NVLink 5 1,800 GB/s in both directions together, and PCIe 5 x16 has 64 GB/s one way. A node
+# has one 400 Gb/s InfiniBand card per GPU. hbm is 92 % of the bytes that drivers report; the rest is for CUDA and
+# NCCL, which is an assumption.
 CHIPS = {
     "v5e": Chip("tpu", 15.75 * GIB, 819e9, 197e12, 197e12, 200e9, FLAT, clock=1.50e9),
     "v5p": Chip("tpu", 95.74 * GIB, 2765e9, 459e12, 459e12, 600e9, CUBE, clock=1.75e9),

@@ -93,6 +93,8 @@ class _Step:
         self.d, self.batch = work.d, work.config.train.batch_size
         self.rows, self.latents = self.batch / data, work.latents / feature
         self.is_sparse_code = sae.architecture in ("topk", "batch_topk")
+        # auto: dense, as revelio_jax.sae.sparse chooses on every accelerator
+        self.is_dense = sae.products != "sparse" or not self.is_sparse_code
         self.slots = min(slots(sae), self.latents)
         # Reconstructions: one for each prefix, and one with 4 k latents
         self.codes = max(1, len(sae.prefixes)) + bool(sae.multi_topk)
@@ -138,15 +140,17 @@ class _Step:
         bytes = FLOAT * (self.params / 2 + rows * (self.latents + self.d))
         return max(operations / (PRODUCT_SHARE * self.chip.peak(self.sae.matmul_dtype)), self.moved(bytes))
 
+    def rows_moved(self, rows: float, k: float) -> float:
+        """Return the seconds in which k rows of a weight matrix are read for each of ``rows`` rows."""
+        return self.moved(FLOAT * self.d * k * rows)
+
     def products(self, codes: int) -> float:
         """Return the seconds of the other products: decode, dots and both weight gradients."""
         if not self.is_sparse_code:  # all by rows of this chip; gradients are summed over the data axis
             return 4 * self.product(self.rows)
-        if self.sae.products != "sparse":
-            dense = 2 * codes * self.product(self.rows) + (codes + 1) * self.product(self.batch)
-            return dense
-        rows = FLOAT * self.d * self.slots
-        return self.moved(rows * (2 * codes * self.rows + 2 * (codes + 1) * self.batch))
+        if self.is_dense:
+            return 2 * codes * self.product(self.rows) + (codes + 1) * self.product(self.batch)
+        return self.rows_moved(2 * codes * self.rows + 2 * (codes + 1) * self.batch, self.slots)
 
     def top_k(self, rows: float, k: float) -> float:
         """Return the seconds in which top-k reads the pre-activations, its groups and the values of other chips."""
@@ -162,9 +166,7 @@ class _Step:
         if not sae.k_aux:
             return 0.0
         k = min(sae.k_aux, self.latents)
-        reads = FLOAT * self.d * k * self.batch
-        dense = sae.products != "sparse" or not self.is_sparse_code
-        products = 4 * self.product(self.batch) if dense else self.moved(6 * reads)
+        products = 4 * self.product(self.batch) if self.is_dense else self.rows_moved(6 * self.batch, k)
         top_k = FLOAT * self.batch * (self.latents + 2 * k * self.feature * (self.feature > 1))
         links = [
             Collective("all-gather", round(FLOAT * self.batch * k * self.feature), self.feature),
@@ -185,9 +187,10 @@ class _Step:
                 values = round(FLOAT * self.rows * self.slots * self.feature)
                 found += [(Collective("all-gather", values, self.feature), 1)]
         if self.data > 1 and self.is_sparse_code:
-            # Rows, errors and gradients of reconstructions; indices, gradients of values, and values.
+            # Rows, errors for AuxK, and gradients of reconstructions; indices, gradients of values, and values.
             rows_of_all, codes_of_all = FLOAT * self.batch * self.d, round(FLOAT * self.batch * self.slots)
-            found += [(Collective("all-gather", rows_of_all, self.data), self.feature)] * (2 + self.codes)
+            arrays = 1 + bool(self.sae.k_aux) + self.codes
+            found += [(Collective("all-gather", rows_of_all, self.data), self.feature)] * arrays
             found += [(Collective("all-gather", codes_of_all, self.data), self.feature)] * (2 + self.codes)
         elif self.data > 1:
             found += [(Collective("all-reduce", round(FLOAT * self.params), self.data), self.feature)]
@@ -198,7 +201,8 @@ class _Step:
 
     def memory(self) -> dict[str, float]:
         """Return the bytes of the state, of the batch, and of temporaries that exist together."""
-        matrices = FLOAT * self.latents * (self.rows + (self.batch if self.sae.products != "sparse" else 0))
+        width = self.latents if self.is_dense else min(self.latents, self.sae.encode_chunk or self.latents)
+        matrices = FLOAT * width * (self.rows + (self.batch if self.is_dense else 0))
         return {
             "arguments": self.state + FLOAT * self.batch * self.d / (self.data * self.feature),
             "gradients": FLOAT * self.params,

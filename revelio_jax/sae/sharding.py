@@ -56,9 +56,7 @@ def make_mesh(
     return jax.make_mesh((data, feature), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * feature])
 
 
-def mesh_shape(
-    data: int | None, feature: int | None, batch_size: int, latents: int, count: int
-) -> tuple[int, int]:
+def mesh_shape(data: int | None, feature: int | None, batch_size: int, latents: int, count: int) -> tuple[int, int]:
     """Return the sizes of the axes of a mesh over ``count`` devices.
 
     None means all remaining devices. Raise InputError if the axes do not divide the devices, the rows of a batch or

@@ -120,6 +120,44 @@ def test_a_program_of_libtpu_is_read(groups, chips):
     assert cheap.sent == 3 / 4 * gather.bytes
 
 
+GPU = """HloModule m, is_scheduled=true
+
+%none (c: f32[8,128]) -> f32[8,128] {
+  ROOT %n = f32[8,128]{1,0} negate(%c)
+}
+
+%many (d: f32[8,128]) -> f32[8,128] {
+  %d = f32[8,128]{1,0} parameter(0)
+  %top = (f32[8,4]{1,0}, s32[8,4]{1,0}) custom-call(%d), custom_call_target="TopK", called_computations={%gt}
+  ROOT %r = f32[8,128]{1,0} all-reduce(%d), replica_groups=[1,8]<=[8], to_apply=%add
+}
+
+%body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %part = f32[8,16]{1,0} custom-call(%t, %x), custom_call_target="PartialReduce"
+  ROOT %ag = f32[32]{0} all-gather(%g), replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+ENTRY %main (x: f32[8,128]) -> f32[8,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %ar = f32[8,128]{1,0} all-reduce-start(%x), replica_groups=[1,8]<=[8], to_apply=%add
+  %w = (s32[], f32[8]) while(%t0), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"6"}}
+  %scores = f32[8,128]{1,0} custom-call(%x), custom_call_target="__cublas$gemm"
+  ROOT %k = f32[8,128] conditional(%which, %x, %x), branch_computations={%none, %many}
+}
+"""
+
+
+def test_a_program_for_gpus_has_bytes_and_collectives_but_no_cycles():
+    reduced, gathered = hlo.Collective("all-reduce", 8 * 128 * 4, 8), hlo.Collective("all-gather", 32 * 4, 4)
+    none, many = (hlo.cost(GPU, 8, branch) for branch in (min, max))
+    assert none.cycles == many.cycles == 0
+    assert none.collectives == {reduced: 1, gathered: 6}
+    assert many.collectives == {reduced: 2, gathered: 6}
+    # PartialReduce writes its result on each trip (its operands are not in this text), TopK reads %d as well.
+    assert none.moved == 6 * 8 * 16 * 4
+    assert many.moved - none.moved == 8 * 128 * 4 + 2 * 8 * 4 * 4
+
+
 def test_bytes_sent_follow_the_ring_formulas():
     sent = {kind: hlo.Collective(kind, 1200, 4).sent for kind in ("all-reduce", "reduce-scatter")}
     assert sent == {"all-reduce": 1800, "reduce-scatter": 3600}
