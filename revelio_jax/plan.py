@@ -45,7 +45,8 @@ from revelio_jax.planning.hlo import Collective
 from revelio_jax.planning.meshes import Plan, plan_slice, possible_meshes, select_meshes, smallest_slice
 from revelio_jax.planning.work import StepWork, describe_work
 
-HEAD = f"{'mesh':>8} {'GiB/chip':>9} {'fits':>5} {'model':>10} {'XLA':>10} {'dead':>10} {'roof':>19} {'rows/s':>12} {'h':>8}"
+COLUMNS = ["mesh:8", "GiB/chip:9", "fits:5", "model:10", "XLA:10", "dead:10", "roof:19", "rows/s:12", "h:8"]
+HEAD = " ".join(name.rjust(int(width)) for name, width in (column.split(":") for column in COLUMNS))
 EXTRAS = {"tpu": "plan", "cuda": "plan-cuda13"}
 RESERVED = 0.75  # share of a GPU's memory that JAX takes by default
 

@@ -12,7 +12,7 @@ from revelio_jax.planning import hlo
 from revelio_jax.planning.chips import Chip
 from revelio_jax.planning.work import StepWork
 from revelio_jax.sae import sharding
-from revelio_jax.sae.aux_k import outer_branches
+from revelio_jax.sae.aux_k import SCOPE, outer_branches
 from revelio_jax.training.step import abstract_state, make_train_step
 
 
@@ -48,7 +48,7 @@ def compile_mesh(work: StepWork, mesh: jax.sharding.Mesh, chip: Chip, aux_k: boo
         "program": memory.generated_code_size_in_bytes,
     }
     text = compiled.as_text() or ""
-    least, most = (hlo.cost(text, mesh.size, branch) for branch in (min, max))
+    least, most = (hlo.cost(text, mesh.size, scope) for scope in ("", SCOPE))
     if chip.clock is None:
         return Compiled(parts, collectives=least.collectives)
     seconds, seconds_dead = (

@@ -32,6 +32,7 @@ HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(([^)]*)\)")
 ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([^\]]*)\]")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+SCOPE = re.compile(r'op_name="[^"]*?(\w+)/(?:cond|switch)"')  # of a conditional
 CALLED = re.compile(r"\b(calls|to_apply|body|condition|branch_computations|true_computation|false_computation)=")
 
 
@@ -74,11 +75,12 @@ class Cost:
         return Cost(times * self.cycles, times * self.moved, collectives)
 
 
-def cost(text: str, devices: int, branch: Callable = min) -> Cost:
+def cost(text: str, devices: int, costly_scope: str = "") -> Cost:
     """Return the cost of a program on ``devices`` devices.
 
-    ``branch`` is ``min`` or ``max`` and picks the branch of every conditional with the fewest or the most cycles, or
-    bytes if no cycles are known. A loop counts once if its number of trips cannot be read.
+    Take the branch of every conditional with the fewest cycles, or bytes if no cycles are known. Take the one with the
+    most in conditionals directly in the scope ``costly_scope`` (``jax.named_scope``). A loop counts once if its number
+    of trips cannot be read.
     """
     entry, bodies = _computations(text)
 
@@ -108,7 +110,9 @@ def cost(text: str, devices: int, branch: Callable = min) -> Cost:
                 total += cost_of(called["body"][0]) * _trips(line, bodies.get(called["condition"][0], ()))
             elif opcode == "conditional":
                 branches = [cost_of(b) for key, names in called.items() if key != "to_apply" for b in names]
-                total += branch(branches, key=lambda cost: (cost.cycles, cost.moved, cost.sent))
+                scope = SCOPE.search(line)
+                pick = max if costly_scope and scope and scope[1] == costly_scope else min
+                total += pick(branches, key=lambda cost: (cost.cycles, cost.moved, cost.sent))
             elif "calls" in called or opcode == "call":
                 inner = sum((cost_of(n) for names in called.values() for n in names), Cost())
                 # The cycles of a fusion are given at the fusion, not inside.

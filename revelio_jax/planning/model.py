@@ -2,13 +2,13 @@
 
 It compiles nothing, so it ranks all meshes of a slice at once, and it is the only time for GPUs, for which XLA
 estimates none. Letters: B rows of a batch, D width, F latents, K slots of a row. On a mesh of data x feature chips a
-chip has b = B / data rows, and l = F / feature latents; gradients of its latents take the rows of all chips.
+chip has b = B / data rows, and l = F / feature latents.
 
     encoder      the product with W_enc: b rows
-    products     dense: decode and dots with b rows, two weight gradients with B rows, each a whole product that also
-                 reads or writes a matrix [rows, l]; sparse: K rows of D read per row of the batch for decode and
-                 dots, and read and written for each weight gradient
-    top-k        reads the pre-activations [b, l] and its candidates
+    products     decode, dots and two weight gradients. dense: whole products that also read or write a matrix [b, l],
+                 gradients are summed over the data axis; sparse: decode and dots read K rows of D for a row, gradients
+                 are whole products with the B rows of all chips; atomic: gradients read and write K rows for a row
+    top-k        reads the pre-activations [b, l] and its candidates; dense also writes the code as a matrix
     optimizer    reads and writes the state once, and takes GRADIENT_BYTES per parameter for passes over gradients
     links        the collectives, in rings
     input        rows from the host, while the step before runs
@@ -26,7 +26,7 @@ import jax
 from revelio_jax.planning.chips import Chip
 from revelio_jax.planning.hlo import Collective
 from revelio_jax.planning.work import StepWork
-from revelio_jax.sae import topk
+from revelio_jax.sae import forms, topk
 from revelio_jax.sae.module import slots
 from revelio_jax.sae.sharding import AXES
 from revelio_jax.training.step import State, abstract_state
@@ -88,13 +88,12 @@ class _Step:
     """The sizes of a step on one chip."""
 
     def __init__(self, work: StepWork, data: int, feature: int, chip: Chip):
-        sae = work.config.sae
+        sae = forms.on_platform(work.config.sae, work.latents // feature, chip.platform)
         self.work, self.data, self.feature, self.chip, self.sae = work, data, feature, chip, sae
         self.d, self.batch = work.d, work.config.train.batch_size
         self.rows, self.latents = self.batch / data, work.latents / feature
         self.is_sparse_code = sae.architecture in ("topk", "batch_topk")
-        # auto: dense, as revelio_jax.sae.sparse chooses on every accelerator
-        self.is_dense = sae.products != "sparse" or not self.is_sparse_code
+        self.has_slots = self.is_sparse_code and sae.products != "dense"
         self.slots = min(slots(sae), self.latents)
         # Reconstructions: one for each prefix, and one with 4 k latents
         self.codes = max(1, len(sae.prefixes)) + bool(sae.multi_topk)
@@ -106,7 +105,7 @@ class _Step:
         sent_s = sum(self.sent_s(collective, stride) for collective, stride in collectives)
         terms = {
             "encoder": self.product(self.rows),
-            "products": self.products(self.codes),
+            "products": self.products(),
             "top-k": self.top_k(self.rows, self.slots),
             "optimizer": self.moved(2 * self.state + GRADIENT_BYTES * self.params),
             "links": sent_s,
@@ -144,13 +143,15 @@ class _Step:
         """Return the seconds in which k rows of a weight matrix are read for each of ``rows`` rows."""
         return self.moved(FLOAT * self.d * k * rows)
 
-    def products(self, codes: int) -> float:
+    def products(self) -> float:
         """Return the seconds of the other products: decode, dots and both weight gradients."""
-        if not self.is_sparse_code:  # all by rows of this chip; gradients are summed over the data axis
-            return 4 * self.product(self.rows)
-        if self.is_dense:
-            return 2 * codes * self.product(self.rows) + (codes + 1) * self.product(self.batch)
-        return self.rows_moved(2 * codes * self.rows + 2 * (codes + 1) * self.batch, self.slots)
+        gradients = self.codes + 1  # one of W_dec for each reconstruction, one of W_enc
+        if not self.has_slots:
+            return (2 * self.codes + gradients) * self.product(self.rows)
+        read_s = self.rows_moved(2 * self.codes * self.rows, self.slots)
+        if self.sae.products == "atomic":
+            return read_s + self.rows_moved(2 * gradients * self.batch, self.slots)
+        return read_s + gradients * self.product(self.batch)
 
     def top_k(self, rows: float, k: float) -> float:
         """Return the seconds in which top-k reads the pre-activations, its groups and the values of other chips."""
@@ -158,22 +159,22 @@ class _Step:
             return 0.0
         groups = 2 * self.latents / topk.GROUP + k * topk.GROUP
         merged = 2 * k * self.feature if self.feature > 1 else 0
-        return self.moved(FLOAT * rows * (self.latents + groups + merged))
+        matrix = 0 if self.has_slots else 2 * self.latents  # read again, written
+        return self.moved(FLOAT * rows * (self.latents + groups + merged + matrix))
 
     def dead_s(self) -> float:
-        """Return the seconds of AuxK's most expensive branch: a step more, with the rows of all chips and k_aux."""
-        sae = self.sae
-        if not sae.k_aux:
+        """Return the seconds of AuxK's most expensive branch: one more code with k_aux slots, by whole products."""
+        if not self.sae.k_aux:
             return 0.0
-        k = min(sae.k_aux, self.latents)
-        products = 4 * self.product(self.batch) if self.is_dense else self.rows_moved(6 * self.batch, k)
-        top_k = FLOAT * self.batch * (self.latents + 2 * k * self.feature * (self.feature > 1))
-        links = [
-            Collective("all-gather", round(FLOAT * self.batch * k * self.feature), self.feature),
-            Collective("all-reduce", FLOAT * self.batch * self.d, self.feature),
-        ]
-        sent_s = sum(self.sent_s(collective, 1) for collective in links) if self.feature > 1 else 0.0
-        return self.product(self.batch) + products + self.moved(top_k) + sent_s
+        k = min(self.sae.k_aux, self.latents)
+        rows = self.rows if self.is_sparse_code and not self.has_slots else self.batch
+        sent_s = 0.0
+        if self.feature > 1:
+            values, sums = round(FLOAT * rows * k * self.feature), round(FLOAT * rows * self.d)
+            sent_s += self.sent_s(Collective("all-gather", values, self.feature), 1)
+            sent_s += self.sent_s(Collective("all-reduce", sums, self.feature), 1)
+        top_k = FLOAT * rows * (3 * self.latents + k * topk.GROUP + 2 * k * self.feature)
+        return 5 * self.product(rows) + self.moved(top_k) + sent_s
 
     def collectives(self) -> list[tuple[Collective, int]]:
         """Return the large collectives, and the distance of neighbors in their rings."""
@@ -186,7 +187,7 @@ class _Step:
             if self.is_sparse_code:
                 values = round(FLOAT * self.rows * self.slots * self.feature)
                 found += [(Collective("all-gather", values, self.feature), 1)]
-        if self.data > 1 and self.is_sparse_code:
+        if self.data > 1 and self.has_slots:
             # Rows, errors for AuxK, and gradients of reconstructions; indices, gradients of values, and values.
             rows_of_all, codes_of_all = FLOAT * self.batch * self.d, round(FLOAT * self.batch * self.slots)
             arrays = 1 + bool(self.sae.k_aux) + self.codes
@@ -201,11 +202,11 @@ class _Step:
 
     def memory(self) -> dict[str, float]:
         """Return the bytes of the state, of the batch, and of temporaries that exist together."""
-        width = self.latents if self.is_dense else min(self.latents, self.sae.encode_chunk or self.latents)
-        matrices = FLOAT * width * (self.rows + (self.batch if self.is_dense else 0))
+        width = min(self.latents, self.sae.encode_chunk or self.latents)
+        codes = width * self.rows * (2 if self.is_sparse_code and not self.has_slots else 1)
         return {
             "arguments": self.state + FLOAT * self.batch * self.d / (self.data * self.feature),
             "gradients": FLOAT * self.params,
-            "codes": matrices,
-            "rows": 4 * FLOAT * self.batch * self.d,
+            "codes": FLOAT * codes,
+            "rows": 4 * FLOAT * (self.batch if self.has_slots else self.rows) * self.d,
         }

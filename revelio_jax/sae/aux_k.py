@@ -23,6 +23,7 @@ from revelio_jax.sae.sparse import product
 
 T = typing.TypeVar("T")
 
+SCOPE = "aux_k"  # names the conditional over the branches in compiled programs and profiles
 MATRICES = ("W_enc_FD", "b_enc_F", "W_dec_FD")  # with an axis of latents
 
 LossAndGradients = tuple[jax.Array, dict[str, jax.Array]]
@@ -81,7 +82,8 @@ def aux_k(
     # All devices must take the same branch, because branches contain collectives.
     most_dead = jax.lax.pmax(dead_F.sum(), "feature")
     branch = jnp.searchsorted(jnp.array([0, *sizes]), topk.largest_of_grid(most_dead))
-    aux_loss, grads = jax.lax.switch(branch, branches)
+    with jax.named_scope(SCOPE):
+        aux_loss, grads = jax.lax.switch(branch, branches)
     return jnp.where(most_dead > 0, aux_loss, 0), grads  # without dead latents all gradients are 0
 
 

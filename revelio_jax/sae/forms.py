@@ -13,9 +13,13 @@ GPU_LATENTS_PER_SLOT = 256
 
 def resolved(sae: SaeConfig, latents: int, mesh: jax.sharding.Mesh) -> SaeConfig:
     """Return ``sae`` with a definite form of products for ``latents`` latents split over ``mesh``."""
+    return on_platform(sae, latents // mesh.shape["feature"], mesh.devices.flat[0].platform)
+
+
+def on_platform(sae: SaeConfig, latents: int, platform: str) -> SaeConfig:
+    """Return ``sae`` with a definite form of products for ``latents`` latents on each device of a platform."""
     if sae.products != "auto":
         return sae
-    platform = mesh.devices.flat[0].platform
-    few = latents // mesh.shape["feature"] < GPU_LATENTS_PER_SLOT * sae.k
+    few = latents < GPU_LATENTS_PER_SLOT * sae.k
     dense = platform != "cpu" and not sae.encode_chunk and (few or platform == "tpu")
     return dataclasses.replace(sae, products="dense" if dense else "sparse")

@@ -92,7 +92,7 @@ ENTRY %main (x: f32[8,128]) -> f32[8,128] {
   %ag = (f32[8,128], f32[32,128]) all-gather-start(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
   %agd = f32[32,128] all-gather-done(%ag)
   %w = (s32[], f32[64,128], /*index=2*/f32[8]) while(%t0), condition=%condition, body=%body
-  %k = f32[8,128] conditional(%which, %x, %x), branch_computations={%cheap, %dear}
+  %k = f32[8,128] conditional(%which, %x, %x), branch_computations={%cheap, %dear}, metadata={op_name="aux_k/cond"}
   ROOT %y = f32[8,128] fusion(%k), kind=kLoop, calls=%other, backend_config={"estimated_cycles":"100"}
 }
 """
@@ -111,7 +111,7 @@ ENTRY %main (x: f32[8,128]) -> f32[8,128] {
 def test_a_program_of_libtpu_is_read(groups, chips):
     text = TPU.replace("GROUPS", groups)
     gather = hlo.Collective("all-gather", 32 * 128 * 4, 4)
-    cheap, dear = (hlo.cost(text, 8, branch) for branch in (min, max))
+    cheap, dear = (hlo.cost(text, 8, scope) for scope in ("", "aux_k"))
     assert cheap.cycles == 64 * 3 + 10 + 100
     assert dear.cycles == 64 * 3 + 5000 + 100
     assert cheap.moved == dear.moved == 64 * 2 * 8 * 128 * 4  # what the scatter adds, read and written
@@ -142,14 +142,15 @@ ENTRY %main (x: f32[8,128]) -> f32[8,128] {
   %ar = f32[8,128]{1,0} all-reduce-start(%x), replica_groups=[1,8]<=[8], to_apply=%add
   %w = (s32[], f32[8]) while(%t0), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"6"}}
   %scores = f32[8,128]{1,0} custom-call(%x), custom_call_target="__cublas$gemm"
-  ROOT %k = f32[8,128] conditional(%which, %x, %x), branch_computations={%none, %many}
+  ROOT %k = f32[8,128] conditional(%which, %x, %x), branch_computations={%none, %many}, metadata={op_name="aux_k/cond"}
 }
 """
 
 
 def test_a_program_for_gpus_has_bytes_and_collectives_but_no_cycles():
     reduced, gathered = hlo.Collective("all-reduce", 8 * 128 * 4, 8), hlo.Collective("all-gather", 32 * 4, 4)
-    none, many = (hlo.cost(GPU, 8, branch) for branch in (min, max))
+    none, many = (hlo.cost(GPU, 8, scope) for scope in ("", "aux_k"))
+    assert hlo.cost(GPU, 8, "other") == none
     assert none.cycles == many.cycles == 0
     assert none.collectives == {reduced: 1, gathered: 6}
     assert many.collectives == {reduced: 2, gathered: 6}

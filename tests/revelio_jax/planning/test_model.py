@@ -16,7 +16,7 @@ from revelio_jax.sae import sharding
 SMALL = 1500  # bytes of collectives that the model leaves out, such as sums of the loss
 
 large = StepWork(
-    Config(sae=SaeConfig(matmul_dtype="bfloat16", k_aux=0), train=TrainConfig(batch_size=8192)),
+    Config(sae=SaeConfig(matmul_dtype="bfloat16", products="dense", k_aux=0), train=TrainConfig(batch_size=8192)),
     "a.layer.1",
     4096,
     65536,
@@ -37,14 +37,19 @@ def changed(work, sae=None, train=None):
     "sae",
     [
         {"k": 8},
+        {"k": 8, "products": "atomic"},
         {"k": 8, "multi_topk": 0.125, "prefixes": (0.5, 1.0)},
         {"architecture": "jumprelu"},
     ],
-    ids=["topk", "multi_topk", "jumprelu"],
+    ids=["topk", "slots", "multi_topk", "jumprelu"],
 )
 def test_the_compiled_step_has_the_arguments_and_collectives_of_the_model(mesh, sae):
     work = StepWork(
-        Config(sae=SaeConfig(k_aux=0, products="dense", **sae), train=TrainConfig(batch_size=64)), "a", 256, 2048, None
+        Config(sae=SaeConfig(**{"k_aux": 0, "products": "dense"} | sae), train=TrainConfig(batch_size=64)),
+        "a",
+        256,
+        2048,
+        None,
     )
     chip = CHIPS["h100"]
     devices = jax.devices()[: math.prod(mesh)]
@@ -86,22 +91,45 @@ def test_float32_products_of_a_gpu_run_at_half_the_rate_and_those_of_a_tpu_do_no
         assert times[0] / times[1] == pytest.approx(ratio)
 
 
-def test_sparse_products_cost_k_rows_and_dense_ones_all_latents():
+def test_products_with_slots_cost_k_rows_and_those_with_matrices_all_latents():
     def products_s(latents, k, form):
         work = dataclasses.replace(changed(large, sae={"products": form, "k": k}), latents=latents)
         return model.estimate(work, (1, 1), CHIPS["h100"]).terms["products"]
 
     assert products_s(131072, 32, "dense") == pytest.approx(2 * products_s(65536, 32, "dense"))
-    assert products_s(131072, 32, "sparse") == products_s(65536, 32, "sparse")
-    assert products_s(65536, 64, "sparse") == pytest.approx(2 * products_s(65536, 32, "sparse"))
+    assert products_s(131072, 32, "atomic") == products_s(65536, 32, "atomic")
+    assert products_s(65536, 64, "atomic") == pytest.approx(2 * products_s(65536, 32, "atomic"))
+    # gradients of slots as whole products: half of the dense form, and the rows of decode and dots
+    rows_s = 2 * 8192 * 32 * 4096 * 4 / (0.9 * 3350e9)
+    assert products_s(65536, 32, "sparse") == pytest.approx(products_s(65536, 32, "dense") / 2 + rows_s)
 
 
-def test_splitting_latents_divides_the_products_and_splitting_rows_only_those_with_own_rows():
-    whole, rows, latents = (model.estimate(large, mesh, CHIPS["h100"]) for mesh in ((1, 1), (8, 1), (1, 8)))
+def test_auto_is_the_form_that_the_trainer_would_choose():
+    def seconds(products, k, kind):
+        return model.estimate(changed(large, sae={"products": products, "k": k}), (1, 1), CHIPS[kind]).seconds
+
+    assert seconds("auto", 32, "h100") == seconds("sparse", 32, "h100") != seconds("dense", 32, "h100")
+    assert seconds("auto", 512, "h100") == seconds("dense", 512, "h100") != seconds("sparse", 512, "h100")
+    assert seconds("auto", 32, "v5p") == seconds("dense", 32, "v5p") != seconds("sparse", 32, "v5p")
+
+
+@pytest.mark.parametrize(("form", "share"), [("dense", 1 / 8), ("atomic", (2 / 8 + 4) / 6)])
+def test_splitting_rows_divides_the_products_with_own_rows_and_adds_gradients_or_rows_to_the_links(form, share):
+    work = changed(large, sae={"products": form})
+    whole, rows = (model.estimate(work, mesh, CHIPS["h100"]) for mesh in ((1, 1), (8, 1)))
+    assert rows.terms["products"] == pytest.approx(whole.terms["products"] * share)
+    gradients, gathered = 2 * 65536 * 4096 * 4, 8192 * (2 * 4096 + 3 * 32) * 4
+    sent = 2 * 7 / 8 * gradients if form == "dense" else 7 / 8 * gathered
+    assert rows.terms["links"] == pytest.approx(sent / 450e9)
+
+
+def test_splitting_latents_divides_products_and_memory():
+    dense = changed(large, sae={"products": "dense"})
+    whole, latents = (model.estimate(dense, mesh, CHIPS["h100"]) for mesh in ((1, 1), (1, 8)))
     assert latents.terms["products"] == pytest.approx(whole.terms["products"] / 8)
-    # decode and dots take the rows of this chip, both weight gradients those of all chips
-    assert rows.terms["products"] == pytest.approx(whole.terms["products"] * (2 / 8 + 2) / 4)
-    assert latents.bytes < rows.bytes < whole.bytes
+    assert latents.terms["optimizer"] == pytest.approx(whole.terms["optimizer"] / 8, rel=0.01)
+    for part in ("gradients", "codes"):
+        assert latents.memory[part] == whole.memory[part] / 8
 
 
 def test_collectives_between_nodes_are_as_fast_as_the_cards_of_the_chips_in_a_node():
