@@ -23,7 +23,7 @@ One line per mesh, the fastest first. A `~` marks the model's number where XLA's
     rows/s, h   from the column XLA, or else model, for config.train.steps
     cost        --price times chips times hours
 
-Only the best of the three is compiled with AuxK, which takes most of the time; the memory of the others lacks it.
+Of AuxK's branches, only that without dead latents and the most expensive one are compiled; the others take minutes.
 All numbers are estimates of a compiler or a model, not measurements. Gathers and scatters of single rows in particular
 are often slower than their bytes suggest. Steps below half a millisecond are limited by their dispatch.
 """

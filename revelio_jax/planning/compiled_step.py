@@ -18,11 +18,11 @@ from revelio_jax.training.step import abstract_state, make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """Bytes and seconds of one chip by XLA. A step that does not fit has only memory; GPUs have no seconds."""
+    """Bytes and seconds of one chip by XLA. A step that XLA refuses has only memory; GPUs have no seconds."""
 
     memory: dict[str, float]
     seconds: float | None = None
-    seconds_dead: float | None = None  # None if the step was compiled without AuxK
+    seconds_dead: float | None = None  # with many dead latents
     collectives: Counter[hlo.Collective] = dataclasses.field(default_factory=Counter[hlo.Collective])
 
     @property
@@ -31,10 +31,10 @@ class Compiled:
         return sum(self.memory.values())
 
 
-def compile_mesh(work: StepWork, mesh: jax.sharding.Mesh, chip: Chip, aux_k: bool) -> Compiled:
-    """Compile the train step for one mesh, with or without AuxK, and return XLA's memory and cost."""
+def compile_mesh(work: StepWork, mesh: jax.sharding.Mesh, chip: Chip) -> Compiled:
+    """Compile the train step for one mesh and return XLA's memory and cost."""
     try:
-        compiled = compile_step(work, mesh, aux_k)
+        compiled = compile_step(work, mesh)
     except jax.errors.JaxRuntimeError as error:
         used = re.search(r"([\d.]+)([MGT])\b", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not used:
@@ -54,18 +54,16 @@ def compile_mesh(work: StepWork, mesh: jax.sharding.Mesh, chip: Chip, aux_k: boo
     seconds, seconds_dead = (
         cost.cycles / chip.clock + cost.moved / chip.bytes_s + cost.sent / chip.sent_s for cost in (least, most)
     )
-    has_dead = aux_k or not work.config.sae.k_aux
-    return Compiled(parts, seconds, seconds_dead if has_dead else None, least.collectives)
+    return Compiled(parts, seconds, seconds_dead, least.collectives)
 
 
-def compile_step(work: StepWork, mesh: jax.sharding.Mesh, aux_k: bool) -> jax.stages.Compiled:
+def compile_step(work: StepWork, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
     """Compile the train step for the devices of a mesh.
 
     Of AuxK's branches only the first and the last are compiled: without dead latents, and with many, which costs
     most. The branches between take most of the time to compile.
     """
     sae, options = work.config.sae, work.config.train
-    sae = sae if aux_k else dataclasses.replace(sae, k_aux=0)
     state = abstract_state(work.latents, work.d, sae, options, mesh)
     place = jax.sharding.NamedSharding(mesh, sharding.HOST_BATCH)
     x_BD = jax.ShapeDtypeStruct((options.batch_size, work.d), jnp.float32, sharding=place)

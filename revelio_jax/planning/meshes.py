@@ -15,6 +15,7 @@ from revelio_jax.planning.model import Estimate, estimate
 from revelio_jax.planning.work import StepWork
 from revelio_jax.sae import sharding
 
+MEMORY_MARGIN = 1.5  # of the model, above which the smallest slice is not compiled
 COMPILED = 3  # meshes to compile if no mesh is given, the fastest by the model
 
 
@@ -105,39 +106,32 @@ def rank(work: StepWork, kind: str, meshes: Sequence[tuple[int, int]]) -> list[P
     """Return a plan for each mesh by the model, the fastest first, after them those that do not fit."""
     chip = CHIPS[kind]
     plans = [Plan(estimate(work, mesh, chip), chip) for mesh in meshes]
-    return sorted(plans, key=lambda plan: (not plan.fits, plan.seconds))
+    return _sorted(plans)
 
 
-def compile_plans(work: StepWork, topology: str, plans: Sequence[Plan], aux_k: bool) -> list[Plan]:
+def compile_plans(work: StepWork, topology: str, plans: Sequence[Plan]) -> list[Plan]:
     """Return the plans with XLA's memory, time and collectives; compilers run next to each other."""
     topology_devices(topology)  # loads the compiler once
 
     def one(plan: Plan) -> Plan:
         mesh = place_mesh(work, topology, plan.mesh)
-        return dataclasses.replace(plan, compiled=compile_mesh(work, mesh, plan.chip, aux_k))
+        return dataclasses.replace(plan, compiled=compile_mesh(work, mesh, plan.chip))
 
     with concurrent.futures.ThreadPoolExecutor(min(len(plans), os.cpu_count() or 1)) as pool:
         return list(pool.map(one, plans))
 
 
 def plan_slice(work: StepWork, topology: str, meshes: Sequence[tuple[int, int]], every: bool) -> list[Plan]:
-    """Return plans of the meshes, the fastest first, and compile them if their compiler is installed.
+    """Return plans of the meshes, the fastest first; compile all, or else the COMPILED fastest by the model.
 
-    ``every``: compile all. Otherwise compile the COMPILED fastest by the model without AuxK, which takes most of the
-    time, and only the best of them with it.
+    Compile none if the compiler for the chips is not installed.
     """
     kind, _ = parse_topology(topology)
     plans = rank(work, kind, meshes)
     if not can_compile(kind):
         return plans
-    if every or len(plans) == 1:
-        return _sorted(compile_plans(work, topology, plans, aux_k=True))
-    compiled = _sorted(compile_plans(work, topology, plans[:COMPILED], aux_k=False))
-    for i, plan in enumerate(compiled if work.config.sae.k_aux else []):
-        compiled[i : i + 1] = compile_plans(work, topology, [plan], aux_k=True)
-        if compiled[i].fits:
-            break
-    return _sorted(compiled) + plans[COMPILED:]
+    count = len(plans) if every else COMPILED
+    return _sorted(compile_plans(work, topology, plans[:count])) + plans[count:]
 
 
 def _sorted(plans: Sequence[Plan]) -> list[Plan]:
@@ -154,8 +148,10 @@ def smallest_slice(work: StepWork, kind: str, known: dict[str, list[Plan]]) -> t
         memories = [plan.estimate.memory for plan in plans]
         if not any(memory["arguments"] + memory["gradients"] <= CHIPS[kind].hbm for memory in memories):
             continue
-        if topology not in known and can_compile(kind):
-            plans = compile_plans(work, topology, plans[:1], aux_k=True)
+        # Compiling takes a minute, and the model errs by less than a third.
+        is_certain = plans[0].bytes * MEMORY_MARGIN < CHIPS[kind].hbm
+        if topology not in known and can_compile(kind) and not is_certain:
+            plans = compile_plans(work, topology, plans[:1])
         fitting = [plan for plan in plans if plan.fits]
         if fitting:
             return topology, fitting[0]

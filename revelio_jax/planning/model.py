@@ -204,9 +204,11 @@ class _Step:
         """Return the bytes of the state, of the batch, and of temporaries that exist together."""
         width = min(self.latents, self.sae.encode_chunk or self.latents)
         codes = width * self.rows * (2 if self.is_sparse_code and not self.has_slots else 1)
-        return {
+        rows = self.batch if self.has_slots else self.rows
+        parts = {
             "arguments": self.state + FLOAT * self.batch * self.d / (self.data * self.feature),
             "gradients": FLOAT * self.params,
             "codes": FLOAT * codes,
-            "rows": 4 * FLOAT * (self.batch if self.has_slots else self.rows) * self.d,
+            "rows": 4 * FLOAT * rows * self.d,
         }
+        return parts | ({"AuxK": 2 * FLOAT * rows * (width + self.d)} if self.sae.k_aux else {})

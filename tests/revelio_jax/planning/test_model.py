@@ -54,7 +54,7 @@ def test_the_compiled_step_has_the_arguments_and_collectives_of_the_model(mesh, 
     chip = CHIPS["h100"]
     devices = jax.devices()[: math.prod(mesh)]
     placed = sharding.make_mesh(*mesh, 64, 2048, devices)
-    compiled = compiled_step.compile_mesh(work, placed, chip, aux_k=False)
+    compiled = compiled_step.compile_mesh(work, placed, chip)
     estimate = model.estimate(work, mesh, chip)
     assert compiled.memory["arguments"] == estimate.memory["arguments"]
 

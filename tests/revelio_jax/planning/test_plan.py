@@ -193,7 +193,7 @@ def test_the_memory_of_a_step_on_a_gpu_is_near_the_models():
     plans = meshes.rank(planned, "h100", [(1, 1), (1, 8), (8, 1)])
     for of_mesh in plans:
         topology = f"h100:{of_mesh.mesh[0] * of_mesh.mesh[1]}"
-        (compiled,) = meshes.compile_plans(planned, topology, [of_mesh], aux_k=False)
+        (compiled,) = meshes.compile_plans(planned, topology, [of_mesh])
         assert compiled.compiled.memory["arguments"] == pytest.approx(of_mesh.estimate.memory["arguments"], rel=0.01)
         assert compiled.bytes == pytest.approx(of_mesh.estimate.bytes, rel=0.35), of_mesh.mesh
 
@@ -206,34 +206,35 @@ def test_only_the_outer_branches_of_aux_k_are_compiled():
         found = re.findall(r"branch_computations=\{([^}]*)\}[^\n]*aux_k/cond\"", text)
         return [names.count(",") + 1 for names in found]
 
-    assert branches(compile_step(planned, mesh, aux_k=True).as_text()) == [2]
-    assert branches(compile_step(planned, mesh, aux_k=False).as_text()) == []
+    assert branches(compile_step(planned, mesh).as_text()) == [2]
     state = model.abstract_state(128, 8, planned.config.sae, planned.config.train, mesh)
     x_BD = jax.ShapeDtypeStruct((16, 8), "float32")
     step = make_train_step(planned.config.sae, planned.config.train, mesh)
     assert branches(step.lower(state, x_BD).compile().as_text()) == [7]  # a step that runs has all
 
 
-def test_the_fastest_meshes_by_the_model_are_compiled_and_only_the_best_with_aux_k(monkeypatch):
+def test_the_three_fastest_meshes_by_the_model_are_compiled(monkeypatch):
     planned = work.StepWork(Config(train=TrainConfig(batch_size=4096)), "a", 1024, 16384, None)
-    calls = []
+    refused = []
 
-    def compile_mesh(planned, mesh, chip, aux_k):
-        calls.append((mesh, aux_k))
+    def compile_mesh(planned, mesh, chip):
+        if mesh in refused:
+            return meshes.Compiled({"refused": 2 * chip.hbm})
         seconds = {(1, 16): 3.0, (2, 8): 1.0, (4, 4): 2.0}[mesh]
-        memory = {"temporaries": chip.hbm * (2 if aux_k and mesh == (2, 8) else 0.5)}
-        return meshes.Compiled(memory, seconds, seconds if aux_k else None)
+        return meshes.Compiled({"temporaries": chip.hbm / 2}, seconds, seconds)
 
     monkeypatch.setattr(meshes, "compile_mesh", compile_mesh)
     monkeypatch.setattr(meshes, "place_mesh", lambda planned, topology, shape: shape)
     monkeypatch.setattr(meshes, "can_compile", lambda kind: True)
     monkeypatch.setattr(meshes, "topology_devices", lambda topology: ())
-    plans = meshes.plan_slice(planned, "v5e:4x4", meshes.possible_meshes(planned, 16), every=False)
-    # 2x8 is the fastest, but does not fit with AuxK.
-    assert sorted(calls[:3]) == [((1, 16), False), ((2, 8), False), ((4, 4), False)]
-    assert calls[3:] == [((2, 8), True), ((4, 4), True)]
-    assert [of_mesh.mesh for of_mesh in plans] == [(4, 4), (1, 16), (2, 8), (8, 2), (16, 1)]
+    possible = meshes.possible_meshes(planned, 16)
+    plans = meshes.plan_slice(planned, "v5e:4x4", possible, every=False)
+    assert [of_mesh.mesh for of_mesh in plans] == [(2, 8), (4, 4), (1, 16), (8, 2), (16, 1)]  # by XLA, then the model
     assert [of_mesh.compiled is None for of_mesh in plans] == [False, False, False, True, True]
+    refused.append((2, 8))
+    plans = meshes.plan_slice(planned, "v5e:4x4", possible, every=False)
+    assert [of_mesh.mesh for of_mesh in plans[:3]] == [(4, 4), (1, 16), (2, 8)]
+    assert [of_mesh.fits for of_mesh in plans[:3]] == [True, True, False]
 
 
 @pytest.mark.parametrize(
