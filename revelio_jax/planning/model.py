@@ -139,18 +139,19 @@ class _Step:
         bytes = FLOAT * (self.params / 2 + rows * (self.latents + self.d))
         return max(operations / (PRODUCT_SHARE * self.chip.peak(self.sae.matmul_dtype)), self.moved(bytes))
 
-    def rows_moved(self, rows: float, k: float) -> float:
-        """Return the seconds in which k rows of a weight matrix are read for each of ``rows`` rows."""
-        return self.moved(FLOAT * self.d * k * rows)
+    def rows_moved(self, rows: float, bytes: int) -> float:
+        """Return the seconds in which, for each of ``rows`` rows, a row of a weight matrix moves for each slot."""
+        return self.moved(rows * self.slots * self.d * bytes)
 
     def products(self) -> float:
         """Return the seconds of the other products: decode, dots and both weight gradients."""
         gradients = self.codes + 1  # one of W_dec for each reconstruction, one of W_enc
         if not self.has_slots:
             return (2 * self.codes + gradients) * self.product(self.rows)
-        read_s = self.rows_moved(2 * self.codes * self.rows, self.slots)
+        # Rows are read in the dtype of products; gradients are float32.
+        read_s = self.rows_moved(2 * self.codes * self.rows, 2 if self.sae.matmul_dtype == "bfloat16" else FLOAT)
         if self.sae.products == "atomic":
-            return read_s + self.rows_moved(2 * gradients * self.batch, self.slots)
+            return read_s + self.rows_moved(2 * gradients * self.batch, FLOAT)
         return read_s + gradients * self.product(self.batch)
 
     def top_k(self, rows: float, k: float) -> float:

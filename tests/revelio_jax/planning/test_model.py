@@ -100,7 +100,7 @@ def test_products_with_slots_cost_k_rows_and_those_with_matrices_all_latents():
     assert products_s(131072, 32, "atomic") == products_s(65536, 32, "atomic")
     assert products_s(65536, 64, "atomic") == pytest.approx(2 * products_s(65536, 32, "atomic"))
     # gradients of slots as whole products: half of the dense form, and the rows of decode and dots
-    rows_s = 2 * 8192 * 32 * 4096 * 4 / (0.9 * 3350e9)
+    rows_s = 2 * 8192 * 32 * 4096 * 2 / (0.9 * 3350e9)  # bfloat16
     assert products_s(65536, 32, "sparse") == pytest.approx(products_s(65536, 32, "dense") / 2 + rows_s)
 
 
@@ -113,7 +113,7 @@ def test_auto_is_the_form_that_the_trainer_would_choose():
     assert seconds("auto", 32, "v5p") == seconds("dense", 32, "v5p") != seconds("sparse", 32, "v5p")
 
 
-@pytest.mark.parametrize(("form", "share"), [("dense", 1 / 8), ("atomic", (2 / 8 + 4) / 6)])
+@pytest.mark.parametrize(("form", "share"), [("dense", 1 / 8), ("atomic", (2 / 8 + 8) / 10)])
 def test_splitting_rows_divides_the_products_with_own_rows_and_adds_gradients_or_rows_to_the_links(form, share):
     work = changed(large, sae={"products": form})
     whole, rows = (model.estimate(work, mesh, CHIPS["h100"]) for mesh in ((1, 1), (8, 1)))
