@@ -178,6 +178,7 @@ def draw(path: pathlib.Path) -> None:
         times = [1e3 * estimate(run(latents, batch), (64 // f, f), CHIPS[kind]).seconds for f in feature]
         mesh_axes.plot(feature, times, style, label=f"64 {kind}, {latents:,} latents, batch {batch:,}")
     mesh_axes.set(xscale="log", yscale="log", xlabel="chips that split the latents, of 64", ylabel="ms per step")
+    mesh_axes.set_ylim(top=4000)  # room for the legend
     mesh_axes.set_xticks(feature, map(str, feature))
     for axes in (memory, step, rate, mesh_axes):
         axes.grid(alpha=0.3)
