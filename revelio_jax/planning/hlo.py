@@ -1,8 +1,9 @@
-"""Read collectives and XLA's cycle estimates from the text of a program that XLA compiled for TPU.
+"""Read collectives and XLA's cycle estimates from the text of a program that XLA compiled for a TPU or a GPU.
 
 ``cost_analysis()`` cannot be used: it counts -1 seconds for every gather and scatter, and takes the most expensive
 branch of a conditional. The text (``Compiled.as_text()``) has XLA's estimate for nearly every instruction. This module
-adds the estimates up. It multiplies loops by their trips and takes one branch of every conditional.
+adds the estimates up. It multiplies loops by their trips and takes one branch of every conditional. The text of a
+program for a GPU has no estimates, so only bytes and collectives are counted.
 """
 
 import dataclasses
@@ -24,11 +25,14 @@ COLLECTIVES: dict[str, Callable[[int], float]] = {
 }
 # Instructions that move much data but have no estimate; their time follows from the bytes that they read and write.
 MOVES = ("gather", "scatter", "sort")
+# Custom calls without an estimate. Their time is at least that of reading their operands.
+READS = re.compile(r'custom_call_target="(TopK|PartialReduce\w*)"')
 
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(([^)]*)\)")
 ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([^\]]*)\]")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+SCOPE = re.compile(r'op_name="[^"]*?(\w+)/(?:cond|switch)"')  # of a conditional
 CALLED = re.compile(r"\b(calls|to_apply|body|condition|branch_computations|true_computation|false_computation)=")
 
 
@@ -71,11 +75,12 @@ class Cost:
         return Cost(times * self.cycles, times * self.moved, collectives)
 
 
-def cost(text: str, devices: int, branch: Callable = min) -> Cost:
+def cost(text: str, devices: int, costly_scope: str = "") -> Cost:
     """Return the cost of a program on ``devices`` devices.
 
-    ``branch`` is ``min`` or ``max`` and picks the branch of every conditional with the fewest or the most cycles.
-    A loop counts once if its number of trips cannot be read.
+    Take the branch of every conditional with the fewest cycles, or bytes if no cycles are known. Take the one with the
+    most in conditionals directly in the scope ``costly_scope`` (``jax.named_scope``). A loop counts once if its number
+    of trips cannot be read.
     """
     entry, bodies = _computations(text)
 
@@ -95,15 +100,19 @@ def cost(text: str, devices: int, branch: Callable = min) -> Cost:
                 total += Cost(cycles=int(cycles[1]))
             elif opcode in MOVES:
                 total += Cost(moved=2 * (_last(sizes, operands) if opcode == "scatter" else sizes[result]))
+            elif opcode == "custom-call" and READS.search(line):
+                total += Cost(moved=sum(sizes.get(name, 0) for name in _names(operands)) + sizes[result])
             collective = opcode.removesuffix("-start")
             if collective in COLLECTIVES:
                 size = _started_bytes(kind) if opcode.endswith("-start") else sizes[result]
                 total += Cost(collectives=Counter({Collective(collective, size, _group(line, devices)): 1}))
             elif opcode == "while":
-                total += cost_of(called["body"][0]) * _trips(bodies.get(called["condition"][0], ()))
+                total += cost_of(called["body"][0]) * _trips(line, bodies.get(called["condition"][0], ()))
             elif opcode == "conditional":
                 branches = [cost_of(b) for key, names in called.items() if key != "to_apply" for b in names]
-                total += branch(branches, key=lambda cost: cost.cycles)
+                scope = SCOPE.search(line)
+                pick = max if costly_scope and scope and scope[1] == costly_scope else min
+                total += pick(branches, key=lambda cost: (cost.cycles, cost.moved, cost.sent))
             elif "calls" in called or opcode == "call":
                 inner = sum((cost_of(n) for names in called.values() for n in names), Cost())
                 # The cycles of a fusion are given at the fusion, not inside.
@@ -161,8 +170,10 @@ def _called(line: str) -> dict[str, list[str]]:
     return called
 
 
-def _trips(condition: Iterable[str]) -> int:
-    """Return the trips of a loop that counts from 0 to the only constant in its condition."""
+def _trips(line: str, condition: Iterable[str]) -> int:
+    """Return the trips of a loop, from its line or because it counts from 0 to the only constant in its condition."""
+    if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+        return int(match[1])
     bounds = [int(n) for line in condition for n in re.findall(r"\[\]\S* constant\((\d+)\)", line)]
     return bounds[0] if len(bounds) == 1 else 1
 
@@ -179,6 +190,10 @@ def _group(line: str, devices: int) -> int:
     return devices
 
 
+def _names(operands: str) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", operands)
+
+
 def _last(sizes: dict[str, int], operands: str) -> int:
     """Return the bytes of the last operand, which holds the updates of a scatter."""
-    return sizes.get(operands.rpartition(",")[2].strip().rpartition(" ")[2].removeprefix("%"), 0)
+    return sizes.get((_names(operands) or [""])[-1], 0)

@@ -13,9 +13,12 @@ no row has no gradient (measured in docs/measurements/sae_quality.md).
 - Of the gradient on z_dead only the part that raises values is kept: min(gradient, 0).
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import typing
+from collections.abc import Generator
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +31,22 @@ from revelio_jax.sae.sparse import product
 
 T = typing.TypeVar("T")
 
+SCOPE = "aux_k"  # names the conditional over the branches in compiled programs and profiles
 MATRICES = ("W_enc_FD", "b_enc_F", "W_dec_FD")  # with an axis of latents
 
 LossAndGradients = tuple[jax.Array, dict[str, jax.Array]]
+
+_outer_only: contextvars.ContextVar[bool] = contextvars.ContextVar("outer_only", default=False)
+
+
+@contextlib.contextmanager
+def outer_branches() -> Generator[None]:
+    """Trace :func:`aux_k` with its first and last branch only, for a step that is compiled but not run."""
+    token = _outer_only.set(True)
+    try:
+        yield
+    finally:
+        _outer_only.reset(token)
 
 
 class _Inputs(typing.NamedTuple):
@@ -65,7 +81,7 @@ def aux_k(
     if not sae.k_aux:
         return zero, zeros
     inputs = _Inputs(params, x_BD, error_BD, deviation, dead_F, sae)
-    sizes = _sizes(len(dead_F), sae)
+    sizes = [] if _outer_only.get() else _sizes(len(dead_F), sae)
     branches = [
         lambda: (zero, zeros),
         *(functools.partial(_few, inputs, size) for size in sizes),
@@ -74,7 +90,8 @@ def aux_k(
     # All devices must take the same branch, because branches contain collectives.
     most_dead = jax.lax.pmax(dead_F.sum(), "feature")
     branch = jnp.searchsorted(jnp.array([0, *sizes]), topk.largest_of_grid(most_dead))
-    aux_loss, grads = jax.lax.switch(branch, branches)
+    with jax.named_scope(SCOPE):
+        aux_loss, grads = jax.lax.switch(branch, branches)
     return jnp.where(most_dead > 0, aux_loss, 0), grads  # without dead latents all gradients are 0
 
 

@@ -13,11 +13,15 @@ GPU_LATENTS_PER_SLOT = 256
 
 def resolved(sae: SaeConfig, latents: int, mesh: jax.sharding.Mesh) -> SaeConfig:
     """Return ``sae`` without ``auto`` in products and matmul_dtype, for ``latents`` latents split over ``mesh``."""
-    platform = mesh.devices.flat[0].platform
+    return on_platform(sae, latents // mesh.shape["feature"], mesh.devices.flat[0].platform)
+
+
+def on_platform(sae: SaeConfig, latents: int, platform: str) -> SaeConfig:
+    """Return ``sae`` without ``auto`` for ``latents`` latents on each device of a platform."""
     if sae.matmul_dtype == "auto":
         sae = dataclasses.replace(sae, matmul_dtype="float32" if platform == "cpu" else "bfloat16")
     if sae.products == "auto":
-        few = latents // mesh.shape["feature"] < GPU_LATENTS_PER_SLOT * sae.k
+        few = latents < GPU_LATENTS_PER_SLOT * sae.k
         dense = platform != "cpu" and not sae.encode_chunk and (few or platform == "tpu")
         sae = dataclasses.replace(sae, products="dense" if dense else "sparse")
     return sae

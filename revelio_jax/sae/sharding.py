@@ -52,13 +52,22 @@ def make_mesh(
     """Return the mesh of a run over ``devices``, by default all devices of JAX.
 
     None as the size of an axis means all remaining devices. Raise InputError if the axes do not divide the
-    devices, the rows of a batch or the latents; JAX would silently replicate such dimensions. By default also raise
-    InputError if this release of JAX must not be used on the devices.
+    devices, the rows of a batch or the latents. By default also raise InputError if this release of JAX must not be
+    used on the devices.
     """
     if devices is None:
         devices = jax.devices()
         releases.check(devices)
-    count = len(devices)
+    data, feature = mesh_shape(data, feature, batch_size, latents, len(devices))
+    return jax.make_mesh((data, feature), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * feature])
+
+
+def mesh_shape(data: int | None, feature: int | None, batch_size: int, latents: int, count: int) -> tuple[int, int]:
+    """Return the sizes of the axes of a mesh over ``count`` devices.
+
+    None means all remaining devices. Raise InputError if the axes do not divide the devices, the rows of a batch or
+    the latents; JAX would silently replicate such dimensions.
+    """
     if data is None and feature is None:
         raise InputError("config.mesh.data and config.mesh.feature are both None; set one of them")
     for name, size, other in (("data", data, feature), ("feature", feature, data)):
@@ -82,7 +91,7 @@ def make_mesh(
             f"config.train.batch_size is {batch_size}; it must be a multiple of the {data * feature} devices "
             "(config.mesh.data x config.mesh.feature), so that each device gets the same number of rows"
         )
-    return jax.make_mesh((data, feature), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * feature])
+    return data, feature
 
 
 def optimizer_specs(optimizer: optax.GradientTransformation, specs: dict[str, P]) -> typing.Any:

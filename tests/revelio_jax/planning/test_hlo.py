@@ -92,7 +92,7 @@ ENTRY %main (x: f32[8,128]) -> f32[8,128] {
   %ag = (f32[8,128], f32[32,128]) all-gather-start(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
   %agd = f32[32,128] all-gather-done(%ag)
   %w = (s32[], f32[64,128], /*index=2*/f32[8]) while(%t0), condition=%condition, body=%body
-  %k = f32[8,128] conditional(%which, %x, %x), branch_computations={%cheap, %dear}
+  %k = f32[8,128] conditional(%which, %x, %x), branch_computations={%cheap, %dear}, metadata={op_name="aux_k/cond"}
   ROOT %y = f32[8,128] fusion(%k), kind=kLoop, calls=%other, backend_config={"estimated_cycles":"100"}
 }
 """
@@ -111,13 +111,52 @@ ENTRY %main (x: f32[8,128]) -> f32[8,128] {
 def test_a_program_of_libtpu_is_read(groups, chips):
     text = TPU.replace("GROUPS", groups)
     gather = hlo.Collective("all-gather", 32 * 128 * 4, 4)
-    cheap, dear = (hlo.cost(text, 8, branch) for branch in (min, max))
+    cheap, dear = (hlo.cost(text, 8, scope) for scope in ("", "aux_k"))
     assert cheap.cycles == 64 * 3 + 10 + 100
     assert dear.cycles == 64 * 3 + 5000 + 100
     assert cheap.moved == dear.moved == 64 * 2 * 8 * 128 * 4  # what the scatter adds, read and written
     assert cheap.collectives == {gather: 1}
     assert dear.collectives == {gather: 1, hlo.Collective("all-reduce", 8 * 128 * 4, chips): 1}
     assert cheap.sent == 3 / 4 * gather.bytes
+
+
+GPU = """HloModule m, is_scheduled=true
+
+%none (c: f32[8,128]) -> f32[8,128] {
+  ROOT %n = f32[8,128]{1,0} negate(%c)
+}
+
+%many (d: f32[8,128]) -> f32[8,128] {
+  %d = f32[8,128]{1,0} parameter(0)
+  %top = (f32[8,4]{1,0}, s32[8,4]{1,0}) custom-call(%d), custom_call_target="TopK", called_computations={%gt}
+  ROOT %r = f32[8,128]{1,0} all-reduce(%d), replica_groups=[1,8]<=[8], to_apply=%add
+}
+
+%body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %part = f32[8,16]{1,0} custom-call(%t, %x), custom_call_target="PartialReduce"
+  ROOT %ag = f32[32]{0} all-gather(%g), replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+ENTRY %main (x: f32[8,128]) -> f32[8,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %ar = f32[8,128]{1,0} all-reduce-start(%x), replica_groups=[1,8]<=[8], to_apply=%add
+  %w = (s32[], f32[8]) while(%t0), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"6"}}
+  %scores = f32[8,128]{1,0} custom-call(%x), custom_call_target="__cublas$gemm"
+  ROOT %k = f32[8,128] conditional(%which, %x, %x), branch_computations={%none, %many}, metadata={op_name="aux_k/cond"}
+}
+"""
+
+
+def test_a_program_for_gpus_has_bytes_and_collectives_but_no_cycles():
+    reduced, gathered = hlo.Collective("all-reduce", 8 * 128 * 4, 8), hlo.Collective("all-gather", 32 * 4, 4)
+    none, many = (hlo.cost(GPU, 8, scope) for scope in ("", "aux_k"))
+    assert hlo.cost(GPU, 8, "other") == none
+    assert none.cycles == many.cycles == 0
+    assert none.collectives == {reduced: 1, gathered: 6}
+    assert many.collectives == {reduced: 2, gathered: 6}
+    # PartialReduce writes its result on each trip (its operands are not in this text), TopK reads %d as well.
+    assert none.moved == 6 * 8 * 16 * 4
+    assert many.moved - none.moved == 8 * 128 * 4 + 2 * 8 * 4 * 4
 
 
 def test_bytes_sent_follow_the_ring_formulas():
