@@ -23,6 +23,7 @@ from collections import Counter
 
 import jax
 
+from revelio_jax.config import SaeConfig
 from revelio_jax.planning.chips import Chip
 from revelio_jax.planning.hlo import Collective
 from revelio_jax.planning.work import StepWork
@@ -33,8 +34,9 @@ from revelio_jax.training.step import State, abstract_state
 
 # Shares of the published rates that large products and long reads reach. Assumed, not measured.
 PRODUCT_SHARE, BYTES_SHARE = 0.8, 0.9
-# Passes over float32 gradients: written, projected (read, written), read for the norm, clipped (read, written).
-GRADIENT_BYTES = 24
+# Passes over float32 gradients, on average over both matrices: written, read for the norm and for the update; rows of
+# the decoder are read with them, and once more to scale them to norm 1.
+GRADIENT_BYTES = 18
 FLOAT = 4  # bytes of a float32 or an int32
 
 
@@ -71,17 +73,17 @@ def estimate(work: StepWork, mesh: tuple[int, int], chip: Chip) -> Estimate:
     return _Step(work, *mesh, chip).estimate()
 
 
-def state_bytes(work: StepWork, mesh: tuple[int, int]) -> int:
-    """Return the bytes of a run's state on one chip."""
-    leaves = jax.tree.leaves(_state(work, mesh))
+def state_bytes(work: StepWork, sae: SaeConfig, mesh: tuple[int, int]) -> int:
+    """Return the bytes of a run's state on one chip. ``sae`` has no field with the value auto."""
+    leaves = jax.tree.leaves(_state(work, sae, mesh))
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 @functools.lru_cache(maxsize=1024)
-def _state(work: StepWork, mesh: tuple[int, int]) -> State:
+def _state(work: StepWork, sae: SaeConfig, mesh: tuple[int, int]) -> State:
     abstract_mesh = jax.sharding.AbstractMesh(mesh, AXES)
     # The shardings of an abstract mesh give the shape of a shard without devices.
-    return abstract_state(work.latents, work.d, work.config.sae, work.config.train, abstract_mesh)  # pyright: ignore[reportArgumentType]
+    return abstract_state(work.latents, work.d, sae, work.config.train, abstract_mesh)  # pyright: ignore[reportArgumentType]
 
 
 class _Step:
@@ -97,7 +99,7 @@ class _Step:
         self.slots = min(slots(sae), self.latents)
         # Reconstructions: one for each prefix, and one with 4 k latents
         self.codes = max(1, len(sae.prefixes)) + bool(sae.multi_topk)
-        self.state = state_bytes(work, (data, feature))
+        self.state = state_bytes(work, sae, (data, feature))
         self.params = 2 * self.latents * self.d
 
     def estimate(self) -> Estimate:

@@ -13,6 +13,8 @@ GPU_LATENTS_PER_SLOT = 256
 
 def resolved(sae: SaeConfig, latents: int, mesh: jax.sharding.Mesh) -> SaeConfig:
     """Return ``sae`` without ``auto`` in products and matmul_dtype, for ``latents`` latents split over ``mesh``."""
+    if "auto" not in (sae.products, sae.matmul_dtype):
+        return sae
     return on_platform(sae, latents // mesh.shape["feature"], mesh.devices.flat[0].platform)
 
 

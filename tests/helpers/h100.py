@@ -4,35 +4,9 @@ import importlib.metadata
 
 import jax
 import pytest
-from jax.experimental import topologies
 
-# What XLA asks the driver about the card: NVIDIA H100 SXM with 80 GB.
-TARGET = """
-gpu_device_info {
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  device_memory_size: 84942979072
-  shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 }
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 }
-runtime_version { major: 13 minor: 0 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
+from revelio_jax.planning.devices import topology_devices
+from revelio_jax.sae import sharding
 
 
 def mesh(data: int = 1, feature: int = 1) -> jax.sharding.Mesh:
@@ -45,8 +19,7 @@ def mesh(data: int = 1, feature: int = 1) -> jax.sharding.Mesh:
         pytest.skip(f"the kernels need jax 0.12; {jax.__version__} is installed")
     if plugin != jax.__version__:
         pytest.skip(f"jax-cuda13-plugin {plugin} does not match jax {jax.__version__}")
-    topology = topologies.get_topology_desc(platform="cuda", target_config=TARGET, topology=f"1x1x{data * feature}")
-    return topologies.make_mesh(topology, (data, feature), ("data", "feature"))
+    return sharding.make_mesh(data, feature, data * feature, feature, topology_devices(f"h100:{data * feature}"))
 
 
 def compiled(function, *arguments, mesh, specs=None, donate=()):
