@@ -1,8 +1,8 @@
 """Gradient of a weight matrix from sparse codes, as sums over the entries of each latent.
 
 Row f of the gradient is the sum of value times row over the entries with index f. Two numbers of each of its rows are
-needed later: the squared norm and the dot product with the weights. Computing them from the finished matrix costs
-a pass that is longer than the sum. The kernel has the row in registers and returns them at no cost.
+needed later: the squared norm and the dot product with the weights. Computing them from the finished matrix would
+read it again. The kernel has the row in registers.
 
 Entries are sorted by latent. Each block of the kernel owns one latent and a tile of columns, and adds in the order of
 entries. A latent that fires on most rows would keep its block busy for long, so a first kernel adds up windows of

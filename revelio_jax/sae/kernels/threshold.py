@@ -3,7 +3,7 @@
 Dense products need no sorted codes: z is ``where((pre > low) | ((pre == low) & (index <= last)), pre, 0)``. The kernel
 reads the pre-activations once, a block of rows at a time, and finds ``low`` in the TPU's vector memory by bisection:
 positive floats are ordered like their bits. It counts the values above a guess until every row of the block has a
-guess with exactly k values above it, which takes about 15 counts. Only exactly equal values need all 31.
+guess with exactly k values above it: about 18 counts for normal random rows. Only exactly equal values need all 31.
 
 The Pallas form was compiled for a TPU v5e, not run.
 """
