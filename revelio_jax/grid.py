@@ -32,7 +32,7 @@ from revelio_jax.cli import parse
 from revelio_jax.config import Config, resolve, schema
 from revelio_jax.errors import InputError, report_errors
 from revelio_jax.sae import sharding
-from revelio_jax.training import checkpoints, dispatch, metrics, nonfinite_report, processes, trackers
+from revelio_jax.training import autotuning, checkpoints, dispatch, metrics, nonfinite_report, processes, trackers
 from revelio_jax.training.feeds import open_feeds
 from revelio_jax.training.groups import (
     Group,
@@ -85,11 +85,12 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
     states = restored_states(groups, start, streams, mesh) if start else initial_states(groups, streams, mesh)
     count = dispatch.size(options, streams[0].mixture.d * sum(member.latents for member in members), mesh)
     feeds = open_feeds(config.data.resident, streams, lanes, count, mesh)
-    train_step = dispatch.make_dispatch(make_grid_step(groups, mesh, form), states, count, mesh)
     print(f"{len(members)} autoencoders on {len(streams)} row streams; the first one:")
     print(describe(members[0].config, streams[members[0].stream], members[0].latents))
     for member in members:
         write_config(member.folder, member.config)
+    xla = autotuning.compiler_options(pathlib.Path(str(config.run)), mesh)
+    train_step = dispatch.make_dispatch(make_grid_step(groups, mesh, form), states, count, mesh, xla)
 
     # Loop. Metrics of a dispatch are read while the devices compute the next one.
     with contextlib.ExitStack() as stack:

@@ -20,7 +20,7 @@ from revelio_jax.config import Config
 from revelio_jax.errors import report_errors
 from revelio_jax.sae import initial, sharding
 from revelio_jax.sae.kernels import choice
-from revelio_jax.training import checkpoints, dispatch, metrics, nonfinite_report, processes, trackers
+from revelio_jax.training import autotuning, checkpoints, dispatch, metrics, nonfinite_report, processes, trackers
 from revelio_jax.training.feeds import open_feeds
 from revelio_jax.training.loader import RowStream
 from revelio_jax.training.loop import run_steps
@@ -66,9 +66,10 @@ def train(config: Config) -> None:
     # Steps: several per dispatch where a step is short, on rows that stay on the devices if they fit.
     count = dispatch.size(options, latents * mixture.d, mesh)
     feeds = open_feeds(config.data.resident, [stream], lanes, count, mesh)
-    train_step = dispatch.make_dispatch(make_train_step(sae, options, mesh), state, count, mesh)
     print(describe(config, stream, latents), *filter(None, [without_kernels]), sep="\n")
     write_config(folder, config)
+    xla = autotuning.compiler_options(folder, mesh)
+    train_step = dispatch.make_dispatch(make_train_step(sae, options, mesh), state, count, mesh, xla)
 
     # Loop. Metrics of a dispatch are read while the devices compute the next one.
     with (

@@ -46,19 +46,27 @@ def spans(start: int, count: int, train: TrainConfig) -> Iterator[range]:
 
 
 def make_dispatch(
-    train_step: Callable[..., typing.Any], state: typing.Any, count: int, mesh: jax.sharding.Mesh
+    train_step: Callable[..., typing.Any],
+    state: typing.Any,
+    count: int,
+    mesh: jax.sharding.Mesh,
+    compiler_options: dict[str, str] | None = None,
 ) -> Callable[..., typing.Any]:
     """Return the compiled ``dispatch(state, *batches) -> (state, metrics)``, which consumes its state.
 
-    If ``count`` is 1, it is ``train_step`` itself. Otherwise each of ``batches`` is [S, B, D] with the rows of S steps,
-    and every metric has a leading axis S. The result has the shardings of ``state``.
+    If ``count`` is 1, it does the same as ``train_step``. Otherwise each of ``batches`` is [S, B, D] with the rows of S
+    steps, and every metric has a leading axis S. The result has the shardings of ``state``. ``compiler_options`` are
+    XLA's.
     """
-    if count == 1:
+    if count == 1 and not compiler_options:
         return train_step
 
     def dispatch(state: typing.Any, *batches: jax.Array) -> tuple[typing.Any, typing.Any]:
+        if count == 1:
+            return train_step(state, *batches)
         return jax.lax.scan(lambda state, batches: train_step(state, *batches), state, batches)
 
     shardings = jax.tree.map(lambda array: array.sharding, state)
     replicated = jax.NamedSharding(mesh, sharding.REPLICATED)
-    return jax.jit(dispatch, donate_argnums=0, out_shardings=(shardings, replicated))
+    out_shardings = (shardings, replicated)
+    return jax.jit(dispatch, donate_argnums=0, out_shardings=out_shardings, compiler_options=compiler_options)

@@ -45,7 +45,10 @@ def changed(work, sae=None, train=None):
 )
 def test_the_compiled_step_has_the_arguments_and_collectives_of_the_model(mesh, sae):
     work = StepWork(
-        Config(sae=SaeConfig(**{"k_aux": 0, "products": "dense"} | sae), train=TrainConfig(batch_size=64)),
+        Config(
+            sae=SaeConfig(**{"k_aux": 0, "products": "dense", "matmul_dtype": "bfloat16"} | sae),
+            train=TrainConfig(batch_size=64),
+        ),
         "a",
         256,
         2048,
@@ -78,10 +81,10 @@ def test_the_encoder_and_adam_on_an_h100_take_the_time_of_their_operations_and_b
     assert estimate.terms["encoder"] == pytest.approx(2 * 8192 * 4096 * 65536 / (0.8 * 989e12))
     assert estimate.terms["products"] == pytest.approx(4 * estimate.terms["encoder"])
     parameters = 2 * 4096 * 65536
-    assert estimate.terms["optimizer"] == pytest.approx(48 * parameters / (0.9 * 3350e9), rel=0.01)
+    assert estimate.terms["optimizer"] == pytest.approx(46 * parameters / (0.9 * 3350e9), rel=0.01)
     assert estimate.terms["links"] == 0
     assert estimate.dead_s == 0
-    assert estimate.roofs["HBM"] == pytest.approx(24 * parameters / 3350e9, rel=0.02)
+    assert estimate.roofs["HBM"] == pytest.approx(28 * parameters / 3350e9, rel=0.02)
 
 
 def test_float32_products_of_a_gpu_run_at_half_the_rate_and_those_of_a_tpu_do_not():
@@ -189,6 +192,6 @@ def test_advice_names_a_faster_mesh():
 
 
 def test_advice_does_not_name_what_does_not_fit():
-    wide = dataclasses.replace(large, latents=700_000)
+    wide = dataclasses.replace(large, latents=600_000)
     assert 0.9 < model.estimate(wide, (1, 1), CHIPS["h200"]).bytes / CHIPS["h200"].hbm < 1
     assert not any("batch_size" in line for line in lines(wide, (1, 1), "h200"))
