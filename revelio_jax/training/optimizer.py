@@ -100,22 +100,23 @@ def _with_kernels(
 ) -> tuple[Params, Params | None, typing.Any]:
     """Update each matrix in one pass, and the vectors with Optax."""
     adam_state, schedule_state = opt_state
-    numbers = scale, schedule(train)(schedule_state.count), adam_state.count + 1
+    learning_rate, count = schedule(train)(schedule_state.count), adam_state.count + 1
     constants = optimizer_rows.Adam(eps=train.adam_eps)
+
+    def local(
+        arrays: tuple[jax.Array, ...], along_F: jax.Array | None, scale: jax.Array, rate: jax.Array, count: jax.Array
+    ) -> optimizer_rows.Rows:
+        W_FD, m_FD, v_FD, grad_FD = arrays
+        return optimizer_rows.pallas(W_FD, m_FD, v_FD, grad_FD, along_F, scale, rate, count, constants)
 
     def rows(name: str) -> optimizer_rows.Rows:
         arrays = params[name], adam_state.mu[name], adam_state.nu[name], gradients.by_param[name]
         along_F = gradients.parallel_F if name == "W_dec_FD" else None
-        matrix, latents = sharding.params(sae.architecture)[name], sharding.LATENTS
-
-        def local(along_F: jax.Array | None, numbers: tuple[jax.Array, ...], *arrays: jax.Array) -> optimizer_rows.Rows:
-            return optimizer_rows.pallas(*arrays, along_F, *numbers, constants)
-
-        specs = None if along_F is None else latents, sharding.REPLICATED, *[matrix] * 4
-        out_specs = optimizer_rows.Rows(*[matrix] * 4)
+        matrix: typing.Any = sharding.params(sae.architecture)[name]
+        specs = (matrix, None if along_F is None else sharding.LATENTS, *[sharding.REPLICATED] * 3)
         # The kernel updates its operands in place, which the check of axes does not know.
-        run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
-        return run(along_F, numbers, *arrays)
+        run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=matrix, check_vma=False)
+        return run(arrays, along_F, scale, jnp.asarray(learning_rate), count)
 
     matrices = {name: rows(name) for name in MATRICES}
 
@@ -124,7 +125,8 @@ def _with_kernels(
 
     grads = jax.tree.map(lambda grad: jnp.where(scale > 0, scale * grad, 0), vectors(gradients.by_param))
     few = adam_state._replace(mu=vectors(adam_state.mu), nu=vectors(adam_state.nu)), schedule_state
-    updates, (few_state, schedule_state) = make_optimizer(train).update(grads, few)
+    updates, few = typing.cast(tuple[Params, typing.Any], make_optimizer(train).update(grads, few))
+    few_state, schedule_state = few
     few_params = typing.cast(Params, optax.apply_updates(vectors(params), updates))
     opt_state = (
         few_state._replace(

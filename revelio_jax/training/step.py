@@ -130,15 +130,16 @@ def gradients(
     ) -> tuple[Gradients, jax.Array, dict[str, jax.Array]]:
         return batch_gradients(params, rounded, x_BD, k, dead_F, sae)
 
-    specs = sharding.params(sae.architecture)
+    specs: dict[str, typing.Any] = sharding.params(sae.architecture)
+    by_row: dict[str, typing.Any] = {name: P(*spec[:1]) for name, spec in specs.items()}
+    latents: typing.Any = sharding.LATENTS
     # With one device along ``data``, rows are replicated and need no gathering.
     rows = sharding.BATCH if mesh.shape["data"] > 1 else sharding.REPLICATED
-    by_row = {name: P(*spec[:1]) for name, spec in specs.items()}
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(specs, rounded and {name: specs[name] for name in rounded}, sharding.LATENTS, P(), rows),
-        out_specs=(Gradients(specs, by_row, sharding.LATENTS), sharding.LATENTS, sharding.REPLICATED),
+        in_specs=(specs, rounded and {name: specs[name] for name in rounded}, latents, P(), rows),
+        out_specs=(Gradients(specs, by_row, latents), latents, sharding.REPLICATED),
         check_vma=sae.products != "kernels",  # Pallas does not know which axes its operands vary over
     )(params, rounded, dead_F, jnp.asarray(k, jnp.int32), x_BD)
 

@@ -40,7 +40,7 @@ def with_kernels(sae: SaeConfig, latents: int, d: int, mesh: jax.sharding.Mesh) 
     return sae, f"products without kernels: {reason}"
 
 
-def _reason(sae: SaeConfig, d: int, device: jax.Device) -> str | None:
+def _reason(sae: SaeConfig, d: int, device: typing.Any) -> str | None:
     """Return why the kernels cannot be used, or None. The one for decoding is used where its shapes fit."""
     if sae.matmul_dtype != "bfloat16" or sae.architecture not in ("topk", "batch_topk"):
         return (
