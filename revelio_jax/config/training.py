@@ -61,7 +61,12 @@ class SaeConfig:
         0.0, "weight of the reconstruction error with 4 k latents (MultiTopK), usually 0.125", low=0.0
     )
     k_aux: int = field(256, "dead latents that reconstruct the error of the others in the auxiliary loss (AuxK)", low=0)
-    aux_alpha: float = field(1 / 32, "weight of the auxiliary loss", low=0.0)
+    aux_alpha: float = field(
+        1 / 4,
+        "weight of the auxiliary loss. Papers use 1/32; a larger weight revives latents sooner, because Adam's second "
+        "moments of a latent remember the gradients from before its death",
+        low=0.0,
+    )
     dead_after_rows: int = field(10_000_000, "a latent is dead after this many rows without firing", low=1)
     dead_threshold: float = field(1e-3, "a latent fires if its value is above this threshold", low=0.0)
     l0_coefficient: float = field(0.1, "jumprelu: weight of (L0 / k - 1)^2", low=0.0)
@@ -76,11 +81,11 @@ class SaeConfig:
         choices=("center_scale", "none"),
     )
     init: str = field(
-        "fitted",
-        "initial encoder. unit: the unit-norm rows of the decoder; fitted: the same, times the factor that best "
-        "reconstructs the first training rows; kaiming_uniform: random, and the decoder takes its rows, scaled to "
-        "norm 1",
-        choices=("fitted", "unit", "kaiming_uniform"),
+        "rows",
+        "initial weights. unit: random unit vectors in decoder and encoder; fitted: the same, and the encoder is "
+        "scaled to best reconstruct the first training rows; rows: like fitted, with directions from training rows; "
+        "kaiming_uniform: a random encoder, and the decoder has its rows, scaled to norm 1",
+        choices=("rows", "fitted", "unit", "kaiming_uniform"),
     )
     b_dec_init: str = field(
         "geometric_median",

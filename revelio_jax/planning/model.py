@@ -214,4 +214,7 @@ class _Step:
             "codes": FLOAT * codes,
             "rows": 4 * FLOAT * rows * self.d,
         }
-        return parts | ({"AuxK": 2 * FLOAT * rows * (width + self.d)} if self.sae.k_aux else {})
+        # The candidates of all chips are sorted, and then exist twice.
+        parts["codes"] += 2 * FLOAT * self.rows * self.slots * self.feature if self.is_sparse_code else 0
+        gathered = min(self.sae.k_aux, self.latents) * self.feature
+        return parts | ({"AuxK": 2 * FLOAT * rows * (width + self.d + gathered)} if self.sae.k_aux else {})

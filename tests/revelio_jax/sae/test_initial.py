@@ -1,11 +1,12 @@
 """Initial parameters: unit decoder rows, the fitted encoder and the geometric median."""
 
+import jax
 import numpy as np
 import pytest
 
 from revelio_jax.config import SaeConfig
 from revelio_jax.sae import sharding
-from revelio_jax.sae.initial import bias, geometric_median, initial_params
+from revelio_jax.sae.initial import RIDGE, bias, geometric_median, initial_params, row_directions
 
 ROWS = np.random.default_rng(0).normal(size=(100, 12)).astype(np.float32)
 
@@ -19,13 +20,14 @@ def test_decoder_rows_are_unit_and_the_encoder_is_a_copy():
     np.testing.assert_array_equal(params["b_dec_D"], np.arange(12))
 
 
-@pytest.mark.parametrize("init", ["unit", "fitted"])
+@pytest.mark.parametrize("init", ["unit", "fitted", "rows"])
 def test_parameters_are_equal_on_every_mesh(init):
     sae = SaeConfig(k=4, init=init)
     one = initial_params(sae, 3, 64, np.zeros(12), ROWS, sharding.make_mesh(1, 1, 8, 64))
     split = initial_params(sae, 3, 64, np.zeros(12), ROWS, sharding.make_mesh(2, 4, 8, 64))
-    np.testing.assert_array_equal(one["W_dec_FD"], split["W_dec_FD"])
-    np.testing.assert_allclose(one["W_enc_FD"], split["W_enc_FD"], rtol=0 if init == "unit" else 1e-5)
+    rounding = {"unit": (0, 0), "fitted": (0, 1e-5), "rows": (1e-5, 1e-5)}[init]
+    np.testing.assert_allclose(one["W_dec_FD"], split["W_dec_FD"], rtol=0, atol=rounding[0])
+    np.testing.assert_allclose(one["W_enc_FD"], split["W_enc_FD"], rtol=0, atol=rounding[1])
     assert split["W_dec_FD"].addressable_shards[0].data.shape == (16, 12)
 
 
@@ -42,6 +44,25 @@ def test_the_fitted_encoder_has_the_smallest_error(architecture):
         pre[pre < np.sort(pre, axis=1)[:, -k, None]] = 0
     error = lambda factor: np.square(centered - factor * pre @ W_dec).sum()  # noqa: E731
     assert error(norms[0]) < min(error(0.999 * norms[0]), error(1.001 * norms[0]))
+
+
+def test_row_directions_are_rows_times_the_inverse_covariance():
+    x = ROWS * np.linspace(0.1, 3, 12, dtype=np.float32)
+    covariance = x.T @ x / 100
+    expected = x @ np.linalg.inv(covariance + RIDGE * np.trace(covariance) / 12 * np.eye(12))
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    directions = np.asarray(row_directions(jax.random.key(0), x, 250))
+    nearest = np.argmax(directions @ expected.T, 1)
+    np.testing.assert_allclose(directions, expected[nearest], atol=1e-4)
+    assert sorted(nearest[:100]) == list(range(100))  # no row twice before all are used
+
+
+def test_rows_that_are_not_finite_are_left_out():
+    x = ROWS.copy()
+    x[7] = np.inf
+    x[8, 3] = np.nan
+    params = initial_params(SaeConfig(k=4, init="rows"), 0, 200, np.zeros(12), x, sharding.make_mesh(1, 1, 8, 200))
+    np.testing.assert_allclose(np.linalg.norm(params["W_dec_FD"], axis=1), np.ones(200), rtol=1e-6)
 
 
 def test_zero_rows_do_not_scale_the_encoder():
