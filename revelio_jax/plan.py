@@ -75,7 +75,9 @@ def plan(
     best = plans[0]
     if best.fits:
         print(details(best, work))
-        for advice in advise(work, possible_meshes(work, chips), best.mesh, best.chip):
+        timed = {plan.mesh for plan in plans if plan.compiled and plan.compiled.seconds and plan is not best}
+        others = [mesh for mesh in possible_meshes(work, chips) if mesh not in timed]  # XLA knows better than the model
+        for advice in advise(work, others, best.mesh, best.chip):
             print(advice)
     if smallest:
         print(smallest_line(work, kind, {topology: plans}, price))

@@ -237,6 +237,25 @@ def test_the_three_fastest_meshes_by_the_model_are_compiled(monkeypatch):
     assert [of_mesh.fits for of_mesh in plans[:3]] == [True, True, False]
 
 
+@pytest.mark.parametrize("flags", [(), ("4x4",)])
+def test_advice_does_not_name_a_mesh_that_xla_found_slower(capsys, monkeypatch, flags):
+    def compile_mesh(planned, mesh, chip):
+        seconds = 1.0 if mesh == (4, 4) else 2.0
+        return meshes.Compiled({"temporaries": chip.hbm / 2}, seconds, seconds)
+
+    monkeypatch.setattr(meshes, "compile_mesh", compile_mesh)
+    monkeypatch.setattr(meshes, "place_mesh", lambda planned, topology, shape: shape)
+    monkeypatch.setattr(meshes, "topology_devices", lambda topology: ())
+    for module in (meshes, plan):
+        monkeypatch.setattr(module, "can_compile", lambda kind: True)
+    argv = ["plan", f"--config={ROOT}/configs/flux_t5.py"]
+    plan.plan(cli.parse(argv, "")[0], "v5e:4x4", flags, 0, False)
+    output = capsys.readouterr().out
+    assert "best: 4x4" in output
+    # The model prefers 1x16, which XLA has timed unless --mesh left it out.
+    assert ("advice: --mesh 1x16" in output) == bool(flags)
+
+
 @pytest.mark.parametrize(
     ("overrides", "options", "message"),
     [
