@@ -88,4 +88,6 @@ def test_gradients_of_the_loss_equal_explicit_formulas(mesh):
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-4)
     np.testing.assert_allclose(metrics["l0"], fires.sum() / len(x))
     for name, value in expected.items():
-        np.testing.assert_allclose(grads[name], value, atol=1e-5 * np.abs(value).max(), rtol=1e-3, err_msg=name)
+        np.testing.assert_allclose(
+            grads.by_param[name], value, atol=1e-5 * np.abs(value).max(), rtol=1e-3, err_msg=name
+        )

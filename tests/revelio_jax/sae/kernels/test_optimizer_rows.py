@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 
 from revelio_jax.sae import initial
 from revelio_jax.sae.kernels import optimizer_rows
-from revelio_jax.training import step
 from tests.helpers import h100
 
 ADAM = optimizer_rows.Adam(eps=1e-6)
@@ -42,7 +41,7 @@ def test_the_plain_form_is_the_update_of_the_training_step(unit):
     for count in (1, 2, 3):
         along = (grad * found.W_FD).sum(1) if unit else None
         found = optimizer_rows.xla(*found[:3], grad, along, *scalars(count=count), ADAM)
-        clipped = 0.5 * (step.remove_parallel(grad, wanted) if unit else grad)
+        clipped = 0.5 * (grad - (grad * wanted).sum(1, keepdims=True) * wanted if unit else grad)
         updates, state = optimizer.update(clipped, state)
         wanted = optax.apply_updates(wanted, updates)
         wanted = initial.unit_rows(wanted) if unit else wanted
