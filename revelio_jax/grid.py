@@ -64,6 +64,9 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
     if form not in FORMS:
         raise InputError(f"--form is {form!r}; allowed: {', '.join(FORMS)}")
 
+    if config.sae.products == "kernels":
+        raise InputError("config.sae.products is kernels; a grid supports auto, sparse, atomic and dense")
+
     # Members, mesh and data.
     members, streams = open_members(configs(config, axes))
     start = common_step(members, options.resume)

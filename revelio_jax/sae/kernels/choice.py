@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import typing
 from collections.abc import Callable
 
@@ -42,19 +43,16 @@ def with_kernels(sae: SaeConfig, latents: int, d: int, mesh: jax.sharding.Mesh) 
 
 def _reason(sae: SaeConfig, d: int, device: typing.Any) -> str | None:
     """Return why the kernels cannot be used, or None. The one for decoding is used where its shapes fit."""
-    if sae.matmul_dtype != "bfloat16" or sae.architecture not in ("topk", "batch_topk"):
-        return (
-            "they need config.sae.matmul_dtype bfloat16 and architecture topk or batch_topk, not "
-            f"{sae.matmul_dtype} and {sae.architecture}"
-        )
     slots = module.slots(sae)
     kernels = ["segment_sum", "optimizer_rows"]
     kernels += ["decode_error"] if supports("decode_error", d, slots) else []
-    for check in (obstacle, disagreement):
-        for kernel in kernels:
-            if reason := check(kernel, device, d, slots):
-                return reason
-    return None
+    reasons = (check(kernel, device, d, slots) for check in (obstacle, disagreement) for kernel in kernels)
+    if sae.matmul_dtype != "bfloat16" or sae.architecture not in ("topk", "batch_topk"):
+        fields = f"config.sae.matmul_dtype is {sae.matmul_dtype} and architecture {sae.architecture}"
+        reasons = itertools.chain(
+            [obstacle(kernels[0], device, d, slots)], [f"{fields}; kernels need bfloat16 and topk"]
+        )
+    return next(filter(None, reasons), None)
 
 
 def obstacle(kernel: str, device: typing.Any, width: int, slots: int) -> str | None:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from revelio_jax.config import SaeConfig
+from revelio_jax.errors import InputError
 from revelio_jax.sae.kernels import choice, decode_error, optimizer_rows, segment_sum, threshold
 
 H100 = types.SimpleNamespace(platform="gpu", compute_capability="9.0", device_kind="NVIDIA H100 80GB HBM3")
@@ -92,3 +94,39 @@ def test_the_self_check_reports_a_kernel_that_does_not_compile(module, monkeypat
     line = choice.disagreement(kernel, jax.devices()[0], 256, 2)
     assert line.startswith(f"{kernel} fails on ")
     assert line.endswith("no such instruction")
+
+
+def mesh_of(device):
+    """What the choice reads of a mesh of one device."""
+    devices = types.SimpleNamespace(flat=[device])
+    return types.SimpleNamespace(devices=devices, local_devices=[device], shape={"data": 1, "feature": 1})
+
+
+def test_large_dictionaries_on_a_gpu_use_kernels_that_agree(monkeypatch):
+    set_jax(monkeypatch, 0, 12, 0)
+    results = iter([None, None, None, "segment_sum differs"])
+    monkeypatch.setattr(choice, "disagreement", lambda *_: next(results))
+    sae = SaeConfig(k=32)
+    found, reason = choice.with_kernels(sae, 65536, 4096, mesh_of(H100))
+    assert (found.products, found.matmul_dtype, reason) == ("kernels", "bfloat16", None)
+    found, reason = choice.with_kernels(sae, 65536, 4096, mesh_of(H100))
+    assert (found.products, reason) == ("sparse", "products without kernels: segment_sum differs")
+    found, reason = choice.with_kernels(sae, 65536, 4096, mesh_of(A100))
+    assert found.products == "sparse"
+    assert "compute capability 9.0" in reason
+
+
+def test_other_devices_and_small_dictionaries_do_without_kernels():
+    assert choice.with_kernels(SaeConfig(), 65536, 4096, mesh_of(V5E))[0].products == "dense"
+    assert choice.with_kernels(SaeConfig(k=32), 4096, 4096, mesh_of(H100))[0].products == "dense"
+    cpu = choice.with_kernels(SaeConfig(), 65536, 4096, mesh_of(jax.devices()[0]))
+    assert (cpu[0].products, cpu[0].matmul_dtype, cpu[1]) == ("sparse", "float32", None)
+
+
+def test_kernels_that_are_asked_for_but_cannot_be_used_are_an_error(monkeypatch):
+    with pytest.raises(InputError, match="products is kernels; segment_sum runs on a GPU; the device is a CPU"):
+        choice.with_kernels(SaeConfig(products="kernels"), 65536, 4096, mesh_of(jax.devices()[0]))
+    set_jax(monkeypatch, 0, 12, 0)
+    with pytest.raises(InputError, match="matmul_dtype is float32 and architecture topk; kernels need bfloat16"):
+        sae = SaeConfig(products="kernels", matmul_dtype="float32")
+        choice.with_kernels(sae, 65536, 4096, mesh_of(H100))
