@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import typing
 from collections.abc import Callable
 

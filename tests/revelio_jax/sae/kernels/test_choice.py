@@ -127,6 +127,6 @@ def test_kernels_that_are_asked_for_but_cannot_be_used_are_an_error(monkeypatch)
     with pytest.raises(InputError, match="products is kernels; segment_sum runs on a GPU; the device is a CPU"):
         choice.with_kernels(SaeConfig(products="kernels"), 65536, 4096, mesh_of(jax.devices()[0]))
     set_jax(monkeypatch, 0, 12, 0)
+    sae = SaeConfig(products="kernels", matmul_dtype="float32")
     with pytest.raises(InputError, match="matmul_dtype is float32 and architecture topk; kernels need bfloat16"):
-        sae = SaeConfig(products="kernels", matmul_dtype="float32")
         choice.with_kernels(sae, 65536, 4096, mesh_of(H100))
