@@ -102,20 +102,24 @@ def dictionary_learning(d: int, n: int, k: int, batch: int, learning: Learning |
     return Library(fit, ae.encoder.weight.data, age_F, dead_age, run, lambda: ae.decoder.weight.data.T)
 
 
-def sparsify(d: int, n: int, k: int, batch: int, learning: Learning | None = None) -> Library:
+def sparsify(
+    d: int, n: int, k: int, batch: int, learning: Learning | None = None, device: str | torch.device = "cpu"
+) -> Library:
     """Set up Trainer.fit with a unit-norm decoder, AuxK at 1/32 and Adam, which are not its defaults.
 
     The trainer reads activations from a running language model. Here the model has one layer, which gives the batch.
     """
     from sparsify import SparseCoderConfig, TrainConfig, Trainer
 
+    model_device = torch.device(device)
+
     class Model(nn.Module):
-        device = torch.device("cpu")
+        device = model_device
         dummy_inputs = {"input_ids": torch.zeros(1, batch, dtype=torch.long)}  # noqa: RUF012
 
         def __init__(self):
             super().__init__()
-            self.layer, self.x_BD = nn.Identity(), torch.zeros(batch, d)
+            self.layer, self.x_BD = nn.Identity(), torch.zeros(batch, d, device=device)
 
         @property
         def base_model(self):
