@@ -47,10 +47,8 @@ def _reason(sae: SaeConfig, d: int, device: typing.Any) -> str | None:
     kernels += ["decode_error"] if supports("decode_error", d, slots) else []
     reasons = (check(kernel, device, d, slots) for check in (obstacle, disagreement) for kernel in kernels)
     if sae.matmul_dtype != "bfloat16" or sae.architecture not in ("topk", "batch_topk"):
-        fields = f"config.sae.matmul_dtype is {sae.matmul_dtype} and architecture {sae.architecture}"
-        reasons = itertools.chain(
-            [obstacle(kernels[0], device, d, slots)], [f"{fields}; kernels need bfloat16 and topk"]
-        )
+        unfit = f"config.sae.matmul_dtype is {sae.matmul_dtype} and architecture {sae.architecture}"
+        reasons = iter([obstacle(kernels[0], device, d, slots), f"{unfit}; kernels need bfloat16 and topk"])
     return next(filter(None, reasons), None)
 
 
