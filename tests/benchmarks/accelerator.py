@@ -30,6 +30,7 @@ import datetime
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,13 +72,19 @@ def run(part: str, size: Size, limit: float, options: argparse.Namespace) -> Non
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ
     with tempfile.TemporaryFile("w+") as errors:
         pipes = {"stdout": subprocess.PIPE, "stderr": errors, "text": True, "env": environment}
-        with subprocess.Popen(list(map(str, command)), **pipes) as process:
-            timer = threading.Timer(limit, process.kill)
+        # A session of its own, so that compilers that the part has started end with it.
+        with subprocess.Popen(list(map(str, command)), start_new_session=True, **pipes) as process:
+            timer = threading.Timer(limit, os.killpg, (process.pid, signal.SIGKILL))
             timer.start()
-            for line in process.stdout:
-                record(options.json, json.loads(line))
-            is_late = not timer.is_alive()
-            timer.cancel()
+            try:
+                for line in process.stdout:
+                    record(options.json, json.loads(line))
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+            finally:
+                is_late = not timer.is_alive()
+                timer.cancel()
         if is_late:
             record(options.json, stopped(part, size, {"skipped": f"stopped after {limit:.0f} s: out of time"}))
         elif process.returncode:

@@ -126,7 +126,7 @@ class Steps:
 
         ms = milliseconds(repeat) / (DISPATCH if setting.dispatched else 1)
         del state  # two states may not fit into memory
-        _, again = run(fresh(), STEPS)
+        again = run(fresh(), STEPS)[1]
         fields = {"ms": round(ms, 4), "rows_per_s": round(1000 * size.batch / ms)}
         if floor_ms:
             fields |= {"floor_ms": round(floor_ms, 4), "ratio": round(ms / floor_ms, 2)}
@@ -134,8 +134,7 @@ class Steps:
         fields |= {"bit_same": again == first}
         if saved is not None:
             shardings = state_shardings(sae, self.train, self.mesh)
-            _, resumed = run(jax.device_put(saved, shardings), STEPS)
-            fields["resumed_bit_same"] = resumed == later
+            fields["resumed_bit_same"] = run(jax.device_put(saved, shardings), STEPS)[1] == later
         last = {name: float(np.ravel(metrics[name])[-1]) for name in ("fvu", "dead_fraction")}
         return fields | {name: round(value, 4) for name, value in last.items()}
 

@@ -117,10 +117,24 @@ def test_rows_without_time_say_so(benchmark):
     ]
 
 
-def test_a_slow_part_is_stopped(benchmark):
-    done, rows = benchmark("--parts=pieces", "--minutes=0.02")  # its process has not imported JAX yet
+def test_a_part_that_hangs_is_stopped_with_its_children(benchmark, tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho started >&2\nsleep 100 &\nsleep 100\n")
+    python.chmod(0o755)
+    start = time.monotonic()
+    done, rows = benchmark("--parts=peers", "--minutes=0.02", f"--python-of-peers={python}")
     assert done.returncode == 0
+    assert time.monotonic() - start < 30  # a child would hold the pipe open
     assert [row["skipped"] for row in rows] == ["stopped after 1 s: out of time"]
+
+
+def test_a_part_that_fails_has_the_last_line_of_its_errors(benchmark, tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho one >&2\necho two >&2\nexit 3\n")
+    python.chmod(0o755)
+    done, rows = benchmark("--parts=peers", f"--python-of-peers={python}")
+    assert done.returncode == 0
+    assert [(row["name"], row["error"]) for row in rows] == [("(rest)", "two")]
 
 
 def test_table(tmp_path):
