@@ -49,7 +49,7 @@ def config(base, sites, with_train):
     return dataclasses.replace(
         config,
         extract=dataclasses.replace(config.extract, store=sites),
-        sae=dataclasses.replace(config.sae, k_aux=24, dead_after_rows=150),
+        sae=dataclasses.replace(config.sae, k_aux=24, dead_after_rows=150, init="unit"),  # random rows: some die
     )
 
 
