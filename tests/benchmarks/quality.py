@@ -11,6 +11,9 @@ Data sets:
                                 offset, for N latents. Direction i is drawn in proportion to 1 or to i^-1.5.
     mini_sd, mini_flux, minilm  the activations of the shipped config, with its dictionary size, k, batch and steps
 
+Systems are the libraries, and this project with bfloat16 products (revelio_jax-bfloat16), and first moments
+(revelio_jax-bfloat16-moments).
+
 A seed determines the data and the initial weights. Seeds are drawn at random, so that no default is tuned to one.
 
 All systems get the same batches, centered and scaled in the same way, and the same dictionary size, k, peak learning
@@ -66,11 +69,21 @@ class Learned(typing.NamedTuple):
     W_dec_FD: np.ndarray
 
 
-def train_ours(task: Task, learning: Learning) -> Learned:
-    """Train this project's SAE as revelio_jax.train does."""
-    d = task.held_out_ND.shape[1]
+# Fields of config.sae and config.train by system: this project as it is on a CPU, and as on accelerators.
+VARIANTS = {
+    OURS: ({}, {}),
+    f"{OURS}-bfloat16": ({"matmul_dtype": "bfloat16"}, {}),
+    f"{OURS}-bfloat16-moments": ({"matmul_dtype": "bfloat16"}, {"first_moment_dtype": "bfloat16"}),
+}
+
+
+def train_ours(task: Task, learning: Learning, system: str = OURS) -> Learned:
+    """Train this project's SAE as revelio_jax.train does, with the fields of VARIANTS."""
+    d, (sae_fields, train_fields) = task.held_out_ND.shape[1], VARIANTS[system]
     sae = SaeConfig(k=task.k, latents=task.latents, k_aux=d // 2, dead_after_rows=learning.dead_after_rows)
+    sae = dataclasses.replace(sae, **sae_fields)
     train = TrainConfig(
+        **train_fields,
         steps=learning.steps,
         batch_size=task.batch,
         learning_rate=learning.learning_rate,
@@ -175,7 +188,9 @@ def main() -> None:
         raise InputError(f"--draw is {options.draw}; it must be at least 1")
     names = options.data.split(",")
     check(names, options.stores)
-    systems, rates = parse_systems(options.systems), parse_numbers("--rates", options.rates, float, 1e-9)
+    systems = options.systems.split(",")
+    parse_systems(",".join(OURS if system in VARIANTS else system for system in systems))
+    rates = parse_numbers("--rates", options.rates, float, 1e-9)
     rows = quality_table.read(options.json)
     seeds = choose_seeds(options.seeds, options.draw, rows)
     rows_of = {(*quality_table.cell(row), row["seed"]): row for row in rows}
@@ -192,7 +207,7 @@ def main() -> None:
         key = (*quality_table.cell(facts), seed)
         if key not in rows_of:
             learning = Learning(steps, rate, steps // 10, task.dead_after_rows, seed)
-            learned = train_ours(task, learning) if system == OURS else train_peer(system, task, learning)
+            learned = train_ours(task, learning, system) if system in VARIANTS else train_peer(system, task, learning)
             rows_of[key] = facts | score(task, learned)
             results.write(options.json, list(rows_of.values()))
         chosen.append(rows_of[key])
