@@ -44,6 +44,7 @@ from revelio_jax.planning.devices import can_compile
 from revelio_jax.planning.hlo import Collective
 from revelio_jax.planning.meshes import Plan, plan_slice, possible_meshes, select_meshes, smallest_slice
 from revelio_jax.planning.work import StepWork, describe_work
+from revelio_jax.sae import forms
 
 COLUMNS = ["mesh:8", "GiB/chip:9", "fits:5", "model:10", "XLA:10", "dead:10", "roof:19", "rows/s:12", "h:8"]
 HEAD = " ".join(name.rjust(int(width)) for name, width in (column.split(":") for column in COLUMNS))
@@ -88,7 +89,7 @@ def describe(work: StepWork, topology: str) -> str:
     total = options.steps * options.batch_size
     epochs = f", {total / work.rows:.1f} epochs of the store" if work.rows else ""
     nodes = f", {chip.network_s / 1e9:,.0f} GB/s between nodes of {chip.node}" if chip.node else ""
-    dtype = work.config.sae.matmul_dtype
+    dtype = forms.on_platform(work.config.sae, work.latents, chip.platform).matmul_dtype
     return (
         f"{work.site}: width {work.d}, {work.latents} latents, k {work.config.sae.k}; "
         f"{options.steps:,} steps of {options.batch_size:,} rows are {total:,} rows{epochs}\n"
