@@ -81,7 +81,11 @@ def _plain(
     mesh: jax.sharding.Mesh,
 ) -> tuple[Params, Params | None, typing.Any]:
     grads = dict(gradients.by_param)
-    grads["W_dec_FD"] -= gradients.parallel_F[:, None] * params["W_dec_FD"]
+    orthogonal_FD = grads["W_dec_FD"] - gradients.parallel_F[:, None] * params["W_dec_FD"]
+    # A CPU computes each moment in a loop of its own: write the difference once. A GPU updates all in one loop.
+    grads["W_dec_FD"] = jax.lax.platform_dependent(
+        orthogonal_FD, cpu=jax.lax.optimization_barrier, default=lambda grad_FD: grad_FD
+    )
     grads = jax.tree.map(lambda grad: jnp.where(scale > 0, scale * grad, 0), grads)
     updates, opt_state = make_optimizer(train).update(grads, opt_state)
     params = typing.cast(Params, optax.apply_updates(params, updates))
