@@ -35,7 +35,7 @@ COMMANDS = {
         "draw label purity by hook point and timestep",
     ),
     "plot": ("revelio_jax.plot", "plot", "draw loss, FVU and firing densities of runs"),
-    "plan": ("revelio_jax.plan", "plan", "compile the train step for a TPU you do not have"),
+    "plan": ("revelio_jax.plan", "plan", "estimate memory, time and cost on GPUs and TPUs you do not have"),
     "explore": ("revelio_jax.explore.command", "explore", "serve a page with a live pipeline"),
 }
 GRAMMAR = """\

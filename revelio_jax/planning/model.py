@@ -74,7 +74,7 @@ def estimate(work: StepWork, mesh: tuple[int, int], chip: Chip) -> Estimate:
 
 
 def state_bytes(work: StepWork, sae: SaeConfig, mesh: tuple[int, int]) -> int:
-    """Return the bytes of a run's state on one chip. ``sae`` has no field with the value auto."""
+    """Return the bytes of a run's state on one chip. ``sae`` comes from ``forms.on_platform``."""
     leaves = jax.tree.leaves(_state(work, sae, mesh))
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 

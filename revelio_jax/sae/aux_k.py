@@ -125,9 +125,12 @@ def _many(inputs: _Inputs) -> LossAndGradients:
     if sae.products == "dense" or sae.encode_chunk:
         return _selected(inputs, sae)
     # k_aux is so large that whole products win on every accelerator.
-    dense = dataclasses.replace(sae, products="dense")
+    forms = {"cpu": "sparse", "default": "dense"}
     return jax.lax.platform_dependent(
-        cpu=functools.partial(_selected, inputs, sae), default=functools.partial(_selected, inputs, dense)
+        **{
+            platform: functools.partial(_selected, inputs, dataclasses.replace(sae, products=form))
+            for platform, form in forms.items()
+        }
     )
 
 
@@ -144,9 +147,9 @@ def _selected(inputs: _Inputs, sae: SaeConfig) -> LossAndGradients:
     start = _zeros(params, x_BD)
     grad_b_enc_F = grad_code.sums(len(dead_F), sae)
     return jnp.square(rest_BD).sum() / deviation, start | {
-        "W_enc_FD": grad_code.add_outer(start["W_enc_FD"], x_BD, sae),
+        "W_enc_FD": grad_code.add_outer(start["W_enc_FD"], x_BD, sae).grad_FD,
         "b_enc_F": grad_b_enc_F,
-        "W_dec_FD": code.add_outer(start["W_dec_FD"], grad_BD, sae),
+        "W_dec_FD": code.add_outer(start["W_dec_FD"], grad_BD, sae).grad_FD,
         "b_dec_D": jax.lax.psum(-(grad_b_enc_F @ params["W_enc_FD"]), "feature"),
     }
 

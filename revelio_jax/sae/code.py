@@ -12,10 +12,9 @@ import jax.numpy as jnp
 
 from revelio_jax.config import SaeConfig
 from revelio_jax.sae import sparse
-from revelio_jax.sae.kernels import decode_error
+from revelio_jax.sae.kernels import decode_error, segment_sum
+from revelio_jax.sae.kernels.segment_sum import Gradient
 from revelio_jax.sae.sparse import product
-
-KERNEL_SLOTS = 32
 
 
 @jax.tree_util.register_dataclass
@@ -73,9 +72,9 @@ class Code:
         self, x_BD: jax.Array, W_dec_FD: jax.Array, b_dec_D: jax.Array, sae: SaeConfig
     ) -> tuple[jax.Array, "Code"]:
         """Return the error x - W_dec z - b_dec [B, D], and its dot products with the rows of W_dec where z > 0."""
-        # With several devices the error is known only after a sum. With many slots the kernel is slower by arithmetic.
-        few = jax.lax.axis_size("feature") == 1 and self.values.shape[1] <= KERNEL_SLOTS
-        if sae.products == "kernels" and few and decode_error.supports(W_dec_FD.shape[1], self.values.shape[1]):
+        # With several devices the error is known only after a sum.
+        supported = decode_error.supports(x_BD.shape[1], self.values.shape[1])
+        if sae.products == "kernels" and supported and jax.lax.axis_size("feature") == 1:
             decoded = decode_error.pallas(self.values, self.latents, W_dec_FD, x_BD, b_dec_D)
             error_BD, dots = jax.lax.psum(decoded.error_BD, "feature"), decoded.dots_BK
         else:
@@ -89,11 +88,19 @@ class Code:
             return product(rows_BD, W_dec_FD.T, sae.matmul_dtype)
         return sparse.dots(rows_BD, self.indices, W_dec_FD)
 
-    def add_outer(self, start_FD: jax.Array, rows_BD: jax.Array, sae: SaeConfig) -> jax.Array:
-        """Return ``start_FD`` plus, for each latent, the sum over rows of its value times the row: [F, D]."""
+    def add_outer(
+        self, start_FD: jax.Array, rows_BD: jax.Array, sae: SaeConfig, W_FD: jax.Array | None = None
+    ) -> Gradient:
+        """Return ``start_FD`` plus, for each latent, the sum over rows of its value times the row: [F, D].
+
+        The kernel also returns sums over the rows of the result, and their dot products with ``W_FD``.
+        """
         if self.indices is None:
-            return start_FD + product(self.values.T, rows_BD, sae.matmul_dtype)
-        return sparse.add_outer(start_FD, self.values, self.indices, rows_BD, sae)
+            return Gradient(start_FD + product(self.values.T, rows_BD, sae.matmul_dtype))
+        if sae.products == "kernels":
+            rows_BD = rows_BD.astype(sae.matmul_dtype)
+            return segment_sum.pallas(self.values, self.indices, rows_BD, len(start_FD), W_FD, start_FD)
+        return Gradient(sparse.add_outer(start_FD, self.values, self.indices, rows_BD, sae))
 
     def sums(self, latents: int, sae: SaeConfig) -> jax.Array:
         """Return the sum over rows of the values of each latent: [F]."""

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from revelio_jax.config import SaeConfig
-from revelio_jax.sae import losses, outer
+from revelio_jax.sae import losses
 from revelio_jax.sae.aux_k import aux_k
 from revelio_jax.sae.code import Code
+from revelio_jax.sae.kernels.segment_sum import Gradient
 from revelio_jax.sae.module import SparseAutoencoder
 from revelio_jax.sae.sharding import all_rows, sum_over_rows, total
 
@@ -89,11 +90,11 @@ def _explicit(
     x_BD, error_BD, grad_x_hat, grad_code, values = rows if code.indices is None else all_rows(rows)
     codes = [dataclasses.replace(grad_code, values=part) for part in values]
     aux_loss, grads = aux_k(params, x_BD, error_BD, deviation, dead_F, sae)
-    dec = outer.Sums(grads["W_dec_FD"])
+    dec = Gradient(grads["W_dec_FD"])
     for part, grad_BD in zip(codes, grad_x_hat, strict=True):
-        dec = outer.add(dec.grad_FD, part, grad_BD, own_W_dec_FD, sae)
+        dec = part.add_outer(dec.grad_FD, grad_BD, sae, own_W_dec_FD)
         grads["b_dec_D"] += grad_BD.sum(0)
-    enc = outer.add(grads["W_enc_FD"], grad_code, x_BD - params["b_dec_D"], None, sae)
+    enc = grad_code.add_outer(grads["W_enc_FD"], x_BD - params["b_dec_D"], sae)
     grads |= {"W_dec_FD": dec.grad_FD, "W_enc_FD": enc.grad_FD}
     grad_b_enc_F = grad_code.sums(len(dead_F), sae) if enc.sums_F is None else enc.sums_F
     grads["b_enc_F"] += grad_b_enc_F
@@ -108,7 +109,7 @@ def _explicit(
 
 
 def _with_squares(
-    grads: dict[str, jax.Array], W_dec_FD: jax.Array, known: dict[str, outer.Sums] | None = None
+    grads: dict[str, jax.Array], W_dec_FD: jax.Array, known: dict[str, Gradient] | None = None
 ) -> Gradients:
     """Return the gradients with the sums that ``known`` does not have yet."""
     squares = {name: jnp.square(grad.reshape(len(grad), -1)).sum(1) for name, grad in grads.items()}

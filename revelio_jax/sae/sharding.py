@@ -139,7 +139,7 @@ def put_batch(mesh: Mesh, x_BD: np.ndarray) -> jax.Array:
 
 
 def all_rows(arrays: T) -> T:
-    """Gather the rows of a tree of arrays over ``data``, inside ``jax.shard_map``: every device has those of all."""
+    """Gather the rows of a tree of arrays over ``data``, inside ``jax.shard_map``; every device gets all rows."""
     if jax.lax.axis_size("data") == 1:  # all_gather would copy the rows; step.py declares them replicated
         return arrays
     return jax.tree.map(lambda array: jax.lax.all_gather(array, "data", tiled=True, to="invarying"), arrays)

@@ -67,19 +67,16 @@ def apply(
     # every update wait for all gradients. Otherwise XLA copies both matrices, because an update could overwrite values
     # that a gradient still reads.
     scale = jnp.where(jnp.isfinite(norm), clipped, 0)
-    step = _with_kernels if sae.products == "kernels" else _plain
-    return *step(params, opt_state, gradients, scale, sae, train, mesh), norm
+    if sae.products == "kernels":
+        params, copies, opt_state = _with_kernels(params, opt_state, gradients, scale, sae, train, mesh)
+        return params, copies, opt_state, norm
+    params, opt_state = _plain(params, opt_state, gradients, scale, train)
+    return params, rounded(params, sae), opt_state, norm
 
 
 def _plain(
-    params: Params,
-    opt_state: typing.Any,
-    gradients: Gradients,
-    scale: jax.Array,
-    sae: SaeConfig,
-    train: TrainConfig,
-    mesh: jax.sharding.Mesh,
-) -> tuple[Params, Params | None, typing.Any]:
+    params: Params, opt_state: typing.Any, gradients: Gradients, scale: jax.Array, train: TrainConfig
+) -> tuple[Params, typing.Any]:
     grads = dict(gradients.by_param)
     orthogonal_FD = grads["W_dec_FD"] - gradients.parallel_F[:, None] * params["W_dec_FD"]
     # A CPU computes each moment in a loop of its own: write the difference once. A GPU updates all in one loop.
@@ -90,7 +87,7 @@ def _plain(
     updates, opt_state = make_optimizer(train).update(grads, opt_state)
     params = typing.cast(Params, optax.apply_updates(params, updates))
     params["W_dec_FD"] = initial.unit_rows(params["W_dec_FD"])
-    return params, rounded(params, sae), opt_state
+    return params, opt_state
 
 
 def _with_kernels(
@@ -101,7 +98,7 @@ def _with_kernels(
     sae: SaeConfig,
     train: TrainConfig,
     mesh: jax.sharding.Mesh,
-) -> tuple[Params, Params | None, typing.Any]:
+) -> tuple[Params, Params, typing.Any]:
     """Update each matrix in one pass, and the vectors with Optax."""
     adam_state, schedule_state = opt_state
     learning_rate, count = schedule(train)(schedule_state.count), adam_state.count + 1
@@ -141,4 +138,4 @@ def _with_kernels(
     )
     copies = {name: new.rounded_FD for name, new in matrices.items()}
     params = few_params | {name: new.W_FD for name, new in matrices.items()}
-    return params, copies if is_rounded(sae) else None, opt_state
+    return params, copies, opt_state

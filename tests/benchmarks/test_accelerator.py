@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = "tests/benchmarks/accelerator.py"
 SIZE = [32, 128, 3, 64]
-# What a CPU cannot run
+# Rows that a CPU cannot run
 SKIPPED = {
     ("step", "kernels, bfloat16, no AuxK"),
     ("top-k", "threshold kernel"),

@@ -23,7 +23,7 @@ Form = Callable[..., typing.Any]
 
 
 def with_kernels(sae: SaeConfig, latents: int, d: int, mesh: jax.sharding.Mesh) -> tuple[SaeConfig, str | None]:
-    """Return :func:`forms.resolved` with kernels where they can be used, and else the reason in one line.
+    """Return :func:`forms.resolved` with kernels if they can be used, otherwise the reason in one line.
 
     Kernels take the place of sparse products on a GPU. Each is compared with its plain form on the device first, which
     takes seconds. Raise InputError if config.sae.products is kernels and they cannot be used.

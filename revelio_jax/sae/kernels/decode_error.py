@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from revelio_jax.sae.kernels import hopper
 
+SLOTS = 32  # with more slots the plain form is faster, by arithmetic
 HELD = 16384  # elements of the decoder rows that a block keeps in registers, 128 a thread
 
 
@@ -49,8 +50,8 @@ def xla(
 
 
 def supports(width: int, slots: int) -> bool:
-    """Return whether :func:`pallas` can handle rows of ``width`` columns with ``slots`` latents each."""
-    return _tile(width, slots) > 0
+    """Return whether to use :func:`pallas` for rows of ``width`` columns with ``slots`` latents each."""
+    return slots <= SLOTS and _tile(width, slots) > 0
 
 
 def pallas(

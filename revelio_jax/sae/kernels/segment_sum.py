@@ -30,13 +30,14 @@ class Gradient(typing.NamedTuple):
     """A gradient [F, D], and for each of its rows [F] the squared norm, the dot product with the weights and a sum.
 
     ``sums_F`` are the sums of the values of each latent: the gradient of the encoder's bias. ``dots_F`` is None if no
-    weights were given. Without the part along unit weights, the squared norm of a row is squares_F - dots_F**2.
+    weights were given. All three are None if no kernel computed the gradient. Without the part along unit weights, the
+    squared norm of a row is squares_F - dots_F**2.
     """
 
     grad_FD: jax.Array
-    squares_F: jax.Array
-    dots_F: jax.Array | None
-    sums_F: jax.Array
+    squares_F: jax.Array | None = None
+    dots_F: jax.Array | None = None
+    sums_F: jax.Array | None = None
 
 
 def xla(

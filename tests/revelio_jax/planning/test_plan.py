@@ -117,7 +117,7 @@ def test_a_step_that_does_not_fit_is_reported(config_file, tmp_path):
 
 
 def report_by_model(capsys, monkeypatch, topology, *overrides, **options):
-    """What ``plan`` prints where no compiler for accelerators is installed."""
+    """Without a compiler for accelerators, ``plan`` prints the model."""
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
     argv = ["plan", f"--config={ROOT}/configs/flux_t5.py", *(f"--config.{field}" for field in overrides)]
     plan.plan(cli.parse(argv, "")[0], topology, **{"meshes": (), "width": 0, "smallest": True} | options)

@@ -1,4 +1,4 @@
-"""Where kernels can be used, and the check that refuses one that computes something else."""
+"""Devices and shapes that kernels support, and the check that refuses a kernel with wrong results."""
 
 import types
 
@@ -97,7 +97,7 @@ def test_the_self_check_reports_a_kernel_that_does_not_compile(module, monkeypat
 
 
 def mesh_of(device):
-    """What the choice reads of a mesh of one device."""
+    """Return a stand-in for a mesh of one device, with the attributes that the choice reads."""
     devices = types.SimpleNamespace(flat=[device])
     return types.SimpleNamespace(devices=devices, local_devices=[device], shape={"data": 1, "feature": 1})
 

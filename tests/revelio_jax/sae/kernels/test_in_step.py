@@ -15,10 +15,11 @@ TRAIN = TrainConfig(batch_size=ROWS, learning_rate=1e-3)
 
 
 def sae(products, **fields):
-    return SaeConfig(k=4, k_aux=4, dead_after_rows=ROWS, products=products, matmul_dtype="bfloat16", **fields)
+    return SaeConfig(
+        k=4, k_aux=4, dead_after_rows=ROWS, init="unit", products=products, matmul_dtype="bfloat16", **fields
+    )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"multi_topk": 0.125}], ids=["topk", "multi_topk"])
 def test_steps_with_kernels_equal_plain_steps(monkeypatch, fields):
     if jax.__version_info__ < (0, 12):
