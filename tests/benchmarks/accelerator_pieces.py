@@ -109,7 +109,7 @@ def weight_gradient(report: Report) -> None:
 
     def by_mask(values_BK, indices_BK, rows_BD, pre_BF):
         code = Code(values_BK, indices_BK).as_matrix(pre_BF)
-        return code.add_outer(jnp.zeros((n, d)), rows_BD, config(report.size, "dense"))
+        return code.add_outer(jnp.zeros((n, d)), rows_BD, config(report.size, "dense")).grad_FD
 
     def measure(form, *more):
         if form is kernel:
