@@ -1,20 +1,25 @@
 """Concepts attached to hook points, and the tensors that the hooks read."""
 
+import contextlib
 import dataclasses
+import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from revelio_jax.errors import InputError
+from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.families import Family
-from revelio_jax.pipelines.guidance import CONDITIONAL
+from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.steering.concept import execution_device
 from revelio_jax.steering.pooled import Pooled
 from revelio_jax.steering.rules import Add, ChangeFunction
 from revelio_jax.steering.strengths import Clamp, Key, Strength, check_strength
 from revelio_jax.steering.where import Where
+
+BRANCHES = CONDITIONAL, UNCONDITIONAL
 
 
 class ConceptSource(typing.Protocol):
@@ -32,6 +37,22 @@ class ConceptSource(typing.Protocol):
         ...
 
 
+class Session(typing.Protocol):
+    """The steered pipeline that an attachment belongs to; see :mod:`revelio_jax.steering.session`."""
+
+    def detach(self, attachment: "Attachment") -> None:
+        """Remove the attachment from the pipeline."""
+        ...
+
+    def encoding(self, branch: str) -> contextlib.AbstractContextManager[None]:
+        """Steer text encoders in the block as ``branch``."""
+        ...
+
+    def check_foreign_passes(self, attachment: "Attachment") -> None:
+        """Raise InputError if only other pipelines ran the components of an attachment."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class AttachedConcept:
     """One concept of an attachment. ``on_negative``: also steer the unconditional branch, in the opposite direction."""
@@ -46,11 +67,24 @@ class AttachedConcept:
         return sign * (1.0 if isinstance(self.strength, Clamp) else self.strength)
 
 
+@dataclasses.dataclass(frozen=True)
+class PointReport:
+    """What steering did at one hook point since it was attached.
+
+    ``passes``: passes of the module that were steered. ``rows``: steered rows of their batches. ``relative_change``:
+    norm of the change divided by the norm of the activations, over all steered rows.
+    """
+
+    passes: int
+    rows: int
+    relative_change: float
+
+
 class Attachment:
     """Concepts that steer the hook points of one pipeline until the block ends or :meth:`remove` is called.
 
     One ``owner`` cannot attach the same concept twice at a hook point. :func:`revelio_jax.steering.session.attach` sets
-    ``detach``.
+    ``session``.
     """
 
     def __init__(
@@ -66,7 +100,7 @@ class Attachment:
         self.points, self.concepts, self.owner = tuple(points), dict(concepts), owner
         self.reads_difference = reads_difference
         self.where = where.validate(points, family)
-        self.detach: Callable[[], None] | None = None
+        self.session: Session | None = None
         self._device = execution_device(self.points[0].module)
         self._tokens: int | None = None
         self.functions = self._make_functions()
@@ -85,8 +119,11 @@ class Attachment:
     def __enter__(self) -> "Attachment":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        session, acted = self.session, any(attached.passes for attached in self.attached_points)
         self.remove()
+        if session is not None and error is None and not acted and any(map(self.weights, BRANCHES)):
+            session.check_foreign_passes(self)
 
     @property
     def strengths(self) -> dict[Key, Strength]:
@@ -95,16 +132,47 @@ class Attachment:
 
     def remove(self) -> None:
         """Detach from the pipeline and restore it. Calling this method again has no effect."""
-        if self.detach is not None:
-            self.detach()
-            self.detach = None
+        if self.session is not None:
+            self.session.detach(self)
+            self.session = None
+
+    def encoding(self, branch: str) -> contextlib.AbstractContextManager[None]:
+        """Steer the text encoders in the block as ``branch``, "conditional" or "unconditional".
+
+        For prompts that are encoded outside of the pipeline, for example by compel. The call of the pipeline accepts
+        embeddings that were computed in the block, until a strength changes.
+
+        Raise InputError if the branch is unknown or nothing is attached any more, and after the block if no text
+        encoder ran.
+        """
+        if branch not in BRANCHES:
+            raise InputError(f"branch is {branch!r}; allowed: {', '.join(BRANCHES)}")
+        if self.session is None:
+            raise InputError("encoding needs attached concepts, but they were removed")
+        if hook_points.is_denoiser_point(self.points[0].name):
+            raise InputError(f"encoding steers text encoders, but {self.points[0].name} is in the denoiser")
+        if self.is_joint:
+            raise InputError(
+                f"{'+'.join(point.name for point in self.points)} have one code for both encoders, which needs "
+                "pipe.encode_prompt; call it inside of the attached block instead"
+            )
+        return self.session.encoding(branch)
+
+    def report(self) -> dict[str, PointReport]:
+        """Return for each hook point how many passes and rows were steered since it was attached, and how strongly."""
+        reports: dict[str, PointReport] = {}
+        for attached in self.attached_points:
+            attached.settle()
+            relative = math.sqrt(attached.changes / attached.activations) if attached.activations else 0.0
+            reports[attached.point.name] = PointReport(attached.passes, attached.steered_rows, relative)
+        return reports
 
     def set_strength(self, concept: Key, strength: Strength) -> None:
         """Change a strength; it takes effect with the next image.
 
         Raise InputError if the concept is not attached, or if the strength is not valid.
         """
-        if self.detach is None:
+        if self.session is None:
             raise InputError(f"{concept!r} is no longer attached: its block has ended, or it was removed")
         if concept not in self.concepts:
             raise InputError(f"{concept!r} is not attached; attached: {', '.join(map(str, self.concepts))}")
@@ -190,6 +258,13 @@ class AttachedPoint:
         self.share: torch.Tensor | None = None
         self.positions: torch.Tensor | None = None
         self.mask = attachment.where.mask
+        # What happened since the last `settle`, added up on the device without waiting for it: passes, squared norms
+        # of the activations and of the change, and NaN once a steered activation is not finite.
+        with torch.inference_mode(False):  # so that it can be changed in any mode
+            self._measured = torch.zeros(4)
+        self._is_steered = torch.zeros(1)
+        self.prepared, self.prepared_branches = 0, set[str]()
+        self.passes, self.steered_rows, self.activations, self.changes, self.is_finite = 0, 0, 0.0, 0.0, True
         self._written: tuple[torch.device, list[tuple[float, ...]]] | None = None
         self.take_functions()
 
@@ -214,9 +289,36 @@ class AttachedPoint:
         if self.positions is not None:
             change = torch.where(self.positions.to(x_BTD.device), change, 0.0)
         if self.mask is not None:
-            area = torch.nn.functional.interpolate(self.mask[None, None], size=grid, mode="area")
-            change = change * area.reshape(1, -1, 1).to(x_BTD.device)
+            area = torch.nn.functional.interpolate(self.mask[None, None], size=grid, mode="area").flatten()
+            if len(area) > x_BTD.shape[1]:
+                raise InputError(f"mask needs {len(area)} positions, but {self.point.name} has {x_BTD.shape[1]}")
+            # Positions after those of the output image belong to reference images.
+            area = torch.nn.functional.pad(area, (0, x_BTD.shape[1] - len(area)), value=1.0)
+            change = change * area[None, :, None].to(x_BTD.device)
         return change
+
+    def measure(self, x_BTD: torch.Tensor, change_BTD: torch.Tensor) -> None:
+        """Add a pass to the measurements, on the device."""
+        with torch.no_grad():
+            activations = x_BTD.square().sum((1, 2)) * self._is_steered
+            self._measured += torch.stack(
+                [activations.new_ones(()), activations.sum(), change_BTD.square().sum(), activations.new_zeros(())]
+            )
+
+    def check(self, steered_BTD: torch.Tensor) -> None:
+        """Note on the device whether steered activations are finite, in the dtype of the model."""
+        with torch.no_grad():
+            self._measured[3] += steered_BTD.sum(dtype=torch.float32) * 0.0
+
+    def settle(self) -> None:
+        """Wait for the device, and move the measurements to ``passes`` and the other totals."""
+        passes, activations, changes, nan = self._measured.tolist()
+        with torch.no_grad():
+            self._measured.zero_()
+        self.passes += int(passes)
+        self.activations += activations
+        self.changes += changes
+        self.is_finite = nan == 0.0 and math.isfinite(activations)
 
     # Before a pass
 
@@ -228,14 +330,23 @@ class AttachedPoint:
     def set_device(self, device: torch.device) -> None:
         """Set the device of the activations; joined hook points may be on several devices."""
         self.device = device
+        with torch.inference_mode(False):
+            self._measured = self._measured.to(device, copy=True)
+        self._is_steered = self._is_steered.to(device)
         if not self.attachment.is_joint:
             self.attachment.set_device(device)
 
     def set_weights(self, weights: list[tuple[float, ...]]) -> None:
         """Set the weights of each concept: one per row of the batch, or a single one if all are equal."""
+        steered = tuple(float(any(row)) for row in zip(*weights, strict=True))
+        self.prepared += 1
+        self.steered_rows += int(sum(steered))
         weights = [each[:1] if len(set(each)) == 1 else each for each in weights]
         if (self.device, weights) != self._written:
             self._written = self.device, weights
+            with torch.inference_mode(False):
+                self._measured = self._measured.to(self.device, copy=True)
+            self._is_steered = torch.tensor(steered, device=self.device)
             self.weights = [
                 torch.tensor(each, dtype=torch.float32, device=self.device)[:, None, None] for each in weights
             ]

@@ -1,7 +1,7 @@
-"""Run a call of a steered pipeline: bind its arguments, and encode its prompts branch by branch.
+"""Follow a call of a steered pipeline: encode its prompts branch by branch, and check afterwards that steering acted.
 
-The text encoders run once for the conditional and once for the unconditional branch. Encoding the branches separately
-shows which branch a pass belongs to, without counting passes.
+The text encoders run once for the conditional and once for the unconditional branch. The embeddings that come out show
+later which rows of the denoiser belong to which branch.
 """
 
 import contextlib
@@ -16,67 +16,160 @@ from revelio_jax.errors import InputError
 from revelio_jax.pipelines import guidance
 from revelio_jax.pipelines.families.base import Arguments
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
+from revelio_jax.steering import outcome, provenance
 from revelio_jax.steering.attachment import Attachment
-from revelio_jax.steering.state import Call, SteeringState
+from revelio_jax.steering.state import PLAIN, Call, SteeringState
 
 Encoded = tuple[typing.Any, ...]
 """The result of a pipeline's ``encode_prompt``."""
+EMBEDDINGS = {"prompt_embeds": CONDITIONAL, "negative_prompt_embeds": UNCONDITIONAL}
 
 
 @contextlib.contextmanager
-def steered_call(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arguments) -> Generator[Arguments]:
-    """Yield the arguments for the original ``__call__`` of the pipeline, and steer its denoiser in the block.
+def steered_call(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arguments) -> Generator[None]:
+    """Steer the original ``__call__`` of the pipeline, which runs in the block with these arguments.
 
-    Raise InputError if a text encoder is steered but the prompt is passed as embeddings.
+    Raise InputError before the block if the call cannot be steered, in it if a steered row is unknown, and after it if
+    a hook point with a strength other than 0 did not act or its activations are not finite.
     """
-    bound = inspect.signature(state.pipeline_class.__call__).bind(state.pipe, *args, **kwargs)
-    arguments = dict(list(bound.arguments.items())[1:])
-    arguments |= arguments.pop("kwargs", {})
-    if state.steers_text:
-        _refuse_embeddings(arguments)
-        arguments |= _encode_negative_prompt(state, arguments)
-    bound.apply_defaults()
+    arguments = _bound(functools.partial(state.pipeline_class.__call__, state.pipe), args, kwargs)[1]
+    _refuse_foreign_embeddings(state, arguments)
+    _refuse_cropped_mask(state, arguments)
     outer_call = state.call  # not None if this call is nested in another one
+    started = outcome.start(state)
     try:
-        with guidance.named_branches(state.family.denoiser_of(state.pipe)) as named_branches:
-            state.call = Call(bound.arguments | arguments, named_branches)
-            yield arguments
+        denoiser = state.family.denoiser_of(state.pipe)
+        with guidance.named_branches(denoiser) as named_branches:
+            state.call = call = Call(arguments, named_branches)
+            for name, branch in EMBEDDINGS.items():
+                call.branches.add(branch, arguments.get(name))
+            yield
+        outcome.check(state, call, started)
     finally:
         state.call = outer_call
         state.deactivate_hooks()
 
 
-def encode_prompt(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arguments) -> Encoded:
-    """Return the result of the original ``encode_prompt`` of the pipeline, with each branch steered.
+@contextlib.contextmanager
+def encoding(state: SteeringState, branch: str) -> Generator[None]:
+    """Steer the text encoders in the block as ``branch``, and remember what is computed from their output.
 
-    Raise InputError if the prompt is passed as embeddings.
+    Raise InputError after the block if no steered text encoder ran.
     """
-    original = functools.partial(state.pipeline_class.encode_prompt, state.pipe)
-    bound = inspect.signature(original).bind(*args, **kwargs)
-    bound.apply_defaults()
-    arguments = bound.arguments
+    started = outcome.start(state)
+    outer, state.encoded_branch = state.encoded_branch, branch
+    components = {hook.point.component for hook in state.hooks.values()}
+    encoders = [getattr(state.pipe, name) for name in state.family.text_encoders.values() if name in components]
 
-    def encode() -> Encoded:
+    def mark(_module: torch.nn.Module, _args: typing.Any, output: typing.Any) -> None:
+        for tensor in provenance.tensors(output):
+            state.provenance.mark(tensor, branch, state.text_version())
+
+    handles = [encoder.register_forward_hook(mark) for encoder in encoders]
+    try:
+        with provenance.Following(state.provenance):
+            yield
+        outcome.check_encoding(state, branch, started)
+    finally:
+        for handle in handles:
+            handle.remove()
+        state.encoded_branch = outer
+        state.deactivate_hooks()
+
+
+def encode_prompt(state: SteeringState, name: str, args: tuple[typing.Any, ...], kwargs: Arguments) -> typing.Any:
+    """Return the result of the pipeline's own method ``name``, which encodes prompts, with each branch steered.
+
+    Raise InputError if a branch that must be steered is passed as embeddings, or if the prompt is unknown.
+    """
+    original = functools.partial(getattr(state.pipeline_class, name), state.pipe)
+    bound, arguments = _bound(original, args, kwargs)
+    if state.encoded_branch == PLAIN:
+        return original(*args, **kwargs)
+    if state.call is None:
+        _refuse_foreign_embeddings(state, arguments)
+
+    def encode(**changed: typing.Any) -> typing.Any:
+        bound.arguments.update(changed)
         return original(*bound.args, **bound.kwargs)
 
-    if not state.steers_text or _is_encoded(state, arguments):
-        return encode()
-    if state.call is None:
-        _refuse_embeddings(arguments)
-    if state.family.encodes_branches_separately:
-        return _encode_branch(state, state.encoded_branch or CONDITIONAL, encode)
+    if "do_classifier_free_guidance" not in bound.arguments:
+        return _encode_one_prompt(state, arguments, encode)
+    if name == "_encode_prompt":
+        return _encode_to_batch(state, arguments, encode)
     guided = arguments["do_classifier_free_guidance"]
-    arguments["do_classifier_free_guidance"] = False
-    positive = _encode_branch(state, CONDITIONAL, encode)
-    if not guided:
-        return positive
-    # If the pipeline gets the embeddings of the prompt, it encodes only the negative prompt.
-    arguments["do_classifier_free_guidance"] = True
-    arguments |= state.family.encoded_prompt(positive, arguments["num_images_per_prompt"])
-    has_zeros = state.family.has_zero_negative(state.pipe, arguments)  # then no text encoder runs
-    negative = encode() if has_zeros else _encode_branch(state, UNCONDITIONAL, encode)
-    # The results alternate: prompt, negative prompt, pooled prompt, pooled negative prompt.
-    return tuple(p if i % 2 == 0 else n for i, (p, n) in enumerate(zip(positive, negative, strict=True)))
+    if not state.steers_text:
+        encoded = encode()
+    else:
+        encoded = positive = _encode_branch(state, CONDITIONAL, lambda: encode(do_classifier_free_guidance=False))
+        if guided:
+            # If the pipeline gets the embeddings of the prompt, it encodes only the negative prompt.
+            given = state.family.encoded_prompt(positive, arguments["num_images_per_prompt"])
+            negative = _encode_branch(state, UNCONDITIONAL, lambda: encode(do_classifier_free_guidance=True, **given))
+            # The results alternate: prompt, negative prompt, pooled prompt, pooled negative prompt.
+            encoded = tuple(p if i % 2 == 0 else n for i, (p, n) in enumerate(zip(positive, negative, strict=True)))
+    _remember(state, CONDITIONAL, encoded[0], encoded[2:3])
+    if guided:
+        _remember(state, UNCONDITIONAL, encoded[1], encoded[3:4])
+    return encoded
+
+
+def _encode_one_prompt(state: SteeringState, arguments: Arguments, encode: Callable[[], Encoded]) -> Encoded:
+    """Return the result of a method that encodes the prompt or the negative prompt, as in FLUX."""
+    branch = _branch_of_prompt(state, arguments)
+    if state.call is not None:
+        state.call.encoded += 1
+    encoded = _encode_branch(state, branch, encode) if state.steers_text else encode()
+    _remember(state, branch, encoded[0], encoded[1:2])
+    return encoded
+
+
+def _encode_to_batch(state: SteeringState, arguments: Arguments, encode: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Return the result of a method that returns one batch of all branches, as in InstructPix2Pix."""
+    prompt_TD = _encode_branch(state, CONDITIONAL, lambda: (encode(do_classifier_free_guidance=False),))[0]
+    _remember(state, CONDITIONAL, prompt_TD)
+    if not arguments["do_classifier_free_guidance"]:
+        return prompt_TD
+    given = state.family.encoded_prompt((prompt_TD,), arguments["num_images_per_prompt"])
+    batch = _encode_branch(state, UNCONDITIONAL, lambda: (encode(do_classifier_free_guidance=True, **given),))[0]
+    groups = batch.split(len(prompt_TD))
+    negative = [group for group in groups if not torch.equal(group, prompt_TD)]
+    _remember(state, UNCONDITIONAL, negative[0] if negative else prompt_TD)
+    return batch
+
+
+def _branch_of_prompt(state: SteeringState, arguments: Arguments) -> str:
+    """Return the branch whose prompt a method encodes that does not name it. Raise InputError if it is unknown."""
+    call = state.call
+    if call is None:
+        return state.encoded_branch or CONDITIONAL
+    for name, branch in EMBEDDINGS.items():
+        if arguments.get("prompt_embeds") is not None and arguments["prompt_embeds"] is call.arguments.get(name):
+            return branch
+    prompt, positive, negative = (
+        _as_list(text)
+        for text in (arguments.get("prompt"), call.arguments.get("prompt"), call.arguments.get("negative_prompt"))
+    )
+    if positive == negative:  # pipelines encode the prompt first
+        return UNCONDITIONAL if call.encoded else CONDITIONAL
+    if prompt == positive or (not negative and not call.encoded):
+        return CONDITIONAL
+    if prompt == (negative or [""]):
+        return UNCONDITIONAL
+    raise InputError(
+        f"{state.name} encodes a text that is neither the prompt nor the negative prompt of the call, so the branch of "
+        "guidance to steer is unknown"
+    )
+
+
+def _remember(state: SteeringState, branch: str, embeddings: typing.Any, more: Encoded = ()) -> None:
+    """Remember the embeddings of a branch, for the passes of the denoiser and for later calls."""
+    if state.call is not None:
+        state.call.branches.add(branch, embeddings)
+        return
+    for tensor in (embeddings, *more):
+        if isinstance(tensor, torch.Tensor):
+            state.provenance.mark(tensor, branch, state.text_version())
 
 
 def _encode_branch(state: SteeringState, branch: str, encode: Callable[[], Encoded]) -> Encoded:
@@ -98,6 +191,8 @@ def _encode_branch(state: SteeringState, branch: str, encode: Callable[[], Encod
         return encoded
     index = vector.conditional if branch == CONDITIONAL else vector.unconditional
     keeps_plain_pooled = any(attachment.keeps_plain_pooled for attachment in attachments)
+    if not encoded[index].any():  # SDXL's zeros for an empty negative prompt, which no encoder computed
+        return encoded
     pooled = plain[index] if plain and keeps_plain_pooled else encoded[index]
     for attachment in attachments:
         pooled = attachment.steer_pooled(pooled, branch)
@@ -110,7 +205,7 @@ def _encode_plain(state: SteeringState, branch: str, joint: list[Attachment], en
     hooks = {name: state.hooks[name] for name in names}
     for hook in hooks.values():
         hook.recording = []
-    outer_branch, state.encoded_branch = state.encoded_branch, None
+    outer_branch, state.encoded_branch = state.encoded_branch, PLAIN
     try:
         # Run eagerly, because compiled code must not append to lists.
         with torch.compiler.set_stance("force_eager"):
@@ -126,36 +221,51 @@ def _encode_plain(state: SteeringState, branch: str, joint: list[Attachment], en
     return plain
 
 
-@torch.no_grad()
-def _encode_negative_prompt(state: SteeringState, arguments: Arguments) -> Arguments:
-    """Return the call's arguments with the negative prompt as embeddings, or {} if it needs no separate encoding.
-
-    The pipeline calls one method for both prompts, which does not show the branch. So the negative prompt is encoded
-    here, as the unconditional branch.
-    """
-    call = state.family.negative_prompt_call(arguments)
-    if call is None:
-        return {}
-    state.encoded_branch = UNCONDITIONAL
-    try:
-        embeddings, pooled, _ = state.pipe.encode_prompt(**call, device=state.pipe._execution_device)
-    finally:
-        state.encoded_branch = None
-    encoded = {"negative_prompt_embeds": embeddings, "negative_pooled_prompt_embeds": pooled}
-    return dict.fromkeys(("negative_prompt", "negative_prompt_2")) | encoded
-
-
-def _is_encoded(state: SteeringState, arguments: Arguments) -> bool:
-    """Return whether the prompt is the negative prompt that :func:`steered_call` already encoded."""
-    return (
-        state.call is not None and state.family.encodes_branches_separately and arguments["prompt_embeds"] is not None
-    )
-
-
-def _refuse_embeddings(arguments: Arguments) -> None:
-    for name in ("prompt_embeds", "negative_prompt_embeds"):
-        if arguments.get(name) is not None:
+def _refuse_foreign_embeddings(state: SteeringState, arguments: Arguments) -> None:
+    """Raise InputError if embeddings of a branch to steer were not encoded with the strengths of now."""
+    attachments = state.text_attachments()
+    for name, branch in EMBEDDINGS.items():
+        acting = [attachment for attachment in attachments if attachment.weights(branch)]
+        if not acting or arguments.get(name) is None:
+            continue
+        vector = state.family.pooled
+        points = [point for attachment in acting for point in attachment.points]
+        only_pooled = vector and vector.is_only_output and all(point.component == vector.component for point in points)
+        checked = name.replace("prompt_embeds", "pooled_prompt_embeds") if only_pooled else name
+        mark = state.provenance.of(arguments.get(checked))
+        if mark is None:
             raise InputError(
-                f"{name} cannot be steered, because the text encoder does not run for embeddings; pass the prompt as "
-                "text, or call pipe.encode_prompt inside the block and the pipeline after it"
+                f"{checked} cannot be steered, because it was not encoded with the attached concepts; pass the prompt "
+                f'as text, or encode it under attached.encoding("{branch}") or with pipe.encode_prompt, while attached'
             )
+        if mark != (branch, state.text_version()):
+            reason = f"as the {mark[0]} branch" if mark[0] != branch else "with other strengths"
+            raise InputError(f"{checked} was encoded {reason}; encode it again for the {branch} branch")
+
+
+def _refuse_cropped_mask(state: SteeringState, arguments: Arguments) -> None:
+    """Raise InputError if a mask means the output image, but the denoiser gets only a part of it."""
+    if arguments.get("padding_mask_crop") is None:
+        return
+    if any(attachment.where.mask is not None for attachment in state.attachments):
+        raise InputError(
+            f"mask cannot be used with padding_mask_crop, because {state.name} then generates only a part of the image"
+        )
+
+
+def _bound(
+    function: Callable[..., typing.Any], args: tuple[typing.Any, ...], kwargs: Arguments
+) -> tuple[inspect.BoundArguments, Arguments]:
+    """Return the bound arguments with their defaults, and all of them by name."""
+    signature = inspect.signature(function)
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name)
+    return bound, arguments
+
+
+def _as_list(text: typing.Any) -> list[str]:
+    return [text] if isinstance(text, str) else list(text or [])

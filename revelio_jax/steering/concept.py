@@ -1,5 +1,6 @@
 """Encode a text as a concept: the latents of its own prompt, computed with the text encoder alone."""
 
+import contextvars
 import dataclasses
 import typing
 
@@ -11,6 +12,7 @@ from revelio_jax.pipelines.families.base import LONGEST_PROMPT
 from revelio_jax.steering.learned_concepts import LearnedConcept
 from revelio_jax.steering.sae import Sae
 
+_reading = contextvars.ContextVar("reading", default=False)
 GATE = 0.3  # a prompt has a concept if its presence is above this share of the concept's usual presence
 
 
@@ -59,10 +61,8 @@ def run_encoder(pipe: typing.Any, component: str, prompts: list[str], tokens: in
     """Return the output of a text encoder for prompts, tokenized as the pipeline does."""
     encoder = getattr(pipe, component)
     tokenizer = tokenizer_of(pipe, component)
-    if convert := getattr(pipe, "maybe_convert_prompt", None):  # textual inversion
-        prompts = convert(prompts, tokenizer)
     batch = tokenizer(
-        prompts,
+        converted(pipe, prompts, tokenizer),
         padding="max_length",
         max_length=tokens or min(LONGEST_PROMPT, tokenizer.model_max_length),
         truncation=True,
@@ -70,7 +70,22 @@ def run_encoder(pipe: typing.Any, component: str, prompts: list[str], tokens: in
     )
     device = execution_device(encoder)
     mask = {"attention_mask": batch.attention_mask.to(device)} if is_masked(encoder) else {}
-    return encoder(batch.input_ids.to(device), **mask)
+    token = _reading.set(True)
+    try:
+        return encoder(batch.input_ids.to(device), **mask)
+    finally:
+        _reading.reset(token)
+
+
+def is_reading() -> bool:
+    """Return whether :func:`run_encoder` runs an encoder now, to read concepts instead of to generate an image."""
+    return _reading.get()
+
+
+def converted(pipe: typing.Any, prompts: list[str], tokenizer: typing.Any) -> list[str]:
+    """Return prompts with the tokens of textual inversions that have several vectors written out."""
+    convert = getattr(pipe, "maybe_convert_prompt", None)
+    return convert(prompts, tokenizer) if convert else prompts
 
 
 def tokenizer_of(pipe: typing.Any, component: str) -> typing.Any:

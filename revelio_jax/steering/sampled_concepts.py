@@ -1,27 +1,33 @@
 """Encode a text as a concept at a hook point of the denoiser, which sees the text only together with a noisy image.
 
 The pipeline samples images of the text with guidance, so its denoiser processes every noisy image with and without
-the prompt. The difference of the latents is the effect of the text. Positions have no fixed meaning in an image, so the
+the prompt. The difference of the latents is the effect of the text. A pipeline that runs only the prompt samples
+images of the empty prompt too, from the same noise. Positions have no fixed meaning in an image, so the
 codes are means over steps, images and positions.
 """
 
 import contextlib
+import dataclasses
+import inspect
 import typing
 from collections.abc import Callable, Mapping
 
+import diffusers
 import torch
 
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import guidance, hook_points, hooks
+from revelio_jax.pipelines import hook_points, hooks
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering.concept import GATE, EncodedConcept, own_latents, presence
 from revelio_jax.steering.learned_concepts import LearnedConcept
 from revelio_jax.steering.sae import Sae
-from revelio_jax.steering.session import unsteered
+from revelio_jax.steering.session import unsteered, watching
+from revelio_jax.steering.steering_hook import Pass
 
 IMAGES, STEPS = 4, 10  # per text; the caller may set another number of steps
 BATCH_SIZE = 16  # prompts sampled together
+IMAGE_ARGUMENTS = ("image", "control_image", "mask_image", "video", "conditioning_frames")
 OWN_ARGUMENTS = ("prompt", "class_labels", "output_type", "generator")  # callers cannot replace them
 
 CallArguments = Mapping[str, typing.Any]
@@ -40,28 +46,32 @@ def watch_passes(
     *,
     seed: int = 0,
     difference: bool = False,
+    as_branch: str | None = None,
 ) -> None:
     """Sample ``prompts`` without steering, and call ``on_pass`` for every pass and branch at the hook point.
 
     Prompt i is sampled with the seed ``seed`` + i. With ``difference``, the activations are the module's output minus
-    its input. Raise InputError if the arguments ``sampling`` turn guidance off.
-    """
-    family = family_of(pipe)
-    arguments = _arguments(pipe, prompts, sampling or {}, seed)
+    its input. ``as_branch`` replaces the branch of all rows. Pipelines that need an image are replaced by a
+    text-to-image pipeline of the same components.
 
-    def after(args: tuple[typing.Any, ...], kwargs: dict[str, typing.Any], output: typing.Any) -> None:
-        x_BTD = point.read(output).float()
-        if difference:
-            x_BTD = x_BTD - point.read_input(args, kwargs).float()
-        for branch, rows in family.pass_branches(pipe, arguments, named_branches[-1], len(x_BTD)).items():
-            on_pass(branch, x_BTD[rows])
+    Raise InputError if the arguments ``sampling`` turn guidance off, or if the components cannot generate images from
+    a text alone.
+    """
+    twin = text_to_image_twin(pipe)
+    point = dataclasses.replace(point, module=hook_points.resolve(twin, point.name).module)
+
+    def watch(_name: str, current: Pass, x_BTD: torch.Tensor) -> None:
+        branches = [as_branch or branch for branch in current.branches]
+        if unclear := set(branches) - {CONDITIONAL, UNCONDITIONAL}:
+            raise InputError(f"{type(twin).__name__} ran rows of the branch {min(unclear)!r}, which cannot be read")
+        for branch in dict.fromkeys(branches):
+            on_pass(branch, x_BTD[[row for row, each in enumerate(branches) if each == branch]])
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(unsteered(pipe))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        named_branches = stack.enter_context(guidance.named_branches(getattr(pipe, point.component)))
-        stack.callback(hooks.after_forward(point.module, after))
-        pipe(**arguments)
+        stack.enter_context(watching(twin, [point], watch, difference=difference))
+        twin(**_arguments(twin, prompts, sampling or {}, seed))
 
 
 def encode_sampled(
@@ -75,8 +85,7 @@ def encode_sampled(
 ) -> EncodedConcept:
     """Encode a text from images that the pipeline samples of it; its codes are [1, F].
 
-    Raise InputError if ``learned`` belongs to a text encoder, if the pipeline runs only the conditional branch, or if
-    ``sampling`` turns guidance off.
+    Raise InputError if ``learned`` belongs to a text encoder, or for the reasons of :func:`watch_passes`.
     """
     if learned is not None and len(learned.difference) != 1:
         raise InputError(f"the learned concept {text!r} belongs to a text encoder, not to {site_name}")
@@ -91,11 +100,9 @@ def encode_sampled(
 
     for seed in range(IMAGES):
         watch_passes(pipe, point, [text], add, sampling, seed=seed, difference=difference)
-    if not codes[UNCONDITIONAL]:
-        raise InputError(
-            f"{type(pipe).__name__} ran its denoiser only on the conditional branch, so {text!r} cannot be encoded at "
-            f"{site_name}"
-        )
+    if not codes[UNCONDITIONAL]:  # guidance by an embedding, or none: images of the empty prompt take its place
+        for seed in range(IMAGES):
+            watch_passes(pipe, point, [""], add, sampling, seed=seed, difference=difference, as_branch=UNCONDITIONAL)
     if learned is None:
         codes_1F, empty_codes_1F = _mean(codes[CONDITIONAL]), _mean(codes[UNCONDITIONAL])
         latents = own_latents(codes_1F, empty_codes_1F)
@@ -150,6 +157,33 @@ def sampled_mean(
     return torch.stack(means).mean(0, keepdim=True)
 
 
+def text_to_image_twin(pipe: typing.Any) -> typing.Any:
+    """Return ``pipe``, or a text-to-image pipeline of its components if it needs more than a text.
+
+    Raise InputError if the components cannot generate images from a text alone.
+    """
+    if not set(inspect.signature(type(pipe).__call__).parameters) & set(IMAGE_ARGUMENTS):
+        return pipe
+    family = family_of(pipe)
+    config, name = family.denoiser_of(pipe).config, type(pipe).__name__
+    if (config.out_channels or config.in_channels) != config.in_channels:
+        raise InputError(
+            f"the {family.denoiser} of {name} takes {config.in_channels} channels, those of an image among them, so it "
+            "cannot sample images of a text alone; use the number of a latent or a saved concept"
+        )
+    cls: typing.Any = getattr(diffusers, family.pipelines[0])
+    parts = {part: pipe.components.get(part) for part in inspect.signature(cls.__init__).parameters if part != "self"}
+    options = {part: value for part, value in parts.items() if part in pipe.components}
+    if "requires_safety_checker" in parts:
+        options |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    try:
+        twin = cls(**options)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{name} has no text-to-image pipeline of its components: {str(error)[:200]}") from error
+    twin.set_progress_bar_config(disable=True)
+    return twin
+
+
 def _arguments(pipe: typing.Any, prompts: list[str], sampling: CallArguments, seed: int) -> dict[str, typing.Any]:
     """Return the arguments of the pipeline's call.
 
@@ -164,5 +198,10 @@ def _arguments(pipe: typing.Any, prompts: list[str], sampling: CallArguments, se
         raise InputError(
             f"sampling[{scale!r}] is {arguments[scale]}; it must be above 1, so that the denoiser also runs without "
             "the prompt"
+        )
+    has_ip_adapter = getattr(getattr(pipe, "unet", None), "encoder_hid_proj", None) is not None
+    if has_ip_adapter and not set(arguments) & {"ip_adapter_image", "ip_adapter_image_embeds"}:
+        raise InputError(
+            "sampling needs ip_adapter_image, because an IP-Adapter is loaded; or attach before loading the IP-Adapter"
         )
     return arguments | {name: own[name] for name in OWN_ARGUMENTS if name in own}

@@ -21,6 +21,7 @@ class WhereFields(typing.TypedDict, total=False):
     ramp: tuple[float, float]
     mask: torch.Tensor | None
     pooled: bool | None
+    reference: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +37,9 @@ class Where:
     ``ramp`` (denoiser only): factors on the strengths at the first and at the last of ``steps``, linear in between.
 
     ``mask`` (denoiser only): [H, W] with values in 0 .. 1: the area of the image to steer. It is averaged over the area
-    of each position.
+    of each position. In pipelines that edit an image it is an area of the output image.
+
+    ``reference`` (denoiser only): also steer the tokens of reference images (FLUX Kontext), outside of any mask.
 
     ``pooled``: the pooled vector of CLIP, which SDXL and FLUX use in addition to the tokens. None keeps it as the
     steered encoder computes it. True steers it by strength x (pooled vector of the concept - pooled vector of the empty
@@ -49,6 +52,7 @@ class Where:
     ramp: tuple[float, float] = NO_RAMP
     mask: torch.Tensor | None = None
     pooled: bool | None = None
+    reference: bool = False
 
     @property
     def follows_timestep(self) -> bool:
@@ -75,6 +79,8 @@ class Where:
             raise InputError(f"steps and ramp need a hook point of the denoiser; {name} runs before the first step")
         if self.steps is not None and not self.steps[0] >= self.steps[1]:
             raise InputError(f"steps is {self.steps}; it must be two timesteps, larger first, for example (1000, 600)")
+        if self.reference and not (in_denoiser and name.endswith(".image")):
+            raise InputError(f"reference is True; it must be False at {name}, which has no tokens of reference images")
         self._check_pooled(points, name, family)
         return dataclasses.replace(
             self, positions=self._positions_tensor(name, in_denoiser), mask=self._mask_tensor(name, in_denoiser)

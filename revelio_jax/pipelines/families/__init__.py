@@ -22,7 +22,7 @@ BY_CLASS = {name: family for family in FAMILIES for name in family.pipelines}
 
 
 def family_of(pipe: typing.Any) -> Family:
-    """Return the family of a pipeline by its class or a base class, otherwise by its components.
+    """Return the family of a pipeline by its class or a base class, otherwise by the classes of its components.
 
     Raise InputError if no family matches.
     """
@@ -30,10 +30,13 @@ def family_of(pipe: typing.Any) -> Family:
         if cls.__name__ in BY_CLASS:
             return BY_CLASS[cls.__name__]
     # Pipelines of other tasks, and pipelines without weights: the family that shares the most components.
-    matching = [family for family in FAMILIES if all(hasattr(pipe, name) for name in family.components)]
+    matching = [family for family in FAMILIES if family.matches(pipe)]
     if matching:
         return max(matching, key=lambda family: len(family.components))
-    raise InputError(f"{type(pipe).__name__} is not a supported pipeline; supported families: {', '.join(BY_NAME)}")
+    raise InputError(
+        f"{type(pipe).__name__} is not a supported pipeline; supported: pipelines with the components of "
+        f"{', '.join(BY_CLASS)}, and text encoders alone"
+    )
 
 
 def denoiser_prefixes() -> tuple[str, ...]:

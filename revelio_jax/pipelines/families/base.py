@@ -42,6 +42,8 @@ class Family:
     """Class names of its pipelines, as in ``model_index.json``."""
     components: tuple[str, ...] = ()
     """Attributes that a pipeline of this family has, if its class is not in ``pipelines``."""
+    component_classes: typing.ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Class names that a component may have, if the class of the pipeline is not in ``pipelines``."""
     text_encoders: typing.ClassVar[dict[str, str]] = {}
     """First part of a hook point's name -> component of the pipeline."""
     denoiser: str | None = None
@@ -51,10 +53,8 @@ class Family:
     pooled: PooledVector | None = None
     is_standalone = False
     """Whether the model is a text encoder without a pipeline."""
-    has_separate_passes = False
-    """Whether each branch of guidance is a separate pass, which the pipeline names, instead of rows of one batch."""
-    encodes_branches_separately = False
-    """Whether ``encode_prompt`` encodes one prompt, so that the negative prompt needs a second call."""
+    conditioning_argument = "encoder_hidden_states"
+    """Argument of the denoiser that holds the prompt of each row."""
     takes_prompts = True
     """Whether the pipeline's call takes prompts and an image size, and passes its latents to callbacks."""
     is_flow = False
@@ -69,6 +69,20 @@ class Family:
     """Fields of config.extract that the denoiser's conditioning depends on, in addition to the prompt."""
     position_text_encoder: str | None = None
     """First part of the name of the encoder whose tokens are the positions of the denoiser's text stream."""
+
+    def matches(self, pipe: typing.Any) -> bool:
+        """Return whether the components of a pipeline belong to this family.
+
+        Names are not enough: other families also call their components text_encoder and transformer.
+        """
+        if not all(hasattr(pipe, name) for name in self.components):
+            return False
+        for name, classes in self.component_classes.items():
+            component = getattr(pipe, name, None)
+            component = getattr(component, "_orig_mod", component)  # torch.compile wraps a module
+            if component is not None and not {cls.__name__ for cls in type(component).__mro__} & set(classes):
+                return False
+        return True
 
     def denoiser_of(self, pipe: typing.Any) -> typing.Any:
         """Return the denoiser of a pipeline. Raise InputError if the family has none."""
@@ -102,18 +116,26 @@ class Family:
     # Branches of guidance
 
     def branches(self, rows: int, guided: bool) -> dict[str, slice]:
-        """Return the rows of each branch of guidance in a batch of the denoiser."""
+        """Return the rows of each branch of guidance in a batch of the family's text-to-image pipeline."""
         if not guided:
             return {CONDITIONAL: slice(0, rows)}
         return {UNCONDITIONAL: slice(0, rows // 2), CONDITIONAL: slice(rows // 2, rows)}
 
-    def is_guided(self, pipe: typing.Any, call: Arguments) -> bool:
-        """Return whether a call of the pipeline, with arguments ``call``, runs both branches in one batch."""
-        return pipe.do_classifier_free_guidance
+    def group_branches(self, pipe: typing.Any, groups: int) -> tuple[str, ...] | None:
+        """Return the branch of each group of rows in a pass, in order, if the pipeline's class is known to fix it.
 
-    def pass_branches(self, pipe: typing.Any, call: Arguments, named: str | None, rows: int) -> dict[str, slice]:
-        """Return the rows of each branch in one pass of the denoiser; ``named`` is the branch the pipeline names."""
-        return self.branches(rows, self.is_guided(pipe, call))
+        Needed only if the prompt equals the negative prompt, so that rows cannot be told apart by what they receive.
+        """
+        if not type(pipe).__module__.startswith("diffusers."):
+            return None
+        if groups == 3 and "InstructPix2Pix" in type(pipe).__name__:
+            return CONDITIONAL, UNCONDITIONAL, UNCONDITIONAL
+        # Two groups, or three with perturbed-attention guidance, which runs the prompt twice.
+        return (UNCONDITIONAL, *[CONDITIONAL] * (groups - 1)) if groups in (2, 3) else None
+
+    def prompt_branches(self, pipe: typing.Any, conditioning: "torch.Tensor") -> list[str] | None:
+        """Return the branch of each row from the conditioning itself; None if it must be compared with the prompts'."""
+        return None
 
     # Text
 
@@ -128,10 +150,6 @@ class Family:
     def has_zero_negative(self, pipe: typing.Any, call: Arguments) -> bool:
         """Return whether the pipeline uses zeros instead of encoding the negative prompt."""
         return False
-
-    def negative_prompt_call(self, call: Arguments) -> Arguments | None:
-        """Return arguments of ``encode_prompt`` for the negative prompt, or None if it needs no separate call."""
-        return None
 
     # The denoiser
 
@@ -173,8 +191,12 @@ class Family:
         }
 
     def image_grid(self, denoiser: typing.Any, latents: "torch.Tensor", call: Arguments) -> tuple[int, int]:
-        """Return height and width, in positions, of the denoiser's image stream."""
+        """Return height and width, in positions, of the output image in the denoiser's image stream."""
         return latents.shape[-2], latents.shape[-1]
+
+    def reference_positions(self, call: Arguments) -> "torch.Tensor | None":
+        """Return which positions of the image stream belong to reference images, bool [T]; None if none do."""
+        return None
 
     def set_timesteps(self, scheduler: typing.Any, steps: int, latent: tuple[int, int, int]) -> None:
         """Set the scheduler's timesteps as the pipeline does. ``latent`` is [channels, height, width]."""

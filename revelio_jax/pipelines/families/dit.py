@@ -18,6 +18,8 @@ class DiT(Family):
     name = "dit"
     pipelines = ("DiTPipeline",)
     components = ("transformer",)
+    component_classes: typing.ClassVar[dict[str, tuple[str, ...]]] = {"transformer": ("DiTTransformer2DModel",)}
+    conditioning_argument = "class_labels"
     denoiser = "transformer"
     denoiser_prefix = "dit"
     takes_prompts = False
@@ -33,8 +35,9 @@ class DiT(Family):
             return {CONDITIONAL: slice(0, rows)}
         return {CONDITIONAL: slice(0, rows // 2), UNCONDITIONAL: slice(rows // 2, rows)}  # the null class comes second
 
-    def is_guided(self, pipe: typing.Any, call: Arguments) -> bool:
-        return call["guidance_scale"] > 1
+    def prompt_branches(self, pipe: typing.Any, conditioning: "torch.Tensor") -> list[str]:
+        null = pipe.transformer.config.num_embeds_ada_norm
+        return [UNCONDITIONAL if label == null else CONDITIONAL for label in conditioning.tolist()]
 
     def only_size(self, denoiser: typing.Any, vae_factor: int) -> int:
         return denoiser.config.sample_size * vae_factor

@@ -1,6 +1,6 @@
 """FLUX.1: a T5 encoder for the tokens of the prompt, a CLIP encoder for a pooled vector, and a transformer.
 
-Each branch of guidance is a separate pass, which the pipeline names with ``cache_context``.
+Each branch of guidance is a separate pass. FluxPipeline names it with ``cache_context``, other pipelines do not.
 """
 
 import typing
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from revelio_jax.pipelines.families.base import LONGEST_PROMPT, Arguments, Family, PooledVector, repeat_rows
-from revelio_jax.pipelines.guidance import CONDITIONAL
 from revelio_jax.pipelines.hooks import HookPoint
 
 if typing.TYPE_CHECKING:
@@ -22,12 +21,15 @@ class Flux(Family):
     name = "flux"
     pipelines = ("FluxPipeline",)
     components = ("transformer", "text_encoder", "text_encoder_2")
+    component_classes: typing.ClassVar[dict[str, tuple[str, ...]]] = {
+        "transformer": ("FluxTransformer2DModel",),
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": ("T5EncoderModel",),
+    }
     text_encoders: typing.ClassVar[dict[str, str]] = {"clip": "text_encoder", "t5": "text_encoder_2"}
     denoiser = "transformer"
     denoiser_prefix = "flux"
     pooled = PooledVector("text_encoder", 1, 1, is_only_output=True)
-    has_separate_passes = True
-    encodes_branches_separately = True
     is_flow = True
     timestep_scale = 1000
     guidance_argument = "true_cfg_scale"
@@ -51,22 +53,12 @@ class Flux(Family):
                     name = f"flux.{kind}.{i}.{stream}"
                     yield HookPoint(name, "transformer", module, d, output_index=index, needs_tuple=True)
 
-    def pass_branches(self, pipe: typing.Any, call: Arguments, named: str | None, rows: int) -> dict[str, slice]:
-        return {named or CONDITIONAL: slice(0, rows)}
+    def group_branches(self, pipe: typing.Any, groups: int) -> tuple[str, ...] | None:
+        return None  # each branch is a pass of its own
 
     def prompt_tokens(self, pipe: typing.Any) -> int:
         # Attention also reads T5's padding, so its length must be the same as in training and extraction.
         return min(LONGEST_PROMPT, pipe.tokenizer_2.model_max_length)
-
-    def negative_prompt_call(self, call: Arguments) -> Arguments | None:
-        if call.get("true_cfg_scale", 1.0) <= 1 or call.get("negative_prompt") is None:
-            return None
-        shared = {name: call[name] for name in ("num_images_per_prompt", "max_sequence_length") if name in call}
-        return shared | {
-            "prompt": call["negative_prompt"],
-            "prompt_2": call.get("negative_prompt_2"),
-            "lora_scale": (call.get("joint_attention_kwargs") or {}).get("scale"),
-        }
 
     def size_multiple(self, vae_factor: int) -> int:
         return 2 * vae_factor
@@ -105,8 +97,14 @@ class Flux(Family):
         }
 
     def image_grid(self, denoiser: typing.Any, latents: "torch.Tensor", call: Arguments) -> tuple[int, int]:
-        _, height, width = (int(last) + 1 for last in call["img_ids"].reshape(-1, 3).amax(0))
+        ids = call["img_ids"].reshape(-1, 3)
+        _, height, width = (int(last) + 1 for last in ids[ids[:, 0] == 0].amax(0))
         return height, width
+
+    def reference_positions(self, call: Arguments) -> "torch.Tensor | None":
+        # Kontext appends the tokens of its reference images and numbers the images from 1.
+        is_reference = call["img_ids"].reshape(-1, 3)[:, 0] > 0
+        return is_reference if is_reference.any() else None
 
     def set_timesteps(self, scheduler: typing.Any, steps: int, latent: tuple[int, int, int]) -> None:
         config = scheduler.config

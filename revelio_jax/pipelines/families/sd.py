@@ -13,7 +13,11 @@ class StableDiffusion(Family):
 
     name = "sd"
     pipelines = ("StableDiffusionPipeline",)
-    components = ("text_encoder",)
+    components = ("text_encoder", "unet")
+    component_classes: typing.ClassVar[dict[str, tuple[str, ...]]] = {
+        "unet": ("UNet2DConditionModel", "UNetMotionModel"),
+        "text_encoder": ("CLIPTextModel",),
+    }
     text_encoders: typing.ClassVar[dict[str, str]] = {"clip": "text_encoder"}
     denoiser = "unet"
     denoiser_prefix = "unet"

@@ -14,15 +14,13 @@ class StableDiffusionXL(StableDiffusion):
 
     name = "sdxl"
     pipelines = ("StableDiffusionXLPipeline",)
-    components = ("text_encoder", "text_encoder_2")
+    components = ("text_encoder", "text_encoder_2", "unet")
+    component_classes = StableDiffusion.component_classes | {"text_encoder_2": ("CLIPTextModelWithProjection",)}
     text_encoders: typing.ClassVar[dict[str, str]] = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
     pooled = PooledVector("text_encoder_2", 2, 3)
 
     def encoded_prompt(self, encoded: tuple, images: int) -> Arguments:
         return {"prompt_embeds": encoded[0][::images], "pooled_prompt_embeds": encoded[2][::images]}
-
-    def has_zero_negative(self, pipe: typing.Any, call: Arguments) -> bool:
-        return bool(pipe.config.get("force_zeros_for_empty_prompt")) and call["negative_prompt"] is None
 
     def split_encoded(self, encoded: tuple, size: tuple[int, int]) -> Arguments:
         time_ids = encoded[0].new_tensor([[*size, 0, 0, *size]])  # the original size, no crop, the target size

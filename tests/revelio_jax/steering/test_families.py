@@ -229,7 +229,7 @@ def test_the_negative_prompt_of_flux_is_steered_separately(tiny, make_steerer, r
         with attached, record_outputs(pipe, "t5.block.1") as steered:
             run(pipe, **call)
         v_TD = steerer.sae.directions(steerer.encoder.encode(pipe, CONCEPT).pre_codes)
-        negative, prompt = steered  # in this order
+        prompt, negative = steered
         torch.testing.assert_close(prompt, plain_prompt + 1.5 * v_TD)
         torch.testing.assert_close(negative, plain_negative + sign * 1.5 * v_TD)
 
