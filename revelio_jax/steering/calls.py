@@ -32,7 +32,7 @@ def steered_call(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arg
     Raise InputError before the block if the call cannot be steered, in it if a steered row is unknown, and after it if
     a hook point with a strength other than 0 did not act or its activations are not finite.
     """
-    arguments = _bound(functools.partial(state.pipeline_class.__call__, state.pipe), args, kwargs)[1]
+    arguments = _bound(state, "__call__", args, kwargs)[1]
     _refuse_foreign_embeddings(state, arguments)
     _refuse_cropped_mask(state, arguments)
     outer_call = state.call  # not None if this call is nested in another one
@@ -83,9 +83,9 @@ def encode_prompt(state: SteeringState, name: str, args: tuple[typing.Any, ...],
     Raise InputError if a branch that must be steered is passed as embeddings, or if the prompt is unknown.
     """
     original = functools.partial(getattr(state.pipeline_class, name), state.pipe)
-    bound, arguments = _bound(original, args, kwargs)
     if state.encoded_branch == PLAIN:
         return original(*args, **kwargs)
+    bound, arguments = _bound(state, name, args, kwargs)
     if state.call is None:
         _refuse_foreign_embeddings(state, arguments)
 
@@ -93,8 +93,13 @@ def encode_prompt(state: SteeringState, name: str, args: tuple[typing.Any, ...],
         bound.arguments.update(changed)
         return original(*bound.args, **bound.kwargs)
 
-    if "do_classifier_free_guidance" not in bound.arguments:
+    if "negative_prompt" not in arguments:
         return _encode_one_prompt(state, arguments, encode)
+    if "do_classifier_free_guidance" not in bound.arguments:
+        raise InputError(
+            f"{state.name}.{name} takes a negative prompt but no do_classifier_free_guidance, so the branches of "
+            "guidance cannot be encoded one by one"
+        )
     if name == "_encode_prompt":
         return _encode_to_batch(state, arguments, encode)
     guided = arguments["do_classifier_free_guidance"]
@@ -104,7 +109,7 @@ def encode_prompt(state: SteeringState, name: str, args: tuple[typing.Any, ...],
         encoded = positive = _encode_branch(state, CONDITIONAL, lambda: encode(do_classifier_free_guidance=False))
         if guided:
             # If the pipeline gets the embeddings of the prompt, it encodes only the negative prompt.
-            given = state.family.encoded_prompt(positive, arguments["num_images_per_prompt"])
+            given = state.family.encoded_prompt(positive, _images(arguments))
             negative = _encode_branch(state, UNCONDITIONAL, lambda: encode(do_classifier_free_guidance=True, **given))
             # The results alternate: prompt, negative prompt, pooled prompt, pooled negative prompt.
             encoded = tuple(p if i % 2 == 0 else n for i, (p, n) in enumerate(zip(positive, negative, strict=True)))
@@ -130,7 +135,7 @@ def _encode_to_batch(state: SteeringState, arguments: Arguments, encode: Callabl
     _remember(state, CONDITIONAL, prompt_TD)
     if not arguments["do_classifier_free_guidance"]:
         return prompt_TD
-    given = state.family.encoded_prompt((prompt_TD,), arguments["num_images_per_prompt"])
+    given = state.family.encoded_prompt((prompt_TD,), _images(arguments))
     batch = _encode_branch(state, UNCONDITIONAL, lambda: (encode(do_classifier_free_guidance=True, **given),))[0]
     groups = batch.split(len(prompt_TD))
     negative = [group for group in groups if not torch.equal(group, prompt_TD)]
@@ -254,17 +259,29 @@ def _refuse_cropped_mask(state: SteeringState, arguments: Arguments) -> None:
 
 
 def _bound(
-    function: Callable[..., typing.Any], args: tuple[typing.Any, ...], kwargs: Arguments
+    state: SteeringState, name: str, args: tuple[typing.Any, ...], kwargs: Arguments
 ) -> tuple[inspect.BoundArguments, Arguments]:
-    """Return the bound arguments with their defaults, and all of them by name."""
-    signature = inspect.signature(function)
+    """Return the bound arguments of a method of the pipeline with their defaults, and all of them by name.
+
+    A subclass that passes on ``*args`` has the arguments of the method that it calls.
+    """
+    methods = [vars(cls)[name] for cls in state.pipeline_class.__mro__ if name in vars(cls)]
+    signatures = [inspect.signature(functools.partial(method, state.pipe)) for method in methods]
+    kinds = [{parameter.kind for parameter in signature.parameters.values()} for signature in signatures]
+    named = (i for i, kind in enumerate(kinds) if inspect.Parameter.VAR_POSITIONAL not in kind)
+    signature = signatures[next(named, 0)]
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     arguments = dict(bound.arguments)
-    for name, parameter in signature.parameters.items():
+    for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments |= arguments.pop(name)
+            arguments |= arguments.pop(parameter.name)
     return bound, arguments
+
+
+def _images(arguments: Arguments) -> int:
+    """Return the number of images or videos for each prompt."""
+    return arguments.get("num_images_per_prompt", arguments.get("num_videos_per_prompt", 1))
 
 
 def _as_list(text: typing.Any) -> list[str]:

@@ -128,7 +128,7 @@ def _before_denoiser(
     denoiser = getattr(state.pipe, component)
     forward = getattr(denoiser, "_orig_mod", denoiser).forward
     arguments: Kwargs = inspect.signature(forward).bind(*args, **kwargs).arguments
-    latents = arguments.get("sample", arguments.get("hidden_states"))
+    latents: torch.Tensor = arguments["sample"] if "sample" in arguments else arguments["hidden_states"]
     timestep = float(torch.as_tensor(arguments["timestep"]).flatten()[0]) * state.family.timestep_scale
     call.timesteps.append(timestep)
     acting = {hook.point.name: _acting(hook) for hook in hooks}
@@ -149,7 +149,10 @@ def _before_denoiser(
             active.append(attached)
         if active and (reason := step_caches.refusal(hook.point, denoiser)):
             raise InputError(f"{state.name} cannot be steered at {hook.point.name}: {reason}")
-        _activate(hook, active, Pass(branches, timestep))
+        grid = None
+        if hook.watchers and not hook.point.is_map and not hook.point.name.endswith(".text"):
+            grid = state.family.image_grid(denoiser, latents, arguments)
+        _activate(hook, active, Pass(branches, timestep, grid))
 
 
 def _branches_of_rows(state: SteeringState, call: Call, arguments: Kwargs, latents: torch.Tensor) -> list[str]:

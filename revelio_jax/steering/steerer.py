@@ -1,15 +1,16 @@
 """The steerer: add or remove concepts in a diffusers pipeline with an exported SAE."""
 
+import contextlib
 import dataclasses
 import numbers
 import pathlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points, hooks
 from revelio_jax.pipelines.families import family_of
-from revelio_jax.steering import hub, session, text_latents, vectors
+from revelio_jax.steering import hub, session, text_latents, vectors, watching
 from revelio_jax.steering.attachment import AttachedConcept, Attachment, ConceptSource
 from revelio_jax.steering.compatibility import check_model_name, hook_points_of
 from revelio_jax.steering.concept import execution_device
@@ -117,6 +118,16 @@ class Steerer:
         if not isinstance(function, Add):
             raise InputError(f"rule is {rule!r}; vectors need one of {', '.join(ON_BOTH_BRANCHES)}")
         return vectors.from_joined_vectors(pipe, self.site, function.v_TD, text, rule)
+
+    def watch(
+        self, pipe: typing.Any, *, latents: Sequence[int] | None = None, max_bytes: int = watching.MAX_BYTES
+    ) -> contextlib.AbstractContextManager[watching.WatchedCodes]:
+        """Record the latents that fire while ``pipe`` runs in the block; see :mod:`revelio_jax.steering.watching`.
+
+        ``latents`` limits recording to these. Raise InputError if the SAE does not fit the pipeline or a latent is out
+        of range, and in the call if the codes need more than ``max_bytes`` bytes of memory.
+        """
+        return watching.watch(pipe, hook_points_of(self.sae, pipe), self.encoder.sae_on, latents, max_bytes)
 
     def attach(
         self,

@@ -17,11 +17,12 @@ class Pass:
     """One pass of a component.
 
     ``branches`` has the branch of guidance of each row. ``timestep`` is between 1000 (noise) and 0 (image), and None in
-    a text encoder.
+    a text encoder. ``grid`` is the height and width of the output image in positions, if they are known.
     """
 
     branches: list[str]
     timestep: float | None = None
+    grid: tuple[int, int] | None = None
 
 
 OnPass = Callable[[Pass, torch.Tensor], typing.Any]
@@ -101,10 +102,10 @@ class SteeringHook:
                 attached.check(steered_BTD)
             return self.point.replace(output, steered_BTD)
 
-    @torch.compiler.disable
     def _watch(
         self, current: Pass, args: tuple[typing.Any, ...], kwargs: dict[str, typing.Any], output: typing.Any
     ) -> None:
         x_BTD = self.point.read(output).float()
+        current = dataclasses.replace(current, grid=self.point.grid(output) or current.grid)
         for watcher, reads_difference in self.watchers.items():
             watcher(current, x_BTD - self.point.read_input(args, kwargs).float() if reads_difference else x_BTD)

@@ -197,5 +197,5 @@ def test_consecutive_numbers_are_abbreviated():
 
 
 def test_an_object_that_is_not_a_pipeline_is_refused():
-    with pytest.raises(InputError, match="SimpleNamespace is not a supported pipeline; supported: .*FluxPipeline"):
+    with pytest.raises(InputError, match=r"SimpleNamespace is not a supported pipeline; supported: .*FluxPipeline"):
         family_of(types.SimpleNamespace(vae=None))
