@@ -165,7 +165,14 @@ def text_to_image_twin(pipe: typing.Any) -> typing.Any:
     if not set(inspect.signature(type(pipe).__call__).parameters) & set(IMAGE_ARGUMENTS):
         return pipe
     family = family_of(pipe)
-    config, name = family.denoiser_of(pipe).config, type(pipe).__name__
+    denoiser, name = family.denoiser_of(pipe), type(pipe).__name__
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps a module
+    config = denoiser.config
+    if type(denoiser).__name__ != family.component_classes[family.denoiser or ""][0]:
+        raise InputError(
+            f"the {family.denoiser} of {name} is a {type(denoiser).__name__}, so it cannot sample images of a text "
+            "alone; use the number of a latent or a saved concept"
+        )
     if (config.out_channels or config.in_channels) != config.in_channels:
         raise InputError(
             f"the {family.denoiser} of {name} takes {config.in_channels} channels, those of an image among them, so it "

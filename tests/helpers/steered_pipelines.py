@@ -32,6 +32,7 @@ class Row:
     groups: str
     call: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
     repeats: int = 1  # rows of the denoiser for each prompt: frames of a video
+    samples_text: bool = True  # whether its components can sample images of a text alone
 
 
 def image(count: int = 2) -> torch.Tensor:
@@ -68,6 +69,11 @@ def as_class(name: str, swap: typing.Callable[[typing.Any], dict] | None = None,
 
 def unet(**changed: typing.Any):
     return lambda pipe: {"unet": denoiser(pipe.unet, **changed)}
+
+
+def with_own_unet(parts: typing.Callable[[typing.Any], dict]) -> typing.Callable[[typing.Any], dict]:
+    """Return a function that adds a U-Net of its own to ``parts``. PAG changes the attention of its U-Net for good."""
+    return lambda pipe: parts(pipe) | unet()(pipe)
 
 
 def transformer(**changed: typing.Any):
@@ -168,6 +174,7 @@ def from_pipe(name: str) -> typing.Callable[[typing.Any], typing.Any]:
 
 GUIDED = {"guidance_scale": 5.0, "negative_prompt": NEGATIVE, "output_type": "latent"}
 TRUE_CFG = {"true_cfg_scale": 3.0, "negative_prompt": NEGATIVE, "output_type": "latent", "max_sequence_length": 10}
+UNGUIDED_FLUX = {"output_type": "latent", "max_sequence_length": 10}
 SQUARE = {"height": SIZE, "width": SIZE}
 PICTURE = {"image": image(), "strength": 1.0}
 EDIT = PICTURE | {"mask_image": mask()}
@@ -188,7 +195,11 @@ ROWS: dict[str, Row] = {
         "sd", as_class("StableDiffusionInpaintPipeline"), "NP", GUIDED | EDIT | SQUARE
     ),
     "StableDiffusionInpaintPipeline, 9 channels": Row(
-        "sd", as_class("StableDiffusionInpaintPipeline", unet(in_channels=9)), "NP", GUIDED | EDIT | SQUARE
+        "sd",
+        as_class("StableDiffusionInpaintPipeline", unet(in_channels=9)),
+        "NP",
+        GUIDED | EDIT | SQUARE,
+        samples_text=False,
     ),
     "StableDiffusionControlNetPipeline": Row(
         "sd", as_class("StableDiffusionControlNetPipeline", controlnet), "NP", GUIDED | {"image": image()} | SQUARE
@@ -210,16 +221,17 @@ ROWS: dict[str, Row] = {
         as_class("StableDiffusionInstructPix2PixPipeline", unet(in_channels=8)),
         "PNN",
         GUIDED | {"image": image(), "image_guidance_scale": 1.5},
+        samples_text=False,
     ),
     "StableDiffusionPAGPipeline": Row(
         "sd",
-        as_class("StableDiffusionPAGPipeline", pag_applied_layers=["mid"]),
+        as_class("StableDiffusionPAGPipeline", unet(), pag_applied_layers=["mid"]),
         "NPP",
         GUIDED | SQUARE | {"pag_scale": 2.0},
     ),
     "StableDiffusionPAGPipeline, guidance off": Row(
         "sd",
-        as_class("StableDiffusionPAGPipeline", pag_applied_layers=["mid"]),
+        as_class("StableDiffusionPAGPipeline", unet(), pag_applied_layers=["mid"]),
         "PP",
         SQUARE | {"pag_scale": 2.0, "guidance_scale": 0.0, "output_type": "latent"},
     ),
@@ -241,6 +253,32 @@ ROWS: dict[str, Row] = {
         as_class("AnimateDiffVideoToVideoPipeline", motion),
         "NP",
         GUIDED | SQUARE | {"video": [list(image(3))] * 2, "strength": 1.0},
+        repeats=3,
+        samples_text=False,
+    ),
+    "StableDiffusionPAGImg2ImgPipeline": Row(
+        "sd",
+        as_class("StableDiffusionPAGImg2ImgPipeline", unet(), pag_applied_layers=["mid"]),
+        "NPP",
+        GUIDED | PICTURE | {"pag_scale": 2.0},
+    ),
+    "StableDiffusionPAGInpaintPipeline": Row(
+        "sd",
+        as_class("StableDiffusionPAGInpaintPipeline", unet(), pag_applied_layers=["mid"]),
+        "NPP",
+        GUIDED | EDIT | SQUARE | {"pag_scale": 2.0},
+    ),
+    "StableDiffusionControlNetPAGPipeline": Row(
+        "sd",
+        as_class("StableDiffusionControlNetPAGPipeline", with_own_unet(controlnet), pag_applied_layers=["mid"]),
+        "NPP",
+        GUIDED | SQUARE | {"image": image(), "pag_scale": 2.0},
+    ),
+    "AnimateDiffPAGPipeline": Row(
+        "sd",
+        as_class("AnimateDiffPAGPipeline", with_own_unet(motion), pag_applied_layers=["mid"]),
+        "NPP",
+        GUIDED | SQUARE | VIDEO | {"pag_scale": 2.0},
         repeats=3,
     ),
     "a pipeline that encodes prompts itself": Row("sd", own(OwnEncoding), "NP", GUIDED | SQUARE),
@@ -276,15 +314,47 @@ ROWS: dict[str, Row] = {
         as_class("StableDiffusionXLInstructPix2PixPipeline", unet(in_channels=8)),
         "PNN",
         GUIDED | SQUARE | {"image": image(), "image_guidance_scale": 1.5},
+        samples_text=False,
     ),
     "StableDiffusionXLPAGPipeline": Row(
         "sdxl",
-        as_class("StableDiffusionXLPAGPipeline", pag_applied_layers=["down"]),
+        as_class("StableDiffusionXLPAGPipeline", unet(), pag_applied_layers=["down"]),
         "NPP",
         GUIDED | SQUARE | {"pag_scale": 2.0},
     ),
     "AnimateDiffSDXLPipeline": Row(
         "sdxl", as_class("AnimateDiffSDXLPipeline", motion), "NP", GUIDED | SQUARE | VIDEO, repeats=3
+    ),
+    "StableDiffusionXLInpaintPipeline, 9 channels": Row(
+        "sdxl",
+        as_class("StableDiffusionXLInpaintPipeline", unet(in_channels=9)),
+        "NP",
+        GUIDED | EDIT | SQUARE,
+        samples_text=False,
+    ),
+    "StableDiffusionXLControlNetInpaintPipeline": Row(
+        "sdxl",
+        as_class("StableDiffusionXLControlNetInpaintPipeline", controlnet),
+        "NP",
+        GUIDED | EDIT | SQUARE | {"control_image": image()},
+    ),
+    "StableDiffusionXLPAGImg2ImgPipeline": Row(
+        "sdxl",
+        as_class("StableDiffusionXLPAGImg2ImgPipeline", unet(), pag_applied_layers=["down"]),
+        "NPP",
+        GUIDED | PICTURE | {"pag_scale": 2.0},
+    ),
+    "StableDiffusionXLPAGInpaintPipeline": Row(
+        "sdxl",
+        as_class("StableDiffusionXLPAGInpaintPipeline", unet(), pag_applied_layers=["down"]),
+        "NPP",
+        GUIDED | EDIT | SQUARE | {"pag_scale": 2.0},
+    ),
+    "StableDiffusionXLControlNetPAGPipeline": Row(
+        "sdxl",
+        as_class("StableDiffusionXLControlNetPAGPipeline", with_own_unet(controlnet), pag_applied_layers=["down"]),
+        "NPP",
+        GUIDED | SQUARE | {"image": image(), "pag_scale": 2.0},
     ),
     "FluxPipeline": Row("flux", lambda pipe: pipe, "P", SQUARE | {"output_type": "latent", "max_sequence_length": 10}),
     "FluxPipeline, true_cfg_scale": Row("flux", lambda pipe: pipe, "PN", TRUE_CFG | SQUARE),
@@ -301,12 +371,40 @@ ROWS: dict[str, Row] = {
         as_class("FluxControlPipeline", transformer(in_channels=32, out_channels=16)),
         "P",
         SQUARE | {"control_image": image(), "output_type": "latent", "max_sequence_length": 10},
+        samples_text=False,
+    ),
+    "FluxControlNetImg2ImgPipeline": Row(
+        "flux",
+        as_class("FluxControlNetImg2ImgPipeline", flux_controlnet),
+        "P",
+        UNGUIDED_FLUX | SQUARE | PICTURE | {"control_image": image()},
+    ),
+    "FluxControlNetInpaintPipeline": Row(
+        "flux",
+        as_class("FluxControlNetInpaintPipeline", flux_controlnet),
+        "P",
+        UNGUIDED_FLUX | SQUARE | EDIT | {"control_image": image()},
+    ),
+    "FluxControlImg2ImgPipeline": Row(
+        "flux",
+        as_class("FluxControlImg2ImgPipeline", transformer(in_channels=32, out_channels=16)),
+        "P",
+        UNGUIDED_FLUX | SQUARE | PICTURE | {"control_image": image()},
+        samples_text=False,
+    ),
+    "FluxControlInpaintPipeline": Row(
+        "flux",
+        as_class("FluxControlInpaintPipeline", transformer(in_channels=32, out_channels=16)),
+        "P",
+        UNGUIDED_FLUX | SQUARE | EDIT | {"control_image": image()},
+        samples_text=False,
     ),
     "FluxFillPipeline": Row(
         "flux",
         as_class("FluxFillPipeline", transformer(in_channels=36, out_channels=16)),
         "P",
         SQUARE | EDIT | {"output_type": "latent", "max_sequence_length": 10},
+        samples_text=False,
     ),
     "FluxKontextPipeline": Row(
         "flux",

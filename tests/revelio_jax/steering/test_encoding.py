@@ -1,4 +1,4 @@
-"""Prompts that are encoded outside of the pipeline's call: steered under attached.encoding, refused if they were not."""
+"""Prompts encoded outside of the pipeline's call: steered under attached.encoding, refused if they were not."""
 
 import pytest
 import torch

@@ -8,11 +8,13 @@ import torch
 from revelio_jax.config import RULES
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.families import BY_NAME
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering import attach_vectors
 from revelio_jax.steering.latents import find_latents
 from revelio_jax.steering.sampled_concepts import IMAGES, watch_passes
 from revelio_jax.steering.vectors import difference_of_means
+from tests.helpers.steered_pipelines import DENOISER_POINT, ROWS, VIDEO, built, generate
 
 SITES = {
     "sd": "unet.up_blocks.0",
@@ -169,3 +171,55 @@ def test_a_text_that_cannot_be_sampled_is_refused(tiny, make_steerer):
     learned = make_steerer(pipe, "clip.layer.1").encoder.encode(pipe, "cat").learned
     with pytest.raises(InputError, match="belongs to a text encoder"):
         steerer.attach(pipe, {"cat": 1.0}, learned={"cat": learned}, sampling=SMALL)
+
+
+@pytest.mark.parametrize("name", ["LatentConsistencyModelPipeline", "FluxPipeline"])
+def test_without_an_unconditional_pass_images_of_the_empty_prompt_take_its_place(tiny, make_steerer, name, monkeypatch):
+    row = ROWS[name]
+    pipe, site = built(name, tiny(row.family)), DENOISER_POINT[row.family]
+    steerer = make_steerer(pipe, site)
+    sampling = dict(SMALL)
+    if name == "FluxPipeline":  # as a pipeline without true_cfg_scale runs
+        monkeypatch.setattr(
+            type(BY_NAME["flux"]),
+            "reading_arguments",
+            lambda self, pipe, prompts: {
+                "prompt": prompts,
+                "max_sequence_length": 10,
+                "output_type": "latent",
+            },
+        )
+    concept = steerer.encoder.encode(pipe, "red apple", sampling=sampling)
+    assert concept.pre_codes.isfinite().all()
+    assert concept.empty_pre_codes.isfinite().all()
+    assert (concept.pre_codes != concept.empty_pre_codes).any()
+    assert concept.learned.difference.isfinite().all()
+    with steerer.attach(pipe, {"red apple": 1.0}, sampling=sampling):
+        assert generate(pipe, row).isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if "IP-Adapter" not in name])
+def test_a_text_is_encoded_by_a_text_to_image_pipeline_of_the_components(tiny, make_steerer, name):
+    row = ROWS[name]
+    pipe, site = built(name, tiny(row.family)), DENOISER_POINT[row.family]
+    steerer = make_steerer(pipe, site)
+    if row.samples_text:
+        concept = steerer.encoder.encode(pipe, "red apple", sampling=SMALL | VIDEO if row.repeats > 1 else SMALL)
+        assert concept.pre_codes.isfinite().all()
+        assert (concept.pre_codes != concept.empty_pre_codes).any()
+        return
+    with pytest.raises(InputError, match="cannot sample images of a text alone"):
+        steerer.attach(pipe, {"red apple": 5.0}, sampling=SMALL)
+
+
+def test_an_ip_adapter_needs_its_image(tiny, make_steerer):
+    name = "StableDiffusionPipeline with an IP-Adapter"
+    row = ROWS[name]
+    pipe = built(name, tiny("sd"))
+    steerer = make_steerer(pipe, "unet.mid_block")
+    with pytest.raises(InputError, match="sampling needs ip_adapter_image"):
+        steerer.attach(pipe, {"red apple": 5.0}, sampling=SMALL)
+    embeddings = {"ip_adapter_image_embeds": [row.call["ip_adapter_image_embeds"][0][::2]]}
+    with steerer.attach(pipe, {"red apple": 5.0}, sampling=SMALL | embeddings, rule="paper") as attached:
+        generate(pipe, row)
+        assert attached.report()["unet.mid_block"].relative_change > 0

@@ -11,12 +11,9 @@ SITE = "flux.double.0.image"
 SKIPPING = {
     "first block": diffusers.FirstBlockCacheConfig(threshold=1e9),
     "faster": diffusers.FasterCacheConfig(
-        spatial_attention_block_skip_range=2,
-        spatial_attention_timestep_skip_range=(-1, 2000),
-        unconditional_batch_skip_range=2,
-        unconditional_batch_timestep_skip_range=(-1, 2000),
+        spatial_attention_timestep_skip_range=(-1, 681),
         is_guidance_distilled=True,
-        current_timestep_callback=lambda: 500,
+        current_timestep_callback=lambda: 900,
     ),
     "taylorseer": diffusers.TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=1),
     "mag": diffusers.MagCacheConfig(num_inference_steps=3, mag_ratios=torch.ones(3)),
@@ -33,11 +30,12 @@ def test_a_cache_that_skips_blocks_is_refused(tiny, make_steerer, run, name):
                 InputError, match=r"FluxPipeline cannot be steered at flux.*call disable_cache\(\) on it"
             ):
                 run(pipe, steps=3)
+            pipe.transformer.disable_cache()  # some caches are not usable after a pass that failed
+            run(pipe, steps=3)
+            pipe.transformer.enable_cache(SKIPPING[name])
             attached.set_strength(3, 0.0)
             run(pipe, steps=3)
-            attached.set_strength(3, Clamp(4.0))
             pipe.transformer.disable_cache()
-            run(pipe, steps=3)
         pipe.transformer.enable_cache(SKIPPING[name])
         with make_steerer(pipe, "t5.block.1").attach(pipe, {"red apple": 1.0}, rule="paper"):
             run(pipe, steps=3)  # embeddings are steered before the denoiser runs
