@@ -421,6 +421,15 @@ ROWS: dict[str, Row] = {
 }
 
 
+def table() -> list[str]:
+    """Return the lines of the matrix in docs/steering.md."""
+    lines = ["| family | pipeline | rows | text at a denoiser hook point |", "|---|---|---|---|"]
+    for name, row in ROWS.items():
+        rows = " ".join(row.groups) + (", for each frame" if row.repeats > 1 else "")
+        lines.append(f"| {row.family} | {name} | {rows} | {'yes' if row.samples_text else 'refused'} |")
+    return lines
+
+
 def generate(pipe: typing.Any, row: Row, **changed: typing.Any) -> torch.Tensor:
     """Return what a pipeline generates for PROMPTS in two steps."""
     generators = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]

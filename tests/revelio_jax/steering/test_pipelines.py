@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.helpers import ROOT
 from tests.helpers.steered_pipelines import (
     DENOISER_POINT,
     ROWS,
@@ -12,6 +13,7 @@ from tests.helpers.steered_pipelines import (
     first_step,
     generate,
     steered_rows,
+    table,
 )
 from tests.helpers.steering import record_outputs
 
@@ -65,3 +67,8 @@ def test_a_denoiser_hook_point_steers_the_prompt_only(tiny, make_steerer, name):
     assert report.relative_change > 0
     assert torch.equal(generate(pipe, row), plain)
     assert type(pipe) is cls
+
+
+def test_the_matrix_in_the_docs_has_these_pipelines():
+    text = (ROOT / "docs" / "steering.md").read_text()
+    assert "\n" + "\n".join(table()) + "\n" in text
