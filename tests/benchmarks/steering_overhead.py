@@ -6,9 +6,10 @@
 ``sd14`` is the architecture of Stable Diffusion 1.4 at its full width with random weights: 512 x 512 pixels, a batch of
 2 in the denoiser. ``mini_sd`` and ``mini_flux`` are the miniatures, 32 x 32 pixels. A random SAE steers the text
 encoder by --rule. It is four times as wide as the encoder and has 32 active latents per token. The rule gated is the
-slowest, since it encodes every prompt. The order alternates: every second pair starts with steering. A time is that of
-the whole call, from the prompt to the pixels, without attaching, which happens once. A row is {family, plain_s,
-steered_s, ratio}: medians in seconds, and the median of the ratios of pairs.
+slowest, since it encodes every prompt. With --denoiser a latent of a block of the denoiser is removed instead. The
+checks of every call are part of a steered image. The order alternates: every second pair starts with steering. A time
+is that of the whole call, from the prompt to the pixels, without attaching, which happens once. A row is {family,
+plain_s, steered_s, ratio}: medians in seconds, and the median of the ratios of pairs.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from revelio_jax.steering.sae import Sae
 MINIATURES = pathlib.Path(__file__).parents[2] / "extract" / "miniature"
 CONCEPT, PROMPT = "glossy 3d", "a glossy 3d emoji of a red apple"
 SITES = {"sd14": "clip.layer.9", "mini_sd": "clip.layer.2", "mini_flux": "t5.block.2"}
+DENOISER_SITES = {"sd14": "unet.mid_block", "mini_sd": "unet.mid_block", "mini_flux": "flux.double.1.image"}
 EXPANSION, K = 4, 32
 
 
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="pairs of images (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=4, help="sampling steps (default: %(default)s)")
     parser.add_argument("--rule", default="gated", help="steering rule (default: %(default)s)")
+    parser.add_argument("--denoiser", action="store_true", help="steer the denoiser instead of the text encoder")
     options = parser.parse_args()
     results.check(options.json)
     families = options.families.split(",")
@@ -49,19 +52,19 @@ def main() -> None:
     rows = []
     print("family      plain s   steered s   ratio")
     for family in families:
-        rows.append(measure(family, options.pairs, options.steps, options.rule))
+        rows.append(measure(family, options.pairs, options.steps, options.rule, options.denoiser))
         print("{family:<10} {plain_s:>8.3f}  {steered_s:>10.3f}  {ratio:>6.4f}".format(**rows[-1]), flush=True)
         results.write(options.json, {"options": vars(options), "rows": rows})
 
 
-def measure(family: str, pairs: int, steps: int, rule: str) -> dict[str, typing.Any]:
+def measure(family: str, pairs: int, steps: int, rule: str, denoiser: bool) -> dict[str, typing.Any]:
     """Return the row of one pipeline."""
     pipe = stable_diffusion_14() if family == "sd14" else miniature(family.removeprefix("mini_"))
     pipe.set_progress_bar_config(disable=True)
-    steerer = Steerer(random_sae(pipe, SITES[family]))
+    steerer = Steerer(random_sae(pipe, (DENOISER_SITES if denoiser else SITES)[family]))
 
     def attach() -> Attachment:
-        return steerer.attach(pipe, {CONCEPT: -1.0}, rule=rule)
+        return steerer.attach(pipe, {0 if denoiser else CONCEPT: -1.0}, rule=rule)
 
     def seconds(steered: bool) -> float:
         attachment = attach() if steered else None

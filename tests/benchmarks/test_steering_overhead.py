@@ -23,8 +23,9 @@ def run(tmp_path, *flags):
 
 
 @pytest.mark.slow
-def test_a_row_has_the_documented_fields(tmp_path):
-    done = run(tmp_path, "--families", "mini_sd,mini_flux", "--pairs", "2", "--steps", "1")
+@pytest.mark.parametrize("flags", [(), ("--denoiser",)])
+def test_a_row_has_the_documented_fields(tmp_path, flags):
+    done = run(tmp_path, "--families", "mini_sd,mini_flux", "--pairs", "2", "--steps", "1", *flags)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [row["family"] for row in rows] == ["mini_sd", "mini_flux"]
