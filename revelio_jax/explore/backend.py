@@ -25,7 +25,7 @@ from revelio_jax.pipelines.sampling import sample
 from revelio_jax.pipelines.source import PipelineSource
 from revelio_jax.steering import Attachment, Steerer
 from revelio_jax.steering.compatibility import same_model
-from revelio_jax.steering.concept import hidden_states, is_masked, tokenizer_of
+from revelio_jax.steering.concept import converted, hidden_states, is_masked, tokenize, tokenizer_of
 from revelio_jax.steering.learned_concepts import LearnedConcept, saved_concepts
 from revelio_jax.steering.text_latents import TextLatent
 
@@ -103,7 +103,9 @@ class Backend:
         """Raise InputError if a prompt has more tokens than the model reads; it would ignore the rest."""
         for component in self._limiting_encoders():
             limit = self._token_limit(component)
-            count = len(tokenizer_of(self.pipe, component)(prompt, truncation=False).input_ids)
+            tokenizer = tokenizer_of(self.pipe, component)
+            (whole,) = converted(self.pipe, [prompt], tokenizer)
+            count = len(tokenizer(whole, truncation=False).input_ids)
             if count > limit:
                 raise InputError(f"the {field} has {count} tokens; this model reads at most {limit}; shorten it")
 
@@ -271,16 +273,9 @@ class Backend:
 
     def _tokens(self, component: str, prompt: str) -> dict[str, typing.Any]:
         """Return the tokens of a prompt and their kinds, as arguments of ``find_active``."""
-        tokenizer = tokenizer_of(self.pipe, component)
-        batch = tokenizer(
-            [prompt],
-            padding="max_length",
-            max_length=self._token_limit(component),
-            truncation=True,
-            return_tensors="np",
-        )
-        mask = batch.attention_mask if is_masked(getattr(self.pipe, component)) else None
-        (kinds,) = tokens.kinds(batch.input_ids, tokenizer, mask)
+        tokenizer, batch = tokenizer_of(self.pipe, component), tokenize(self.pipe, component, [prompt])
+        mask = batch.attention_mask.numpy() if is_masked(getattr(self.pipe, component)) else None
+        (kinds,) = tokens.kinds(batch.input_ids.numpy(), tokenizer, mask)
         return {"tokens": tuple(tokenizer.convert_ids_to_tokens(batch.input_ids[0].tolist())), "kinds": kinds}
 
 

@@ -3,9 +3,10 @@
 Two layouts are supported:
 
     cfg.json, sae_weights.safetensors    this project, and SAELens from 6.0 on
-    cfg.json, sae.safetensors            sparsify; one folder may hold a subfolder per hook point
+    cfg.json, sae.safetensors            sparsify and SAeUron; one folder may hold a subfolder per hook point
 
-Scalings that SAELens applies at each call are folded into the tensors once and exactly.
+Scalings that SAELens applies at each call are folded into the tensors once and exactly. Fields and tensors that are not
+known to be harmless are refused by name.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import typing
 import numpy as np
 
 from revelio_jax.errors import InputError
+from revelio_jax.sae_folder import fields
 from revelio_jax.sae_folder.cfg import SaeMetadata
 from revelio_jax.sae_folder.untrusted import Shape, inside, one_line, read_json, read_tensors
 
@@ -72,16 +74,20 @@ def _weights_file(folder: pathlib.Path) -> pathlib.Path:
                 f"{folder}/{CONFIG} is missing, but subfolders hold SAEs; pass one of them as subfolder=: "
                 f"{one_line(', '.join(points))}"
             )
-        raise InputError(f"{folder}/{CONFIG} is missing; revelio export writes an SAE folder")
+        raise _missing(folder, CONFIG)
     for name in (WEIGHTS, SPARSIFY_WEIGHTS):
         if (folder / name).is_file():
             break
     else:
-        raise InputError(f"{folder}/{WEIGHTS} is missing; revelio export writes an SAE folder")
+        raise _missing(folder, WEIGHTS)
     for file in (CONFIG, name):
         if not inside(folder, folder / file):
             raise InputError(f"{folder}/{file} is a link to a file outside of the folder; copy that file there")
     return folder / name
+
+
+def _missing(folder: pathlib.Path, name: str) -> InputError:
+    return InputError(fields.missing_message(folder, name, [file.name for file in folder.glob("*")]))
 
 
 def _metadata(
@@ -120,7 +126,8 @@ def _read_sae_lens(
             f"{file}: metadata.sae_lens_version is {one_line(version)}; load the SAE in SAELens 6 or later and save it "
             "again, because older versions define latents differently"
         )
-    for name in ("normalize_activations", "reshape_activations"):
+    fields.refuse_unknown(file, config, fields.SAE_LENS)
+    for name in ("normalize_activations", "reshape_activations"):  # both change each row by its own values
         if config.get(name, "none") != "none":
             raise InputError(f"{file}: {name} is {one_line(repr(config[name]))}; allowed: 'none'")
     subtracts_b_dec = _flag(file, config, "apply_b_dec_to_input", True)
@@ -130,6 +137,7 @@ def _read_sae_lens(
     shapes: dict[str, Shape] = {"W_enc": (d, n), "b_enc": (n,), "W_dec": (n, d), "b_dec": (d,)}
     if architecture == "jumprelu":
         shapes["threshold"] = (n,)
+    fields.refuse_extra_tensors(weights, shapes)
     tensors = read_tensors(weights, shapes, required_by=f"{CONFIG} requires")
     W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
     with np.errstate(over="ignore", invalid="ignore"):  # values that overflow are refused below
@@ -148,10 +156,11 @@ def _read_sae_lens(
 def _read_sparsify(
     file: pathlib.Path, config: dict[str, typing.Any], weights: pathlib.Path, metadata: SaeMetadata
 ) -> SaeFolder:
+    fields.refuse_unknown(file, config, fields.SPARSIFY)
     activation = config.get("activation", "topk")
     if activation != "topk":
         raise InputError(f"{file}: activation is {one_line(repr(activation))}; allowed: 'topk'")
-    for name in ("transcode", "skip_connection", "signed"):
+    for name in ("transcode", "skip_connection", "signed", "input_unit_norm"):
         if _flag(file, config, name, False):
             raise InputError(f"{file}: {name} is true; it must be false")
     d = _count(file, config, "d_in")
@@ -162,6 +171,7 @@ def _read_sparsify(
     )
     k = _top_k(file, config, n)
     shapes: dict[str, Shape] = {"encoder.weight": (n, d), "encoder.bias": (n,), "W_dec": (n, d), "b_dec": (d,)}
+    fields.refuse_extra_tensors(weights, shapes)
     W_enc_FD, b_enc, W_dec, b_dec = read_tensors(weights, shapes, required_by=f"{CONFIG} requires").values()
     return SaeFolder(np.ascontiguousarray(W_enc_FD.T), b_enc, W_dec, b_dec, "topk", k, None, metadata, weights)
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
 
@@ -83,8 +83,9 @@ class PointReport:
 class Attachment:
     """Concepts that steer the hook points of one pipeline until the block ends or :meth:`remove` is called.
 
-    One ``owner`` cannot attach the same concept twice at a hook point. :func:`revelio_jax.steering.session.attach` sets
-    ``session``.
+    One ``owner`` cannot attach the same concept twice at a hook point. ``fingerprint`` returns a value that changes
+    when the concepts must be encoded again; it is None if they never change.
+    :func:`revelio_jax.steering.session.attach` sets ``session``.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Attachment:
         *,
         owner: object,
         reads_difference: bool = False,
+        fingerprint: Callable[[], Hashable] | None = None,
     ):
         self.points, self.concepts, self.owner = tuple(points), dict(concepts), owner
         self.reads_difference = reads_difference
@@ -103,6 +105,8 @@ class Attachment:
         self.session: Session | None = None
         self._device = execution_device(self.points[0].module)
         self._tokens: int | None = None
+        self._read_fingerprint = fingerprint
+        self._fingerprint = fingerprint() if fingerprint else None
         self.functions = self._make_functions()
         # Hook points that share one SAE have one code, computed from the activations of all of them.
         self.is_joint = len(self.points) > 1 and not all(
@@ -111,9 +115,8 @@ class Attachment:
         vector = family.pooled
         hooks_pooled = vector is not None and any(point.component == vector.component for point in self.points)
         self.keeps_plain_pooled = self.where.pooled is False and hooks_pooled
-        self._pooled: list[Pooled] = []
-        if self.where.pooled and not hooks_pooled:
-            self._pooled = [_pooled(key, concept.source) for key, concept in self.concepts.items()]
+        self._adds_pooled = bool(self.where.pooled) and not hooks_pooled
+        self._pooled = self._make_pooled()
         self.attached_points = [AttachedPoint(self, point, i) for i, point in enumerate(self.points)]
 
     def __enter__(self) -> "Attachment":
@@ -189,6 +192,19 @@ class Attachment:
 
     # Functions that change activations
 
+    def refresh(self) -> None:
+        """Encode the concepts again if the weights, the adapters or the vocabulary of the pipeline changed.
+
+        At hook points of the denoiser this samples images, so call it before a call of the pipeline, not during one.
+        """
+        if self._read_fingerprint is None or not (self.weights(CONDITIONAL) or self.weights(UNCONDITIONAL)):
+            return
+        fingerprint = self._read_fingerprint()
+        if fingerprint != self._fingerprint:
+            self._remake(self._device, self._tokens)
+            self._pooled = self._make_pooled()
+            self._fingerprint = fingerprint
+
     def set_tokens(self, tokens: int) -> None:
         """Recompute the functions for prompts of ``tokens`` tokens, if the length is new."""
         if tokens != self._tokens:
@@ -204,6 +220,7 @@ class Attachment:
     def compute_shares(self, activations: list[torch.Tensor], branch: str) -> None:
         """Compute the change of joined hook points from all their activations [B, T, d]; store the share of each."""
         device = activations[0].device
+        self.refresh()
         self.set_device(device)
         self.set_tokens(activations[0].shape[1])
         x_BTD = torch.cat([x.to(device) for x in activations], dim=-1)
@@ -234,6 +251,9 @@ class Attachment:
             key: concept.source.change_function(concept.strength, self._device, self._tokens)
             for key, concept in self.concepts.items()
         }
+
+    def _make_pooled(self) -> list[Pooled]:
+        return [_pooled(key, concept.source) for key, concept in self.concepts.items()] if self._adds_pooled else []
 
     def _remake(self, device: torch.device, tokens: int | None) -> None:
         self._device, self._tokens = device, tokens

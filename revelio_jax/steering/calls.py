@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 import torch
 
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import guidance
+from revelio_jax.pipelines import guidance, hook_points
 from revelio_jax.pipelines.families.base import Arguments
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering import outcome, provenance
@@ -35,6 +35,9 @@ def steered_call(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arg
     arguments = _bound(state, "__call__", args, kwargs)[1]
     _refuse_foreign_embeddings(state, arguments)
     _refuse_cropped_mask(state, arguments)
+    for attachment in state.attachments:
+        if hook_points.is_denoiser_point(attachment.points[0].name):
+            attachment.refresh()  # may sample images
     outer_call = state.call  # not None if this call is nested in another one
     started = outcome.start(state)
     try:

@@ -59,15 +59,7 @@ def hidden_states(
 
 def run_encoder(pipe: typing.Any, component: str, prompts: list[str], tokens: int | None = None) -> typing.Any:
     """Return the output of a text encoder for prompts, tokenized as the pipeline does."""
-    encoder = getattr(pipe, component)
-    tokenizer = tokenizer_of(pipe, component)
-    batch = tokenizer(
-        converted(pipe, prompts, tokenizer),
-        padding="max_length",
-        max_length=tokens or min(LONGEST_PROMPT, tokenizer.model_max_length),
-        truncation=True,
-        return_tensors="pt",
-    )
+    encoder, batch = getattr(pipe, component), tokenize(pipe, component, prompts, tokens)
     device = execution_device(encoder)
     mask = {"attention_mask": batch.attention_mask.to(device)} if is_masked(encoder) else {}
     token = _reading.set(True)
@@ -75,6 +67,21 @@ def run_encoder(pipe: typing.Any, component: str, prompts: list[str], tokens: in
         return encoder(batch.input_ids.to(device), **mask)
     finally:
         _reading.reset(token)
+
+
+def tokenize(pipe: typing.Any, component: str, prompts: list[str], tokens: int | None = None) -> typing.Any:
+    """Return ``input_ids`` and ``attention_mask`` of prompts, int64 [prompts, T], as the pipeline tokenizes them.
+
+    Prompts are truncated and padded to ``tokens``, by default to the pipeline's prompt length.
+    """
+    tokenizer = tokenizer_of(pipe, component)
+    return tokenizer(
+        converted(pipe, prompts, tokenizer),
+        padding="max_length",
+        max_length=tokens or min(LONGEST_PROMPT, tokenizer.model_max_length),
+        truncation=True,
+        return_tensors="pt",
+    )
 
 
 def is_reading() -> bool:

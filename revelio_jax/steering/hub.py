@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from revelio_jax.errors import InputError
 from revelio_jax.sae_folder.card import HUB_ID, card, cfg_json
-from revelio_jax.sae_folder.reader import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS
+from revelio_jax.sae_folder.fields import PICKLES, missing_message
+from revelio_jax.sae_folder.reader import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS, hook_points
 from revelio_jax.sae_folder.untrusted import one_line
 from revelio_jax.steering.sae import Sae
 
@@ -33,13 +34,19 @@ def find(
             raise InputError(f"revision is {revision!r}, but {str(folder)!r} is not a hub id (owner/name)")
         return pathlib.Path(folder, inner)
     patterns = [str(inner / name) for name in FILES] + [f"*/{CONFIG}"] * (not subfolder)
+    files: list[str] = []
     try:
         snapshot = huggingface_hub.snapshot_download(folder, revision=revision, allow_patterns=patterns, token=token)
+        has_weights = any(pathlib.Path(snapshot, inner, name).is_file() for name in (WEIGHTS, SPARSIFY_WEIGHTS))
+        if not has_weights and not hook_points(pathlib.Path(snapshot)):
+            files = huggingface_hub.HfApi(token=token).list_repo_files(folder, revision=revision)
     except Exception as error:  # network, proxy, login and cache raise errors of different classes
         raise InputError(
             f"{folder!r} is not a local folder, and the download from the hub failed ({type(error).__name__}): "
             f"{_advice(error, revision)}"
         ) from error
+    if any(file.endswith(PICKLES) for file in files):
+        raise InputError(missing_message(folder, str(inner / WEIGHTS), files))
     return pathlib.Path(snapshot, inner)
 
 

@@ -73,6 +73,7 @@ def _before_text_encoder(
             for attached in _acting(hook):
                 if attached.is_idle or not _set_weights(attached, branches):
                     continue
+                attached.attachment.refresh()  # here, because pipelines scale LoRAs only while they encode a prompt
                 attached.attachment.set_tokens(ids_BT.shape[1])
                 attached.set_positions(_steered_tokens(state.pipe, attached, ids_BT, mask_BT))
                 active.append(attached)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import numbers
 import pathlib
 import typing
@@ -215,7 +216,16 @@ class Steerer:
         where: Where,
     ) -> Attachment:
         family, difference = family_of(pipe), self.sae.reads_difference
-        attachment = Attachment(points, concepts, where, family, owner=self, reads_difference=difference)
+        has_text = any(isinstance(concept.source, TextSource) for concept in concepts.values())
+        attachment = Attachment(
+            points,
+            concepts,
+            where,
+            family,
+            owner=self,
+            reads_difference=difference,
+            fingerprint=functools.partial(self.encoder.fingerprint, pipe) if has_text else None,
+        )
         return session.attach(pipe, attachment)
 
     def _source(

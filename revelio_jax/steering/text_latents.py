@@ -6,7 +6,7 @@ import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
-from revelio_jax.steering.concept import EncodedConcept, hidden_states, tokenizer_of
+from revelio_jax.steering.concept import EncodedConcept, hidden_states, tokenize, tokenizer_of
 from revelio_jax.steering.sae import Sae
 
 
@@ -64,6 +64,5 @@ def _excess(values_F: torch.Tensor, empty_F: torch.Tensor, top: typing.Any) -> l
 def _tokens(pipe: typing.Any, site: str, text: str, positions: int) -> list[str]:
     """Return the prompt's tokens as the tokenizer spells them, one for each position."""
     component = hook_points.resolve(pipe, site.partition("+")[0]).component  # joined encoders share positions
-    tokenizer = tokenizer_of(pipe, component)
-    ids = tokenizer(text, padding="max_length", max_length=positions, truncation=True).input_ids
-    return tokenizer.convert_ids_to_tokens(ids)
+    ids_1T = tokenize(pipe, component, [text], positions).input_ids
+    return tokenizer_of(pipe, component).convert_ids_to_tokens(ids_1T[0].tolist())

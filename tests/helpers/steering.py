@@ -1,11 +1,13 @@
 """Fixtures for steering: the miniatures, tiny pipelines of every family, and small random SAEs."""
 
 import contextlib
+import copy
 import functools
 import json
 import pathlib
 from collections.abc import Iterator
 
+import accelerate
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -104,6 +106,42 @@ def tiny(request):
         return pipe
 
     return get
+
+
+@pytest.fixture
+def own(tiny):
+    """Return a function that copies the pipeline of a family, for a test that changes it."""
+
+    def copied(family: str):
+        pipe = tiny(family)
+        parts = {name: copy.deepcopy(part) for name, part in pipe.components.items()}
+        options = {"requires_safety_checker": False} if family == "sd" else {}
+        pipe = type(pipe)(**parts, **options)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    yield copied
+    torch.compiler.reset()
+
+
+def sequentially(pipe):
+    """Offload as enable_sequential_cpu_offload does: weights are on meta except while their module runs."""
+    for module in pipe.components.values():
+        if isinstance(module, torch.nn.Module):
+            weights = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
+            accelerate.cpu_offload(module, torch.device("cpu"), state_dict=weights)
+    assert {parameter.device.type for parameter in pipe.text_encoder.parameters()} == {"meta"}
+
+
+def by_model(pipe):
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+def in_groups(pipe):
+    pipe.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+
+
+OFFLOADS = (sequentially, by_model, in_groups)
 
 
 @pytest.fixture(scope="session")

@@ -1,35 +1,17 @@
 """Steering of compiled and offloaded models: the same bits as of plain models."""
 
-import copy
-
-import accelerate
 import pytest
 import torch
 
 from revelio_jax.pipelines.families import BY_NAME
 from revelio_jax.steering import Clamp
+from tests.helpers.steering import OFFLOADS
 
 SITES = {
     "sd": ("clip.layer.1", "unet.up_blocks.1.attentions.0"),
     "sdxl": ("clip_l.layer.1+clip_g.layer.1", "unet.down_blocks.1.attentions.0"),
     "flux": ("t5.block.1", "flux.double.1.image", "flux.single.0.image"),
 }
-
-
-@pytest.fixture
-def own(tiny):
-    """Return a function that copies the pipeline of a family, for a test that changes it."""
-
-    def copied(family: str):
-        pipe = tiny(family)
-        parts = {name: copy.deepcopy(part) for name, part in pipe.components.items()}
-        options = {"requires_safety_checker": False} if family == "sd" else {}
-        pipe = type(pipe)(**parts, **options)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    yield copied
-    torch.compiler.reset()
 
 
 def attach(pipe, make_steerer, family: str, rule: str):
@@ -98,25 +80,8 @@ def test_models_that_are_compiled_already_are_steered(own, make_steerer, run, fa
     torch.testing.assert_close(run(pipe), plain)
 
 
-def sequentially(pipe):
-    """Offload as enable_sequential_cpu_offload does: weights are on meta except while their module runs."""
-    for module in pipe.components.values():
-        if isinstance(module, torch.nn.Module):
-            weights = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
-            accelerate.cpu_offload(module, torch.device("cpu"), state_dict=weights)
-    assert {parameter.device.type for parameter in pipe.text_encoder.parameters()} == {"meta"}
-
-
-def by_model(pipe):
-    pipe.enable_model_cpu_offload(device="cpu")
-
-
-def in_groups(pipe):
-    pipe.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
-
-
 @pytest.mark.parametrize("rule", ["paper", "gated"])
-@pytest.mark.parametrize("offload", [sequentially, by_model, in_groups])
+@pytest.mark.parametrize("offload", OFFLOADS)
 @pytest.mark.parametrize("family", SITES)
 def test_offloaded_models_are_steered(own, make_steerer, run, family, offload, rule):
     """The CPU stands for the accelerator, since tests cannot rely on one."""

@@ -253,6 +253,14 @@ def test_the_card_is_valid_and_its_code_runs(hub, sae_folder, tmp_path, monkeypa
     assert Image.open("image.png").size == (32, 32)
 
 
+def test_a_repository_of_pickles_says_how_to_convert_them(hub):
+    hub.repos["user/name"] = {"config.json": b"{}", "final/state_dict.pth": b"pickle"}
+    message = refused("user/name", subfolder="final", site="clip.layer.2")
+    assert "user/name/final/sae_weights.safetensors is missing, and final/state_dict.pth is not opened" in message
+    assert "weights_only=True" in message
+    assert "final/state_dict.pth" not in fetched(hub)
+
+
 def test_a_cached_snapshot_is_read_as_a_folder(hub, sae_folder):
     """The files of a snapshot are links to the cache's blobs."""
     put(hub, "user/name", sae_folder)

@@ -144,6 +144,7 @@ def test_a_malformed_folder_is_refused(tmp_path, tensors, config, spoil, message
     [
         ("activation", "groupmax", "allowed: 'topk'"),
         ("transcode", True, "transcode is true"),
+        ("input_unit_norm", True, "input_unit_norm is true"),
         ("skip_connection", True, "skip_connection is true"),
         ("num_latents", 0, "encoder.weight is F32 [16, 6]"),  # the default expansion factor is 32
         ("k", None, "k is None"),
@@ -231,9 +232,13 @@ def test_only_json_and_safetensors_files_with_fixed_names_are_opened(sae_folder)
     for name in ("pytorch_model.bin", "sae_weights.pt", "sae.pkl", "modeling.py"):
         (sae_folder / name).mkdir()  # opening it would fail
     config = json.loads((sae_folder / "cfg.json").read_text())
-    config |= {"weights": "../../secret.safetensors", "_class_name": "os.system", "auto_map": {"a": "/b"}}
+    paths = {"weights": "../../secret.safetensors", "_class_name": "os.system", "auto_map": {"a": "/b"}}
+    config["metadata"] |= paths
     (sae_folder / "cfg.json").write_text(json.dumps(config))
     assert load_sae(sae_folder).n_latents == 64
+    for name, path in paths.items():
+        (sae_folder / "cfg.json").write_text(json.dumps(config | {name: path}))
+        assert f"{name} is " in refused(sae_folder)
     (sae_folder / "sae_weights.safetensors").unlink()
     assert "is missing" in refused(sae_folder)
 
