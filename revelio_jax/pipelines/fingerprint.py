@@ -77,21 +77,40 @@ def fingerprint(source: PipelineSource, parts: Iterable[typing.Any]) -> str:
 
 
 def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every parameter by name, then the quantization states that belong to parameters."""
+    """Yield every parameter by name, each followed by the scales that bitsandbytes keeps beside it."""
     read: set[int] = set()  # a tied parameter has several names
+    tied = getattr(model, "_tied_weights_keys", None) or ()
     for owner, module in model.named_modules():
         for name, parameter in module.named_parameters(owner, recurse=False):
-            if id(parameter) in read:
+            if id(parameter) in read or (parameter.device.type == "meta" and name in tied):
                 continue
             read.add(id(parameter))
             if parameter.device.type == "meta":
                 parameter = _offloaded(module, name.removeprefix(f"{owner}."))
             # torch.compile adds the first prefix, and transformers before 5 the second one, to the same weights.
-            yield from _plain(name.replace("_orig_mod.", "").removeprefix("text_model."), parameter)
-    names = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
-    for name, value in model.state_dict().items():
-        if name not in names and isinstance(value, torch.Tensor):  # bitsandbytes
-            yield name, value
+            name = name.replace("_orig_mod.", "").removeprefix("text_model.")
+            yield from _plain(name, parameter)
+            yield from _scales(module, name, parameter)
+
+
+def _scales(module: torch.nn.Module, name: str, parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the scales of a parameter that bitsandbytes has quantized.
+
+    They are not read with ``state_dict``, which changes weights that have run on a CPU.
+    """
+    state: typing.Any = getattr(parameter, "quant_state", None)
+    if getattr(state, "packing_format_for_cpu", False):
+        raise RuntimeError(
+            "bitsandbytes repacks 4-bit weights when they run on a CPU; pass a pipeline that has not run"
+        )
+    if hasattr(state, "as_dict"):
+        for key, value in state.as_dict(packed=True).items():
+            yield f"{name}.{key}", value
+    scales = getattr(parameter, "SCB", None)
+    if scales is None:  # a first pass moves them there
+        scales = getattr(getattr(module, "state", None), "SCB", None)
+    if scales is not None:
+        yield f"{name}.SCB", scales
 
 
 def _plain(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:

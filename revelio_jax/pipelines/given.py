@@ -42,7 +42,7 @@ def source_of(pipe: typing.Any) -> PipelineSource:
             f"the {family.denoiser} of pipe has a step cache, which skips blocks; call "
             f"pipe.{family.denoiser}.disable_cache() first"
         )
-    return PipelineSource(pipe.name_or_path or "", None, family.name, index, pipe)
+    return PipelineSource(str(pipe.name_or_path or ""), None, family.name, index, pipe)
 
 
 def model_config(model: ModelConfig, source: PipelineSource) -> ModelConfig:

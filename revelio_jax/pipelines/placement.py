@@ -64,9 +64,10 @@ class _OneOnDevice(accelerate.hooks.ModelHook):
 
     def pre_forward(self, module: torch.nn.Module, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
         if self.can_move and module not in self.running:
-            while self.running:
-                self.running.pop().to("cpu")
-            module.to(self.execution_device)
+            with torch.inference_mode(False):  # torchao cannot move weights that are inference tensors again
+                while self.running:
+                    self.running.pop().to("cpu")
+                module.to(self.execution_device)
             self.running.append(module)
         return accelerate.utils.send_to_device((args, kwargs), self.execution_device)
 

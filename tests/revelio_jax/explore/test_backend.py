@@ -77,7 +77,8 @@ def test_steering_equals_the_steerer_and_strength_0_changes_no_bit(explorer):
     for concepts in (((latent, -1.5),), ((latent, Clamp(30.0)), ("glossy 3d", -1.0))):
         steered = backend.steered_image(request, SteeringRequest(concepts, "contrast"))
         with backend.steerer.attach(backend.pipe, dict(concepts), rule="contrast"):
-            (expected,) = sample(backend.pipe, [PROMPT], [3], steps=3, guidance=2.5, height=32, width=32, batch_size=1)
+            sampled = sample(backend.pipe, [PROMPT], [3], steps=3, guidance=2.5, height=32, width=32, batch_size=1)
+            (expected,) = sampled.images
         np.testing.assert_array_equal(steered, expected)
         assert (steered != plain).any()
     np.testing.assert_array_equal(backend.steered_image(request, SteeringRequest(((latent, 0.0),), "contrast")), plain)
