@@ -100,17 +100,14 @@ def _scales(module: torch.nn.Module, name: str, parameter: torch.Tensor) -> Iter
     """
     state: typing.Any = getattr(parameter, "quant_state", None)
     if getattr(state, "packing_format_for_cpu", False):
-        raise RuntimeError(
-            "bitsandbytes repacks 4-bit weights when they run on a CPU; pass a pipeline that has not run"
-        )
+        raise RuntimeError("bitsandbytes has repacked them to run on a CPU; pass a pipeline that has not run")
     if hasattr(state, "as_dict"):
         for key, value in state.as_dict(packed=True).items():
             yield f"{name}.{key}", value
-    scales = getattr(parameter, "SCB", None)
-    if scales is None:  # a first pass moves them there
-        scales = getattr(getattr(module, "state", None), "SCB", None)
-    if scales is not None:
-        yield f"{name}.SCB", scales
+    if hasattr(parameter, "SCB"):
+        weight: typing.Any = parameter
+        owner: typing.Any = module
+        yield f"{name}.SCB", owner.state.SCB if weight.SCB is None else weight.SCB  # the first pass moves them
 
 
 def _plain(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
