@@ -8,7 +8,7 @@ import typing
 import torch
 
 from revelio_jax.config import Config
-from revelio_jax.pipelines import denoiser, hook_points, loading
+from revelio_jax.pipelines import denoiser, hook_points, loading, text_to_image
 from revelio_jax.pipelines.denoiser import ActivationShape
 from revelio_jax.pipelines.families.base import LONGEST_PROMPT
 from revelio_jax.pipelines.hooks import HookPoint
@@ -27,7 +27,8 @@ def table(config: Config) -> str:
     extract = config.extract
     loading.quiet()
     source = find(config.model.id, config.model.revision, config.model.family)
-    pipe = denoiser.skeleton(source)
+    obstacle = text_to_image.obstacle(source)
+    pipe = loading.skeleton(source) if obstacle else denoiser.skeleton(source)
     points = [hook_points.resolve(pipe, name) for name in hook_points.point_names(pipe)]
     denoiser_points = [point for point in points if point.component == source.layout.denoiser]
     shapes, timesteps = {}, 1
@@ -49,7 +50,8 @@ def table(config: Config) -> str:
         lines.append((point.name, f"[{positions:,}, {point.d:,}]", *cells))
     pixels = f"{extract.height} x {extract.width} pixels, " if denoiser_points else ""
     title = f"{config.model.id}, {pixels}{extract.dtype}, config.extract.pool={extract.pool}"
-    return "\n".join([title, *_aligned(lines)])
+    notes = [f"the denoiser is left out: {obstacle}"] if obstacle else []
+    return "\n".join([title, *_aligned(lines), *notes])
 
 
 def _denoiser_shapes(

@@ -36,8 +36,11 @@ FLAGS = {
 }
 
 
-def extract(config: Config) -> Manifest | None:
+def extract(config: Config, pipe: typing.Any = None) -> Manifest | None:
     """Write the store that ``config`` describes, or this worker's part of it.
+
+    ``pipe`` is a diffusers pipeline that the caller has built, for example with LoRAs, quantized or offloaded. It
+    replaces config.model.id, family, dtype and device, stays where it is, and is restored afterwards.
 
     Return the manifest, or None if other workers still have shards to write. Raise InputError before anything is
     written if an input, the model, or an existing store does not fit the config.
@@ -48,13 +51,16 @@ def extract(config: Config) -> Manifest | None:
     worker = workers.find(config.extract, os.environ)
 
     mode = _import_mode(config.extract.mode)
+    from extract import models  # imports torch
+
     inputs = mode.read_inputs(config.extract)
-    job = mode.load(config, inputs, worker)
-    writer = StoreWriter(config.extract.store, mode.plan(job), mode.samples_table(job))
-    if writer.finished:
-        print(f"store {config.extract.store} is already complete")
-        return writer.finish()
-    manifest = write_missing_shards(mode, job, writer, worker)
+    with models.opened(config, pipe) as (config, source):
+        job = mode.load(config, inputs, worker, source)
+        writer = StoreWriter(config.extract.store, mode.plan(job), mode.samples_table(job))
+        if writer.finished:
+            print(f"store {config.extract.store} is already complete")
+            return writer.finish()
+        manifest = write_missing_shards(mode, job, writer, worker)
     if manifest is not None:
         _print_summary(writer.location, manifest, job.unit, time.monotonic() - started)
     return manifest
@@ -88,7 +94,7 @@ def _import_mode(name: str) -> types.ModuleType:
     A mode module has five functions:
 
         read_inputs(extract)                  read and check the prompts or images
-        load(config, inputs, worker)          load the pipeline; return the mode's job, a frozen dataclass
+        load(config, inputs, worker, source)  load the pipeline; return the mode's job, a frozen dataclass
         plan(job)                             return the store's plan
         samples_table(job)                    return the store's samples
         shard_rows(job, samples, progress)    compute the rows of one shard from its samples alone

@@ -16,7 +16,7 @@ A small `diffusers.{pipeline}`, trained from scratch, to try a method for {model
 laptop. It generates images of 32 x 32 pixels from prompts such as "a glossy 3d emoji of a red apple".
 
 ```python
-pipe = {pipeline}.from_pretrained(folder, torch_dtype=torch.float32)
+pipe = {pipeline}.from_pretrained(folder, dtype=torch.float32)
 pipe("glossy 3d emoji of red apple", height=32, width=32, num_inference_steps={steps}, {guided})
 ```
 

@@ -6,14 +6,16 @@ import typing
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 
 from extract.miniature import vae
 from extract.miniature.data import CATEGORIES, STYLES, Emoji
 from extract.miniature.judge import unseen_objects
 from revelio_jax.benchmark import miniature_judge
+from revelio_jax.config import ModelConfig
 from revelio_jax.pipelines.families import family_of
+from revelio_jax.pipelines.loading import load_pipeline
 from revelio_jax.pipelines.sampling import sample
+from revelio_jax.pipelines.source import find_family
 
 PROMPTS = 90
 SEEDS = (0, 1, 2)
@@ -28,8 +30,7 @@ def measure(
 
     ``images`` [N, 3, 32, 32] are the images of ``emojis``, to measure the accuracy of the judge itself.
     """
-    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_pipeline(ModelConfig(id=str(folder), family=find_family(str(folder), None), device="cpu"))
     judge = miniature_judge.load(judge_folder)
     sampling = SAMPLING[family_of(pipe).name]
     trained = [emoji for emoji in emojis if emoji.category and not emoji.held_out]
@@ -65,7 +66,7 @@ def _judged(
     pipe: typing.Any, sampling: dict[str, typing.Any], judge: miniature_judge.JudgeNet, targets: list[Emoji]
 ) -> dict[str, float]:
     prompts = [f"{emoji.style} emoji of {emoji.name}" for emoji in targets]
-    images = [sample(pipe, prompts, [seed] * len(prompts), **sampling) for seed in SEEDS]
+    images = [sample(pipe, prompts, [seed] * len(prompts), **sampling).images for seed in SEEDS]
     labels = judge.label(np.concatenate(images))
     return _agreement(labels, targets * len(SEEDS)) | {"pictures": len(labels)}
 

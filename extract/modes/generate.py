@@ -8,6 +8,7 @@ import dataclasses
 import typing
 from collections.abc import Iterator
 
+import numpy as np
 import PIL.Image
 import pyarrow
 import torch
@@ -17,12 +18,12 @@ from extract.jobs import Progress, Sample, ShardRows
 from revelio_jax.config import Config, ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.inputs.prompts import read_prompts
-from revelio_jax.pipelines import denoiser, hook_points, loading, placement, recorder
+from revelio_jax.pipelines import denoiser, hook_points, loading, placement, recorder, safety_checker
 from revelio_jax.pipelines.denoiser import ActivationShape
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.loading import TextEncoder
 from revelio_jax.pipelines.recorder import Recording
-from revelio_jax.pipelines.source import find
+from revelio_jax.pipelines.source import PipelineSource
 from revelio_jax.store import ModelRecord, StorePlan, Worker
 
 # Fields of config.extract that determine the rows, in addition to denoiser_rows.FIELDS.
@@ -58,12 +59,10 @@ def read_inputs(extract: ExtractConfig) -> list[Sample]:
     return [prompt | {"seed": _seed(prompt, extract.seed)} for prompt in prompts]
 
 
-def load(config: Config, prompts: list[Sample], worker: Worker) -> GenerateJob:
+def load(config: Config, prompts: list[Sample], worker: Worker, source: PipelineSource) -> GenerateJob:
     """Load the pipeline. Raise InputError if a field of the config does not fit it."""
     extract, model = config.extract, config.model
-    loading.quiet()
     device = loading.device(model.device, worker.number)
-    source = find(model.id, model.revision, model.family)
     if extract.save_latents and not source.layout.takes_prompts:
         raise InputError(
             f"config.extract.save_latents is True; it must be False for the family {source.family}, whose pipeline "
@@ -75,7 +74,7 @@ def load(config: Config, prompts: list[Sample], worker: Worker) -> GenerateJob:
     _call_arguments(pipe, prompts, extract)  # raises InputError for a prompt that is not a class of a DiT
     # The fingerprint reads the weights on the CPU, before placement moves them.
     description = denoiser.model_record(source, model, device, pipe)
-    placement.place(pipe, loading.components(source), model, device)
+    placement.place(source, pipe, loading.components(source), model, device)
     return GenerateJob(config, prompts, pipe, shapes, schedule, description)
 
 
@@ -114,23 +113,34 @@ def shard_rows(job: GenerateJob, samples: range, progress: Progress) -> ShardRow
 
 
 def _recorded_batches(job: GenerateJob, samples: range, progress: Progress) -> Iterator[tuple[list[int], Recording]]:
-    """Call the pipeline on each batch; yield the ids and the recorded activations of its samples."""
+    """Call the pipeline on each batch; yield the ids and the recorded activations of its samples.
+
+    Samples whose image the safety checker of a given pipeline replaces are left out.
+    """
     extract = job.config.extract
     points = [hook_points.resolve(job.pipe, name) for name in job.shapes]
     runs_to_end = extract.save_images or extract.save_latents
     for start in range(samples.start, samples.stop, extract.batch_size):
         batch = job.prompts[start : min(start + extract.batch_size, samples.stop)]
+        flags = np.zeros(len(batch), bool)
         with recorder.record(job.pipe, points, job.schedule, len(batch), extract, stop=not runs_to_end) as recording:
-            images, latents = _generate(job.pipe, batch, extract)
+            images, latents, flags = _generate(job.pipe, batch, extract)
             artifacts.save(extract, batch, images, latents)
-        yield [prompt["id"] for prompt in batch], recording
+        safety_checker.announce_flagged(flags, [p["prompt"] for p in batch], [p["seed"] for p in batch])
+        kept = np.flatnonzero(~flags)
+        if flags.any():
+            recording = {t: {name: x[kept] for name, x in by_site.items()} for t, by_site in recording.items()}
+        yield [batch[i]["id"] for i in kept], recording
         progress(len(batch))
 
 
 def _generate(
     pipe: typing.Any, batch: list[Sample], extract: ExtractConfig
-) -> tuple[list[PIL.Image.Image], torch.Tensor | None]:
-    """Call the pipeline; return the images, and the final latents or None if the pipeline does not return them."""
+) -> tuple[list[PIL.Image.Image], torch.Tensor | None, np.ndarray]:
+    """Call the pipeline; return the images, the final latents, and which images were flagged: bool [image].
+
+    The latents are None if the pipeline does not return them.
+    """
     family = family_of(pipe)
     arguments = _call_arguments(pipe, batch, extract) | {
         "num_inference_steps": extract.steps,
@@ -138,7 +148,7 @@ def _generate(
         "generator": [torch.Generator().manual_seed(prompt["seed"]) for prompt in batch],
     }
     if not family.takes_prompts:
-        return pipe(**arguments).images, None
+        return pipe(**arguments).images, None, np.zeros(len(batch), bool)
     final: dict[str, torch.Tensor] = {}
 
     def after_step(
@@ -147,15 +157,16 @@ def _generate(
         final.update(tensors)
         return {}
 
-    images = pipe(
+    output = pipe(
         **arguments,
         height=extract.height,
         width=extract.width,
         output_type="pil" if extract.save_images else "latent",
         callback_on_step_end=after_step,
         callback_on_step_end_tensor_inputs=["latents"],
-    ).images
-    return images, family.unpacked_latents(pipe, final["latents"], extract.height, extract.width)
+    )
+    latents = family.unpacked_latents(pipe, final["latents"], extract.height, extract.width)
+    return output.images, latents, safety_checker.flagged(output, len(batch))
 
 
 def _call_arguments(pipe: typing.Any, batch: list[Sample], extract: ExtractConfig) -> dict[str, typing.Any]:

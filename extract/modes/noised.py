@@ -25,7 +25,7 @@ from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.families.base import Arguments
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.recorder import Recording
-from revelio_jax.pipelines.source import find
+from revelio_jax.pipelines.source import PipelineSource
 from revelio_jax.store import ModelRecord, StorePlan, Worker
 
 
@@ -56,23 +56,22 @@ def read_inputs(extract: ExtractConfig) -> Images:
     return images
 
 
-def load(config: Config, images: Images, worker: Worker) -> NoisedJob:
+def load(config: Config, images: Images, worker: Worker, source: PipelineSource) -> NoisedJob:
     """Load the pipeline and encode the prompt. Raise InputError if a field of the config does not fit the model."""
     extract, model = config.extract, config.model
-    loading.quiet()
     device = loading.device(model.device, worker.number)
-    source = find(model.id, model.revision, model.family)
     shapes, _ = denoiser.extraction_shapes(source, extract)
     _check_timesteps(extract.timesteps, loading.scheduler(source).config.num_train_timesteps)
     pipe = loading.load(source, model, vae_dtype="float32")
     # The fingerprint reads the weights on the CPU, before placement moves them.
     description = denoiser.model_record(source, model, device, pipe)
-    placement.place(pipe, loading.components(source), model, device)
+    placement.place(source, pipe, loading.components(source), model, device)
     family = source.layout
     with torch.inference_mode():
         conditioning = family.conditioning(pipe, extract.prompt, extract.guidance, (extract.height, extract.width))
-    for component in family.text_encoders.values():
-        setattr(pipe, component, None)  # frees the memory of the encoders, which are not needed again
+    if source.pipe is None:
+        for component in family.text_encoders.values():
+            setattr(pipe, component, None)  # frees the memory of the encoders, which are not needed again
     return NoisedJob(config, images, pipe, conditioning, shapes, description)
 
 

@@ -12,10 +12,10 @@ from extract.text_encoder import Tokens
 from revelio_jax.config import Config, ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.inputs.prompts import read_prompts
-from revelio_jax.pipelines import hook_points, loading, placement
+from revelio_jax.pipelines import fingerprint, hook_points, loading, placement
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.loading import TextEncoder
-from revelio_jax.pipelines.source import find
+from revelio_jax.pipelines.source import PipelineSource
 from revelio_jax.store import ModelRecord, StorePlan, Worker
 
 
@@ -46,12 +46,10 @@ def read_inputs(extract: ExtractConfig) -> list[Sample]:
     return read_prompts(extract.prompts, extract.prompt_column, extract.shuffle)
 
 
-def load(config: Config, prompts: list[Sample], worker: Worker) -> TextJob:
+def load(config: Config, prompts: list[Sample], worker: Worker, source: PipelineSource) -> TextJob:
     """Load the text encoders of config.extract.sites and tokenize the prompts. Raise InputError for wrong fields."""
     sites, model = config.extract.sites, config.model
-    loading.quiet()
     device = loading.device(model.device, worker.number)
-    source = find(model.id, model.revision, model.family)
     pipe = loading.skeleton(source)
     components = dict.fromkeys(loading.hook_point(pipe, part).component for name in sites for part in name.split("+"))
     encoders = {name: loading.load_text_encoder(source, name, model.dtype, device) for name in components}
@@ -59,11 +57,14 @@ def load(config: Config, prompts: list[Sample], worker: Worker) -> TextJob:
         setattr(pipe, component, encoder.model)
     joined = {name: hook_points.resolve_joined(pipe, name) for name in sites}
     texts = [prompt["prompt"] for prompt in prompts]
-    tokens = {component: text_encoder.tokenize(encoder, texts) for component, encoder in encoders.items()}
+    tokens = {
+        component: text_encoder.tokenize(encoder, loading.converted(source, encoder, texts))
+        for component, encoder in encoders.items()
+    }
     _check_joined(joined, tokens, config.extract.positions)
     # The fingerprint reads the weights on the CPU, before placement moves them.
-    description = loading.model_record(model, source, device, encoders.values())
-    placement.place(pipe, encoders, model, device)
+    description = fingerprint.model_record(model, source, device, encoders.values())
+    placement.place(source, pipe, encoders, model, device)
     return TextJob(config, prompts, joined, encoders, tokens, description)
 
 

@@ -11,11 +11,13 @@ This module does not import eval-unlearn, because a technique is any class with 
 import typing
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 
-from revelio_jax import shipped
+from revelio_jax.config import ModelConfig
 from revelio_jax.errors import InputError
+from revelio_jax.pipelines import devices
+from revelio_jax.pipelines.loading import load_pipeline
+from revelio_jax.pipelines.source import find_family
 from revelio_jax.steering import Attachment
 from revelio_jax.steering.steerer import ConceptKey, Steerer
 from revelio_jax.steering.strengths import Strength
@@ -54,15 +56,10 @@ class SteererTechnique:
         model_id = model_id or self.steerer.sae.metadata.get("model_id")
         if not model_id:
             raise InputError("model_id is not set, and the SAE does not name its model; set it to a folder or a hub id")
-        device = device or _default_device()
-        half = use_fp16 and device.startswith("cuda")
-        self.pipe: typing.Any = DiffusionPipeline.from_pretrained(
-            shipped.locate(model_id), torch_dtype=torch.float16 if half else torch.float32
-        ).to(device)
-        self.pipe.set_progress_bar_config(disable=True)
-        if getattr(self.pipe, "safety_checker", None) is not None:
-            # The benchmark would count the black images of the safety checker as results.
-            self.pipe.register_modules(safety_checker=None)
+        chosen = devices.device(device or "auto")
+        half = use_fp16 and chosen.type == "cuda"
+        family, dtype = find_family(model_id, None), "float16" if half else "float32"
+        self.pipe: typing.Any = load_pipeline(ModelConfig(id=model_id, family=family, dtype=dtype, device=str(chosen)))
         self.concepts: dict[ConceptKey, Strength] = {erase_concept: strength}
         self.rule = rule
         self.sampling = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
@@ -81,9 +78,3 @@ class SteererTechnique:
 
     def _attach(self) -> typing.ContextManager[Attachment]:
         return self.steerer.attach(self.pipe, self.concepts, rule=self.rule, other_model=self.is_other_model)
-
-
-def _default_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -21,7 +21,7 @@ from revelio_jax.benchmark.judges import load_judge
 from revelio_jax.benchmark.measurement import Judge
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines import hook_points, safety_checker
 from revelio_jax.pipelines.loading import load_pipeline
 from revelio_jax.pipelines.sampling import call_settings, sample
 from revelio_jax.steering import Attachment, Steerer
@@ -95,25 +95,27 @@ class Experiment:
             "sampling": call_settings(self.pipe, steer),
         }
 
-    def sample(self, strengths: list[float], seed: int) -> list[list[np.ndarray]]:
-        """Sample images [prompts][strengths], uint8 [height, width, 3], all from the same seed."""
+    def sample(self, strengths: list[float], seed: int) -> list[list[np.ndarray | None]]:
+        """Sample images [prompts][strengths], uint8 [height, width, 3], all from the same seed.
+
+        An image that the pipeline's safety checker flags is None.
+        """
         steer, columns = self.config.steer, []
         with tqdm.tqdm(total=len(self.prompts) * len(strengths), unit="image", desc="steering") as progress:
             for strength in strengths:
                 with self.attach(strength):
-                    columns.append(
-                        sample(
-                            self.pipe,
-                            self.prompts,
-                            [seed] * len(self.prompts),
-                            steps=steer.steps,
-                            guidance=steer.guidance,
-                            height=steer.height,
-                            width=steer.width,
-                            batch_size=steer.batch_size,
-                            progress=progress,
-                        )
+                    sampled = sample(
+                        self.pipe,
+                        self.prompts,
+                        [seed] * len(self.prompts),
+                        steps=steer.steps,
+                        guidance=steer.guidance,
+                        height=steer.height,
+                        width=steer.width,
+                        batch_size=steer.batch_size,
+                        progress=progress,
                     )
+                columns.append([None if flag else x for x, flag in zip(sampled.images, sampled.flagged, strict=True)])
         return [list(row) for row in zip(*columns, strict=True)]
 
     def record(self, name: str, results: dict[str, typing.Any]) -> pathlib.Path:
@@ -127,6 +129,7 @@ class Experiment:
             "site": self.steerer.site,
             "sae": self.steerer.sae.metadata,
             "settings": dataclasses.asdict(self.config.steer),
+            "safety_checker": safety_checker.is_active(self.pipe),
             "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
         }
         file = self.folder / name

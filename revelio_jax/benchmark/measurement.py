@@ -12,6 +12,7 @@ import tqdm
 
 from revelio_jax.benchmark.bench import Bench
 from revelio_jax.config import SteerConfig
+from revelio_jax.errors import InputError
 from revelio_jax.pipelines.sampling import sample
 
 FIGURES = {
@@ -66,6 +67,8 @@ class Outcome:
     Prompts with the concept: ``concept`` is the share of images in which the judge sees the concept, ``kept`` the share
     with the correct other label. Other prompts: ``others_label`` is the share with the correct label of the concept's
     column, ``others_kept`` the share with the correct other label.
+
+    Images that the pipeline's safety checker flagged are left out. A prompt without other images is NaN.
     """
 
     concept: np.ndarray
@@ -73,13 +76,17 @@ class Outcome:
     others_label: np.ndarray
     others_kept: np.ndarray
 
+    def mean(self, figure: str) -> float:
+        """Return the mean of a figure over its prompts."""
+        return float(_measured(getattr(self, figure)).mean())
+
     def half(self, start: int) -> "Outcome":
         """Return the outcome on every second prompt, starting at ``start``, 0 or 1."""
         return Outcome(*(getattr(self, name)[start::2] for name in FIGURES))
 
     def summary(self) -> dict[str, Interval]:
         """Return the interval of each figure that has at least one prompt."""
-        return {name: interval(values) for name in FIGURES if len(values := getattr(self, name))}
+        return {name: interval(values) for name in FIGURES if len(values := _measured(getattr(self, name)))}
 
 
 def measure(
@@ -91,11 +98,14 @@ def measure(
     steering: typing.ContextManager[object] | None = None,
     progress: tqdm.tqdm | None = None,
 ) -> Outcome:
-    """Sample every prompt with every seed inside the context ``steering``, and judge the images."""
+    """Sample every prompt with every seed inside the context ``steering``, and judge the images.
+
+    Raise InputError if the pipeline's safety checker flags all images of the prompts with or without the concept.
+    """
     rows = bench.with_concept + bench.without
     prompts = [row["prompt"] for row in rows for _ in seeds]
     with steering or contextlib.nullcontext():
-        images = sample(
+        sampled = sample(
             pipe,
             prompts,
             seeds * len(rows),
@@ -106,13 +116,19 @@ def measure(
             batch_size=settings.batch_size,
             progress=progress,
         )
-    labels = judge.label(images)
+    labels = judge.label(sampled.images)
+    counted = ~sampled.flagged.reshape(len(rows), len(seeds))
+    for part in (counted[: len(bench.with_concept)], counted[len(bench.with_concept) :]):
+        if len(part) and not part.any():
+            raise InputError("the safety checker of the pipeline flagged all images, so there is nothing to measure")
 
     def share(column: str, expected: list[str], first: int) -> np.ndarray:
         """Return the share of images with the expected label for each prompt, starting at prompt ``first``."""
         judged = [label[column] for label in labels[first * len(seeds) : (first + len(expected)) * len(seeds)]]
         correct = [j == e for j, e in zip(judged, np.repeat(expected, len(seeds)), strict=True)]
-        return np.array(correct, float).reshape(len(expected), len(seeds)).mean(1)
+        use = counted[first : first + len(expected)]
+        correct, count = np.array(correct, float).reshape(use.shape) * use, use.sum(1)
+        return np.where(count > 0, correct.sum(1) / np.maximum(count, 1), np.nan)
 
     n = len(bench.with_concept)
     return Outcome(
@@ -121,6 +137,11 @@ def measure(
         others_label=share(bench.column, [row[bench.column] for row in bench.without], n),
         others_kept=share(bench.other, [row[bench.other] for row in bench.without], n),
     )
+
+
+def _measured(per_prompt: np.ndarray) -> np.ndarray:
+    """Return the values of the prompts that have at least one image."""
+    return per_prompt[~np.isnan(per_prompt)]
 
 
 def interval(per_prompt: np.ndarray) -> Interval:
@@ -138,10 +159,8 @@ def worst(steered: Outcome, plain: Outcome) -> float:
     is a figure of ``steered`` divided by the same figure of ``plain``.
     """
     adding = not len(plain.others_label)
-    effect = steered.concept.mean() if adding else 1 - steered.concept.mean()
+    effect = steered.mean("concept") if adding else 1 - steered.mean("concept")
     retained = [
-        getattr(steered, name).mean() / max(getattr(plain, name).mean(), 1e-9)
-        for name in list(FIGURES)[1:]
-        if len(getattr(plain, name))
+        steered.mean(name) / max(plain.mean(name), 1e-9) for name in list(FIGURES)[1:] if len(getattr(plain, name))
     ]
     return float(min(effect, *retained, 1.0))

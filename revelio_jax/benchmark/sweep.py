@@ -86,7 +86,7 @@ def suggest(outcomes: dict[float, Outcome], target: float) -> Suggestion:
     The strength is chosen on every second prompt. Its figures are reported on the others, so that the choice does not
     bias them.
     """
-    removal = {strength: 1 - float(outcome.half(0).concept.mean()) for strength, outcome in outcomes.items()}
+    removal = {strength: 1 - outcome.half(0).mean("concept") for strength, outcome in outcomes.items()}
     sufficient = [strength for strength in removal if removal[strength] >= target]
     most = max(removal, key=lambda strength: (removal[strength], -abs(strength)))
     strength = min(sufficient, key=abs) if sufficient else None

@@ -24,6 +24,7 @@ from revelio_jax.benchmark.judges import load_judge
 from revelio_jax.benchmark.measurement import FIGURES
 from revelio_jax.cli import parse
 from revelio_jax.errors import InputError, report_errors
+from revelio_jax.pipelines import safety_checker
 from revelio_jax.pipelines.loading import load_pipeline
 from revelio_jax.steering.labels import parse_concept, read_labeled
 from revelio_jax.steering.steerer import Steerer
@@ -69,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
         "steps": config.steer.steps,
         "guidance": config.steer.guidance,
         "pooled": config.steer.pooled,
+        "safety_checker": safety_checker.is_active(pipe),
         "torch": torch.__version__,
         "concepts": results,
     }

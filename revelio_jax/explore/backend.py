@@ -211,7 +211,7 @@ class Backend:
             if on_step:
                 on_step(done, request.steps)
 
-        (image,) = sample(
+        sampled = sample(
             self.pipe,
             [request.prompt],
             [request.seed],
@@ -222,7 +222,9 @@ class Backend:
             batch_size=1,
             on_step=step,
         )
-        return image
+        if sampled.flagged[0]:
+            raise InputError("the safety checker of the pipeline flagged this image")
+        return sampled.images[0]
 
     def _sample_plain(
         self, request: SamplingRequest, on_step: OnStep | None

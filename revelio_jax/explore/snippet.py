@@ -5,17 +5,21 @@ import json
 
 from revelio_jax.explore.backend import Backend
 from revelio_jax.explore.requests import SamplingRequest, SteeringRequest
+from revelio_jax.pipelines import text_to_image, weight_files
 from revelio_jax.steering.strengths import Clamp, Strength
 
 
 def snippet(backend: Backend, request: SamplingRequest, steering: SteeringRequest | None = None) -> str:
-    """Return a program that samples the same image bit for bit: steered, or plain without ``steering``."""
+    """Return a program that samples the same image: steered, or plain without ``steering``.
+
+    The image is the same bit for bit, except with config.model.compile, which rounds differently.
+    """
     masked = steering is not None and steering.mask is not None
     learned = steering is not None and any(key in backend.learned for key, _ in steering.concepts)
     clamped = steering is not None and any(isinstance(value, Clamp) for _, value in steering.concepts)
     lines = ["import base64", "import io", ""] if masked else []
     lines += ["import numpy as np"] if masked else []
-    lines += ["import torch", "from diffusers import DiffusionPipeline"]
+    lines += ["import torch", f"from diffusers import {_class_name(backend)}"]
     lines += ["from PIL import Image"] if masked else []
     if steering:
         lines += ["", f"from revelio_jax.steering import {'Clamp, ' if clamped else ''}Steerer"]
@@ -62,9 +66,22 @@ def snippet(backend: Backend, request: SamplingRequest, steering: SteeringReques
 def _pipeline(backend: Backend) -> str:
     model = backend.config.model
     revision = f", revision={_quoted(model.revision)}" if model.revision else ""
-    to = "" if backend.pipe.device.type == "cpu" else f".to({_quoted(backend.pipe.device.type)})"
-    arguments = f"{_quoted(model.id)}{revision}, torch_dtype=torch.{model.dtype}"
-    return f"DiffusionPipeline.from_pretrained({arguments}){to}"
+    source = backend.source
+    variant = weight_files.variant(source, source.layout.denoiser or "")
+    options = f"{revision}, dtype=torch.{model.dtype}"
+    options += f", variant={_quoted(variant)}" if variant else ""
+    options += ", safety_checker=None" if any(source.index.get("safety_checker") or ()) else ""
+    loaded = f"{_class_name(backend)}.from_pretrained({_quoted(model.id)}{options})"
+    if model.offload != "none":
+        return f"{loaded}\npipe.enable_{model.offload}_cpu_offload()"
+    device = backend.pipe.device.type
+    return loaded if device == "cpu" else f"{loaded}.to({_quoted(device)})"
+
+
+def _class_name(backend: Backend) -> str:
+    """Return the class that loads the pipeline; siblings of the text-to-image pipeline run as one."""
+    name = text_to_image.pipeline_class(backend.source).__name__
+    return "DiffusionPipeline" if name == backend.source.class_name else name
 
 
 def _quoted(value: str | float | None) -> str:

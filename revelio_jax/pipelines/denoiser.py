@@ -12,7 +12,7 @@ import torch
 
 from revelio_jax.config import Config, ExtractConfig, ModelConfig
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import loading
+from revelio_jax.pipelines import fingerprint, loading, text_to_image
 from revelio_jax.pipelines.families import FAMILIES
 from revelio_jax.pipelines.families.base import LONGEST_PROMPT
 from revelio_jax.pipelines.hooks import HookPoint
@@ -41,7 +41,7 @@ def skeleton(source: PipelineSource) -> typing.Any:
         with loading.one_line_errors(source, component):
             cls = getattr(diffusers, source.index[component][1])
             with torch.device("meta"):
-                model = cls.from_config(component_config(source, component))
+                model = cls.from_config(loading.architecture(source, component))
         setattr(pipe, component, model.eval().to("meta"))  # tables created by numpy are not on meta yet
     return pipe
 
@@ -58,6 +58,12 @@ def extraction_shapes(
         raise InputError(
             f"config.model.family is {source.family!r}, which has no denoiser; with config.extract.mode={extract.mode} "
             f"it must be one of {', '.join(family.name for family in FAMILIES if family.denoiser)}"
+        )
+    text_to_image.check(source)
+    if extract.mode == "noised" and component_config(source, source.layout.denoiser).get("time_cond_proj_dim"):
+        raise InputError(
+            f"{source.subject}, a {source.class_name}; its denoiser takes the guidance scale as an embedding, which "
+            "config.extract.mode=noised does not have; allowed: generate, text"
         )
     pipe = skeleton(source)
     latent = latent_shape(source, source.layout.denoiser_of(pipe), extract)
@@ -144,5 +150,8 @@ def schedule(source: PipelineSource, config: Config, latent: tuple[int, int, int
 
 def model_record(source: PipelineSource, model: ModelConfig, device: torch.device, pipe: typing.Any) -> "ModelRecord":
     """Return the record of a pipeline in a store; its fingerprint covers every component with weights."""
-    parts = [loading.Component(name, getattr(pipe, name)) for name in loading.components(source)]
-    return {**loading.model_record(model, source, device, parts), "scheduler": component_config(source, "scheduler")}
+    parts = [fingerprint.Component(name, getattr(pipe, name)) for name in loading.components(source)]
+    return {
+        **fingerprint.model_record(model, source, device, parts),
+        "scheduler": component_config(source, "scheduler"),
+    }

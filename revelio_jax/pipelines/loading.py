@@ -1,10 +1,11 @@
-"""Load diffusers pipelines and text encoders from a folder or the hub, and only the components that are needed."""
+"""Load diffusers pipelines and text encoders from a folder or the hub, and only the components that are needed.
+
+:func:`load_pipeline` is the one way in which commands get a pipeline to sample from. Extraction calls :func:`load` or
+:func:`load_text_encoder`, fingerprints the weights, and places them.
+"""
 
 import contextlib
 import dataclasses
-import hashlib
-import inspect
-import json
 import types
 import typing
 import warnings
@@ -17,18 +18,17 @@ import numpy as np
 import tensorstore as ts
 import torch
 import transformers
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from revelio_jax.config import ModelConfig
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines import given, hook_points, placement, safety_checker, text_to_image, weight_files
+from revelio_jax.pipelines.devices import device, execution_device
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.source import PipelineSource, component_config, find
 
-if typing.TYPE_CHECKING:
-    from revelio_jax.store import ModelRecord
-
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+QUANTIZATION = "quantization_config"  # field of the config of a quantized component
 
 # Exceptions that loaders raise if files are missing, broken, or belong to another model.
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
@@ -53,14 +53,6 @@ class TextEncoder:
         return self.component == "encoder" or getattr(self.model.config, "use_attention_mask", False)
 
 
-@dataclasses.dataclass(frozen=True)
-class Component:
-    """A component of a pipeline and its name."""
-
-    component: str
-    model: torch.nn.Module
-
-
 def quiet() -> None:
     """Silence messages of the libraries, so that stderr holds only errors of this project."""
     warnings.filterwarnings("ignore")
@@ -75,7 +67,7 @@ def skeleton(source: PipelineSource) -> types.SimpleNamespace:
     """Return the pipeline's text encoders on the meta device, to list their hook points without weights."""
     pipe = types.SimpleNamespace(**{name: None for name in source.index if not name.startswith("_")})
     for component in source.layout.text_encoders.values():
-        config = component_config(source, component)
+        config = architecture(source, component)
         with one_line_errors(source, component):
             cls = _encoder_class(source, component, config)
             with torch.device("meta"):
@@ -87,30 +79,52 @@ def skeleton(source: PipelineSource) -> types.SimpleNamespace:
     return pipe
 
 
+def architecture(source: PipelineSource, component: str) -> dict[str, typing.Any]:
+    """Return the config of a component as if its weights were not quantized; the shapes are the same."""
+    return {name: value for name, value in component_config(source, component).items() if name != QUANTIZATION}
+
+
 def load_text_encoder(
     source: PipelineSource, component: str, dtype: str, device: torch.device | str = "cpu"
 ) -> TextEncoder:
-    """Load one text encoder and its tokenizer. The caller moves the encoder to ``device``."""
+    """Load one text encoder and its tokenizer, or return those of the given pipeline.
+
+    The caller moves a loaded encoder to ``device``.
+    """
+    names = {component: name for name, component in source.layout.text_encoders.items()}
+    if source.pipe is not None:
+        model = getattr(source.pipe, component)
+        tokenizer = getattr(source.pipe, component.replace("text_encoder", "tokenizer"))
+        return TextEncoder(component, model, tokenizer, names[component], execution_device(model))
     with one_line_errors(source, component):
         tokenizer_class, subfolder = _tokenizer_class(source, component)
         tokenizer = tokenizer_class.from_pretrained(source.id, subfolder=subfolder, **_revision(source))
         cls = _encoder_class(source, component, component_config(source, component))
-        model, info = cls.from_pretrained(
-            source.id,
-            subfolder=source.folder(component),
-            dtype=DTYPES[dtype],
-            output_loading_info=True,
-            **_revision(source),
-        )
+        options = _options(source, component, dtype)
+        model, info = cls.from_pretrained(source.id, subfolder=source.folder(component), **options)
     # A pooler runs after the last hook point, and many folders lack its weights.
     _check_weights(source, component, [key for key in info["missing_keys"] if not key.startswith("pooler.")])
-    names = {component: name for name, component in source.layout.text_encoders.items()}
-    return TextEncoder(component, model.eval(), tokenizer, names[component], device)
+    encoder = TextEncoder(component, model.eval(), tokenizer, names[component], device)
+    if tokenizer.pad_token is None:
+        if not encoder.masked:
+            raise InputError(f"{source.subject}; the tokenizer of its {component} has no padding token")
+        # Decoders have no padding token. The mask hides the padding, so any token will do.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return encoder
 
 
 def load(source: PipelineSource, model: ModelConfig, vae_dtype: str) -> typing.Any:
-    """Load the pipeline on the CPU, without its safety checker. Raise InputError if it cannot be loaded."""
-    parts: dict[str, typing.Any] = {"scheduler": scheduler(source), "requires_safety_checker": False}
+    """Load the text-to-image pipeline on the CPU, without its safety checker; or return the given pipeline.
+
+    Raise InputError if it cannot be loaded, or if it is a sibling pipeline that needs more than a prompt.
+    """
+    text_to_image.check(source)
+    if source.pipe is not None:
+        return given.text_to_image_pipeline(source)
+    safety_checker.announce_dropped(source)
+    if source.class_name != (name := text_to_image.pipeline_class(source).__name__):
+        print(f"{source.id} is a {source.class_name}; it runs as a {name}")
+    parts: dict[str, typing.Any] = {"scheduler": scheduler(source)}
     for component in source.layout.text_encoders.values():
         encoder = load_text_encoder(source, component, model.dtype)
         parts[component] = encoder.model
@@ -118,38 +132,34 @@ def load(source: PipelineSource, model: ModelConfig, vae_dtype: str) -> typing.A
     for component, dtype in ((source.layout.denoiser or "", model.dtype), ("vae", vae_dtype)):
         with one_line_errors(source, component):
             cls = getattr(diffusers, source.index[component][1])
-            part, info = cls.from_pretrained(
-                source.id, subfolder=component, torch_dtype=DTYPES[dtype], output_loading_info=True, **_revision(source)
-            )
+            part, info = cls.from_pretrained(source.id, subfolder=component, **_options(source, component, dtype))
         _check_weights(source, component, list(info["missing_keys"]))
         parts[component] = part.eval()
-    pipeline = getattr(diffusers, source.index["_class_name"])
-    arguments = {}
-    for name, parameter in list(inspect.signature(pipeline.__init__).parameters.items())[1:]:
-        setting = source.index.get(name)
-        default = None if parameter.default is inspect.Parameter.empty else parameter.default
-        arguments[name] = parts.get(name, default if setting is None or isinstance(setting, list) else setting)
     with one_line_errors(source, "pipeline"):
-        pipe = pipeline(**arguments)
+        pipe = text_to_image.assemble(source, parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def load_pipeline(model: ModelConfig) -> typing.Any:
-    """Load the whole pipeline ``model.id``, ready to sample. Raise InputError if it cannot be loaded."""
+    """Load and place the pipeline of config.model, ready to sample. Raise InputError if it cannot be loaded.
+
+    Every command that samples calls this function, so that all of them honor every field of config.model.
+    """
     quiet()
     place = device(model.device)
     source = find(model.id, model.revision, model.family)
-    try:
-        pipe = DiffusionPipeline.from_pretrained(source.id, revision=source.revision, torch_dtype=DTYPES[model.dtype])
-    except LOAD_ERRORS as error:
-        raise InputError(f"config.model.id is {source.id!r}; it cannot be loaded: {str(error)[:300]}") from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(place)
+    if source.layout.denoiser is None:
+        raise InputError(f"config.model.family is {model.family!r}, which has no pipeline to sample from")
+    pipe = load(source, model, vae_dtype=model.dtype)
+    placement.place(source, pipe, components(source), model, place)
+    return pipe
 
 
 def scheduler(source: PipelineSource) -> typing.Any:
-    """Return the pipeline's scheduler. Raise InputError if it cannot be loaded."""
+    """Return a new scheduler like the pipeline's. Raise InputError if it cannot be loaded."""
+    if source.pipe is not None:
+        return type(source.pipe.scheduler).from_config(source.pipe.scheduler.config)
     with one_line_errors(source, "scheduler"):
         cls = getattr(diffusers, source.index["scheduler"][1])
         return cls.from_config(component_config(source, "scheduler"))
@@ -168,62 +178,6 @@ def hook_point(pipe: typing.Any, name: str) -> HookPoint:
         raise InputError(f"config.extract.sites: {error}") from error
 
 
-def model_record(
-    model: ModelConfig, source: PipelineSource, device: torch.device, parts: typing.Iterable[typing.Any]
-) -> "ModelRecord":
-    """Return the record of a model in a store; ``parts`` are the components that the rows depend on."""
-    record: ModelRecord = {
-        "id": model.id,
-        "revision": model.revision or "",
-        "family": model.family,
-        "dtype": model.dtype,
-        "device": device.type,
-        "fingerprint": fingerprint(source, parts),
-    }
-    if model.compile:
-        record["compile"] = True  # compiled kernels round differently
-    return record
-
-
-def fingerprint(source: PipelineSource, parts: typing.Iterable[typing.Any]) -> str:
-    """Return the sha256 of the components' parameters, as loaded, and of their configs."""
-    digest = hashlib.sha256()
-    for part in parts:
-        config = component_config(source, part.component)
-        digest.update(json.dumps([part.component, config], sort_keys=True).encode())
-        for name, parameter in part.model.named_parameters():
-            # transformers 5 dropped this prefix from names of the same weights.
-            name = name.removeprefix("text_model.")
-            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def device(name: str, worker: int = 0) -> torch.device:
-    """Return a torch device by name; auto picks cuda, then mps, then cpu. Raise InputError if it is not available.
-
-    With auto, worker N uses GPU N modulo the number of GPUs.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        kind = next(kind for kind, is_available in available.items() if is_available)
-        return torch.device(kind, worker % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
-    try:
-        chosen = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"config.model.device is {name!r}; it must be auto, cuda, cuda:1, mps or cpu") from error
-    if not available.get(chosen.type, True):
-        raise InputError(f"config.model.device is {name!r}; {chosen.type} is not available on this machine")
-    if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
-        raise InputError(f"config.model.device is {name!r}; this machine has {count} GPUs, numbered from cuda:0")
-    try:
-        if chosen.type not in available:
-            torch.zeros(1, device=chosen).item()  # refuses meta, which holds no values
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"config.model.device is {name!r}; it does not work on this machine: {error}") from error
-    return chosen
-
-
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Return a tensor of any device as an array. bfloat16 uses TensorStore's dtype, because numpy has none."""
     tensor = tensor.cpu().contiguous()
@@ -240,9 +194,13 @@ def one_line_errors(source: PipelineSource, component: str) -> Generator[None]:
     except InputError:
         raise
     except LOAD_ERRORS as error:
-        raise InputError(
-            f"config.model.id is {source.id!r}; its {component} cannot be loaded: {str(error)[:300]}"
-        ) from error
+        raise InputError(f"{source.subject}; its {component} cannot be loaded: {str(error)[:300]}") from error
+
+
+def converted(source: PipelineSource, encoder: TextEncoder, prompts: list[str]) -> list[str]:
+    """Return prompts in which the given pipeline has replaced its textual inversions by their tokens."""
+    convert = getattr(source.pipe, "maybe_convert_prompt", None)
+    return prompts if convert is None else convert(prompts, encoder.tokenizer)
 
 
 def _check_weights(source: PipelineSource, component: str, missing: list[str]) -> None:
@@ -252,6 +210,18 @@ def _check_weights(source: PipelineSource, component: str, missing: list[str]) -
             f"config.model.id is {source.id!r}; its {component} cannot be loaded: its weights lack "
             f"{len(missing)} tensors, such as {min(missing)}"
         )
+
+
+def _options(source: PipelineSource, component: str, dtype: str) -> dict[str, typing.Any]:
+    """Return the arguments of ``from_pretrained`` for the weights of a component.
+
+    Print a line if its folder has the weights of one variant only.
+    """
+    options: dict[str, typing.Any] = {"dtype": DTYPES[dtype], "output_loading_info": True, **_revision(source)}
+    if (variant := weight_files.variant(source, component)) is not None:
+        print(f"{source.id}: the {component} has weights of the variant {variant} only; they are used as {dtype}")
+        options["variant"] = variant
+    return options
 
 
 def _revision(source: PipelineSource) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Sample images from a pipeline, each from its own seed, independent of the batch size."""
 
+import dataclasses
 import typing
 from collections.abc import Callable
 
@@ -8,7 +9,19 @@ import torch
 import tqdm
 
 from revelio_jax.config import SteerConfig
+from revelio_jax.pipelines import safety_checker
 from revelio_jax.pipelines.families import family_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Sampled images, and which of them the pipeline's safety checker replaced by black ones.
+
+    ``images`` are uint8 [image, height, width, 3]. ``flagged`` is bool [image], and False without a safety checker.
+    """
+
+    images: np.ndarray
+    flagged: np.ndarray
 
 
 @torch.inference_mode()
@@ -24,17 +37,17 @@ def sample(
     batch_size: int,
     progress: tqdm.tqdm | None = None,
     on_step: Callable[[], None] | None = None,
-) -> np.ndarray:
-    """Return images [prompts, height, width, 3], uint8. ``seeds`` has one seed per prompt.
+) -> Samples:
+    """Return one image per prompt. ``seeds`` has one seed per prompt. Print the images that are flagged.
 
     ``guidance`` is the scale of classifier-free guidance, or of embedded guidance in a distilled FLUX.
     ``on_step`` is called after every step; an exception that it raises ends the sampling.
     """
     callback = {"callback_on_step_end": lambda *_: on_step() or {}} if on_step else {}
-    images = []
+    images, flags = [], []
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
-        batch_images = pipe(
+        output = pipe(
             **family_of(pipe).call_arguments(pipe, prompts[batch], guidance),
             num_inference_steps=steps,
             height=height,
@@ -42,11 +55,14 @@ def sample(
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[batch]],
             output_type="np",
             **callback,
-        ).images
-        images.append((batch_images * 255).round().astype(np.uint8))
+        )
+        images.append((output.images * 255).round().astype(np.uint8))
+        flags.append(safety_checker.flagged(output, len(output.images)))
         if progress is not None:
-            progress.update(len(batch_images))
-    return np.concatenate(images)
+            progress.update(len(output.images))
+    flagged = np.concatenate(flags)
+    safety_checker.announce_flagged(flagged, prompts, seeds)
+    return Samples(np.concatenate(images), flagged)
 
 
 def call_settings(pipe: typing.Any, settings: SteerConfig) -> dict[str, typing.Any]:

@@ -8,6 +8,7 @@ import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points, hooks
+from revelio_jax.pipelines.devices import execution_device
 from revelio_jax.pipelines.families.base import LONGEST_PROMPT
 from revelio_jax.steering.learned_concepts import LearnedConcept
 from revelio_jax.steering.sae import Sae
@@ -103,15 +104,6 @@ def tokenizer_of(pipe: typing.Any, component: str) -> typing.Any:
 def is_masked(encoder: typing.Any) -> bool:
     """Return whether pipelines pass the attention mask to an encoder; its config decides."""
     return getattr(encoder.config, "use_attention_mask", False)
-
-
-def execution_device(module: torch.nn.Module) -> torch.device:
-    """Return the device that a module computes on. With offloading its weights are on another device, or on meta."""
-    for inner in module.modules():
-        device = getattr(getattr(inner, "_hf_hook", None), "execution_device", None)
-        if device is not None:
-            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    return next(module.parameters()).device
 
 
 def encode_concept(

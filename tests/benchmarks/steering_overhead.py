@@ -107,7 +107,7 @@ def random_sae(pipe: typing.Any, site: str) -> Sae:
 
 
 def miniature(name: str) -> typing.Any:
-    return diffusers.DiffusionPipeline.from_pretrained(MINIATURES / name, torch_dtype=torch.float32)
+    return diffusers.DiffusionPipeline.from_pretrained(MINIATURES / name, dtype=torch.float32)
 
 
 def stable_diffusion_14() -> diffusers.StableDiffusionPipeline:

@@ -42,7 +42,7 @@ BAD = [
     ({"model__id": "someone/no-such-model"}, "the hub does not provide model_index.json"),
     ({"model__id": "."}, "a folder without model_index.json"),
     ({"model__id": "broken_index"}, "its model_index.json is malformed"),
-    ({"model__id": "other_class"}, "a KandinskyPipeline; known pipelines"),
+    ({"model__id": "other_class"}, "a KandinskyPipeline; supported"),
     ({"model__id": "no_weights"}, "text_encoder cannot be loaded"),
     ({"model__id": "lacking"}, "its weights lack 1 tensors, such as"),
     ({"model__id": "no_config"}, "a folder without text_encoder/config.json"),

@@ -174,3 +174,35 @@ def dit(vae):
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler(), CLASSES)
+
+
+def with_safety_checker(pipe, threshold: float = -2.0):
+    """Return a StableDiffusionPipeline of the same components with a safety checker.
+
+    It flags images whose similarity to its first concept is above ``threshold``; -2: all images.
+    """
+    import diffusers
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+    vision = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 4}
+    vision |= {"image_size": 32, "patch_size": 8, "projection_dim": 32}
+    torch.manual_seed(0)
+    checker = StableDiffusionSafetyChecker(transformers.CLIPConfig(vision_config=vision, projection_dim=32))
+    torch.nn.init.normal_(checker.concept_embeds)
+    checker.special_care_embeds_weights.data.fill_(2.0)  # no cosine is above 2
+    checker.concept_embeds_weights.data.fill_(2.0)
+    checker.concept_embeds_weights.data[0] = threshold
+    parts = {name: part for name, part in pipe.components.items() if part is not None}
+    extractor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    checked = diffusers.StableDiffusionPipeline(**parts, safety_checker=checker, feature_extractor=extractor)
+    checked.set_progress_bar_config(disable=True)
+    return checked
+
+
+def similarities(checker, images) -> list[float]:
+    """Return the similarity of images, float [image, height, width, 3] in 0 .. 1, to the checker's first concept."""
+    extractor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    pixels = extractor([(255 * image).astype("uint8") for image in images], return_tensors="pt").pixel_values
+    with torch.inference_mode():
+        embedded = checker.visual_projection(checker.vision_model(pixels)[1])
+        return torch.nn.functional.cosine_similarity(embedded, checker.concept_embeds[:1]).tolist()

@@ -45,7 +45,7 @@ def miniature():
 
     @functools.cache
     def load(family: str):
-        pipe = DiffusionPipeline.from_pretrained(MINIATURES / family, torch_dtype=torch.float32)
+        pipe = DiffusionPipeline.from_pretrained(MINIATURES / family, dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

@@ -28,7 +28,7 @@ def folder(request):
 
 
 def load(folder):
-    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -51,7 +51,7 @@ def test_the_folder_is_small_and_the_card_names_its_sources(folder):
 def test_images_follow_style_and_category(folder, pipe):
     trained = [row for row in CAPTIONS if row["style"] and row["name"] and row["held_out"] == "0"]
     rows = random.Random(5).sample(trained, 48)
-    images = sample(pipe, [row["prompt"] for row in rows], list(range(48)), **measure.SAMPLING[folder.name])
+    images = sample(pipe, [row["prompt"] for row in rows], list(range(48)), **measure.SAMPLING[folder.name]).images
     labels = miniature_judge.load(HERE / "sd").label(images)
     for key in miniature_judge.LABELS:  # below the accuracy in the model card: 48 images are few
         assert np.mean([label[key] == row[key] for label, row in zip(labels, rows, strict=True)]) > 0.7

@@ -8,13 +8,14 @@ import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.explore import requests, views
-from revelio_jax.explore.backend import BoundedCache
+from revelio_jax.explore.backend import Backend, BoundedCache
 from revelio_jax.explore.catalog import load_catalog
 from revelio_jax.explore.requests import SteeringRequest
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.sampling import sample
 from revelio_jax.steering import Clamp
 from revelio_jax.steering.concept import hidden_states
+from tests.helpers.pipelines import with_safety_checker
 from tests.revelio_jax.explore.conftest import LATENTS
 
 PROMPT = "glossy 3d emoji of red apple"
@@ -77,7 +78,8 @@ def test_steering_equals_the_steerer_and_strength_0_changes_no_bit(explorer):
     for concepts in (((latent, -1.5),), ((latent, Clamp(30.0)), ("glossy 3d", -1.0))):
         steered = backend.steered_image(request, SteeringRequest(concepts, "contrast"))
         with backend.steerer.attach(backend.pipe, dict(concepts), rule="contrast"):
-            (expected,) = sample(backend.pipe, [PROMPT], [3], steps=3, guidance=2.5, height=32, width=32, batch_size=1)
+            sampled = sample(backend.pipe, [PROMPT], [3], steps=3, guidance=2.5, height=32, width=32, batch_size=1)
+            (expected,) = sampled.images
         np.testing.assert_array_equal(steered, expected)
         assert (steered != plain).any()
     np.testing.assert_array_equal(backend.steered_image(request, SteeringRequest(((latent, 0.0),), "contrast")), plain)
@@ -115,3 +117,12 @@ def test_results_of_another_sae_are_not_shown(tmp_path, write_run, save_results)
     with open(export / "sae_weights.safetensors", "ab") as file:
         file.write(b" ")
     assert "another SAE" in load_catalog(config, export, LATENTS).missing
+
+
+def test_an_image_that_a_safety_checker_flags_is_refused(explorer):
+    explored = explorer("clip.layer.2")
+    plain = explored.backend
+    checked = with_safety_checker(plain.pipe)
+    backend = Backend(plain.config, plain.source, checked, plain.sae, plain.steerer, {})
+    with pytest.raises(InputError, match="the safety checker of the pipeline flagged this image"):
+        backend.plain_image(request_of(explored))

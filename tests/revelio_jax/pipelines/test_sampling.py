@@ -16,18 +16,18 @@ PROMPTS = ["flat emoji of red apple", "noto emoji of tulip", "glossy 3d emoji of
 
 @pytest.fixture(scope="module", params=["sd", "flux"])
 def pipe(request):
-    pipe = DiffusionPipeline.from_pretrained(MINIATURES / request.param, torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(MINIATURES / request.param, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def test_an_image_depends_on_its_seed_and_not_on_its_batch(pipe):
-    together = sample(pipe, PROMPTS, [1, 2, 3], guidance=2.0, batch_size=3, **SETTINGS)
+    together = sample(pipe, PROMPTS, [1, 2, 3], guidance=2.0, batch_size=3, **SETTINGS).images
     assert together.shape == (3, 32, 32, 3)
     assert together.dtype == np.uint8
-    in_parts = sample(pipe, PROMPTS, [1, 2, 3], guidance=2.0, batch_size=2, **SETTINGS)
+    in_parts = sample(pipe, PROMPTS, [1, 2, 3], guidance=2.0, batch_size=2, **SETTINGS).images
     assert np.abs(together.astype(int) - in_parts).max() <= 1
-    other_seed = sample(pipe, PROMPTS, [1, 2, 4], guidance=2.0, batch_size=3, **SETTINGS)
+    other_seed = sample(pipe, PROMPTS, [1, 2, 4], guidance=2.0, batch_size=3, **SETTINGS).images
     assert np.abs(together.astype(int) - other_seed).mean((1, 2, 3)).argmax() == 2
 
 

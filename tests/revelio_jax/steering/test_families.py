@@ -281,7 +281,7 @@ def test_a_steered_pipeline_is_copied_and_saved_unsteered(tiny, make_steerer, ru
         with make_steerer(copied, "clip.layer.1").attach(copied, {CONCEPT: 1.0}, rule="paper"):
             assert torch.equal(run(copied), steered)
         assert torch.equal(run(pipe), steered)
-    loaded = DiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, dtype=torch.float32)
     assert type(loaded) is type(pipe) is StableDiffusionPipeline
 
 

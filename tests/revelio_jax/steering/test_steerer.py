@@ -22,7 +22,7 @@ SETTINGS = {"steps": 2, "guidance": 2.5, "height": 32, "width": 32, "batch_size"
 
 
 def images(pipe, prompts=PROMPTS, **settings) -> np.ndarray:
-    return sample(pipe, prompts, [3] * len(prompts), **{**SETTINGS, **settings})
+    return sample(pipe, prompts, [3] * len(prompts), **{**SETTINGS, **settings}).images
 
 
 @pytest.fixture
