@@ -159,6 +159,7 @@ def load_experiment(
         raise InputError(f"--concept is {concept!r}; a judge can only measure a label of config.steer.prompts")
     if not config.run:
         raise InputError("config.run is not set; it must be the folder of a run, for example runs/mini_sd")
+    files.check_writable(config.run, "config.run")
     steerer = Steerer.from_pretrained(sae or pathlib.Path(config.run, "export"))
     trained_on = steerer.sae.metadata.get("model_id")
     if trained_on and not same_model(trained_on, config.model.id or ""):

@@ -10,6 +10,8 @@ import tqdm
 from revelio_jax.config import SteerConfig
 from revelio_jax.pipelines.families import family_of
 
+MEMORY_ADVICE = "lower config.steer.batch_size, height or width, or set config.model.offload=model"
+
 
 @torch.inference_mode()
 def sample(

@@ -11,8 +11,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
-import re
 import typing
 from collections.abc import Generator, Iterable, Iterator
 
@@ -21,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 import tensorstore as ts
 
-from revelio_jax.errors import InputError
+from revelio_jax.errors import InputError, write_failure
 from revelio_jax.store import layout, locks, statistics
 from revelio_jax.store.json_files import (
     Manifest,
@@ -225,18 +223,14 @@ class StoreWriter:
 
     @contextlib.contextmanager
     def _writing(self) -> Generator[None]:
-        """Turn a failed write, for example on a full disk, into an InputError of one line."""
+        """Turn a failed write into one line: InputError for a wrong location, EnvironmentFailure for a full disk."""
         try:
             yield
         except InputError:
             raise
         except (ValueError, OSError) as error:
-            code = re.search(r"os_error_code='(\d+)'", str(error))  # the whole message of TensorStore is long
-            reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or error
-            raise InputError(
-                f"store {self.location} cannot be written: {reason}; "
-                "finished shards are kept, and the same command continues from them"
-            ) from error
+            advice = "finished shards are kept, and the same command continues from them"
+            raise write_failure(f"store {self.location}", error, advice) from error
 
     def _has_files(self) -> bool:
         """Return whether the location holds any file other than locks."""
