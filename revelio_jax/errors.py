@@ -84,6 +84,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception of Python, numpy, torch or JAX says that memory could not be allocated."""
     if isinstance(error, MemoryError):
         return True
+    if (number := system_error(error)) is not None:
+        return number == errno.ENOMEM
     # torch.OutOfMemoryError and jax.errors.JaxRuntimeError are RuntimeErrors.
     return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
 

@@ -84,9 +84,12 @@ def write_config(folder: pathlib.Path, config: Config) -> None:
 
 
 def saved_step_line(*folders: pathlib.Path) -> str:
-    """Return how to continue the run, or the grid of the runs ``folders``, after a failure."""
+    """Return the newest saved step of a run, or of the runs of a grid, as advice after a failure."""
     step = checkpoints.newest_step(*folders)
-    return f"step {step} is saved, --config.train.resume=yes continues it" if step else "no step is saved"
+    run = folders[0] if len(folders) == 1 else folders[0].parent
+    if not step:
+        return f"no step of {run} is saved"
+    return f"step {step} of {run} is saved; --config.train.resume=yes continues it"
 
 
 def restore_run(config: Config) -> RestoredRun:
