@@ -50,7 +50,7 @@ def find(extract: ExtractConfig, environment: Mapping[str, str]) -> Assignment:
         task = _worker(environment, "SLURM_PROCID", count)
         sources.append(f"task {task.number} of SLURM step {environment['SLURM_STEP_ID']}")
     worker = Worker(job.number * task.count + task.number, job.count * task.count)
-    source = f"set by {' and '.join(sources)}" if sources else "no other process was started for this store"
+    source = f"set by {' and '.join(sources)}" if sources else "this process writes the whole store"
     if worker.count > 1:
         source += "; config.extract.workers=1 writes the whole store in this process"
     if not _is_step(environment) and environment.get("SLURM_NTASKS", "1") != "1":

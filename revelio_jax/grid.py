@@ -99,7 +99,7 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
     # All members share one mesh; make_mesh checks that it divides each dictionary size.
     meshes = [sharding.make_mesh(data, feature, options.batch_size, member.latents) for member in members]
     mesh = meshes[0]
-    print(devices.describe(mesh.devices.flat, os.environ), flush=True)
+    print(devices.describe(list(mesh.devices.flat), os.environ), flush=True)
     lanes = sharding.own_lanes(sharding.processes(mesh), config.data.lanes, jax.process_index())
 
     # States: restored, or initial.

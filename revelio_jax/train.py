@@ -67,7 +67,7 @@ def train(config: Config) -> None:
     # Mesh and data.
     latents = dictionary_size(config, mixture.d)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.feature, options.batch_size, latents)
-    print(devices.describe(mesh.devices.flat, os.environ), flush=True)
+    print(devices.describe(list(mesh.devices.flat), os.environ), flush=True)
     lanes = sharding.own_lanes(sharding.processes(mesh), config.data.lanes, jax.process_index())
     stream = RowStream(mixture, make_order(config, mixture))
     sae, without_kernels = choice.with_kernels(sae, latents, mixture.d, mesh)

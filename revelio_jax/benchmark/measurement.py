@@ -12,6 +12,7 @@ import tqdm
 
 from revelio_jax.benchmark.bench import Bench
 from revelio_jax.config import SteerConfig
+from revelio_jax.inputs import prompt_settings
 from revelio_jax.pipelines.sampling import sample
 
 FIGURES = {
@@ -91,18 +92,23 @@ def measure(
     steering: typing.ContextManager[object] | None = None,
     progress: tqdm.tqdm | None = None,
 ) -> Outcome:
-    """Sample every prompt with every seed inside the context ``steering``, and judge the images."""
+    """Sample every prompt with every seed inside the context ``steering``, and judge the images.
+
+    If ``settings`` names a column of seeds, ``seeds`` are added to the seed of each prompt.
+    """
     rows = bench.with_concept + bench.without
     prompts = [row["prompt"] for row in rows for _ in seeds]
+    own = prompt_settings.read(rows, settings)
+    height, width = prompt_settings.one_size(own)
     with steering or contextlib.nullcontext():
         images = sample(
             pipe,
             prompts,
-            seeds * len(rows),
+            [prompt_settings.added(each.seed, seed) for each in own for seed in seeds],
             steps=settings.steps,
-            guidance=settings.guidance,
-            height=settings.height,
-            width=settings.width,
+            guidance=[each.guidance for each in own for _ in seeds],
+            height=height,
+            width=width,
             batch_size=settings.batch_size,
             progress=progress,
         )

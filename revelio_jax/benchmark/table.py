@@ -24,6 +24,7 @@ from revelio_jax.benchmark.judges import load_judge
 from revelio_jax.benchmark.measurement import FIGURES
 from revelio_jax.cli import parse
 from revelio_jax.errors import InputError, memory_advice, report_errors
+from revelio_jax.inputs import prompt_settings
 from revelio_jax.pipelines.loading import load_pipeline
 from revelio_jax.pipelines.sampling import MEMORY_ADVICE
 from revelio_jax.steering.labels import parse_concept, read_labeled
@@ -42,6 +43,8 @@ FLAGS = {
 def main(argv: Sequence[str]) -> None:
     config, flags = parse(["revelio_jax.benchmark.table", *argv], __doc__, **FLAGS)
     labeled = read_labeled(config.steer.prompts)
+    if line := prompt_settings.unused_seed_line(labeled, config.steer):
+        print(line)
     if not flags["concept"]:
         raise InputError("--concept is missing; it is a label column and value, for example style=flat")
     concepts = [parse_concept(concept, labeled) for concept in flags["concept"]]

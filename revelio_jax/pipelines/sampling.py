@@ -1,7 +1,7 @@
 """Sample images from a pipeline, each from its own seed, independent of the batch size."""
 
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ def sample(
     seeds: list[int],
     *,
     steps: int,
-    guidance: float,
+    guidance: float | Sequence[float],
     height: int,
     width: int,
     batch_size: int,
@@ -29,26 +29,30 @@ def sample(
 ) -> np.ndarray:
     """Return images [prompts, height, width, 3], uint8. ``seeds`` has one seed per prompt.
 
-    ``guidance`` is the scale of classifier-free guidance, or of embedded guidance in a distilled FLUX.
+    ``guidance`` is the scale of classifier-free guidance, or of embedded guidance in a distilled FLUX, for all prompts
+    or for each of them. A batch has prompts of one scale.
     ``on_step`` is called after every step; an exception that it raises ends the sampling.
     """
     callback = {"callback_on_step_end": lambda *_: on_step() or {}} if on_step else {}
-    images = []
-    for start in range(0, len(prompts), batch_size):
-        batch = slice(start, start + batch_size)
-        batch_images = pipe(
-            **family_of(pipe).call_arguments(pipe, prompts[batch], guidance),
-            num_inference_steps=steps,
-            height=height,
-            width=width,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds[batch]],
-            output_type="np",
-            **callback,
-        ).images
-        images.append((batch_images * 255).round().astype(np.uint8))
-        if progress is not None:
-            progress.update(len(batch_images))
-    return np.concatenate(images)
+    scales = np.full(len(prompts), guidance) if isinstance(guidance, float | int) else np.asarray(guidance, float)
+    images: dict[int, np.ndarray] = {}
+    for scale in dict.fromkeys(scales.tolist()):
+        numbers = np.flatnonzero(scales == scale).tolist()
+        for start in range(0, len(numbers), batch_size):
+            batch = numbers[start : start + batch_size]
+            batch_images = pipe(
+                **family_of(pipe).call_arguments(pipe, [prompts[i] for i in batch], scale),
+                num_inference_steps=steps,
+                height=height,
+                width=width,
+                generator=[torch.Generator().manual_seed(seeds[i]) for i in batch],
+                output_type="np",
+                **callback,
+            ).images
+            images |= zip(batch, (batch_images * 255).round().astype(np.uint8), strict=True)
+            if progress is not None:
+                progress.update(len(batch_images))
+    return np.stack([images[i] for i in range(len(prompts))])
 
 
 def call_settings(pipe: typing.Any, settings: SteerConfig) -> dict[str, typing.Any]:

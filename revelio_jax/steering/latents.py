@@ -21,6 +21,7 @@ import tqdm
 from revelio_jax import files
 from revelio_jax.cli import parse
 from revelio_jax.errors import InputError, memory_advice, report_errors
+from revelio_jax.inputs import prompt_settings
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.loading import load_pipeline
 from revelio_jax.pipelines.sampling import MEMORY_ADVICE, call_settings
@@ -155,6 +156,8 @@ def main(argv: Sequence[str]) -> None:
     sae, sampling = steerer.sae_for(pipe), None
     if hook_points.is_denoiser_point(steerer.site):
         with_concept, without = at_most(with_concept, flags["images"]), at_most(without, flags["images"])
+        if columns := prompt_settings.used_columns(config.steer):
+            print(f"prompts: {', '.join(sorted(columns))} not used: learning samples all images with the same settings")
         sampling = call_settings(pipe, config.steer)
     learned, rows = find_latents(
         pipe, steerer.site, sae, with_concept, without, flags["ratio"], flags["most"], sampling
