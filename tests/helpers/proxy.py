@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import http.server
+import socket
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ def proxied(port: int, path: str, strip: bool, headers: dict[str, str], own_port
     host and port of the proxy. ``own_port`` is its port; 0 chooses a free one.
     """
 
+    upstreams: list[http.client.HTTPConnection] = []
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def forward(self) -> None:
             if not self.path.startswith(f"{path}/"):
@@ -33,7 +36,8 @@ def proxied(port: int, path: str, strip: bool, headers: dict[str, str], own_port
             sent = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
             sent |= {name: value.format(address=self.server.server_address_text) for name, value in headers.items()}
             upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            with contextlib.closing(upstream), contextlib.suppress(ConnectionError):
+            upstreams.append(upstream)
+            with contextlib.closing(upstream), contextlib.suppress(OSError, http.client.HTTPException):
                 upstream.request(self.command, target, body or None, sent)
                 response = upstream.getresponse()
                 self.send_response_only(response.status)
@@ -58,6 +62,10 @@ def proxied(port: int, path: str, strip: bool, headers: dict[str, str], own_port
         try:
             yield f"http://{server.server_address_text}{path}/"
         finally:
+            for upstream in upstreams:  # ends streams, for which the other server would wait
+                if upstream.sock:
+                    with contextlib.suppress(OSError):
+                        upstream.sock.shutdown(socket.SHUT_RDWR)
             server.shutdown()
             thread.join()
 
