@@ -49,30 +49,33 @@ def shard_rows(
 ) -> ShardRows:
     """Return the rows of one shard, ordered by sample, then timestep, then position.
 
-    A batch has the ids of its samples and their recorded activations. Ids of ``samples`` that are in no batch are
-    reported as ``skipped``. With config.extract.pool=mean the position is -1.
+    A batch has the ids of its samples and their recorded activations; batches may come in any order. Ids of ``samples``
+    that are in no batch are reported as ``skipped``. With config.extract.pool=mean the position is -1.
     """
     is_pooled = extract.pool == "mean"
     arrays = {}
     for name, shape in shapes.items():
         size = (len(samples), len(timesteps), 1 if is_pooled else shape.positions, shape.d)
         arrays[name] = torch.empty(size, dtype=DTYPES[extract.dtype])
-    ids: list[int] = []
+    recorded: list[int] = []
     for batch, recording in batches:
-        places = slice(len(ids), len(ids) + len(batch))
+        places = torch.tensor(batch) - samples.start
         for name, array in arrays.items():
             for i, timestep in enumerate(timesteps):
                 array[places, i] = recording[timestep][name]
-        ids += batch
+        recorded += batch
+    ids = np.sort(np.asarray(recorded, np.int32))
     rows: ShardRows = {}
     for name, array in arrays.items():
         positions = array.shape[2]
+        if len(ids) < len(samples):
+            array = array[torch.from_numpy(ids - samples.start)]
         position = np.full(1, -1, np.int32) if is_pooled else np.arange(positions, dtype=np.int32)
         rows[name] = {
-            "activations": as_numpy(array[: len(ids)].flatten(0, 2)),
-            "sample": np.repeat(np.asarray(ids, np.int32), len(timesteps) * positions),
+            "activations": as_numpy(array.flatten(0, 2)),
+            "sample": np.repeat(ids, len(timesteps) * positions),
             "timestep": np.tile(np.repeat(np.asarray(timesteps, np.int32), positions), len(ids)),
             "position": np.tile(position, len(ids) * len(timesteps)),
-            "skipped": np.setdiff1d(np.asarray(samples, np.int32), np.asarray(ids, np.int32)),
+            "skipped": np.setdiff1d(np.asarray(samples, np.int32), ids),
         }
     return rows

@@ -49,13 +49,14 @@ def store_plan(
         SitePlan(site.name, site.d, tuple(int(site.rows_per_sample[start : start + size].sum()) for start in starts))
         for site in sites
     ]
-    settings = {"sites": list(extract.sites), "batch_size": extract.batch_size} | settings
+    settings = {"sites": list(extract.sites)} | settings
     return StorePlan(
         sites=tuple(plans),
         dtype=extract.dtype,
         chunk_rows=extract.chunk_rows,
         shard_samples=size,
         samples=samples,
+        batch_size=extract.batch_size,
         provenance={"model": model, "extract": settings, "input": inputs},
         notes={"versions": {name: importlib.metadata.version(name) for name in LIBRARIES}},
     )

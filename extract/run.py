@@ -22,12 +22,12 @@ import typing
 from collections.abc import Sequence
 
 from extract import shards, status, workers
+from revelio_jax import files
 from revelio_jax.cli import parse
 from revelio_jax.config import Config, ExtractConfig
-from revelio_jax.errors import InputError, report_errors
+from revelio_jax.errors import InputError, memory_advice, report_errors
 from revelio_jax.pipelines import families, hook_points
-from revelio_jax.store import Manifest, StoreWriter, Worker
-from revelio_jax.store.layout import kvstore_url
+from revelio_jax.store import Manifest, StoreWriter, Worker, layout
 
 FLAGS = {
     "list_sites": (False, "print every hook point of config.model with its size, then exit"),
@@ -47,8 +47,9 @@ def extract(config: Config, pipe: typing.Any = None) -> Manifest | None:
     """
     started = time.monotonic()
     _check_sites(config.extract)
-    kvstore_url(config.extract.store)
-    worker = workers.find(config.extract, os.environ)
+    _check_store(config.extract.store)
+    worker, _ = assignment = workers.find(config.extract, os.environ)
+    print(assignment, flush=True)
 
     mode = _import_mode(config.extract.mode)
     from extract import models  # imports torch
@@ -57,6 +58,8 @@ def extract(config: Config, pipe: typing.Any = None) -> Manifest | None:
     with models.opened(config, pipe) as (config, source):
         job = mode.load(config, inputs, worker, source)
         writer = StoreWriter(config.extract.store, mode.plan(job), mode.samples_table(job))
+        if line := shards.batch_size_line(writer):
+            print(line)
         if writer.finished:
             print(f"store {config.extract.store} is already complete")
             return writer.finish()
@@ -127,7 +130,14 @@ def _check_sites(extract: ExtractConfig) -> None:
             )
 
 
-def _check_writable(location: str | None) -> None:
+def _check_store(location: str | None) -> None:
+    """Raise InputError if a store cannot be reached, or cannot be written although it is unfinished."""
+    is_finished = layout.read_manifest(layout.open_kvstore(location)) is not None
+    if not is_finished and (folder := layout.local_folder(location)):
+        files.check_writable(folder, "config.extract.store")
+
+
+def _check_location(location: str | None) -> None:
     """Raise InputError for a store that would not outlive the command. Tests write to memory:// with extract()."""
     if location and location.startswith("memory:"):
         raise InputError(
@@ -149,6 +159,7 @@ def _print_summary(location: str, manifest: Manifest, unit: str, seconds: float)
     print(f"{megabytes:,.1f} MB of {manifest['dtype']} in {seconds:.1f} s: {location}")
 
 
+@memory_advice("lower config.extract.batch_size, or set config.model.offload; the same store then continues")
 def main(argv: Sequence[str]) -> None:
     """Run ``revelio extract`` with the arguments ``argv``."""
     config, flags = parse(["extract.run", *argv], __doc__, **FLAGS)
@@ -157,11 +168,11 @@ def main(argv: Sequence[str]) -> None:
 
         print(listing.table(config))
     elif flags["status"] or flags["verify"]:
-        worker = workers.find(config.extract, os.environ)
+        worker, _ = workers.find(config.extract, os.environ)
         is_good = status.report(config.extract.store, worker.count, verify=flags["verify"])
         raise SystemExit(0 if is_good else 1)
     else:
-        _check_writable(config.extract.store)
+        _check_location(config.extract.store)
         extract(config)
 
 

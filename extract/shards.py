@@ -64,6 +64,16 @@ def progress_bar(writer: StoreWriter, worker: Worker, missing: list[int], unit: 
     return tqdm.tqdm(total=total, initial=finished, desc="extract", unit=unit)
 
 
+def batch_size_line(writer: StoreWriter) -> str:
+    """Return a line if the store has shards of another config.extract.batch_size, otherwise ""."""
+    if writer.finished or (written := writer.written_batch_size()) in (None, writer.plan.batch_size):
+        return ""
+    return (
+        f"store {writer.location} was begun with config.extract.batch_size={written} and continues with "
+        f"{writer.plan.batch_size}; rows may differ from those of one batch size in their last bits"
+    )
+
+
 def waiting_line(missing: list[int], worker: Worker, shards: int) -> str:
     """Return a line with the number of shards that each other worker still has to write."""
     counts = {

@@ -147,7 +147,7 @@ def _scalar(name: str, text: typing.Any, kind: type) -> typing.Any:
         if kind is float:
             return float(text)
         number = decimal.Decimal(text)
-        if number != int(number):
+        if number.adjusted() > 30 or number != int(number):  # int() of 1e999999 takes minutes
             raise ValueError
         return int(number)
     except (KeyError, ValueError, ArithmeticError) as error:

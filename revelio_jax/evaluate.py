@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from revelio_jax.cli import parse
 from revelio_jax.config import Config, SaeConfig
-from revelio_jax.errors import InputError, report_errors
+from revelio_jax.errors import InputError, memory_advice, report_errors
 from revelio_jax.files import write_text
 from revelio_jax.sae import SparseAutoencoder, forms, sharding
 from revelio_jax.training import loader
@@ -155,6 +155,7 @@ def measure(
     }
 
 
+@memory_advice("use more devices: config.mesh.feature")
 def main(argv: Sequence[str]) -> None:
     config, _ = parse(["revelio_jax.evaluate", *argv], __doc__)
     result = evaluate(config)

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
-from revelio_jax.errors import report_errors
+from revelio_jax.errors import memory_advice, report_errors
 from revelio_jax.files import replacing_folder
 from revelio_jax.sae_folder.card import card, cfg_json
 from revelio_jax.sae_folder.cfg import Cfg, SaeMetadata
@@ -132,6 +132,7 @@ def evaluation(run: pathlib.Path, step: int) -> dict[str, float] | None:
     return {name: value for name, value in contents.items() if isinstance(value, int | float)}
 
 
+@memory_advice("use more devices: config.mesh.feature")
 def main(argv: Sequence[str]) -> None:
     config, _ = parse(["revelio_jax.export", *argv], __doc__)
     print(f"exported to {export(config)}")

@@ -1,7 +1,7 @@
 """Atomic writes of files and folders, and the output file of commands that take run folders.
 
 A reader sees either the old or the new content, never part of the new. A failed write raises InputError with the path
-and the system's reason.
+and the system's reason, or EnvironmentFailure if the disk is full.
 """
 
 import contextlib
@@ -9,9 +9,10 @@ import hashlib
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Generator, Sequence
 
-from revelio_jax.errors import InputError
+from revelio_jax.errors import InputError, system_error, write_failure
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -44,8 +45,8 @@ def replacing(path: pathlib.Path) -> Generator[pathlib.Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        if isinstance(error, OSError):
-            raise unwritable(path, error) from error
+        if isinstance(error, Exception) and system_error(error):
+            raise write_failure(str(path), error) from error
         raise
 
 
@@ -65,8 +66,8 @@ def replacing_folder(folder: pathlib.Path) -> Generator[pathlib.Path]:
         os.rename(part, folder)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise unwritable(folder, error) from error
+        if isinstance(error, Exception) and system_error(error):
+            raise write_failure(str(folder), error) from error
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -86,12 +87,24 @@ def prepare_folder(folder: pathlib.Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise write_failure(str(folder), error) from error
 
 
-def unwritable(path: pathlib.Path, error: OSError) -> InputError:
-    """Return the InputError for a file or folder that cannot be written."""
-    return InputError(f"{path} cannot be written: {error.strerror or error}")
+def check_writable(folder: str | pathlib.Path, field: str) -> None:
+    """Raise InputError if ``folder``, the value of ``field``, cannot be created or written. Create nothing.
+
+    Call it before inputs are read or a model is loaded.
+    """
+    existing = pathlib.Path(folder).absolute()
+    try:
+        while not existing.exists():
+            existing = existing.parent
+        if not existing.is_dir():
+            raise InputError(f"{field} is {str(folder)!r}; {existing} is a file, and it must be a folder")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise write_failure(f"{field} is {str(folder)!r}, which", error) from error
 
 
 def output_file(out: pathlib.Path | None, runs: Sequence[str], name: str) -> pathlib.Path:
@@ -111,7 +124,7 @@ def output_file(out: pathlib.Path | None, runs: Sequence[str], name: str) -> pat
         part.touch()
         part.unlink()
     except OSError as error:
-        raise InputError(f"--out is {path}, which cannot be written: {error.strerror or error}") from error
+        raise write_failure(f"--out is {path}, which", error) from error
     return path
 
 

@@ -19,6 +19,7 @@ per timestep and vary extract.store.
 import contextlib
 import dataclasses
 import itertools
+import os
 import pathlib
 import sys
 import typing
@@ -28,11 +29,20 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from revelio_jax.cli import parse
+from revelio_jax.cli import parse, parse_value
 from revelio_jax.config import Config, resolve, schema
-from revelio_jax.errors import InputError, report_errors
+from revelio_jax.errors import InputError, failure_advice, memory_advice, report_errors
 from revelio_jax.sae import sharding
-from revelio_jax.training import autotuning, checkpoints, dispatch, metrics, nonfinite_report, processes, trackers
+from revelio_jax.training import (
+    autotuning,
+    checkpoints,
+    devices,
+    dispatch,
+    metrics,
+    nonfinite_report,
+    processes,
+    trackers,
+)
 from revelio_jax.training.feeds import open_feeds
 from revelio_jax.training.groups import (
     Group,
@@ -45,7 +55,16 @@ from revelio_jax.training.groups import (
 )
 from revelio_jax.training.loader import RowStream
 from revelio_jax.training.loop import StepResult, run_steps
-from revelio_jax.training.run import describe, dictionary_size, make_order, open_run, resumed_step, write_config
+from revelio_jax.training.run import (
+    MEMORY_ADVICE,
+    describe,
+    dictionary_size,
+    make_order,
+    open_run,
+    resumed_step,
+    saved_step_line,
+    write_config,
+)
 from revelio_jax.training.step import State
 
 FIELDS = (
@@ -80,6 +99,7 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
     # All members share one mesh; make_mesh checks that it divides each dictionary size.
     meshes = [sharding.make_mesh(data, feature, options.batch_size, member.latents) for member in members]
     mesh = meshes[0]
+    print(devices.describe(list(mesh.devices.flat), os.environ), flush=True)
     lanes = sharding.own_lanes(sharding.processes(mesh), config.data.lanes, jax.process_index())
 
     # States: restored, or initial.
@@ -98,6 +118,7 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
     # Loop. Metrics of a dispatch are read while the devices compute the next one.
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
+        enter(failure_advice(lambda: saved_step_line(*(member.folder for member in members))))
         # Keep at least 2 checkpoints: after a crash some members may be one checkpoint ahead of others.
         managers = {m: enter(checkpoints.manager(m.folder, max(options.keep, 2))) for m in members}
         logs = {m: enter(open_log(m, start)) for m in members}
@@ -164,14 +185,9 @@ def _axis(axis: str) -> list[tuple[str, typing.Any]]:
     kind = schema.base_type(schema.field_spec(name)[0])
     parsed: list[tuple[str, typing.Any]] = []
     for value in values.split(","):
-        try:
-            if not value:
-                raise ValueError
-            parsed.append((name, kind(value)))
-        except ValueError:
-            raise InputError(
-                f"--grid {axis}: {name} is {value!r}; each value must be of type {kind.__name__}"
-            ) from None
+        if not value:
+            raise InputError(f"--grid {axis}: {name} is ''; each value must be {schema.TYPE_NAMES[kind]}")
+        parsed.append((name, parse_value(f"--grid {axis}: {name}", value, kind)))
     return parsed
 
 
@@ -269,6 +285,7 @@ def save(
             checkpoints.save(managers[member], result.step, state, fvu, member.config, member.identity)
 
 
+@memory_advice(MEMORY_ADVICE)
 def main(argv: Sequence[str]) -> None:
     config, flags = parse(
         ["revelio_jax.grid", *argv],

@@ -9,6 +9,7 @@ writes the rows of that step to nonfinite.json.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,27 +18,41 @@ import numpy as np
 
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
-from revelio_jax.errors import report_errors
+from revelio_jax.errors import failure_advice, memory_advice, report_errors
 from revelio_jax.sae import initial, sharding
 from revelio_jax.sae.kernels import choice
-from revelio_jax.training import autotuning, checkpoints, dispatch, metrics, nonfinite_report, processes, trackers
+from revelio_jax.training import (
+    autotuning,
+    checkpoints,
+    devices,
+    dispatch,
+    metrics,
+    nonfinite_report,
+    processes,
+    trackers,
+)
 from revelio_jax.training.feeds import open_feeds
 from revelio_jax.training.loader import RowStream
 from revelio_jax.training.loop import run_steps
 from revelio_jax.training.run import (
+    MEMORY_ADVICE,
     center,
     describe,
     dictionary_size,
     make_order,
     open_run,
     resumed_step,
+    saved_step_line,
     write_config,
 )
 from revelio_jax.training.step import initial_state, make_train_step
 
 
 def train(config: Config) -> None:
-    """Train up to config.train.steps. Raise InputError for a wrong config or store, before anything is written."""
+    """Train up to config.train.steps. Raise InputError for a wrong config or store, before anything is written.
+
+    A failure of the machine later, for example a full disk, has a note with the last saved step.
+    """
     sae, options, logging = config.sae, config.train, config.logging
 
     # Config and stores.
@@ -52,6 +67,7 @@ def train(config: Config) -> None:
     # Mesh and data.
     latents = dictionary_size(config, mixture.d)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.feature, options.batch_size, latents)
+    print(devices.describe(list(mesh.devices.flat), os.environ), flush=True)
     lanes = sharding.own_lanes(sharding.processes(mesh), config.data.lanes, jax.process_index())
     stream = RowStream(mixture, make_order(config, mixture))
     sae, without_kernels = choice.with_kernels(sae, latents, mixture.d, mesh)
@@ -73,6 +89,7 @@ def train(config: Config) -> None:
 
     # Loop. Metrics of a dispatch are read while the devices compute the next one.
     with (
+        failure_advice(lambda: saved_step_line(folder)),
         nonfinite_report.stop_on_nonfinite(folder, stream),
         checkpoints.manager(folder, options.keep) as manager,
         metrics.Log(
@@ -95,6 +112,7 @@ def train(config: Config) -> None:
     print(f"{folder} is finished: {options.steps} steps; next: revelio evaluate")
 
 
+@memory_advice(MEMORY_ADVICE)
 def main(argv: Sequence[str]) -> None:
     config, _ = parse(["revelio_jax.train", *argv], __doc__)
     processes.start(config.mesh)

@@ -21,6 +21,8 @@ from revelio_jax.benchmark.judges import load_judge
 from revelio_jax.benchmark.measurement import Judge
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
+from revelio_jax.inputs import prompt_settings
+from revelio_jax.inputs.prompt_settings import PromptSettings
 from revelio_jax.pipelines import hook_points, safety_checker
 from revelio_jax.pipelines.loading import load_pipeline
 from revelio_jax.pipelines.sampling import call_settings, sample
@@ -41,7 +43,8 @@ class Experiment:
     """A pipeline, a steerer, one concept and the prompts of its strip.
 
     ``label`` is (column, value) if ``text`` is the value of a label of the prompts, otherwise None. ``labeled`` are all
-    prompts of the config. ``judge`` is None without a label, or if no judge was set or requested.
+    prompts of the config. ``settings`` has an entry for each of ``prompts``. ``judge`` is None without
+    a label, or if no judge was set or requested.
     """
 
     config: Config
@@ -49,6 +52,7 @@ class Experiment:
     label: tuple[str, str] | None
     labeled: list[LabeledPrompt]
     prompts: list[str]
+    settings: list[PromptSettings]
     judge: Judge | None
     steerer: Steerer
     pipe: typing.Any
@@ -98,20 +102,22 @@ class Experiment:
     def sample(self, strengths: list[float], seed: int) -> list[list[np.ndarray | None]]:
         """Sample images [prompts][strengths], uint8 [height, width, 3], all from the same seed.
 
-        An image that the pipeline's safety checker flags is None.
+        An image that the pipeline's safety checker flags is None. If config.steer.seed_column is set, ``seed`` is added
+        to the seed of each prompt of the file.
         """
         steer, columns = self.config.steer, []
+        height, width = prompt_settings.one_size(self.settings)
         with tqdm.tqdm(total=len(self.prompts) * len(strengths), unit="image", desc="steering") as progress:
             for strength in strengths:
                 with self.attach(strength):
                     sampled = sample(
                         self.pipe,
                         self.prompts,
-                        [seed] * len(self.prompts),
+                        [prompt_settings.added(each.seed, seed) for each in self.settings],
                         steps=steer.steps,
-                        guidance=steer.guidance,
-                        height=steer.height,
-                        width=steer.width,
+                        guidance=[each.guidance for each in self.settings],
+                        height=height,
+                        width=width,
                         batch_size=steer.batch_size,
                         progress=progress,
                     )
@@ -154,24 +160,35 @@ def load_experiment(
     """
     if not concept:
         raise InputError('--concept is missing; it is a text, for example --concept "glossy 3d"')
-    labeled = read_labeled(config.steer.prompts) if config.steer.prompts else []
+    steer = config.steer
+    labeled = read_labeled(steer.prompts) if steer.prompts else []
+    if line := prompt_settings.unused_seed_line(labeled, steer):
+        print(line)
     label = parse_concept(concept, labeled) if "=" in concept else find_concept(concept, labeled)
-    prompts = list(prompts) or _prompts_with(label, labeled)
-    judge = load_judge(config.steer.judge) if label and config.steer.judge and with_judge else None
+    # Prompts of the command line have no row with settings of their own.
+    defaults = PromptSettings(None, steer.guidance, steer.height, steer.width)
+    settings = [defaults] * len(prompts)
+    if not prompts:
+        rows = _rows_with(label, labeled)
+        prompts, settings = [row["prompt"] for row in rows], prompt_settings.read(rows, steer)
+    prompt_settings.one_size(settings)
+    judge = load_judge(steer.judge) if label and steer.judge and with_judge else None
     if needs_judge and not judge:
         raise InputError(f"--concept is {concept!r}; a judge can only measure a label of config.steer.prompts")
     if not config.run:
         raise InputError("config.run is not set; it must be the folder of a run, for example runs/mini_sd")
+    files.check_writable(config.run, "config.run")
     steerer = Steerer.from_pretrained(sae or pathlib.Path(config.run, "export"))
     trained_on = steerer.sae.metadata.get("model_id")
     if trained_on and not same_model(trained_on, config.model.id or ""):
         raise InputError(f"config.model.id is {config.model.id!r}; the SAE was trained on {trained_on!r}")
     pipe, text = load_pipeline(config.model), label[1] if label else concept
-    return Experiment(config, text, label, labeled, prompts, judge, steerer, pipe, saved_concepts(config.run))
+    learned = saved_concepts(config.run)
+    return Experiment(config, text, label, labeled, list(prompts), settings, judge, steerer, pipe, learned)
 
 
-def _prompts_with(label: tuple[str, str] | None, labeled: list[LabeledPrompt]) -> list[str]:
-    """Return five prompts with a concept. Raise InputError if the concept is not a label."""
+def _rows_with(label: tuple[str, str] | None, labeled: list[LabeledPrompt]) -> list[LabeledPrompt]:
+    """Return five prompts with a concept, and their labels. Raise InputError if the concept is not a label."""
     if label is None:
         raise InputError(
             "--prompt is missing; only a concept that is a label of config.steer.prompts has default prompts"
@@ -179,7 +196,7 @@ def _prompts_with(label: tuple[str, str] | None, labeled: list[LabeledPrompt]) -
     column, value = label
     rows = [row for row in labeled if row[column] == value and all(row.values())]
     other = next((key for key in rows[0] if key not in ("prompt", column)), column)
-    return [row["prompt"] for row in spread(rows, other, 5, random.Random(1))]
+    return spread(rows, other, 5, random.Random(1))
 
 
 def _read_mask(file: str) -> torch.Tensor:

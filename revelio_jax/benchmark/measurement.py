@@ -13,6 +13,7 @@ import tqdm
 from revelio_jax.benchmark.bench import Bench
 from revelio_jax.config import SteerConfig
 from revelio_jax.errors import InputError
+from revelio_jax.inputs import prompt_settings
 from revelio_jax.pipelines.sampling import sample
 
 FIGURES = {
@@ -100,19 +101,22 @@ def measure(
 ) -> Outcome:
     """Sample every prompt with every seed inside the context ``steering``, and judge the images.
 
-    Raise InputError if the pipeline's safety checker flags all images of the prompts with or without the concept.
+    If ``settings`` names a column of seeds, ``seeds`` are added to the seed of each prompt. Raise InputError if the
+    pipeline's safety checker flags all images of the prompts with or without the concept.
     """
     rows = bench.with_concept + bench.without
     prompts = [row["prompt"] for row in rows for _ in seeds]
+    own = prompt_settings.read(rows, settings)
+    height, width = prompt_settings.one_size(own)
     with steering or contextlib.nullcontext():
         sampled = sample(
             pipe,
             prompts,
-            seeds * len(rows),
+            [prompt_settings.added(each.seed, seed) for each in own for seed in seeds],
             steps=settings.steps,
-            guidance=settings.guidance,
-            height=settings.height,
-            width=settings.width,
+            guidance=[each.guidance for each in own for _ in seeds],
+            height=height,
+            width=width,
             batch_size=settings.batch_size,
             progress=progress,
         )

@@ -19,7 +19,8 @@ from revelio_jax.benchmark.bench import make_bench
 from revelio_jax.benchmark.experiment import CONCEPT_FLAG, PROMPT_FLAG, SAE_FLAG, load_experiment
 from revelio_jax.benchmark.measurement import FIGURES, Interval, measure
 from revelio_jax.cli import parse
-from revelio_jax.errors import report_errors
+from revelio_jax.errors import memory_advice, report_errors
+from revelio_jax.pipelines.sampling import MEMORY_ADVICE
 from revelio_jax.steering.learned_concepts import file_name
 from revelio_jax.steering.strengths import parse_strengths
 
@@ -33,6 +34,7 @@ FLAGS = {
 }
 
 
+@memory_advice(MEMORY_ADVICE)
 def main(argv: Sequence[str]) -> None:
     config, flags = parse(["revelio_jax.steering", *argv], __doc__, **FLAGS)
     strengths, seed = parse_strengths(flags["strength"]), flags["seed"]

@@ -21,7 +21,8 @@ from revelio_jax.benchmark.bench import make_bench
 from revelio_jax.benchmark.experiment import CONCEPT_FLAG, PROMPT_FLAG, SAE_FLAG, Experiment, load_experiment
 from revelio_jax.benchmark.measurement import FIGURES, Outcome, Suggestion, measure
 from revelio_jax.cli import parse
-from revelio_jax.errors import InputError, report_errors, require
+from revelio_jax.errors import InputError, memory_advice, report_errors, require
+from revelio_jax.pipelines.sampling import MEMORY_ADVICE
 from revelio_jax.steering.learned_concepts import file_name
 from revelio_jax.steering.strengths import parse_strengths
 
@@ -37,6 +38,7 @@ FLAGS = {
 }
 
 
+@memory_advice(MEMORY_ADVICE)
 def main(argv: Sequence[str]) -> None:
     config, flags = parse(["revelio_jax.steering sweep", *argv], __doc__, **FLAGS)
     strengths = sorted(set(parse_strengths(flags["strength"])))

@@ -23,9 +23,11 @@ from revelio_jax.benchmark.comparison import Comparison, compare
 from revelio_jax.benchmark.judges import load_judge
 from revelio_jax.benchmark.measurement import FIGURES
 from revelio_jax.cli import parse
-from revelio_jax.errors import InputError, report_errors
+from revelio_jax.errors import InputError, memory_advice, report_errors
+from revelio_jax.inputs import prompt_settings
 from revelio_jax.pipelines import safety_checker
 from revelio_jax.pipelines.loading import load_pipeline
+from revelio_jax.pipelines.sampling import MEMORY_ADVICE
 from revelio_jax.steering.labels import parse_concept, read_labeled
 from revelio_jax.steering.steerer import Steerer
 from revelio_jax.steering.strengths import parse_strengths
@@ -38,9 +40,12 @@ FLAGS = {
 }
 
 
+@memory_advice(MEMORY_ADVICE)
 def main(argv: Sequence[str]) -> None:
     config, flags = parse(["revelio_jax.benchmark.table", *argv], __doc__, **FLAGS)
     labeled = read_labeled(config.steer.prompts)
+    if line := prompt_settings.unused_seed_line(labeled, config.steer):
+        print(line)
     if not flags["concept"]:
         raise InputError("--concept is missing; it is a label column and value, for example style=flat")
     concepts = [parse_concept(concept, labeled) for concept in flags["concept"]]
@@ -48,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     judge = load_judge(config.steer.judge)
     if not config.run:
         raise InputError("config.run is not set; it must be the folder of a run, for example runs/mini_sd")
+    files.check_writable(config.run, "config.run")
     steerer = Steerer.from_pretrained(pathlib.Path(config.run, "export"))
     pipe = load_pipeline(config.model)
 

@@ -42,6 +42,18 @@ class SteerConfig:
     width: int = field(512, "pixels, a multiple of 8", low=8, multiple=8)
     batch_size: int = field(4, "images sampled together", low=1)
     prompts: str | None = field(None, "labeled prompts for learning concepts and for measuring steering")
+    seed_column: str | None = field(
+        None, "column of the prompts with the seed of each image, to which the flag --seed is added; None: --seed alone"
+    )
+    guidance_column: str | None = field(
+        None, "column of the prompts with the guidance scale of each image; None: use guidance"
+    )
+    height_column: str | None = field(
+        None, "column of the prompts with the height of the images in pixels; None: use height"
+    )
+    width_column: str | None = field(
+        None, "column of the prompts with the width of the images in pixels; None: use width"
+    )
     judge: str | None = field(None, "folder of the judge that labels images; None: no measurement")
 
     def __post_init__(self):

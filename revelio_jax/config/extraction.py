@@ -87,10 +87,22 @@ class ExtractConfig:
     )
     seed: int = field(
         0,
-        "generate, noised: seed of the first sample, increased by 1 for each next sample; a prompt column called seed "
-        "overrides it",
+        "generate, noised: seed of the first sample, increased by 1 for each next sample; a prompt column called seed, "
+        "or seed_column, overrides it",
         low=0,
         high=2**62,  # the seeds of all samples must fit 64 bits
+    )
+    seed_column: str | None = field(
+        None, "generate: prompt column with the seed of each prompt, for example sd_seed; None: seed, if it exists"
+    )
+    guidance_column: str | None = field(
+        None, "generate: prompt column with the guidance scale of each prompt; None: use guidance"
+    )
+    height_column: str | None = field(
+        None, "generate: prompt column with the height of each image in pixels; None: use height"
+    )
+    width_column: str | None = field(
+        None, "generate: prompt column with the width of each image in pixels; None: use width"
     )
     steps: int = field(50, "generate: sampling steps", low=1)
     guidance: float = field(7.5, "generate, and noised for FLUX: guidance scale", low=0.0)

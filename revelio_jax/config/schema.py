@@ -36,6 +36,13 @@ class Config:
     interpret: InterpretConfig = dataclasses.field(default_factory=InterpretConfig)
     tags: TagsConfig = dataclasses.field(default_factory=TagsConfig)
 
+    def __post_init__(self):
+        """Raise InputError if the run is not a local folder."""
+        if self.run and "://" in self.run:
+            raise InputError(
+                f"config.run is {self.run!r}; it must be a local folder: runs on object storage are not supported"
+            )
+
     def to_json(self) -> str:
         """Return the configuration as JSON text, which ``--config`` reads back."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

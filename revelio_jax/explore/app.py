@@ -77,7 +77,7 @@ def _connect(page: gr.Blocks, handlers: Handlers) -> None:
         remove = functools.partial(handlers.remove, i)
         row.remove.click(remove, steered, rows, **quiet).then(**redraw)
         set_mode = functools.partial(handlers.set_mode, i)
-        mode_outputs = [row.line, row.slider, row.mode]
+        mode_outputs = [fields.message, row.line, row.slider, row.mode]
         row.mode.input(set_mode, [fields.concepts, row.mode], mode_outputs, **quiet).then(**redraw)
 
     strip = [fields.strengths, fields.varied]

@@ -1,7 +1,8 @@
 """The handlers of the page's events.
 
 Every handler yields or returns new values of the fields that it changes. Handlers with :func:`reports_errors` show
-input errors and failures of the pipeline as one line; the rest of the page does not change.
+input errors and failures as one line; the rest of the page does not change. The terminal gets the same line for a
+failure of the machine, for example too little memory, and a traceback for any other failure of the pipeline.
 """
 
 import functools
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import gradio as gr
 
-from revelio_jax.errors import InputError
+from revelio_jax.errors import InputError, failure_line, memory_advice, one_line
 from revelio_jax.explore import requests, views
 from revelio_jax.explore.backend import Backend
 from revelio_jax.explore.catalog import Catalog, name_marks
@@ -24,24 +25,31 @@ from revelio_jax.steering.strengths import Clamp, Strength, parse_strengths
 
 LIST_LENGTH = 40  # latents in a list
 MAX_STRIP = 15  # images of a strip
+MEMORY_ADVICE = "restart the explorer with smaller config.steer.height and width, or with config.model.offload=model"
 URL_PARAMETER = "latent"  # the address /?latent=17 opens latent 17
 
 
-def reports_errors(handler: Callable[..., Iterator[Update]]) -> Callable[..., Iterator[Update]]:
-    """Wrap a handler so that the page shows its errors as one line."""
+def reports_errors(handler: Callable[..., Iterator[Update] | Update]) -> Callable[..., Iterator[Update]]:
+    """Wrap a handler so that the page shows its errors as one line. The event's outputs must have ``message``."""
 
     @functools.wraps(handler)  # Gradio reads the names and kinds of the arguments
     def run(self: "Handlers", *values: typing.Any) -> Iterator[Update]:
         message = self.fields.message
         try:
             yield {message: ""}
-            yield from handler(self, *values)
+            with memory_advice(MEMORY_ADVICE):
+                update = handler(self, *values)
+                yield from [update] if isinstance(update, dict) else update
         except InputError as error:
             yield {message: views.error(str(error))}
         except Exception as error:  # pipelines raise exceptions of many classes
-            logging.getLogger(__name__).exception("the pipeline failed")
-            text = " ".join(str(error).split())[:300]
-            yield {message: views.error(f"the pipeline failed: {type(error).__name__}: {text}")}
+            logger = logging.getLogger(__name__)
+            if line := failure_line(error):
+                logger.error("error: %s", line)
+                yield {message: views.error(line)}
+                return
+            logger.exception("the pipeline failed")
+            yield {message: views.error(f"the pipeline failed: {type(error).__name__}: {one_line(str(error))[:300]}")}
 
     return run
 
@@ -227,11 +235,13 @@ class Handlers:
         self.backend.check_prompt(text, "concept")
         yield self._add_row(text, keys, values) | {self.fields.concept: ""}
 
+    @reports_errors
     def remove(self, i: int, keys: list[Key], *values: typing.Any) -> Update:
         """Remove row ``i``."""
         strengths = _strengths_of(keys, values)
         return self._rows(keys[:i] + keys[i + 1 :], strengths[:i] + strengths[i + 1 :])
 
+    @reports_errors
     def set_mode(self, i: int, keys: list[Key], mode: str) -> Update:
         """Switch row ``i`` between multiplying its latent and setting it to a value."""
         highest = self._highest(keys[i])

@@ -5,7 +5,7 @@ const style = 'position:fixed;right:1rem;bottom:1rem;padding:.5rem .9rem;border-
 link.setAttribute('style', style);
 const follow = () => {
   const latent = /latent\.html$/.test(location.pathname) && /^#(\d+)/.exec(location.hash);
-  link.href = latent ? `/?latent=${latent[1]}` : '/';
+  link.href = latent ? `../?latent=${latent[1]}` : '../';
   link.textContent = latent ? `Steer latent ${latent[1]}` : 'Explorer';
 };
 addEventListener('hashchange', follow);

@@ -1,30 +1,34 @@
 """The web server: Gradio's page and the report in one application that contacts no other host.
 
 Gradio's analytics, version check, share links, monitoring and server-side rendering are always off, independent of
-environment variables. A Content-Security-Policy keeps the page from loading resources of other hosts.
+environment variables. A Content-Security-Policy keeps the page from loading resources of other hosts, and other pages
+from showing it in a frame, except those of --allow_host.
 """
 
+import html
 import ipaddress
 import pathlib
 import socket
+from collections.abc import Sequence
 
 import fastapi
 import gradio as gr
 import uvicorn
 from fastapi.responses import FileResponse, HTMLResponse
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from revelio_jax.errors import InputError
+from revelio_jax.explore import hosts
 from revelio_jax.explore.theme import CSS, theme
 
 REPORT_LINK = pathlib.Path(__file__).with_name("report_link.js")
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+# Gradio uses inline scripts and styles, and evaluates its templates.
+POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+    "frame-ancestors {frames}; base-uri 'self'; form-action 'self'"
+)
 HEADERS = {
-    # Gradio uses inline scripts and styles, and evaluates its templates.
-    b"content-security-policy": b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
-    b"frame-ancestors 'self'; base-uri 'self'; form-action 'self'",
     b"referrer-policy": b"no-referrer",
     b"x-content-type-options": b"nosniff",
 }
@@ -58,14 +62,23 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def application(page: gr.Blocks, report: pathlib.Path, host: str) -> ASGIApp:
-    """Return the application: the page at /, the run's report at /report, and security headers on every response."""
+def application(
+    page: gr.Blocks, report: pathlib.Path, host: str, allowed: Sequence[str] = (), root: str = ""
+) -> ASGIApp:
+    """Return the application: the page at /, the run's report at /report, and security headers on every response.
+
+    ``allowed`` are names of other hosts: requests may name them, and their pages may show this page in a frame.
+    ``root`` is the path or address of the page at a proxy. Raise InputError if one of them is malformed.
+    """
+    hosts.check_names(allowed)
+    root = hosts.check_root(root)
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # these pages load resources from a CDN
-    app.mount("/report", ReportFiles(report))
+    app.mount("/report", ReportFiles(report, root))
     gr.mount_gradio_app(
         app,
         page,
         path="/",
+        root_path=root or None,
         theme=theme(),
         css_paths=[CSS],
         footer_links=[],
@@ -77,15 +90,18 @@ def application(page: gr.Blocks, report: pathlib.Path, host: str) -> ASGIApp:
         max_file_size=1,  # byte: the page has no uploads
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )
-    if is_loopback(host):  # refuse other host names that resolve to this machine (DNS rebinding)
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, host])
-    return WithHeaders(app)
+    served: ASGIApp = hosts.UnderPath(app, root)
+    if is_loopback(host):
+        served = hosts.AllowedHosts(served, [*hosts.LOOPBACK, host, *allowed])
+    policy = POLICY.format(frames=hosts.frame_ancestors(allowed))
+    return WithHeaders(served, HEADERS | {b"content-security-policy": policy.encode()})
 
 
 class ReportFiles:
     """An application that serves the report with a link to the explorer. The report may be written while it runs."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, root: str = ""):
+        self.root = root
         self.folder, self.files = folder, StaticFiles(directory=folder, html=True, check_dir=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +110,7 @@ class ReportFiles:
         path, _ = self.files.lookup_path("index.html" if scope["path"].endswith("/") else name)
         if not (self.folder / "index.html").is_file():
             text = "The report is missing. Run revelio report to write it."
-            response = HTMLResponse(f"<p>{text} <a href='/'>Explorer</a></p>", 404)
+            response = HTMLResponse(f"<p>{text} <a href='{html.escape(self.root)}/'>Explorer</a></p>", 404)
         elif name == REPORT_LINK.name:
             response = FileResponse(REPORT_LINK)
         elif path.endswith(".html"):
@@ -104,16 +120,16 @@ class ReportFiles:
 
 
 class WithHeaders:
-    """An application that adds HEADERS to every response of another application."""
+    """An application that adds headers to every response of another application."""
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    def __init__(self, app: ASGIApp, headers: dict[bytes, bytes]):
+        self.app, self.headers = app, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message):
             if message["type"] == "http.response.start":
-                others = [pair for pair in message["headers"] if pair[0].lower() not in HEADERS]
-                message["headers"] = [*others, *HEADERS.items()]
+                others = [pair for pair in message["headers"] if pair[0].lower() not in self.headers]
+                message["headers"] = [*others, *self.headers.items()]
             await send(message)
 
         await self.app(scope, receive, with_headers)

@@ -12,13 +12,14 @@ and runs/<name>/neurons_report. Existing results of the same store, SAE and fiel
 from collections.abc import Sequence
 
 from revelio_jax.cli import parse
-from revelio_jax.errors import require
+from revelio_jax.errors import memory_advice, require
 from revelio_jax.interpret.latents.interpretation import interpret
 from revelio_jax.interpret.latents.results import Results
 
 FLAGS = {"again": (False, "recompute the results even if they exist for the same store, SAE and fields")}
 
 
+@memory_advice("lower config.interpret.batch_size")
 def main(argv: Sequence[str]) -> None:
     """Run ``revelio interpret`` with the arguments ``argv``."""
     config, flags = parse(["revelio_jax.interpret", *argv], __doc__, **FLAGS)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ import tqdm
 from revelio_jax.config import SteerConfig
 from revelio_jax.pipelines import safety_checker
 from revelio_jax.pipelines.families import family_of
+
+MEMORY_ADVICE = "lower config.steer.batch_size, height or width, or set config.model.offload=model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ def sample(
     seeds: list[int],
     *,
     steps: int,
-    guidance: float,
+    guidance: float | Sequence[float],
     height: int,
     width: int,
     batch_size: int,
@@ -40,29 +42,33 @@ def sample(
 ) -> Samples:
     """Return one image per prompt. ``seeds`` has one seed per prompt. Print the images that are flagged.
 
-    ``guidance`` is the scale of classifier-free guidance, or of embedded guidance in a distilled FLUX.
+    ``guidance`` is the scale of classifier-free guidance, or of embedded guidance in a distilled FLUX, for all prompts
+    or for each of them. A batch has prompts of one scale.
     ``on_step`` is called after every step; an exception that it raises ends the sampling.
     """
     callback = {"callback_on_step_end": lambda *_: on_step() or {}} if on_step else {}
-    images, flags = [], []
-    for start in range(0, len(prompts), batch_size):
-        batch = slice(start, start + batch_size)
-        output = pipe(
-            **family_of(pipe).call_arguments(pipe, prompts[batch], guidance),
-            num_inference_steps=steps,
-            height=height,
-            width=width,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds[batch]],
-            output_type="np",
-            **callback,
-        )
-        images.append((output.images * 255).round().astype(np.uint8))
-        flags.append(safety_checker.flagged(output, len(output.images)))
-        if progress is not None:
-            progress.update(len(output.images))
-    flagged = np.concatenate(flags)
+    scales = np.full(len(prompts), guidance) if isinstance(guidance, float | int) else np.asarray(guidance, float)
+    images: dict[int, np.ndarray] = {}
+    flagged = np.zeros(len(prompts), bool)
+    for scale in dict.fromkeys(scales.tolist()):
+        numbers = np.flatnonzero(scales == scale).tolist()
+        for start in range(0, len(numbers), batch_size):
+            batch = numbers[start : start + batch_size]
+            output = pipe(
+                **family_of(pipe).call_arguments(pipe, [prompts[i] for i in batch], scale),
+                num_inference_steps=steps,
+                height=height,
+                width=width,
+                generator=[torch.Generator().manual_seed(seeds[i]) for i in batch],
+                output_type="np",
+                **callback,
+            )
+            images |= zip(batch, (output.images * 255).round().astype(np.uint8), strict=True)
+            flagged[batch] = safety_checker.flagged(output, len(batch))
+            if progress is not None:
+                progress.update(len(batch))
     safety_checker.announce_flagged(flagged, prompts, seeds)
-    return Samples(np.concatenate(images), flagged)
+    return Samples(np.stack([images[i] for i in range(len(prompts))]), flagged)
 
 
 def call_settings(pipe: typing.Any, settings: SteerConfig) -> dict[str, typing.Any]:

@@ -18,11 +18,13 @@ from collections.abc import Callable, Sequence
 import torch
 import tqdm
 
+from revelio_jax import files
 from revelio_jax.cli import parse
-from revelio_jax.errors import InputError, report_errors
+from revelio_jax.errors import InputError, memory_advice, report_errors
+from revelio_jax.inputs import prompt_settings
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.loading import load_pipeline
-from revelio_jax.pipelines.sampling import call_settings
+from revelio_jax.pipelines.sampling import MEMORY_ADVICE, call_settings
 from revelio_jax.steering.concept import GATE, hidden_states, presence
 from revelio_jax.steering.labels import LabeledPrompt, parse_concept, read_labeled
 from revelio_jax.steering.learned_concepts import LearnedConcept, file_name, save_learned
@@ -139,11 +141,13 @@ def at_most(prompts: list[str], most: int) -> list[str]:
     return random.Random(0).sample(prompts, min(len(prompts), most))
 
 
+@memory_advice(MEMORY_ADVICE)
 def main(argv: Sequence[str]) -> None:
     """Run the command with its arguments. Raise InputError on a wrong argument or file."""
     config, flags = parse(["revelio_jax.steering.latents", *argv], __doc__, **FLAGS)
     if not config.run:
         raise InputError("config.run is not set; it must be the folder of a run, for example runs/mini_sd")
+    files.check_writable(config.run, "config.run")
     labeled = read_labeled(config.steer.prompts)
     column, value = parse_concept(flags["concept"], labeled)
     steerer = Steerer.from_pretrained(pathlib.Path(config.run, "export"))
@@ -152,6 +156,8 @@ def main(argv: Sequence[str]) -> None:
     sae, sampling = steerer.sae_for(pipe), None
     if hook_points.is_denoiser_point(steerer.site):
         with_concept, without = at_most(with_concept, flags["images"]), at_most(without, flags["images"])
+        if columns := prompt_settings.used_columns(config.steer):
+            print(f"prompts: {', '.join(sorted(columns))} not used: learning samples all images with the same settings")
         sampling = call_settings(pipe, config.steer)
     learned, rows = find_latents(
         pipe, steerer.site, sae, with_concept, without, flags["ratio"], flags["most"], sampling

@@ -125,8 +125,8 @@ def watch(
 ) -> Generator[WatchedCodes]:
     """Yield the codes of all passes at hook points that share one SAE, for calls of ``pipe`` in the block.
 
-    ``sae_on`` returns the SAE on a device. ``latents`` limits recording to these latents. Raise InputError if a latent does not exist, and in the call if the
-    codes need more than ``max_bytes`` bytes.
+    ``sae_on`` returns the SAE on a device. ``latents`` limits recording to these latents. Raise InputError if a latent
+    does not exist, and in the call if the codes need more than ``max_bytes`` bytes.
     """
     sae = sae_on(None)
     for latent in latents or ():

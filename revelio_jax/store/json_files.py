@@ -69,6 +69,7 @@ class SiteMarker(StatisticsEntry):
 
     dropped: int
     skipped: typing.NotRequired[list[int]]  # samples that could not be read
+    batch_size: typing.NotRequired[int]  # samples per forward pass
 
 
 Marker = dict[str, SiteMarker]
@@ -93,5 +94,6 @@ class Manifest(Header):
     """manifest.json."""
 
     sites: dict[str, SiteEntry]
+    batch_sizes: typing.NotRequired[list[int]]  # of all shards; rows of several may differ in their last bits
     fingerprint: str
     notes: dict[str, typing.Any]

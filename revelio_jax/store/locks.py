@@ -7,7 +7,6 @@ flock. On gs://, s3:// and memory:// two runs of the same command repeat each ot
 
 import contextlib
 import dataclasses
-import fcntl
 import math
 import os
 import pathlib
@@ -15,7 +14,12 @@ import shutil
 import typing
 from collections.abc import Generator
 
-from revelio_jax.errors import InputError
+from revelio_jax.errors import ONLY_POSIX, InputError
+
+try:
+    import fcntl
+except ImportError as error:
+    raise InputError(ONLY_POSIX) from error
 
 FOLDER = ".locks"
 

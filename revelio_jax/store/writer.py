@@ -11,8 +11,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
-import re
 import typing
 from collections.abc import Generator, Iterable, Iterator
 
@@ -21,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 import tensorstore as ts
 
-from revelio_jax.errors import InputError
+from revelio_jax.errors import InputError, write_failure
 from revelio_jax.store import layout, locks, statistics
 from revelio_jax.store.json_files import (
     Manifest,
@@ -50,6 +48,8 @@ class StorePlan:
 
     ``provenance`` (model, input and config) and the other fields determine the content of the store. They are part of
     the fingerprint, and a run with other values is refused. ``notes``, for example library versions, are only recorded.
+    ``batch_size``, the samples per forward pass, is recorded with each shard. Another run may use another one, for
+    example after this one ran out of memory: it changes at most the last bits of rows.
     """
 
     sites: tuple[SitePlan, ...]
@@ -58,6 +58,7 @@ class StorePlan:
     shard_samples: int
     samples: int
     provenance: Provenance
+    batch_size: int | None = None
     notes: dict[str, typing.Any] = dataclasses.field(default_factory=dict[str, typing.Any])
 
     @property
@@ -181,8 +182,16 @@ class StoreWriter:
             marker[site.name] = {"dropped": count - len(values), **stats.to_json()}
             if skipped:
                 marker[site.name]["skipped"] = skipped
+            if self.plan.batch_size:
+                marker[site.name]["batch_size"] = self.plan.batch_size
         with self._writing():
             layout.write_json(self._kvstore, layout.shard_key(index), marker)
+
+    def written_batch_size(self) -> int | None:
+        """Return the batch size of the first finished shard, or None without one or if it is not recorded."""
+        done = layout.done_shards(self._kvstore)
+        marker = layout.read_marker(self._kvstore, min(done)) if done else None
+        return next(iter(marker.values())).get("batch_size") if marker else None
 
     def finish(self) -> Manifest:
         """Write the manifest of a store whose shards are all finished, and return it.
@@ -219,24 +228,23 @@ class StoreWriter:
         if plan is None:
             return False
         identity = {key: value for key, value in plan.items() if key not in ("fingerprint", "notes")}
+        # Earlier versions made the batch size a part of the identity.
+        if "extract" in plan:
+            identity["extract"] = {name: value for name, value in plan["extract"].items() if name != "batch_size"}
         if fields := difference(identity, self.plan.identity()):
             raise InputError(f"store {self.location} was made with {fields}; choose another config.extract.store")
         return True
 
     @contextlib.contextmanager
     def _writing(self) -> Generator[None]:
-        """Turn a failed write, for example on a full disk, into an InputError of one line."""
+        """Turn a failed write into one line: InputError for a wrong location, EnvironmentFailure for a full disk."""
         try:
             yield
         except InputError:
             raise
         except (ValueError, OSError) as error:
-            code = re.search(r"os_error_code='(\d+)'", str(error))  # the whole message of TensorStore is long
-            reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or error
-            raise InputError(
-                f"store {self.location} cannot be written: {reason}; "
-                "finished shards are kept, and the same command continues from them"
-            ) from error
+            advice = "finished shards are kept, and the same command continues from them"
+            raise write_failure(f"store {self.location}", error, advice) from error
 
     def _has_files(self) -> bool:
         """Return whether the location holds any file other than locks."""
@@ -290,12 +298,14 @@ def build_manifest(plan: Plan, markers: Iterable[Marker]) -> Manifest:
         name: {"rows": 0, "dropped": 0, "shard_valid_rows": [], "mean": [], "variance": []} for name in plan["sites"]
     }
     skipped: dict[str, list[int]] = {name: [] for name in sites}
+    batch_sizes: set[int] = set()
     totals: dict[str, statistics.Statistics] = {}
     for marker in markers:
         for name, part in marker.items():
             sites[name]["shard_valid_rows"].append(part["count"])
             sites[name]["dropped"] += part["dropped"]
             skipped[name] += part.get("skipped", [])
+            batch_sizes |= {part["batch_size"]} if "batch_size" in part else set()
             stats = statistics.Statistics.from_json(part)
             totals[name] = statistics.combine(totals[name], stats) if name in totals else stats
     for name, site in sites.items():
@@ -303,7 +313,10 @@ def build_manifest(plan: Plan, markers: Iterable[Marker]) -> Manifest:
         site |= {"rows": stats.count, "mean": stats.mean.tolist(), "variance": stats.variance.tolist()}
         if skipped[name]:
             site["skipped"] = skipped[name]
-    return {**plan, "sites": {name: {**plan["sites"][name], **site} for name, site in sites.items()}}
+    manifest: Manifest = {**plan, "sites": {name: {**plan["sites"][name], **site} for name, site in sites.items()}}
+    if batch_sizes:
+        manifest["batch_sizes"] = sorted(batch_sizes)
+    return manifest
 
 
 def difference(stored: typing.Any, own: typing.Any, path: str = "", other: str = "this run has") -> str:

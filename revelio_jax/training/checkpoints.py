@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import pathlib
+import sys
 import typing
 from collections.abc import Generator
 
@@ -69,7 +71,8 @@ def run_identity(config: Config, mixture: Mixture) -> RunIdentity:
 def manager(folder: pathlib.Path, keep: int) -> Generator[ocp.CheckpointManager]:
     """Open the checkpoints of a run for writing; wait for the last save on exit.
 
-    The ``keep`` newest checkpoints and the one with the lowest FVU are kept.
+    The ``keep`` newest checkpoints and the one with the lowest FVU are kept. An error while a checkpoint is written,
+    for example on a full disk, is raised by the next save or on exit.
     """
     policies = [
         preservation_policy.LatestN(keep),
@@ -81,7 +84,7 @@ def manager(folder: pathlib.Path, keep: int) -> Generator[ocp.CheckpointManager]
         best_mode="min",
         cleanup_tmp_directories=True,
     )
-    with ocp.CheckpointManager(_checkpoints(folder), options=options) as checkpoints:
+    with _quiet_threads(), ocp.CheckpointManager(_checkpoints(folder), options=options) as checkpoints:
         yield checkpoints
         checkpoints.wait_until_finished()
 
@@ -157,6 +160,31 @@ def _read(folder: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> 
     # Not a CheckpointManager, because one that only reads logs warnings.
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         return reader.restore(_checkpoints(folder) / str(step), args=ocp.args.Composite(**items))
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Generator[None]:
+    """Print no traceback of a failed write in the block: the main thread raises the first one.
+
+    Orbax logs the exceptions of its threads. TensorStore reports later failed writes to sys.unraisablehook, as an
+    event loop that Orbax has closed; some fail after the block, so the hook stays after an exception.
+    """
+    logger, print_error = logging.getLogger("absl"), sys.unraisablehook
+
+    def has_no_traceback(record: logging.LogRecord) -> bool:
+        return record.exc_info is None
+
+    def print_unless_closed(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            print_error(unraisable)
+
+    logger.addFilter(has_no_traceback)
+    sys.unraisablehook = print_unless_closed
+    try:
+        yield
+        sys.unraisablehook = print_error
+    finally:
+        logger.removeFilter(has_no_traceback)
 
 
 def _fvu(metrics: dict[str, float]) -> float:

@@ -6,6 +6,7 @@ import typing
 import jax
 import numpy as np
 
+from revelio_jax import files
 from revelio_jax.config import Config, SaeConfig
 from revelio_jax.errors import InputError
 from revelio_jax.sae import initial, module, sharding
@@ -14,6 +15,11 @@ from revelio_jax.training.checkpoints import RunIdentity
 from revelio_jax.training.loader import RowStream
 from revelio_jax.training.mixture import Mixture, open_mixture
 from revelio_jax.training.step import State
+
+MEMORY_ADVICE = (
+    "lower config.train.batch_size or the dictionary size; if the host ran out of memory, lower "
+    "config.data.buffer_chunks; revelio plan estimates the memory of a run"
+)
 
 
 class Centering(typing.NamedTuple):
@@ -37,7 +43,8 @@ class RestoredRun(typing.NamedTuple):
 def open_run(config: Config) -> tuple[pathlib.Path, Mixture]:
     """Return the folder of the run, which may not exist yet, and the stores it trains on.
 
-    Raise InputError if the config names no folder or no stores, or if a store cannot be used.
+    Raise InputError if the config names no folder or no stores, if the folder cannot be written, or if a store cannot
+    be used.
     """
     if not config.run:
         raise InputError("config.run is not set; it must name the folder of the run, for example runs/mini_sd")
@@ -46,8 +53,7 @@ def open_run(config: Config) -> tuple[pathlib.Path, Mixture]:
             "config.extract.store is not set; set it, or set config.data.stores, to the stores to train on"
         )
     folder = pathlib.Path(config.run)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"config.run is {config.run!r}; it must be a folder")
+    files.check_writable(folder, "config.run")
     # The weight 1 makes any other colon part of the store's location.
     entries = config.data.stores or (f"1:{config.extract.store}",)
     return folder, open_mixture(entries, config.data.site)
@@ -74,7 +80,16 @@ def write_config(folder: pathlib.Path, config: Config) -> None:
     """Create the folder of the run and write config.json into it, from the first process only."""
     folder.mkdir(parents=True, exist_ok=True)
     if processes.is_first():
-        (folder / "config.json").write_text(config.to_json())
+        files.write_text(folder / "config.json", config.to_json())
+
+
+def saved_step_line(*folders: pathlib.Path) -> str:
+    """Return the newest saved step of a run, or of the runs of a grid, as advice after a failure."""
+    step = checkpoints.newest_step(*folders)
+    run = folders[0] if len(folders) == 1 else folders[0].parent
+    if not step:
+        return f"no step of {run} is saved"
+    return f"step {step} of {run} is saved; --config.train.resume=yes continues it"
 
 
 def restore_run(config: Config) -> RestoredRun:

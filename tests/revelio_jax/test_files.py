@@ -3,7 +3,7 @@
 import pytest
 
 from revelio_jax import files
-from revelio_jax.errors import InputError
+from revelio_jax.errors import EnvironmentFailure, InputError
 
 
 def test_output_goes_into_the_run_or_into_the_parent_folder_of_several(tmp_path):
@@ -45,7 +45,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         write(ZeroDivisionError)
-    with pytest.raises(InputError, match=r"p\.json cannot be written: No space left"):
+    with pytest.raises(EnvironmentFailure, match=r"p\.json cannot be written: No space left"):
         write(OSError(28, "No space left on device"))
     assert path.read_text() == "old"
     files.write_text(path, "new ä")
@@ -72,7 +72,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         write(ZeroDivisionError)
-    with pytest.raises(InputError, match="f cannot be written: No space left"):
+    with pytest.raises(EnvironmentFailure, match="f cannot be written: No space left"):
         write(OSError(28, "No space left on device"))
     assert [file.name for file in folder.iterdir()] == ["old"]
     with files.replacing_folder(folder) as part:

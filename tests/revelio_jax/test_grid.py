@@ -205,9 +205,9 @@ def test_a_nonfinite_loss_names_its_member(config, with_train, tmp_path):
     ("axes", "match"),
     [
         ([], "--grid is missing"),
-        (["sae.k"], "sae.k is ''; each value must be of type int"),
+        (["sae.k"], "sae.k is ''; each value must be a whole number"),
         (["sae.k=2,,3"], "sae.k is ''; each"),
-        (["sae.k=2,x"], "sae.k is 'x'; each value must be of type int"),
+        (["sae.k=2,x"], "sae.k is 'x'; it must be a whole number"),
         (["sae.k=0"], "config.sae.k is 0; it must be at least 1"),
         (["sae.k=2", "sae.k=3"], "sae.k twice"),
         (["sae.k=2,2"], "two members for the folder"),

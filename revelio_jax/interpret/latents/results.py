@@ -127,15 +127,12 @@ def save(
     arrays: dict[str, np.ndarray],
 ) -> Results:
     """Write all files and replace the previous results in one step. Raise InputError if writing fails."""
-    try:
-        with files.replacing_folder(folder) as part:
-            for name in TABLES:
-                pyarrow.parquet.write_table(tables[name], part / f"{name}.parquet")
-            _write_summary(part, summary)
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part / ARRAYS)
-            shutil.copymode(part / SUMMARY, part / ARRAYS)  # safetensors creates files that only the owner can read
-    except SafetensorError as error:
-        raise InputError(f"{folder} cannot be written: {error}") from error
+    with files.replacing_folder(folder) as part:
+        for name in TABLES:
+            pyarrow.parquet.write_table(tables[name], part / f"{name}.parquet")
+        _write_summary(part, summary)
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part / ARRAYS)
+        shutil.copymode(part / SUMMARY, part / ARRAYS)  # safetensors creates files that only the owner can read
     return load(folder)
 
 

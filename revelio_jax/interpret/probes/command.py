@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 from revelio_jax import files
 from revelio_jax.cli import RunsParser
-from revelio_jax.errors import InputError, require
+from revelio_jax.errors import InputError, memory_advice, require
 from revelio_jax.interpret.probes import diff_c, experiment, plot
 from revelio_jax.interpret.probes.experiment import PROBES, ProbeRow, ProbeSettings
 
@@ -34,6 +34,7 @@ KEY = (
 )  # fmt: skip
 
 
+@memory_advice("lower --memory, or config.interpret.batch_size of the run")
 def main(argv: Sequence[str]) -> None:
     """Run ``revelio probes`` with the arguments ``argv``."""
     parser = RunsParser("revelio_jax.interpret.probes", __doc__, "JSON")

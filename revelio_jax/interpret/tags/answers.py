@@ -13,7 +13,7 @@ import threading
 import typing
 from collections.abc import Callable
 
-from revelio_jax.errors import InputError
+from revelio_jax.errors import InputError, write_failure
 from revelio_jax.interpret.tags.questions import VERSION, Question
 
 NAME = "tags_cache.jsonl"
@@ -79,7 +79,7 @@ class AnswerCache:
                     file.write(b"\n")  # a crash truncated the last line
                 file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:
-            raise InputError(f"{self._path} cannot be written: {error}") from error
+            raise write_failure(str(self._path), error) from error
 
 
 def _key(identity: str, question: Question) -> str:

@@ -35,10 +35,10 @@ import pyarrow
 import pyarrow.parquet
 from tqdm import tqdm
 
+from revelio_jax import files
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError, require
-from revelio_jax.files import replacing
 from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.latents.results import Results
 from revelio_jax.interpret.tags import answers, evidence, questions
@@ -164,7 +164,7 @@ def write(run_results: Results, tags: Sequence[Tag]) -> None:
     rows = {row["latent"]: row for row in old_tags.to_pylist()} if old_tags else {}
     rows |= {tag.latent: dataclasses.asdict(tag) for tag in tags}
     columns = {name: [rows[latent].get(name) for latent in sorted(rows)] for name in SCHEMA.names}
-    with replacing(run_results.folder / "tags.parquet") as part:
+    with files.replacing(run_results.folder / "tags.parquet") as part:
         pyarrow.parquet.write_table(pyarrow.table(columns, SCHEMA), part)
 
 
@@ -180,6 +180,7 @@ def _in_parallel(tag_one: Callable[[int], Tag], latents: Sequence[int], parallel
 def _folder(config: Config) -> pathlib.Path:
     if not config.run:
         raise InputError("config.run is not set; set it to the folder of the run, for example runs/mini_sd")
+    files.check_writable(config.run, "config.run")
     return results.folder_of(config.run, config.interpret.sae)
 
 

@@ -55,9 +55,10 @@ def test_the_store_holds_the_hidden_states_of_the_encoder(text_config, tmp_path,
             )
             seen += zip(sample.tolist(), position.tolist(), strict=True)
         assert seen == [(s, first + p) for s in range(10) for p in range(counts[s])]
-    assert len(out) == 2
-    assert f"10 prompts, rows: clip.layer.0 {counts.sum():,} x 16" in out[0]
-    assert str(tmp_path / "store") in out[1]
+    assert len(out) == 3
+    assert out[0] == "worker 0 of 1: this process writes the whole store"
+    assert f"10 prompts, rows: clip.layer.0 {counts.sum():,} x 16" in out[1]
+    assert str(tmp_path / "store") in out[2]
     assert store.manifest["extract"]["positions"] == positions
     assert store.manifest["model"]["family"] == "sd"
     assert "torch" in store.manifest["notes"]["versions"]

@@ -125,7 +125,10 @@ class Explorer:
 
 @pytest.fixture(scope="session")
 def explorer(tmp_path_factory, write_run, save_results):
-    """``explorer(site)`` serves the explorer of a hook point, once per session."""
+    """``explorer(site)`` serves the explorer of a hook point, once per session and set of flags.
+
+    ``allowed`` and ``root`` are the flags --allow_host and --root_path.
+    """
     pytest.importorskip("gradio", reason="gradio is not installed")
     from revelio_jax.explore import app, server
 
@@ -133,7 +136,7 @@ def explorer(tmp_path_factory, write_run, save_results):
         stack.enter_context(contextlib.chdir(ROOT))
 
         @functools.cache
-        def get(site: str) -> Explorer:
+        def get(site: str, allowed: tuple[str, ...] = (), root: str = "") -> Explorer:
             config = write_run(tmp_path_factory.mktemp("runs") / site, site)
             run = pathlib.Path(config.run)
             if site == "clip.layer.2":
@@ -141,7 +144,8 @@ def explorer(tmp_path_factory, write_run, save_results):
             backend = load(config, None)
             page = app.build(backend, load_catalog(config, run / "export", LATENTS), run / "report", EXAMPLES)
             listener = server.listen("127.0.0.1", 0)
-            page_server = server.server(server.application(page, run / "report", "127.0.0.1"))
+            served = server.application(page, run / "report", "127.0.0.1", allowed, root)
+            page_server = server.server(served)
             thread = threading.Thread(target=page_server.run, kwargs={"sockets": [listener]})
             thread.start()
             stack.callback(thread.join)

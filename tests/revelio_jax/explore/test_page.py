@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from revelio_jax.explore.requests import SteeringRequest
 from tests.helpers.browser import PHONE
@@ -156,7 +157,7 @@ def test_compare_shows_an_image_per_strength(open_page):
 
 
 @pytest.mark.slow
-def test_errors_are_one_line_and_the_page_keeps_working(open_page, monkeypatch):
+def test_errors_are_one_line_and_the_page_keeps_working(open_page, monkeypatch, caplog):
     ui = open_page(TEXT)
     ui.page.on("dialog", lambda dialog: pytest.fail("a script was run"))
     for prompt, message in (
@@ -172,12 +173,20 @@ def test_errors_are_one_line_and_the_page_keeps_working(open_page, monkeypatch):
     assert ui.page.locator("#tokens img").count() == 0
 
     def broken(*_):
-        raise RuntimeError("out of memory\nmore of it")
+        raise RuntimeError("wrong shape\nmore of it")
 
     with monkeypatch.context() as patch:
         patch.setattr(ui.backend, "_sample", broken)
         ui.draw("flat emoji of owl")
-        ui.wait_for_message("the pipeline failed: RuntimeError: out of memory more of it")
+        ui.wait_for_message("the pipeline failed: RuntimeError: wrong shape more of it")
+        assert "Traceback" in caplog.text  # a programming error
+        caplog.clear()
+        patch.setattr(ui.backend, "_sample", lambda *_: torch.empty(2**46))  # 256 TiB
+        ui.draw("flat emoji of fox")
+        ui.wait_for_message("restart the explorer with smaller config.steer.height and width")
+        assert ui.message().startswith("out of memory: ")
+        assert "Traceback" not in caplog.text
+        assert f"error: {ui.message()}" in caplog.text
     assert "Traceback" not in ui.page.content()
     ui.draw_and_wait("flat emoji of owl")
     assert ui.message() == ""

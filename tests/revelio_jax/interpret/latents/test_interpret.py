@@ -15,7 +15,7 @@ import pytest
 
 from revelio_jax import files
 from revelio_jax.config import Config, DataConfig, ExtractConfig, InterpretConfig
-from revelio_jax.errors import InputError
+from revelio_jax.errors import EnvironmentFailure, InputError
 from revelio_jax.interpret.latents import interpretation, results, store_pass, tables
 from revelio_jax.store import open_store
 from tests.revelio_jax.interpret import conftest as planted
@@ -186,7 +186,7 @@ def test_a_full_disk_keeps_the_previous_results(own, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(results, "save_file", full)
-        with pytest.raises(InputError, match=r"cannot be written: .*No space left on device"):
+        with pytest.raises(EnvironmentFailure, match=r"cannot be written: .*No space left on device"):
             interpretation.interpret(own, again=True)
     assert not before.folder.with_name("latents.part").exists()
     same(results.load(before.folder), before)
