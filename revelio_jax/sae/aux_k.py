@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 
 from revelio_jax.config import SaeConfig
-from revelio_jax.sae import sharding, topk
+from revelio_jax.sae import forms, sharding, topk
 from revelio_jax.sae.code import Code
-from revelio_jax.sae.module import candidates, represented
+from revelio_jax.sae.module import largest
 from revelio_jax.sae.sparse import product
 
 T = typing.TypeVar("T")
@@ -122,14 +122,14 @@ def _few(inputs: _Inputs, size: int) -> LossAndGradients:
 def _many(inputs: _Inputs) -> LossAndGradients:
     """Return loss and gradients from k_aux slots of each row. The cost hardly depends on the number of dead latents."""
     sae = inputs.sae
-    if sae.products == "dense" or sae.encode_chunk:
+    if forms.is_dense(sae) or sae.encode_chunk:
         return _selected(inputs, sae)
     # k_aux is so large that whole products win on every accelerator.
-    forms = {"cpu": "sparse", "default": "dense"}
+    products = {"cpu": "sparse", "default": "dense"}
     return jax.lax.platform_dependent(
         **{
             platform: functools.partial(_selected, inputs, dataclasses.replace(sae, products=form))
-            for platform, form in forms.items()
+            for platform, form in products.items()
         }
     )
 
@@ -138,8 +138,7 @@ def _selected(inputs: _Inputs, sae: SaeConfig) -> LossAndGradients:
     params, x_BD, error_BD, deviation, dead_F, _ = inputs
     x_BD -= params["b_dec_D"]
     b_enc_F = jnp.where(dead_F, params["b_enc_F"], -jnp.inf)
-    slots, pre_BF = candidates(x_BD, params["W_enc_FD"], b_enc_F, sae.k_aux, sae)
-    code = represented(slots.where(topk.survivors(slots.values, sae.k_aux, "feature")), pre_BF)
+    (code,) = largest(x_BD, params["W_enc_FD"], b_enc_F, [sae.k_aux], sae.k_aux, sae)
     rest_BD = _rest(error_BD, code.decode(params["W_dec_FD"], sae))
     grad_BD = -2 * sae.aux_alpha / deviation * rest_BD
     dots = code.dots(grad_BD, params["W_dec_FD"], sae)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from revelio_jax.config import SaeConfig
-from revelio_jax.sae import sparse
+from revelio_jax.sae import sparse, topk
 from revelio_jax.sae.kernels import decode_error, segment_sum
 from revelio_jax.sae.kernels.segment_sum import Gradient
 from revelio_jax.sae.sparse import product
@@ -46,12 +46,9 @@ class Code:
         positive slot are kept, and those equal to it up to the highest latent among the equal slots: if a row has more
         equal values than slots for them, the slots hold the lowest latents.
         """
-        fires_BK = self.values > 0
-        low_B1 = jnp.where(fires_BK, self.values, jnp.inf).min(1, keepdims=True)
-        last_B1 = jnp.where(self.values == low_B1, self.latents, -1).max(1, keepdims=True)
-        latent_F = jnp.arange(pre_BF.shape[1], dtype=jnp.int32)
-        keep_BF = (pre_BF > low_B1) | ((pre_BF == low_B1) & (latent_F <= last_B1))
-        return Code(jnp.where(keep_BF, pre_BF, 0))
+        low_B = jnp.where(self.values > 0, self.values, jnp.inf).min(1)
+        last_B = jnp.where(self.values == low_B[:, None], self.latents, -1).max(1)
+        return Code(topk.kept(pre_BF, low_B, last_B))
 
     def count(self, latents: int, above: float) -> jax.Array:
         """Return the number of rows on which each latent of this device is above a value: int32 [F]."""

@@ -142,6 +142,16 @@ def _first_largest(x_BM: jax.Array) -> jax.Array:
     return at_BM.min(1).astype(jnp.int32)
 
 
+def kept(pre_BF: jax.Array, low_B: jax.Array, last_B: jax.Array) -> jax.Array:
+    """Return pre_BF with zeros in place of the values that top-k does not keep: [B, F].
+
+    Kept are the values of a row above ``low_B``, and those equal to it up to the index ``last_B``.
+    """
+    low_B1, last_B1 = low_B[:, None], last_B[:, None]
+    index_F = jnp.arange(pre_BF.shape[1], dtype=jnp.int32)
+    return jnp.where((pre_BF > low_B1) | ((pre_BF == low_B1) & (index_F <= last_B1)), pre_BF, 0)
+
+
 def survivors(values_BK: jax.Array, k: jax.Array | int, axis: str) -> jax.Array:
     """Return the mask [B, K] of each device's candidates that are among the k largest over the mesh axis ``axis``.
 
