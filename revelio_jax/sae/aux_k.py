@@ -89,10 +89,21 @@ def aux_k(
     ]
     # All devices must take the same branch, because branches contain collectives.
     most_dead = jax.lax.pmax(dead_F.sum(), "feature")
-    branch = jnp.searchsorted(jnp.array([0, *sizes]), topk.largest_of_grid(most_dead))
+    branch = jnp.searchsorted(jnp.array([0, *sizes]), _largest_of_grid(most_dead))
     with jax.named_scope(SCOPE):
         aux_loss, grads = jax.lax.switch(branch, branches)
     return jnp.where(most_dead > 0, aux_loss, 0), grads  # without dead latents all gradients are 0
+
+
+@jax.custom_batching.custom_vmap
+def _largest_of_grid(x: jax.Array) -> jax.Array:
+    """Return x; under ``jax.vmap`` the maximum over members, unbatched, so that only one branch runs."""
+    return x
+
+
+@_largest_of_grid.def_vmap
+def _(_: int, batched: list[bool], x_G: jax.Array) -> tuple[jax.Array, bool]:
+    return (x_G.max(0) if batched[0] else x_G), False
 
 
 def _few(inputs: _Inputs, size: int) -> LossAndGradients:

@@ -58,7 +58,7 @@ def largest(
     if sae.products == "threshold":
         pre_BF = product(x_BD, W_enc_FD.T, sae.matmul_dtype) + b_enc_F
         thresholds = [threshold.pallas(pre_BF, jnp.minimum(k, len(b_enc_F))) for k in counts]
-        return [Code(topk.kept(pre_BF, *of_rows)) for of_rows in thresholds]
+        return [Code.of_kept(pre_BF, *of_rows) for of_rows in thresholds]
     found, pre_BF = candidates(x_BD, W_enc_FD, b_enc_F, slots, sae)
     kept = [found.where(topk.survivors(found.values, k, "feature")) for k in counts]
     return [represented(code, pre_BF) for code in kept]
