@@ -83,8 +83,10 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
     if form not in FORMS:
         raise InputError(f"--form is {form!r}; allowed: {', '.join(FORMS)}")
 
-    if config.sae.products == "kernels":
-        raise InputError("config.sae.products is kernels; a grid supports auto, sparse, atomic and dense")
+    if config.sae.products in ("kernels", "threshold"):
+        raise InputError(
+            f"config.sae.products is {config.sae.products}; a grid supports auto, sparse, atomic and dense"
+        )
 
     # Members, mesh and data.
     members, streams = open_members(configs(config, axes))

@@ -100,9 +100,9 @@ class SaeConfig:
         "auto",
         "matrix products with codes. sparse: use only the rows of latents that fire; kernels: the same, with kernels "
         "for an H100; atomic: the same, but a GPU adds gradients in any order, so that a resumed run differs in the "
-        "last bits; dense: multiply whole matrices; auto: sparse on a CPU, dense on a TPU, and on a GPU by the "
-        "dictionary size, with kernels where they work",
-        choices=("auto", "sparse", "kernels", "atomic", "dense"),
+        "last bits; dense: multiply whole matrices; threshold: the same, with a kernel for top-k on one TPU; auto: "
+        "sparse on a CPU, dense on a TPU, and on a GPU by the dictionary size, with kernels where they work",
+        choices=("auto", "sparse", "kernels", "atomic", "dense", "threshold"),
     )
     matmul_dtype: str = field(
         "auto",
@@ -119,10 +119,10 @@ class SaeConfig:
                     f"config.sae.{name} is {value}; it needs config.sae.architecture "
                     f"{' or '.join(architectures)}, not {self.architecture}"
                 )
-        if self.encode_chunk and self.products == "dense":
+        if self.encode_chunk and self.products in ("dense", "threshold"):
             raise InputError(
-                f"config.sae.products is dense; with config.sae.encode_chunk {self.encode_chunk} it must be auto, "
-                "sparse, kernels or atomic, because dense products need the pre-activations of all latents"
+                f"config.sae.products is {self.products}; with config.sae.encode_chunk {self.encode_chunk} it must be "
+                "auto, sparse, kernels or atomic, because dense products need the pre-activations of all latents"
             )
         shares = self.prefixes
         increasing = all(low < high for low, high in itertools.pairwise((0.0, *shares)))  # False for NaN

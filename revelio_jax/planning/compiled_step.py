@@ -48,13 +48,16 @@ def compile_mesh(work: StepWork, mesh: jax.sharding.Mesh, chip: Chip) -> Compile
         "program": memory.generated_code_size_in_bytes,
     }
     text = compiled.as_text() or ""
-    least, most = (hlo.cost(text, mesh.size, scope) for scope in ("", SCOPE))
+    seconds, seconds_dead = (estimated_seconds(text, mesh.size, chip, scope) for scope in ("", SCOPE))
+    return Compiled(parts, seconds, seconds_dead, hlo.cost(text, mesh.size).collectives)
+
+
+def estimated_seconds(text: str, devices: int, chip: Chip, costly_scope: str = "") -> float | None:
+    """Return the seconds of a program by XLA's cycles and published rates, or None for a GPU; see :func:`hlo.cost`."""
     if chip.clock is None:
-        return Compiled(parts, collectives=least.collectives)
-    seconds, seconds_dead = (
-        cost.cycles / chip.clock + cost.moved / chip.bytes_s + cost.sent / chip.sent_s for cost in (least, most)
-    )
-    return Compiled(parts, seconds, seconds_dead, least.collectives)
+        return None
+    cost = hlo.cost(text, devices, costly_scope)
+    return cost.cycles / chip.clock + cost.moved / chip.bytes_s + cost.sent / chip.sent_s
 
 
 def compile_step(work: StepWork, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:

@@ -95,7 +95,7 @@ class _Step:
         self.d, self.batch = work.d, work.config.train.batch_size
         self.rows, self.latents = self.batch / data, work.latents / feature
         self.is_sparse_code = sae.architecture in ("topk", "batch_topk")
-        self.has_slots = self.is_sparse_code and sae.products != "dense"
+        self.has_slots = self.is_sparse_code and not forms.is_dense(sae)
         self.slots = min(slots(sae), self.latents)
         # Reconstructions: one for each prefix, and one with 4 k latents
         self.codes = max(1, len(sae.prefixes)) + bool(sae.multi_topk)

@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 
 from revelio_jax.config import SaeConfig
-from revelio_jax.sae import sharding, topk
+from revelio_jax.sae import forms, sharding, topk
 from revelio_jax.sae.code import Code
-from revelio_jax.sae.module import candidates, represented
+from revelio_jax.sae.module import largest
 from revelio_jax.sae.sparse import product
 
 T = typing.TypeVar("T")
@@ -89,10 +89,21 @@ def aux_k(
     ]
     # All devices must take the same branch, because branches contain collectives.
     most_dead = jax.lax.pmax(dead_F.sum(), "feature")
-    branch = jnp.searchsorted(jnp.array([0, *sizes]), topk.largest_of_grid(most_dead))
+    branch = jnp.searchsorted(jnp.array([0, *sizes]), _largest_of_grid(most_dead))
     with jax.named_scope(SCOPE):
         aux_loss, grads = jax.lax.switch(branch, branches)
     return jnp.where(most_dead > 0, aux_loss, 0), grads  # without dead latents all gradients are 0
+
+
+@jax.custom_batching.custom_vmap
+def _largest_of_grid(x: jax.Array) -> jax.Array:
+    """Return x; under ``jax.vmap`` the maximum over members, unbatched, so that only one branch runs."""
+    return x
+
+
+@_largest_of_grid.def_vmap
+def _(_: int, batched: list[bool], x_G: jax.Array) -> tuple[jax.Array, bool]:
+    return (x_G.max(0) if batched[0] else x_G), False
 
 
 def _few(inputs: _Inputs, size: int) -> LossAndGradients:
@@ -122,14 +133,14 @@ def _few(inputs: _Inputs, size: int) -> LossAndGradients:
 def _many(inputs: _Inputs) -> LossAndGradients:
     """Return loss and gradients from k_aux slots of each row. The cost hardly depends on the number of dead latents."""
     sae = inputs.sae
-    if sae.products == "dense" or sae.encode_chunk:
+    if forms.is_dense(sae) or sae.encode_chunk:
         return _selected(inputs, sae)
     # k_aux is so large that whole products win on every accelerator.
-    forms = {"cpu": "sparse", "default": "dense"}
+    products = {"cpu": "sparse", "default": "dense"}
     return jax.lax.platform_dependent(
         **{
             platform: functools.partial(_selected, inputs, dataclasses.replace(sae, products=form))
-            for platform, form in forms.items()
+            for platform, form in products.items()
         }
     )
 
@@ -138,8 +149,7 @@ def _selected(inputs: _Inputs, sae: SaeConfig) -> LossAndGradients:
     params, x_BD, error_BD, deviation, dead_F, _ = inputs
     x_BD -= params["b_dec_D"]
     b_enc_F = jnp.where(dead_F, params["b_enc_F"], -jnp.inf)
-    slots, pre_BF = candidates(x_BD, params["W_enc_FD"], b_enc_F, sae.k_aux, sae)
-    code = represented(slots.where(topk.survivors(slots.values, sae.k_aux, "feature")), pre_BF)
+    (code,) = largest(x_BD, params["W_enc_FD"], b_enc_F, [sae.k_aux], sae.k_aux, sae)
     rest_BD = _rest(error_BD, code.decode(params["W_dec_FD"], sae))
     grad_BD = -2 * sae.aux_alpha / deviation * rest_BD
     dots = code.dots(grad_BD, params["W_dec_FD"], sae)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from revelio_jax.config import SaeConfig
-from revelio_jax.sae import sparse
+from revelio_jax.sae import sparse, topk
 from revelio_jax.sae.kernels import decode_error, segment_sum
 from revelio_jax.sae.kernels.segment_sum import Gradient
 from revelio_jax.sae.sparse import product
@@ -46,12 +46,14 @@ class Code:
         positive slot are kept, and those equal to it up to the highest latent among the equal slots: if a row has more
         equal values than slots for them, the slots hold the lowest latents.
         """
-        fires_BK = self.values > 0
-        low_B1 = jnp.where(fires_BK, self.values, jnp.inf).min(1, keepdims=True)
-        last_B1 = jnp.where(self.values == low_B1, self.latents, -1).max(1, keepdims=True)
-        latent_F = jnp.arange(pre_BF.shape[1], dtype=jnp.int32)
-        keep_BF = (pre_BF > low_B1) | ((pre_BF == low_B1) & (latent_F <= last_B1))
-        return Code(jnp.where(keep_BF, pre_BF, 0))
+        low_B = jnp.where(self.values > 0, self.values, jnp.inf).min(1)
+        last_B = jnp.where(self.values == low_B[:, None], self.latents, -1).max(1)
+        return Code.of_kept(pre_BF, low_B, last_B)
+
+    @staticmethod
+    def of_kept(pre_BF: jax.Array, low_B: jax.Array, last_B: jax.Array) -> "Code":
+        """Return the matrix of the pre-activations that :func:`topk.kept` keeps."""
+        return Code(_computed_once(topk.kept(pre_BF, low_B, last_B)))
 
     def count(self, latents: int, above: float) -> jax.Array:
         """Return the number of rows on which each latent of this device is above a value: int32 [F]."""
@@ -80,7 +82,7 @@ class Code:
         else:
             error_BD = x_BD - (self.decode(W_dec_FD, sae) + b_dec_D)
             dots = self.dots(error_BD, W_dec_FD, sae)
-        return error_BD, dataclasses.replace(self, values=jnp.where(self.values > 0, dots, 0))
+        return error_BD, dataclasses.replace(self, values=_computed_once(jnp.where(self.values > 0, dots, 0)))
 
     def dots(self, rows_BD: jax.Array, W_dec_FD: jax.Array, sae: SaeConfig) -> jax.Array:
         """Return the dot products of rows with the decoder rows of their latents, in the shape of ``values``."""
@@ -96,7 +98,7 @@ class Code:
         The kernel also returns sums over the rows of the result, and their dot products with ``W_FD``.
         """
         if self.indices is None:
-            return Gradient(start_FD + product(self.values.T, rows_BD, sae.matmul_dtype))
+            return Gradient(_computed_once(start_FD + product(self.values.T, rows_BD, sae.matmul_dtype)))
         if sae.products == "kernels":
             rows_BD = rows_BD.astype(sae.matmul_dtype)
             return segment_sum.pallas(self.values, self.indices, rows_BD, len(start_FD), W_FD, start_FD)
@@ -107,3 +109,8 @@ class Code:
         if self.indices is None:
             return self.values.sum(0)
         return sparse.sums(self.values, self.indices, latents, sae)
+
+
+def _computed_once(x: jax.Array) -> jax.Array:
+    """Keep XLA on a TPU from computing ``x`` inside each product that reads it, once for every tile of the result."""
+    return jax.lax.platform_dependent(x, tpu=jax.lax.optimization_barrier, default=lambda x: x)

@@ -27,3 +27,8 @@ def on_platform(sae: SaeConfig, latents: int, platform: str) -> SaeConfig:
         dense = platform != "cpu" and not sae.encode_chunk and (few or platform == "tpu")
         sae = dataclasses.replace(sae, products="dense" if dense else "sparse")
     return sae
+
+
+def is_dense(sae: SaeConfig) -> bool:
+    """Return whether codes are matrices."""
+    return sae.products in ("dense", "threshold")

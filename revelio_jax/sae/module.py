@@ -1,12 +1,15 @@
 """The sparse autoencoder as a Flax module: encoding rows into codes and decoding codes into rows."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from revelio_jax.config import SaeConfig
-from revelio_jax.sae import jump, sparse, topk
+from revelio_jax.sae import forms, jump, sparse, topk
 from revelio_jax.sae.code import Code
+from revelio_jax.sae.kernels import threshold
 from revelio_jax.sae.sharding import total
 from revelio_jax.sae.sparse import product
 
@@ -28,7 +31,7 @@ def candidates(
 
     For codes as matrices, also return the pre-activations W_enc x + b_enc [B, F], which :func:`represented` needs.
     """
-    if sae.products == "dense":
+    if forms.is_dense(sae):
         x_BF = product(x_BD, W_enc_FD.T, sae.matmul_dtype)
         values_BK, indices_BK = topk.top_k(x_BF, min(slots, len(b_enc_F)), b_enc_F)
         return Code(jax.nn.relu(values_BK), indices_BK), x_BF + b_enc_F
@@ -38,6 +41,27 @@ def candidates(
 def represented(code: Code, pre_BF: jax.Array | None) -> Code:
     """Return a selection of the slots of :func:`candidates` in the representation that config.sae.products sets."""
     return code if pre_BF is None else code.as_matrix(pre_BF)
+
+
+def largest(
+    x_BD: jax.Array,
+    W_enc_FD: jax.Array,
+    b_enc_F: jax.Array,
+    counts: Sequence[jax.Array | int],
+    slots: int,
+    sae: SaeConfig,
+) -> list[Code]:
+    """Return for each k of ``counts`` the code with the k largest latents of each row over all devices.
+
+    Each k is at most ``slots`` and may be traced.
+    """
+    if sae.products == "threshold":
+        pre_BF = product(x_BD, W_enc_FD.T, sae.matmul_dtype) + b_enc_F
+        thresholds = [threshold.pallas(pre_BF, jnp.minimum(k, len(b_enc_F))) for k in counts]
+        return [Code.of_kept(pre_BF, *of_rows) for of_rows in thresholds]
+    found, pre_BF = candidates(x_BD, W_enc_FD, b_enc_F, slots, sae)
+    kept = [found.where(topk.survivors(found.values, k, "feature")) for k in counts]
+    return [represented(code, pre_BF) for code in kept]
 
 
 class SparseAutoencoder(nnx.Module):
@@ -64,10 +88,13 @@ class SparseAutoencoder(nnx.Module):
         sae = self.sae
         if sae.architecture in ("dense", "jumprelu"):
             return self._dense(x_BD), None
-        select = self._largest if sae.architecture == "topk" else self._above_kth
-        candidates, pre_BF = self._candidates(x_BD, slots(sae))
-        code = represented(select(candidates, k), pre_BF)
-        return code, represented(select(candidates, MULTI * k), pre_BF) if sae.multi_topk else None
+        counts = [k, MULTI * k] if sae.multi_topk else [k]
+        if sae.architecture == "topk":
+            codes = largest(x_BD - self["b_dec_D"], self["W_enc_FD"], self["b_enc_F"], counts, slots(sae), sae)
+        else:
+            candidates, pre_BF = self._candidates(x_BD, slots(sae))
+            codes = [represented(self._above_kth(candidates, k), pre_BF) for k in counts]
+        return codes[0], codes[1] if sae.multi_topk else None
 
     def infer(self, x_BD: jax.Array, threshold: jax.Array) -> Code:
         """Return the inference code of rows. The code of a row does not depend on the other rows of the batch.

@@ -41,8 +41,7 @@ def two_stages(x_BF: jax.Array, bias_F: jax.Array, k: int, strided: bool) -> tup
     The maxima of these groups come before all elements of the other groups. A group is a range of neighbors, which a
     GPU reads together, or ``strided`` over the row, so that a TPU takes maxima of whole vectors. Both searches may
     return any of several equal elements, which spares a GPU a sort of the whole row. One element more than k is
-    searched for: if it equals the k-th, which is rare, :func:`tournament` decides which of the equal elements are the
-    first.
+    searched for: if it equals the k-th, which is rare, :func:`_first_equal` finds the first of the equal elements.
     """
     rows, width = x_BF.shape
     size = _group_size(width, k)
@@ -59,13 +58,34 @@ def two_stages(x_BF: jax.Array, bias_F: jax.Array, k: int, strided: bool) -> tup
     values_BK, at_BK = _any_top_k(candidates_BC, k + 1)
     indices_BK = jnp.take_along_axis(members_BC, at_BK, 1)
     falling_BK, indices_BK = jax.lax.sort((-values_BK, indices_BK), num_keys=2)
-    values_BK = -falling_BK
-    tied_B = (values_BK[:, k - 1] == values_BK[:, k]) & (values_BK[:, k] > 0)
-    return jax.lax.cond(
-        largest_of_grid(tied_B.any()),
-        lambda: tournament(x_BF, bias_F, k),
-        lambda: (values_BK[:, :k], indices_BK[:, :k]),
-    )
+    values_BK, indices_BK = -falling_BK[:, :k], indices_BK[:, :k]
+    tied_B1 = (falling_BK[:, k - 1 : k] == falling_BK[:, k:]) & (values_BK[:, -1:] > 0)
+    return values_BK, _first_equal(x_BF, bias_F, values_BK, indices_BK, tied_B1)
+
+
+def _first_equal(
+    x_BF: jax.Array, bias_F: jax.Array, values_BK: jax.Array, indices_BK: jax.Array, tied_B1: jax.Array
+) -> jax.Array:
+    """Return ``indices_BK``, but in tied rows the lowest indices of the elements that equal the last value.
+
+    A loop passes over all elements once for each such slot of the row that has most of them, and not at all without
+    tied rows.
+    """
+    low_B1 = values_BK[:, -1:]
+    is_equal_BK = tied_B1 & (values_BK == low_B1)
+    first_B1 = (values_BK > low_B1).sum(1, keepdims=True, dtype=jnp.int32)  # the slot of the first of them
+    slot_K, index_F = jnp.arange(values_BK.shape[1], dtype=jnp.int32), jnp.arange(x_BF.shape[1], dtype=jnp.int32)
+    count = is_equal_BK.sum(1, dtype=jnp.int32).max()
+
+    def find(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        i, last_B1, indices_BK = state
+        is_next_BF = (x_BF + bias_F == low_B1) & (index_F > last_B1)
+        last_B1 = jnp.where(is_next_BF, index_F, len(index_F)).min(1, keepdims=True)
+        is_slot_BK = is_equal_BK & (slot_K == first_B1 + i) & (last_B1 < len(index_F))
+        return i + 1, last_B1, jnp.where(is_slot_BK, last_B1, indices_BK)
+
+    start = jnp.zeros_like(count), jnp.full_like(first_B1, -1), indices_BK
+    return jax.lax.while_loop(lambda state: state[0] < count, find, start)[2]
 
 
 def _group_size(width: int, k: int) -> int:
@@ -81,17 +101,6 @@ def _any_top_k(x_BF: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     unstable = {"is_stable": False} if "is_stable" in inspect.signature(jax.lax.top_k).parameters else {}
     values_BK, indices_BK = jax.lax.top_k(x_BF, k, **unstable)
     return values_BK, indices_BK
-
-
-@jax.custom_batching.custom_vmap
-def largest_of_grid(x: jax.Array) -> jax.Array:
-    """Return x; under ``jax.vmap`` the maximum over members, unbatched, so that only one branch runs."""
-    return x
-
-
-@largest_of_grid.def_vmap
-def _(_: int, batched: list[bool], x_G: jax.Array) -> tuple[jax.Array, bool]:
-    return (x_G.max(0) if batched[0] else x_G), False
 
 
 def tournament(x_BF: jax.Array, bias_F: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -140,6 +149,17 @@ def _first_largest(x_BM: jax.Array) -> jax.Array:
     """Return ``argmax`` of each row, the first of equal values, in two vectorized passes: int32 [B]."""
     at_BM = jnp.where(x_BM == x_BM.max(1, keepdims=True), jnp.arange(x_BM.shape[1]), x_BM.shape[1] - 1)
     return at_BM.min(1).astype(jnp.int32)
+
+
+def kept(pre_BF: jax.Array, low_B: jax.Array, last_B: jax.Array) -> jax.Array:
+    """Return pre_BF with zeros in place of the values that top-k does not keep: [B, F].
+
+    Kept are the values of a row above ``low_B``, and those equal to it up to the index ``last_B``.
+    """
+    low_B1, last_B1 = low_B[:, None], last_B[:, None]
+    index_F = jnp.arange(pre_BF.shape[1], dtype=jnp.int32)
+    keep_BF = (pre_BF > low_B1) | ((pre_BF == low_B1) & (index_F <= last_B1))
+    return jnp.where(keep_BF, pre_BF, 0)
 
 
 def survivors(values_BK: jax.Array, k: jax.Array | int, axis: str) -> jax.Array:

@@ -49,12 +49,12 @@ def settings(size: Size, small: bool) -> list[Setting]:
 
     AuxK has many branches, which take long to compile.
     """
-    plain = [config(size, products, k_aux=0) for products in ("kernels", "atomic", "sparse", "dense")]
+    plain = [config(size, products, k_aux=0) for products in ("kernels", "threshold", "atomic", "sparse", "dense")]
+    kernels, _, _, sparse, _ = plain
     if small:
-        kernels, _, sparse, _ = plain
         aux_k = dataclasses.replace(sparse, k_aux=size.n // 4)
         return [Setting(kernels), Setting(sparse), Setting(sparse, dispatched=True), Setting(aux_k, DEAD)]
-    dispatched = [Setting(sae, dispatched=True) for sae in (plain[0], plain[2])]
+    dispatched = [Setting(sae, dispatched=True) for sae in (kernels, sparse)]
     float32 = config(size, "sparse", k_aux=0, matmul_dtype="float32")
     aux_k = [dataclasses.replace(sae, k_aux=min(K_AUX, size.n)) for sae in plain]
     with_aux_k = [Setting(sae, dead) for sae in aux_k for dead in (0.0, DEAD)]
@@ -110,6 +110,8 @@ class Steps:
         if sae.products == "kernels":
             for kernel in ("segment_sum", "optimizer_rows"):
                 require(kernel, size.d, size.k)
+        if sae.products == "threshold":
+            require("threshold", size.n, size.k)
         program, x_BD, compile_s = self.program(sae, setting.dispatched)
         fresh, run = self.fresh(sae.matmul_dtype, setting.dead), functools.partial(_run, program, x_BD)
         peak_before, metrics = peak_bytes(), {}

@@ -3,19 +3,21 @@
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 
 from revelio_jax.config import SaeConfig
 from revelio_jax.errors import InputError
-from revelio_jax.sae import forms, initial, module
+from revelio_jax.sae import forms, initial, module, topk
 from revelio_jax.sae.kernels import decode_error, optimizer_rows, segment_sum, threshold
 
 KERNELS = ("segment_sum", "optimizer_rows", "decode_error", "threshold")
 # The oldest release with which the kernels were compiled. Their interface changed between earlier ones.
 OLDEST_JAX = {"gpu": (0, 12, 0), "tpu": (0, 10, 2)}
+# The form with kernels that takes the place of a form on a platform.
+WITH_KERNELS = {("gpu", "sparse"): "kernels", ("tpu", "dense"): "threshold"}
 CAPABILITY = "9.0"  # of the GPUs that the kernels were compiled for: H100, H200
 LATENTS, ROWS = 48, 2 * segment_sum.WINDOW + 40  # of the self-check: a latent of all rows fills whole windows
 
@@ -25,31 +27,46 @@ Form = Callable[..., typing.Any]
 def with_kernels(sae: SaeConfig, latents: int, d: int, mesh: jax.sharding.Mesh) -> tuple[SaeConfig, str | None]:
     """Return :func:`forms.resolved` with kernels if they can be used, otherwise the reason in one line.
 
-    Kernels take the place of sparse products on a GPU. Each is compared with its plain form on the device first, which
-    takes seconds. Raise InputError if config.sae.products is kernels and they cannot be used.
+    Kernels take the place of sparse products on a GPU, and of top-k before dense products on a TPU. Each is compared
+    with its plain form on the device first, which takes seconds. Raise InputError if config.sae.products names a form
+    with kernels and they cannot be used.
     """
     wanted, sae = sae.products, forms.resolved(sae, latents, mesh)
     device = mesh.local_devices[0]
-    if wanted != "kernels" and not (wanted == "auto" and sae.products == "sparse" and device.platform == "gpu"):
+    form = WITH_KERNELS.get((device.platform, sae.products)) if wanted == "auto" else wanted
+    if form not in WITH_KERNELS.values():
         return sae, None
-    reason = _reason(sae, d, device)
+    reasons = _reasons_of_threshold if form == "threshold" else _reasons
+    reason = next(filter(None, reasons(sae, latents, d, mesh)), None)
     if reason is None:
-        return dataclasses.replace(sae, products="kernels"), None
-    if wanted == "kernels":
-        raise InputError(f"config.sae.products is kernels; {reason}; set it to auto")
+        return dataclasses.replace(sae, products=form), None
+    if wanted == form:
+        raise InputError(f"config.sae.products is {form}; {reason}; set it to auto")
     return sae, f"products without kernels: {reason}"
 
 
-def _reason(sae: SaeConfig, d: int, device: typing.Any) -> str | None:
-    """Return why the kernels cannot be used, or None. The one for decoding is used where its shapes fit."""
-    slots = module.slots(sae)
+def _reasons(sae: SaeConfig, _: int, d: int, mesh: jax.sharding.Mesh) -> Iterator[str | None]:
+    """Yield why the kernels for a GPU cannot be used. The one for decoding is used where its shapes fit."""
+    device, slots = mesh.local_devices[0], module.slots(sae)
     kernels = ["segment_sum", "optimizer_rows"]
     kernels += ["decode_error"] if supports("decode_error", d, slots) else []
-    reasons = (check(kernel, device, d, slots) for check in (obstacle, disagreement) for kernel in kernels)
     if sae.matmul_dtype != "bfloat16" or sae.architecture not in ("topk", "batch_topk"):
+        yield obstacle(kernels[0], device, d, slots)
         unfit = f"config.sae.matmul_dtype is {sae.matmul_dtype} and architecture {sae.architecture}"
-        reasons = iter([obstacle(kernels[0], device, d, slots), f"{unfit}; kernels need bfloat16 and topk"])
-    return next(filter(None, reasons), None)
+        yield f"{unfit}; kernels need bfloat16 and topk"
+    for check in (obstacle, disagreement):
+        yield from (check(kernel, device, d, slots) for kernel in kernels)
+
+
+def _reasons_of_threshold(sae: SaeConfig, latents: int, _: int, mesh: jax.sharding.Mesh) -> Iterator[str | None]:
+    """Yield why the kernel for a TPU cannot be used."""
+    device, devices = mesh.local_devices[0], mesh.shape["feature"]
+    yield obstacle("threshold", device, latents, sae.k)
+    if sae.architecture != "topk":
+        yield f"config.sae.architecture is {sae.architecture}; threshold needs topk"
+    if devices > 1:
+        yield f"{devices} devices split the latents; threshold needs all of a row on one device"
+    yield disagreement("threshold", device, latents, sae.k)
 
 
 def obstacle(kernel: str, device: typing.Any, width: int, slots: int) -> str | None:
@@ -124,13 +141,12 @@ def _example(kernel: str, width: int, slots: int, interpret: bool) -> tuple[Form
         pre_BF = pre_BF.at[0].set(jnp.round(pre_BF[0]))  # ties
         k = jnp.int32(slots)
 
-        def kept(low_B: jax.Array, last_B: jax.Array, pre_BF: jax.Array) -> _Code:
-            low_B1, before_BF = low_B[:, None], jnp.arange(width) <= last_B[:, None]
-            return _Code(jnp.where((pre_BF > low_B1) | ((pre_BF == low_B1) & before_BF), pre_BF, 0))
+        def codes(low_and_last_B: tuple[jax.Array, jax.Array], pre_BF: jax.Array) -> _Code:
+            return _Code(topk.kept(pre_BF, *low_and_last_B))
 
         return (
-            lambda pre_BF, k: kept(*threshold.xla(pre_BF, k), pre_BF),
-            lambda pre_BF, k: kept(*threshold.pallas(pre_BF, k, interpret), pre_BF),
+            lambda pre_BF, k: codes(threshold.xla(pre_BF, k), pre_BF),
+            lambda pre_BF, k: codes(threshold.pallas(pre_BF, k, interpret), pre_BF),
             (pre_BF, k),
         )
     if kernel == "optimizer_rows":

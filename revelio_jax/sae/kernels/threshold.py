@@ -1,6 +1,6 @@
 """The smallest value that top-k keeps in each row, and the last kept position among equal values, on a TPU.
 
-Dense products need no sorted codes: z is ``where((pre > low) | ((pre == low) & (index <= last)), pre, 0)``. The kernel
+Dense products need no sorted codes: both numbers of each row give the matrix of codes (:func:`topk.kept`). The kernel
 reads the pre-activations once, a block of rows at a time, and finds ``low`` in the TPU's vector memory by bisection:
 positive floats are ordered like their bits. It counts the values above a guess until every row of the block has a
 guess with exactly k values above it: about 18 counts for normal random rows. Only exactly equal values need all 31.
@@ -50,9 +50,11 @@ def pallas(pre_BF: jax.Array, k: jax.Array | int, interpret: bool = False) -> tu
     """Return the result of :func:`xla`. F must be a multiple of 128, and at most 524,288."""
     rows, latents = pre_BF.shape
     column_B1 = pl.BlockSpec((ROWS, 1), lambda block: (block, 0))
+    array_type: typing.Any = jax.typeof(pre_BF)  # inside shard_map, results vary over the axes of their operand
+    column = functools.partial(jax.ShapeDtypeStruct, (rows, 1), manual_axis_type=array_type.manual_axis_type)
     low_B1, last_B1 = pl.pallas_call(
         functools.partial(_block, columns=_columns(latents)),
-        out_shape=(jax.ShapeDtypeStruct((rows, 1), jnp.float32), jax.ShapeDtypeStruct((rows, 1), jnp.int32)),
+        out_shape=(column(jnp.float32), column(jnp.int32)),
         grid=(pl.cdiv(rows, ROWS),),
         in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), pl.BlockSpec((ROWS, latents), lambda block: (block, 0))],
         out_specs=(column_B1, column_B1),

@@ -1,6 +1,7 @@
 """A code as a matrix has exactly the latents and values of its slots, also where values are equal."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from revelio_jax.config import SaeConfig
 from revelio_jax.errors import InputError
 from revelio_jax.sae import SparseAutoencoder, losses, sharding
+from revelio_jax.sae.kernels import threshold
 
 ROWS, WIDTH, LATENTS = 16, 5, 128
 VARIANTS = {
@@ -45,6 +47,16 @@ def matrices(sae, x, params, mesh, k):
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
 @pytest.mark.parametrize("k", [3, 2], ids=["k", "annealed k"])
 def test_a_matrix_equals_its_slots(name, mesh, k):
+    check_matrices(name, "dense", mesh, k)
+
+
+@pytest.mark.parametrize("name", ["topk", "multi_topk"])
+def test_a_matrix_from_the_threshold_equals_its_slots(name, monkeypatch):
+    monkeypatch.setattr(threshold, "pallas", functools.partial(threshold.pallas, interpret=True))
+    check_matrices(name, "threshold", (1, 1), 2)
+
+
+def check_matrices(name, products, mesh, k):
     random = np.random.default_rng(0)
     params = {
         "W_enc_FD": random.integers(-1, 2, (LATENTS, WIDTH)),
@@ -57,7 +69,7 @@ def test_a_matrix_equals_its_slots(name, mesh, k):
     mesh = sharding.make_mesh(*mesh, ROWS, LATENTS)
     sae = SaeConfig(k=3, matmul_dtype="float32", products="sparse", **VARIANTS[name])
     slots = matrices(sae, x, params, mesh, k)
-    dense = matrices(dataclasses.replace(sae, products="dense"), x, params, mesh, k)
+    dense = matrices(dataclasses.replace(sae, products=products), x, params, mesh, k)
     ties = np.sort(slots[0], 1)
     assert (ties[:, -1] == ties[:, -2]).any()
     assert len(slots) == len(dense) >= 2
@@ -67,5 +79,6 @@ def test_a_matrix_equals_its_slots(name, mesh, k):
 
 
 def test_dense_products_need_all_latents_at_once():
-    with pytest.raises(InputError, match="products is dense; with"):
-        SaeConfig(products="dense", encode_chunk=64)
+    for products in ("dense", "threshold"):
+        with pytest.raises(InputError, match=f"products is {products}; with"):
+            SaeConfig(products=products, encode_chunk=64)

@@ -96,10 +96,10 @@ def test_the_self_check_reports_a_kernel_that_does_not_compile(module, monkeypat
     assert line.endswith("no such instruction")
 
 
-def mesh_of(device):
-    """Return a stand-in for a mesh of one device, with the attributes that the choice reads."""
+def mesh_of(device, feature=1):
+    """Return a stand-in for a mesh of devices, with the attributes that the choice reads."""
     devices = types.SimpleNamespace(flat=[device])
-    return types.SimpleNamespace(devices=devices, local_devices=[device], shape={"data": 1, "feature": 1})
+    return types.SimpleNamespace(devices=devices, local_devices=[device], shape={"data": 1, "feature": feature})
 
 
 def test_large_dictionaries_on_a_gpu_use_kernels_that_agree(monkeypatch):
@@ -116,8 +116,29 @@ def test_large_dictionaries_on_a_gpu_use_kernels_that_agree(monkeypatch):
     assert "compute capability 9.0" in reason
 
 
+def test_one_tpu_uses_the_threshold_where_it_fits_and_agrees(monkeypatch):
+    results = iter([None, "threshold differs"])
+    monkeypatch.setattr(choice, "disagreement", lambda *_: next(results))
+
+    def chosen(latents=65536, feature=1, **fields):
+        found, reason = choice.with_kernels(SaeConfig(**fields), latents, 4096, mesh_of(V5E, feature))
+        return found.products, reason
+
+    assert chosen() == ("threshold", None)
+    assert chosen() == ("dense", "products without kernels: threshold differs")
+    for reason, fields in {
+        "threshold does not handle rows of 100 columns": {"latents": 100},
+        "config.sae.architecture is batch_topk; threshold needs topk": {"architecture": "batch_topk"},
+        "4 devices split the latents; threshold needs all": {"feature": 4},
+    }.items():
+        products, line = chosen(**fields)
+        assert products == "dense"
+        assert line.startswith(f"products without kernels: {reason}")
+    with pytest.raises(InputError, match="products is threshold; 4 devices split the latents"):
+        chosen(products="threshold", feature=4)
+
+
 def test_other_devices_and_small_dictionaries_do_without_kernels():
-    assert choice.with_kernels(SaeConfig(), 65536, 4096, mesh_of(V5E))[0].products == "dense"
     assert choice.with_kernels(SaeConfig(k=32), 4096, 4096, mesh_of(H100))[0].products == "dense"
     cpu = choice.with_kernels(SaeConfig(), 65536, 4096, mesh_of(jax.devices()[0]))
     assert (cpu[0].products, cpu[0].matmul_dtype, cpu[1]) == ("sparse", "float32", None)
