@@ -83,8 +83,8 @@ class SaeConfig:
     init: str = field(
         "rows",
         "initial weights. unit: random unit vectors in decoder and encoder; fitted: the same, and the encoder is "
-        "scaled to best reconstruct the first training rows; rows: like fitted, with directions from training rows; "
-        "kaiming_uniform: a random encoder, and the decoder has its rows, scaled to norm 1",
+        "scaled to best reconstruct the first training rows; rows: like fitted, but three of four directions come from "
+        "training rows; kaiming_uniform: a random encoder, and the decoder has its rows, scaled to norm 1",
         choices=("rows", "fitted", "unit", "kaiming_uniform"),
     )
     b_dec_init: str = field(

@@ -11,6 +11,7 @@ from revelio_jax.sae import forms, sharding
 from revelio_jax.sae.module import SparseAutoencoder
 
 ROW_SHARE = 0.8  # of a row's direction in a decoder row; the rest is random, so that equal rows give different latents
+RANDOM = 4  # one latent of this many stays random, for the features in most rows, which C^-1 removes from the others
 RIDGE = 0.03  # added to the covariance in :func:`row_directions`, as a share of the mean variance
 FIT_ROWS = 512  # to fit the encoder's factor; few, because each row adds F pre-activations in memory
 
@@ -20,10 +21,11 @@ def initial_params(
 ) -> dict[str, jax.Array]:
     """Return float32 parameters on their devices, equal on every mesh except for rounding in :func:`fit`.
 
-    Decoder rows are uniform on the unit sphere. With ``sae.init`` rows, they are mostly :func:`row_directions` of the
-    normalized training rows ``x_ND``. The encoder starts as a separate copy of the decoder. With rows and fitted, the
-    encoder is scaled to ``x_ND``. With kaiming_uniform the encoder is uniform in +- sqrt(6 / d), and the decoder has
-    the encoder's rows, scaled to norm 1. jumprelu has one threshold per latent, stored as its logarithm.
+    Decoder rows are uniform on the unit sphere. With ``sae.init`` rows, three of four are mostly
+    :func:`row_directions` of the normalized training rows ``x_ND``. The encoder starts as a separate copy of the
+    decoder. With rows and fitted, the encoder is scaled to ``x_ND``. With kaiming_uniform the encoder is uniform in
+    +- sqrt(6 / d), and the decoder has the encoder's rows, scaled to norm 1. jumprelu has one threshold per latent,
+    stored as its logarithm.
     """
 
     def make(b_dec_D: jax.Array, x_ND: jax.Array) -> dict[str, jax.Array]:
@@ -36,7 +38,10 @@ def initial_params(
             W_dec_FD = unit_rows(jax.random.normal(key, shape))
             if sae.init == "rows":
                 rows_FD = row_directions(jax.random.fold_in(key, 1), x_ND - b_dec_D, latents)
-                W_dec_FD = unit_rows(ROW_SHARE * rows_FD + (1 - ROW_SHARE) * W_dec_FD)
+                mostly_rows_FD = unit_rows(ROW_SHARE * rows_FD + (1 - ROW_SHARE) * W_dec_FD)
+                # Alternating, so that each prefix of a Matryoshka dictionary has both kinds.
+                is_random_F1 = jnp.arange(latents)[:, None] % RANDOM == 0
+                W_dec_FD = jnp.where(is_random_F1, W_dec_FD, mostly_rows_FD)
             W_enc_FD = W_dec_FD
         params = {
             "W_enc_FD": jnp.copy(W_enc_FD),

@@ -122,7 +122,10 @@ def test_a_file_of_something_else_is_refused(tmp_path, text):
     ("flag", "message"),
     [
         ("--data=real", "one of uniform-512, uniform-4096"),
-        ("--systems=torch", "one of revelio_jax, sae-lens"),
+        (
+            "--systems=torch",
+            "one of revelio_jax, revelio_jax-bfloat16, revelio_jax-bfloat16-moments, sae-lens, eai-sparsify",
+        ),
         ("--rates=fast", "numbers of at least"),
         ("--seeds=-1", "numbers of at least 0"),
         ("--draw=0", "at least 1"),

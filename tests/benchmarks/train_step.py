@@ -171,12 +171,12 @@ def parse_fractions(flag: str, text: str) -> list[float]:
     return fractions
 
 
-def parse_systems(text: str) -> list[str]:
-    """Parse --systems. Raise InputError if one is unknown or not installed."""
+def parse_systems(text: str, ours: tuple[str, ...] = (OURS,)) -> list[str]:
+    """Parse --systems, which may name ``ours`` and PEERS. Raise InputError if one is unknown or not installed."""
     systems = text.split(",")
     for system in systems:
-        if system not in (OURS, *PEERS):
-            raise InputError(f"--systems has {system!r}; it must be one of {', '.join((OURS, *PEERS))}")
+        if system not in (*ours, *PEERS):
+            raise InputError(f"--systems has {system!r}; it must be one of {', '.join((*ours, *PEERS))}")
     if set(systems) & set(PEERS) and not PYTHON_OF_PEERS.exists():
         raise InputError(f"--systems is {text!r}; .venv-peers is missing; run bash tests/benchmarks/peers.sh")
     return systems

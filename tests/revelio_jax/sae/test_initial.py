@@ -57,6 +57,18 @@ def test_row_directions_are_rows_times_the_inverse_covariance():
     assert sorted(nearest[:100]) == list(range(100))  # no row twice before all are used
 
 
+def test_three_of_four_latents_start_from_training_rows():
+    mesh = sharding.make_mesh(1, 1, 8, 64)
+    unit, rows = (
+        initial_params(SaeConfig(k=4, init=init), 0, 64, np.zeros(12), ROWS, mesh) for init in ("unit", "rows")
+    )
+    directions = np.asarray(row_directions(jax.random.key(0), ROWS, 100))  # all of them, in another order
+    W_dec = np.asarray(rows["W_dec_FD"])
+    np.testing.assert_array_equal(W_dec[::4], unit["W_dec_FD"][::4])
+    cosines = (W_dec @ directions.T).max(1).reshape(16, 4)
+    assert cosines[:, 1:].min() > 0.95 > cosines[:, 0].max()
+
+
 def test_rows_that_are_not_finite_are_left_out():
     x = ROWS.copy()
     x[7] = np.inf
