@@ -88,6 +88,7 @@ class _Pipe:
             self.transformer = None
         else:
             del self.text_encoder_2
+            self.unet = None
         setattr(self, encoder.component, encoder.model)
 
 
