@@ -5,7 +5,6 @@ A forward pass on the meta device gives the shapes; no weights are read.
 
 import contextlib
 import dataclasses
-import types
 import typing
 
 import diffusers
@@ -14,7 +13,7 @@ import torch
 from revelio_jax.config import Config, ExtractConfig, ModelConfig
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import dependence, fingerprint, loading, text_to_image
-from revelio_jax.pipelines.families import FAMILIES, Family, family_of
+from revelio_jax.pipelines.families import FAMILIES, Family
 from revelio_jax.pipelines.families.base import LONGEST_PROMPT
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.source import PipelineSource, component_config, tokenizer_config
@@ -107,28 +106,6 @@ def shapes(
         point.name: dataclasses.replace(shapes_by_name[point.name], is_used=point.name not in unused_names)
         for point in points
     }
-
-
-def unused(pipe: typing.Any) -> frozenset[str]:
-    """Return the names of hook points of a pipeline's denoiser that its output does not depend on.
-
-    The components of ``pipe`` have weights. If the denoiser cannot be traced, nothing is known, and the result is
-    empty.
-    """
-    family = family_of(pipe)
-    model = family.denoiser_of(pipe)
-    model = getattr(model, "_orig_mod", model)  # torch.compile wraps a module
-    try:
-        with torch.device("meta"):
-            twin = type(model).from_config(dict(model.config)).eval().to("meta")
-        size = model.config.get("sample_size") or 16  # FLUX takes any size
-        latent = pipe.vae.config.latent_channels, size, size
-        skeleton = types.SimpleNamespace(**pipe.components | {family.denoiser: twin})
-        points = list(family.denoiser_hook_points(twin))
-        by_name = shapes(family, skeleton, points, latent, None)
-    except dependence.UNKNOWN:
-        return frozenset()
-    return frozenset(name for name, shape in by_name.items() if not shape.is_used)
 
 
 def latent_shape(

@@ -20,7 +20,9 @@ import torch
 from revelio_jax.pipelines import hooks
 from revelio_jax.pipelines.families import Family, family_of
 from revelio_jax.pipelines.families.base import LONGEST_PROMPT
-from revelio_jax.pipelines.source import PipelineSource
+
+if typing.TYPE_CHECKING:
+    from revelio_jax.pipelines.source import PipelineSource
 
 SIZE = (64, 64)  # pixels; the graph does not depend on them
 # What code of a pipeline raises that does not fit a forward pass on meta. Nothing is known then.
@@ -80,12 +82,32 @@ def unused_in_text_encoders(pipe: typing.Any, clip_skip: int | None = None) -> f
         return frozenset()
 
 
-def unused_in_skeleton(source: PipelineSource, skeleton: typing.Any) -> frozenset[str]:
+def unused_in_skeleton(source: "PipelineSource", skeleton: typing.Any) -> frozenset[str]:
     """Return the result of :func:`unused_in_text_encoders` for text encoders on meta, without a pipeline's weights."""
     if source.layout.is_standalone or not source.layout.text_encoders:
         return frozenset()
     try:
         return _unused_in(_text_pipeline(source, skeleton), source.layout)
+    except UNKNOWN:
+        return frozenset()
+
+
+def unused_in_denoiser(pipe: typing.Any) -> frozenset[str]:
+    """Return the names of hook points of a pipeline's denoiser that its output does not depend on.
+
+    If the denoiser cannot be traced, nothing is known, and the result is empty.
+    """
+    family = family_of(pipe)
+    model = family.denoiser_of(pipe)
+    model = getattr(model, "_orig_mod", model)  # torch.compile wraps a module
+    try:
+        with torch.device("meta"):
+            model = type(model).from_config(dict(model.config)).eval().to("meta")
+        size = model.config.get("sample_size") or 16  # FLUX takes any size
+        latents = torch.empty(1, pipe.vae.config.latent_channels, size, size, device="meta")
+        with traced(family.denoiser_hook_points(model)) as unused:
+            arguments = family.denoiser_arguments(latents, 0, family.empty_conditioning(pipe, latents, None))
+            return unused(model(**arguments, return_dict=False))
     except UNKNOWN:
         return frozenset()
 
@@ -126,7 +148,7 @@ def _on_meta(encoder: typing.Any) -> torch.nn.Module:
         return type(encoder)(encoder.config).eval()
 
 
-def _text_pipeline(source: PipelineSource, skeleton: typing.Any) -> typing.Any:
+def _text_pipeline(source: "PipelineSource", skeleton: typing.Any) -> typing.Any:
     """Return the diffusers pipeline of a source with only the text encoders of ``skeleton``; see ``_ZeroTokenizer``."""
     cls: typing.Any = getattr(diffusers, source.class_name)
     parts: dict[str, typing.Any] = {"requires_safety_checker": False}

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable
 import torch
 
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import denoiser, dependence, hook_points, hooks
+from revelio_jax.pipelines import dependence, hook_points, hooks
 
 _UNUSED: weakref.WeakKeyDictionary[torch.nn.Module, dict[Hashable, frozenset[str]]] = weakref.WeakKeyDictionary()
 """Names of unused hook points by component, class of the pipeline and ``clip_skip``."""
@@ -34,5 +34,7 @@ def _unused(pipe: typing.Any, component: str, clip_skip: int | None, is_text: bo
     # While anything is attached, the class is a subclass with the same name.
     key = type(pipe).__module__, type(pipe).__qualname__, clip_skip
     if key not in by_use:
-        by_use[key] = dependence.unused_in_text_encoders(pipe, clip_skip) if is_text else denoiser.unused(pipe)
+        by_use[key] = (
+            dependence.unused_in_text_encoders(pipe, clip_skip) if is_text else dependence.unused_in_denoiser(pipe)
+        )
     return by_use[key]

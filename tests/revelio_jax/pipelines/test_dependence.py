@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from revelio_jax.pipelines import denoiser, dependence, hook_points, hooks
+from revelio_jax.pipelines import dependence, hook_points, hooks
 from revelio_jax.pipelines.families import family_of
 
 UNUSED = {"sd": set(), "sdxl": {"clip_l.layer.2"}, "flux": {"flux.single.1.text"}, "dit": set()}
@@ -24,13 +24,13 @@ def prediction(pipe, point=None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", UNUSED)
-def test_exactly_the_hook_points_that_change_nothing_are_found(family, request):
-    pipe = request.getfixturevalue(family)
+def test_exactly_the_hook_points_that_change_nothing_are_found(family, own):
+    pipe = own(family)
     plain = prediction(pipe)
     points = [hook_points.resolve(pipe, name) for name in hook_points.point_names(pipe)]
     without_effect = {point.name for point in points if torch.equal(prediction(pipe, point), plain)}
     assert without_effect == UNUSED[family]
-    assert dependence.unused_in_text_encoders(pipe) | denoiser.unused(pipe) == without_effect
+    assert dependence.unused_in_text_encoders(pipe) | dependence.unused_in_denoiser(pipe) == without_effect
 
 
 @pytest.mark.parametrize("skip", [None, 0, 1])
@@ -43,7 +43,7 @@ def test_the_pipeline_is_left_as_it_is(sdxl):
     components = dict(sdxl.components)
     config = dict(sdxl.config)
     dependence.unused_in_text_encoders(sdxl, clip_skip=1)
-    denoiser.unused(sdxl)
+    dependence.unused_in_denoiser(sdxl)
     assert sdxl.components == components
     assert dict(sdxl.config) == config
     assert all(not p.is_meta for p in sdxl.text_encoder.parameters())
