@@ -15,7 +15,7 @@ def prediction(pipe, point=None) -> torch.Tensor:
     family = family_of(pipe)
     remove = hooks.hook(point, lambda x: x + torch.linspace(-3, 3, x.shape[-1])) if point else lambda: None
     try:
-        conditioning = family.conditioning(pipe, "tench" if family.name == "dit" else "a cat", 1.0, (8, 8))
+        conditioning = family.conditioning(pipe, "1" if family.name == "dit" else "a cat", 1.0, (8, 8))
         latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         arguments = family.denoiser_arguments(latents, 500, conditioning)
         return family.denoiser_of(pipe)(**arguments, return_dict=False)[0]
