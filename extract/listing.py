@@ -8,7 +8,7 @@ import typing
 import torch
 
 from revelio_jax.config import Config
-from revelio_jax.pipelines import denoiser, hook_points, loading, text_to_image
+from revelio_jax.pipelines import denoiser, dependence, hook_points, loading, text_to_image
 from revelio_jax.pipelines.denoiser import ActivationShape
 from revelio_jax.pipelines.families.base import LONGEST_PROMPT
 from revelio_jax.pipelines.hooks import HookPoint
@@ -22,7 +22,7 @@ def table(config: Config) -> str:
     """Return a table with one line per hook point of config.model. Raise InputError for wrong fields.
 
     The columns are the name, the shape, the size of one sample at one timestep and at all timesteps, and whether
-    config.extract.value=difference is possible.
+    config.extract.value=difference is possible. Hook points that no output of the pipeline depends on are marked.
     """
     extract = config.extract
     loading.quiet()
@@ -34,9 +34,11 @@ def table(config: Config) -> str:
     shapes, timesteps = {}, 1
     if denoiser_points:
         shapes, timesteps = _denoiser_shapes(config, source, pipe, denoiser_points)
+    unused = dependence.unused_in_skeleton(source, pipe)
+    unused |= frozenset(name for name, shape in shapes.items() if not shape.is_used)
     item_size = torch.empty(0, dtype=DTYPES[extract.dtype]).element_size()
     lines: list[tuple[str, ...]] = [
-        ("hook point", "[positions, d]", "one sample", f"x {timesteps} timesteps", "difference")
+        ("hook point", "[positions, d]", "one sample", f"x {timesteps} timesteps", "difference", "")
     ]
     for point in points:
         shape = shapes.get(point.name)
@@ -47,10 +49,13 @@ def table(config: Config) -> str:
             positions = 1 if extract.pool == "mean" else shape.positions
             size = positions * shape.d * item_size
             cells = _size(size), _size(size * timesteps), "yes" if shape.input_matches else "no"
-        lines.append((point.name, f"[{positions:,}, {point.d:,}]", *cells))
+        mark = "unused" if point.name in unused else ""
+        lines.append((point.name, f"[{positions:,}, {point.d:,}]", *cells, mark))
     pixels = f"{extract.height} x {extract.width} pixels, " if denoiser_points else ""
     title = f"{config.model.id}, {pixels}{extract.dtype}, config.extract.pool={extract.pool}"
     notes = [f"the denoiser is left out: {obstacle}"] if obstacle else []
+    if unused:
+        notes.append("unused: no output of the pipeline depends on this hook point")
     return "\n".join([title, *_aligned(lines), *notes])
 
 
@@ -63,7 +68,7 @@ def _denoiser_shapes(
     timesteps = len(extract.timesteps)
     if extract.mode == "generate" and not timesteps:
         timesteps = len(denoiser.schedule(source, config, latent))
-    return denoiser.shapes(source, pipe, points, latent), max(timesteps, 1)
+    return denoiser.shapes(source.layout, pipe, points, latent, denoiser.prompt_tokens(source)), max(timesteps, 1)
 
 
 def _text_positions(source: PipelineSource, pipe: typing.Any, point: HookPoint) -> int:

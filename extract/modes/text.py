@@ -12,7 +12,7 @@ from extract.text_encoder import Tokens
 from revelio_jax.config import Config, ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.inputs.prompts import read_prompts
-from revelio_jax.pipelines import fingerprint, hook_points, loading, placement
+from revelio_jax.pipelines import dependence, fingerprint, hook_points, loading, placement
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.loading import TextEncoder
 from revelio_jax.pipelines.source import PipelineSource
@@ -51,6 +51,7 @@ def load(config: Config, prompts: list[Sample], worker: Worker, source: Pipeline
     sites, model = config.extract.sites, config.model
     device = loading.device(model.device, worker.number)
     pipe = loading.skeleton(source)
+    dependence.warn_of_unused(sites, dependence.unused_in_skeleton(source, pipe))
     components = dict.fromkeys(loading.hook_point(pipe, part).component for name in sites for part in name.split("+"))
     encoders = {name: loading.load_text_encoder(source, name, model.dtype, device) for name in components}
     for component, encoder in encoders.items():

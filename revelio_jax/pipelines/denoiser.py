@@ -12,8 +12,8 @@ import torch
 
 from revelio_jax.config import Config, ExtractConfig, ModelConfig
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import fingerprint, loading, text_to_image
-from revelio_jax.pipelines.families import FAMILIES
+from revelio_jax.pipelines import dependence, fingerprint, loading, text_to_image
+from revelio_jax.pipelines.families import FAMILIES, Family
 from revelio_jax.pipelines.families.base import LONGEST_PROMPT
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.source import PipelineSource, component_config, tokenizer_config
@@ -26,12 +26,14 @@ if typing.TYPE_CHECKING:
 class ActivationShape:
     """The shape of a hook point's activations for one sample at one timestep: [positions, d].
 
-    ``input_matches``: the module's input has the same shape, so output minus input can be extracted.
+    ``input_matches``: the module's input has the same shape, so output minus input can be extracted. ``is_used``: the
+    output of the denoiser depends on the activations.
     """
 
     positions: int
     d: int
     input_matches: bool
+    is_used: bool = True
 
 
 def skeleton(source: PipelineSource) -> typing.Any:
@@ -51,8 +53,9 @@ def extraction_shapes(
 ) -> tuple[dict[str, ActivationShape], tuple[int, int, int]]:
     """Return the shapes of config.extract.sites, and the shape of the latents: [channels, height, width].
 
-    Raise InputError if the family has no denoiser or a hook point is unknown. With config.extract.value=difference,
-    also raise it if input and output of a hook point differ in shape.
+    Print a warning for hook points that no output depends on. Raise InputError if the family has no denoiser or a hook
+    point is unknown. With config.extract.value=difference, also raise it if input and output of a hook point differ in
+    shape.
     """
     if source.layout.denoiser is None:
         raise InputError(
@@ -68,7 +71,8 @@ def extraction_shapes(
     pipe = skeleton(source)
     latent = latent_shape(source, source.layout.denoiser_of(pipe), extract)
     points = [loading.hook_point(pipe, name) for name in extract.sites]
-    shapes_by_name = shapes(source, pipe, points, latent)
+    shapes_by_name = shapes(source.layout, pipe, points, latent, prompt_tokens(source))
+    dependence.warn_of_unused(extract.sites, frozenset(n for n, shape in shapes_by_name.items() if not shape.is_used))
     for name, shape in shapes_by_name.items():
         if extract.value == "difference" and not shape.input_matches:
             raise InputError(
@@ -77,15 +81,16 @@ def extraction_shapes(
     return shapes_by_name, latent
 
 
-@torch.inference_mode()
 def shapes(
-    source: PipelineSource, pipe: typing.Any, points: list[HookPoint], latent: tuple[int, int, int]
+    family: Family, pipe: typing.Any, points: list[HookPoint], latent: tuple[int, int, int], tokens: int | None
 ) -> dict[str, ActivationShape]:
-    """Return the shapes of hook points of a denoiser, from a forward pass on the meta device."""
-    family = source.layout
+    """Return the shapes of hook points of a denoiser, from a forward pass on the meta device.
+
+    ``tokens`` is the length of the prompt, or None if the family does not fix it.
+    """
     latents = torch.empty(1, *latent, device="meta")
     shapes_by_name: dict[str, ActivationShape] = {}
-    with contextlib.ExitStack() as hooks:
+    with dependence.traced(points) as unused, contextlib.ExitStack() as hooks:
         for point in points:
 
             def record(_module, args, kwargs, output, point: HookPoint = point) -> None:
@@ -94,9 +99,13 @@ def shapes(
                 shapes_by_name[point.name] = ActivationShape(hidden.shape[1], hidden.shape[2], same)
 
             hooks.callback(point.module.register_forward_hook(record, with_kwargs=True).remove)
-        conditioning = family.empty_conditioning(pipe, latents, prompt_tokens(source))
-        family.denoiser_of(pipe)(**family.denoiser_arguments(latents, 0, conditioning))
-    return {point.name: shapes_by_name[point.name] for point in points}
+        conditioning = family.empty_conditioning(pipe, latents, tokens)
+        arguments = family.denoiser_arguments(latents, 0, conditioning)
+        unused_names = unused(family.denoiser_of(pipe)(**arguments, return_dict=False))
+    return {
+        point.name: dataclasses.replace(shapes_by_name[point.name], is_used=point.name not in unused_names)
+        for point in points
+    }
 
 
 def latent_shape(

@@ -19,6 +19,7 @@ from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering import outcome, provenance
 from revelio_jax.steering.attachment import Attachment
 from revelio_jax.steering.state import PLAIN, Call, SteeringState
+from revelio_jax.steering.unused import refuse_unused
 
 Encoded = tuple[typing.Any, ...]
 """The result of a pipeline's ``encode_prompt``."""
@@ -35,6 +36,7 @@ def steered_call(state: SteeringState, args: tuple[typing.Any, ...], kwargs: Arg
     arguments = _bound(state, "__call__", args, kwargs)[1]
     _refuse_foreign_embeddings(state, arguments)
     _refuse_cropped_mask(state, arguments)
+    _refuse_unused(state, arguments)
     for attachment in state.attachments:
         if hook_points.is_denoiser_point(attachment.points[0].name):
             attachment.refresh()  # may sample images
@@ -91,6 +93,7 @@ def encode_prompt(state: SteeringState, name: str, args: tuple[typing.Any, ...],
     bound, arguments = _bound(state, name, args, kwargs)
     if state.call is None:
         _refuse_foreign_embeddings(state, arguments)
+        _refuse_unused(state, arguments)
 
     def encode(**changed: typing.Any) -> typing.Any:
         bound.arguments.update(changed)
@@ -249,6 +252,13 @@ def _refuse_foreign_embeddings(state: SteeringState, arguments: Arguments) -> No
         if mark != (branch, state.text_version()):
             reason = f"as the {mark[0]} branch" if mark[0] != branch else "with other strengths"
             raise InputError(f"{checked} was encoded {reason}; encode it again for the {branch} branch")
+
+
+def _refuse_unused(state: SteeringState, arguments: Arguments) -> None:
+    """Raise InputError if no output depends on a hook point that must act; it may follow from ``clip_skip``."""
+    for attachment in state.attachments:
+        if attachment.weights(CONDITIONAL) or attachment.weights(UNCONDITIONAL):
+            refuse_unused(state.pipe, attachment.points, arguments.get("clip_skip"))
 
 
 def _refuse_cropped_mask(state: SteeringState, arguments: Arguments) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points, hooks
 from revelio_jax.pipelines.families import family_of
+from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering import hub, session, text_latents, vectors, watching
 from revelio_jax.steering.attachment import AttachedConcept, Attachment, ConceptSource
 from revelio_jax.steering.compatibility import check_model_name, hook_points_of
@@ -31,6 +32,7 @@ from revelio_jax.steering.sae import Sae, load_sae
 from revelio_jax.steering.sampled_concepts import CallArguments
 from revelio_jax.steering.sources import FunctionSource, LatentSource, TextSource
 from revelio_jax.steering.strengths import Key, Strength, check_strength
+from revelio_jax.steering.unused import refuse_unused
 from revelio_jax.steering.vectors import Concept, VectorSource
 from revelio_jax.steering.where import Where, WhereFields
 
@@ -216,6 +218,8 @@ class Steerer:
         where: Where,
     ) -> Attachment:
         family, difference = family_of(pipe), self.sae.reads_difference
+        if any(concept.weight(CONDITIONAL) or concept.weight(UNCONDITIONAL) for concept in concepts.values()):
+            refuse_unused(pipe, points)
         has_text = any(isinstance(concept.source, TextSource) for concept in concepts.values())
         attachment = Attachment(
             points,

@@ -30,6 +30,7 @@ from revelio_jax.steering.rules import Add
 from revelio_jax.steering.sae import read_torch_tensors
 from revelio_jax.steering.sampled_concepts import CallArguments, sampled_mean
 from revelio_jax.steering.strengths import Strength, check_strength
+from revelio_jax.steering.unused import refuse_unused
 from revelio_jax.steering.where import Where, WhereFields
 
 FORMAT = "revelio_jax.concept.1"
@@ -175,6 +176,8 @@ def attach_vectors(
     where = dataclasses.replace(where or Where(), **limits)
     if where.pooled and loaded.pooled is None:
         raise InputError(f"pooled is True, but the concept {loaded.text!r} was saved without a pooled vector")
+    if strength:
+        refuse_unused(pipe, points)
     attached = AttachedConcept(VectorSource(loaded), check_strength(concept, strength), negative_branch)
     attachment = Attachment(points, {concept: attached}, where, family_of(pipe), owner=attach_vectors)
     return session.attach(pipe, attachment)

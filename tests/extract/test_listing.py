@@ -146,7 +146,8 @@ def list_points_of(tmp_path, capsys):
             run.main(["--config", str(config), "--list_sites", *flags])
         lines = capsys.readouterr().out.splitlines()[2:]
         assert not (tmp_path / "store").exists()
-        return {line.split()[0]: [cell.strip() for cell in line.split("  ") if cell.strip()][1:] for line in lines}
+        rows = {line.split()[0]: [cell.strip() for cell in line.split("  ") if cell.strip()][1:] for line in lines}
+        return rows | {"unused:": [line[8:] for line in lines if line.startswith("unused: ")]}
 
     return list_points
 
@@ -155,6 +156,7 @@ def test_stable_diffusion_1(list_points_of):
     cells_of = list_points_of("sd", extract__timesteps="(0, 25)", extract__mode="noised")
     assert cells_of["clip.layer.11"] == ["[77, 768]", "236.5 kB"]
     assert "clip.layer.12" not in cells_of
+    assert cells_of.pop("unused:") == []
     shapes = {name: cells[0] for name, cells in cells_of.items()}
     assert shapes["unet.mid_block"] == "[64, 1,280]"
     assert [shapes[f"unet.up_blocks.{i}"] for i in range(4)] == [
@@ -178,6 +180,9 @@ def test_sdxl(list_points_of):
     cells_of = list_points_of("sdxl", extract__height=1024, extract__width=1024, extract__dtype="float16")
     assert len([name for name in cells_of if ".attentions." in name]) == 11
     assert cells_of["clip_g.layer.31"][0] == "[77, 1,280]"
+    # The U-Net reads the tokens of the layers before the last ones; the pooled vector needs the last one of clip_g.
+    assert [name for name, cells in cells_of.items() if "unused" in cells] == ["clip_l.layer.11"]
+    assert cells_of["unused:"] == ["no output of the pipeline depends on this hook point"]
     assert cells_of["unet.down_blocks.1.attentions.1"][0] == "[4,096, 640]"
     assert cells_of["unet.mid_block.attentions.0"][0] == "[1,024, 1,280]"
     assert cells_of["unet.up_blocks.0.attentions.2"][:2] == ["[1,024, 1,280]", "2.621 MB"]
@@ -191,7 +196,8 @@ def test_flux(list_points_of):
     assert len(blocks) == 2 * (19 + 38)
     assert {cells[0] for name, cells in blocks.items() if name.endswith("text")} == {"[512, 3,072]"}
     assert {cells[0] for name, cells in blocks.items() if name.endswith("image")} == {"[4,096, 3,072]"}
-    assert {cells[-1] for cells in blocks.values()} == {"yes"}
+    assert [name for name, cells in cells_of.items() if "unused" in cells] == ["flux.single.37.text"]
+    assert {cells[3] for cells in blocks.values()} == {"yes"}
     assert blocks["flux.double.18.image"][1] == "25.17 MB"
 
 
@@ -204,6 +210,7 @@ def test_the_tokenizer_of_flux_limits_the_text_positions(list_points_of):
 
 def test_dit_xl_2(list_points_of):
     cells_of = list_points_of("dit", extract__height=256, extract__width=256, extract__pool="mean")
+    assert cells_of.pop("unused:") == []
     assert list(cells_of) == [f"dit.block.{i}" for i in range(28)]
     assert {cells[0] for cells in cells_of.values()} == {"[1, 1,152]"}
 

@@ -174,3 +174,16 @@ def test_a_text_encoder_without_a_pipeline(text_config, tmp_path, bert, capsys):
         fields = {"model__id": folder, "model__family": "text", "extract__sites": "('text.layer.1',)"}
         assert message in refusal(capsys, text_config, **(fields | overrides | {"extract__store": tmp_path / "b"}))
         assert not (tmp_path / "b").exists()
+
+
+def test_a_layer_that_no_image_depends_on_is_extracted_with_a_warning(text_config, tmp_path, fitted, make_clip, capsys):
+    second = make_clip(width=8, projection=True)
+    save(tmp_path / "m", "StableDiffusionXLPipeline", {"": (make_clip(), fitted), "_2": (second, fitted)})
+    sites = "('clip_l.layer.2', 'clip_g.layer.2')"
+    run_extract(text_config, model__id=tmp_path / "m", model__family="sdxl", extract__sites=sites)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert warnings == [
+        "warning: config.extract.sites contains clip_l.layer.2, but no output of the pipeline depends on "
+        "clip_l.layer.2; an SAE of it can be interpreted, but cannot steer"
+    ]
+    assert open_store(str(tmp_path / "store")).site("clip_l.layer.2").rows
