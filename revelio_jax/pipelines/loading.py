@@ -18,6 +18,7 @@ import tensorstore as ts
 import torch
 import transformers
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from safetensors import SafetensorError
 
 from revelio_jax.config import ModelConfig
 from revelio_jax.errors import InputError
@@ -31,7 +32,7 @@ if typing.TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Exceptions that loaders raise if files are missing, broken, or belong to another model.
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 
 
 @dataclasses.dataclass(frozen=True)
