@@ -1,11 +1,16 @@
 """A store may be continued with another batch size, for example after a run was out of memory."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from revelio_jax.store import check, open_store
+from tests.helpers import ROOT
 from tests.helpers.extraction import read_files, run_extract
 
 
@@ -60,3 +65,42 @@ def test_stores_of_earlier_versions_are_continued(text_config, tmp_path):
         "manifest.json",
         *(f"shards/{shard:05d}.json" for shard in (0, 2, 3)),
     }
+
+
+OUT_OF_MEMORY = """
+import pathlib, resource, sys
+from extract import run
+from extract.modes import text
+from revelio_jax.errors import report_errors
+
+compute = text.shard_rows
+
+def limited(*arguments):  # the model is loaded
+    size = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 30 * 2**20,) * 2)
+    return compute(*arguments)
+
+text.shard_rows = limited
+with report_errors():
+    run.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc/self/statm").exists(), reason="memory is limited by /proc/self/statm")
+def test_a_run_out_of_memory_names_the_field_and_a_smaller_batch_continues(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("flat emoji of red apple with a long name\n" * 1024)
+    flags = ["--config=mini_sd", f"--config.extract.prompts={prompts}", f"--config.extract.store={tmp_path / 'store'}"]
+    flags += ["--config.extract.shard_samples=1024"]
+    command = [sys.executable, "-c", OUT_OF_MEMORY, *flags]
+    environment = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([*command, "--config.extract.batch_size=1024"], **options)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: out of memory: ")
+    assert "; lower config.extract.batch_size, or set config.model.offload; the same store then " in done.stderr
+    assert done.stderr.count("\n") == 1
+    done = subprocess.run([*command, "--config.extract.batch_size=16"], **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert open_store(str(tmp_path / "store")).manifest["batch_sizes"] == [16]
