@@ -77,7 +77,7 @@ compute = text.shard_rows
 
 def limited(*arguments):  # the model is loaded
     size = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + 30 * 2**20,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (size + 100 * 2**20,) * 2)
     return compute(*arguments)
 
 text.shard_rows = limited
@@ -90,17 +90,17 @@ with report_errors():
 @pytest.mark.skipif(not pathlib.Path("/proc/self/statm").exists(), reason="memory is limited by /proc/self/statm")
 def test_a_run_out_of_memory_names_the_field_and_a_smaller_batch_continues(tmp_path):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("flat emoji of red apple with a long name\n" * 1024)
+    prompts.write_text("flat emoji of red apple with a long name\n" * 2048)
     flags = ["--config=mini_sd", f"--config.extract.prompts={prompts}", f"--config.extract.store={tmp_path / 'store'}"]
-    flags += ["--config.extract.shard_samples=1024"]
+    flags += ["--config.extract.shard_samples=2048"]
     command = [sys.executable, "-c", OUT_OF_MEMORY, *flags]
     environment = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
-    done = subprocess.run([*command, "--config.extract.batch_size=1024"], **options)
+    done = subprocess.run([*command, "--config.extract.batch_size=2048"], **options)
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("error: out of memory: ")
     assert "; lower config.extract.batch_size, or set config.model.offload; the same store then " in done.stderr
     assert done.stderr.count("\n") == 1
-    done = subprocess.run([*command, "--config.extract.batch_size=16"], **options)
+    done = subprocess.run([*command, "--config.extract.batch_size=32"], **options)
     assert (done.returncode, done.stderr) == (0, "")
-    assert open_store(str(tmp_path / "store")).manifest["batch_sizes"] == [16]
+    assert open_store(str(tmp_path / "store")).manifest["batch_sizes"] == [32]
