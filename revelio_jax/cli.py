@@ -121,7 +121,11 @@ def load(location: str) -> dict[str, typing.Any]:
         path = shipped.config_file(name)
     else:
         path = pathlib.Path(location if location.endswith(".json") else name)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:
+        raise InputError(f"--config {location}: {error.strerror}") from error
+    if not is_file:
         advice = f"; the shipped config is --config {path.stem}" if path.stem in shipped.config_names() else ""
         raise InputError(f"--config {location}: no such file{advice}")
     values = _read_json(path) if path.suffix == ".json" else _run_python(path, argument)
@@ -208,6 +212,8 @@ def _add_fields(parser: Parser) -> None:
 def _read_json(path: pathlib.Path) -> Mapping[str, typing.Any]:
     try:
         values = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"--config {path}: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"--config {path}: {error}") from error
     if not isinstance(values, dict):

@@ -41,7 +41,8 @@ COMMANDS = {
 GRAMMAR = """\
 --config takes the name of a shipped config, a config file, or the config.json
 of a run. --config.train.steps=1000 overrides a field; a list is a,b; an empty
-value unsets a field. COMMAND --help describes a command and all its flags."""
+value unsets a field. COMMAND --help describes a command and all its flags.
+Status 2: wrong input; 1: a failure. REVELIO_TRACEBACK=1 prints the traceback."""
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "revelio") -> None:

@@ -348,3 +348,14 @@ def test_configs_of_revelio_have_the_papers_values():
         assert (config.extract.height, config.extract.width) == (256, 256)
         assert (config.sae.k, config.sae.expansion, config.sae.k_aux) == (32, 64, 0)
         assert config.data.site in config.extract.sites
+
+
+@pytest.mark.usefixtures("forbidden_folder")  # this process is not root
+def test_a_config_that_may_not_be_read_is_refused():
+    with pytest.raises(InputError, match=r"--config .*: Permission denied"):
+        cli.load("/proc/1/root/config.json")
+
+
+def test_a_number_with_a_huge_exponent_is_refused_at_once(file):
+    with pytest.raises(InputError, match=r"config\.train\.steps is '1e999999999'; it must be a whole number"):
+        parse(file(), "--config.train.steps=1e999999999")

@@ -21,8 +21,7 @@ class ModelConfig:
     compile: bool = field(False, "compile each repeated block with torch.compile")
     offload: str = field(
         "none",
-        "keep weights on the CPU until used. model: move one component at a time; sequential: "
-        "one layer at a time",
+        "keep weights on the CPU until used. model: move one component at a time; sequential: one layer at a time",
         choices=("none", "model", "sequential"),
     )
 

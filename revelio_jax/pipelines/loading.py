@@ -18,6 +18,7 @@ import numpy as np
 import tensorstore as ts
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from revelio_jax.config import ModelConfig
 from revelio_jax.errors import InputError
@@ -31,7 +32,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 QUANTIZATION = "quantization_config"  # field of the config of a quantized component
 
 # Exceptions that loaders raise if files are missing, broken, or belong to another model.
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 
 
 @dataclasses.dataclass(frozen=True)

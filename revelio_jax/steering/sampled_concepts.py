@@ -10,10 +10,11 @@ import contextlib
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 
 import diffusers
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points, hooks
@@ -70,6 +71,7 @@ def watch_passes(
     with contextlib.ExitStack() as stack:
         stack.enter_context(unsteered(pipe))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_plain_attention(twin))
         stack.enter_context(watching(twin, [point], watch, difference=difference))
         twin(**_arguments(twin, prompts, sampling or {}, seed))
 
@@ -189,6 +191,22 @@ def text_to_image_twin(pipe: typing.Any) -> typing.Any:
         raise InputError(f"{name} has no text-to-image pipeline of its components: {str(error)[:200]}") from error
     twin.set_progress_bar_config(disable=True)
     return twin
+
+
+@contextlib.contextmanager
+def _plain_attention(pipe: typing.Any) -> Generator[None]:
+    """Give the denoiser plain attention in the block, if a PAG pipeline that shares it has left its own there."""
+    model = family_of(pipe).denoiser_of(pipe)
+    processors: dict[str, typing.Any] = getattr(model, "attn_processors", {})
+    left = [name for name, processor in processors.items() if type(processor).__name__.startswith("PAG")]
+    if not left or "PAG" in type(pipe).__name__:
+        yield
+        return
+    model.set_attn_processor(processors | {name: AttnProcessor2_0() for name in left})
+    try:
+        yield
+    finally:
+        model.set_attn_processor(processors)
 
 
 def _arguments(pipe: typing.Any, prompts: list[str], sampling: CallArguments, seed: int) -> dict[str, typing.Any]:

@@ -44,6 +44,8 @@ BAD = [
     ({"model__id": "broken_index"}, "its model_index.json is malformed"),
     ({"model__id": "other_class"}, "a KandinskyPipeline; supported"),
     ({"model__id": "no_weights"}, "text_encoder cannot be loaded"),
+    ({"model__id": "cut_weights"}, "text_encoder cannot be loaded: Error while deserializing header"),
+    ({"model__id": "broken_tokenizer"}, "text_encoder cannot be loaded: "),
     ({"model__id": "lacking"}, "its weights lack 1 tensors, such as"),
     ({"model__id": "no_config"}, "a folder without text_encoder/config.json"),
     ({"model__family": "flux"}, "set config.model.family=sd"),
@@ -71,6 +73,12 @@ def test_wrong_input_is_refused_in_one_line_and_writes_nothing(
     for name, gone in [("no_weights", "model.safetensors"), ("no_config", "config.json")]:
         shutil.copytree(sd_folder, tmp_path / name)
         (tmp_path / name / "text_encoder" / gone).unlink()
+    for name, file in [
+        ("cut_weights", "text_encoder/model.safetensors"),
+        ("broken_tokenizer", "tokenizer/tokenizer.json"),
+    ]:
+        shutil.copytree(sd_folder, tmp_path / name)
+        (tmp_path / name / file).write_bytes((sd_folder / file).read_bytes()[:100])
     weights = shutil.copytree(sd_folder, tmp_path / "lacking") / "text_encoder/model.safetensors"
     tensors = safetensors.torch.load_file(weights)
     tensors.pop(max(tensors))
@@ -110,6 +118,20 @@ def test_a_finished_store_is_unchanged(text_config, tmp_path, capsys):
     run_extract(text_config)
     assert "is already complete" in capsys.readouterr().out
     assert read_files(tmp_path / "store") == before
+
+
+def test_an_unwritable_store_is_refused_before_the_prompts_are_read(text_config, small_disk, capsys):
+    store, prompts = small_disk("size=1m,ro") / "stores" / "a", "none.txt"
+    message = refusal(capsys, text_config, extract__store=store, extract__prompts=prompts)
+    assert message == f"error: config.extract.store is '{store}', which cannot be written: Read-only file system\n"
+
+
+def test_a_finished_store_may_be_read_only(text_config, tmp_path, small_disk, capsys):
+    disk = small_disk("size=4m")
+    run_extract(text_config, extract__store=disk / "store")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    run_extract(text_config, extract__store=disk / "store")
+    assert "is already complete" in capsys.readouterr().out
 
 
 def test_a_store_of_another_config_or_model_is_refused_with_the_difference(text_config, tmp_path, sd_folder, capsys):

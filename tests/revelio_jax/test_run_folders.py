@@ -13,10 +13,9 @@ from revelio_jax.errors import InputError, report_errors
 from revelio_jax.grid import train as train_grid
 from revelio_jax.train import train
 from revelio_jax.training import checkpoints, loader, run
-from tests.helpers.disks import forbidden_folder, small_disk  # noqa: F401 - fixtures
 
 
-def test_a_forbidden_folder_is_refused_and_nothing_is_created(forbidden_folder):  # noqa: F811
+def test_a_forbidden_folder_is_refused_and_nothing_is_created(forbidden_folder):
     for folder in (forbidden_folder, forbidden_folder / "a" / "b"):
         with pytest.raises(InputError, match=r"config\.run is '.*', which cannot be written: Permission denied"):
             files.check_writable(folder, "config.run")
@@ -33,7 +32,7 @@ def test_a_folder_under_a_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("command", [train, lambda config: train_grid(config, ["sae.k=2,3"])])
-def test_an_unwritable_run_is_refused_before_any_row_is_read(base, with_train, small_disk, monkeypatch, command):  # noqa: F811
+def test_an_unwritable_run_is_refused_before_any_row_is_read(base, with_train, small_disk, monkeypatch, command):
     monkeypatch.setattr(run, "open_mixture", None)
     monkeypatch.setattr(loader, "first_rows", None)
     config = with_train(base, run=str(small_disk("size=1m,ro") / "runs" / "a"))
@@ -48,7 +47,7 @@ def test_object_storage_is_refused(location):
 
 
 @pytest.mark.slow
-def test_a_full_disk_during_training_names_the_last_good_step(base, with_train, config_file, small_disk, tmp_path):  # noqa: F811
+def test_a_full_disk_during_training_names_the_last_good_step(base, with_train, config_file, small_disk, tmp_path):
     disk = small_disk("size=1m")
     config = with_train(base, run=str(disk / "run"), steps=4000, checkpoint_every=20)
     path = config_file(tmp_path / "config.py", config)

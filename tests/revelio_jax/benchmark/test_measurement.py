@@ -3,12 +3,15 @@
 import collections
 import dataclasses
 import random
+import types
 
 import numpy as np
 import pytest
 
-from revelio_jax.benchmark.bench import make_bench
+from revelio_jax.benchmark import measurement
+from revelio_jax.benchmark.bench import Bench, make_bench
 from revelio_jax.benchmark.measurement import FIGURES, Outcome, interval, worst
+from revelio_jax.config import SteerConfig
 from revelio_jax.errors import InputError
 from revelio_jax.steering.labels import find_concept, parse_concept, spread
 
@@ -64,3 +67,21 @@ def test_the_score_of_a_strength_is_its_worst_figure():
     steered = Outcome(np.full(4, 0.1), np.full(4, 0.8), np.full(4, 0.4), np.full(4, 0.8))
     assert worst(steered, plain) == pytest.approx(0.5)  # the other prompts lost half of their label
     assert worst(dataclasses.replace(steered, others_label=np.full(4, 0.8)), plain) == pytest.approx(0.9)
+
+
+def test_images_are_sampled_with_the_settings_of_their_prompts(monkeypatch):
+    """The seeds of the flag are added to the seed of each prompt."""
+    calls = []
+
+    def sample(_pipe, prompts, seeds, *, guidance, height, width, **_):
+        calls.append((prompts, seeds, guidance, height, width))
+        return np.zeros((len(prompts), 8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(measurement, "sample", sample)
+    rows = [row | {"sd_seed": str(10 * i), "scale": str(1 + i), "high": "16"} for i, row in enumerate(ROWS[:2])]
+    bench = Bench("style", "flat", "category", rows[:1], rows[1:])
+    settings = SteerConfig(seed_column="sd_seed", guidance_column="scale", height_column="high", width=8)
+    judge = types.SimpleNamespace(label=lambda images: [{"style": "flat", "category": "heart"}] * len(images))
+    measurement.measure(None, judge, bench, [0, 1], settings)
+    first, second = (row["prompt"] for row in rows)
+    assert calls == [([first, first, second, second], [0, 1, 10, 11], [1.0, 1.0, 2.0, 2.0], 16, 8)]

@@ -31,6 +31,16 @@ def test_an_image_depends_on_its_seed_and_not_on_its_batch(pipe):
     assert np.abs(together.astype(int) - other_seed).mean((1, 2, 3)).argmax() == 2
 
 
+def test_each_prompt_may_have_its_own_guidance(pipe):
+    scales = [2.0, 1.5, 2.0]
+    together = sample(pipe, PROMPTS, [1, 2, 3], guidance=scales, batch_size=3, **SETTINGS)
+    for i, scale in enumerate(scales):
+        alone = sample(pipe, PROMPTS[i : i + 1], [i + 1], guidance=scale, batch_size=1, **SETTINGS)
+        assert np.abs(together[i].astype(int) - alone[0]).max() <= 1
+    same = sample(pipe, PROMPTS, [1, 2, 3], guidance=2.0, batch_size=3, **SETTINGS)
+    assert np.abs(together[1].astype(int) - same[1]).max() > 1
+
+
 def test_guidance_moves_away_from_the_empty_prompt(pipe):
     """Guidance g is e + g (p - e): linear in one step of the latents, whatever the family calls it."""
     latents = [_latents_after_one_step(pipe, guidance) for guidance in (1.0, 2.0, 3.0)]
