@@ -108,41 +108,53 @@ def _(_: int, batched: list[bool], x_G: jax.Array) -> tuple[jax.Array, bool]:
 
 def _few(inputs: _Inputs, size: int) -> LossAndGradients:
     """Return loss and gradients from ``size`` gathered latents. Slots without a dead latent read zeros."""
-    params, x_BD, error_BD, deviation, dead_F, sae = inputs
+    params, dead_F = inputs.params, inputs.dead_F
     indices_C = jnp.nonzero(dead_F, size=size, fill_value=len(dead_F))[0]
-    W_enc_CD, b_enc_C, W_dec_CD = (params[name].at[indices_C].get(mode="fill", fill_value=0) for name in MATRICES)
+    gathered = {name: params[name].at[indices_C].get(mode="fill", fill_value=0) for name in MATRICES}
+    loss, grads = _all(inputs, gathered)
+    start = _zeros({name: params[name] for name in MATRICES}, inputs.x_BD)
+    scattered = {name: start[name].at[indices_C].set(grads[name], mode="drop") for name in MATRICES}
+    return loss, grads | scattered
+
+
+def _all(inputs: _Inputs, latents: dict[str, jax.Array]) -> LossAndGradients:
+    """Return loss and gradients from the latents with the given rows of MATRICES, by products with all of them.
+
+    If values of a row are equal to the k_aux-th largest, all of them are kept.
+    """
+    params, x_BD, error_BD, deviation, _, sae = inputs
+    W_enc_CD, b_enc_C, W_dec_CD = (latents[name] for name in MATRICES)
     x_BD -= params["b_dec_D"]
     z_BC = jax.nn.relu(product(x_BD, W_enc_CD.T, sae.matmul_dtype) + b_enc_C)
-    if size * jax.lax.axis_size("feature") > sae.k_aux:
+    if len(b_enc_C) * jax.lax.axis_size("feature") > sae.k_aux:
         sum_over_devices = functools.partial(jax.lax.psum, axis_name="feature")
         z_BC = jnp.where(z_BC >= topk.kth_largest(z_BC, sae.k_aux, 1, sum_over_devices), z_BC, 0)
     rest_BD = _rest(error_BD, Code(z_BC).decode(W_dec_CD, sae))
     grad_BD = -2 * sae.aux_alpha / deviation * rest_BD
     grad_z_BC = jnp.where(z_BC > 0, jnp.minimum(product(grad_BD, W_dec_CD.T, sae.matmul_dtype), 0), 0)
-    grads = {
+    grad_b_enc_C = grad_z_BC.sum(0)
+    return jnp.square(rest_BD).sum() / deviation, {
         "W_enc_FD": product(grad_z_BC.T, x_BD, sae.matmul_dtype),
-        "b_enc_F": grad_z_BC.sum(0),
+        "b_enc_F": grad_b_enc_C,
         "W_dec_FD": product(z_BC.T, grad_BD, sae.matmul_dtype),
+        "b_dec_D": jax.lax.psum(-(grad_b_enc_C @ W_enc_CD), "feature"),
     }
-    start = _zeros(params, x_BD)
-    grad_b_dec_D = jax.lax.psum(-(grads["b_enc_F"] @ W_enc_CD), "feature")
-    scattered = {name: start[name].at[indices_C].set(grads[name], mode="drop") for name in MATRICES}
-    return jnp.square(rest_BD).sum() / deviation, start | scattered | {"b_dec_D": grad_b_dec_D}
 
 
 def _many(inputs: _Inputs) -> LossAndGradients:
     """Return loss and gradients from k_aux slots of each row. The cost hardly depends on the number of dead latents."""
-    sae = inputs.sae
-    if forms.is_dense(sae) or sae.encode_chunk:
+    sae, params = inputs.sae, inputs.params
+    dense = dataclasses.replace(sae, products=sae.products if forms.is_dense(sae) else "dense")
+    by_matrices = functools.partial(_selected, inputs, dense)
+    if jax.lax.axis_size("feature") > 1:  # top-k would exchange k_aux candidates of each device and row
+        b_enc_F = jnp.where(inputs.dead_F, params["b_enc_F"], -jnp.inf)
+        by_matrices = functools.partial(_all, inputs, params | {"b_enc_F": b_enc_F})
+    if sae.encode_chunk:
         return _selected(inputs, sae)
+    if forms.is_dense(sae):
+        return by_matrices()
     # k_aux is so large that whole products win on every accelerator.
-    products = {"cpu": "sparse", "default": "dense"}
-    return jax.lax.platform_dependent(
-        **{
-            platform: functools.partial(_selected, inputs, dataclasses.replace(sae, products=form))
-            for platform, form in products.items()
-        }
-    )
+    return jax.lax.platform_dependent(cpu=functools.partial(_selected, inputs, sae), default=by_matrices)
 
 
 def _selected(inputs: _Inputs, sae: SaeConfig) -> LossAndGradients:

@@ -12,6 +12,7 @@ import typing
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from revelio_jax.config import SaeConfig
 from revelio_jax.sae import losses
@@ -59,7 +60,9 @@ def batch_gradients(
         "l0": total(positive.sum()) / jax.lax.psum(len(x_BD), "data"),
         "smallest": total(jnp.where(positive, code.values, jnp.inf).min(), jax.lax.pmin),
     }
-    return grads, fired_F, metrics
+    # XLA for TPUs would compute gradients in the transposed layout, and copy the whole state to it and back.
+    by_param = {name: with_layout_constraint(grad, Layout(tuple(range(grad.ndim)))) for name, grad in grads.by_param.items()}
+    return grads._replace(by_param=by_param), fired_F, metrics
 
 
 def _explicit(
