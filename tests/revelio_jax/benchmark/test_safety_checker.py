@@ -10,6 +10,7 @@ from revelio_jax.benchmark.judges import load_judge
 from revelio_jax.benchmark.measurement import measure
 from revelio_jax.config import Config, SteerConfig
 from revelio_jax.errors import InputError
+from revelio_jax.inputs import prompt_settings
 from revelio_jax.pipelines.sampling import sample
 from revelio_jax.steering.labels import read_labeled
 from tests.helpers import MINIATURES
@@ -73,7 +74,8 @@ def test_a_strip_shows_flagged_images_by_name(pipe, make_steerer, tmp_path):
     checked = with_safety_checker(pipe, float(np.mean(scores)))
     steerer = make_steerer(checked, "clip.layer.2")
     config = Config(run=str(tmp_path), steer=STEER)
-    experiment = Experiment(config, "red", None, [], prompts, None, steerer, checked, {})
+    settings = prompt_settings.read([{"prompt": prompt} for prompt in prompts], STEER)
+    experiment = Experiment(config, "red", None, [], prompts, settings, None, steerer, checked, {})
     images = experiment.sample([0.0], seed=3)
     assert [row[0] is None for row in images] == [score > np.mean(scores) for score in scores]
     drawn = strip.draw(images, prompts, [0.0], "title")
