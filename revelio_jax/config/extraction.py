@@ -18,10 +18,10 @@ class ModelConfig:
     family: str = field("sd", "family of the pipeline; text: a text encoder without a pipeline", choices=FAMILIES)
     dtype: str = field("float32", "dtype of the weights", choices=DTYPES)
     device: str = field("auto", "torch device; auto picks cuda, then mps, then cpu")
-    compile: bool = field(False, "extraction: compile each repeated block with torch.compile")
+    compile: bool = field(False, "compile each repeated block with torch.compile")
     offload: str = field(
         "none",
-        "extraction: keep weights on the CPU until used. model: move one component at a time; sequential: "
+        "keep weights on the CPU until used. model: move one component at a time; sequential: "
         "one layer at a time",
         choices=("none", "model", "sequential"),
     )

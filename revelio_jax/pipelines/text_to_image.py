@@ -13,7 +13,6 @@ import diffusers
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines.source import PipelineSource, component_config
 
-DENOISERS = {"sd": "UNet2DConditionModel", "sdxl": "UNet2DConditionModel", "flux": "FluxTransformer2DModel"}
 # Components that condition the denoiser on input that a prompt does not give.
 CONDITIONING = ("controlnet", "adapter", "motion_adapter", "depth_estimator", "image_normalizer")
 
@@ -56,9 +55,9 @@ def obstacle(source: PipelineSource) -> str | None:
     for name in CONDITIONING:
         if any(source.index.get(name) or ()):
             return f"it also needs its {name}"
-    cls = source.index[layout.denoiser][1]
-    if cls != DENOISERS.get(source.family):
-        return f"its {layout.denoiser} is a {cls}, not a {DENOISERS.get(source.family)}"
+    cls, wanted = source.index[layout.denoiser][1], layout.component_classes[layout.denoiser][0]
+    if cls != wanted:
+        return f"its {layout.denoiser} is a {cls}, not a {wanted}"
     channels = component_config(source, layout.denoiser).get("in_channels")
     latents = component_config(source, "vae").get("latent_channels", 4)
     # A denoiser of patches reads all values of a patch, whose edge is the size multiple of one pixel.

@@ -45,7 +45,10 @@ def test_a_distilled_flux_gets_embedded_guidance():
         call.update(arguments)
         return types.SimpleNamespace(images=np.zeros((len(prompt), 8, 8, 3)))
 
-    pipe.transformer = types.SimpleNamespace(config=types.SimpleNamespace(guidance_embeds=True))
+    class FluxTransformer2DModel:  # the family is found by this name
+        config = types.SimpleNamespace(guidance_embeds=True)
+
+    pipe.transformer = FluxTransformer2DModel()
     pipe.text_encoder = pipe.text_encoder_2 = None
     pipe.tokenizer_2 = types.SimpleNamespace(model_max_length=10**30)
     sample(pipe, ["a"], [0], steps=1, guidance=3.5, height=8, width=8, batch_size=1)
