@@ -47,7 +47,7 @@ def model_record(
     if model.compile:
         record["compile"] = True  # compiled kernels round differently
     if source.pipe is not None:
-        record["given"] = source.class_name
+        record["given"] = type(source.pipe).__name__
         record["dtype"] = ", ".join(dict.fromkeys(str(part.model.dtype).removeprefix("torch.") for part in parts))
     return record
 

@@ -15,6 +15,7 @@ from revelio_jax.pipelines.devices import execution_device
 from revelio_jax.pipelines.families import BY_CLASS
 from revelio_jax.pipelines.source import TEXT_ENCODERS, PipelineSource, family_of_index
 
+STEERING = "_revelio_steering"  # the attribute that revelio_jax.steering.session, a layer above, adds to a pipeline
 LIBRARIES = ("diffusers", "transformers")
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -24,7 +25,7 @@ def source_of(pipe: typing.Any) -> PipelineSource:
     if not isinstance(pipe, diffusers.DiffusionPipeline):
         raise InputError(f"pipe is a {type(pipe).__name__}; it must be a diffusers pipeline")
     classes = type(pipe).__mro__
-    if classes[0].__module__.startswith("revelio_jax."):
+    if STEERING in vars(pipe):
         raise InputError("pipe is steered; extract from it outside of the steering block")
     name = next((cls.__name__ for cls in classes if cls.__name__ in BY_CLASS), classes[0].__name__)
     index: dict[str, typing.Any] = {**pipe.config, "_class_name": name}

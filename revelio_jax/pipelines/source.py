@@ -16,16 +16,6 @@ from revelio_jax import shipped
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines.families import BY_CLASS, BY_NAME, FAMILIES, Family
 
-# The classes that tell the families of sibling pipelines apart. A denoiser of None: any class.
-SIBLINGS: dict[str, dict[str, str | None]] = {
-    "sd": {"text_encoder": "CLIPTextModel", "unet": None},
-    "sdxl": {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection", "unet": None},
-    "flux": {
-        "text_encoder": "CLIPTextModel",
-        "text_encoder_2": "T5EncoderModel",
-        "transformer": "FluxTransformer2DModel",
-    },
-}
 SINGLE_FILES = (".safetensors", ".ckpt", ".gguf")
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
 # Fields of a config.json that record how it was saved, and do not change the model.
@@ -115,11 +105,9 @@ def family_of_index(index: dict[str, typing.Any]) -> Family | None:
     classes = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry and entry[-1]}
     encoders = {name for name in classes if name.startswith("text_encoder")}
     for family in FAMILIES:
-        wanted = SIBLINGS.get(family.name, {})
-        if wanted and encoders == set(family.text_encoders.values()):
-            matches = all(name in classes and cls in (None, classes[name]) for name, cls in wanted.items())
-            if matches:
-                return family
+        is_complete = encoders == set(family.text_encoders.values()) and family.denoiser in classes
+        if is_complete and all(classes.get(name) in allowed for name, allowed in family.component_classes.items()):
+            return family
     return None
 
 

@@ -8,16 +8,14 @@ codes are means over steps, images and positions.
 
 import contextlib
 import dataclasses
-import inspect
 import typing
 from collections.abc import Callable, Generator, Mapping
 
-import diffusers
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import hook_points, hooks
+from revelio_jax.pipelines import hook_points, hooks, text_to_image
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering.concept import GATE, EncodedConcept, own_latents, presence
@@ -28,7 +26,6 @@ from revelio_jax.steering.steering_hook import Pass
 
 IMAGES, STEPS = 4, 10  # per text; the caller may set another number of steps
 BATCH_SIZE = 16  # prompts sampled together
-IMAGE_ARGUMENTS = ("image", "control_image", "mask_image", "video", "conditioning_frames")
 OWN_ARGUMENTS = ("prompt", "class_labels", "output_type", "generator")  # callers cannot replace them
 
 CallArguments = Mapping[str, typing.Any]
@@ -58,7 +55,7 @@ def watch_passes(
     Raise InputError if the arguments ``sampling`` turn guidance off, or if the components cannot generate images from
     a text alone.
     """
-    twin = text_to_image_twin(pipe)
+    twin = text_to_image.twin(pipe)
     point = dataclasses.replace(point, module=hook_points.resolve(twin, point.name).module)
 
     def watch(_name: str, current: Pass, x_BTD: torch.Tensor) -> None:
@@ -157,40 +154,6 @@ def sampled_mean(
     means: list[torch.Tensor] = []
     sample_prompts(pipe, site_name, prompts, lambda x_BTD: means.append(x_BTD.mean((0, 1))), sampling)
     return torch.stack(means).mean(0, keepdim=True)
-
-
-def text_to_image_twin(pipe: typing.Any) -> typing.Any:
-    """Return ``pipe``, or a text-to-image pipeline of its components if it needs more than a text.
-
-    Raise InputError if the components cannot generate images from a text alone.
-    """
-    if not set(inspect.signature(type(pipe).__call__).parameters) & set(IMAGE_ARGUMENTS):
-        return pipe
-    family = family_of(pipe)
-    denoiser, name = family.denoiser_of(pipe), type(pipe).__name__
-    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps a module
-    config = denoiser.config
-    if type(denoiser).__name__ != family.component_classes[family.denoiser or ""][0]:
-        raise InputError(
-            f"the {family.denoiser} of {name} is a {type(denoiser).__name__}, so it cannot sample images of a text "
-            "alone; use the number of a latent or a saved concept"
-        )
-    if (config.out_channels or config.in_channels) != config.in_channels:
-        raise InputError(
-            f"the {family.denoiser} of {name} takes {config.in_channels} channels, those of an image among them, so it "
-            "cannot sample images of a text alone; use the number of a latent or a saved concept"
-        )
-    cls: typing.Any = getattr(diffusers, family.pipelines[0])
-    parts = {part: pipe.components.get(part) for part in inspect.signature(cls.__init__).parameters if part != "self"}
-    options = {part: value for part, value in parts.items() if part in pipe.components}
-    if "requires_safety_checker" in parts:
-        options |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    try:
-        twin = cls(**options)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{name} has no text-to-image pipeline of its components: {str(error)[:200]}") from error
-    twin.set_progress_bar_config(disable=True)
-    return twin
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ import torch
 from extract import run
 from revelio_jax.config import Config, ExtractConfig, ModelConfig
 from revelio_jax.errors import InputError
+from revelio_jax.steering import Steerer
+from revelio_jax.steering.sae import Sae
 from revelio_jax.store import open_store
 from tests.helpers.pipelines import similarities, with_safety_checker
 
@@ -252,6 +254,31 @@ def test_flagged_images_are_named_and_left_out(own, config, tmp_path, capsys):
     np.testing.assert_array_equal(kept, np.concatenate([parts[i] for i in range(3) if i != highest]))
     manifest = json.loads((tmp_path / "given" / "manifest.json").read_text())
     assert manifest["sites"]["unet.mid_block"]["skipped"] == [highest]
+
+
+def test_a_steered_pipeline_is_refused(own, config, tmp_path):
+    """The store's fingerprint of the weights would not show the steering."""
+    pipe = own("sd")
+    W_dec_FD = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
+    metadata = {"site": "clip.layer.1", "model_id": "", "family": "sd"}
+    steerer = Steerer(Sae(W_dec_FD.T, torch.zeros(8), W_dec_FD, torch.zeros(16), 2, metadata))
+    with (
+        steerer.attach(pipe, {3: 1.0}),
+        pytest.raises(InputError, match="pipe is steered; extract from it outside of the steering block"),
+    ):
+        run.extract(config("sd", "text"), pipe=pipe)
+    assert not (tmp_path / "given").exists()
+    assert len(rows(config("sd", "text"), pipe))
+
+
+class Renamed(diffusers.StableDiffusionPipeline):
+    """A pipeline of the user's own class."""
+
+
+def test_a_subclass_is_recorded_by_its_name(own, config):
+    pipe = Renamed(**own("sd").components, requires_safety_checker=False)
+    rows(config("sd", "generate"), pipe)
+    assert record(config("sd", "generate"))["given"] == "Renamed"
 
 
 @pytest.mark.parametrize(("field", "value"), [("offload", "model"), ("compile", True)])

@@ -33,11 +33,11 @@ def test_an_image_depends_on_its_seed_and_not_on_its_batch(pipe):
 
 def test_each_prompt_may_have_its_own_guidance(pipe):
     scales = [2.0, 1.5, 2.0]
-    together = sample(pipe, PROMPTS, [1, 2, 3], guidance=scales, batch_size=3, **SETTINGS)
+    together = sample(pipe, PROMPTS, [1, 2, 3], guidance=scales, batch_size=3, **SETTINGS).images
     for i, scale in enumerate(scales):
-        alone = sample(pipe, PROMPTS[i : i + 1], [i + 1], guidance=scale, batch_size=1, **SETTINGS)
+        alone = sample(pipe, PROMPTS[i : i + 1], [i + 1], guidance=scale, batch_size=1, **SETTINGS).images
         assert np.abs(together[i].astype(int) - alone[0]).max() <= 1
-    same = sample(pipe, PROMPTS, [1, 2, 3], guidance=2.0, batch_size=3, **SETTINGS)
+    same = sample(pipe, PROMPTS, [1, 2, 3], guidance=2.0, batch_size=3, **SETTINGS).images
     assert np.abs(together[1].astype(int) - same[1]).max() > 1
 
 
