@@ -12,6 +12,7 @@ from collections.abc import Generator, Mapping
 import torch
 
 from revelio_jax.config import ExtractConfig
+from revelio_jax.errors import InputError
 from revelio_jax.pipelines import guidance
 from revelio_jax.pipelines.families import Family, family_of
 from revelio_jax.pipelines.hooks import HookPoint
@@ -85,5 +86,8 @@ def _conditional(hidden: torch.Tensor, samples: int, family: Family) -> torch.Te
     if len(hidden) == samples:
         return hidden
     if len(hidden) != 2 * samples:
-        raise ValueError(f"{samples} samples, but the denoiser ran on a batch of {len(hidden)}")
+        raise InputError(
+            f"the denoiser ran on {len(hidden)} rows for {samples} prompts, so the rows of the prompts are unknown; "
+            "config.extract.mode=generate needs one or two rows for each prompt"
+        )
     return hidden[family.branches(len(hidden), guided=True)[guidance.CONDITIONAL]]
