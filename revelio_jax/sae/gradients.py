@@ -61,7 +61,9 @@ def batch_gradients(
         "smallest": total(jnp.where(positive, code.values, jnp.inf).min(), jax.lax.pmin),
     }
     # XLA for TPUs would compute gradients in the transposed layout, and copy the whole state to it and back.
-    by_param = {name: with_layout_constraint(grad, Layout(tuple(range(grad.ndim)))) for name, grad in grads.by_param.items()}
+    by_param = {
+        name: with_layout_constraint(grad, Layout(tuple(range(grad.ndim)))) for name, grad in grads.by_param.items()
+    }
     return grads._replace(by_param=by_param), fired_F, metrics
 
 
