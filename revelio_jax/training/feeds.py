@@ -45,10 +45,18 @@ def open_feeds(
 def is_resident(choice: str, streams: Sequence[RowStream], mesh: jax.sharding.Mesh) -> bool:
     """Return whether the rows of all streams stay on the devices, the same on all processes.
 
-    Raise InputError if ``choice`` is ``yes`` but they do not fit into the free memory.
+    Raise InputError if ``choice`` is ``yes`` but they do not fit into the free memory, or have too many places.
     """
     if choice == "no" or (choice == "auto" and mesh.devices.flat[0].platform == "cpu"):
         return False
+    places = max(resident.places_of_all(stream, mesh.size) for stream in streams)
+    if places > resident.MOST_PLACES:
+        if choice == "auto":
+            return False
+        raise InputError(
+            f"config.data.resident is 'yes', but the training rows need {places:,} places on the devices; at most "
+            f"{resident.MOST_PLACES:,} are supported; set it to 'no'"
+        )
     needed = sum(resident.device_bytes(stream, mesh.size) for stream in streams)
     free = free_bytes(mesh)
     fits = choice == "yes" if free is None else needed <= (RESIDENT_SHARE if choice == "auto" else 1) * free

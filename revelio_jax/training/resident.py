@@ -25,6 +25,7 @@ from revelio_jax.training.loader import Chunk, Order, RowStream
 from revelio_jax.training.mixture import Mixture
 
 PIECE_BYTES = 2**26  # read and transferred at a time
+MOST_PLACES = 2**31  # on all devices together, because a place is an int32
 
 
 class Layout(typing.NamedTuple):
@@ -63,10 +64,15 @@ def make_layout(order: Order, devices: int) -> Layout:
     return Layout(rows, [chunk for part in chunks for chunk in part], first, parts == devices)
 
 
+def places_of_all(stream: RowStream, devices: int) -> int:
+    """Return the number of places on all devices together."""
+    return make_layout(stream.order, devices).rows * devices
+
+
 def device_bytes(stream: RowStream, devices: int) -> int:
     """Return the memory that the rows need on each device."""
-    mixture, order = stream
-    return make_layout(order, devices).rows * mixture.d * mixture.dtype.itemsize
+    mixture = stream.mixture
+    return places_of_all(stream, devices) // devices * mixture.d * mixture.dtype.itemsize
 
 
 def places(order: Order, layout: Layout, step: int, lanes: Sequence[int]) -> Iterator[np.ndarray]:

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from revelio_jax import files
 from revelio_jax.errors import InputError
-from revelio_jax.sae import sparse, topk
+from revelio_jax.sae import releases, sparse, topk
 from revelio_jax.sae_folder import reader
 from revelio_jax.sae_folder.cfg import SaeMetadata
 from revelio_jax.store import SiteReader, Store
@@ -126,9 +126,11 @@ def make_encode(
     x_ND are at most ``batch_size`` rows in the stored dtype; they must not change before the codes are returned.
     The rows are split over all local devices. A row has k slots. Without k, the number of slots is a power of 2 that
     fits the fullest row so far; a batch that needs more slots is encoded again. If half of the latents need slots,
-    every latent gets one. ``encode_chunk`` is config.sae.encode_chunk.
+    every latent gets one. ``encode_chunk`` is config.sae.encode_chunk. Raise InputError if this release of JAX must not
+    be used on the devices.
     """
     devices = jax.local_devices()
+    releases.check(devices)
     rows = -(-batch_size // len(devices)) * len(devices)
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     specs = {"b_dec_D": P(), "threshold_F": P(), "W_enc_FD": P(), "b_enc_F": P()}

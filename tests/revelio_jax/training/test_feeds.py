@@ -123,6 +123,18 @@ def test_rows_stay_on_an_accelerator_if_they_fit_into_half_of_its_free_memory(lo
         feeds.is_resident("yes", [stream], Devices(needed, 1))
 
 
+def test_rows_with_more_places_than_an_int32_do_not_stay(locations, monkeypatch):
+    stream, devices = stream_of(locations["float16"], 1), Devices(2**40, 0)
+    rows = stream.order.rows
+    monkeypatch.setattr(resident, "MOST_PLACES", rows)
+    assert feeds.is_resident("auto", [stream], devices)
+    assert feeds.is_resident("yes", [stream], devices)
+    monkeypatch.setattr(resident, "MOST_PLACES", rows - 1)
+    assert not feeds.is_resident("auto", [stream], devices)
+    with pytest.raises(InputError, match=rf"is 'yes', but .* need {rows:,} places .* at most {rows - 1:,} are"):
+        feeds.is_resident("yes", [stream], devices)
+
+
 def test_on_a_cpu_rows_stay_only_if_asked(locations):
     stream, mesh = stream_of(locations["float32"], 1), sharding.make_mesh(1, 1, BATCH, 8)
     assert not feeds.is_resident("auto", [stream], mesh)

@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,6 +20,15 @@ def weights():
     W = random.normal(size=(D, F)).astype(np.float32)
     b_enc = random.normal(size=F).astype(np.float32)
     return W, b_enc, W.T.copy(), random.normal(size=D).astype(np.float32)
+
+
+def test_old_releases_are_refused_on_cuda(weights, write_sae, tmp_path, monkeypatch):
+    cuda = types.SimpleNamespace(platform="gpu", client=types.SimpleNamespace(platform_version="cuda 13010"))
+    monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
+    monkeypatch.setattr(jax, "__version__", "0.10.2")
+    monkeypatch.setattr(jax, "local_devices", lambda: [cuda])
+    with pytest.raises(InputError, match=r"^jax is 0\.10\.2; on CUDA devices it must be at least"):
+        dictionary.make_encode(dictionary.load(write_sae(tmp_path / "sae", *weights, k=9)), ROWS)
 
 
 @pytest.mark.parametrize("kind", ["topk", "jumprelu", "standard", "neurons"])
