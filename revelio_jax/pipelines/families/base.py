@@ -16,6 +16,7 @@ if typing.TYPE_CHECKING:
     import torch
 
 Arguments = dict[str, typing.Any]
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")  # names in diffusers
 LONGEST_PROMPT = 512  # tokens; pipelines with T5 pad to it by default, and no tokenizer here allows more
 
 
@@ -76,6 +77,8 @@ class Family:
         Names are not enough: other families also call their components text_encoder and transformer.
         """
         if not all(hasattr(pipe, name) for name in self.components):
+            return False
+        if any(hasattr(pipe, name) for name in TEXT_ENCODERS if name not in self.text_encoders.values()):
             return False
         for name, classes in self.component_classes.items():
             component = getattr(pipe, name, None)

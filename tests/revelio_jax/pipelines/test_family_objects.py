@@ -1,5 +1,7 @@
 """The attributes of every family agree with diffusers and with the tiny pipelines."""
 
+import types
+
 import diffusers
 import numpy as np
 import pytest
@@ -73,3 +75,20 @@ def test_more_steps_than_the_model_has_timesteps_are_refused(sd):
 def test_an_unknown_class_is_refused(dit):
     with pytest.raises(InputError, match="unknown class 'zebra'; this model takes a number below 1000, or a name"):
         BY_NAME["dit"].class_number(dit, "zebra")
+
+
+@pytest.mark.parametrize(
+    "components",
+    [
+        {"transformer": None, "text_encoder": None},  # PixArt and others
+        {
+            "transformer": None,
+            "text_encoder": None,
+            "text_encoder_2": None,
+            "text_encoder_3": None,
+        },  # Stable Diffusion 3
+    ],
+)
+def test_more_text_encoders_than_a_family_has_are_another_family(components):
+    with pytest.raises(InputError, match="is not a supported pipeline"):
+        family_of(types.SimpleNamespace(**components))
