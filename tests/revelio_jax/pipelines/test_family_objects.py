@@ -86,7 +86,7 @@ def test_an_unknown_class_is_refused(dit):
             "text_encoder": None,
             "text_encoder_2": None,
             "text_encoder_3": None,
-        },  # Stable Diffusion 3
+        },  # SD 3
     ],
 )
 def test_more_text_encoders_than_a_family_has_are_another_family(components):
