@@ -15,9 +15,10 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import hook_points, hooks, text_to_image
+from revelio_jax.pipelines import hook_points, hooks
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
+from revelio_jax.pipelines.twin import text_to_image_twin
 from revelio_jax.steering.concept import GATE, EncodedConcept, own_latents, presence
 from revelio_jax.steering.learned_concepts import LearnedConcept
 from revelio_jax.steering.sae import Sae
@@ -55,7 +56,7 @@ def watch_passes(
     Raise InputError if the arguments ``sampling`` turn guidance off, or if the components cannot generate images from
     a text alone.
     """
-    twin = text_to_image.twin(pipe)
+    twin = text_to_image_twin(pipe)
     point = dataclasses.replace(point, module=hook_points.resolve(twin, point.name).module)
 
     def watch(_name: str, current: Pass, x_BTD: torch.Tensor) -> None:
