@@ -13,6 +13,7 @@ from revelio_jax.benchmark.bench import Bench, make_bench
 from revelio_jax.benchmark.measurement import FIGURES, Outcome, interval, worst
 from revelio_jax.config import SteerConfig
 from revelio_jax.errors import InputError
+from revelio_jax.pipelines.sampling import Samples
 from revelio_jax.steering.labels import find_concept, parse_concept, spread
 
 ROWS = [
@@ -75,7 +76,7 @@ def test_images_are_sampled_with_the_settings_of_their_prompts(monkeypatch):
 
     def sample(_pipe, prompts, seeds, *, guidance, height, width, **_):
         calls.append((prompts, seeds, guidance, height, width))
-        return np.zeros((len(prompts), 8, 8, 3), np.uint8)
+        return Samples(np.zeros((len(prompts), 8, 8, 3), np.uint8), np.zeros(len(prompts), bool))
 
     monkeypatch.setattr(measurement, "sample", sample)
     rows = [row | {"sd_seed": str(10 * i), "scale": str(1 + i), "high": "16"} for i, row in enumerate(ROWS[:2])]

@@ -1,6 +1,7 @@
 """The files of a report: written in one step, from results alone, small and shared by latents."""
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from revelio_jax.config import InterpretConfig
-from revelio_jax.errors import InputError
+from revelio_jax.errors import EnvironmentFailure, InputError
 from revelio_jax.interpret import report
 from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.report import pages, scripts, thumbnails
@@ -176,10 +177,10 @@ def test_a_failed_write_keeps_the_old_report(run, config_of, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
     def full(*_):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pages, "write", full)
-    with pytest.raises(InputError, match="report cannot be written: no space"):
+    with pytest.raises(EnvironmentFailure, match="report cannot be written: No space left"):
         report.write(config, run)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
     monkeypatch.undo()
