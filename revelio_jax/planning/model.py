@@ -171,13 +171,11 @@ class _Step:
             return 0.0
         k = min(self.sae.k_aux, self.latents)
         rows = self.rows if self.is_sparse_code and not self.has_slots else self.batch
-        sent_s = 0.0
-        if self.feature > 1:
-            values, sums = round(FLOAT * rows * k * self.feature), round(FLOAT * rows * self.d)
-            sent_s += self.sent_s(Collective("all-gather", values, self.feature), 1)
-            sent_s += self.sent_s(Collective("all-reduce", sums, self.feature), 1)
-        top_k = FLOAT * rows * (3 * self.latents + k * topk.GROUP + 2 * k * self.feature)
-        return 5 * self.product(rows) + self.moved(top_k) + sent_s
+        if self.feature == 1:
+            return 5 * self.product(rows) + self.moved(FLOAT * rows * (3 * self.latents + k * topk.GROUP))
+        sent_s = self.sent_s(Collective("all-reduce", round(FLOAT * rows * self.d), self.feature), 1)
+        # Chips count the values above a guess, once for each bit of the k-th largest.
+        return 5 * self.product(rows) + self.moved(FLOAT * rows * self.latents * topk.COUNTS) + sent_s
 
     def collectives(self) -> list[tuple[Collective, int]]:
         """Return the large collectives, and the distance of neighbors in their rings."""
@@ -216,5 +214,4 @@ class _Step:
         }
         # The candidates of all chips are sorted, and then exist twice.
         parts["codes"] += 2 * FLOAT * self.rows * self.slots * self.feature if self.is_sparse_code else 0
-        gathered = min(self.sae.k_aux, self.latents) * self.feature
-        return parts | ({"AuxK": 2 * FLOAT * rows * (width + self.d + gathered)} if self.sae.k_aux else {})
+        return parts | ({"AuxK": 2 * FLOAT * rows * (width + self.d)} if self.sae.k_aux else {})

@@ -144,13 +144,14 @@ def _all(inputs: _Inputs, latents: dict[str, jax.Array]) -> LossAndGradients:
 def _many(inputs: _Inputs) -> LossAndGradients:
     """Return loss and gradients from k_aux slots of each row. The cost hardly depends on the number of dead latents."""
     sae, params = inputs.sae, inputs.params
-    dense = dataclasses.replace(sae, products=sae.products if forms.is_dense(sae) else "dense")
-    by_matrices = functools.partial(_selected, inputs, dense)
-    if jax.lax.axis_size("feature") > 1:  # top-k would exchange k_aux candidates of each device and row
-        b_enc_F = jnp.where(inputs.dead_F, params["b_enc_F"], -jnp.inf)
-        by_matrices = functools.partial(_all, inputs, params | {"b_enc_F": b_enc_F})
     if sae.encode_chunk:
         return _selected(inputs, sae)
+    if jax.lax.axis_size("feature") > 1:  # top-k would exchange k_aux candidates of each device and row
+        masked = params | {"b_enc_F": jnp.where(inputs.dead_F, params["b_enc_F"], -jnp.inf)}
+        by_matrices = functools.partial(_all, inputs, masked)
+    else:
+        dense = sae if forms.is_dense(sae) else dataclasses.replace(sae, products="dense")
+        by_matrices = functools.partial(_selected, inputs, dense)
     if forms.is_dense(sae):
         return by_matrices()
     # k_aux is so large that whole products win on every accelerator.

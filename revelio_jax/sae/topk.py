@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+COUNTS = 31  # of values above a guess, by which kth_largest finds a value
 GROUP = 16  # elements of a group; on accelerators the smallest size
 
 
@@ -191,13 +192,13 @@ def kth_largest(
 
     ``total`` sums over the devices that hold parts of x. The axis remains with size 1. The result is 0 if fewer
     than k values are above 0. Floats >= 0 are ordered like their bits, so the result is found bit by bit. This
-    replaces a sort by 31 counts of the elements above a guess, and each device counts its own elements.
+    replaces a sort by COUNTS counts of the elements above a guess, and each device counts its own elements.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
 
     def refine(bit: jax.Array, floor: jax.Array) -> jax.Array:
-        guess = floor | (1 << (30 - bit))
+        guess = floor | (1 << (COUNTS - 1 - bit))
         return jnp.where(total((bits >= guess).sum(axis, keepdims=True)) >= k, guess, floor)
 
     start = total(jnp.zeros_like(bits).sum(axis, keepdims=True))
-    return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 31, refine, start), jnp.float32)
+    return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, COUNTS, refine, start), jnp.float32)

@@ -9,11 +9,10 @@ all chips. Nothing runs. Columns:
     temporaries, state      GiB of buffers within a step, and of its arguments
     sorts, widest           sorts, and the most elements that one of them sorts together
     scatters                scatters of floats that add to the same place in any order
-    long loops              loops with more than k trips, or with a number of trips that cannot be read
+    long loops              loops with more than k trips, or with a number of trips that cannot be read. The loop that
+                            decides ties of top-k is one: it has no trip without tied rows, and at most k
     kernels, launched       fusions, custom calls and copies: in the program, and with the trips of their loops
     ms                      XLA's estimate as in `revelio plan`, for TPUs only; it counts nothing for a Pallas kernel
-
-The branch that decides ties of top-k, which is rare, counts for sorts and scatters only.
 """
 
 import argparse
