@@ -6,7 +6,7 @@ A picture that steering did not reach looks like one that steering did not chang
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.guidance import CONDITIONAL
-from revelio_jax.steering.attachment import AttachedPoint
+from revelio_jax.steering.attached_point import AttachedPoint
 from revelio_jax.steering.state import Call, SteeringState
 
 Started = dict[AttachedPoint, tuple[int, int]]

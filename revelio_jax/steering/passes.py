@@ -14,7 +14,7 @@ from revelio_jax.pipelines import tokens
 from revelio_jax.pipelines.branches import EQUAL, UNKNOWN
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering import step_caches
-from revelio_jax.steering.attachment import AttachedPoint
+from revelio_jax.steering.attached_point import AttachedPoint
 from revelio_jax.steering.concept import is_masked, is_reading, tokenizer_of
 from revelio_jax.steering.prompt_rows import branches_of_prompts
 from revelio_jax.steering.state import PLAIN, Call, SteeringState

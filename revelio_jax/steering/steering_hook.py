@@ -8,7 +8,7 @@ import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hooks
-from revelio_jax.steering.attachment import AttachedPoint
+from revelio_jax.steering.attached_point import AttachedPoint
 from revelio_jax.steering.concept import execution_device
 
 
