@@ -28,7 +28,7 @@ def test_only_atomic_products_add_floats_in_any_order():
     assert (sparse["products"], atomic["products"]) == ("sparse", "atomic")
     assert (sparse["scatters"], atomic["scatters"]) == ("0", "3")  # two matrices and the encoder's bias
     for row in (sparse, atomic):
-        assert row["long loops"] == "0"
+        assert row["long loops"] == "1"  # over ties, without a trip if there are none
         assert 0 < int(row["kernels"]) <= int(row["launched"])
 
 
