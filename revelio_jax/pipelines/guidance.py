@@ -5,6 +5,7 @@ runs them in separate passes and names the branch of each pass, so passes need n
 """
 
 import contextlib
+import threading
 import typing
 from collections.abc import Generator
 
@@ -19,6 +20,7 @@ def named_branches(denoiser: typing.Any) -> Generator[list[str | None]]:
     Use it during one call of a pipeline only, because another pipeline may share the denoiser.
     """
     branch: list[str | None] = [None]
+    thread = threading.get_ident()
     denoiser = getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps a module
     original = getattr(denoiser, "cache_context", None)
     if original is None:
@@ -27,6 +29,10 @@ def named_branches(denoiser: typing.Any) -> Generator[list[str | None]]:
 
     @contextlib.contextmanager
     def cache_context(name: str, *args: typing.Any, **kwargs: typing.Any) -> Generator[None]:
+        if threading.get_ident() != thread:  # of another pipeline that shares the denoiser
+            with original(name, *args, **kwargs):
+                yield
+            return
         branch.append(BRANCH_OF_NAME.get(name))
         try:
             with original(name, *args, **kwargs):

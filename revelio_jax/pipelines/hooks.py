@@ -83,6 +83,34 @@ class HookPoint:
         return output
 
 
+class _Hook:
+    """A hook of one module. Copies and pickles of the module have a hook that does nothing."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __reduce__(self) -> tuple:
+        return _no_hook, ()
+
+
+class _After(_Hook):
+    def __call__(self, _module: typing.Any, args: tuple, kwargs: dict, output: typing.Any) -> typing.Any:
+        return self.function(args, kwargs, output)
+
+
+class _Before(_Hook):
+    def __call__(self, _module: typing.Any, args: tuple, kwargs: dict) -> typing.Any:
+        return self.function(args, kwargs)
+
+
+def _no_hook() -> Callable[..., None]:
+    return _nothing
+
+
+def _nothing(*_args: typing.Any) -> None:
+    """Do nothing."""
+
+
 def hook(point: HookPoint, function: Callable[["torch.Tensor"], "torch.Tensor | None"]) -> Callable[[], None]:
     """Call ``function`` on the activations of a hook point after every forward pass of its module.
 
@@ -105,11 +133,7 @@ def after_forward(module: "torch.nn.Module", function: Callable[[tuple, dict, ty
     would miss a later change.
     """
     if getattr(module, "_compiled_call_impl", None) is None:
-        handle = module.register_forward_hook(
-            lambda _module, args, kwargs, output: function(args, kwargs, output),
-            prepend=True,
-            with_kwargs=True,
-        )
+        handle = module.register_forward_hook(_After(function), prepend=True, with_kwargs=True)
         return handle.remove
 
     def wrap(compiled):
@@ -129,9 +153,7 @@ def before_forward(module: "torch.nn.Module", function: Callable[[tuple, dict], 
     Return a function that removes the hook.
     """
     if getattr(module, "_compiled_call_impl", None) is None:
-        handle = module.register_forward_pre_hook(
-            lambda _module, args, kwargs: function(args, kwargs), prepend=True, with_kwargs=True
-        )
+        handle = module.register_forward_pre_hook(_Before(function), prepend=True, with_kwargs=True)
         return handle.remove
 
     def wrap(compiled):

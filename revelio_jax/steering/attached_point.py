@@ -32,7 +32,8 @@ class AttachedPoint:
         self._is_steered = torch.zeros(1)
         self.prepared, self.prepared_branches = 0, set[str]()
         self.passes, self.steered_rows, self.activations, self.changes, self.is_finite = 0, 0, 0.0, 0.0, True
-        self._written: tuple[torch.device, list[tuple[float, ...]]] | None = None
+        self.was_finite = True  # before steering
+        self._written: tuple[torch.device, list[tuple[float, ...]], list[float]] | None = None
         self.take_functions()
 
     def take_functions(self) -> None:
@@ -67,15 +68,15 @@ class AttachedPoint:
     def measure(self, x_BTD: torch.Tensor, change_BTD: torch.Tensor) -> None:
         """Add a pass to the measurements, on the device."""
         with torch.no_grad():
-            activations = x_BTD.square().sum((1, 2)) * self._is_steered
-            self._measured += torch.stack(
-                [activations.new_ones(()), activations.sum(), change_BTD.square().sum(), activations.new_zeros(())]
-            )
+            activations = (x_BTD.square().sum((1, 2)) * self._is_steered).sum()
+            one, zero = activations.new_ones(()), activations.new_zeros(())
+            self._measured += torch.stack([one, activations, change_BTD.square().sum(), zero])
 
     def check(self, steered_BTD: torch.Tensor) -> None:
-        """Note on the device whether steered activations are finite, in the dtype of the model."""
+        """Note on the device if steering made activations infinite for the first time, in the dtype of the model."""
         with torch.no_grad():
-            self._measured[3] += steered_BTD.sum(dtype=torch.float32) * 0.0
+            flaw = steered_BTD.sum(dtype=torch.float32) * 0.0
+            self._measured[3] += torch.where(self._measured[1].isfinite(), flaw, 0.0)
 
     def settle(self) -> None:
         """Wait for the device, and move the measurements to ``passes`` and the other totals."""
@@ -83,9 +84,9 @@ class AttachedPoint:
         with torch.no_grad():
             self._measured.zero_()
         self.passes += int(passes)
-        self.activations += activations
-        self.changes += changes
-        self.is_finite = nan == 0.0 and math.isfinite(activations)
+        self.was_finite, self.is_finite = math.isfinite(activations), nan == 0.0
+        self.activations += activations if self.was_finite else 0.0
+        self.changes += changes if self.is_finite else 0.0
 
     # Before a pass
 
@@ -105,12 +106,13 @@ class AttachedPoint:
 
     def set_weights(self, weights: list[tuple[float, ...]]) -> None:
         """Set the weights of each concept: one per row of the batch, or a single one if all are equal."""
-        steered = tuple(float(any(row)) for row in zip(*weights, strict=True))
+        steered = [float(any(row)) for row in zip(*weights, strict=True)]
         self.prepared += 1
         self.steered_rows += int(sum(steered))
+        steered = steered[:1] if len(set(steered)) == 1 else steered
         weights = [each[:1] if len(set(each)) == 1 else each for each in weights]
-        if (self.device, weights) != self._written:
-            self._written = self.device, weights
+        if (self.device, weights, steered) != self._written:
+            self._written = self.device, weights, steered
             with torch.inference_mode(False):
                 self._measured = self._measured.to(self.device, copy=True)
             self._is_steered = torch.tensor(steered, device=self.device)

@@ -72,7 +72,7 @@ def encoding(state: SteeringState, branch: str) -> Generator[None]:
 
     handles = [encoder.register_forward_hook(mark) for encoder in encoders]
     try:
-        with provenance.Following(state.provenance):
+        with state.owned(), provenance.Following(state.provenance):
             yield
         outcome.check_encoding(state, branch, started)
     finally:
@@ -246,8 +246,8 @@ def _refuse_foreign_embeddings(state: SteeringState, arguments: Arguments) -> No
         mark = state.provenance.of(arguments.get(checked))
         if mark is None:
             raise InputError(
-                f"{checked} cannot be steered, because it was not encoded with the attached concepts; pass the prompt "
-                f'as text, or encode it under attached.encoding("{branch}") or with pipe.encode_prompt, while attached'
+                f"{checked} cannot be steered, because it was not encoded with the attached concepts, or was changed "
+                f'after that; pass the prompt as text, or encode and change it under attached.encoding("{branch}")'
             )
         if mark != (branch, state.text_version()):
             reason = f"as the {mark[0]} branch" if mark[0] != branch else "with other strengths"

@@ -62,14 +62,22 @@ def _why_not(state: SteeringState, call: Call, attached: AttachedPoint) -> str |
             return None  # checked before the call
         if attached.attachment.is_joint and ran:
             return "hook points with one code for both encoders need a pipeline that calls encode_prompt"
-        return f"the {component} did not encode the prompt ({ran} passes in this call)"
+        replaced = _replaced(state, attached)
+        return replaced or f"the {component} did not encode the prompt ({ran} passes in this call)"
     if not ran:
-        return f"the {component} did not run"
+        return _replaced(state, attached) or f"the {component} did not run"
     if where.follows_timestep and not any(where.factor(timestep) for timestep in call.timesteps):
         first, last = max(call.timesteps), min(call.timesteps)
         limits = f"steps={where.steps}" if where.steps else f"ramp={where.ramp}"
         return f"the call ran timesteps {first:g} to {last:g}, where {limits} does not steer"
     return f"no row of the {component} belongs to the prompt ({ran} passes in this call)"
+
+
+def _replaced(state: SteeringState, attached: AttachedPoint) -> str | None:
+    component = getattr(state.pipe, attached.point.component)
+    if any(module is attached.point.module for module in component.modules()):
+        return None
+    return f"the {attached.point.component} was replaced after attaching; attach again"
 
 
 def _flaw(attached: AttachedPoint, prepared: int, passes: int) -> str | None:
@@ -78,6 +86,8 @@ def _flaw(attached: AttachedPoint, prepared: int, passes: int) -> str | None:
         return f"its module ran {passes} times in {prepared} passes of the {attached.point.component}"
     if not attached.is_finite:
         return "its steered activations are not finite; use a smaller strength, or bfloat16 or float32"
+    if not attached.was_finite:
+        return "its activations are not finite before steering: the pipeline itself computes them"
     return None
 
 

@@ -5,6 +5,7 @@ compiled code.
 """
 
 import inspect
+import threading
 import typing
 
 import torch
@@ -29,6 +30,8 @@ def before_pass(state: SteeringState, component: str, args: Args, kwargs: Kwargs
 
     Raise InputError if a hook point must act, but the branches of the rows are unknown.
     """
+    if state.thread not in (None, threading.get_ident()):
+        return  # another pipeline runs the component at the same time
     hooks = [hook for hook in state.hooks.values() if hook.point.component == component]
     for hook in hooks:
         hook.active, hook.watched = (), None
@@ -178,7 +181,7 @@ def _unclear_rows(state: SteeringState, component: str, point: str, branches: li
     if UNKNOWN in branches:
         return (
             f"{state.name} passes its {component} embeddings that are neither those of the prompt nor those of the "
-            f"negative prompt, so the rows of {point} to steer are unknown"
+            f"negative prompt (did a callback change them?), so the rows of {point} to steer are unknown"
         )
     return (
         f"in this call of {state.name} the prompt equals the negative prompt, so the rows of {point} to steer are "
@@ -215,5 +218,6 @@ def _set_weights(attached: AttachedPoint, branches: list[str], factor: float = 1
 
 
 def _activate(hook: SteeringHook, active: list[AttachedPoint], current: Pass) -> None:
-    hook.active, hook.rows = tuple(active), len(current.branches)
+    hook.active, hook.thread = tuple(active), threading.get_ident()
+    hook.rows = len(current.branches) if len(set(current.branches)) > 1 else None
     hook.watched = current if hook.watchers else None

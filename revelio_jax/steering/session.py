@@ -182,7 +182,7 @@ def _intercepted(cls: typing.Any) -> typing.Any:
             state = state_of(self)
             if state is None:
                 return cls.__call__(self, *args, **kwargs)
-            with calls.steered_call(state, args, kwargs):
+            with state.owned(), calls.steered_call(state, args, kwargs):
                 return cls.__call__(self, *args, **kwargs)
 
     # InstructPix2Pix has only the older method, which returns the rows of all branches in one tensor.
@@ -194,7 +194,8 @@ def _intercepted(cls: typing.Any) -> typing.Any:
             state = state_of(self)
             if state is None:
                 return getattr(cls, method)(self, *args, **kwargs)
-            return calls.encode_prompt(state, method, args, kwargs)
+            with state.owned():
+                return calls.encode_prompt(state, method, args, kwargs)
 
         setattr(Intercepted, method, encode)
     setattr(Intercepted, "_intercepted_class", cls)  # noqa: B010

@@ -1,11 +1,14 @@
 """The state of one steered pipeline: its attachments and hooks, and the call in progress."""
 
+import contextlib
 import dataclasses
+import threading
 import typing
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
 
 import torch
 
+from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.branches import Branches
 from revelio_jax.pipelines.families import Family
@@ -47,7 +50,8 @@ class SteeringState:
     ``unwatch`` maps components to functions that stop preparing their passes. ``encoded_branch`` is the branch of
     guidance whose prompt the text encoders are encoding, PLAIN while components run unsteered, None otherwise.
     ``provenance`` has the embeddings that were encoded with steering. ``foreign_passes`` counts passes of steered
-    components outside of calls of this pipeline.
+    components outside of calls of this pipeline. ``thread`` runs the pipeline; other threads may run pipelines that
+    share components with it.
     """
 
     pipe: typing.Any
@@ -60,6 +64,22 @@ class SteeringState:
     call: Call | None = None
     provenance: Provenance = dataclasses.field(default_factory=Provenance)
     foreign_passes: dict[str, int] = dataclasses.field(default_factory=dict[str, int])
+    thread: int | None = None
+
+    @contextlib.contextmanager
+    def owned(self) -> Generator[None]:
+        """Steer only passes of this thread in the block. Raise InputError if another thread uses the pipeline."""
+        outer, current = self.thread, threading.get_ident()
+        if outer not in (None, current):
+            raise InputError(f"this {self.name} is steered and runs in another thread; use one pipeline per thread")
+        self.thread = current
+        try:
+            yield
+        finally:
+            self.thread = outer
+
+    def __deepcopy__(self, _memo: object) -> None:
+        return None  # a copy of the pipeline is not steered
 
     @property
     def name(self) -> str:

@@ -1,6 +1,7 @@
 """The hook at one hook point of a pipeline."""
 
 import dataclasses
+import threading
 import typing
 from collections.abc import Callable
 
@@ -42,7 +43,8 @@ class SteeringHook:
         self.active: tuple[AttachedPoint, ...] = ()
         self.watchers: dict[OnPass, bool] = {}  # with whether they read output minus input
         self.watched: Pass | None = None
-        self.rows = 0  # of the current pass, if something is active
+        self.rows: int | None = None  # of the current pass, if its rows are steered differently
+        self.thread = 0  # that prepared the current pass
         self.device = execution_device(point.module)
         self.reads_difference = False
         self.grid: tuple[int, int] | None = None  # grid of the positions, for modules whose output is not a map
@@ -71,12 +73,14 @@ class SteeringHook:
         """Return ``output`` with x + change, or None if nothing is active, so that no bit changes."""
         if self.recording is not None:
             self.recording.append(self.point.read(output).float())
+        if not torch.compiler.is_compiling() and self.thread != threading.get_ident():
+            return None  # another thread runs a pipeline that shares the module
         if self.watched is not None:
             self._watch(self.watched, args, kwargs, output)
         if not self.active:
             return None
         x_BTD = self.point.read(output)
-        if len(x_BTD) != self.rows:
+        if self.rows is not None and len(x_BTD) != self.rows:
             raise InputError(
                 f"{self.point.name} got {len(x_BTD)} rows, but its {self.point.component} got {self.rows}; steering "
                 "needs the same rows in all blocks"

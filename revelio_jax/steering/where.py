@@ -1,6 +1,7 @@
 """Limit steering to tokens, timesteps, areas of the image or the pooled vector."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Sequence
 
@@ -81,10 +82,17 @@ class Where:
             raise InputError(f"steps is {self.steps}; it must be two timesteps, larger first, for example (1000, 600)")
         if self.reference and not (in_denoiser and name.endswith(".image")):
             raise InputError(f"reference is True; it must be False at {name}, which has no tokens of reference images")
+        self._check_ramp()
         self._check_pooled(points, name, family)
         return dataclasses.replace(
             self, positions=self._positions_tensor(name, in_denoiser), mask=self._mask_tensor(name, in_denoiser)
         )
+
+    def _check_ramp(self) -> None:
+        ramp: typing.Any = self.ramp
+        numbers = isinstance(ramp, tuple | list) and all(isinstance(value, int | float) for value in ramp)
+        if not numbers or len(ramp) != 2 or not all(math.isfinite(value) for value in ramp):
+            raise InputError(f"ramp is {ramp!r}; it must be two finite factors, for example (1.0, 0.5)")
 
     def _positions_tensor(self, name: str, in_denoiser: bool) -> str | torch.Tensor:
         positions = self.positions

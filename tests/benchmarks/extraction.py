@@ -94,7 +94,7 @@ def measure_text(options: argparse.Namespace, folder: pathlib.Path) -> list[dict
     pipe = loading.skeleton(origin)
     site = [name for name in hook_points.point_names(pipe) if name.startswith("clip.")][-2]
     text_config = config(options, sites=(site,), positions="all", prompts=str(folder / "prompts.txt"))
-    job = text.load(text_config, text.read_inputs(text_config.extract), Worker())
+    job = text.load(text_config, text.read_inputs(text_config.extract), Worker(), origin)
 
     cut = copy.deepcopy(encoder.model)
     inner = getattr(cut, "text_model", cut)
@@ -135,7 +135,8 @@ def measure_images(options: argparse.Namespace, folder: pathlib.Path) -> list[di
     origin = source.find(options.model, "", "sd")
     pipe = loading.load(origin, ModelConfig(id=options.model), "float32")
     configs = {name: config(options, sites=(name,), **fields) for name in names}
-    jobs = {name: noised.load(configs[name], noised.read_inputs(configs[name].extract), Worker()) for name in names}
+    inputs = {name: noised.read_inputs(configs[name].extract) for name in names}
+    jobs = {name: noised.load(configs[name], inputs[name], Worker(), origin) for name in names}
     extract, family = configs[names[0]].extract, family_of(pipe)
     with torch.inference_mode():
         conditioning = family.conditioning(pipe, extract.prompt, extract.guidance, (options.size, options.size))
