@@ -172,7 +172,7 @@ class Attachment:
         return reports
 
     def set_strength(self, concept: Key, strength: Strength) -> None:
-        """Change a strength; it takes effect with the next image.
+        """Change a strength; it takes effect with the next prompt that is encoded, or with the next denoising step.
 
         Raise InputError if the concept is not attached, or if the strength is not valid.
         """

@@ -1,5 +1,7 @@
 """A call in which steering did not happen, or not everywhere, is an error; a call in which it did has a report."""
 
+import copy
+import threading
 import types
 
 import diffusers
@@ -270,6 +272,132 @@ def test_pipelines_of_other_families_are_refused_by_name(name, tiny, make_steere
         pipe.transformer = types.SimpleNamespace(config=None)
     with pytest.raises(InputError, match=f"{name} is not a supported pipeline; supported: pipelines with"):
         make_steerer(flux, "t5.block.1").attach(pipe, {CONCEPT: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("family", "site"), [("sd", "unet.mid_block"), ("sd", "clip.layer.1"), ("flux", "flux.single.0.image")]
+)
+def test_batches_of_one_attachment_may_grow_and_shrink(tiny, make_steerer, run, family, site):
+    pipe = tiny(family)
+    steerer = make_steerer(pipe, site)
+    concepts = {CONCEPT: 1.0} if site.startswith("clip") else {3: 2.0}
+    prompts = [PROMPTS[0], "red", "cat", "flat"]
+    calls = [(guided, count) for guided in (False, True) for count in (1, 2, 3, 1, 4, 2)]
+    with steerer.attach(pipe, concepts):
+        seen = [run(pipe, prompts[:count], guided=guided, steps=1) for guided, count in calls]
+    for (guided, count), images in zip(calls, seen, strict=True):
+        with steerer.attach(pipe, concepts):
+            assert torch.equal(run(pipe, prompts[:count], guided=guided, steps=1), images)
+
+
+def test_a_negative_prompt_for_the_whole_batch_of_flux(tiny, make_steerer):
+    pipe = tiny("flux")
+    row = ROWS["FluxPipeline, true_cfg_scale"]
+    with make_steerer(pipe, "flux.single.0.image").attach(pipe, {3: 2.0}) as attached:
+        generate(pipe, row, negative_prompt="red")
+        assert attached.report()["flux.single.0.image"].passes > 0
+
+
+def test_activations_that_the_pipeline_makes_infinite_are_named_so(tiny, make_steerer, run):
+    pipe = tiny("sd")
+    handle = pipe.unet.conv_in.register_forward_hook(lambda _module, _args, output: output * float("nan"))
+    try:
+        with (
+            make_steerer(pipe, "unet.mid_block").attach(pipe, {3: 2.0}),
+            pytest.raises(InputError, match="not finite before steering: the pipeline itself computes them"),
+        ):
+            run(pipe, steps=1)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+def test_a_component_that_was_replaced_is_an_error(tiny, make_steerer, run, component):
+    pipe = tiny("sd")
+    before = getattr(pipe, component)
+    site = "unet.mid_block" if component == "unet" else "clip.layer.1"
+    with make_steerer(pipe, site).attach(pipe, {3: -1.0}):
+        setattr(pipe, component, copy.deepcopy(before))
+        try:
+            with pytest.raises(InputError, match=f"the {component} was replaced after attaching; attach again"):
+                run(pipe, steps=1)
+        finally:
+            setattr(pipe, component, before)
+
+
+def test_a_copy_of_a_steered_pipeline_is_not_steered(tiny, make_steerer, run, tmp_path):
+    pipe = tiny("sd")
+    plain = run(pipe)
+    steerer = make_steerer(pipe, "clip.layer.1")
+    with steerer.attach(pipe, {CONCEPT: 1.0}, rule="paper"):
+        copied = copy.deepcopy(pipe)
+        torch.save(pipe.text_encoder, tmp_path / "encoder.pt")
+        steered = run(pipe)
+        assert torch.equal(run(copied), plain)
+    assert torch.equal(run(copied), plain)
+    with steerer.attach(copied, {CONCEPT: 1.0}, rule="paper"):
+        assert torch.equal(run(copied), steered)
+    assert torch.equal(run(copied), plain)
+
+
+@pytest.mark.parametrize("site", ["unet.mid_block", "clip.layer.1"])
+def test_a_pipeline_of_the_components_in_another_thread_is_not_steered(tiny, make_steerer, run, site):
+    """It runs in the middle of a pass of the steered pipeline."""
+    pipe = tiny("sd")
+    other = type(pipe)(**pipe.components, requires_safety_checker=False)
+    other.scheduler = copy.deepcopy(pipe.scheduler)
+    other.set_progress_bar_config(disable=True)
+    plain, results, owner = run(pipe), [], threading.get_ident()
+    concepts = {3: Clamp(4.0)} if site.startswith("unet") else {CONCEPT: 2.0}
+    module = pipe.unet.down_blocks[0] if site.startswith("unet") else pipe.text_encoder.get_input_embeddings()
+
+    def meanwhile(*_):
+        if threading.get_ident() == owner and len(results) < 2:
+            thread = threading.Thread(target=lambda: results.append(run(other)))
+            thread.start()
+            thread.join()
+
+    with make_steerer(pipe, site).attach(pipe, concepts):
+        steered = run(pipe)
+        handle = module.register_forward_pre_hook(meanwhile)
+        again = run(pipe)
+        handle.remove()
+    assert torch.equal(again, steered)
+    assert (steered != plain).any()
+    assert len(results) == 2
+    assert all(torch.equal(result, plain) for result in results)
+
+
+def test_one_steered_pipeline_runs_in_one_thread_at_a_time(tiny, make_steerer, run):
+    pipe = tiny("sd")
+    owner, messages = threading.get_ident(), []
+
+    def call():
+        try:
+            run(pipe)
+        except InputError as error:
+            messages.append(str(error))
+
+    def meanwhile(*_):
+        if threading.get_ident() == owner and not messages:
+            thread = threading.Thread(target=call)
+            thread.start()
+            thread.join()
+
+    with make_steerer(pipe, "unet.mid_block").attach(pipe, {3: Clamp(4.0)}):
+        steered = run(pipe)
+        handle = pipe.unet.register_forward_pre_hook(meanwhile)
+        assert torch.equal(run(pipe), steered)
+        handle.remove()
+    assert len(messages) == 1
+    assert "is steered and runs in another thread" in messages[0]
+
+
+@pytest.mark.parametrize("ramp", [3, None, (1,), (1, 2, 3), "ab", (float("nan"), 1.0)])
+def test_a_ramp_is_two_finite_factors(tiny, make_steerer, ramp):
+    pipe = tiny("sd")
+    with pytest.raises(InputError, match="it must be two finite factors"):
+        make_steerer(pipe, "unet.mid_block").attach(pipe, {3: 1.0}, ramp=ramp)
 
 
 def test_the_state_of_a_pipeline_has_its_name(tiny):
