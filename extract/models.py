@@ -6,7 +6,7 @@ import typing
 from collections.abc import Generator
 
 from revelio_jax.config import Config
-from revelio_jax.pipelines import given, loading
+from revelio_jax.pipelines import loading, user_pipeline
 from revelio_jax.pipelines.source import PipelineSource, find
 
 
@@ -22,7 +22,7 @@ def opened(config: Config, pipe: typing.Any) -> Generator[tuple[Config, Pipeline
     if pipe is None:
         yield config, find(model.id, model.revision, model.family)
         return
-    source = given.source_of(pipe)
-    config = dataclasses.replace(config, model=given.model_config(model, source))
-    with given.borrowed(pipe):
+    source = user_pipeline.source_of(pipe)
+    config = dataclasses.replace(config, model=user_pipeline.model_config(model, source))
+    with user_pipeline.borrowed(pipe):
         yield config, source

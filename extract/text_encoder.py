@@ -54,42 +54,27 @@ def position_rule(positions: str, point: HookPoint) -> str:
 def tokenize(encoder: TextEncoder, prompts: list[str]) -> Tokens:
     """Tokenize prompts as the pipeline does: truncated and padded to the tokenizer's length.
 
-    An encoder with an attention mask ignores padding, so its prompts are padded only to the longest prompt, and a
-    tokenizer without a padding token pads with token 0. Raise InputError for such a tokenizer without a mask.
+    An encoder with an attention mask ignores padding, so its prompts are padded only to the longest prompt.
     """
     tokenizer = encoder.tokenizer
     # A tokenizer without a length reports 1e30. The encoder's position embeddings, or 512 for T5, are the limit.
     length = min(tokenizer.model_max_length, getattr(encoder.model.config, "max_position_embeddings", 512))
     padding = "longest" if encoder.masked else "max_length"
-    if tokenizer.pad_token_id is None and not encoder.masked:
-        raise InputError(
-            f"the tokenizer of {encoder.component} has no padding token, but pipelines pad prompts to {length} tokens; "
-            "set pad_token in its tokenizer_config.json"
-        )
     batches: list[tuple[np.ndarray, np.ndarray]] = []
     for start in range(0, len(prompts), TOKENIZER_BATCH):
-        batch = prompts[start : start + TOKENIZER_BATCH]
-        if tokenizer.pad_token_id is None:
-            batches.append(_padded(tokenizer(batch, max_length=length, truncation=True)["input_ids"]))
-            continue
         encoding = tokenizer(
-            batch, padding=padding, padding_side="right", max_length=length, truncation=True, return_tensors="np"
+            prompts[start : start + TOKENIZER_BATCH],
+            padding=padding,
+            padding_side="right",
+            max_length=length,
+            truncation=True,
+            return_tensors="np",
         )
         batches.append((encoding["input_ids"], encoding["attention_mask"]))
     longest = max(ids.shape[1] for ids, _ in batches)
     ids = _concatenate([ids for ids, _ in batches], longest, tokenizer.pad_token_id or 0)
     mask = _concatenate([mask for _, mask in batches], longest, 0)
     return Tokens(ids, mask, kinds(ids, tokenizer, mask if encoder.masked else None))
-
-
-def _padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Pad token ids with 0 to the longest row, at least 1; return them and their mask, int64 [prompt, position]."""
-    ids = np.zeros((len(rows), max(1, *map(len, rows))), np.int64)
-    mask = np.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return ids, mask
 
 
 def _concatenate(batches: list[np.ndarray], length: int, padding: int) -> np.ndarray:

@@ -52,7 +52,7 @@ def report_errors() -> Generator[None]:
         print("stopped by Ctrl-C", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
-        line = one_line(str(error)) if isinstance(error, InputError) else failure_line(error)
+        line = single_line(str(error)) if isinstance(error, InputError) else failure_line(error)
         if line is None:
             raise
         if os.environ.get("REVELIO_TRACEBACK", "0") != "0":
@@ -77,7 +77,7 @@ def failure_line(error: BaseException) -> str | None:
         text = f"{type(error).__name__}: {_first_sentence(error)}"
     else:
         return None
-    return one_line("; ".join([text, *getattr(error, "__notes__", ())]))
+    return single_line("; ".join([text, *getattr(error, "__notes__", ())]))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -131,7 +131,7 @@ def write_failure(what: str, error: Exception, advice: str = "") -> InputError |
     return kind("; ".join(filter(None, [f"{what} cannot be written: {reason}", advice])))
 
 
-def one_line(text: str) -> str:
+def single_line(text: str) -> str:
     """Return ``text`` with every run of white space replaced by one space."""
     return " ".join(text.split())
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import gradio as gr
 
-from revelio_jax.errors import InputError, failure_line, memory_advice, one_line
+from revelio_jax.errors import InputError, failure_line, memory_advice, single_line
 from revelio_jax.explore import requests, views
 from revelio_jax.explore.backend import Backend
 from revelio_jax.explore.catalog import Catalog, name_marks
@@ -49,7 +49,8 @@ def reports_errors(handler: Callable[..., Iterator[Update] | Update]) -> Callabl
                 yield {message: views.error(line)}
                 return
             logger.exception("the pipeline failed")
-            yield {message: views.error(f"the pipeline failed: {type(error).__name__}: {one_line(str(error))[:300]}")}
+            text = single_line(str(error))[:300]
+            yield {message: views.error(f"the pipeline failed: {type(error).__name__}: {text}")}
 
     return run
 

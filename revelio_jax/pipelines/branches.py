@@ -58,16 +58,7 @@ class Branches:
 
     def _compare(self, embeddings: torch.Tensor) -> list[str]:
         prompt, negative = (_rows_in(embeddings, self._known[branch]) for branch in (CONDITIONAL, UNCONDITIONAL))
-        branches = [
-            EQUAL
-            if is_prompt and is_negative
-            else CONDITIONAL
-            if is_prompt
-            else UNCONDITIONAL
-            if is_negative
-            else UNKNOWN
-            for is_prompt, is_negative in zip(prompt, negative, strict=True)
-        ]
+        branches = [branch_of(*found) for found in zip(prompt, negative, strict=True)]
         if EQUAL in branches and len(set(branches)) > 1:
             branches = self._compare_groups(embeddings, branches)
         return branches

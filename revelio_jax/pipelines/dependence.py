@@ -8,7 +8,6 @@ neither weights nor a list of names are needed, and the code of the pipeline its
 import contextlib
 import copy
 import functools
-import inspect
 import sys
 import types
 import typing
@@ -17,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable
 import diffusers
 import torch
 
-from revelio_jax.pipelines import hooks
+from revelio_jax.pipelines import assembly, hooks
 from revelio_jax.pipelines.families import Family, family_of
 from revelio_jax.pipelines.families.base import LONGEST_PROMPT
 
@@ -151,17 +150,12 @@ def _on_meta(encoder: typing.Any) -> torch.nn.Module:
 def _text_pipeline(source: "PipelineSource", skeleton: typing.Any) -> typing.Any:
     """Return the diffusers pipeline of a source with only the text encoders of ``skeleton``; see ``_ZeroTokenizer``."""
     cls: typing.Any = getattr(diffusers, source.class_name)
-    parts: dict[str, typing.Any] = {"requires_safety_checker": False}
+    parts: dict[str, typing.Any] = {}
     for component in source.layout.text_encoders.values():
         encoder = parts[component] = getattr(skeleton, component)
         length = getattr(encoder.config, "max_position_embeddings", LONGEST_PROMPT)
         parts[component.replace("text_encoder", "tokenizer")] = _ZeroTokenizer(length)
-    arguments: dict[str, typing.Any] = {}
-    for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
-        setting = source.index.get(name)
-        default = None if parameter.default is inspect.Parameter.empty else parameter.default
-        arguments[name] = parts.get(name, default if setting is None or isinstance(setting, list) else setting)
-    return cls(**arguments)
+    return assembly.assemble(cls, parts, source.index)
 
 
 class _ZeroTokenizer:

@@ -15,6 +15,7 @@ import torch
 from revelio_jax.config import ModelConfig
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines.source import PipelineSource, component_config
+from revelio_jax.pipelines.stored_weights import plain_tensors, stored
 
 if typing.TYPE_CHECKING:
     from revelio_jax.store import ModelRecord
@@ -47,7 +48,7 @@ def model_record(
     if model.compile:
         record["compile"] = True  # compiled kernels round differently
     if source.pipe is not None:
-        record["given"] = type(source.pipe).__name__
+        record["pipeline"] = type(source.pipe).__name__
         record["dtype"] = ", ".join(dict.fromkeys(str(part.model.dtype).removeprefix("torch.") for part in parts))
     return record
 
@@ -85,11 +86,12 @@ def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             if id(parameter) in read or (parameter.device.type == "meta" and name in tied):
                 continue
             read.add(id(parameter))
-            if parameter.device.type == "meta":
-                parameter = _offloaded(module, name.removeprefix(f"{owner}."))
+            parameter = stored(module, name.removeprefix(f"{owner}."), parameter)
+            if parameter.is_meta:
+                raise RuntimeError(f"{name} is on the device meta")
             # torch.compile adds the first prefix, and transformers before 5 the second one, to the same weights.
             name = name.replace("_orig_mod.", "").removeprefix("text_model.")
-            yield from _plain(name, parameter)
+            yield from plain_tensors(name, parameter)
             yield from _scales(module, name, parameter)
 
 
@@ -108,26 +110,6 @@ def _scales(module: torch.nn.Module, name: str, parameter: torch.Tensor) -> Iter
         weight: typing.Any = parameter
         owner: typing.Any = module
         yield f"{name}.SCB", owner.state.SCB if weight.SCB is None else weight.SCB  # the first pass moves them
-
-
-def _plain(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the plain tensors of which a quantized tensor of torchao consists, or the tensor itself."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        for attribute in typing.cast(typing.Any, tensor).__tensor_flatten__()[0]:
-            yield from _plain(f"{name}.{attribute}", getattr(tensor, attribute))
-        return
-    quantization = getattr(tensor, "quant_type", None)  # GGUF
-    yield name if quantization is None else f"{name} {quantization}", tensor.as_subclass(torch.Tensor)
-
-
-def _offloaded(module: torch.nn.Module, name: str) -> torch.Tensor:
-    """Return a parameter that accelerate keeps outside of its module."""
-    hook = getattr(module, "_hf_hook", None)
-    for each in getattr(hook, "hooks", (hook,)):
-        weights = getattr(each, "weights_map", None)
-        if weights is not None:
-            return weights[name]
-    raise RuntimeError(f"{type(module).__name__}.{name} is on the device meta")
 
 
 def _adapters(model: torch.nn.Module) -> dict[str, typing.Any]:

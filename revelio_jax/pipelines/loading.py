@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from revelio_jax.config import ModelConfig
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import given, hook_points, placement, safety_checker, text_to_image, weight_files
+from revelio_jax.pipelines import hook_points, placement, safety_checker, text_to_image, user_pipeline, weight_files
 from revelio_jax.pipelines.devices import device, execution_device
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.source import PipelineSource, component_config, find
@@ -96,7 +96,9 @@ def load_text_encoder(
     if source.pipe is not None:
         model = getattr(source.pipe, component)
         tokenizer = getattr(source.pipe, component.replace("text_encoder", "tokenizer"))
-        return TextEncoder(component, model, tokenizer, names[component], execution_device(model))
+        return _with_padding(
+            source, TextEncoder(component, model, tokenizer, names[component], execution_device(model))
+        )
     with one_line_errors(source, component):
         tokenizer_class, subfolder = _tokenizer_class(source, component)
         tokenizer = tokenizer_class.from_pretrained(source.id, subfolder=subfolder, **_revision(source))
@@ -105,10 +107,18 @@ def load_text_encoder(
         model, info = cls.from_pretrained(source.id, subfolder=source.folder(component), **options)
     # A pooler runs after the last hook point, and many folders lack its weights.
     _check_weights(source, component, [key for key in info["missing_keys"] if not key.startswith("pooler.")])
-    encoder = TextEncoder(component, model.eval(), tokenizer, names[component], device)
+    return _with_padding(source, TextEncoder(component, model.eval(), tokenizer, names[component], device))
+
+
+def _with_padding(source: PipelineSource, encoder: TextEncoder) -> TextEncoder:
+    """Return an encoder whose tokenizer can pad. Raise InputError if it has no padding token and no mask hides one."""
+    tokenizer = encoder.tokenizer
     if tokenizer.pad_token is None:
         if not encoder.masked:
-            raise InputError(f"{source.subject}; the tokenizer of its {component} has no padding token")
+            raise InputError(
+                f"{source.subject}; the tokenizer of its {encoder.component} has no padding token: set pad_token in "
+                "its tokenizer_config.json"
+            )
         # Decoders have no padding token. The mask hides the padding, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return encoder
@@ -121,7 +131,7 @@ def load(source: PipelineSource, model: ModelConfig, vae_dtype: str) -> typing.A
     """
     text_to_image.check(source)
     if source.pipe is not None:
-        return given.text_to_image_pipeline(source)
+        return user_pipeline.text_to_image_pipeline(source)
     safety_checker.announce_dropped(source)
     if source.class_name != (name := text_to_image.pipeline_class(source).__name__):
         print(f"{source.id} is a {source.class_name}; it runs as a {name}")
@@ -151,7 +161,7 @@ def load_pipeline(model: ModelConfig) -> typing.Any:
     place = device(model.device)
     source = find(model.id, model.revision, model.family)
     if source.layout.denoiser is None:
-        raise InputError(f"config.model.family is {model.family!r}, which has no pipeline to sample from")
+        raise InputError(f"config.model.family is {model.family!r}; it must be a family with a denoiser")
     pipe = load(source, model, vae_dtype=model.dtype)
     placement.place(source, pipe, components(source), model, place)
     return pipe

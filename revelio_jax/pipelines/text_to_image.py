@@ -5,12 +5,12 @@ extracts from all of them. Their denoiser is sampled or recorded as in the famil
 refused if the denoiser needs other input, for example a mask or a control image.
 """
 
-import inspect
 import typing
 
 import diffusers
 
 from revelio_jax.errors import InputError
+from revelio_jax.pipelines import assembly
 from revelio_jax.pipelines.source import PipelineSource, component_config
 
 # Components that condition the denoiser on input that a prompt does not give.
@@ -24,15 +24,7 @@ def pipeline_class(source: PipelineSource) -> type:
 
 def assemble(source: PipelineSource, parts: dict[str, typing.Any]) -> typing.Any:
     """Return the family's text-to-image pipeline of the components ``parts``, with the settings of the index."""
-    cls = pipeline_class(source)
-    arguments: dict[str, typing.Any] = {}
-    for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
-        setting = source.index.get(name)
-        default = None if parameter.default is inspect.Parameter.empty else parameter.default
-        arguments[name] = parts.get(name, default if setting is None or isinstance(setting, list) else setting)
-    if "requires_safety_checker" in arguments:
-        arguments["requires_safety_checker"] = arguments.get("safety_checker") is not None
-    pipe = cls(**arguments)
+    pipe = assembly.assemble(pipeline_class(source), parts, source.index)
     if source.id:
         pipe.register_to_config(_name_or_path=source.id)
     return pipe

@@ -70,7 +70,7 @@ class AttachedConcept:
 
 @dataclasses.dataclass(frozen=True)
 class PointReport:
-    """What steering did at one hook point since it was attached.
+    """Measurements of steering at one hook point since it was attached.
 
     ``passes``: passes of the module that were steered. ``rows``: steered rows of their batches. ``relative_change``:
     norm of the change divided by the norm of the activations, over all steered rows.

@@ -18,8 +18,8 @@ from revelio_jax.pipelines.families.base import Arguments
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
 from revelio_jax.steering import outcome, provenance
 from revelio_jax.steering.attachment import Attachment
+from revelio_jax.steering.compatibility import refuse_unused
 from revelio_jax.steering.state import PLAIN, Call, SteeringState
-from revelio_jax.steering.unused import refuse_unused
 
 Encoded = tuple[typing.Any, ...]
 """The result of a pipeline's ``encode_prompt``."""

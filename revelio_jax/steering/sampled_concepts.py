@@ -16,9 +16,9 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points, hooks
+from revelio_jax.pipelines.assembly import text_to_image_twin
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
-from revelio_jax.pipelines.twin import text_to_image_twin
 from revelio_jax.steering.concept import GATE, EncodedConcept, own_latents, presence
 from revelio_jax.steering.learned_concepts import LearnedConcept
 from revelio_jax.steering.sae import Sae

@@ -12,9 +12,9 @@ from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points, hooks
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.guidance import CONDITIONAL, UNCONDITIONAL
-from revelio_jax.steering import hub, session, text_latents, vectors, watching
+from revelio_jax.steering import hub, monitor, session, text_latents, vectors
 from revelio_jax.steering.attachment import AttachedConcept, Attachment, ConceptSource
-from revelio_jax.steering.compatibility import check_model_name, hook_points_of
+from revelio_jax.steering.compatibility import check_model_name, hook_points_of, refuse_unused
 from revelio_jax.steering.concept import execution_device
 from revelio_jax.steering.encoder import ConceptEncoder
 from revelio_jax.steering.learned_concepts import LearnedConcept
@@ -32,7 +32,6 @@ from revelio_jax.steering.sae import Sae, load_sae
 from revelio_jax.steering.sampled_concepts import CallArguments
 from revelio_jax.steering.sources import FunctionSource, LatentSource, TextSource
 from revelio_jax.steering.strengths import Key, Strength, check_strength
-from revelio_jax.steering.unused import refuse_unused
 from revelio_jax.steering.vectors import Concept, VectorSource
 from revelio_jax.steering.where import Where, WhereFields
 
@@ -123,14 +122,14 @@ class Steerer:
         return vectors.from_joined_vectors(pipe, self.site, function.v_TD, text, rule)
 
     def watch(
-        self, pipe: typing.Any, *, latents: Sequence[int] | None = None, max_bytes: int = watching.MAX_BYTES
-    ) -> contextlib.AbstractContextManager[watching.WatchedCodes]:
+        self, pipe: typing.Any, *, latents: Sequence[int] | None = None, max_bytes: int = monitor.MAX_BYTES
+    ) -> contextlib.AbstractContextManager[monitor.WatchedCodes]:
         """Record the latents that fire while ``pipe`` runs in the block; see :mod:`revelio_jax.steering.watching`.
 
         ``latents`` limits recording to these. Raise InputError if the SAE does not fit the pipeline or a latent is out
         of range, and in the call if the codes need more than ``max_bytes`` bytes of memory.
         """
-        return watching.watch(pipe, hook_points_of(self.sae, pipe), self.encoder.sae_on, latents, max_bytes)
+        return monitor.watch(pipe, hook_points_of(self.sae, pipe), self.encoder.sae_on, latents, max_bytes)
 
     def attach(
         self,

@@ -24,13 +24,13 @@ from revelio_jax.pipelines.families import family_of
 from revelio_jax.sae_folder.untrusted import one_line, read_header
 from revelio_jax.steering import session
 from revelio_jax.steering.attachment import AttachedConcept, Attachment
+from revelio_jax.steering.compatibility import refuse_unused
 from revelio_jax.steering.concept import hidden_states
 from revelio_jax.steering.pooled import Pooled, pooled_of
 from revelio_jax.steering.rules import Add
 from revelio_jax.steering.sae import read_torch_tensors
 from revelio_jax.steering.sampled_concepts import CallArguments, sampled_mean
 from revelio_jax.steering.strengths import Strength, check_strength
-from revelio_jax.steering.unused import refuse_unused
 from revelio_jax.steering.where import Where, WhereFields
 
 FORMAT = "revelio_jax.concept.1"

@@ -6,13 +6,14 @@ at least once for every step.
 """
 
 import typing
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
 
 from revelio_jax.pipelines import hook_points, hooks
 from revelio_jax.pipelines.families import family_of
+from revelio_jax.pipelines.stored_weights import plain_tensors, stored
 from revelio_jax.steering.concept import tokenizer_of
 
 BLOCK = 64  # words; values that only change places inside a block are not noticed
@@ -57,8 +58,8 @@ def _of_model(model: torch.nn.Module) -> int:
             if isinstance(value, SETTINGS) and (not name.startswith("_") or name in ADAPTER_FIELDS):
                 parts.append((name, _settings(value)))
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            for part in _plain_tensors(_stored(module, name, tensor)):
-                parts.append((name, part.dtype, tuple(part.shape)))
+            for full_name, part in plain_tensors(name, stored(module, name, tensor)):
+                parts.append((full_name, part.dtype, tuple(part.shape)))
                 sums.append(checksum(part))
     for device in {one.device for one in sums}:  # one transfer from each device
         parts += torch.stack([one for one in sums if one.device == device]).tolist()
@@ -78,29 +79,6 @@ def _settings(value: typing.Any) -> Hashable:
     if isinstance(value, list | tuple):
         return tuple(_settings(one) for one in typing.cast("list[typing.Any]", value))
     return value if value is None or isinstance(value, bool | int | str) else type(value)
-
-
-def _stored(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of a module; with sequential offloading it is on meta, and accelerate's hook has its values."""
-    if not tensor.is_meta:
-        return tensor
-    hook: typing.Any = getattr(module, "_hf_hook", None)
-    for inner in getattr(hook, "hooks", (hook,)):
-        values = getattr(inner, "weights_map", None)
-        if values is not None and name in values:
-            return values[name]
-    return tensor
-
-
-def _plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield the tensors that hold the values: several for a quantized tensor of torchao."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        for name in typing.cast("typing.Any", tensor).__tensor_flatten__()[0]:
-            yield from _plain_tensors(getattr(tensor, name))
-    else:
-        # Quantized parameters of diffusers redefine what functions do.
-        with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
-            yield tensor.detach().as_subclass(torch.Tensor)
 
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ class ModelRecord(typing.TypedDict, total=False):
     device: str
     fingerprint: str  # of the weights and their configs
     compile: bool  # only if True
-    given: str  # the class of a pipeline that the caller built; only then
+    pipeline: str  # its class; only of a pipeline that the caller built
     scheduler: dict[str, typing.Any]  # its config; only of stores of a denoiser
 
 

@@ -5,13 +5,11 @@ import types
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 import transformers
 
 from extract import text_encoder
 from revelio_jax.config import ExtractConfig
-from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.loading import TextEncoder
 from revelio_jax.pipelines.tokens import BOS, CONTENT, EOS, PADDING
@@ -188,28 +186,3 @@ def test_bert_has_cls_and_sep_and_ignores_padding(bert):
             alone = bert.model(**bert.tokenizer(prompt, return_tensors="pt"), output_hidden_states=True)
             of_prompt = rows["activations"][rows["sample"] == i]
             np.testing.assert_allclose(of_prompt, alone.hidden_states[2][0], atol=1e-5)
-
-
-def test_a_tokenizer_without_a_padding_token_pads_under_the_mask():
-    """GPT-2's tokenizer has no padding token; the padding is masked, so rows equal those of single prompts."""
-    words = {word: i for i, word in enumerate(["<end>", "a", "cat", "red"])}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", model_max_length=12)
-    assert tokenizer.pad_token_id is None
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=4, n_embd=16, n_layer=3, n_head=2, n_positions=12)
-    encoder = TextEncoder("encoder", transformers.GPT2Model(config).eval(), tokenizer, "text")
-    prompts = ["cat", "a red cat a cat", "", "red a"]
-    tokens = text_encoder.tokenize(encoder, prompts)
-    assert tokens.mask.sum(1).tolist() == [1, 5, 0, 2]
-    assert (tokens.kinds == np.where(tokens.mask, CONTENT, PADDING)).all()
-    site = hook_points.resolve(types.SimpleNamespace(encoder=encoder.model), "text.layer.1")
-    rows = text_encoder.rows(encoder, [site], tokens, range(4), ExtractConfig(), lambda count: None)[site.name]
-    with torch.inference_mode():
-        for i in (0, 1, 3):
-            alone = encoder.model(**tokenizer(prompts[i], return_tensors="pt"), output_hidden_states=True)
-            np.testing.assert_allclose(rows["activations"][rows["sample"] == i], alone.hidden_states[2][0], atol=1e-5)
-    unmasked = TextEncoder("text_encoder", encoder.model, tokenizer, "clip")
-    with pytest.raises(InputError, match="the tokenizer of text_encoder has no padding token"):
-        text_encoder.tokenize(unmasked, prompts)

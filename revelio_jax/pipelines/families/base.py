@@ -16,7 +16,7 @@ if typing.TYPE_CHECKING:
     import torch
 
 Arguments = dict[str, typing.Any]
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")  # names in diffusers
+ENCODER_NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")  # names in diffusers
 LONGEST_PROMPT = 512  # tokens; pipelines with T5 pad to it by default, and no tokenizer here allows more
 
 
@@ -78,7 +78,7 @@ class Family:
         """
         if not all(hasattr(pipe, name) for name in self.components):
             return False
-        if any(hasattr(pipe, name) for name in TEXT_ENCODERS if name not in self.text_encoders.values()):
+        if any(hasattr(pipe, name) for name in ENCODER_NAMES if name not in self.text_encoders.values()):
             return False
         for name, classes in self.component_classes.items():
             component = getattr(pipe, name, None)
@@ -149,10 +149,6 @@ class Family:
     def encoded_prompt(self, encoded: tuple, images: int) -> Arguments:
         """Return arguments of ``encode_prompt`` for a prompt that is already encoded, once per ``images`` images."""
         return {"prompt_embeds": encoded[0][::images]}
-
-    def has_zero_negative(self, pipe: typing.Any, call: Arguments) -> bool:
-        """Return whether the pipeline uses zeros instead of encoding the negative prompt."""
-        return False
 
     # The denoiser
 

@@ -5,6 +5,7 @@ import torch
 from compel import CompelForSD, CompelForSDXL
 
 from revelio_jax.errors import InputError
+from tests.helpers.pipelines import WIDTH
 from tests.helpers.steered_pipelines import PROMPTS
 
 CONCEPT = "red apple"
@@ -62,14 +63,19 @@ def test_embeddings_of_encode_prompt_are_accepted(tiny, make_steerer, family):
     pipe = tiny(family)
     site = {"sd": "clip.layer.1", "sdxl": "clip_l.layer.1", "flux": "t5.block.1"}[family]
     names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-    with make_steerer(pipe, site).attach(pipe, {CONCEPT: 1.0}, rule="paper", negative_branch=False):
+    length = {"max_sequence_length": 10} if family == "flux" else {}
+    with make_steerer(pipe, site).attach(pipe, {CONCEPT: 1.0}, rule="paper") as attached:
+        generator = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
+        expected = pipe(PROMPTS, generator=generator, **CALL, **length).images
         if family == "flux":
-            text, pooled, _ = pipe.encode_prompt(PROMPTS, None, "cpu", max_sequence_length=10)
+            text, pooled, _ = pipe.encode_prompt(PROMPTS, None, "cpu", **length)
             call = {"prompt_embeds": text, "pooled_prompt_embeds": pooled}
         else:
             parts = pipe.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
             call = dict(zip(names, parts, strict=False))
-        images(pipe, **call)
+        passes = attached.report()[site].passes
+        torch.testing.assert_close(images(pipe, **call), expected)
+        assert attached.report()[site].passes == passes  # the call encoded nothing
 
 
 def test_compel_weights_prompts_under_encoding(tiny, make_steerer):
@@ -97,11 +103,19 @@ def test_compel_weights_prompts_under_encoding(tiny, make_steerer):
 def test_compel_works_with_sdxl(tiny, make_steerer):
     pipe = tiny("sdxl")
     compel = CompelForSDXL(pipe)
+
+    def arguments(made):
+        return {"guidance_scale": 1.0, "prompt_embeds": made.embeds, "pooled_prompt_embeds": made.pooled_embeds}
+
+    plain = compel(PROMPTS)
+    plain_images = images(pipe, **arguments(plain))
     with make_steerer(pipe, "clip_l.layer.1").attach(pipe, {CONCEPT: 1.0}, rule="paper", negative_branch=False) as on:
         with on.encoding("conditional"):
             made = compel(PROMPTS)
-        embeddings = {"prompt_embeds": made.embeds, "pooled_prompt_embeds": made.pooled_embeds}
-        images(pipe, guidance_scale=1.0, **embeddings)
+        changed = (made.embeds != plain.embeds).flatten(0, 1).any(0)
+        assert changed[:WIDTH].all()  # the columns of the steered encoder
+        assert not changed[WIDTH:].any()
+        assert (images(pipe, **arguments(made)) != plain_images).any()
 
 
 def test_encoding_refuses_what_it_cannot_do(tiny, make_steerer):

@@ -151,8 +151,19 @@ def test_an_interrupted_call_is_not_an_error(tiny, make_steerer, run):
         pipe._interrupt = True
         return tensors
 
-    with make_steerer(pipe, "unet.mid_block").attach(pipe, {3: Clamp(4.0)}, steps=(400, 0)):
+    with make_steerer(pipe, "unet.mid_block").attach(pipe, {3: Clamp(4.0)}, steps=(400, 0)) as attached:
         run(pipe, callback_on_step_end=stop)
+        assert attached.report()["unet.mid_block"].passes == 0
+        run(pipe)
+        assert attached.report()["unet.mid_block"].passes == 1
+
+
+def test_rescaled_guidance_and_several_images_of_a_prompt_steer_the_prompt_only(tiny, make_steerer, run):
+    pipe, site = tiny("sd"), "unet.mid_block"
+    with make_steerer(pipe, site).attach(pipe, {3: Clamp(4.0)}) as attached:
+        run(pipe, n=3, steps=2, guidance_rescale=0.7)
+        report = attached.report()[site]
+    assert (report.passes, report.rows) == (2, 2 * 3 * len(PROMPTS))
 
 
 def test_guidance_that_ends_during_the_call_steers_the_prompt_only(tiny, make_steerer, run):

@@ -16,7 +16,18 @@ SKIPPING = {
         current_timestep_callback=lambda: 900,
     ),
     "taylorseer": diffusers.TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=1),
+    "sea": diffusers.SeaCacheConfig(),
     "mag": diffusers.MagCacheConfig(num_inference_steps=3, mag_ratios=torch.ones(3)),
+}
+
+KEEPING = {
+    "attention": diffusers.PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(-1, 2000),
+        spatial_attention_block_identifiers=("transformer_blocks",),
+        current_timestep_callback=lambda: 500,
+    ),
+    "text": diffusers.TextKVCacheConfig(),
 }
 
 
@@ -43,19 +54,12 @@ def test_a_cache_that_skips_blocks_is_refused(tiny, make_steerer, run, name):
         pipe.transformer.disable_cache()
 
 
-def test_a_cache_of_attention_steers_every_pass_once(tiny, make_steerer, run):
+@pytest.mark.parametrize("name", KEEPING)
+def test_a_cache_that_keeps_all_blocks_steers_every_pass_once(tiny, make_steerer, run, name):
     pipe = tiny("flux")
-    blocks = pipe.transformer.transformer_blocks
-    pipe.transformer.enable_cache(
-        diffusers.PyramidAttentionBroadcastConfig(
-            spatial_attention_block_skip_range=2,
-            spatial_attention_timestep_skip_range=(-1, 2000),
-            spatial_attention_block_identifiers=("transformer_blocks",),
-            current_timestep_callback=lambda: 500,
-        )
-    )
+    pipe.transformer.enable_cache(KEEPING[name])
     computed = []
-    handle = blocks[0].ff.register_forward_hook(lambda *_: computed.append(1))
+    handle = pipe.transformer.transformer_blocks[0].ff.register_forward_hook(lambda *_: computed.append(1))
     try:
         with make_steerer(pipe, SITE).attach(pipe, {3: Clamp(4.0)}) as attached:
             run(pipe, steps=4, guided=False)

@@ -112,9 +112,9 @@ def test_a_given_pipeline_gives_the_rows_of_its_folder_and_is_restored(own, conf
     loaded = rows(Config(model=model, extract=from_folder.extract))
     np.testing.assert_allclose(given, loaded, atol=1e-5)  # kernels round by the alignment of the weights
     found = record(config(family, mode))
-    assert found["given"] == type(pipe).__name__
+    assert found["pipeline"] == type(pipe).__name__
     assert (found["family"], found["dtype"], found["device"]) == (family, "float32", "cpu")
-    assert "given" not in record(from_folder)
+    assert "pipeline" not in record(from_folder)
 
 
 def by_model(pipe):
@@ -225,7 +225,7 @@ def test_a_sibling_is_recorded_as_the_text_to_image_pipeline(own, config, tmp_pa
     before = state(sibling)
     np.testing.assert_array_equal(rows(config("sd", "generate"), sibling), expected)
     assert state(sibling) == before
-    assert record(config("sd", "generate"))["given"] == "StableDiffusionImg2ImgPipeline"
+    assert record(config("sd", "generate"))["pipeline"] == "StableDiffusionImg2ImgPipeline"
 
 
 def test_flagged_images_are_named_and_left_out(own, config, tmp_path, capsys):
@@ -278,7 +278,7 @@ class Renamed(diffusers.StableDiffusionPipeline):
 def test_a_subclass_is_recorded_by_its_name(own, config):
     pipe = Renamed(**own("sd").components, requires_safety_checker=False)
     rows(config("sd", "generate"), pipe)
-    assert record(config("sd", "generate"))["given"] == "Renamed"
+    assert record(config("sd", "generate"))["pipeline"] == "Renamed"
 
 
 @pytest.mark.parametrize(("field", "value"), [("offload", "model"), ("compile", True)])
