@@ -70,7 +70,7 @@ def batch_size_line(writer: StoreWriter) -> str:
         return ""
     return (
         f"store {writer.location} was begun with config.extract.batch_size={written} and continues with "
-        f"{writer.plan.batch_size}; rows may differ from those of one batch size in their last bits"
+        f"{writer.plan.batch_size}; the last bits of rows may depend on the batch size"
     )
 
 

@@ -7,12 +7,12 @@ from revelio_jax.config import ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.store import Worker
 
-# SLURM numbers the steps that srun starts from 0. The numbers from here on are the batch script and its kin.
+# SLURM numbers the steps that srun starts from 0. Larger numbers are special steps, for example the batch script.
 FIRST_SPECIAL_STEP = 0xFFFF_FFF0
 
 
 class Assignment(typing.NamedTuple):
-    """The worker of this process. ``source`` says who decided, and how to decide otherwise."""
+    """The worker of this process. ``source`` describes where the number comes from and how to change it."""
 
     worker: Worker
     source: str

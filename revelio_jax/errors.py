@@ -33,7 +33,7 @@ class InputError(ValueError):
 
 
 class EnvironmentFailure(RuntimeError):
-    """A failure of the machine that no argument caused, for example a full disk. The message says what to do."""
+    """A failure of the machine that no argument caused, for example a full disk. The message describes what to do."""
 
 
 @contextlib.contextmanager
@@ -81,7 +81,7 @@ def failure_line(error: BaseException) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception of Python, numpy, torch or JAX says that memory could not be allocated."""
+    """Return whether an exception of Python, numpy, torch or JAX is about memory that could not be allocated."""
     if isinstance(error, MemoryError):
         return True
     if (number := system_error(error)) is not None:

@@ -1,4 +1,4 @@
-"""Assemble diffusers pipelines of components, and the text-to-image pipeline of the components of another one."""
+"""Assemble diffusers pipelines from components."""
 
 import inspect
 import typing
@@ -48,7 +48,7 @@ def text_to_image_twin(pipe: typing.Any) -> typing.Any:
         )
     if (config.out_channels or config.in_channels) != config.in_channels:
         raise InputError(
-            f"the {family.denoiser} of {name} takes {config.in_channels} channels, those of an image among them, so it "
+            f"the {family.denoiser} of {name} takes {config.in_channels} channels, including those of an image, so it "
             "cannot sample images of a text alone; use the number of a latent or a saved concept"
         )
     parts = {part: value for part, value in pipe.components.items() if part not in SAFETY_CHECKER}

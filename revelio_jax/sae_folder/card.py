@@ -80,7 +80,7 @@ import torch
 from diffusers import DiffusionPipeline
 from revelio_jax.steering import Steerer
 
-pipe = DiffusionPipeline.from_pretrained({json.dumps(model or "MODEL")}, torch_dtype=torch.float16).to("cuda")
+pipe = DiffusionPipeline.from_pretrained({json.dumps(model or "MODEL")}, dtype=torch.float16).to("cuda")
 steerer = Steerer.from_pretrained({json.dumps(name)})
 with steerer.attach(pipe, {{"a concept": -1.0}}):  # negative removes, positive adds
     pipe("a prompt").images[0].save("image.png")

@@ -56,7 +56,7 @@ def refuse_extra_tensors(weights: pathlib.Path, known: Iterable[str]) -> None:
 def missing_message(folder: object, name: str, files: Iterable[str]) -> str:
     """Return the message for a folder without the file ``name``.
 
-    If ``files``, the names of its files, include a pickle, the message says how to convert it.
+    If ``files``, the names of its files, include a pickle, the message shows how to convert it.
     """
     pickles = sorted(file for file in files if file.endswith(PICKLES))
     if not pickles:

@@ -126,7 +126,7 @@ def encode_prompt(state: SteeringState, name: str, args: tuple[typing.Any, ...],
 
 
 def _encode_one_prompt(state: SteeringState, arguments: Arguments, encode: Callable[[], Encoded]) -> Encoded:
-    """Return the result of a method that encodes the prompt or the negative prompt, as in FLUX."""
+    """Return the result of a method that encodes one prompt per call, for example in FLUX."""
     branch = _branch_of_prompt(state, arguments)
     if state.call is not None:
         state.call.encoded += 1
@@ -136,7 +136,7 @@ def _encode_one_prompt(state: SteeringState, arguments: Arguments, encode: Calla
 
 
 def _encode_to_batch(state: SteeringState, arguments: Arguments, encode: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """Return the result of a method that returns one batch of all branches, as in InstructPix2Pix."""
+    """Return the result of a method that returns the rows of all branches, for example in InstructPix2Pix."""
     prompt_TD = _encode_branch(state, CONDITIONAL, lambda: (encode(do_classifier_free_guidance=False),))[0]
     _remember(state, CONDITIONAL, prompt_TD)
     if not arguments["do_classifier_free_guidance"]:

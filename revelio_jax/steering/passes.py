@@ -180,7 +180,7 @@ def _branches_of_rows(state: SteeringState, call: Call, arguments: Kwargs, laten
 def _unclear_rows(state: SteeringState, component: str, point: str, branches: list[str]) -> str:
     if UNKNOWN in branches:
         return (
-            f"{state.name} passes its {component} embeddings that are neither those of the prompt nor those of the "
+            f"{state.name} passes its {component} embeddings that belong neither to the prompt nor to the "
             f"negative prompt (did a callback change them?), so the rows of {point} to steer are unknown"
         )
     return (

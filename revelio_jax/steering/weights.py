@@ -25,8 +25,8 @@ ADAPTER_FIELDS = ("_active_adapter", "_disable_adapters")
 def fingerprint(pipe: typing.Any, points: Sequence[hooks.HookPoint]) -> Hashable:
     """Return a value that changes with anything in the pipeline that the activations of a text depend on.
 
-    That is the weights of a text encoder, its adapters with their scales, and its tokenizer; for the pooled vector also
-    those of the encoder that computes it. At hook points of the denoiser it is every text encoder and the denoiser.
+    At a text encoder these are its weights, its adapters with their scales, and its tokenizer, and the same of the
+    encoder that computes the pooled vector. At a hook point of the denoiser, all text encoders and the denoiser count.
     Moving weights to another device changes nothing. The value is valid in this process only.
     """
     parts = {name: getattr(pipe, name, None) for name in _components(pipe, points)}

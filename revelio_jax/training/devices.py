@@ -12,7 +12,7 @@ GPU_FILES = "/dev/nvidia[0-9]*"
 
 
 def describe(devices: Sequence[typing.Any], environment: Mapping[str, str]) -> str:
-    """Return backend, kind and number of ``devices``, which are those of the mesh. Warn in a second line if needed."""
+    """Return backend, kind and number of ``devices``, the devices of the mesh. Warn in a second line if needed."""
     kinds = ", ".join(dict.fromkeys(device.device_kind for device in devices))
     others = jax.device_count() - len(devices)
     unused = f"; {others} more {'device is' if others == 1 else 'devices are'} not in config.mesh" if others else ""

@@ -246,10 +246,10 @@ def test_the_card_is_valid_and_its_code_runs(hub, sae_folder, tmp_path, monkeypa
     for fact in ("`clip.layer.2`", "at most 8 active", "not evaluated"):
         assert fact in body
     code = body.split("```python\n")[1].split("```")[0]
-    on_a_gpu = '"owner/sd", torch_dtype=torch.float16).to("cuda")'
+    on_a_gpu = '"owner/sd", dtype=torch.float16).to("cuda")'
     assert on_a_gpu in code
     monkeypatch.chdir(tmp_path)
-    exec(code.replace(on_a_gpu, f"{str(MINIATURE)!r}, torch_dtype=torch.float32)"), {})
+    exec(code.replace(on_a_gpu, f"{str(MINIATURE)!r}, dtype=torch.float32)"), {})
     assert Image.open("image.png").size == (32, 32)
 
 

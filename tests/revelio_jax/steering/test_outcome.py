@@ -190,7 +190,7 @@ def test_embeddings_that_a_callback_makes_up_are_an_error(tiny, make_steerer, ru
     changes = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
     with (
         make_steerer(pipe, "unet.mid_block").attach(pipe, {3: Clamp(4.0)}),
-        pytest.raises(InputError, match="passes its unet embeddings that are neither those of the prompt nor"),
+        pytest.raises(InputError, match="passes its unet embeddings that belong neither to the prompt nor"),
     ):
         run(pipe, steps=3, **changes)
 
