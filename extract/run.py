@@ -49,7 +49,6 @@ def extract(config: Config, pipe: typing.Any = None) -> Manifest | None:
     _check_sites(config.extract)
     _check_store(config.extract.store)
     worker, _ = assignment = workers.find(config.extract, os.environ)
-    print(assignment, flush=True)
 
     mode = _import_mode(config.extract.mode)
     from extract import models  # imports torch
@@ -57,6 +56,7 @@ def extract(config: Config, pipe: typing.Any = None) -> Manifest | None:
     inputs = mode.read_inputs(config.extract)
     with models.opened(config, pipe) as (config, source):
         job = mode.load(config, inputs, worker, source)
+        print(assignment, flush=True)
         writer = StoreWriter(config.extract.store, mode.plan(job), mode.samples_table(job))
         if line := shards.batch_size_line(writer):
             print(line)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.stored_weights import plain_tensors
 from revelio_jax.steering import encoder as encoders
 from revelio_jax.steering import weights
 from tests.helpers.steering import OFFLOADS
@@ -253,7 +254,8 @@ def test_a_quantized_tensor_is_read_through_its_parts():
             raise AssertionError(func)
 
     first, second = torch.zeros(2), torch.ones(3)
-    assert [len(part) for part in weights._plain_tensors(Pair(first, second))] == [2, 3]
-    (part,) = weights._plain_tensors(second.as_subclass(Redefined))
-    assert type(part) is torch.Tensor
+    parts = dict(plain_tensors("weight", Pair(first, second)))
+    assert {name: len(part) for name, part in parts.items()} == {"weight.first": 2, "weight.second": 3}
+    ((name, part),) = plain_tensors("weight", second.as_subclass(Redefined))
+    assert (name, type(part)) == ("weight", torch.Tensor)
     assert weights.checksum(part) == weights.checksum(second)
