@@ -35,6 +35,10 @@ class ConceptEncoder:
         self.sae = sae
         self._entries: weakref.WeakKeyDictionary[torch.nn.Module, dict[Hashable, Entry]] = weakref.WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[typing.Any, ...]:
+        # A copy in another process encodes its concepts anew: the text encoders do not go with it.
+        return ConceptEncoder, (self.sae,)
+
     def sae_on(self, device: torch.device | None) -> Sae:
         """Move the SAE to a device and return it; None does not move it."""
         if device is not None and self.sae.W_dec_FD.device != device:

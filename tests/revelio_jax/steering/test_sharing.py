@@ -1,6 +1,7 @@
 """Copies of a steered pipeline, and pipelines that share its components in other threads, are not steered."""
 
 import copy
+import pickle
 import threading
 
 import pytest
@@ -25,6 +26,15 @@ def test_a_copy_of_a_steered_pipeline_is_not_steered(tiny, make_steerer, run, tm
     with steerer.attach(copied, {CONCEPT: 1.0}, rule="paper"):
         assert torch.equal(run(copied), steered)
     assert torch.equal(run(copied), plain)
+
+
+def test_a_pickled_steerer_steers_the_same(tiny, make_steerer, run):
+    pipe = tiny("sd")
+    steerer = make_steerer(pipe, "clip.layer.1")
+    with steerer.attach(pipe, {CONCEPT: 1.0}):
+        steered = run(pipe)
+    with pickle.loads(pickle.dumps(steerer)).attach(pipe, {CONCEPT: 1.0}):
+        assert torch.equal(run(pipe), steered)
 
 
 @pytest.mark.parametrize("site", ["unet.mid_block", "clip.layer.1"])
