@@ -6,6 +6,7 @@ parameters are replicated. By default all devices are on the feature axis. Commu
 with the number of latents, and every matrix product is split.
 """
 
+import collections
 import math
 import typing
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -58,8 +60,34 @@ def make_mesh(
     if devices is None:
         devices = jax.devices()
         releases.check(devices)
-    data, feature = mesh_shape(data, feature, batch_size, latents, len(devices))
-    return jax.make_mesh((data, feature), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * feature])
+    shape = mesh_shape(data, feature, batch_size, latents, len(devices))
+    return Mesh(place_devices(shape, devices[: math.prod(shape)]), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def place_devices(shape: tuple[int, int], devices: Sequence[typing.Any]) -> np.ndarray:
+    """Return the devices as an array of ``shape``, [data, feature], with close devices on the feature axis.
+
+    A slice is a set of devices with a fast network: a TPU slice, or the GPUs of one machine. The feature axis stays
+    within a slice, or takes whole slices. Raise InputError if it does neither.
+
+    jax.make_mesh refuses several slices, and axes that split a physical axis of a TPU, for example 2x8 on 4x4 chips.
+    """
+    data, feature = shape
+    slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    size = min(slices.values())
+    if len(slices) == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if len(devices) == size * len(slices) and size % feature == 0:
+        inner, outer = (size // feature, feature), (len(slices), 1)
+    elif len(devices) == size * len(slices) and feature % size == 0:
+        inner, outer = (1, size), (data, feature // size)
+    else:
+        sizes = ", ".join(str(slices[index]) for index in sorted(slices))
+        raise InputError(
+            f"config.mesh.data x config.mesh.feature is {data} x {feature}; the devices are in {len(slices)} groups of "
+            f"{sizes} with a fast network each, so config.mesh.feature must divide their size or be a multiple of it"
+        )
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
 
 
 def mesh_shape(data: int | None, feature: int | None, batch_size: int, latents: int, count: int) -> tuple[int, int]:

@@ -3,13 +3,13 @@
     python tests/benchmarks/steering_overhead.py --json overhead.json
     python tests/benchmarks/steering_overhead.py --json overhead.json --families sd14 --pairs 3 --steps 2
 
-``sd14`` is the architecture of Stable Diffusion 1.4 at its full width with random weights: 512 x 512 pixels, a batch of
-2 in the denoiser. ``mini_sd`` and ``mini_flux`` are the miniatures, 32 x 32 pixels. A random SAE steers the text
-encoder by --rule. It is four times as wide as the encoder and has 32 active latents per token. The rule gated is the
-slowest, since it encodes every prompt. With --denoiser a latent of a block of the denoiser is removed instead. The
-checks of every call are part of a steered image. The order alternates: every second pair starts with steering. A time
-is that of the whole call, from the prompt to the pixels, without attaching, which happens once. A row is {family,
-plain_s, steered_s, ratio}: medians in seconds, and the median of the ratios of pairs.
+``sd14`` is the architecture of Stable Diffusion 1.4 at its full width with random weights and a batch of 2 in the
+denoiser; --size sets the size of its images. ``mini_sd`` and ``mini_flux`` are the miniatures, 32 x 32 pixels. A random
+SAE steers the text encoder by --rule. It is four times as wide as the encoder and has 32 active latents per token. The
+rule gated is the slowest, since it encodes every prompt. With --denoiser a latent of a block of the denoiser is removed
+instead. The checks of every call are part of a steered image. The order alternates: every second pair starts with
+steering. A time is that of the whole call, from the prompt to the pixels, without attaching, which happens once. A row
+is {family, plain_s, steered_s, ratio}: medians in seconds, and the median of the ratios of pairs.
 """
 
 import argparse
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--families", default=",".join(SITES), help="pipelines to measure (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=5, help="pairs of images (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=4, help="sampling steps (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=512, help="side of sd14's images in pixels (default: %(default)s)")
     parser.add_argument("--rule", default="gated", help="steering rule (default: %(default)s)")
     parser.add_argument("--denoiser", action="store_true", help="steer the denoiser instead of the text encoder")
     options = parser.parse_args()
@@ -49,36 +50,39 @@ def main() -> None:
     families = options.families.split(",")
     if unknown := set(families) - set(SITES):
         raise InputError(f"--families has {min(unknown)!r}; it must be one of {', '.join(SITES)}")
+    if options.size < 64 or options.size % 64:
+        raise InputError(f"--size is {options.size}; it must be a multiple of 64")
     rows = []
     print("family      plain s   steered s   ratio")
     for family in families:
-        rows.append(measure(family, options.pairs, options.steps, options.rule, options.denoiser))
+        rows.append(measure(family, options))
         print("{family:<10} {plain_s:>8.3f}  {steered_s:>10.3f}  {ratio:>6.4f}".format(**rows[-1]), flush=True)
         results.write(options.json, {"options": vars(options), "rows": rows})
 
 
-def measure(family: str, pairs: int, steps: int, rule: str, denoiser: bool) -> dict[str, typing.Any]:
+def measure(family: str, options: argparse.Namespace) -> dict[str, typing.Any]:
     """Return the row of one pipeline."""
+    size = options.size if family == "sd14" else 32
     pipe = stable_diffusion_14() if family == "sd14" else miniature(family.removeprefix("mini_"))
     pipe.set_progress_bar_config(disable=True)
-    steerer = Steerer(random_sae(pipe, (DENOISER_SITES if denoiser else SITES)[family]))
+    steerer = Steerer(random_sae(pipe, (DENOISER_SITES if options.denoiser else SITES)[family]))
 
     def attach() -> Attachment:
-        return steerer.attach(pipe, {0 if denoiser else CONCEPT: -1.0}, rule=rule)
+        return steerer.attach(pipe, {0 if options.denoiser else CONCEPT: -1.0}, rule=options.rule)
 
     def seconds(steered: bool) -> float:
         attachment = attach() if steered else None
         started = time.perf_counter()
-        call(pipe, family, steps)
+        call(pipe, family, options.steps, size)
         elapsed = time.perf_counter() - started
         if attachment:
             attachment.remove()
         return elapsed
 
     attach().remove()  # encodes the concept
-    call(pipe, family, 1)
+    call(pipe, family, 1, size)
     times = []
-    for pair in range(pairs):
+    for pair in range(options.pairs):
         first = seconds(steered=bool(pair % 2))
         second = seconds(steered=not pair % 2)
         times.append((second, first) if pair % 2 else (first, second))
@@ -91,8 +95,7 @@ def measure(family: str, pairs: int, steps: int, rule: str, denoiser: bool) -> d
     }
 
 
-def call(pipe: typing.Any, family: str, steps: int) -> None:
-    size = 512 if family == "sd14" else 32
+def call(pipe: typing.Any, family: str, steps: int, size: int) -> None:
     arguments = {"height": size, "width": size, "num_inference_steps": steps, "output_type": "np"}
     if family == "mini_flux":
         arguments |= {"true_cfg_scale": 3.0, "negative_prompt": "", "max_sequence_length": 20}

@@ -22,7 +22,7 @@ from revelio_jax.training.step import make_train_step
 from tests.helpers import ROOT
 from tests.helpers.configs import changed
 
-MESHES = {"v5e:2x2": "2x2", "v5e:4x4": "4x4", "v5p:2x2x2": "2x4"}
+MESHES = {"v5e:2x2": "2x2", "v5e:4x4": "4x4", "v5p:2x2x2": "2x4", "v6e:4x4": "2x8"}
 WIDTHS = {"flux_t5": 4096, "sdxl_clip": 2048}
 CASES = [(config, topology) for config in WIDTHS for topology in MESHES]
 ROW = re.compile(
