@@ -66,11 +66,11 @@ class AttachedPoint:
         return change
 
     def measure(self, x_BTD: torch.Tensor, change_BTD: torch.Tensor) -> None:
-        """Add a pass to the measurements, on the device."""
+        """Add a pass to the measurements, on the device. The change of a vector is the same for rows or positions."""
         with torch.no_grad():
             activations = (x_BTD.square().sum((1, 2)) * self._is_steered).sum()
             one, zero = activations.new_ones(()), activations.new_zeros(())
-            self._measured += torch.stack([one, activations, change_BTD.square().sum(), zero])
+            self._measured += torch.stack([one, activations, change_BTD.expand_as(x_BTD).square().sum(), zero])
 
     def check(self, steered_BTD: torch.Tensor) -> None:
         """Note on the device if steering made activations infinite for the first time, in the dtype of the model."""

@@ -10,6 +10,7 @@ from revelio_jax.errors import InputError
 from revelio_jax.steering import Concept, attach_vectors, load_concept, save_concept
 from revelio_jax.steering.concept import hidden_states
 from revelio_jax.steering.vectors import difference_of_means
+from tests.helpers.steering import record_outputs
 
 SITES = {"sd": "clip.layer.1", "sdxl": "clip_l.layer.1+clip_g.layer.1", "flux": "t5.block.1"}
 
@@ -35,6 +36,20 @@ def test_saved_vectors_steer_as_the_sae_does(tiny, make_steerer, run, tmp_path, 
         assert torch.equal(run(pipe), wanted)
     assert torch.equal(run(pipe), plain)
     assert (wanted != plain).any()
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(8, 8)])
+def test_the_report_counts_a_vector_at_every_position(tiny, run, mask):
+    pipe, site = tiny("flux"), "flux.double.1.image"
+    with record_outputs(pipe, site) as plain:
+        run(pipe, steps=1)
+    concept = Concept("apple", {site: torch.ones(1, plain[0].shape[-1])})
+    with attach_vectors(pipe, concept, 2.0, mask=mask) as attached:
+        run(pipe, steps=1)
+        report = attached.report()[site]
+    assert report.passes == len(plain)
+    expected = 2 * torch.cat(plain).numel() ** 0.5 / torch.cat(plain).norm()
+    assert report.relative_change == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_the_pooled_vector_is_saved(tiny, make_steerer, run, tmp_path):
