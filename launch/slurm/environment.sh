@@ -1,0 +1,33 @@
+# shellcheck shell=bash
+# Settings of the SLURM cluster, sourced by the scripts in this folder on the login node and in every job. Change the
+# values here, or set the variables before a script. They may be set:
+#   extract_resources  options of sbatch for extraction; the array's tasks are the workers of the store
+#   train_resources    options of sbatch for training, with one task per GPU
+#   command_resources  options of sbatch for commands that use one GPU, for example evaluate and steer
+#   restarts           how often a job that is killed or stopped may go back into the queue
+#   logs               the folder of the jobs' output
+# The environment: an active one that has the project, otherwise the one that launch/environment.sh creates. JAX on GPUs
+# needs Python 3.12 or newer and the extra train-cuda13, for example
+#   extras=extract,train-cuda13,steer constraints=constraints-newest.txt python=python3.12 bash launch/slurm/pipeline.sh ...
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+: "${extract_resources:=--array=0-3 --cpus-per-task=8 --gpus-per-node=1 --time=4:00:00}"
+: "${train_resources:=--nodes=1 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 --exclusive --time=12:00:00}"
+: "${command_resources:=--cpus-per-task=8 --gpus-per-node=1 --time=2:00:00}"
+: "${restarts:=10}" "${logs:=logs}"
+
+# Some clusters need lines such as: module load python/3.12
+command -v revelio >/dev/null || source launch/environment.sh
+
+# Run the command of a job. If a signal ended it, put the job back into the queue: the memory ran out, the node is
+# needed for another job, or the time limit is near. An error (status 1) or wrong input (status 2) would only repeat.
+run() {
+    local status=0 count=${SLURM_RESTART_COUNT:-0}
+    "$@" || status=$?
+    if [ "$status" -gt 128 ] && [ "$count" -lt "$restarts" ]; then
+        echo "ended by signal $((status - 128)); back into the queue, restart $((count + 1)) of at most $restarts"
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    exit "$status"
+}

@@ -1,0 +1,137 @@
+"""launch/slurm on a real SLURM: the chain of jobs ends with the store and the parameters of a local run."""
+
+import csv
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from revelio_jax import cli
+from revelio_jax.sae import sharding
+from revelio_jax.training import checkpoints
+from tests.helpers import MINIATURES, ROOT, slurm
+
+STEPS, PROMPTS = 1500, 1200
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    """The environment of a user: the project's commands on PATH, one device per process."""
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    path = f"{pathlib.Path(sys.executable).parent}:{slurm.PATH}"
+    return {**os.environ, "XLA_FLAGS": flags, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": path}
+
+
+@pytest.fixture(scope="module")
+def cluster(environment):
+    if reason := slurm.missing():
+        pytest.skip(f"launch/slurm did not run on SLURM: {reason}")
+    with slurm.running(environment) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def overrides(tmp_path):
+    """A function that returns the arguments of a short mini_sd whose store and run are in ``folder``."""
+    with (MINIATURES / "sd" / "prompts.csv").open(encoding="utf-8") as file:
+        prompts = [row["prompt"] for row in csv.DictReader(file)][:PROMPTS]
+    (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
+
+    def flags(folder: pathlib.Path) -> list[str]:
+        fields = {
+            "extract.prompts": tmp_path / "prompts.txt",
+            "extract.store": folder / "store",
+            "extract.batch_size": 8,
+            "extract.shard_samples": 24,
+            "run": folder / "run",
+            "train.steps": STEPS,
+            "train.batch_size": 256,
+            "data.lanes": 2,
+            "logging.every": 10,
+        }
+        return ["--config=mini_sd", *(f"--config.{name}={value}" for name, value in fields.items())]
+
+    return flags
+
+
+def params(flags: list[str]) -> dict[str, np.ndarray]:
+    config, _ = cli.parse(["test", *flags], "")
+    mesh = sharding.make_mesh(1, 1, config.train.batch_size, 512)
+    state = checkpoints.restore(pathlib.Path(config.run), STEPS, 512, 128, config.sae, config.train, mesh)
+    return jax.device_get(state.params)
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_the_chain_with_a_killed_task_and_a_requeued_job_equals_a_local_run(cluster, environment, overrides, tmp_path):
+    here, there, logs = tmp_path / "here", tmp_path / "there", tmp_path / "logs"
+    out = cluster.run(
+        *("bash", "launch/slurm/pipeline.sh", *overrides(there)),
+        extract_resources="--array=0-1",
+        train_resources="--nodes=2 --ntasks-per-node=1",
+        command_resources="--ntasks=1",
+        logs=str(logs),
+    )
+    jobs = dict(re.findall(r"(\w+) +job (\d+)", out))
+    assert list(jobs) == ["extract", "train", "evaluate", "export"]
+
+    def log(step: str) -> str:
+        return "".join(path.read_text() for path in sorted(logs.glob(f"revelio-{step}-*.out")))
+
+    # Kill the processes of one task of the array after its first shard, as the system does when memory runs out.
+    cluster.wait((there / "store/shards/00001.json").exists, 60, "the first shard of worker 1")
+    cluster.run("scancel", "--signal=KILL", f"{jobs['extract']}_1")
+    # Requeue training after its first steps.
+    metrics = there / "run/metrics.jsonl"
+    cluster.wait(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, 120, "the first steps")
+    cluster.run("scontrol", "requeue", jobs["train"])
+    cluster.wait(lambda: set(cluster.states().values()) == {"COMPLETED"}, 120, f"all jobs:\n{log('train')}")
+
+    extraction, training = log("extract"), log("train")
+    assert len(re.findall(r"worker 0 of 2: set by task 0 of the SLURM array", extraction)) == 1
+    assert len(re.findall(r"worker 1 of 2: set by task 1 of the SLURM array", extraction)) == 2
+    assert "ended by signal 9; back into the queue, restart 1 of at most 10" in extraction
+    (stopped,) = set(re.findall(r"is stopped; step (\d+) is saved", training))
+    assert 0 < int(stopped) < STEPS
+    assert training.count(f"is finished: {STEPS} steps") == 2  # both processes
+    assert (there / "run/evaluation.json").exists()
+    assert (there / "run/export/sae_weights.safetensors").exists()
+
+    for command in ("extract", "train"):
+        local = [*overrides(here), "--config.mesh.feature=1"]
+        done = subprocess.run(["revelio", command, *local], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert contents(there / "store") == contents(here / "store")
+    expected = params(overrides(here))
+    for name, value in params(overrides(there)).items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_wrong_input_is_not_repeated_and_cancels_the_rest_of_the_chain(cluster, tmp_path):
+    logs = tmp_path / "logs"
+    out = cluster.run(
+        *("bash", "launch/slurm/pipeline.sh", "--config=mini_sd", "--config.sae.k=0"),
+        extract_resources="--array=0-1",
+        train_resources="--nodes=2 --ntasks-per-node=1",
+        command_resources="--ntasks=1",
+        logs=str(logs),
+    )
+    numbers = set(re.findall(r"job (\d+)", out))
+
+    def states() -> dict[str, str]:
+        return {job: state for job, state in cluster.states().items() if job.partition("_")[0] in numbers}
+
+    cluster.wait(lambda: not {"PENDING", "RUNNING", "COMPLETING"} & set(states().values()), 60, "the end of all jobs")
+    assert sorted(states().values()) == ["CANCELLED"] * 3 + ["FAILED"] * 2
+    for path in logs.iterdir():
+        assert "config.sae.k is 0; it must be at least 1" in path.read_text()
+        assert "restart" not in path.read_text()
