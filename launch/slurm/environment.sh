@@ -23,11 +23,13 @@ command -v revelio >/dev/null || source launch/environment.sh
 # Run the command of a job. If a signal ended it, put the job back into the queue: the memory ran out, the node is
 # needed for another job, or the time limit is near. An error (status 1) or wrong input (status 2) would only repeat.
 run() {
-    local status=0 count=${SLURM_RESTART_COUNT:-0}
+    local status=0 count=${SLURM_RESTART_COUNT:-0} job=$SLURM_JOB_ID
+    # One task of an array has the same SLURM_JOB_ID as the whole array.
+    if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
     "$@" || status=$?
     if [ "$status" -gt 128 ] && [ "$count" -lt "$restarts" ]; then
         echo "ended by signal $((status - 128)); back into the queue, restart $((count + 1)) of at most $restarts"
-        scontrol requeue "$SLURM_JOB_ID"
+        scontrol requeue "$job"
     fi
     exit "$status"
 }

@@ -9,5 +9,5 @@
 # preempted, or stopped before its time limit, saves its step, is queued again and continues bit for bit.
 source launch/slurm/environment.sh || exit 2
 # --wait: a process that ends early leaves the others time to save; --kill-on-bad-exit would kill them at once.
-run srun --label --kill-on-bad-exit=0 --wait=120 \
+run srun --kill-on-bad-exit=0 --wait=120 \
     revelio train "$@" --config.mesh.distributed=yes --config.train.resume=yes
