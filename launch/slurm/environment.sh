@@ -18,7 +18,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 : "${restarts:=10}" "${logs:=logs}"
 
 # Some clusters need lines such as: module load python/3.12
-command -v revelio >/dev/null || source launch/environment.sh
+if ! command -v revelio >/dev/null && [ -n "${SLURM_JOB_ID:-}" ]; then
+    # A job installs nothing: the tasks of an array would do it at the same time.
+    PATH="$PWD/${venv:-.venv}/bin:$PATH"
+    command -v revelio >/dev/null || { echo "error: no revelio on PATH; run launch/slurm/pipeline.sh first" >&2; exit 2; }
+elif ! command -v revelio >/dev/null; then
+    source launch/environment.sh
+fi
 
 # Run the command of a job. If a signal ended it, put the job back into the queue: the memory ran out, the node is
 # needed for another job, or the time limit is near. An error (status 1) or wrong input (status 2) would only repeat.

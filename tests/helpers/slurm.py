@@ -90,7 +90,12 @@ class Cluster:
 
 @contextlib.contextmanager
 def running(environment: Mapping[str, str]) -> Iterator[Cluster]:
-    """Start SLURM in a temporary folder, and end its jobs and daemons at the end of the block."""
+    """Start SLURM in a temporary folder, and end its jobs and daemons at the end of the block.
+
+    PATH of ``environment`` must have the programs of SLURM and ``revelio``: without it, launch/slurm would install the
+    project.
+    """
+    assert shutil.which("revelio", path=environment["PATH"]), "no revelio on PATH; launch/slurm would install it"
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="slurm") as name, contextlib.ExitStack() as stack:
         folder = pathlib.Path(name)
         folder.chmod(0o755)  # munge needs a socket that everyone can reach
@@ -99,7 +104,7 @@ def running(environment: Mapping[str, str]) -> Iterator[Cluster]:
         (folder / "munge.key").chmod(0o600)
         config = folder / "slurm.conf"
         config.write_text(CONFIG.format(host=socket.gethostname(), folder=folder, ports=_unused_ports(3)))
-        cluster = Cluster(folder, {**environment, "PATH": PATH, "SLURM_CONF": str(config)})
+        cluster = Cluster(folder, {**environment, "SLURM_CONF": str(config)})
 
         def start(*command: str) -> None:
             log = stack.enter_context((folder / f"{'-'.join(command[:3:2])}.log").open("w"))
