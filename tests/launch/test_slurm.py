@@ -146,18 +146,18 @@ def test_wrong_input_is_not_repeated_and_cancels_the_rest_of_the_chain(cluster, 
 
 @pytest.mark.slow
 def test_a_killed_job_is_queued_again_and_a_canceled_one_is_not(cluster, tmp_path):
-    script, log = tmp_path / "job.sh", tmp_path / "log"
-    script.write_text("#!/usr/bin/env bash\nsource launch/slurm/environment.sh || exit 2\nrun srun sleep 100\n")
+    script, log, starts = tmp_path / "job.sh", tmp_path / "log", tmp_path / "starts"
+    command = f"run srun bash -c 'echo >> {starts}; sleep 100'"
+    script.write_text(f"#!/usr/bin/env bash\nsource launch/slurm/environment.sh || exit 2\n{command}\n")
     options = ("--parsable", "--requeue", "--open-mode=append", f"--output={log}")
     job = cluster.run("sbatch", *options, str(script)).strip()
 
-    def is_step() -> bool:
-        return f"{job}.0" in cluster.run("squeue", "--noheader", "--steps", "--format=%i").split()
+    def is_started(times: int) -> bool:
+        return starts.exists() and len(starts.read_text()) == times
 
-    cluster.wait(is_step, 20, "the step of the job")
+    cluster.wait(lambda: is_started(1), 20, "the first start of the job")
     cluster.run("scancel", "--signal=KILL", f"{job}.0")
-    cluster.wait(lambda: cluster.states()[job] == "PENDING", 20, "the job in the queue")
-    cluster.wait(is_step, 30, "the second start of the job")
+    cluster.wait(lambda: is_started(2), 30, "the second start of the job")
     cluster.run("scancel", job)
     cluster.wait(lambda: cluster.states()[job] == "CANCELLED", 20, "the end of the job")
     assert log.read_text().count("back into the queue") == 1
