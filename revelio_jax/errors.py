@@ -22,6 +22,10 @@ ONLY_POSIX = "revelio_jax runs on Linux and macOS; on Windows use WSL"
 _OUT_OF_MEMORY = re.compile(r"out of memory|RESOURCE_EXHAUSTED|allocate memory|ALLOC_FAILED|std::bad_alloc", re.I)
 # TensorStore and safetensors raise errors of other classes that contain the system's error number.
 _SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)")
+# TensorStore's messages about a server that does not answer, or that refuses a request again and again.
+_STORAGE = re.compile(r"retry attempts failed|CURL error|HTTP response code: 5\d\d")
+# Parts of TensorStore's messages that repeat the answer of the server.
+_DETAILS = re.compile(r" \[(?:http|curl)_\w+='(?:[^'\\]|\\.)*'\]", re.S)
 # System errors about the state of the machine. Others, for example EACCES, are about the path that the user chose.
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EFBIG)
 # Packages whose exceptions are failures of the network or of a server.
@@ -73,6 +77,8 @@ def failure_line(error: BaseException) -> str | None:
     elif (number := system_error(error)) is not None:
         path = getattr(error, "filename", None)
         text = f"{path}: {os.strerror(number)}" if path else os.strerror(number)
+    elif is_storage_failure(error):
+        text = f"object storage: {_first_sentence(error)}"
     elif isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _NETWORK:
         text = f"{type(error).__name__}: {_first_sentence(error)}"
     else:
@@ -88,6 +94,11 @@ def is_out_of_memory(error: BaseException) -> bool:
         return number == errno.ENOMEM
     # torch.OutOfMemoryError and jax.errors.JaxRuntimeError are RuntimeErrors.
     return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def is_storage_failure(error: BaseException) -> bool:
+    """Return whether an exception of TensorStore is about object storage that does not answer."""
+    return isinstance(error, ValueError) and bool(_STORAGE.search(str(error)))
 
 
 def system_error(error: BaseException) -> int | None:
@@ -127,8 +138,17 @@ def write_failure(what: str, error: Exception, advice: str = "") -> InputError |
     """
     number = system_error(error)
     reason = os.strerror(number) if number else _first_sentence(error)
-    kind = EnvironmentFailure if number in _MACHINE else InputError
+    kind = EnvironmentFailure if number in _MACHINE or is_storage_failure(error) else InputError
     return kind("; ".join(filter(None, [f"{what} cannot be written: {reason}", advice])))
+
+
+def read_failure(what: str, error: Exception) -> InputError | EnvironmentFailure:
+    """Return the exception for ``what``, a file, that cannot be read.
+
+    It is an EnvironmentFailure if object storage does not answer, otherwise an InputError.
+    """
+    kind = EnvironmentFailure if is_storage_failure(error) else InputError
+    return kind(f"{what} cannot be read: {_DETAILS.sub('', str(error))}")
 
 
 def single_line(text: str) -> str:
@@ -138,7 +158,7 @@ def single_line(text: str) -> str:
 
 def _first_sentence(error: BaseException) -> str:
     """Return the beginning of a library's message, which may have many lines, or the name of the error's class."""
-    lines = str(error).strip().splitlines()
+    lines = _DETAILS.sub("", str(error)).strip().splitlines()
     return re.split(r"(?<=[a-z])\. (?=[A-Z])", lines[0], maxsplit=1)[0][:300] if lines else type(error).__name__
 
 

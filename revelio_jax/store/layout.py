@@ -8,7 +8,8 @@ import urllib.parse
 
 import tensorstore as ts
 
-from revelio_jax.errors import InputError
+from revelio_jax.errors import InputError, read_failure
+from revelio_jax.store import object_storage
 from revelio_jax.store.json_files import Header, Manifest, Marker, Plan
 
 FORMAT_VERSION = 1
@@ -20,7 +21,7 @@ SCHEMES = ("file", "gs", "s3", "memory", "http", "https")
 MISSING = b"\x02"
 
 # One context for the process, so that a store in memory:// can be opened again.
-CONTEXT = ts.Context()
+CONTEXT = ts.Context(object_storage.resources())
 
 
 def checked_location(location: str | None) -> str:
@@ -53,7 +54,7 @@ def open_kvstore(location: str | None) -> ts.KvStore:
     """Open a location for reading and writing. Raise InputError if it cannot be opened."""
     url = kvstore_url(location)
     try:
-        return ts.KvStore.open(url, context=CONTEXT).result()
+        return ts.KvStore.open(object_storage.spec(url), context=CONTEXT).result()
     except (ValueError, OSError) as error:
         raise InputError(f"store {location}: {error}") from error
 
@@ -64,7 +65,7 @@ def read_json(kvstore: ts.KvStore, key: str) -> dict[str, typing.Any] | None:
         result = kvstore.read(key).result()
         return json.loads(result.value) if result.state == "value" else None
     except (ValueError, OSError) as error:  # malformed JSON, or a file instead of a folder
-        raise InputError(f"{kvstore.url}{key} cannot be read: {error}") from error
+        raise read_failure(f"{object_storage.url_of(kvstore)}{key}", error) from error
 
 
 def read_plan(kvstore: ts.KvStore) -> Plan | None:

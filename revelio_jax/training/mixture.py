@@ -17,7 +17,7 @@ import numpy as np
 import tensorstore as ts
 
 from revelio_jax.errors import InputError
-from revelio_jax.store import SiteReader, Store, open_store
+from revelio_jax.store import SiteReader, Store, object_storage, open_store
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,9 +113,9 @@ def open_mixture(entries: Sequence[str], site: str | None = None) -> Mixture:
         stores = tuple(open_store(folder) for folder in _folders(location))
         sites: list[SiteReader] = []
         for store in stores:
-            if store.kvstore.url in seen:
+            if object_storage.url_of(store.kvstore) in seen:
                 raise InputError(f"config.data.stores contains {store.location} twice; remove one")
-            seen.add(store.kvstore.url)
+            seen.add(object_storage.url_of(store.kvstore))
             first = first or (store, store.site(site))
             sites.append(_matching_site(*first, store))
         share = weight / sum(weight for weight, _ in weights)
