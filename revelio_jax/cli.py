@@ -113,9 +113,12 @@ def parse(
 def load(location: str) -> dict[str, typing.Any]:
     """Read a config as a nested dict of fields, not checked yet.
 
-    ``location`` is the name of a shipped config, a Python file, or the config.json of a run. A colon after a name or
-    a Python file introduces an argument for its ``get_config``. Raise InputError if it cannot be read.
+    ``location`` is the name of a shipped config, a Python file, or the config.json of a run, also on object storage. A
+    colon after a name or a Python file introduces an argument for its ``get_config``. Raise InputError if it cannot be
+    read.
     """
+    if "://" in location:
+        return dict(_read_remote_json(location))
     name, _, argument = location.partition(":")
     if re.fullmatch(r"[\w-]+", name):
         path = shipped.config_file(name)
@@ -216,8 +219,22 @@ def _read_json(path: pathlib.Path) -> Mapping[str, typing.Any]:
         raise InputError(f"--config {path}: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"--config {path}: {error}") from error
+    return _checked_object(str(path), values)
+
+
+def _read_remote_json(location: str) -> Mapping[str, typing.Any]:
+    from revelio_jax.store import layout  # imports TensorStore, which other commands do not need
+
+    folder, _, name = location.rpartition("/")
+    values = layout.read_json(layout.open_kvstore(folder), name)
+    if values is None:
+        raise InputError(f"--config {location}: no such file")
+    return _checked_object(location, values)
+
+
+def _checked_object(location: str, values: typing.Any) -> Mapping[str, typing.Any]:
     if not isinstance(values, dict):
-        raise InputError(f"--config {path} is not the config.json of a run: it must be a JSON object")
+        raise InputError(f"--config {location} is not the config.json of a run: it must be a JSON object")
     return values
 
 

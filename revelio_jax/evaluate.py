@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from revelio_jax import run_folders
 from revelio_jax.cli import parse
 from revelio_jax.config import Config, SaeConfig
 from revelio_jax.errors import InputError, memory_advice, report_errors
@@ -79,6 +80,7 @@ def evaluate(config: Config) -> Evaluation:
         "dead_fraction_train": float(dead_F.mean()),
     }
     write_text(folder / "evaluation.json", json.dumps(result, indent=1) + "\n")
+    run_folders.push(folder)
     return result
 
 

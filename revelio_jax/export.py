@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from safetensors.numpy import save_file
 
+from revelio_jax import run_folders
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import memory_advice, report_errors
@@ -49,6 +50,7 @@ def export(config: Config) -> pathlib.Path:
         (folder / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
         shutil.copymode(folder / "cfg.json", weights)  # safetensors creates files that only the owner can read
         (folder / "README.md").write_text(card(cfg))
+    run_folders.push(run)
     return run / "export"
 
 
@@ -135,7 +137,7 @@ def evaluation(run: pathlib.Path, step: int) -> dict[str, float] | None:
 @memory_advice("use more devices: config.mesh.feature")
 def main(argv: Sequence[str]) -> None:
     config, _ = parse(["revelio_jax.export", *argv], __doc__)
-    print(f"exported to {export(config)}")
+    print(f"exported to {run_folders.location(export(config))}")
 
 
 if __name__ == "__main__":

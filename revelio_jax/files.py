@@ -95,6 +95,8 @@ def check_writable(folder: str | pathlib.Path, field: str) -> None:
 
     Call it before inputs are read or a model is loaded.
     """
+    if "://" in str(folder):
+        raise InputError(f"{field} is {str(folder)!r}; this command needs a local folder")
     existing = pathlib.Path(folder).absolute()
     try:
         while not existing.exists():

@@ -60,6 +60,7 @@ from revelio_jax.training.run import (
     describe,
     dictionary_size,
     make_order,
+    open_folder,
     open_run,
     resumed_step,
     saved_step_line,
@@ -114,7 +115,7 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
     print(describe(members[0].config, streams[members[0].stream], members[0].latents))
     for member in members:
         write_config(member.folder, member.config)
-    xla = autotuning.compiler_options(pathlib.Path(str(config.run)), mesh)
+    xla = autotuning.compiler_options(members[0].folder.parent, mesh)
     train_step = dispatch.make_dispatch(make_grid_step(groups, mesh, form), states, count, mesh, xla)
 
     # Loop. Metrics of a dispatch are read while the devices compute the next one.
@@ -142,7 +143,7 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
         print(f"{config.run} is stopped; step {last_step} is saved, --config.train.resume=yes continues it")
         raise SystemExit(processes.STOPPED)
     print(f"{config.run} is finished: {options.steps} steps; next, for each of its folders:")
-    print(f"  revelio evaluate --config {members[0].folder / 'config.json'}")
+    print(f"  revelio evaluate --config {members[0].config.run}/config.json")
 
 
 def configs(config: Config, axes: Sequence[str]) -> list[Config]:
@@ -170,7 +171,7 @@ def configs(config: Config, axes: Sequence[str]) -> list[Config]:
             section, key = name.split(".")
             values[section][key] = value
         label = ",".join(f"{name.split('.')[1]}={_short(value)}" for name, value in point)
-        values["run"] = str(pathlib.Path(config.run) / label)
+        values["run"] = f"{config.run.rstrip('/')}/{label}"
         members.append(resolve(values))
     folders = [member.run for member in members]
     for folder in folders:
@@ -210,8 +211,10 @@ def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[RowStrea
         key = config.extract.store, config.data.site, config.train.seed
         if key not in stream_of:
             stream_of[key] = len(streams)
-            _, mixture = open_run(config)
+            folder, mixture = open_run(config)
             streams.append(RowStream(mixture, make_order(config, mixture)))
+        else:
+            folder = open_folder(config.run or "")
         mixture, first = streams[stream_of[key]].mixture, streams[0].mixture
         if mixture.d != first.d:
             raise InputError(
@@ -220,7 +223,7 @@ def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[RowStrea
             )
         identity = checkpoints.run_identity(config, mixture)
         latents = dictionary_size(config, mixture.d)
-        members.append(Member(config, pathlib.Path(config.run or ""), latents, stream_of[key], identity))
+        members.append(Member(config, folder, latents, stream_of[key], identity))
     return members, streams
 
 

@@ -60,7 +60,7 @@ def train(config: Config) -> None:
     identity = checkpoints.run_identity(config, mixture)
     start = resumed_step(folder, options.resume, identity)
     if start >= options.steps:
-        print(f"{folder} is finished: it has {start} of {options.steps} steps")
+        print(f"{config.run} is finished: it has {start} of {options.steps} steps")
         return
     trackers.check(logging)
 
@@ -107,9 +107,9 @@ def train(config: Config) -> None:
                 checkpoints.save(manager, result.step, result.state, float(np.mean(fvus)), config, identity)
                 fvus = []
     if last_step < options.steps:
-        print(f"{folder} is stopped; step {last_step} is saved, --config.train.resume=yes continues it")
+        print(f"{config.run} is stopped; step {last_step} is saved, --config.train.resume=yes continues it")
         raise SystemExit(processes.STOPPED)
-    print(f"{folder} is finished: {options.steps} steps; next: revelio evaluate")
+    print(f"{config.run} is finished: {options.steps} steps; next: revelio evaluate")
 
 
 @memory_advice(MEMORY_ADVICE)

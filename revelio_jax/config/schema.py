@@ -37,11 +37,9 @@ class Config:
     tags: TagsConfig = dataclasses.field(default_factory=TagsConfig)
 
     def __post_init__(self):
-        """Raise InputError if the run is not a local folder."""
-        if self.run and "://" in self.run:
-            raise InputError(
-                f"config.run is {self.run!r}; it must be a local folder: runs on object storage are not supported"
-            )
+        """Raise InputError if the run is neither a local folder nor on object storage."""
+        if self.run and "://" in self.run and not self.run.startswith(("gs://", "s3://")):
+            raise InputError(f"config.run is {self.run!r}; it must be a local folder, gs:// or s3://")
 
     def to_json(self) -> str:
         """Return the configuration as JSON text, which ``--config`` reads back."""

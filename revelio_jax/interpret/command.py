@@ -11,6 +11,7 @@ and runs/<name>/neurons_report. Existing results of the same store, SAE and fiel
 
 from collections.abc import Sequence
 
+from revelio_jax import run_folders
 from revelio_jax.cli import parse
 from revelio_jax.errors import memory_advice, require
 from revelio_jax.interpret.latents.interpretation import interpret
@@ -18,20 +19,28 @@ from revelio_jax.interpret.latents.results import Results
 
 FLAGS = {"again": (False, "recompute the results even if they exist for the same store, SAE and fields")}
 
+# The files of a run on object storage that are reused: results, and the thumbnails of the report.
+COPIED = ("latents/*", "neurons/*", "report/*", "neurons_report/*")
+
 
 @memory_advice("lower config.interpret.batch_size")
 def main(argv: Sequence[str]) -> None:
     """Run ``revelio interpret`` with the arguments ``argv``."""
     config, flags = parse(["revelio_jax.interpret", *argv], __doc__, **FLAGS)
+    config = run_folders.with_local_run(config, "export/*", *COPIED)
     results, is_new = interpret(config, flags["again"])
     if not is_new:
-        print(f"{results.folder} already has the results of this store, SAE and fields; --again recomputes them")
+        folder = run_folders.location(results.folder)
+        print(f"{folder} already has the results of this store, SAE and fields; --again recomputes them")
     print(summary_lines(results))
-    print(f"results: {results.folder}", flush=True)
+    run_folders.push(results.folder.parent)
+    print(f"results: {run_folders.location(results.folder)}", flush=True)
     require("PIL", "extract", "the report")
     from revelio_jax.interpret import report  # needs Pillow, checked above
 
-    print(f"report: {report.write(config, results) / 'index.html'}")
+    page = report.write(config, results) / "index.html"
+    run_folders.push(results.folder.parent)
+    print(f"report: {run_folders.location(page)}")
 
 
 def summary_lines(results: Results) -> str:

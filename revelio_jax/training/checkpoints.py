@@ -1,6 +1,7 @@
 """Checkpoints of a run, written by Orbax: the state and the identity of the run.
 
-Saving is asynchronous. A checkpoint that a crash interrupts keeps its temporary name and is ignored.
+Saving is asynchronous. A checkpoint that a crash interrupts keeps its temporary name and is ignored. For a run on
+object storage, Orbax writes to the local copy, and the step waits until the checkpoint is uploaded.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from revelio_jax import run_folders
 from revelio_jax.config import Config, SaeConfig, TrainConfig
 from revelio_jax.errors import InputError
 from revelio_jax.sae import forms
@@ -87,6 +89,7 @@ def manager(folder: pathlib.Path, keep: int) -> Generator[ocp.CheckpointManager]
     with _quiet_threads(), ocp.CheckpointManager(_checkpoints(folder), options=options) as checkpoints:
         yield checkpoints
         checkpoints.wait_until_finished()
+    run_folders.push(folder)
 
 
 def newest_step(*folders: pathlib.Path) -> int:
@@ -123,6 +126,10 @@ def save(
     saved = dataclasses.replace(state, rounded=None)
     items = ocp.args.Composite(state=ocp.args.StandardSave(saved), meta=ocp.args.JsonSave(meta))
     checkpoints.save(step, args=items, metrics={"fvu": fvu})
+    folder = pathlib.Path(checkpoints.directory).parent
+    if run_folders.is_copy(folder):
+        checkpoints.wait_until_finished()
+        run_folders.push(folder)
 
 
 def check(folder: pathlib.Path, step: int, identity: RunIdentity) -> None:
@@ -134,7 +141,7 @@ def check(folder: pathlib.Path, step: int, identity: RunIdentity) -> None:
     for name, value, saved_value in pairs:
         if value != saved_value:
             raise InputError(
-                f"{name} is {value!r}, but run {folder} was trained with {saved_value!r}; "
+                f"{name} is {value!r}, but run {run_folders.location(folder)} was trained with {saved_value!r}; "
                 "set it back, or choose another config.run"
             )
 
@@ -157,6 +164,7 @@ def restore(
 
 
 def _read(folder: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> typing.Any:
+    run_folders.pull(folder, f"checkpoints/{step}/*")
     # Not a CheckpointManager, because one that only reads logs warnings.
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         return reader.restore(_checkpoints(folder) / str(step), args=ocp.args.Composite(**items))
@@ -192,7 +200,8 @@ def _fvu(metrics: dict[str, float]) -> float:
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
-    return ocp.utils.checkpoint_steps(_checkpoints(folder)) if _checkpoints(folder).is_dir() else []
+    steps = ocp.utils.checkpoint_steps(_checkpoints(folder)) if _checkpoints(folder).is_dir() else []
+    return [step for step in steps if run_folders.is_saved(_checkpoints(folder) / str(step) / "_CHECKPOINT_METADATA")]
 
 
 def _checkpoints(folder: pathlib.Path) -> pathlib.Path:

@@ -12,6 +12,7 @@ from collections.abc import Generator
 
 import numpy as np
 
+from revelio_jax import run_folders
 from revelio_jax.files import write_text
 from revelio_jax.store.layout import INDEX_ARRAYS
 from revelio_jax.training import checkpoints, loader, processes
@@ -58,7 +59,9 @@ def stop_on_nonfinite(folder: pathlib.Path, stream: RowStream) -> Generator[None
         path = folder / "nonfinite.json"
         if processes.is_first():
             write_text(path, json.dumps(report, indent=1) + "\n")
-        raise SystemExit(f"error: {error}; {summary(report)}; all rows are in {path}") from None
+            run_folders.push(folder)
+        where = run_folders.location(path)
+        raise SystemExit(f"error: {error}; {summary(report)}; all rows are in {where}") from None
 
 
 def describe(folder: pathlib.Path, stream: RowStream, error: NotFinite) -> NonfiniteReport:
@@ -79,7 +82,7 @@ def describe(folder: pathlib.Path, stream: RowStream, error: NotFinite) -> Nonfi
         "step": error.step,
         "loss": _number(error.loss),
         "grad_norm": _number(error.grad_norm),
-        "checkpoint": str(folder / "checkpoints" / str(newest)) if newest else None,
+        "checkpoint": run_folders.location(folder / "checkpoints" / str(newest)) if newest else None,
         "site": mixture.name,
         "std": _number(np.sqrt(mixture.variance.mean())),
         "stores": [mixture.stores[i].location for i in sites_B[order_B]],

@@ -6,10 +6,11 @@ import typing
 import jax
 import numpy as np
 
-from revelio_jax import files
+from revelio_jax import files, run_folders
 from revelio_jax.config import Config, SaeConfig
 from revelio_jax.errors import InputError
 from revelio_jax.sae import initial, module, sharding
+from revelio_jax.store import object_storage
 from revelio_jax.training import checkpoints, loader, processes
 from revelio_jax.training.checkpoints import RunIdentity
 from revelio_jax.training.loader import RowStream
@@ -20,6 +21,13 @@ MEMORY_ADVICE = (
     "lower config.train.batch_size or the dictionary size; if the host ran out of memory, lower "
     "config.data.buffer_chunks; revelio plan estimates the memory of a run"
 )
+
+
+# The files of a run on object storage that commands need before they choose a checkpoint.
+COPIED = (
+    "checkpoints/*/_CHECKPOINT_METADATA", "checkpoints/*/metrics/*",
+    "metrics.jsonl", "evaluation.json", "wandb_id", "autotune/*",
+)  # fmt: skip
 
 
 class Centering(typing.NamedTuple):
@@ -52,11 +60,20 @@ def open_run(config: Config) -> tuple[pathlib.Path, Mixture]:
         raise InputError(
             "config.extract.store is not set; set it, or set config.data.stores, to the stores to train on"
         )
-    folder = pathlib.Path(config.run)
-    files.check_writable(folder, "config.run")
+    folder = open_folder(config.run)
     # The weight 1 makes any other colon part of the store's location.
     entries = config.data.stores or (f"1:{config.extract.store}",)
     return folder, open_mixture(entries, config.data.site)
+
+
+def open_folder(run: str) -> pathlib.Path:
+    """Return the folder of a run, of a run on object storage a copy with all that its checkpoints are chosen by.
+
+    Raise InputError if the run cannot be written, or if several processes would have copies of their own.
+    """
+    if object_storage.is_remote(run) and jax.process_count() > 1:
+        raise InputError(f"config.run is {run!r}; with several processes it must be a folder that all of them share")
+    return run_folders.open_folder(run, *COPIED)
 
 
 def resumed_step(folder: pathlib.Path, resume: bool, identity: RunIdentity) -> int:
@@ -69,7 +86,7 @@ def resumed_step(folder: pathlib.Path, resume: bool, identity: RunIdentity) -> i
         return 0
     if not resume:
         raise InputError(
-            f"config.run is {str(folder)!r}, which has checkpoints up to step {step}; "
+            f"config.run is {run_folders.location(folder)!r}, which has checkpoints up to step {step}; "
             "pass --config.train.resume=yes to continue it, or choose another run"
         )
     checkpoints.check(folder, step, identity)
@@ -86,7 +103,9 @@ def write_config(folder: pathlib.Path, config: Config) -> None:
 def saved_step_line(*folders: pathlib.Path) -> str:
     """Return the newest saved step of a run, or of the runs of a grid, as advice after a failure."""
     step = checkpoints.newest_step(*folders)
-    run = folders[0] if len(folders) == 1 else folders[0].parent
+    run = run_folders.location(folders[0])
+    if len(folders) > 1:
+        run = run.rpartition("/")[0]
     if not step:
         return f"no step of {run} is saved"
     return f"step {step} of {run} is saved; --config.train.resume=yes continues it"
@@ -101,7 +120,7 @@ def restore_run(config: Config) -> RestoredRun:
     choose = {"newest": checkpoints.newest_step, "best": checkpoints.best_step}[config.train.use]
     step = choose(folder)
     if not step:
-        raise InputError(f"config.run is {str(folder)!r}, which has no checkpoint; run revelio train")
+        raise InputError(f"config.run is {config.run!r}, which has no checkpoint; run revelio train")
     checkpoints.check(folder, step, checkpoints.run_identity(config, mixture))
     latents = dictionary_size(config, mixture.d)
     options = config.train

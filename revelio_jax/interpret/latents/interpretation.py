@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from revelio_jax import files
+from revelio_jax import files, run_folders
 from revelio_jax.config import Config, InterpretConfig
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import layout, neighbors, purity, results, store_pass, tables
@@ -83,7 +83,7 @@ def _identity(options: InterpretConfig, store: Store, site: SiteReader, latents:
         "site": site.name,
         "store": {"location": store.location, "fingerprint": store.fingerprint},
         "sae": {
-            "folder": latents.folder,
+            "folder": run_folders.location(pathlib.Path(latents.folder)) if latents.folder else "",
             "sha256": latents.sha256,
             "architecture": latents.architecture,
         },

@@ -9,6 +9,7 @@ are reused if their size is the same.
 import pathlib
 from collections.abc import Sequence
 
+from revelio_jax import run_folders
 from revelio_jax.cli import parse
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import results
@@ -22,10 +23,12 @@ def main(argv: Sequence[str]) -> None:
     config, flags = parse(["revelio_jax.interpret.report", *argv], __doc__, **FLAGS)
     if not config.run:
         raise InputError("config.run is not set; set it to the folder of the run, for example runs/mini_sd")
-    ours = results.load(results.folder_of(config.run, config.interpret.sae))
+    config = run_folders.with_local_run(config, "latents/*", "neurons/*", "report/*", "neurons_report/*")
+    ours = results.load(results.folder_of(config.run or "", config.interpret.sae))
     compare = [results.load(_results(folder)) for folder in flags["compare"]]
     folder = write(config, ours, compare)
-    print(f"report: {folder / 'index.html'}")
+    run_folders.push(folder.parent)
+    print(f"report: {run_folders.location(folder / 'index.html')}")
 
 
 def _results(folder: str) -> pathlib.Path:
