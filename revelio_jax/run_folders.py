@@ -103,12 +103,9 @@ def location(path: pathlib.Path) -> str:
     return str(path)
 
 
-def is_saved(path: pathlib.Path) -> bool:
-    """Return whether a file of a run outlasts the process. A file of a copy does if it is on object storage."""
-    for folder, copy in _copies.items():
-        if path.is_relative_to(folder):
-            return path.relative_to(folder).as_posix() in copy.synced
-    return True
+def saved(folder: pathlib.Path, pattern: str) -> list[str]:
+    """Return the files of a copy that are on object storage and match a pattern, sorted."""
+    return sorted(key for key in _copies[folder].keys if fnmatch.fnmatchcase(key, pattern))
 
 
 def pull(folder: pathlib.Path, *patterns: str) -> None:
@@ -147,9 +144,10 @@ def push(folder: pathlib.Path) -> None:
     local = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     changed = {key for key, path in local.items() if copy.synced.get(key) != _state(path)}
     removed = set(copy.synced) - set(local)
-    stale = {key for key in copy.keys if _is_marker(key) and any(_covers(key, each) for each in changed | removed)}
-    # A removed checkpoint also has files that were never copied.
-    folders = copy.unfinished | {_parent(key) for key in removed if _is_marker(key)}
+    removed_folders = {_parent(key) for key in removed if _is_marker(key)}
+    leftover = {key for key in removed if not key.startswith(tuple(removed_folders))}
+    stale = {key for key in copy.keys if _is_marker(key) and any(_covers(key, each) for each in changed | leftover)}
+    uploads = changed | (stale & set(local))
 
     def upload(key: str) -> None:
         state = _state(local[key])
@@ -159,14 +157,16 @@ def push(folder: pathlib.Path) -> None:
 
     try:
         _delete(copy, stale)
-        for prefix in folders:
-            copy.kvstore.delete_range(ts.KvStore.KeyRange(prefix, prefix[:-1] + "0")).result()  # "0" follows "/"
+        for prefix in copy.unfinished:
+            _delete_folder(copy, prefix)
         copy.unfinished.clear()
-        _delete(copy, {key for key in removed - stale if not key.startswith(tuple(folders))})
-        _forget(copy, removed | {key for key in copy.keys if key.startswith(tuple(folders))})
-        uploads = changed | (stale & set(local))
         _in_parallel(upload, [key for key in uploads if not _is_marker(key)])
+        _delete(copy, leftover - stale)
         _in_parallel(upload, [key for key in uploads if _is_marker(key)])
+        # Old checkpoints last, so that one is there at any time.
+        _delete(copy, {key for key in removed if _is_marker(key)})
+        for prefix in removed_folders:
+            _delete_folder(copy, prefix)
     except (ValueError, OSError) as error:
         raise write_failure(copy.location, error) from error
 
@@ -174,6 +174,12 @@ def push(folder: pathlib.Path) -> None:
 def _delete(copy: _Copy, keys: set[str]) -> None:
     _in_parallel(lambda key: copy.kvstore.write(key, None).result(), keys)
     _forget(copy, keys)
+
+
+def _delete_folder(copy: _Copy, prefix: str) -> None:
+    """Delete all files of a folder, also those that are not in the copy."""
+    copy.kvstore.delete_range(ts.KvStore.KeyRange(prefix, prefix[:-1] + "0")).result()  # "0" follows "/"
+    _forget(copy, {key for key in copy.keys | set(copy.synced) if key.startswith(prefix)})
 
 
 def _forget(copy: _Copy, keys: set[str]) -> None:

@@ -200,8 +200,10 @@ def _fvu(metrics: dict[str, float]) -> float:
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
-    steps = ocp.utils.checkpoint_steps(_checkpoints(folder)) if _checkpoints(folder).is_dir() else []
-    return [step for step in steps if run_folders.is_saved(_checkpoints(folder) / str(step) / "_CHECKPOINT_METADATA")]
+    if run_folders.is_copy(folder):  # the copy may lack an old checkpoint, and have one that is not uploaded
+        files = run_folders.saved(folder, "checkpoints/*/_CHECKPOINT_METADATA")
+        return [int(name) for file in files if (name := file.split("/")[1]).isdecimal()]
+    return ocp.utils.checkpoint_steps(_checkpoints(folder)) if _checkpoints(folder).is_dir() else []
 
 
 def _checkpoints(folder: pathlib.Path) -> pathlib.Path:

@@ -3,6 +3,8 @@
 import json
 import pathlib
 
+import pytest
+
 from revelio_jax.interpret import command
 from revelio_jax.interpret.report import command as report_command
 from revelio_jax.store import layout
@@ -11,6 +13,7 @@ from tests.helpers.s3 import s3, s3_server  # noqa: F401
 RUN = "s3://bucket/runs/report"
 
 
+@pytest.mark.slow
 def test_results_and_report_are_written(s3, image_config, with_fields, tmp_path, capsys):  # noqa: F811
     kvstore = layout.open_kvstore(RUN)
     export = pathlib.Path(image_config.run, "export")
