@@ -39,7 +39,7 @@ _copies: dict[pathlib.Path, "_Copy"] = {}
 class _Copy(typing.NamedTuple):
     """A run on object storage, whose copy is a local folder.
 
-    ``keys`` are its files, without those of unfinished checkpoints. ``synced`` are the modification times in
+    ``keys`` are its files, without those of ``unfinished`` checkpoints. ``synced`` are the modification times in
     nanoseconds and the sizes of the local files that are the same on object storage.
     """
 
@@ -61,7 +61,7 @@ def open_folder(run: str, *patterns: str) -> pathlib.Path:
     location = run.rstrip("/")
     kvstore = layout.open_kvstore(location)
     try:
-        kvstore.write(_PROBE, b"").result()
+        kvstore.write(_PROBE, b"yes").result()
         kvstore.write(_PROBE, None).result()
         listed = {key.decode() for key in kvstore.list().result()}
     except (ValueError, OSError) as error:
@@ -69,13 +69,13 @@ def open_folder(run: str, *patterns: str) -> pathlib.Path:
     # A key is a path here, so it must not lead out of the copy.
     keys = {key for key in listed if not {"", ".", ".."} & set(key.split("/"))}
     checkpoints = {found[0] for key in keys if (found := _CHECKPOINT.match(key))}
-    unfinished = {folder for folder in checkpoints if folder + MARKERS[0] not in keys}
-    keys = {key for key in keys if not key.startswith(tuple(unfinished))}
+    unmarked = tuple(folder for folder in checkpoints if folder + MARKERS[0] not in keys)
+    unfinished = {key for key in keys if key.startswith(unmarked)}
     parent = tempfile.mkdtemp(prefix="revelio-")
     atexit.register(shutil.rmtree, parent, ignore_errors=True)
     folder = pathlib.Path(parent, location.rpartition("/")[2])
     folder.mkdir()
-    _copies[folder] = _Copy(location, kvstore, keys, unfinished, {})
+    _copies[folder] = _Copy(location, kvstore, keys - unfinished, unfinished, {})
     pull(folder, *patterns)
     return folder
 
@@ -144,8 +144,10 @@ def push(folder: pathlib.Path) -> None:
     local = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     changed = {key for key, path in local.items() if copy.synced.get(key) != _state(path)}
     removed = set(copy.synced) - set(local)
-    removed_folders = {_parent(key) for key in removed if _is_marker(key)}
-    leftover = {key for key in removed if not key.startswith(tuple(removed_folders))}
+    # Of a removed checkpoint, files that were never copied are removed too.
+    folders = tuple(_parent(key) for key in removed if _is_marker(key))
+    old = {key for key in copy.keys if key.startswith(folders)}
+    leftover = removed - old
     stale = {key for key in copy.keys if _is_marker(key) and any(_covers(key, each) for each in changed | leftover)}
     uploads = changed | (stale & set(local))
 
@@ -157,32 +159,20 @@ def push(folder: pathlib.Path) -> None:
 
     try:
         _delete(copy, stale)
-        for prefix in copy.unfinished:
-            _delete_folder(copy, prefix)
+        _delete(copy, copy.unfinished)
         copy.unfinished.clear()
         _in_parallel(upload, [key for key in uploads if not _is_marker(key)])
         _delete(copy, leftover - stale)
         _in_parallel(upload, [key for key in uploads if _is_marker(key)])
         # Old checkpoints last, so that one is there at any time.
-        _delete(copy, {key for key in removed if _is_marker(key)})
-        for prefix in removed_folders:
-            _delete_folder(copy, prefix)
+        _delete(copy, {key for key in old if _is_marker(key)})
+        _delete(copy, {key for key in old if not _is_marker(key)})
     except (ValueError, OSError) as error:
         raise write_failure(copy.location, error) from error
 
 
 def _delete(copy: _Copy, keys: set[str]) -> None:
     _in_parallel(lambda key: copy.kvstore.write(key, None).result(), keys)
-    _forget(copy, keys)
-
-
-def _delete_folder(copy: _Copy, prefix: str) -> None:
-    """Delete all files of a folder, also those that are not in the copy."""
-    copy.kvstore.delete_range(ts.KvStore.KeyRange(prefix, prefix[:-1] + "0")).result()  # "0" follows "/"
-    _forget(copy, {key for key in copy.keys | set(copy.synced) if key.startswith(prefix)})
-
-
-def _forget(copy: _Copy, keys: set[str]) -> None:
     copy.keys.difference_update(keys)
     for key in keys:
         copy.synced.pop(key, None)

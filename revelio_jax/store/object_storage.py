@@ -10,7 +10,7 @@ import tensorstore as ts
 
 # Throttled (503), slow and failed requests are repeated for about one minute. TensorStore's default is 15 minutes,
 # which it would also wait for a server that does not exist.
-RETRIES = {"max_retries": 8, "initial_delay": "1s", "max_delay": "16s"}
+RETRIES = {"max_retries": 7, "initial_delay": "1s", "max_delay": "16s"}
 
 REMOTE = ("gs", "s3")
 """The schemes of object storage that can be written."""

@@ -154,6 +154,27 @@ def test_a_marker_is_removed_first_and_written_last(s3):  # noqa: F811
     assert listed("s3://bucket/runs/marked") == ["report/data.js", "report/index.html"]
 
 
+def test_a_run_on_google_cloud_storage(monkeypatch):
+    server = pytest.importorskip("gcp_storage_emulator.server", reason="gcp-storage-emulator is not installed")
+    emulator = server.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
+    emulator.start()
+    port = emulator._api._httpd.server_port
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
+    folder = run_folders.open_folder("gs://bucket/runs/a")
+    for name in ("checkpoints/5/_CHECKPOINT_METADATA", "checkpoints/5/a", "checkpoints/50/_CHECKPOINT_METADATA"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    run_folders.push(folder)
+    other = run_folders.open_folder("gs://bucket/runs/a", "*")
+    assert (other / "checkpoints/5/a").read_text() == "checkpoints/5/a"
+    for name in ("_CHECKPOINT_METADATA", "a"):
+        (other / "checkpoints/5" / name).unlink()
+    run_folders.push(other)
+    assert listed("gs://bucket/runs/a") == ["checkpoints/50/_CHECKPOINT_METADATA"]
+    emulator.stop()
+
+
 def test_a_run_that_cannot_be_written_is_refused_before_rows_are_read(s3, short, with_train, monkeypatch):  # noqa: F811
     monkeypatch.setattr(run, "open_mixture", None)
     monkeypatch.setattr(loader, "first_rows", None)
