@@ -65,6 +65,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
 
+    def _print_message(self, message: str, file: typing.Any = None) -> None:
+        """Print help. argparse would ignore that the reader is gone, and exit with status 0."""
+        print(message, end="", file=file)
+
     def _joined(self, arguments: Sequence[str]) -> list[str]:
         """Write ``--flag value`` as ``--flag=value``: argparse would take the value -1,0 for a flag."""
         takes_value = {flag for action in self._actions if action.nargs is None for flag in action.option_strings}

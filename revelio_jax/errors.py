@@ -53,7 +53,7 @@ def report_errors() -> Generator[None]:
                 raise InputError(ONLY_POSIX)
             yield
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
+        _print_to_stderr("stopped by Ctrl-C")
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         line = single_line(str(error)) if isinstance(error, InputError) else failure_line(error)
@@ -61,7 +61,7 @@ def report_errors() -> Generator[None]:
             raise
         if os.environ.get("REVELIO_TRACEBACK", "0") != "0":
             traceback.print_exc()
-        print(f"error: {line}", file=sys.stderr)
+        _print_to_stderr(f"error: {line}")
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
 
 
@@ -73,14 +73,14 @@ def failure_line(error: BaseException) -> str | None:
     if isinstance(error, EnvironmentFailure):
         text = str(error)
     elif is_out_of_memory(error):
-        text = f"out of memory: {_first_sentence(error)}"
+        text = f"out of memory: {first_sentence(error)}"
     elif (number := system_error(error)) is not None:
         path = getattr(error, "filename", None)
         text = f"{path}: {os.strerror(number)}" if path else os.strerror(number)
     elif is_storage_failure(error):
-        text = f"object storage: {_first_sentence(error)}"
+        text = f"object storage: {first_sentence(error)}"
     elif isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _NETWORK:
-        text = f"{type(error).__name__}: {_first_sentence(error)}"
+        text = f"{type(error).__name__}: {first_sentence(error)}"
     else:
         return None
     return single_line("; ".join([text, *getattr(error, "__notes__", ())]))
@@ -137,7 +137,7 @@ def write_failure(what: str, error: Exception, advice: str = "") -> InputError |
     A wrong path and missing permissions are an InputError; a full disk is an EnvironmentFailure.
     """
     number = system_error(error)
-    reason = os.strerror(number) if number else _first_sentence(error)
+    reason = os.strerror(number) if number else first_sentence(error)
     kind = EnvironmentFailure if number in _MACHINE or is_storage_failure(error) else InputError
     return kind("; ".join(filter(None, [f"{what} cannot be written: {reason}", advice])))
 
@@ -156,7 +156,7 @@ def single_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _first_sentence(error: BaseException) -> str:
+def first_sentence(error: BaseException) -> str:
     """Return the beginning of a library's message, which may have many lines, or the name of the error's class."""
     lines = _DETAILS.sub("", str(error)).strip().splitlines()
     return re.split(r"(?<=[a-z])\. (?=[A-Z])", lines[0], maxsplit=1)[0][:300] if lines else type(error).__name__
@@ -186,6 +186,14 @@ def _flushed_stdout() -> Generator[None]:
         for stream in gone:
             _discard(stream)
         raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _print_to_stderr(line: str) -> None:
+    """Print a line to stderr, or nothing if its reader is gone."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _discard(sys.stderr)
 
 
 def _discard(stream: typing.TextIO) -> None:

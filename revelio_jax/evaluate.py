@@ -4,7 +4,8 @@
     revelio evaluate --config mini_sd --config.train.use=best
 
 config.train.use chooses the checkpoint: ``newest``, the default, or ``best``, the one with the lowest FVU in
-training. Writes evaluation.json into the folder config.run.
+training. Writes evaluation.json into the folder config.run. Reads the run folder and the held-out rows of its
+stores; training may still be running.
 """
 
 import functools
@@ -24,7 +25,7 @@ from revelio_jax.errors import InputError, memory_advice, report_errors
 from revelio_jax.files import write_text
 from revelio_jax.sae import SparseAutoencoder, forms, sharding
 from revelio_jax.training import loader
-from revelio_jax.training.run import make_order, restore_run
+from revelio_jax.training.run import make_order, open_run, restore_run
 from revelio_jax.training.step import State
 
 DENSITY_EDGES = np.linspace(-8, 0, 33)  # log10 of the share of rows on which a latent fires
@@ -64,7 +65,8 @@ def evaluate(config: Config) -> Evaluation:
     checkpoint of this configuration.
     """
     options = config.train
-    folder, mixture, state, mesh = restore_run(config)
+    _, mixture = open_run(config)
+    folder, _, state, mesh = restore_run(config, mixture)
     order = make_order(config, mixture)
     if not order.held_out:
         raise InputError("config.data.held_out is 0; it must be above 0 to hold out rows for evaluation")

@@ -6,7 +6,7 @@
 config.train.use chooses the checkpoint: ``newest``, the default, or ``best``, the one with the lowest FVU in
 training. Writes export/ into the folder config.run: cfg.json and sae_weights.safetensors in SAELens's layout,
 readable by sae_lens.SAE.load_from_disk, and README.md, the model card. With config.train.ema the moving average
-of the parameters is exported.
+of the parameters is exported. Only the run folder is read, and training may still be running.
 """
 
 import importlib.metadata
@@ -27,7 +27,7 @@ from revelio_jax.files import replacing_folder
 from revelio_jax.sae_folder.card import card, cfg_json
 from revelio_jax.sae_folder.cfg import Cfg, SaeMetadata
 from revelio_jax.store import ModelRecord
-from revelio_jax.training.mixture import Mixture
+from revelio_jax.training.mixture import RowsRecord
 from revelio_jax.training.run import restore_run
 from revelio_jax.training.step import State
 
@@ -41,8 +41,8 @@ def export(config: Config) -> pathlib.Path:
 
     Replace an earlier export. Raise InputError if the run has no checkpoint of this configuration.
     """
-    run, mixture, state, _ = restore_run(config)
-    cfg = describe(config, run, mixture, state)
+    run, rows, state, _ = restore_run(config)
+    cfg = describe(config, run, rows, state)
     tensors = fold(state, config.sae.architecture)
     with replacing_folder(run / "export") as folder:
         weights = folder / "sae_weights.safetensors"
@@ -80,37 +80,27 @@ def fold(state: State, architecture: str) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(value, np.float32) for name, value in folded.items()}
 
 
-def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) -> Cfg:
+def describe(config: Config, run: pathlib.Path, rows: RowsRecord, state: State) -> Cfg:
     """Return the contents of cfg.json: SAELens's fields, and the fields of steering under ``metadata``."""
     step = int(state.step)
-    manifests = [store.manifest for store in mixture.stores]
     model: ModelRecord = {"id": config.model.id, "revision": config.model.revision or "", "family": config.model.family}
-    model |= manifests[0].get("model", ModelRecord())  # the same in all stores
-    positions = [manifest.get("extract", {}).get("positions") for manifest in manifests]
+    model |= rows["model"]
     latents = len(state.params["b_enc_F"])
     metadata: SaeMetadata = {
         "model_id": model.get("id"),
         "revision": model.get("revision", ""),
         "family": model.get("family", ""),
-        "site": mixture.name,
-        "sites": [{"name": mixture.name, "width": mixture.d}],
-        # At hook points of a denoiser, rows may be a block's output minus its input.
-        "value": manifests[0].get("extract", {}).get("value", "output"),
-        "positions": ", ".join(dict.fromkeys(stored or config.extract.positions for stored in positions)),
+        "site": rows["site"],
+        "sites": [{"name": rows["site"], "width": rows["d"]}],
+        "value": rows["value"],
+        "positions": ", ".join(dict.fromkeys(stored or config.extract.positions for stored in rows["positions"])),
         "architecture": config.sae.architecture,
         "k": config.sae.k,
-        "activations": {
-            "count": mixture.rows,
-            "mean_norm": float(np.linalg.norm(mixture.mean)),
-            "squared_deviation": float(mixture.variance.sum()),
-        },
+        "activations": rows["activations"],
         # Already folded into the tensors: an exported latent is scale times the latent of training.
         "normalization": {"rule": config.sae.normalize, "scale": float(state.scale)},
         "dead_threshold": config.sae.dead_threshold * float(state.scale),
-        "stores": [
-            {"fingerprint": store.fingerprint, "share": float(share)}
-            for store, share in zip(mixture.stores, mixture.shares, strict=True)
-        ],
+        "stores": rows["stores"],
         "training": {
             "steps": step,
             "rows": step * config.train.batch_size,
@@ -122,7 +112,7 @@ def describe(config: Config, run: pathlib.Path, mixture: Mixture, state: State) 
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
     architecture = ARCHITECTURES[config.sae.architecture]
-    return cfg_json(architecture, mixture.d, latents, config.sae.k, metadata)
+    return cfg_json(architecture, rows["d"], latents, config.sae.k, metadata)
 
 
 def evaluation(run: pathlib.Path, step: int) -> dict[str, float] | None:

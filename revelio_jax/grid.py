@@ -62,6 +62,7 @@ from revelio_jax.training.run import (
     make_order,
     open_folder,
     open_run,
+    restore_newest,
     resumed_step,
     saved_step_line,
     write_config,
@@ -91,7 +92,7 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
 
     # Members, mesh and data.
     members, streams = open_members(configs(config, axes))
-    start = common_step(members, options.resume)
+    start = common_step(members)
     if start >= options.steps:
         print(f"{config.run} is finished: all members have {start} of {options.steps} steps")
         return
@@ -108,7 +109,11 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
     # States: restored, or initial.
     form = form if form != "auto" else "map" if mesh.devices.flat[0].platform == "cpu" else "vmap"
     groups = make_groups(members, form)
-    states = restored_states(groups, start, streams, mesh) if start else initial_states(groups, streams, mesh)
+    if start:
+        folders = [member.folder for member in members]
+        start, states = restore_newest(start, folders, lambda step: restored_states(groups, step, streams, mesh))
+    else:
+        states = initial_states(groups, streams, mesh)
     count = dispatch.size(options, streams[0].mixture.d * sum(member.latents for member in members), mesh)
     feeds = open_feeds(config.data.resident, streams, lanes, count, mesh)
     print(f"{len(members)} autoencoders on {len(streams)} row streams; the first one:")
@@ -123,7 +128,7 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
         enter = stack.enter_context
         enter(failure_advice(lambda: saved_step_line(*(member.folder for member in members))))
         # Keep at least 2 checkpoints: after a crash some members may be one checkpoint ahead of others.
-        managers = {m: enter(checkpoints.manager(m.folder, max(options.keep, 2))) for m in members}
+        managers = {m: enter(checkpoints.manager(m.folder, max(options.keep, 2), start)) for m in members}
         logs = {m: enter(open_log(m, start)) for m in members}
         bar = enter(progress_bar(start, options.steps))
         steps = enter(contextlib.closing(run_steps(train_step, states, streams, feeds, count, start, config)))
@@ -221,19 +226,19 @@ def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[RowStrea
                 f"--grid: {mixture.name} of {mixture.stores[0].location} has width {mixture.d}, but "
                 f"{first.name} of {first.stores[0].location} has width {first.d}; all must have the same width"
             )
-        identity = checkpoints.run_identity(config, mixture)
+        identity = checkpoints.run_identity(config, mixture.record())
         latents = dictionary_size(config, mixture.d)
         members.append(Member(config, folder, latents, stream_of[key], identity))
     return members, streams
 
 
-def common_step(members: Sequence[Member], resume: bool) -> int:
+def common_step(members: Sequence[Member]) -> int:
     """Return the newest step of which all members have a checkpoint, or 0 without checkpoints.
 
     Raise InputError if members have checkpoints but none of the same step, or if a member cannot be resumed.
     """
-    newest = {member.folder: resumed_step(member.folder, resume, member.identity) for member in members}
-    step = checkpoints.newest_step(*newest)
+    newest = {member.folder: resumed_step(member.folder, member.config.train, member.identity) for member in members}
+    step = max((step for step in checkpoints.steps(*newest) if step <= min(newest.values())), default=0)
     if not step and any(newest.values()):
         raise InputError(
             "--grid: the members have no checkpoint of the same step; the newest are "

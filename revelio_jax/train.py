@@ -41,6 +41,7 @@ from revelio_jax.training.run import (
     dictionary_size,
     make_order,
     open_run,
+    restore_newest,
     resumed_step,
     saved_step_line,
     write_config,
@@ -57,8 +58,8 @@ def train(config: Config) -> None:
 
     # Config and stores.
     folder, mixture = open_run(config)
-    identity = checkpoints.run_identity(config, mixture)
-    start = resumed_step(folder, options.resume, identity)
+    identity = checkpoints.run_identity(config, mixture.record())
+    start = resumed_step(folder, options, identity)
     if start >= options.steps:
         print(f"{config.run} is finished: it has {start} of {options.steps} steps")
         return
@@ -74,7 +75,11 @@ def train(config: Config) -> None:
 
     # State: restored, or initial.
     if start:
-        state = checkpoints.restore(folder, start, latents, mixture.d, sae, options, mesh)
+        start, state = restore_newest(
+            start,
+            [folder],
+            lambda step: checkpoints.restore(folder, step, latents, mixture.d, sae, options, mesh),
+        )
     else:
         mean_D, scale, b_dec_D, x_ND = center(sae, stream)
         params = initial.initial_params(sae, options.seed, latents, b_dec_D, x_ND, mesh)
@@ -91,7 +96,7 @@ def train(config: Config) -> None:
     with (
         failure_advice(lambda: saved_step_line(folder)),
         nonfinite_report.stop_on_nonfinite(folder, stream),
-        checkpoints.manager(folder, options.keep) as manager,
+        checkpoints.manager(folder, options.keep, start) as manager,
         metrics.Log(
             folder / "metrics.jsonl", start, options, logging.every, trackers.sinks(folder, start, config)
         ) as log,

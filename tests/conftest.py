@@ -52,6 +52,7 @@ from revelio_jax.store import SitePlan, StorePlan, StoreWriter
 from tests.helpers.browser import chromium, visit  # noqa: F401 - imported here once, so that a session starts one browser
 from tests.helpers.configs import changed
 from tests.helpers.disks import forbidden_folder, small_disk  # noqa: F401
+from tests.helpers.kills import kill_library, kill_server  # noqa: F401
 
 # Deadlines would fail on a busy machine.
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -1,6 +1,7 @@
 """The console script: help, unknown commands, names of shipped configs, and closed pipes."""
 
 import importlib
+import os
 import subprocess
 import sys
 import tomllib
@@ -39,6 +40,21 @@ def test_every_command_has_a_main_that_prints_its_help_under_the_name_it_was_cal
         commands.main([name, "--help"])
     assert exit.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: revelio {name} ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments", [*([name, "--help"] for name in commands.COMMANDS), ["extract", "--config", "mini_sd", "--list_sites"]]
+)
+def test_a_command_ends_silently_if_the_reader_of_its_output_is_gone(arguments, capfd, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as exit:
+            commands.main(arguments)
+    assert exit.value.code == 141
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow
@@ -91,12 +107,13 @@ def test_the_overview_loads_neither_torch_nor_jax():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize("arguments", ["--help", "train --help", "none 2>&1"])
 def test_a_closed_pipe_prints_no_traceback(arguments):
-    done = subprocess.run(
-        f'"{sys.executable}" -m revelio_jax {" ".join(arguments)} | true', shell=True, cwd=ROOT, capture_output=True
-    )
-    assert done.stderr == b""
+    """The pipe is closed before the command writes."""
+    command = f'"{sys.executable}" -m revelio_jax {arguments} | true; echo "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    status = 2 if "none" in arguments else 141
+    assert (done.stdout, done.stderr) == (f"{status}\n", "")
 
 
 def test_a_closed_pipe_while_printing_ends_with_the_status_of_a_signal():

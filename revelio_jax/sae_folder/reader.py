@@ -18,6 +18,7 @@ import numpy as np
 
 from revelio_jax.errors import InputError
 from revelio_jax.sae_folder import fields
+from revelio_jax.sae_folder.card import FORMAT_VERSION
 from revelio_jax.sae_folder.cfg import SaeMetadata
 from revelio_jax.sae_folder.untrusted import Shape, inside, one_line, read_json, read_tensors
 
@@ -97,6 +98,12 @@ def _metadata(
     metadata = config.get("metadata", {} if optional else None)
     if not isinstance(metadata, dict):
         raise InputError(f"{file}: metadata is {one_line(repr(metadata))}; it must be an object")
+    version = metadata.get("format_version", FORMAT_VERSION)  # other libraries write none
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{file}: metadata.format_version is {one_line(repr(version))}; this version of revelio_jax reads "
+            f"{FORMAT_VERSION}: install the one that wrote the folder"
+        )
     for name in ("site", "model_id", "family", "revision"):
         text = "" if metadata.get(name) is None else metadata[name]
         if not isinstance(text, str) or len(text) > 200 or not text.isprintable():

@@ -63,9 +63,12 @@ def read_json(kvstore: ts.KvStore, key: str) -> dict[str, typing.Any] | None:
     """Return the JSON object under ``key``, or None if it is missing. Raise InputError if it cannot be read."""
     try:
         result = kvstore.read(key).result()
-        return json.loads(result.value) if result.state == "value" else None
+        content = json.loads(result.value) if result.state == "value" else None
     except (ValueError, OSError) as error:  # malformed JSON, or a file instead of a folder
         raise read_failure(f"{object_storage.url_of(kvstore)}{key}", error) from error
+    if content is not None and not isinstance(content, dict):
+        raise InputError(f"{object_storage.url_of(kvstore)}{key} is not a JSON object")
+    return content
 
 
 def read_plan(kvstore: ts.KvStore) -> Plan | None:
@@ -118,9 +121,12 @@ def done_shards(kvstore: ts.KvStore) -> set[int]:
     return {int(match[1]) for key in keys if (match := re.fullmatch(rb"shards/(\d+)\.json", key))}
 
 
-def open_array(kvstore: ts.KvStore, key: str) -> ts.TensorStore:
-    """Open an array for reading. TensorStore raises ValueError if it is missing or broken."""
-    spec = {"driver": "zarr3", "kvstore": (kvstore / f"{key}/").spec().to_json()}
+def open_array(kvstore: ts.KvStore, key: str, fill: bool = True) -> ts.TensorStore:
+    """Open an array for reading. TensorStore raises ValueError if it is missing or broken.
+
+    A chunk without data reads as the fill value; with ``fill=False`` it raises ValueError.
+    """
+    spec = {"driver": "zarr3", "kvstore": (kvstore / f"{key}/").spec().to_json(), "fill_missing_data_reads": fill}
     return ts.open(spec, read=True, context=CONTEXT).result()
 
 

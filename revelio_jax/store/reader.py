@@ -3,15 +3,18 @@
 import dataclasses
 import functools
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow
 import tensorstore as ts
 
-from revelio_jax.errors import InputError
-from revelio_jax.store import layout, parquet
+from revelio_jax.errors import EnvironmentFailure, InputError, first_sentence
+from revelio_jax.store import layout, parquet, statistics
 from revelio_jax.store.json_files import Manifest
+
+# Status codes of TensorStore for missing files and for content that does not match its checksum or its metadata.
+BROKEN = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,18 +22,23 @@ class SiteReader:
     """One site of a finished store.
 
     ``chunks`` are the array rows (start, stop) of every inner chunk with valid rows, in order. Read whole chunks,
-    because the disk does so too. ``mean`` and ``variance`` [d] are float64, over all valid rows.
+    because the disk does so too. ``mean`` and ``variance`` [d] are float64, over all valid rows. Reads raise InputError
+    for a broken or missing shard, and EnvironmentFailure if the disk or the network fails.
     """
 
+    location: str
+    kvstore: ts.KvStore
     name: str
     d: int
     dtype: str
     rows: int
     dropped: int
+    shard_rows: int
     chunks: tuple[tuple[int, int], ...]
     mean: np.ndarray
     variance: np.ndarray
     arrays: dict[str, ts.TensorStore]
+    strict: dict[str, ts.TensorStore]  # some of the arrays, which report chunks without data
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return activations [stop - start, d] as float32."""
@@ -40,11 +48,61 @@ class SiteReader:
 
     def read_into(self, start: int, rows: np.ndarray) -> None:
         """Fill contiguous rows [N, d], float32 or of the stored dtype, from array row ``start`` on."""
-        ts.array(rows).write(self.arrays["activations"][start : start + len(rows)]).result()
+        target, stop = ts.array(rows), start + len(rows)
+        self._read("activations", start, stop, lambda stored: target.write(stored))()
 
     def read_index(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return int32 [stop - start] of ``sample``, ``position`` or ``timestep``."""
-        return self.arrays[name][start:stop].read().result()
+        return self.start_index(name, start, stop)()
+
+    def start_index(self, name: str, start: int, stop: int) -> Callable[[], np.ndarray]:
+        """Start to read an index array. Return a function that waits for the values and returns them."""
+        return self._read(name, start, stop, lambda stored: stored.read())
+
+    def _read(
+        self, array: str, start: int, stop: int, begin: Callable[[ts.TensorStore], typing.Any]
+    ) -> Callable[[], typing.Any]:
+        """Start a read with ``begin``. Return a function that waits for it and returns its result."""
+        reading = begin(self.strict.get(array, self.arrays[array])[start:stop])
+
+        def wait() -> typing.Any:
+            try:
+                try:
+                    return reading.result()
+                except ValueError as error:
+                    if not str(error).startswith("NOT_FOUND") or self._lost_shards(array, start, stop):
+                        raise
+                return begin(self.arrays[array][start:stop]).result()
+            except ValueError as error:
+                raise self._fault(array, start, error) from error
+
+        return wait
+
+    def _lost_shards(self, array: str, start: int, stop: int) -> bool:
+        """Return whether a file with some of the rows is missing.
+
+        TensorStore leaves out chunks that hold only the fill value: padding, and activations that are 0 everywhere.
+        """
+        try:
+            for shard in range(start // self.shard_rows, -(-stop // self.shard_rows)):
+                key = f"{self.name}/{array}/c/{shard}" + "/0" * (array == "activations")
+                if not self.kvstore.list(ts.KvStore.KeyRange(key, key + "\0")).result():
+                    marker = layout.read_marker(self.kvstore, shard) or {}
+                    stats = statistics.Statistics.from_json(marker[self.name])
+                    if stats.count and (array != "activations" or stats.mean.any() or stats.m2.any()):
+                        return True
+        except (ValueError, KeyError):
+            return True
+        return False
+
+    def _fault(self, array: str, start: int, error: ValueError) -> InputError | EnvironmentFailure:
+        """Return the exception for rows that cannot be read from ``start`` on, which names the shard and the repair."""
+        shard = f"store {self.location}: shard {start // self.shard_rows} of {self.name}"
+        reason = f"{array}: {first_sentence(error)}"
+        if not str(error).startswith(BROKEN):
+            return EnvironmentFailure(f"{shard} cannot be read; {reason}")
+        advice = "revelio extract --verify names all broken shards and the files to delete before extracting again"
+        return InputError(f"{shard} is broken; {advice}; {reason}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +143,8 @@ class Store:
         entry = self.manifest["sites"][name]
         names = ("activations", *layout.INDEX_ARRAYS)
         arrays = {key: self._open(f"{name}/{key}") for key in names}
+        # Other index arrays may be -1 in all rows, so a missing file of theirs is no fault.
+        strict = {key: self._open(f"{name}/{key}", fill=False) for key in ("activations", "sample")}
         stored = arrays["activations"].dtype.name
         if stored != self.manifest["dtype"] or stored not in layout.DTYPES:
             raise InputError(
@@ -103,20 +163,24 @@ class Store:
             for start in range(0, valid, chunk)
         )
         return SiteReader(
+            location=self.location,
+            kvstore=self.kvstore,
             name=name,
             d=entry["d"],
             dtype=stored,
             rows=entry["rows"],
             dropped=entry["dropped"],
+            shard_rows=shard_rows,
             chunks=chunks,
             mean=np.asarray(entry["mean"]),
             variance=np.asarray(entry["variance"]),
             arrays=arrays,
+            strict=strict,
         )
 
-    def _open(self, key: str) -> ts.TensorStore:
+    def _open(self, key: str, fill: bool = True) -> ts.TensorStore:
         try:
-            return layout.open_array(self.kvstore, key)
+            return layout.open_array(self.kvstore, key, fill)
         except ValueError as error:
             raise InputError(f"store {self.location}: {key} cannot be opened: {error}") from error
 

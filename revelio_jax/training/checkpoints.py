@@ -1,7 +1,9 @@
-"""Checkpoints of a run, written by Orbax: the state and the identity of the run.
+"""Checkpoints of a run, written by Orbax: the state, the identity of the run and a record of its rows.
 
-Saving is asynchronous. A checkpoint that a crash interrupts keeps its temporary name and is ignored. For a run on
-object storage, Orbax writes to the local copy, and the step waits until the checkpoint is uploaded.
+Saving is asynchronous. A checkpoint that a crash interrupts keeps its temporary name and is ignored. A checkpoint that
+cannot be read is passed over: :func:`first_readable` takes the next older one.
+
+For a run on object storage, Orbax writes to the local copy, and the step waits until the checkpoint is uploaded.
 """
 
 import contextlib
@@ -9,10 +11,12 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import pathlib
+import shutil
 import sys
 import typing
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import jax
 import orbax.checkpoint as ocp
@@ -20,23 +24,32 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from revelio_jax import run_folders
 from revelio_jax.config import Config, SaeConfig, TrainConfig
-from revelio_jax.errors import InputError
+from revelio_jax.errors import InputError, first_sentence, is_out_of_memory, single_line
 from revelio_jax.sae import forms
-from revelio_jax.training import optimizer
-from revelio_jax.training.mixture import Mixture
+from revelio_jax.training import optimizer, processes
+from revelio_jax.training.mixture import RowsRecord
 from revelio_jax.training.step import State, abstract_state
+
+T = typing.TypeVar("T")
+
+
+class Meta(typing.TypedDict):
+    """The JSON part of a checkpoint."""
+
+    identity: dict[str, typing.Any]
+    config: dict[str, typing.Any]
+    rows: typing.NotRequired[RowsRecord]  # earlier versions did not save it
 
 
 @dataclasses.dataclass(frozen=True)
 class RunIdentity:
     """The values that a checkpoint and the run that resumes it must share.
 
-    These are the autoencoder, the stores, and the fields that decide which rows a step reads and which rows are held
-    out.
+    These are the autoencoder, the stores by their fingerprint, and the fields that decide which rows a step reads and
+    which rows are held out.
     """
 
-    fingerprint: str
-    site: str
+    rows: RowsRecord
     sae: SaeConfig
     seed: int
     batch_size: int
@@ -46,20 +59,19 @@ class RunIdentity:
 
     def sections(self) -> dict[str, dict[str, typing.Any]]:
         """Return the values by section and field of the configuration, in the types that JSON restores."""
-        data = ("held_out", "buffer_chunks", "lanes", "site")
+        data = ("held_out", "buffer_chunks", "lanes")
         sections = {
             "config.sae": dataclasses.asdict(self.sae),
             "config.train": {"seed": self.seed, "batch_size": self.batch_size},
-            "config.data": {name: getattr(self, name) for name in data},
+            "config.data": {**{name: getattr(self, name) for name in data}, "site": self.rows["site"]},
         }
         return json.loads(json.dumps(sections))  # a tuple is a list in JSON
 
 
-def run_identity(config: Config, mixture: Mixture) -> RunIdentity:
-    """Return the identity of the run of ``config`` on the stores of ``mixture``."""
+def run_identity(config: Config, rows: RowsRecord) -> RunIdentity:
+    """Return the identity of the run of ``config`` on ``rows``."""
     return RunIdentity(
-        fingerprint=mixture.fingerprint,
-        site=mixture.name,
+        rows=rows,
         sae=config.sae,
         seed=config.train.seed,
         batch_size=config.train.batch_size,
@@ -70,15 +82,23 @@ def run_identity(config: Config, mixture: Mixture) -> RunIdentity:
 
 
 @contextlib.contextmanager
-def manager(folder: pathlib.Path, keep: int) -> Generator[ocp.CheckpointManager]:
-    """Open the checkpoints of a run for writing; wait for the last save on exit.
+def manager(folder: pathlib.Path, keep: int, start: int) -> Generator[ocp.CheckpointManager]:
+    """Open the checkpoints of a run that continues after ``start`` steps for writing; wait for the last save on exit.
 
-    The ``keep`` newest checkpoints and the one with the lowest FVU are kept. An error while a checkpoint is written,
-    for example on a full disk, is raised by the next save or on exit.
+    The ``keep`` newest checkpoints and the one with the lowest FVU are kept. Checkpoints after ``start`` are broken, or
+    other runs of a grid do not have them; they are removed, because the run writes them again. An error while a
+    checkpoint is written, for example on a full disk, is raised by the next save or on exit.
     """
+    if processes.is_first():
+        for step in _steps(folder):
+            if step > start:
+                shutil.rmtree(_checkpoints(folder) / str(step))
+            elif _saved_fvu(folder, step) is None:  # Orbax does not open a folder with broken metrics
+                shutil.rmtree(_checkpoints(folder) / str(step) / "metrics", ignore_errors=True)
+    processes.wait_for_all("checkpoints after the first step are removed")
     policies = [
         preservation_policy.LatestN(keep),
-        preservation_policy.BestN(get_metric_fn=_fvu, reverse=True, n=1),
+        preservation_policy.BestN(get_metric_fn=_fvu, reverse=True, n=1, keep_checkpoints_without_metrics=False),
     ]
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
@@ -92,19 +112,55 @@ def manager(folder: pathlib.Path, keep: int) -> Generator[ocp.CheckpointManager]
     run_folders.push(folder)
 
 
+def steps(*folders: pathlib.Path) -> list[int]:
+    """Return the steps for which all runs have a finished checkpoint, newest first. Create no folder."""
+    return sorted(set.intersection(*(set(_steps(folder)) for folder in folders)), reverse=True)
+
+
 def newest_step(*folders: pathlib.Path) -> int:
     """Return the newest step for which all runs have a finished checkpoint, or 0. Create no folder."""
-    return max(set.intersection(*(set(_steps(folder)) for folder in folders)), default=0)
+    return max(steps(*folders), default=0)
 
 
-def best_step(folder: pathlib.Path) -> int:
-    """Return the step of the checkpoint with the lowest FVU, the newest of equal ones, or 0 without checkpoints."""
+def ranked_steps(folder: pathlib.Path, use: str) -> list[int]:
+    """Return the steps of all checkpoints in the order of ``config.train.use``: newest first, or lowest FVU first."""
 
     def rank(step: int) -> tuple[float, int]:
-        path = _checkpoints(folder) / str(step) / "metrics" / "metrics"
-        return -_fvu(json.loads(path.read_text())), step
+        fvu = _saved_fvu(folder, step) if use == "best" else 0.0
+        return -math.inf if fvu is None else -fvu, step
 
-    return max(_steps(folder), key=rank, default=0)
+    return sorted(_steps(folder), key=rank, reverse=True)
+
+
+def first_readable(run: str, candidates: Callable[[], list[int]], read: Callable[[int], T]) -> tuple[int, T]:
+    """Return the first step of ``candidates()`` whose checkpoint can be read, and ``read(step)``.
+
+    Print a line if checkpoints were passed over. A training run that goes on may remove a checkpoint while it is read,
+    so candidates are listed again after each failure. Messages name the location ``run``. Raise InputError if no
+    checkpoint can be read, or if one cannot with several processes, which might see different files.
+    """
+    faults: dict[int, str] = {}
+    while left := [step for step in candidates() if step not in faults]:
+        try:
+            result = read(left[0])
+        except InputError:
+            raise
+        except Exception as error:  # Orbax raises errors of many classes for broken files
+            _ignore_leftovers()
+            if is_out_of_memory(error):
+                raise
+            if left[0] in candidates():
+                faults[left[0]] = single_line(first_sentence(error))
+            if jax.process_count() > 1:
+                break
+            continue
+        if faults:
+            text = f"checkpoint {_list(faults)} of {run} cannot be read; step {left[0]} is used instead"
+            print(f"warning: {text}", file=sys.stderr)
+        return left[0], result
+    if not faults:
+        raise InputError(f"config.run is {run!r}, which has no checkpoint; run revelio train")
+    raise InputError(f"no checkpoint of {run} can be read: {_list(faults)}; remove it, or train again in another run")
 
 
 def save(
@@ -119,9 +175,10 @@ def save(
 
     ``fvu`` is the mean over the batches since the previous checkpoint; it decides which checkpoint is the best.
     """
-    meta = {
-        "identity": {"store fingerprint": identity.fingerprint, **identity.sections()},
+    meta: Meta = {
+        "identity": {"store fingerprint": identity.rows["fingerprint"], **identity.sections()},
         "config": dataclasses.asdict(config),
+        "rows": identity.rows,
     }
     saved = dataclasses.replace(state, rounded=None)
     items = ocp.args.Composite(state=ocp.args.StandardSave(saved), meta=ocp.args.JsonSave(meta))
@@ -132,10 +189,15 @@ def save(
         run_folders.push(folder)
 
 
-def check(folder: pathlib.Path, step: int, identity: RunIdentity) -> None:
-    """Raise InputError, naming the first difference, if the checkpoint has another identity."""
-    saved = _read(folder, step, meta=ocp.args.JsonRestore())["meta"]["identity"]
-    pairs = [("store fingerprint", identity.fingerprint, saved["store fingerprint"])]
+def read_meta(folder: pathlib.Path, step: int) -> Meta:
+    """Return the JSON part of a checkpoint. Raise an exception of any class if it is broken."""
+    return _read(folder, step, meta=ocp.args.JsonRestore())["meta"]
+
+
+def check(folder: pathlib.Path, meta: Meta, identity: RunIdentity) -> None:
+    """Raise InputError, naming the first difference, if the checkpoint with ``meta`` has another identity."""
+    saved = meta["identity"]
+    pairs = [("store fingerprint", identity.rows["fingerprint"], saved["store fingerprint"])]
     for section, fields in identity.sections().items():
         pairs += [(f"{section}.{name}", value, saved[section].get(name)) for name, value in fields.items()]
     for name, value, saved_value in pairs:
@@ -163,6 +225,30 @@ def restore(
     return dataclasses.replace(state, rounded=jax.jit(make_rounded)(state.params))
 
 
+def restore_parameters(
+    folder: pathlib.Path,
+    step: int,
+    meta: Meta,
+    latents: int,
+    d: int,
+    sae: SaeConfig,
+    train: TrainConfig,
+    mesh: jax.sharding.Mesh,
+) -> State:
+    """Return the state after ``step`` steps without the state of Adam, which is not read.
+
+    If the run saved a moving average of the parameters, it is read instead of them, as ``params``.
+    """
+    averaged = meta["config"]["train"]["ema"] is not None
+    target = abstract_state(latents, d, sae, dataclasses.replace(train, ema=0.0 if averaged else None), mesh)
+    names = ("step", "rows_since_fired_F", "threshold", "mean_D", "scale", "ema" if averaged else "params")
+    item = {name: getattr(target, name) for name in names}
+    places = ocp.checkpoint_utils.construct_restore_args(item)
+    args = ocp.args.PyTreeRestore(item, restore_args=places, partial_restore=True)
+    fields = _read(folder, step, state=args)["state"]
+    return State(params=fields.pop(names[-1]), **fields, opt_state=None, ema=None, rounded=None)
+
+
 def _read(folder: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> typing.Any:
     run_folders.pull(folder, f"checkpoints/{step}/*")
     # Not a CheckpointManager, because one that only reads logs warnings.
@@ -174,20 +260,16 @@ def _read(folder: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> 
 def _quiet_threads() -> Generator[None]:
     """Print no traceback of a failed write in the block: the main thread raises the first one.
 
-    Orbax logs the exceptions of its threads. TensorStore reports later failed writes to sys.unraisablehook, as an
-    event loop that Orbax has closed; some fail after the block, so the hook stays after an exception.
+    Orbax logs the exceptions of its threads. Some writes fail after the block, so leftovers are ignored from the first
+    exception on.
     """
     logger, print_error = logging.getLogger("absl"), sys.unraisablehook
 
     def has_no_traceback(record: logging.LogRecord) -> bool:
         return record.exc_info is None
 
-    def print_unless_closed(unraisable: "sys.UnraisableHookArgs") -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            print_error(unraisable)
-
     logger.addFilter(has_no_traceback)
-    sys.unraisablehook = print_unless_closed
+    _ignore_leftovers()
     try:
         yield
         sys.unraisablehook = print_error
@@ -195,8 +277,37 @@ def _quiet_threads() -> Generator[None]:
         logger.removeFilter(has_no_traceback)
 
 
+def _ignore_leftovers() -> None:
+    """From now on, print no traceback of what Orbax leaves behind after a failure.
+
+    Python passes its unfinished coroutines to sys.unraisablehook, and TensorStore passes writes that fail after Orbax
+    has closed their event loop.
+    """
+    print_error = sys.unraisablehook
+
+    def print_others(unraisable: "sys.UnraisableHookArgs") -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        if "orbax" not in getattr(code, "co_filename", "") and str(unraisable.exc_value) != "Event loop is closed":
+            print_error(unraisable)
+
+    sys.unraisablehook = print_others
+
+
 def _fvu(metrics: dict[str, float]) -> float:
     return metrics["fvu"]
+
+
+def _saved_fvu(folder: pathlib.Path, step: int) -> float | None:
+    """Return the FVU that was saved with a checkpoint, or None if it is broken or missing."""
+    path = _checkpoints(folder) / str(step) / "metrics" / "metrics"
+    try:
+        return float(_fvu(json.loads(path.read_text())))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _list(faults: dict[int, str]) -> str:
+    return "; ".join(f"{step} ({reason})" for step, reason in faults.items())
 
 
 def _steps(folder: pathlib.Path) -> list[int]:

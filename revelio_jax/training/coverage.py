@@ -5,7 +5,7 @@ of a batch are computed. Only the array ``sample`` is read from the stores, 4 by
 """
 
 import math
-import typing
+from collections.abc import Callable
 
 import numpy as np
 
@@ -35,15 +35,14 @@ def measure(mixture: Mixture, order: Order, step: int) -> dict[str, float]:
 
 def sample_ids(mixture: Mixture, order: Order, step: int) -> np.ndarray:
     """Return the sample of each row of a batch, numbered over all stores: int64 [B], in no particular order."""
-    pending: list[tuple[list[Chunk], np.ndarray, list[typing.Any]]] = []  # start all reads before waiting for one
+    # Start all reads before waiting for one.
+    pending: list[tuple[list[Chunk], np.ndarray, list[Callable[[], np.ndarray]]]] = []
     for lane in range(order.lanes):
         for chunks, places in order.batch_groups(lane, step):
-            reads = [mixture.sites[site].arrays["sample"][start:stop].read() for site, start, stop in chunks]
+            reads = [mixture.sites[site].start_index("sample", start, stop) for site, start, stop in chunks]
             pending.append((chunks, places, reads))
     ids: list[np.ndarray] = []
     for chunks, places, reads in pending:
-        chunk_ids = [
-            (chunk.site << 32) + read.result().astype(np.int64) for chunk, read in zip(chunks, reads, strict=True)
-        ]
+        chunk_ids = [(chunk.site << 32) + wait().astype(np.int64) for chunk, wait in zip(chunks, reads, strict=True)]
         ids.append(np.concatenate(chunk_ids)[places])
     return np.concatenate(ids)

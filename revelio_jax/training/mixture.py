@@ -11,13 +11,28 @@ import fractions
 import functools
 import glob
 import pathlib
+import typing
 from collections.abc import Sequence
 
 import numpy as np
 import tensorstore as ts
 
 from revelio_jax.errors import InputError
-from revelio_jax.store import SiteReader, Store, object_storage, open_store
+from revelio_jax.sae_folder.cfg import Activations, TrainedStore
+from revelio_jax.store import ModelRecord, SiteReader, Store, object_storage, open_store
+
+
+class RowsRecord(typing.TypedDict):
+    """The rows of a run, as its checkpoints record them: an export needs the record instead of the stores."""
+
+    fingerprint: str
+    site: str
+    d: int
+    model: ModelRecord
+    value: str
+    positions: list[str | None]  # of each store
+    activations: Activations
+    stores: list[TrainedStore]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,6 +112,28 @@ class Mixture:
         return "; ".join(
             f"{source.share} of {' '.join(store.fingerprint for store in source.stores)}" for source in self.sources
         )
+
+    def record(self) -> RowsRecord:
+        """Return the description of the rows that checkpoints hold."""
+        manifests = [store.manifest for store in self.stores]
+        return {
+            "fingerprint": self.fingerprint,
+            "site": self.name,
+            "d": self.d,
+            "model": manifests[0].get("model", ModelRecord()),  # the same in all stores
+            # At hook points of a denoiser, rows may be a block's output minus its input.
+            "value": manifests[0].get("extract", {}).get("value", "output"),
+            "positions": [manifest.get("extract", {}).get("positions") for manifest in manifests],
+            "activations": {
+                "count": self.rows,
+                "mean_norm": float(np.linalg.norm(self.mean)),
+                "squared_deviation": float(self.variance.sum()),
+            },
+            "stores": [
+                {"fingerprint": store.fingerprint, "share": float(share)}
+                for store, share in zip(self.stores, self.shares, strict=True)
+            ],
+        }
 
 
 def open_mixture(entries: Sequence[str], site: str | None = None) -> Mixture:

@@ -55,6 +55,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def wait_for_all(name: str) -> None:
+    """Wait until all processes of the run have called this function with ``name``."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
 @contextlib.contextmanager
 def sigterm() -> Generator[Callable[[int], bool]]:
     """Yield ``is_stopped(number)``, to call after every dispatch: it returns whether SIGTERM was received.

@@ -1,20 +1,22 @@
 """A training run: its folder, its rows, its dictionary size and the checkpoint it continues from."""
 
+import functools
 import pathlib
 import typing
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from revelio_jax import files, run_folders
-from revelio_jax.config import Config, SaeConfig
+from revelio_jax.config import Config, SaeConfig, TrainConfig
 from revelio_jax.errors import InputError
 from revelio_jax.sae import initial, module, sharding
 from revelio_jax.store import object_storage
 from revelio_jax.training import checkpoints, loader, processes
 from revelio_jax.training.checkpoints import RunIdentity
 from revelio_jax.training.loader import RowStream
-from revelio_jax.training.mixture import Mixture, open_mixture
+from revelio_jax.training.mixture import Mixture, RowsRecord, open_mixture
 from revelio_jax.training.step import State
 
 MEMORY_ADVICE = (
@@ -29,6 +31,8 @@ COPIED = (
     "metrics.jsonl", "evaluation.json", "wandb_id", "autotune/*",
 )  # fmt: skip
 
+T = typing.TypeVar("T")
+
 
 class Centering(typing.NamedTuple):
     """The normalization (x - mean_D) / scale, the initial decoder bias, and the first rows, normalized."""
@@ -40,10 +44,10 @@ class Centering(typing.NamedTuple):
 
 
 class RestoredRun(typing.NamedTuple):
-    """A run with one of its checkpoints on the devices of a mesh."""
+    """A run with the parameters of one of its checkpoints on the devices of a mesh."""
 
     folder: pathlib.Path
-    mixture: Mixture
+    rows: RowsRecord
     state: State
     mesh: jax.sharding.Mesh
 
@@ -54,43 +58,65 @@ def open_run(config: Config) -> tuple[pathlib.Path, Mixture]:
     Raise InputError if the config names no folder or no stores, if the folder cannot be written, or if a store cannot
     be used.
     """
-    if not config.run:
-        raise InputError("config.run is not set; it must name the folder of the run, for example runs/mini_sd")
+    folder = run_folder(config)
     if not config.data.stores and not config.extract.store:
         raise InputError(
             "config.extract.store is not set; set it, or set config.data.stores, to the stores to train on"
         )
-    folder = open_folder(config.run)
     # The weight 1 makes any other colon part of the store's location.
     entries = config.data.stores or (f"1:{config.extract.store}",)
     return folder, open_mixture(entries, config.data.site)
 
 
-def open_folder(run: str) -> pathlib.Path:
-    """Return the folder of a run, of a run on object storage a copy with all that its checkpoints are chosen by.
+def run_folder(config: Config) -> pathlib.Path:
+    """Return the folder of the run, which may not exist yet; of a run on object storage, its local copy.
 
-    Raise InputError if the run cannot be written, or if several processes would have copies of their own.
+    The copy has the files by which commands choose a checkpoint. Raise InputError if the run is not set or not
+    writable, or if several processes would have copies of their own.
     """
+    run = config.run
+    if not run:
+        raise InputError("config.run is not set; it must name the folder of the run, for example runs/mini_sd")
     if object_storage.is_remote(run) and jax.process_count() > 1:
         raise InputError(f"config.run is {run!r}; with several processes it must be a folder that all of them share")
     return run_folders.open_folder(run, *COPIED)
 
 
-def resumed_step(folder: pathlib.Path, resume: bool, identity: RunIdentity) -> int:
-    """Return the step of the newest checkpoint, or 0 if the run has no checkpoint.
+def resumed_step(folder: pathlib.Path, train: TrainConfig, identity: RunIdentity) -> int:
+    """Return the step of the newest checkpoint whose JSON part can be read, or 0 if the run has no checkpoint.
 
-    Raise InputError if the run has a checkpoint but ``resume`` is False, or if its identity is not ``identity``.
+    Raise InputError if the run has a checkpoint but ``train.resume`` is False, if its identity is not ``identity``, or
+    if only one of the two has a moving average.
     """
     step = checkpoints.newest_step(folder)
     if not step:
         return 0
-    if not resume:
+    if not train.resume:
         raise InputError(
             f"config.run is {run_folders.location(folder)!r}, which has checkpoints up to step {step}; "
             "pass --config.train.resume=yes to continue it, or choose another run"
         )
-    checkpoints.check(folder, step, identity)
+    location = run_folders.location(folder)
+    step, meta = checkpoints.first_readable(
+        location, lambda: checkpoints.steps(folder), lambda step: checkpoints.read_meta(folder, step)
+    )
+    checkpoints.check(folder, meta, identity)
+    ema = meta["config"]["train"]["ema"]
+    if (ema is None) != (train.ema is None):
+        raise InputError(
+            f"config.train.ema is {train.ema}, but run {location} was trained with {ema}; set it back, or choose "
+            "another config.run"
+        )
     return step
+
+
+def restore_newest(start: int, folders: Sequence[pathlib.Path], restore: Callable[[int], T]) -> tuple[int, T]:
+    """Return the newest step up to ``start`` that all runs can restore, and ``restore(step)``."""
+
+    def candidates() -> list[int]:
+        return [step for step in checkpoints.steps(*folders) if step <= start]
+
+    return checkpoints.first_readable(_common_location(folders), candidates, restore)
 
 
 def write_config(folder: pathlib.Path, config: Config) -> None:
@@ -102,31 +128,42 @@ def write_config(folder: pathlib.Path, config: Config) -> None:
 
 def saved_step_line(*folders: pathlib.Path) -> str:
     """Return the newest saved step of a run, or of the runs of a grid, as advice after a failure."""
-    step = checkpoints.newest_step(*folders)
-    run = run_folders.location(folders[0])
-    if len(folders) > 1:
-        run = run.rpartition("/")[0]
+    step, run = checkpoints.newest_step(*folders), _common_location(folders)
     if not step:
         return f"no step of {run} is saved"
     return f"step {step} of {run} is saved; --config.train.resume=yes continues it"
 
 
-def restore_run(config: Config) -> RestoredRun:
-    """Restore the checkpoint that ``config.train.use`` chooses: the newest, or the one with the lowest FVU.
+def restore_run(config: Config, mixture: Mixture | None = None) -> RestoredRun:
+    """Restore the parameters of the checkpoint that ``config.train.use`` chooses: the newest, or the lowest FVU.
 
-    Raise InputError if the run has no checkpoint or its checkpoint belongs to another configuration.
+    Only the run folder is read. If the checkpoint is broken, print a line and restore the next one. Raise InputError if
+    the run has no good checkpoint, or if its checkpoints belong to another configuration or, with ``mixture``, to
+    other stores.
     """
-    folder, mixture = open_run(config)
-    choose = {"newest": checkpoints.newest_step, "best": checkpoints.best_step}[config.train.use]
-    step = choose(folder)
-    if not step:
-        raise InputError(f"config.run is {config.run!r}, which has no checkpoint; run revelio train")
-    checkpoints.check(folder, step, checkpoints.run_identity(config, mixture))
-    latents = dictionary_size(config, mixture.d)
-    options = config.train
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.feature, options.batch_size, latents)
-    state = checkpoints.restore(folder, step, latents, mixture.d, config.sae, options, mesh)
-    return RestoredRun(folder, mixture, state, mesh)
+    folder = run_folder(config)
+
+    def read(step: int) -> RestoredRun:
+        meta = checkpoints.read_meta(folder, step)
+        if mixture or "rows" not in meta:  # earlier versions did not save rows
+            rows = (mixture or open_run(config)[1]).record()
+        else:
+            rows = meta["rows"].copy()
+            rows["site"] = config.data.site or rows["site"]
+        checkpoints.check(folder, meta, checkpoints.run_identity(config, rows))
+        latents = dictionary_size(config, rows["d"])
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.feature, config.train.batch_size, latents)
+        state = checkpoints.restore_parameters(folder, step, meta, latents, rows["d"], config.sae, config.train, mesh)
+        return RestoredRun(folder, rows, state, mesh)
+
+    candidates = functools.partial(checkpoints.ranked_steps, folder, config.train.use)
+    return checkpoints.first_readable(run_folders.location(folder), candidates, read)[1]
+
+
+def _common_location(folders: Sequence[pathlib.Path]) -> str:
+    """Return the location of a run, or of the grid that several runs belong to."""
+    location = run_folders.location(folders[0])
+    return location if len(folders) == 1 else location.rpartition("/")[0]
 
 
 def make_order(config: Config, mixture: Mixture) -> loader.Order:

@@ -10,7 +10,7 @@ import pytest
 from revelio_jax.errors import InputError
 from revelio_jax.evaluate import evaluate
 from revelio_jax.sae import reference
-from revelio_jax.training.run import make_order, restore_run
+from revelio_jax.training.run import make_order, open_run, restore_run
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,8 @@ def result(trained):
 
 
 def test_numbers_equal_the_reference(trained, result):
-    _, mixture, state, _ = restore_run(trained)
+    _, mixture = open_run(trained)
+    state = restore_run(trained).state
     options = trained.train
     order = make_order(trained, mixture)
     x = np.concatenate([mixture.sites[0].read(start, stop) for _, start, stop in order.held_out])

@@ -16,6 +16,7 @@ from revelio_jax.evaluate import evaluate, make_reconstruct
 from revelio_jax.export import export
 from revelio_jax.sae import SparseAutoencoder, forms, sharding
 from revelio_jax.sae.module import BATCH_SLOTS
+from revelio_jax.training import checkpoints
 from revelio_jax.training.run import restore_run
 from tests.helpers import ROOT
 
@@ -154,7 +155,8 @@ def test_sae_lens_reads_the_folder_and_gives_the_same(exported, expected, in_sae
 
 def test_the_moving_average_is_exported(variant):
     config = variant("ema")
-    _, _, state, _ = restore_run(config)
+    mesh = sharding.make_mesh(1, 1, 64, 48)
+    state = checkpoints.restore(pathlib.Path(config.run), 600, 48, 16, config.sae, config.train, mesh)
     tensors = load_file(export(config) / "sae_weights.safetensors")
     np.testing.assert_array_equal(tensors["W_dec"], state.ema["W_dec_FD"])
     assert np.abs(tensors["W_dec"] - state.params["W_dec_FD"]).max() > 1e-4

@@ -49,6 +49,19 @@ def test_saes_of_saeuron_compute_what_its_scripts_compute(tmp_path, training):
     torch.testing.assert_close(sae.reconstruct(x_ND).double(), reconstruction_ND, atol=1e-4, rtol=1e-4)
 
 
+def test_a_folder_of_a_future_version_is_refused(tmp_path):
+    folder = shutil.copytree(SAES / "sae_lens_topk", tmp_path / "sae")
+    config = json.loads((folder / "cfg.json").read_text())
+    for version in (2, "2.0"):
+        config["metadata"]["format_version"] = version
+        (folder / "cfg.json").write_text(json.dumps(config))
+        line = refused(folder, "clip.layer.2")
+        assert f"metadata.format_version is {version!r}; this version of revelio_jax reads 1" in line
+    config["metadata"]["format_version"] = 1
+    (folder / "cfg.json").write_text(json.dumps(config))
+    load_sae(folder, "clip.layer.2")
+
+
 @pytest.mark.parametrize("name", ["sparsify/layers.1", "sae_lens_topk"])
 def test_unknown_fields_and_tensors_are_refused_by_name(tmp_path, name):
     folder = shutil.copytree(SAES / name, tmp_path / "sae")

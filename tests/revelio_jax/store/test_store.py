@@ -4,11 +4,13 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import typing
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 
 from revelio_jax.errors import InputError
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter, open_store, statistics
+from tests.helpers import ROOT
 
 D = 5
 
@@ -115,6 +118,25 @@ def test_statistics_of_more_rows_than_a_block():
     total = statistics.of_rows(rows)
     np.testing.assert_allclose(total.mean, rows.mean(0), rtol=1e-12)
     np.testing.assert_allclose(total.variance, rows.var(0), rtol=1e-12)
+
+
+def test_the_examples_of_the_documentation_read_the_same_rows(tmp_path, monkeypatch):
+    """They leave out padding: the shards have 3, 7, 0 and 5 rows, one of which is dropped, in chunks of 4."""
+    monkeypatch.chdir(tmp_path)
+    site = write("stores/mini_sd", [3, 7, 0, 5], bad=[2]).site()
+    pathlib.Path("stores/mini_sd/clip.layer.2").symlink_to("a.layer.0")
+    text = (ROOT / "docs/extraction.md").read_text()
+    ours, theirs = re.findall(r"```python\n(.*?)```", text.partition("## The store")[2], re.DOTALL)
+    found: dict[str, typing.Any] = {}
+    exec(ours.replace("clip.layer.2", site.name), found)
+    assert found["rows"].shape == (12, D)
+    np.testing.assert_array_equal(found["samples"], [0, 0, 1, 1, 1, 1, 1, 1, 3, 3, 3, 3])
+    zarr_rows, tensorstore_rows = theirs.split("spec = ")
+    others: dict[str, typing.Any] = {}
+    exec(zarr_rows, others)
+    np.testing.assert_array_equal(others["rows"], found["rows"])
+    exec(f"spec = {tensorstore_rows}", others)
+    np.testing.assert_array_equal(others["rows"], found["rows"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -132,7 +132,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(base, with_train, tmp_path
     steps = sorted(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir())
     assert len(steps) == 3
     assert steps[1:] == [150, 160] == [160 - 10, checkpoints.newest_step(tmp_path / "run")]
-    assert checkpoints.best_step(tmp_path / "run") == steps[0] <= 110
+    assert checkpoints.ranked_steps(tmp_path / "run", "best")[0] == steps[0] <= 110
 
 
 def test_a_checkpoint_that_a_crash_interrupted_is_ignored(trained, with_train, tmp_path):
