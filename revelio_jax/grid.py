@@ -60,10 +60,10 @@ from revelio_jax.training.run import (
     describe,
     dictionary_size,
     make_order,
-    open_folder,
     open_run,
     restore_newest,
     resumed_step,
+    run_folder,
     saved_step_line,
     write_config,
 )
@@ -219,7 +219,7 @@ def open_members(configs: Sequence[Config]) -> tuple[list[Member], list[RowStrea
             folder, mixture = open_run(config)
             streams.append(RowStream(mixture, make_order(config, mixture)))
         else:
-            folder = open_folder(config.run or "")
+            folder = run_folder(config)
         mixture, first = streams[stream_of[key]].mixture, streams[0].mixture
         if mixture.d != first.d:
             raise InputError(

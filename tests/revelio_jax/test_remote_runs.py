@@ -91,7 +91,7 @@ def test_a_failed_upload_names_the_saved_step_and_the_run_resumes(s3, short, loc
     assert "checkpoints/80/_CHECKPOINT_METADATA" not in listed(place)
     assert listed(place, "checkpoints/80/")
     s3.fault = lambda request: None
-    assert checkpoints.newest_step(run.open_folder(place)) == 40
+    assert checkpoints.newest_step(run.run_folder(config)) == 40
     train.train(with_train(config, resume=True))
     assert_equal(config, local)
     assert {key.split("/")[1] for key in listed(place, "checkpoints/")} <= {"120", "80", "40"}

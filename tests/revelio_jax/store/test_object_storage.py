@@ -48,7 +48,10 @@ def test_each_file_is_written_once(remote):
 
 
 def test_chunks_are_read_by_ranges(s3, remote, planted):  # noqa: F811
-    site = open_store(remote[0]).site()
+    opened = open_store(remote[0])
+    s3.requests.clear()
+    site = opened.site()
+    assert s3.counts() == {"GET": 6}  # activations and sample are opened with and without the fill value
     s3.requests.clear()
     rows = np.concatenate([site.read(*chunk) for chunk in site.chunks])
     np.testing.assert_array_equal(rows, planted)
@@ -103,7 +106,7 @@ def test_a_server_that_keeps_refusing_is_one_line(s3, remote, planted, write_sto
         site.read(*site.chunks[0])
     assert stop.value.code == 1
     line = capsys.readouterr().err
-    assert line.startswith("error: object storage: ")
+    assert line.startswith("error: store s3://bucket/stores/planted: shard 0 of clip.layer.1 cannot be read; ")
     assert "retry attempts failed" in line
     assert line.count("\n") == 1
     with pytest.raises((EnvironmentFailure, InputError), match="retry attempts failed"):

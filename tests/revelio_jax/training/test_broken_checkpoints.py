@@ -161,7 +161,7 @@ def test_a_checkpoint_that_training_removes_while_it_is_read_is_not_reported(cap
             raise FileNotFoundError
         return str(step)
 
-    found = checkpoints.first_readable(pathlib.Path("run"), lambda: sorted(present, reverse=True), read)
+    found = checkpoints.first_readable("run", lambda: sorted(present, reverse=True), read)
     assert found == (80, "80")
     assert capsys.readouterr().err == ""
 
@@ -171,7 +171,7 @@ def test_too_little_memory_is_not_a_broken_checkpoint():
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        checkpoints.first_readable(pathlib.Path("run"), lambda: [20], read)
+        checkpoints.first_readable("run", lambda: [20], read)
 
 
 def test_a_moving_average_cannot_be_added_to_a_run(copied, with_train):
