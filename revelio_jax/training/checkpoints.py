@@ -142,11 +142,11 @@ def first_readable(run: str, candidates: Callable[[], list[int]], read: Callable
     faults: dict[int, str] = {}
     while left := [step for step in candidates() if step not in faults]:
         try:
-            result = read(left[0])
+            with _ignoring_leftovers():
+                result = read(left[0])
         except InputError:
             raise
         except Exception as error:  # Orbax raises errors of many classes for broken files
-            _ignore_leftovers()
             if is_out_of_memory(error):
                 raise
             if left[0] in candidates():
@@ -260,28 +260,27 @@ def _read(folder: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> 
 def _quiet_threads() -> Generator[None]:
     """Print no traceback of a failed write in the block: the main thread raises the first one.
 
-    Orbax logs the exceptions of its threads. Some writes fail after the block, so leftovers are ignored from the first
-    exception on.
+    Orbax logs the exceptions of its threads.
     """
-    logger, print_error = logging.getLogger("absl"), sys.unraisablehook
+    logger = logging.getLogger("absl")
 
     def has_no_traceback(record: logging.LogRecord) -> bool:
         return record.exc_info is None
 
     logger.addFilter(has_no_traceback)
-    _ignore_leftovers()
     try:
-        yield
-        sys.unraisablehook = print_error
+        with _ignoring_leftovers():
+            yield
     finally:
         logger.removeFilter(has_no_traceback)
 
 
-def _ignore_leftovers() -> None:
-    """From now on, print no traceback of what Orbax leaves behind after a failure.
+@contextlib.contextmanager
+def _ignoring_leftovers() -> Generator[None]:
+    """Print no traceback of what Orbax leaves behind after a failure in the block, also later.
 
-    Python passes its unfinished coroutines to sys.unraisablehook, and TensorStore passes writes that fail after Orbax
-    has closed their event loop.
+    Python passes its unfinished coroutines to sys.unraisablehook, and TensorStore passes reads and writes that end
+    after Orbax has closed their event loop.
     """
     print_error = sys.unraisablehook
 
@@ -291,6 +290,8 @@ def _ignore_leftovers() -> None:
             print_error(unraisable)
 
     sys.unraisablehook = print_others
+    yield
+    sys.unraisablehook = print_error
 
 
 def _fvu(metrics: dict[str, float]) -> float:
