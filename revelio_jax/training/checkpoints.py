@@ -260,7 +260,7 @@ def _read(folder: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> 
 def _quiet_threads() -> Generator[None]:
     """Print no traceback of a failed write in the block: the main thread raises the first one.
 
-    Orbax logs the exceptions of its threads.
+    Orbax logs the exceptions of its threads. Some writes fail after the block, so after a failure nothing is logged.
     """
     logger = logging.getLogger("absl")
 
@@ -268,11 +268,9 @@ def _quiet_threads() -> Generator[None]:
         return record.exc_info is None
 
     logger.addFilter(has_no_traceback)
-    try:
-        with _ignoring_leftovers():
-            yield
-    finally:
-        logger.removeFilter(has_no_traceback)
+    with _ignoring_leftovers():
+        yield
+    logger.removeFilter(has_no_traceback)
 
 
 @contextlib.contextmanager
