@@ -275,20 +275,25 @@ def _quiet_threads() -> Generator[None]:
 
 @contextlib.contextmanager
 def _ignoring_leftovers() -> Generator[None]:
-    """Print no traceback of what Orbax leaves behind after a failure in the block, also later.
+    """Print nothing about what Orbax leaves behind after a failure in the block, also later.
 
     Python passes its unfinished coroutines to sys.unraisablehook, and TensorStore passes reads and writes that end
-    after Orbax has closed their event loop.
+    after Orbax has closed their event loop. asyncio logs other reads of a broken checkpoint that failed too.
     """
-    print_error = sys.unraisablehook
+    logger, print_error = logging.getLogger("asyncio"), sys.unraisablehook
 
     def print_others(unraisable: "sys.UnraisableHookArgs") -> None:
         code = getattr(unraisable.object, "cr_code", None)
         if "orbax" not in getattr(code, "co_filename", "") and str(unraisable.exc_value) != "Event loop is closed":
             print_error(unraisable)
 
+    def was_retrieved(record: logging.LogRecord) -> bool:
+        return "exception was never retrieved" not in record.getMessage()
+
     sys.unraisablehook = print_others
+    logger.addFilter(was_retrieved)
     yield
+    logger.removeFilter(was_retrieved)
     sys.unraisablehook = print_error
 
 

@@ -119,7 +119,9 @@ def test_commands_print_one_line_that_names_both_steps(copied, config_file, tmp_
         env=os.environ | {"TQDM_DISABLE": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"warning: checkpoint 60 \(.*\) of .*run cannot be read; step 40 is used .*\n", done.stderr)
+    assert re.fullmatch(r"warning: checkpoint 60 \(.*\) of .*run cannot be read; step 40 is used .*\n", done.stderr), (
+        done.stderr
+    )
     file = pathlib.Path(config.run, "evaluation.json" if command == "evaluate" else "export/cfg.json")
     assert re.search(r'"steps?": 40\b', file.read_text())
 
