@@ -114,7 +114,7 @@ def running(environment: Mapping[str, str]) -> Iterator[Cluster]:
 
         files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
         start("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files)
-        cluster.wait((folder / "munge.socket").exists, 10, "munged")
+        cluster.wait((folder / "munge.socket").exists, 60, "munged")
         start("slurmctld", "-D")
         start("slurmd", "-D", "-N", "127.0.0.1")
         start("slurmd", "-D", "-N", "127.0.0.2")
@@ -126,7 +126,7 @@ def running(environment: Mapping[str, str]) -> Iterator[Cluster]:
             )
             return done.stdout.split() == ["2", "idle"]
 
-        cluster.wait(is_idle, 30, "two idle nodes")
+        cluster.wait(is_idle, 120, "two idle nodes")
         yield cluster
 
 
@@ -134,7 +134,7 @@ def _end_jobs(cluster: Cluster) -> None:
     """Kill all jobs and wait until their processes are gone."""
     subprocess.run(["scancel", "--user=root"], env=cluster.environment, check=False)
     subprocess.run(["scancel", "--user=root", "--signal=KILL", "--full"], env=cluster.environment, check=False)
-    cluster.wait(lambda: not cluster.run("squeue", "--noheader"), 60, "the end of all jobs")
+    cluster.wait(lambda: not cluster.run("squeue", "--noheader"), 300, "the end of all jobs")
 
 
 def _unused_ports(count: int) -> list[int]:

@@ -92,13 +92,13 @@ def test_the_chain_with_a_killed_task_and_a_requeued_job_equals_a_local_run(clus
         return "".join(path.read_text() for path in sorted(logs.glob(f"revelio-{step}-*.out")))
 
     # Kill the processes of one task of the array after its first shard, as the system does when memory runs out.
-    cluster.wait((there / "store/shards/00001.json").exists, 60, "the first shard of worker 1")
+    cluster.wait((there / "store/shards/00001.json").exists, 300, "the first shard of worker 1")
     cluster.run("scancel", "--signal=KILL", f"{jobs['extract']}_1.0")
     # Requeue training after its first steps.
     metrics = there / "run/metrics.jsonl"
-    cluster.wait(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, 120, "the first steps")
+    cluster.wait(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, 300, "the first steps")
     cluster.run("scontrol", "requeue", jobs["train"])
-    cluster.wait(lambda: set(cluster.states().values()) == {"COMPLETED"}, 120, f"all jobs:\n{log('train')}")
+    cluster.wait(lambda: set(cluster.states().values()) == {"COMPLETED"}, 300, f"all jobs:\n{log('train')}")
 
     extraction, training = log("extract"), log("train")
     assert len(re.findall(r"worker 0 of 2: set by task 0 of the SLURM array", extraction)) == 1
@@ -137,7 +137,7 @@ def test_wrong_input_is_not_repeated_and_cancels_the_rest_of_the_chain(cluster, 
     def states() -> dict[str, str]:
         return {job: state for job, state in cluster.states().items() if job.partition("_")[0] in numbers}
 
-    cluster.wait(lambda: not {"PENDING", "RUNNING", "COMPLETING"} & set(states().values()), 60, "the end of all jobs")
+    cluster.wait(lambda: not {"PENDING", "RUNNING", "COMPLETING"} & set(states().values()), 300, "the end of all jobs")
     assert sorted(states().values()) == ["CANCELLED"] * 3 + ["FAILED"] * 2
     for path in logs.iterdir():
         assert "config.sae.k is 0; it must be at least 1" in path.read_text()
@@ -155,9 +155,9 @@ def test_a_killed_job_is_queued_again_and_a_canceled_one_is_not(cluster, tmp_pat
     def is_started(times: int) -> bool:
         return starts.exists() and len(starts.read_text()) == times
 
-    cluster.wait(lambda: is_started(1), 20, "the first start of the job")
+    cluster.wait(lambda: is_started(1), 90, "the first start of the job")
     cluster.run("scancel", "--signal=KILL", f"{job}.0")
-    cluster.wait(lambda: is_started(2), 30, "the second start of the job")
+    cluster.wait(lambda: is_started(2), 90, "the second start of the job")
     cluster.run("scancel", job)
-    cluster.wait(lambda: cluster.states()[job] == "CANCELLED", 20, "the end of the job")
+    cluster.wait(lambda: cluster.states()[job] == "CANCELLED", 90, "the end of the job")
     assert log.read_text().count("back into the queue") == 1
