@@ -29,7 +29,7 @@ def named_branches(denoiser: typing.Any) -> Generator[list[str | None]]:
 
     @contextlib.contextmanager
     def cache_context(name: str, *args: typing.Any, **kwargs: typing.Any) -> Generator[None]:
-        if threading.get_ident() != thread:  # of another pipeline that shares the denoiser
+        if threading.get_ident() != thread:  # a pass of another pipeline that shares the denoiser
             with original(name, *args, **kwargs):
                 yield
             return

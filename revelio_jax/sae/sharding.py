@@ -84,8 +84,8 @@ def place_devices(shape: tuple[int, int], devices: Sequence[typing.Any]) -> np.n
     else:
         sizes = ", ".join(str(slices[index]) for index in sorted(slices))
         raise InputError(
-            f"config.mesh.data x config.mesh.feature is {data} x {feature}; the devices are in {len(slices)} groups of "
-            f"{sizes} with a fast network each, so config.mesh.feature must divide their size or be a multiple of it"
+            f"config.mesh.data x config.mesh.feature is {data} x {feature}; the devices are in {len(slices)} slices of "
+            f"{sizes} devices; slices must have one size, which config.mesh.feature divides or is a multiple of"
         )
     return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
 

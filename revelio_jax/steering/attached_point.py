@@ -66,7 +66,7 @@ class AttachedPoint:
         return change
 
     def measure(self, x_BTD: torch.Tensor, change_BTD: torch.Tensor) -> None:
-        """Add a pass to the measurements, on the device. The change of a vector is the same for rows or positions."""
+        """Add a pass to the measurements, on the device. A vector's change is broadcast."""
         with torch.no_grad():
             activations = (x_BTD.square().sum((1, 2)) * self._is_steered).sum()
             one, zero = activations.new_ones(()), activations.new_zeros(())

@@ -43,8 +43,8 @@ class SteeringHook:
         self.active: tuple[AttachedPoint, ...] = ()
         self.watchers: dict[OnPass, bool] = {}  # with whether they read output minus input
         self.watched: Pass | None = None
-        self.rows: int | None = None  # of the current pass, if its rows are steered differently
-        self.thread = 0  # that prepared the current pass
+        self.rows: int | None = None  # rows of the current pass, if they are steered differently
+        self.thread = 0  # the thread that prepared the current pass
         self.device = execution_device(point.module)
         self.reads_difference = False
         self.grid: tuple[int, int] | None = None  # grid of the positions, for modules whose output is not a map

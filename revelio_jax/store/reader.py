@@ -143,7 +143,7 @@ class Store:
         entry = self.manifest["sites"][name]
         names = ("activations", *layout.INDEX_ARRAYS)
         arrays = {key: self._open(f"{name}/{key}") for key in names}
-        # Other index arrays may be -1 in all rows, so a missing file of theirs is no fault.
+        # Other index arrays may be -1 in all rows, so a missing file is not a fault.
         strict = {key: self._open(f"{name}/{key}", fill=False) for key in ("activations", "sample")}
         stored = arrays["activations"].dtype.name
         if stored != self.manifest["dtype"] or stored not in layout.DTYPES:

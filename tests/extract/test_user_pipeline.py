@@ -4,7 +4,6 @@ import copy
 import csv
 import json
 
-import accelerate
 import diffusers
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from revelio_jax.steering import Steerer
 from revelio_jax.steering.sae import Sae
 from revelio_jax.store import open_store
 from tests.helpers.pipelines import similarities, with_safety_checker
+from tests.helpers.steering import OFFLOADS, by_model
 
 SITES = {
     ("sd", "text"): ("clip.layer.1",),
@@ -117,27 +117,11 @@ def test_a_given_pipeline_gives_the_rows_of_its_folder_and_is_restored(own, conf
     assert "pipeline" not in record(from_folder)
 
 
-def by_model(pipe):
-    pipe.enable_model_cpu_offload(device="cpu")
-
-
-def sequentially(pipe):
-    for module in pipe.components.values():
-        if isinstance(module, torch.nn.Module):
-            weights = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
-            accelerate.cpu_offload(module, torch.device("cpu"), state_dict=weights)
-    assert {parameter.device.type for parameter in pipe.text_encoder.parameters()} == {"meta"}
-
-
-def in_groups(pipe):
-    pipe.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
-
-
 def in_half_precision(pipe):
     pipe.to(torch.bfloat16)
 
 
-@pytest.mark.parametrize("place", [by_model, sequentially, in_groups])
+@pytest.mark.parametrize("place", OFFLOADS)
 @pytest.mark.parametrize(("family", "mode"), [("sd", "text"), ("sd", "noised"), ("flux", "generate")])
 def test_an_offloaded_pipeline_stays_offloaded(own, config, family, mode, place, tmp_path):
     plain = config(family, mode, store=str(tmp_path / "plain"))

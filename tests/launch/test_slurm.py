@@ -75,16 +75,21 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow
-def test_the_chain_with_a_killed_task_and_a_requeued_job_equals_a_local_run(cluster, environment, overrides, tmp_path):
-    here, there, logs = tmp_path / "here", tmp_path / "there", tmp_path / "logs"
-    out = cluster.run(
-        *("bash", "launch/slurm/pipeline.sh", *overrides(there)),
+def submit(cluster, logs: pathlib.Path, *arguments: str) -> str:
+    """Submit the chain of jobs on both nodes, and return what pipeline.sh prints."""
+    return cluster.run(
+        *("bash", "launch/slurm/pipeline.sh", *arguments),
         extract_resources="--array=0-1",
         train_resources="--nodes=2 --ntasks-per-node=1",
         command_resources="--ntasks=1",
         logs=str(logs),
     )
+
+
+@pytest.mark.slow
+def test_the_chain_with_a_killed_task_and_a_requeued_job_equals_a_local_run(cluster, environment, overrides, tmp_path):
+    here, there, logs = tmp_path / "here", tmp_path / "there", tmp_path / "logs"
+    out = submit(cluster, logs, *overrides(there))
     jobs = dict(re.findall(r"(\w+) +job (\d+)", out))
     assert list(jobs) == ["extract", "train", "evaluate", "export"]
 
@@ -125,13 +130,7 @@ def test_the_chain_with_a_killed_task_and_a_requeued_job_equals_a_local_run(clus
 @pytest.mark.slow
 def test_wrong_input_is_not_repeated_and_cancels_the_rest_of_the_chain(cluster, tmp_path):
     logs = tmp_path / "logs"
-    out = cluster.run(
-        *("bash", "launch/slurm/pipeline.sh", "--config=mini_sd", "--config.sae.k=0"),
-        extract_resources="--array=0-1",
-        train_resources="--nodes=2 --ntasks-per-node=1",
-        command_resources="--ntasks=1",
-        logs=str(logs),
-    )
+    out = submit(cluster, logs, "--config=mini_sd", "--config.sae.k=0")
     numbers = set(re.findall(r"job (\d+)", out))
 
     def states() -> dict[str, str]:

@@ -11,7 +11,7 @@ from revelio_jax.sae import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """What JAX says of a GPU: the GPUs of one machine are a slice."""
+    """The attributes of a GPU that JAX reads. The GPUs of one machine have the same ``slice_index``."""
 
     id: int
     slice_index: int
