@@ -18,8 +18,8 @@ A seed determines the data and the initial weights. Seeds are drawn at random, s
 
 All systems get the same batches, centered and scaled in the same way, and the same dictionary size, k, peak learning
 rate of Adam, warm-up over a tenth of the steps, decay to 0 over the rest, and number of rows after which a latent
-counts as dead. AuxK is on; everything else is the system's own default. One evaluator scores each system's own
-reconstructions of held-out rows.
+counts as dead. With --steps, the config's number for a store changes in proportion to the steps. AuxK is on; everything
+else is the system's own default. One evaluator scores each system's own reconstructions of held-out rows.
 
 Prints a line for each trained SAE, then a table with the mean over seeds and its 95 % interval by Student's t. The
 table shows which of three targets the project meets: FVU no higher than the best library's, dead latents at most 3 %,
@@ -196,16 +196,15 @@ def main() -> None:
     chosen = []
 
     print(quality_table.HEADER, flush=True)
-    load = functools.lru_cache(1)(functools.partial(make_task, stores=options.stores))
+    load = functools.lru_cache(1)(functools.partial(make_task, stores=options.stores, steps=options.steps))
     # All cells of the first seed come first, because all together take long.
     for seed, name, rate, system in itertools.product(seeds, names, rates, systems):
         task = load(name, seed)
-        steps = options.steps or task.steps
         facts = {"data": name, "latents": task.latents, "system": system, "seed": seed, "learning_rate": rate}
-        facts |= {"k": task.k, "rows": steps * task.batch}
+        facts |= {"k": task.k, "rows": task.steps * task.batch}
         key = (*quality_table.cell(facts), seed)
         if key not in rows_of:
-            learning = Learning(steps, rate, steps // 10, task.dead_after_rows, seed)
+            learning = Learning(task.steps, rate, task.steps // 10, task.dead_after_rows, seed)
             learned = train_ours(task, learning, system) if system in VARIANTS else train_peer(system, task, learning)
             rows_of[key] = facts | score(task, learned)
             results.write(options.json, list(rows_of.values()))

@@ -56,12 +56,15 @@ def check(names: list[str], stores: str) -> None:
             raise InputError(f"{location!r} is not a finished store; run revelio extract --config {name}")
 
 
-def make_task(name: str, seed: int, stores: str) -> Task:
-    """Return a data set. ``seed`` determines planted rows, or the order of a store's rows and its held-out chunks."""
-    return planted(name, seed, *PLANTED[name]) if name in PLANTED else stored(name, seed, stores)
+def make_task(name: str, seed: int, stores: str, steps: int | None = None) -> Task:
+    """Return a data set. ``seed`` determines planted rows, or the order of a store's rows and its held-out chunks.
+
+    ``steps`` replaces 4000 steps of planted rows, or those of the config, whose ``dead_after_rows`` changes with them.
+    """
+    return planted(name, seed, *PLANTED[name], steps) if name in PLANTED else stored(name, seed, stores, steps)
 
 
-def planted(name: str, seed: int, exponent: float, latents: int) -> Task:
+def planted(name: str, seed: int, exponent: float, latents: int, steps: int | None) -> Task:
     """Return sums of ACTIVE of DIRECTIONS random unit directions, plus noise and a large offset.
 
     Direction i, from 1, is drawn in proportion to i^-exponent.
@@ -92,7 +95,7 @@ def planted(name: str, seed: int, exponent: float, latents: int) -> Task:
         latents,
         ACTIVE,
         batch,
-        steps=4000,
+        steps=steps or 4000,
         dead_after_rows=50_000,
         batches=lambda: (normalize(rows(TRAIN, step)) for step in itertools.count()),
         held_out_ND=np.concatenate([normalize(rows(HELD_OUT, i)) for i in range(128)]),
@@ -100,7 +103,7 @@ def planted(name: str, seed: int, exponent: float, latents: int) -> Task:
     )
 
 
-def stored(name: str, seed: int, stores: str) -> Task:
+def stored(name: str, seed: int, stores: str, steps: int | None) -> Task:
     """Return the rows of a store, with the sizes of the config of the same name."""
     config = resolve(cli.load(name))
     sae, batch = config.sae, config.train.batch_size
@@ -114,13 +117,16 @@ def stored(name: str, seed: int, stores: str) -> Task:
                 yield (x_BD - mean_D) / np.float32(scale)
 
     held_out_ND = np.concatenate(list(loader.held_out_rows(mixture, order, batch)))
+    steps = steps or config.train.steps
+    # Otherwise no latent could be dead, and AuxK would not act, in a run that is short enough.
+    dead_after_rows = sae.dead_after_rows * steps // config.train.steps
     return Task(
         name,
         sae.latents or sae.expansion * mixture.d,
         sae.k,
         batch,
-        config.train.steps,
-        sae.dead_after_rows,
+        steps,
+        max(dead_after_rows, 1),
         batches,
         (held_out_ND - mean_D) / np.float32(scale),
     )
