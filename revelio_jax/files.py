@@ -1,7 +1,8 @@
 """Atomic writes of files and folders, and the output file of commands that take run folders.
 
-A reader sees either the old or the new content, never part of the new. A failed write raises InputError with the path
-and the system's reason, or EnvironmentFailure if the disk is full.
+A reader sees either the old or the new content, never part of the new. If two processes write one path at once, the
+second waits for the first. A failed write raises InputError with the path and the system's reason, or
+EnvironmentFailure if the disk is full.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Generator, Sequence
 
+from revelio_jax import file_locks
 from revelio_jax.errors import InputError, system_error, write_failure
 
 
@@ -40,12 +42,16 @@ def replacing(path: pathlib.Path) -> Generator[pathlib.Path]:
     """
     part = _sibling(path, ".part")
     try:
-        yield part
-        os.replace(part, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        if isinstance(error, Exception) and system_error(error):
+        with file_locks.temporary(part, is_folder=False):
+            try:
+                yield part
+                os.replace(part, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    part.unlink()
+                raise
+    except Exception as error:
+        if system_error(error):
             raise write_failure(str(path), error) from error
         raise
 
@@ -58,36 +64,46 @@ def replacing_folder(folder: pathlib.Path) -> Generator[pathlib.Path]:
     """
     part, old = _sibling(folder, ".part"), _sibling(folder, ".old")
     try:
-        prepare_folder(folder)
-        yield part
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(part, folder)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, Exception) and system_error(error):
+        with _temporary_folder(folder):
+            try:
+                yield part
+                shutil.rmtree(old, ignore_errors=True)
+                if folder.exists():
+                    os.rename(folder, old)
+                os.rename(part, folder)
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+    except Exception as error:
+        if system_error(error):
             raise write_failure(str(folder), error) from error
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def prepare_folder(folder: pathlib.Path) -> None:
-    """Create the empty folder that :func:`replacing_folder` yields. Call it before long work, to fail early.
+    """Check that :func:`replacing_folder` can replace ``folder``. Call it before long work, to fail early.
 
     If an earlier process was killed while it replaced ``folder``, restore the old content. Raise InputError if
     ``folder`` cannot be written.
     """
-    part, old = _sibling(folder, ".part"), _sibling(folder, ".old")
-    if folder.is_file():
-        raise InputError(f"{folder} is a file; it must be a folder or not exist")
     try:
-        if old.is_dir() and not folder.exists():
-            os.rename(old, folder)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        with _temporary_folder(folder):
+            _sibling(folder, ".part").rmdir()
     except OSError as error:
         raise write_failure(str(folder), error) from error
+
+
+@contextlib.contextmanager
+def _temporary_folder(folder: pathlib.Path) -> Generator[None]:
+    """Create the empty folder that replaces ``folder``; restore the old content if a killed process moved it away."""
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; it must be a folder or not exist")
+    old = _sibling(folder, ".old")
+    with file_locks.temporary(_sibling(folder, ".part"), is_folder=True):
+        if old.is_dir() and not folder.exists():
+            os.rename(old, folder)
+        yield
 
 
 def check_writable(folder: str | pathlib.Path, field: str) -> None:

@@ -59,6 +59,7 @@ from revelio_jax.training.run import (
     MEMORY_ADVICE,
     describe,
     dictionary_size,
+    lock,
     make_order,
     open_run,
     restore_newest,
@@ -81,7 +82,6 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
 
     ``axes`` are the values of ``--grid``, for example ``sae.k=10,20``.
     """
-    options = config.train
     if form not in FORMS:
         raise InputError(f"--form is {form!r}; allowed: {', '.join(FORMS)}")
 
@@ -90,8 +90,13 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
             f"config.sae.products is {config.sae.products}; a grid supports auto, sparse, atomic and dense"
         )
 
-    # Members, mesh and data.
     members, streams = open_members(configs(config, axes))
+    with lock(*(member.folder for member in members)):
+        _train(config, members, streams, form)
+
+
+def _train(config: Config, members: Sequence[Member], streams: Sequence[RowStream], form: str) -> None:
+    options = config.train
     start = common_step(members)
     if start >= options.steps:
         print(f"{config.run} is finished: all members have {start} of {options.steps} steps")
@@ -100,7 +105,7 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
     if config.logging.wandb:
         raise InputError(f"config.logging.wandb is {config.logging.wandb!r}; a grid supports only TensorBoard")
     data, feature = config.mesh.data, config.mesh.feature
-    # All members share one mesh; make_mesh checks that it divides each dictionary size.
+    # Mesh and data. All members share one mesh; make_mesh checks that it divides each dictionary size.
     meshes = [sharding.make_mesh(data, feature, options.batch_size, member.latents) for member in members]
     mesh = meshes[0]
     print(devices.describe(list(mesh.devices.flat), os.environ), flush=True)

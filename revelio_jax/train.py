@@ -10,6 +10,7 @@ writes the rows of that step to nonfinite.json.
 
 import contextlib
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -34,11 +35,13 @@ from revelio_jax.training import (
 from revelio_jax.training.feeds import open_feeds
 from revelio_jax.training.loader import RowStream
 from revelio_jax.training.loop import run_steps
+from revelio_jax.training.mixture import Mixture
 from revelio_jax.training.run import (
     MEMORY_ADVICE,
     center,
     describe,
     dictionary_size,
+    lock,
     make_order,
     open_run,
     restore_newest,
@@ -54,10 +57,13 @@ def train(config: Config) -> None:
 
     A failure of the machine later, for example a full disk, has a note with the last saved step.
     """
-    sae, options, logging = config.sae, config.train, config.logging
-
-    # Config and stores.
     folder, mixture = open_run(config)
+    with lock(folder):
+        _train(config, folder, mixture)
+
+
+def _train(config: Config, folder: pathlib.Path, mixture: Mixture) -> None:
+    sae, options, logging = config.sae, config.train, config.logging
     identity = checkpoints.run_identity(config, mixture.record())
     start = resumed_step(folder, options, identity)
     if start >= options.steps:

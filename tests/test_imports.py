@@ -16,6 +16,7 @@ NEUTRAL = (
     "revelio_jax.commands",
     "revelio_jax.config",
     "revelio_jax.errors",
+    "revelio_jax.file_locks",
     "revelio_jax.files",
     "revelio_jax.inputs",
     "revelio_jax.interpret.report",
@@ -48,6 +49,7 @@ TORCH_ONLY = (
 LAYERS = (
     ("errors",),
     ("config", "presets"),
+    ("file_locks",),
     ("files", "shipped"),
     ("store",),
     ("cli",),

@@ -14,6 +14,7 @@ draws a curve over many strengths and suggests a strength.
 import sys
 from collections.abc import Sequence
 
+from revelio_jax import files
 from revelio_jax.benchmark import strip
 from revelio_jax.benchmark.bench import make_bench
 from revelio_jax.benchmark.experiment import CONCEPT_FLAG, PROMPT_FLAG, SAE_FLAG, load_experiment
@@ -42,7 +43,8 @@ def main(argv: Sequence[str]) -> None:
     images = experiment.sample(strengths, seed)
     file = experiment.folder / f"{file_name(experiment.text)}.png"
     title = f"{experiment.text}: {experiment.rule} at {experiment.steerer.site}, seed {seed}"
-    strip.draw(images, experiment.prompts, strengths, title).save(file)
+    with files.replacing(file) as part:
+        strip.draw(images, experiment.prompts, strengths, title).save(part, "png")
 
     results = {"prompts": experiment.prompts, "strengths": strengths, "seed": seed, "strip": str(file)}
     if experiment.judge and experiment.label:

@@ -61,7 +61,8 @@ def main(argv: Sequence[str]) -> None:
     outcomes = _measure_strengths(experiment, strengths, seeds, judged)
 
     grid = experiment.folder / f"{stem}.png"
-    strip.draw(images, experiment.prompts, strengths, f"{title}, seed {flags['seed']}").save(grid)
+    with files.replacing(grid) as part:
+        strip.draw(images, experiment.prompts, strengths, f"{title}, seed {flags['seed']}").save(part, "png")
     results = {"prompts": experiment.prompts, "strengths": strengths, "seeds": seeds, "grid": str(grid)}
     print(f"images: {grid}")
     if outcomes:

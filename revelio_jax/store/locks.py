@@ -14,12 +14,8 @@ import shutil
 import typing
 from collections.abc import Generator
 
-from revelio_jax.errors import ONLY_POSIX, InputError
-
-try:
-    import fcntl
-except ImportError as error:
-    raise InputError(ONLY_POSIX) from error
+from revelio_jax import file_locks
+from revelio_jax.errors import InputError
 
 FOLDER = ".locks"
 
@@ -48,8 +44,7 @@ def exclusive(folder: pathlib.Path | None) -> Generator[None]:
     with contextlib.ExitStack() as stack:
         if folder is not None:
             file = stack.enter_context(_open_lock(folder / FOLDER / "turn"))
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+            file_locks.lock(file.fileno(), wait=True)
         yield
 
 
@@ -76,13 +71,9 @@ def remove(folder: pathlib.Path | None) -> None:
 
 
 def _lock(file: typing.IO[str], location: str, worker: Worker) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not file_locks.lock(file.fileno(), wait=False):
         run = "another run" if worker.count == 1 else f"another run, as {worker}"
-        raise InputError(f"store {location} is being written by {run}") from error
-    except OSError:  # a file system without locks
-        return
+        raise InputError(f"store {location} is being written by {run}")
 
 
 def _open_lock(path: pathlib.Path) -> typing.IO[str]:

@@ -1,7 +1,8 @@
 """Checkpoints of a run, written by Orbax: the state, the identity of the run and a record of its rows.
 
 Saving is asynchronous. A checkpoint that a crash interrupts keeps its temporary name and is ignored. A checkpoint that
-cannot be read is passed over: :func:`first_readable` takes the next older one.
+cannot be read, or whose files do not match their checksums, is passed over: :func:`first_readable` takes the next
+older one.
 
 For a run on object storage, Orbax writes to the local copy, and the step waits until the checkpoint is uploaded.
 """
@@ -26,7 +27,7 @@ from revelio_jax import run_folders
 from revelio_jax.config import Config, SaeConfig, TrainConfig
 from revelio_jax.errors import InputError, first_sentence, is_out_of_memory, single_line
 from revelio_jax.sae import forms
-from revelio_jax.training import optimizer, processes
+from revelio_jax.training import checksums, optimizer, processes
 from revelio_jax.training.mixture import RowsRecord
 from revelio_jax.training.step import State, abstract_state
 
@@ -105,6 +106,7 @@ def manager(folder: pathlib.Path, keep: int, start: int) -> Generator[ocp.Checkp
         best_fn=_fvu,  # without it, Orbax does not read the metrics of checkpoints from before a resume
         best_mode="min",
         cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(_write_checksums, folder, start)),
     )
     with _quiet_threads(), ocp.CheckpointManager(_checkpoints(folder), options=options) as checkpoints:
         yield checkpoints
@@ -251,6 +253,7 @@ def restore_parameters(
 
 def _read(folder: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> typing.Any:
     run_folders.pull(folder, f"checkpoints/{step}/*")
+    checksums.check(_checkpoints(folder) / str(step), *items)
     # Not a CheckpointManager, because one that only reads logs warnings.
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         return reader.restore(_checkpoints(folder) / str(step), args=ocp.args.Composite(**items))
@@ -297,14 +300,24 @@ def _ignoring_leftovers() -> Generator[None]:
     sys.unraisablehook = print_error
 
 
+def _write_checksums(folder: pathlib.Path, start: int) -> None:
+    """Write the checksums of new checkpoints, those after ``start``. Orbax calls this in its thread after each."""
+    for step in ocp.utils.checkpoint_steps(_checkpoints(folder)) if processes.is_first() else ():
+        checkpoint = _checkpoints(folder) / str(step)
+        if step > start and not (checkpoint / checksums.NAME).exists():
+            checksums.write(checkpoint)
+
+
 def _fvu(metrics: dict[str, float]) -> float:
     return metrics["fvu"]
 
 
 def _saved_fvu(folder: pathlib.Path, step: int) -> float | None:
     """Return the FVU that was saved with a checkpoint, or None if it is broken or missing."""
-    path = _checkpoints(folder) / str(step) / "metrics" / "metrics"
+    checkpoint = _checkpoints(folder) / str(step)
     try:
+        checksums.check(checkpoint, "metrics")
+        path = checkpoint / "metrics" / "metrics"
         return float(_fvu(json.loads(path.read_text())))
     except (OSError, ValueError, TypeError, KeyError):
         return None

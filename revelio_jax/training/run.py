@@ -1,14 +1,15 @@
 """A training run: its folder, its rows, its dictionary size and the checkpoint it continues from."""
 
+import contextlib
 import functools
 import pathlib
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import jax
 import numpy as np
 
-from revelio_jax import files, run_folders
+from revelio_jax import file_locks, files, run_folders
 from revelio_jax.config import Config, SaeConfig, TrainConfig
 from revelio_jax.errors import InputError
 from revelio_jax.sae import initial, module, sharding
@@ -27,7 +28,7 @@ MEMORY_ADVICE = (
 
 # The files of a run on object storage that commands need before they choose a checkpoint.
 COPIED = (
-    "checkpoints/*/_CHECKPOINT_METADATA", "checkpoints/*/metrics/*",
+    "checkpoints/*/_CHECKPOINT_METADATA", "checkpoints/*/metrics/*", "checkpoints/*/sha256.json",
     "metrics.jsonl", "evaluation.json", "wandb_id", "autotune/*",
 )  # fmt: skip
 
@@ -80,6 +81,32 @@ def run_folder(config: Config) -> pathlib.Path:
     if object_storage.is_remote(run) and jax.process_count() > 1:
         raise InputError(f"config.run is {run!r}; with several processes it must be a folder that all of them share")
     return run_folders.open_folder(run, *COPIED)
+
+
+@contextlib.contextmanager
+def lock(*folders: pathlib.Path) -> Generator[None]:
+    """Lock the folders of runs in the block, so that no other training changes them. Remove them if they stay empty.
+
+    Only the first process locks. Raise InputError if another training holds one of them.
+    """
+    with contextlib.ExitStack() as stack:
+        for folder in folders if processes.is_first() else ():
+            stack.enter_context(_created(folder))
+            message = f"config.run is {run_folders.location(folder)!r}, which another process is training"
+            stack.enter_context(file_locks.refusing(folder, f"{message}; wait for it, or choose another run"))
+        yield
+
+
+@contextlib.contextmanager
+def _created(folder: pathlib.Path) -> Generator[None]:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for path in missing:
+                path.rmdir()
 
 
 def resumed_step(folder: pathlib.Path, train: TrainConfig, identity: RunIdentity) -> int:

@@ -1,0 +1,37 @@
+"""Checksums of the files of a checkpoint, in its file sha256.json, because Orbax stores none of arrays."""
+
+import concurrent.futures
+import json
+import pathlib
+
+from revelio_jax import files
+
+NAME = "sha256.json"
+
+
+def write(checkpoint: pathlib.Path) -> None:
+    """Write the sha256 of every file of a finished checkpoint. Raise InputError if the file cannot be written."""
+    names = [path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()]
+    names = sorted(name for name in names if not name.startswith(NAME))
+    files.write_text(checkpoint / NAME, json.dumps(dict(zip(names, _sums(checkpoint, names), strict=True)), indent=1))
+
+
+def check(checkpoint: pathlib.Path, *items: str) -> None:
+    """Raise ValueError or OSError if a file of one of the ``items`` or a file outside of items is missing or changed.
+
+    Do nothing without sha256.json: an earlier version wrote the checkpoint, or the run was killed before it.
+    """
+    if not (checkpoint / NAME).exists():
+        return
+    saved = json.loads((checkpoint / NAME).read_text())
+    if not isinstance(saved, dict):
+        raise ValueError(f"{NAME} is not a JSON object")
+    names = [name for name in saved if name.partition("/")[0] in items or "/" not in name]
+    for name, found in zip(names, _sums(checkpoint, names), strict=True):
+        if found != saved[name]:
+            raise ValueError(f"{name} does not match its checksum")
+
+
+def _sums(folder: pathlib.Path, names: list[str]) -> list[str]:
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        return list(threads.map(lambda name: files.sha256(folder / name), names))
