@@ -1,7 +1,7 @@
 /* Preloaded by tests/helpers/kills.py: ends the process by SIGKILL at a chosen call of the C library.
 
    kill_at("rename", 3, "/checkpoints/") ends it before the third rename to a path that contains this text. Writes are
-   torn: half of the bytes are written first. Libraries in C++ and Rust are caught too. */
+   torn: half of the bytes are written first. Libraries in C++ and Rust are caught too. calls_made() counts such calls. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <signal.h>
@@ -13,12 +13,16 @@
 
 static char call_name[32], path_part[256];
 static atomic_int calls_left;
+static int calls_wanted;
 
 void kill_at(const char *name, int number, const char *part) {
     snprintf(call_name, sizeof call_name, "%s", name);
     snprintf(path_part, sizeof path_part, "%s", part);
+    calls_wanted = number;
     atomic_store(&calls_left, number);
 }
+
+int calls_made(void) { return calls_wanted - atomic_load(&calls_left); }
 
 static int is_last(const char *name, const char *path) {
     return atomic_load(&calls_left) > 0 && !strcmp(name, call_name) && strstr(path, path_part) &&

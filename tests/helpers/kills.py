@@ -1,8 +1,10 @@
 """Commands that end by SIGKILL at a named place: at a call of a Python function, or at a call of the C library.
 
-A server process imports the command once. Each run is a fork of it, so it starts in milliseconds.
+A server process imports the command once. Each run is a fork of it, so it starts in milliseconds. A run can also be
+killed by the clock, and count its calls instead of being killed.
 """
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -11,6 +13,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 import traceback
 import typing
 from collections.abc import Iterator, Sequence
@@ -19,6 +22,7 @@ import pytest
 
 from tests.helpers import ROOT
 
+MANY = 1 << 30
 SOURCE = pathlib.Path(__file__).with_name("kill_at.c")
 
 
@@ -26,7 +30,7 @@ class Place(typing.NamedTuple):
     """A place in a command: before the ``number``-th call.
 
     ``call`` is a Python function, ``module:name``, or ``write``, ``rename`` or ``unlink`` of a path that contains
-    ``path``. Half of the bytes of a write are written.
+    ``path``. Half of the bytes of a write are written. ``call`` can also be ``clock``: after ``number`` milliseconds.
     """
 
     call: str
@@ -46,11 +50,21 @@ class Server:
 
     def run(self, arguments: Sequence[str], place: Place | None = None) -> int:
         """Run the command and return its exit status, negative for a signal."""
+        return self._run(arguments, place)[0]
+
+    def count(self, arguments: Sequence[str], call: str, path: str) -> int:
+        """Run the command to its end and return the number of its calls of the C library at a path."""
+        status, calls = self._run(arguments, Place(call, MANY, path))
+        assert status == 0, f"status {status}"
+        return calls
+
+    def _run(self, arguments: Sequence[str], place: Place | None) -> tuple[int, int]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([list(arguments), place]) + "\n")
         self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        status, calls = json.loads(self._process.stdout.readline())
+        return status, calls
 
     def kill(self, arguments: Sequence[str], place: Place) -> None:
         """Run the command and check that it was killed at the place."""
@@ -61,17 +75,22 @@ class Server:
         self._process.communicate()
 
 
+def compile_library(folder: pathlib.Path) -> pathlib.Path:
+    """Compile kill_at.c. Raise FileNotFoundError without a C compiler."""
+    library = folder / "kill_at.so"
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
+    return library
+
+
 @pytest.fixture(scope="session")
 def kill_library(tmp_path_factory) -> pathlib.Path:
     """The compiled kill_at.c. Skip the test without a C compiler or outside of Linux."""
-    library = tmp_path_factory.mktemp("kills") / "kill_at.so"
     if sys.platform != "linux":
         pytest.skip("calls of the C library are caught on Linux only")
     try:
-        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
+        return compile_library(tmp_path_factory.mktemp("kills"))
     except FileNotFoundError:
         pytest.skip("there is no C compiler")
-    return library
 
 
 @pytest.fixture
@@ -109,11 +128,13 @@ def _arm(library: str, place: Place) -> None:
     setattr(owner, last, count)
 
 
-def _child(library: str, main: typing.Callable[[list[str]], None], arguments: list[str], place: Place | None) -> None:
+def _child(
+    library: str, main: typing.Callable[[list[str]], None], arguments: list[str], place: Place | None, counted: int
+) -> None:
     os.dup2(2, 1)  # stdout belongs to the server
     status = 1
     try:
-        if place:
+        if place and place.call != "clock":
             _arm(library, place)
         main(arguments)
         status = 0
@@ -123,20 +144,39 @@ def _child(library: str, main: typing.Callable[[list[str]], None], arguments: li
         traceback.print_exc()
     finally:
         sys.stderr.flush()
+        os.write(counted, str(ctypes.CDLL(library).calls_made()).encode())
         os._exit(status)
+
+
+def _wait(child: int, place: Place | None) -> int:
+    """Wait for the child and return its exit status; kill it when its time is over."""
+    end = time.monotonic() + place.number / 1000 if place and place.call == "clock" else None
+    while end is not None and time.monotonic() < end:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break
+        time.sleep(0.001)
+    else:
+        if end is not None:
+            os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def _serve(library: str, command: str, *modules: str) -> None:
     main = importlib.import_module(command).main
     for module in modules:
-        importlib.import_module(module)
+        with contextlib.suppress(Exception):  # some modules of a finished command were made by others
+            importlib.import_module(module)
     for line in sys.stdin:
         arguments, place = json.loads(line)
+        place = Place(*place) if place else None
+        counts, counted = os.pipe()
         child = os.fork()
         if not child:
-            _child(library, main, arguments, Place(*place) if place else None)
-        status = os.waitpid(child, 0)[1]
-        print(os.waitstatus_to_exitcode(status), flush=True)
+            _child(library, main, arguments, place, counted)
+        os.close(counted)
+        status = _wait(child, place)
+        print(json.dumps([status, int(os.read(counts, 20) or 0)]), flush=True)
+        os.close(counts)
 
 
 if __name__ == "__main__":
