@@ -19,10 +19,10 @@ from collections.abc import Sequence
 import numpy as np
 from safetensors.numpy import save_file
 
-from revelio_jax import run_folders
+from revelio_jax import checksums, run_folders
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
-from revelio_jax.errors import memory_advice, report_errors
+from revelio_jax.errors import InputError, memory_advice, report_errors
 from revelio_jax.files import replacing_folder
 from revelio_jax.sae_folder.card import card, cfg_json
 from revelio_jax.sae_folder.cfg import Cfg, SaeMetadata
@@ -46,7 +46,7 @@ def export(config: Config) -> pathlib.Path:
     tensors = fold(state, config.sae.architecture)
     with replacing_folder(run / "export") as folder:
         weights = folder / "sae_weights.safetensors"
-        save_file(tensors, weights, metadata={"format": "pt"})
+        save_file(tensors, weights, metadata={"format": "pt", checksums.TENSORS: checksums.of_tensors(tensors)})
         (folder / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
         shutil.copymode(folder / "cfg.json", weights)  # safetensors creates files that only the owner can read
         (folder / "README.md").write_text(card(cfg))
@@ -116,9 +116,17 @@ def describe(config: Config, run: pathlib.Path, rows: RowsRecord, state: State) 
 
 
 def evaluation(run: pathlib.Path, step: int) -> dict[str, float] | None:
-    """Return the numbers of evaluation.json, or None if it is missing or belongs to another step."""
+    """Return the numbers of evaluation.json, or None if it is missing or belongs to another step.
+
+    Raise InputError if it is broken.
+    """
     path = run / "evaluation.json"
-    contents = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        contents = json.loads(path.read_text()) if path.exists() else {}
+        if not isinstance(contents, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is broken: {error}; delete it, or run revelio evaluate again") from error
     if contents.get("step") != step:
         return None
     return {name: value for name, value in contents.items() if isinstance(value, int | float)}

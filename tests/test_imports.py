@@ -12,6 +12,7 @@ TORCH = {"torch", "torchvision", "transformers", "diffusers", "accelerate"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 # Packages and modules that need neither torch nor JAX.
 NEUTRAL = (
+    "revelio_jax.checksums",
     "revelio_jax.cli",
     "revelio_jax.commands",
     "revelio_jax.config",
@@ -49,7 +50,7 @@ TORCH_ONLY = (
 LAYERS = (
     ("errors",),
     ("config", "presets"),
-    ("file_locks",),
+    ("checksums", "file_locks"),
     ("files", "shipped"),
     ("store",),
     ("cli",),

@@ -7,6 +7,7 @@ import tqdm
 
 from revelio_jax.benchmark.bench import Bench
 from revelio_jax.benchmark.measurement import Judge, Outcome, measure, worst
+from revelio_jax.benchmark.progress import Progress
 from revelio_jax.config import Config, SteerConfig
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.sampling import call_settings
@@ -51,11 +52,12 @@ def compare(
     labeled: list[LabeledPrompt],
     strengths: list[float],
     seeds: list[int],
+    saved: Progress,
 ) -> Comparison:
     """Compare all rules on one concept; return its rows, one per rule and baseline.
 
     The strength of a rule is chosen on one half of the prompts with the first seed. Its outcome is measured on the
-    other half with all seeds.
+    other half with all seeds. Every outcome is added to ``saved``; those that it already has are not measured again.
     """
     methods, latents = make_methods(config.steer, steerer, pipe, bench, labeled)
     pooled: dict[Key, Pooled] | None = {"concept": pooled_of(pipe, bench.value)} if config.steer.pooled else None
@@ -63,16 +65,23 @@ def compare(
     total = (len(methods) * (len(strengths) + len(seeds)) + 1 + 2 * len(seeds)) * halves[0].prompt_count
     with tqdm.tqdm(total=total, desc=bench.value, unit="image") as progress:
 
-        def run(half: int, method: Method | None = None, strength: float = 0.0) -> Outcome:
-            steering = method and steerer.attach_functions(
-                pipe,
-                {"concept": method.function},
-                {"concept": strength},
-                negative_branch=method.on_negative,
-                pooled=pooled,
-            )
+        def run(half: int, rule: str = "none", method: Method | None = None, strength: float = 0.0) -> Outcome:
             half_seeds = seeds if half else seeds[:1]
-            return measure(pipe, judge, halves[half], half_seeds, config.steer, steering, progress)
+
+            def sample() -> Outcome:
+                steering = method and steerer.attach_functions(
+                    pipe,
+                    {"concept": method.function},
+                    {"concept": strength},
+                    negative_branch=method.on_negative,
+                    pooled=pooled,
+                )
+                return measure(pipe, judge, halves[half], half_seeds, config.steer, steering, progress)
+
+            outcome, is_reused = saved.outcome((bench.column, bench.value, bench.adding, rule, strength, half), sample)
+            if is_reused:
+                progress.update(halves[half].prompt_count * len(half_seeds))
+            return outcome
 
         plain = [run(half) for half in (0, 1)]
 
@@ -82,16 +91,16 @@ def compare(
         rows = [row("none", 0.0, plain[1])]
         best: tuple[float, Method, float] | None = None
         for name, method in methods.items():
-            scores = {s: worst(run(0, method, s), plain[0]) for s in strengths}
+            scores = {s: worst(run(0, name, method, s), plain[0]) for s in strengths}
             strength = max(scores, key=lambda s: (round(scores[s], 3), -abs(s)))
-            outcome = run(1, method, strength)
+            outcome = run(1, name, method, strength)
             rows.append(row(name, strength, outcome) | {"chosen_from": scores})
             if name in RULES and (best is None or rows[-1]["worst"] > best[0]):
                 best = (rows[-1]["worst"], method, strength)
         assert best is not None  # RULES is not empty
         _, method, strength = best
         control = Method(random_direction(method.function), method.on_negative)
-        outcome = run(1, control, strength)
+        outcome = run(1, "random direction", control, strength)
         rows.append(row("random direction", strength, outcome))
     return {
         "concept": f"{bench.column}={bench.value}",

@@ -6,13 +6,17 @@
 For every concept and rule, one half of the prompts chooses the strength with the best worst case of removal and
 retention. The other half measures its effect. Rules that learn from labeled prompts are also measured without them,
 from the concept's text only. If some prompts leave the concept's label out, the concept is also added to those prompts.
-Writes runs/<name>/steering/table.json and table.md.
+Writes runs/<name>/steering/table.json and table.md. Every measurement is saved when it is finished; the same command
+continues after it was stopped.
 """
 
+import dataclasses
 import datetime
+import importlib.metadata
 import json
 import pathlib
 import sys
+import typing
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +26,9 @@ from revelio_jax.benchmark.bench import make_adding_bench, make_bench
 from revelio_jax.benchmark.comparison import Comparison, compare
 from revelio_jax.benchmark.judges import load_judge
 from revelio_jax.benchmark.measurement import FIGURES
+from revelio_jax.benchmark.progress import Progress
 from revelio_jax.cli import parse
+from revelio_jax.config import Config
 from revelio_jax.errors import InputError, memory_advice, report_errors
 from revelio_jax.inputs import prompt_settings
 from revelio_jax.pipelines import safety_checker
@@ -58,16 +64,19 @@ def main(argv: Sequence[str]) -> None:
     pipe = load_pipeline(config.model)
 
     seeds = list(range(flags["seeds"]))
+    folder = pathlib.Path(config.run, "steering")
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = Progress(folder, settings_of(config, flags["prompts"], seeds, pathlib.Path(config.run, "export")))
     results = []
     for column, value in concepts:
         bench = make_bench(labeled, column, value, flags["prompts"])
-        results.append(compare(config, steerer, pipe, judge, bench, labeled, strengths, seeds))
+        results.append(compare(config, steerer, pipe, judge, bench, labeled, strengths, seeds, saved))
         bench = make_adding_bench(labeled, column, value, flags["prompts"])
         if bench.with_concept:
             negated = [-strength for strength in strengths]
-            results.append(compare(config, steerer, pipe, judge, bench, labeled, negated, seeds))
-    folder = pathlib.Path(config.run, "steering")
-    folder.mkdir(parents=True, exist_ok=True)
+            results.append(compare(config, steerer, pipe, judge, bench, labeled, negated, seeds, saved))
+    if saved.reused:
+        print(f"{saved.reused} measurements of an earlier run of this command are reused")
     record = {
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": config.model.id,
@@ -83,8 +92,22 @@ def main(argv: Sequence[str]) -> None:
     files.write_text(folder / "table.json", json.dumps(record, indent=1) + "\n")
     text = "\n".join(markdown(result) for result in results)
     files.write_text(folder / "table.md", text)
+    saved.remove()
     print(text)
     print(f"table: {folder / 'table.md'}")
+
+
+def settings_of(config: Config, prompts: int, seeds: list[int], export: pathlib.Path) -> dict[str, typing.Any]:
+    """Return everything that determines the measurements of a concept, a rule and a strength."""
+    return {
+        "version": importlib.metadata.version("revelio_jax"),
+        "torch": torch.__version__,
+        "model": dataclasses.asdict(config.model),
+        "steer": dataclasses.asdict(config.steer),
+        "prompts": [prompts, files.sha256(pathlib.Path(config.steer.prompts or ""))],
+        "seeds": seeds,
+        "sae": [files.sha256(file) for file in sorted(export.glob("*")) if file.suffix in (".json", ".safetensors")],
+    }
 
 
 def markdown(result: Comparison) -> str:

@@ -15,6 +15,7 @@ import ml_dtypes  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from revelio_jax import checksums
 from revelio_jax.errors import InputError
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # names of dtypes in a safetensors header
@@ -68,15 +69,19 @@ def read_tensors(
 
     Floating-point tensors are converted to float32 and must be finite. ``dtypes`` holds the allowed dtypes by name;
     the default is FLOATS. ``required_by`` introduces the allowed dtypes and shape in messages. Raise InputError if a
-    tensor is missing, has another shape or dtype, or is not finite.
+    tensor is missing, has another shape or dtype, or is not finite, or if the file has a checksum of its tensors that
+    does not match.
     """
-    _, header = read_header(path)
+    metadata, header = read_header(path)
     for name, shape in shapes.items():
         if name not in header:
             raise InputError(f"{path}: tensor {name} is missing")
         _check(path, name, *header[name], tuple((dtypes or {}).get(name, FLOATS)), shape, required_by)
     with _readable(path), safe_open(path, "np") as file:
         tensors = {name: file.get_tensor(name) for name in shapes}
+    expected = metadata.get(checksums.TENSORS)
+    if expected and set(shapes) == set(header) and expected != checksums.of_tensors(tensors):
+        raise InputError(f"{path} is damaged: its tensors do not match their checksum; write the file again")
     for name in tensors:
         if header[name][0] in FLOATS:
             with np.errstate(over="ignore"):  # an overflow becomes infinite, which is refused below

@@ -7,6 +7,7 @@ import re
 import torch
 from safetensors.torch import save
 
+from revelio_jax import checksums
 from revelio_jax.errors import InputError
 from revelio_jax.files import write_bytes
 from revelio_jax.sae_folder.untrusted import INTEGERS, Shape, read_header
@@ -41,7 +42,9 @@ def save_learned(file: pathlib.Path, text: str, learned: LearnedConcept) -> None
         "threshold": torch.tensor(learned.threshold),
     }
     # save_file would create a file that other users cannot read.
-    write_bytes(file, save({name: t.cpu().contiguous() for name, t in tensors.items()}, {"text": text}))
+    tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
+    checksum = checksums.of_tensors({name: t.numpy() for name, t in tensors.items()})
+    write_bytes(file, save(tensors, {"text": text, checksums.TENSORS: checksum}))
 
 
 def saved_concepts(run: str | pathlib.Path) -> dict[str, LearnedConcept]:

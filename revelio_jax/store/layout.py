@@ -8,6 +8,7 @@ import urllib.parse
 
 import tensorstore as ts
 
+from revelio_jax import checksums
 from revelio_jax.errors import InputError, read_failure
 from revelio_jax.store import object_storage
 from revelio_jax.store.json_files import Header, Manifest, Marker, Plan
@@ -60,10 +61,16 @@ def open_kvstore(location: str | None) -> ts.KvStore:
 
 
 def read_json(kvstore: ts.KvStore, key: str) -> dict[str, typing.Any] | None:
-    """Return the JSON object under ``key``, or None if it is missing. Raise InputError if it cannot be read."""
+    """Return the JSON object under ``key``, or None if it is missing.
+
+    Raise InputError if it cannot be read or does not match its checksum.
+    """
     try:
         result = kvstore.read(key).result()
         content = json.loads(result.value) if result.state == "value" else None
+        # A later version, which check_version reports, may have another rule.
+        if isinstance(content, dict) and content.get("format_version", FORMAT_VERSION) == FORMAT_VERSION:
+            content = checksums.unsealed(content)
     except (ValueError, OSError) as error:  # malformed JSON, or a file instead of a folder
         raise read_failure(f"{object_storage.url_of(kvstore)}{key}", error) from error
     if content is not None and not isinstance(content, dict):
@@ -93,11 +100,12 @@ def check_version(location: str, header: Header) -> None:
         raise InputError(f"store {location} has format version {version}; this version reads {FORMAT_VERSION}")
 
 
-def json_bytes(value: typing.Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+def json_bytes(value: typing.Mapping[str, typing.Any]) -> bytes:
+    """Return a JSON object with its checksum as the bytes of a file."""
+    return (json.dumps(checksums.sealed(value), indent=1, sort_keys=True) + "\n").encode()
 
 
-def write_json(kvstore: ts.KvStore, key: str, value: typing.Any) -> None:
+def write_json(kvstore: ts.KvStore, key: str, value: typing.Mapping[str, typing.Any]) -> None:
     kvstore.write(key, json_bytes(value)).result()
 
 

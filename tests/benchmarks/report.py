@@ -27,6 +27,7 @@ from revelio_jax.config import Config, InterpretConfig
 from revelio_jax.interpret import report
 from revelio_jax.interpret.latents import results
 from tests.helpers import browser, planted
+from tests.helpers.edits import edit_sealed
 
 DEFAULTS = InterpretConfig()
 
@@ -102,9 +103,7 @@ def _prompts() -> list[str]:
 
 def _add_images(store: pathlib.Path, size: planted.Size) -> None:
     (store / "images").mkdir()
-    manifest = json.loads((store / "manifest.json").read_text())
-    manifest["extract"]["save_images"] = True
-    (store / "manifest.json").write_text(json.dumps(manifest))
+    edit_sealed(store / "manifest.json", lambda manifest: manifest["extract"].update(save_images=True))
     random = np.random.default_rng(0)
     for i in range(size.samples):
         coarse = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)

@@ -13,6 +13,7 @@ import pytest
 from extract import run, status
 from revelio_jax.errors import InputError, report_errors
 from tests.helpers import ROOT
+from tests.helpers.edits import edit_sealed
 from tests.helpers.extraction import read_files
 
 ROWS = np.random.default_rng(0).normal(size=(96, 16)).astype(np.float32)  # 16 per sample, 32 per shard
@@ -113,9 +114,7 @@ def test_a_missing_or_swapped_file_is_found(good, array, capsys):
 )
 def test_a_wrong_marker_is_found(good, change, message, capsys):
     path = good / "shards/00001.json"
-    marker = json.loads(path.read_text())
-    marker[SITE] |= change
-    path.write_text(json.dumps(marker))
+    edit_sealed(path, lambda marker: marker[SITE].update(change))
     is_good, lines = verified(good, capsys)
     assert not is_good
     assert lines[0].startswith(message)
@@ -131,9 +130,7 @@ def test_a_marker_without_a_site_or_with_broken_json_is_found(good, capsys):
 
 def test_a_manifest_that_contradicts_the_markers_is_found(good, capsys):
     path = good / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["sites"][SITE]["rows"] = 95
-    path.write_text(json.dumps(manifest))
+    edit_sealed(path, lambda manifest: manifest["sites"][SITE].update(rows=95))
     is_good, lines = verified(good, capsys)
     assert not is_good
     assert lines == [

@@ -1,7 +1,8 @@
 /* Preloaded by tests/helpers/kills.py: ends the process by SIGKILL at a chosen call of the C library.
 
    kill_at("rename", 3, "/checkpoints/") ends it before the third rename to a path that contains this text. Writes are
-   torn: half of the bytes are written first. Libraries in C++ and Rust are caught too. calls_made() counts such calls. */
+   torn: half of the bytes are written first. Libraries in C++ and Rust are caught too. calls_made(0) counts writes, 1 renames, 2
+   removals. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <signal.h>
@@ -11,42 +12,44 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+static const char *const NAMES[] = {"write", "rename", "unlink"};
+static atomic_int made[3];
 static char call_name[32], path_part[256];
-static atomic_int calls_left;
-static int calls_wanted;
+static int last;
+static atomic_int is_armed;
 
 void kill_at(const char *name, int number, const char *part) {
     snprintf(call_name, sizeof call_name, "%s", name);
     snprintf(path_part, sizeof path_part, "%s", part);
-    calls_wanted = number;
-    atomic_store(&calls_left, number);
+    last = number;
+    atomic_store(&is_armed, 1);
 }
 
-int calls_made(void) { return calls_wanted - atomic_load(&calls_left); }
+int calls_made(int kind) { return atomic_load(&made[kind]); }
 
-static int is_last(const char *name, const char *path) {
-    return atomic_load(&calls_left) > 0 && !strcmp(name, call_name) && strstr(path, path_part) &&
-           atomic_fetch_sub(&calls_left, 1) == 1;
+static int is_last(int kind, const char *path) {
+    if (!atomic_load(&is_armed) || !strstr(path, path_part)) return 0;
+    return atomic_fetch_add(&made[kind], 1) + 1 == last && !strcmp(NAMES[kind], call_name);
 }
 
 static int is_last_of_file(int file) {
     char link[64], path[4096];
-    if (atomic_load(&calls_left) <= 0 || strcmp("write", call_name)) return 0;
+    if (!atomic_load(&is_armed)) return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", file);
     ssize_t size = readlink(link, path, sizeof path - 1);
     path[size < 0 ? 0 : size] = 0;
-    return is_last("write", path);
+    return is_last(0, path);
 }
 
 #define NEXT(name) ((typeof(&name))dlsym(RTLD_NEXT, #name))
 
 int rename(const char *from, const char *to) {
-    if (is_last("rename", to)) raise(SIGKILL);
+    if (is_last(1, to)) raise(SIGKILL);
     return NEXT(rename)(from, to);
 }
 
 int unlink(const char *path) {
-    if (is_last("unlink", path)) raise(SIGKILL);
+    if (is_last(2, path)) raise(SIGKILL);
     return NEXT(unlink)(path);
 }
 
@@ -55,7 +58,7 @@ int unlinkat(int folder, const char *path, int flags) {
     snprintf(link, sizeof link, "/proc/self/fd/%d", folder);
     ssize_t size = *path == '/' ? 0 : readlink(link, whole, 4096);
     snprintf(whole + (size < 0 ? 0 : size), 4096, "/%s", path);
-    if (is_last("unlink", whole)) raise(SIGKILL);
+    if (is_last(2, whole)) raise(SIGKILL);
     return NEXT(unlinkat)(folder, path, flags);
 }
 

@@ -22,7 +22,7 @@ import pytest
 
 from tests.helpers import ROOT
 
-MANY = 1 << 30
+CALLS, MANY = ("write", "rename", "unlink"), 1 << 30
 SOURCE = pathlib.Path(__file__).with_name("kill_at.c")
 
 
@@ -52,13 +52,13 @@ class Server:
         """Run the command and return its exit status, negative for a signal."""
         return self._run(arguments, place)[0]
 
-    def count(self, arguments: Sequence[str], call: str, path: str) -> int:
-        """Run the command to its end and return the number of its calls of the C library at a path."""
-        status, calls = self._run(arguments, Place(call, MANY, path))
+    def count(self, arguments: Sequence[str], path: str) -> dict[str, int]:
+        """Run the command to its end and return the number of its calls of the C library at paths with ``path``."""
+        status, calls = self._run(arguments, Place(CALLS[0], MANY, path))
         assert status == 0, f"status {status}"
-        return calls
+        return dict(zip(CALLS, calls, strict=True))
 
-    def _run(self, arguments: Sequence[str], place: Place | None) -> tuple[int, int]:
+    def _run(self, arguments: Sequence[str], place: Place | None) -> tuple[int, list[int]]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([list(arguments), place]) + "\n")
@@ -144,7 +144,7 @@ def _child(
         traceback.print_exc()
     finally:
         sys.stderr.flush()
-        os.write(counted, str(ctypes.CDLL(library).calls_made()).encode())
+        os.write(counted, json.dumps([ctypes.CDLL(library).calls_made(kind) for kind in range(len(CALLS))]).encode())
         os._exit(status)
 
 
@@ -175,7 +175,7 @@ def _serve(library: str, command: str, *modules: str) -> None:
             _child(library, main, arguments, place, counted)
         os.close(counted)
         status = _wait(child, place)
-        print(json.dumps([status, int(os.read(counts, 20) or 0)]), flush=True)
+        print(json.dumps([status, json.loads(os.read(counts, 100) or "[]")]), flush=True)
         os.close(counts)
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from revelio_jax import files
+from revelio_jax import checksums, files
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents.summary import Summary
 from revelio_jax.store import Store, open_store
@@ -130,8 +130,9 @@ def save(
     with files.replacing_folder(folder) as part:
         for name in TABLES:
             pyarrow.parquet.write_table(tables[name], part / f"{name}.parquet")
-        _write_summary(part, summary)
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part / ARRAYS)
+        sums = {path.name: files.sha256(path) for path in sorted(part.iterdir())}
+        _write_summary(part, {**summary, "files": sums})
         shutil.copymode(part / SUMMARY, part / ARRAYS)  # safetensors creates files that only the owner can read
     return load(folder)
 
@@ -147,15 +148,20 @@ def update_summary(results: Results, summary: Summary) -> Results:
 
 
 def _write_summary(folder: pathlib.Path, summary: Summary) -> None:
-    files.write_text(folder / SUMMARY, json.dumps({"version": VERSION} | summary, indent=1) + "\n")
+    content = checksums.sealed({"version": VERSION} | summary)
+    files.write_text(folder / SUMMARY, json.dumps(content, indent=1) + "\n")
 
 
 def load(folder: pathlib.Path) -> Results:
-    """Read results; arrays stay on disk. Raise InputError if a file is missing or malformed."""
+    """Read results; arrays stay on disk. Raise InputError if a file is missing, malformed or damaged."""
     try:
         summary = json.loads((folder / SUMMARY).read_text())
         if summary.get("version") != VERSION:
             raise InputError(f"{folder} has version {summary.get('version')}; it must be {VERSION}")
+        summary = checksums.unsealed(summary)
+        for name, expected in summary.get("files", {}).items():
+            if files.sha256(folder / name) != expected:
+                raise InputError(f"{folder / name} is damaged: it does not match its checksum; run revelio interpret")
         tables = {name: pyarrow.parquet.read_table(folder / f"{name}.parquet") for name in TABLES}
         with safe_open(folder / ARRAYS, "np"):
             return Results(folder, typing.cast(Summary, summary), **tables)

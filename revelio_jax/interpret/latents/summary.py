@@ -68,6 +68,7 @@ class Summary(Identity, Origin):
     """Everything in summary.json."""
 
     version: typing.NotRequired[int]  # of the files; set when they are written
+    files: typing.NotRequired[dict[str, str]]  # sha256 of the other files except tags.parquet
     seconds: float  # duration of the pass over the store
     timesteps: list[int]
     d: int  # width

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from revelio_jax.errors import InputError
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter, open_store, statistics
 from tests.helpers import ROOT
+from tests.helpers.edits import edit_sealed
 
 D = 5
 
@@ -284,12 +285,11 @@ def test_open_store_refuses_all_but_finished_stores(tmp_path):
     with pytest.raises(InputError, match=r"'c'; store .* has a\.layer\.0, b"):
         store.site("c")
     manifest_path = tmp_path / "whole/manifest.json"
-    manifest = json.loads(manifest_path.read_text())
     for change, message in [
-        ({"format_version": 2}, "format version 2; this version reads 1"),
         ({"dtype": "float16"}, "is float32, the manifest says float16"),
+        ({"format_version": 2}, "format version 2; this version reads 1"),
     ]:
-        manifest_path.write_text(json.dumps(manifest | change))
+        edit_sealed(manifest_path, lambda manifest, change=change: manifest.update(change))
         with pytest.raises(InputError, match=message):
             open_store(str(tmp_path / "whole")).site()
     manifest_path.write_text("{")

@@ -17,6 +17,7 @@ from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.latents.interpretation import interpret
 from revelio_jax.interpret.tags import answers, command, evidence, questions
 from tests.helpers import ROOT
+from tests.helpers.edits import edit_sealed
 from tests.revelio_jax.interpret.conftest import AFTER_A, HEART, NOISE, PLANTED
 
 UNSEEN = 2  # a latent of `image_config` that fires on a style, which the images do not show
@@ -335,13 +336,9 @@ def test_a_store_without_images_is_refused(image_run, with_server, tmp_path):
     config = with_server(image_run, sees)
     store = tmp_path / "store"
     shutil.copytree(config.extract.store, store)
-    manifest = json.loads((store / "manifest.json").read_text())
-    manifest["extract"]["save_images"] = False
-    (store / "manifest.json").write_text(json.dumps(manifest))
+    edit_sealed(store / "manifest.json", lambda manifest: manifest["extract"].update(save_images=False))
     summary = pathlib.Path(config.run, "latents", "summary.json")
-    facts = json.loads(summary.read_text())
-    facts["store"]["location"] = str(store)
-    summary.write_text(json.dumps(facts))
+    edit_sealed(summary, lambda facts: facts["store"].update(location=str(store)))
     with pytest.raises(InputError, match="no images"):
         command.tag(config)
 

@@ -1,0 +1,41 @@
+"""Checksums of JSON objects, in their own field ``checksum``, and of the tensors of a safetensors file.
+
+Files without a checksum, for example of earlier versions, are not checked.
+"""
+
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+
+import numpy as np
+
+FIELD = "checksum"
+TENSORS = "tensors_sha256"  # in the metadata of a safetensors file
+
+
+def sealed(content: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    """Return a JSON object with its checksum."""
+    return {**content, FIELD: _sum(content)}
+
+
+def unsealed(content: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """Return a JSON object without its checksum. Raise ValueError if it does not match."""
+    rest = {name: value for name, value in content.items() if name != FIELD}
+    if FIELD in content and content[FIELD] != _sum(rest):
+        raise ValueError(f"it does not match its {FIELD}, so it was damaged or edited")
+    return rest
+
+
+def of_tensors(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the sha256 of arrays: their names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _sum(content: Mapping[str, typing.Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
