@@ -11,18 +11,19 @@ from collections.abc import Mapping
 import numpy as np
 
 FIELD = "checksum"
-TENSORS = "tensors_sha256"  # in the metadata of a safetensors file
+# In the metadata of a safetensors file.
+TENSORS, CFG = "tensors_sha256", "cfg_sha256"
 
 
 def sealed(content: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
     """Return a JSON object with its checksum."""
-    return {**content, FIELD: _sum(content)}
+    return {**content, FIELD: of_json(content)}
 
 
 def unsealed(content: dict[str, typing.Any]) -> dict[str, typing.Any]:
     """Return a JSON object without its checksum. Raise ValueError if it does not match."""
     rest = {name: value for name, value in content.items() if name != FIELD}
-    if FIELD in content and content[FIELD] != _sum(rest):
+    if FIELD in content and content[FIELD] != of_json(rest):
         raise ValueError(f"it does not match its {FIELD}, so it was damaged or edited")
     return rest
 
@@ -37,5 +38,6 @@ def of_tensors(tensors: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _sum(content: Mapping[str, typing.Any]) -> str:
+def of_json(content: Mapping[str, typing.Any]) -> str:
+    """Return the sha256 of a JSON object, whatever the order of its names."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -26,6 +26,7 @@ from revelio_jax.errors import InputError, memory_advice, report_errors
 from revelio_jax.files import replacing_folder
 from revelio_jax.sae_folder.card import card, cfg_json
 from revelio_jax.sae_folder.cfg import Cfg, SaeMetadata
+from revelio_jax.sae_folder.fields import cfg_sha256
 from revelio_jax.store import ModelRecord
 from revelio_jax.training.mixture import RowsRecord
 from revelio_jax.training.run import restore_run
@@ -46,7 +47,8 @@ def export(config: Config) -> pathlib.Path:
     tensors = fold(state, config.sae.architecture)
     with replacing_folder(run / "export") as folder:
         weights = folder / "sae_weights.safetensors"
-        save_file(tensors, weights, metadata={"format": "pt", checksums.TENSORS: checksums.of_tensors(tensors)})
+        sums = {checksums.TENSORS: checksums.of_tensors(tensors), checksums.CFG: cfg_sha256(cfg)}
+        save_file(tensors, weights, metadata={"format": "pt", **sums})
         (folder / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
         shutil.copymode(folder / "cfg.json", weights)  # safetensors creates files that only the owner can read
         (folder / "README.md").write_text(card(cfg))

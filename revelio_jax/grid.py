@@ -99,6 +99,8 @@ def _train(config: Config, members: Sequence[Member], streams: Sequence[RowStrea
     options = config.train
     start = common_step(members)
     if start >= options.steps:
+        for member in members:
+            checkpoints.remove_leftovers(member.folder, kept(config))
         print(f"{config.run} is finished: all members have {start} of {options.steps} steps")
         return
     trackers.check(config.logging)
@@ -132,8 +134,7 @@ def _train(config: Config, members: Sequence[Member], streams: Sequence[RowStrea
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         enter(failure_advice(lambda: saved_step_line(*(member.folder for member in members))))
-        # Keep at least 2 checkpoints: after a crash some members may be one checkpoint ahead of others.
-        managers = {m: enter(checkpoints.manager(m.folder, max(options.keep, 2), start)) for m in members}
+        managers = {m: enter(checkpoints.manager(m.folder, kept(config), start)) for m in members}
         logs = {m: enter(open_log(m, start)) for m in members}
         bar = enter(progress_bar(start, options.steps))
         steps = enter(contextlib.closing(run_steps(train_step, states, streams, feeds, count, start, config)))
@@ -154,6 +155,11 @@ def _train(config: Config, members: Sequence[Member], streams: Sequence[RowStrea
         raise SystemExit(processes.STOPPED)
     print(f"{config.run} is finished: {options.steps} steps; next, for each of its folders:")
     print(f"  revelio evaluate --config {members[0].config.run}/config.json")
+
+
+def kept(config: Config) -> int:
+    """Return the number of checkpoints to keep: at least 2, because members may be one apart after a crash."""
+    return max(config.train.keep, 2)
 
 
 def configs(config: Config, axes: Sequence[str]) -> list[Config]:

@@ -7,8 +7,9 @@ selects latents of a batch or an image together. Its scripts for images select t
 
 import pathlib
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from revelio_jax import checksums
 from revelio_jax.errors import InputError
 from revelio_jax.sae_folder.untrusted import one_line, read_header
 
@@ -32,6 +33,13 @@ SPARSIFY = frozenset(
 )
 OFF = (None, False, 0, "", "none", [], {})
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+
+
+def cfg_sha256(config: Mapping[str, typing.Any]) -> str:
+    """Return the sha256 of the fields of cfg.json that change latents; those of other fields may be edited."""
+    values = {name: value for name, value in config.items() if name not in ("metadata", "device", "dtype")}
+    metadata = config.get("metadata") or {}
+    return checksums.of_json(values | {name: metadata.get(name) for name in ("site", "value")})
 
 
 def refuse_unknown(file: pathlib.Path, config: dict[str, typing.Any], known: frozenset[str]) -> None:

@@ -16,11 +16,12 @@ import typing
 
 import numpy as np
 
+from revelio_jax import checksums
 from revelio_jax.errors import InputError
 from revelio_jax.sae_folder import fields
 from revelio_jax.sae_folder.card import FORMAT_VERSION
 from revelio_jax.sae_folder.cfg import SaeMetadata
-from revelio_jax.sae_folder.untrusted import Shape, inside, one_line, read_json, read_tensors
+from revelio_jax.sae_folder.untrusted import Shape, inside, one_line, read_header, read_json, read_tensors
 
 CONFIG, WEIGHTS, SPARSIFY_WEIGHTS = "cfg.json", "sae_weights.safetensors", "sae.safetensors"
 ARCHITECTURES = ("topk", "jumprelu", "standard")
@@ -133,6 +134,9 @@ def _read_sae_lens(
             f"{file}: metadata.sae_lens_version is {one_line(version)}; load the SAE in SAELens 6 or later and save it "
             "again, because older versions define latents differently"
         )
+    expected = read_header(weights)[0].get(checksums.CFG)  # only of our exports
+    if expected and expected != fields.cfg_sha256(config):
+        raise InputError(f"{file} does not match {weights.name}: it was damaged or edited; run revelio export again")
     fields.refuse_unknown(file, config, fields.SAE_LENS)
     for name in ("normalize_activations", "reshape_activations"):  # both change each row by its own values
         if config.get(name, "none") != "none":

@@ -106,12 +106,25 @@ def manager(folder: pathlib.Path, keep: int, start: int) -> Generator[ocp.Checkp
         best_fn=_fvu,  # without it, Orbax does not read the metrics of checkpoints from before a resume
         best_mode="min",
         cleanup_tmp_directories=True,
-        async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(_write_checksums, folder, start)),
+        async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(_write_checksums, folder)),
     )
     with _quiet_threads(), ocp.CheckpointManager(_checkpoints(folder), options=options) as checkpoints:
         yield checkpoints
         checkpoints.wait_until_finished()
     run_folders.push(folder)
+
+
+def remove_leftovers(folder: pathlib.Path, keep: int) -> None:
+    """Remove the checkpoints of a finished run that :func:`manager` would not keep.
+
+    A run that is killed after its last checkpoint leaves older ones, whole or in part.
+    """
+    if run_folders.is_copy(folder) or not processes.is_first():
+        return
+    kept = sorted(_steps(folder))[-keep:] + ranked_steps(folder, "best")[:1]
+    for path in _checkpoints(folder).iterdir():
+        if path.is_dir() and path.name not in map(str, kept):
+            shutil.rmtree(path)
 
 
 def steps(*folders: pathlib.Path) -> list[int]:
@@ -300,12 +313,10 @@ def _ignoring_leftovers() -> Generator[None]:
     sys.unraisablehook = print_error
 
 
-def _write_checksums(folder: pathlib.Path, start: int) -> None:
-    """Write the checksums of new checkpoints, those after ``start``. Orbax calls this in its thread after each."""
-    for step in ocp.utils.checkpoint_steps(_checkpoints(folder)) if processes.is_first() else ():
-        checkpoint = _checkpoints(folder) / str(step)
-        if step > start and not (checkpoint / checksums.NAME).exists():
-            checksums.write(checkpoint)
+def _write_checksums(folder: pathlib.Path) -> None:
+    """Add checksums to a checkpoint. Orbax calls this in its thread just before it renames the finished folder."""
+    for checkpoint in _checkpoints(folder).glob(checksums.UNFINISHED) if processes.is_first() else ():
+        checksums.write(checkpoint)
 
 
 def _fvu(metrics: dict[str, float]) -> float:

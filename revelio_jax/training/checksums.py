@@ -7,26 +7,27 @@ import pathlib
 from revelio_jax import files
 
 NAME = "sha256.json"
+UNFINISHED = "*.orbax-checkpoint-tmp*"
 
 
 def write(checkpoint: pathlib.Path) -> None:
-    """Write the sha256 of every file of a finished checkpoint. Raise InputError if the file cannot be written."""
-    names = [path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()]
-    names = sorted(name for name in names if not name.startswith(NAME))
+    """Write the sha256 of the files of all items of a checkpoint. Raise InputError if the file cannot be written."""
+    paths = (path.relative_to(checkpoint).as_posix() for path in checkpoint.glob("*/**/*") if path.is_file())
+    names = sorted(name for name in paths if not name.endswith("/commit_success.txt"))  # Orbax writes it later
     files.write_text(checkpoint / NAME, json.dumps(dict(zip(names, _sums(checkpoint, names), strict=True)), indent=1))
 
 
 def check(checkpoint: pathlib.Path, *items: str) -> None:
-    """Raise ValueError or OSError if a file of one of the ``items`` or a file outside of items is missing or changed.
+    """Raise ValueError or OSError if a file of one of the ``items`` is missing or does not match its checksum.
 
-    Do nothing without sha256.json: an earlier version wrote the checkpoint, or the run was killed before it.
+    Do nothing for checkpoints of earlier versions, which have no sha256.json.
     """
     if not (checkpoint / NAME).exists():
         return
     saved = json.loads((checkpoint / NAME).read_text())
     if not isinstance(saved, dict):
         raise ValueError(f"{NAME} is not a JSON object")
-    names = [name for name in saved if name.partition("/")[0] in items or "/" not in name]
+    names = [name for name in saved if name.partition("/")[0] in items]
     for name, found in zip(names, _sums(checkpoint, names), strict=True):
         if found != saved[name]:
             raise ValueError(f"{name} does not match its checksum")

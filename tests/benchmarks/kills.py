@@ -141,6 +141,7 @@ class Workplace:
             "sae.dead_after_rows": 2000,
             "train.batch_size": 128,
             "train.steps": 60,
+            "train.learning_rate": 0.03,  # so that the checkpoint with the lowest FVU is often not the newest
             "train.warmup_steps": 10,
             "train.checkpoint_every": 10,
             "train.keep": 1,
