@@ -157,7 +157,11 @@ class Workplace:
         """Return a server that has imported all modules of a command that has run before."""
         from revelio_jax.commands import COMMANDS
 
-        return Server(self._library, COMMANDS[command][0], *self._modules[command])
+        return Server(self._library, COMMANDS[command][0], *self.modules(command))
+
+    def modules(self, command: str) -> list[str]:
+        """Return the modules of a command that has run before."""
+        return self._modules[command]
 
     def run(self, command: str) -> None:
         """Run a command uninterrupted, as a process of its own."""

@@ -15,7 +15,7 @@ from revelio_jax.errors import InputError
 def test_kills_of_plot_are_counted(kill_library, tmp_path, monkeypatch):
     monkeypatch.chdir(kills.ROOT)
     work = kills.Workplace(tmp_path, kill_library, "")
-    line = {name: 0.5 for name in ("loss", "fvu", "dead_fraction")} | {"step": 1}
+    line = dict.fromkeys(("loss", "fvu", "dead_fraction"), 0.5) | {"step": 1}
     for command in kills.CASES["plot"].after:
         run = work.saved / command / "run"
         run.mkdir(parents=True)

@@ -63,8 +63,14 @@ def empty(path):
     path.write_bytes(b"")
 
 
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [halve, empty, pathlib.Path.unlink])
+@pytest.mark.parametrize("damage", [halve, empty, flip, pathlib.Path.unlink])
 def test_every_damaged_file_leads_to_a_good_state(whole, copied, damage, capsys):
     """Export, evaluation and resume get the exact state of the newest checkpoint that is intact, and print one line."""
     config, newest = copied
@@ -91,6 +97,39 @@ def test_every_damaged_file_leads_to_a_good_state(whole, copied, damage, capsys)
         shutil.rmtree(newest)
         shutil.copytree(pathlib.Path(whole.run, "checkpoints/60"), newest)
     assert passed_over >= 4
+
+
+def test_every_checkpoint_has_checksums_of_its_items(whole):
+    for step in (20, 40, 60):
+        checkpoint = pathlib.Path(whole.run, "checkpoints", str(step))
+        saved = json.loads((checkpoint / "sha256.json").read_text())
+        items = {path.relative_to(checkpoint).as_posix() for path in checkpoint.glob("*/**/*") if path.is_file()}
+        assert set(saved) == {name for name in items if not name.endswith("commit_success.txt")}
+        assert {name.partition("/")[0] for name in saved} == {"state", "meta", "metrics"}
+
+
+def test_a_changed_byte_of_every_large_file_is_found(whole, copied, capsys):
+    config, newest = copied
+    files = [path for path in (newest / "state").rglob("*") if path.is_file() and path.stat().st_size > 1000]
+    assert files
+    for path in files:
+        data = path.read_bytes()
+        flip(path)
+        assert int(restore_run(config).state.step) == 40
+        assert f"60 (state/{path.relative_to(newest / 'state')} does not match" in capsys.readouterr().err
+        path.write_bytes(data)
+
+
+def test_a_finished_run_loses_what_a_kill_left_behind(copied, with_train, capsys):
+    """As after a kill between the last checkpoint and the removal of older ones, or in the middle of it."""
+    config, newest = copied
+    config = with_train(config, keep=1)
+    best = checkpoints.ranked_steps(pathlib.Path(config.run), "best")[0]
+    shutil.rmtree(newest.with_name("20") / "state")
+    newest.with_name("70.orbax-checkpoint-tmp").mkdir()
+    train(config)
+    assert "is finished" in capsys.readouterr().out
+    assert {path.name for path in newest.parent.iterdir()} == {"60", str(best)}
 
 
 def test_a_run_resumed_from_an_older_checkpoint_ends_with_the_same_bits(whole, copied, with_train, capsys):
