@@ -139,8 +139,8 @@ def output_file(out: pathlib.Path | None, runs: Sequence[str], name: str) -> pat
         raise InputError(f"--out is {path}; it must end in {suffix}")
     part = _sibling(path, ".part")
     try:
-        part.touch()
-        part.unlink()
+        with file_locks.temporary(part, is_folder=False):
+            part.unlink()
     except OSError as error:
         raise write_failure(f"--out is {path}, which", error) from error
     return path

@@ -134,6 +134,19 @@ def test_the_message_names_a_missing_file(own, name):
         results.load(run_results.folder)
 
 
+def test_a_changed_byte_is_found(own):
+    run_results, _ = interpretation.interpret(own)
+    paths = sorted(run_results.folder.iterdir())
+    assert len(paths) == 5
+    for path in paths:
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+        with pytest.raises(InputError, match="does not match its checksum|cannot be read"):
+            results.load(run_results.folder)
+        path.write_bytes(data)
+    results.load(run_results.folder)
+
+
 def test_a_file_at_the_path_of_the_results_folder_is_kept(own):
     mine = results.folder_of(own.run)
     mine.write_text("mine")
