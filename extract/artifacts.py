@@ -33,7 +33,7 @@ def save(
         if extract.save_latents and latents is not None:
             npy = io.BytesIO()
             np.save(npy, latents[i].float().cpu().numpy())
-            writes.append(kvstore.write(_latents_key(sample["id"]), npy.getvalue()))
+            writes.append(kvstore.write(layout.latents_key(sample["id"]), npy.getvalue()))
     for write in writes:
         write.result()
 
@@ -44,7 +44,7 @@ def fault(store: check.StoreState, shard: int) -> str:
     for number in store.samples(shard):
         for field, key, decode in (
             ("save_images", layout.image_key(number), lambda file: PIL.Image.open(file).verify()),
-            ("save_latents", _latents_key(number), np.load),
+            ("save_latents", layout.latents_key(number), np.load),
         ):
             try:
                 if extract.get(field):
@@ -52,7 +52,3 @@ def fault(store: check.StoreState, shard: int) -> str:
             except Exception:  # for broken files, decoders raise exceptions of many classes
                 return f"{key} is missing or broken"
     return ""
-
-
-def _latents_key(number: int) -> str:
-    return f"latents/{number:08d}.npy"

@@ -306,7 +306,6 @@ def save(
             checkpoints.save(managers[member], result.step, state, fvu, member.config, member.identity)
 
 
-@memory_advice(MEMORY_ADVICE)
 def main(argv: Sequence[str]) -> None:
     config, flags = parse(
         ["revelio_jax.grid", *argv],
@@ -314,8 +313,9 @@ def main(argv: Sequence[str]) -> None:
         grid=((), "field and its values, for example sae.k=16,32; can be repeated"),
         form=("auto", "vmap: all members in each operation; map: one after another; auto: map on a CPU, else vmap"),
     )
-    processes.start(config.mesh)
-    train(config, flags["grid"], flags["form"])
+    advice = "--config.train.resume=yes continues the grid from its newest checkpoints"
+    with processes.joined(config.mesh, lambda: advice), memory_advice(MEMORY_ADVICE):
+        train(config, flags["grid"], flags["form"])
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from revelio_jax.training.run import (
     open_run,
     restore_newest,
     resumed_step,
+    run_folder,
     saved_step_line,
     write_config,
 )
@@ -124,11 +125,10 @@ def _train(config: Config, folder: pathlib.Path, mixture: Mixture) -> None:
     print(f"{config.run} is finished: {options.steps} steps; next: revelio evaluate")
 
 
-@memory_advice(MEMORY_ADVICE)
 def main(argv: Sequence[str]) -> None:
     config, _ = parse(["revelio_jax.train", *argv], __doc__)
-    processes.start(config.mesh)
-    train(config)
+    with processes.joined(config.mesh, lambda: saved_step_line(run_folder(config))), memory_advice(MEMORY_ADVICE):
+        train(config)
 
 
 if __name__ == "__main__":

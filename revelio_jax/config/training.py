@@ -195,6 +195,10 @@ class MeshConfig:
     coordinator: str | None = field(None, "host:port of the first process; all processes get the same value")
     processes: int = field(1, "number of processes", low=1)
     process: int = field(0, "number of this process, from 0", low=0)
+    timeout: int = field(
+        30, "seconds without an answer after which another process counts as lost, which ends the run", low=1
+    )
+    start_timeout: int = field(300, "seconds to wait for the other processes at the start", low=1)
 
 
 @dataclasses.dataclass(frozen=True)

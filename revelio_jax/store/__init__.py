@@ -15,6 +15,7 @@ Shard i holds the samples [i S, (i + 1) S) and the array rows from i R on, valid
 from revelio_jax.store.json_files import Manifest, ModelRecord
 from revelio_jax.store.locks import Worker
 from revelio_jax.store.reader import SiteReader, Store, open_store
+from revelio_jax.store.selection import copy_store
 from revelio_jax.store.writer import SitePlan, StorePlan, StoreWriter
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "StorePlan",
     "StoreWriter",
     "Worker",
+    "copy_store",
     "open_store",
 ]

@@ -123,6 +123,11 @@ def image_key(sample: int) -> str:
     return f"images/{sample:08d}.png"
 
 
+def latents_key(sample: int) -> str:
+    """Return the key of a sample's saved final latents."""
+    return f"latents/{sample:08d}.npy"
+
+
 def done_shards(kvstore: ts.KvStore) -> set[int]:
     """Return the numbers of the shards that have a marker."""
     keys = kvstore.list(ts.KvStore.KeyRange("shards/", "shards0")).result()

@@ -178,10 +178,21 @@ class Store:
             strict=strict,
         )
 
+    def _has_files(self, site: str) -> bool:
+        """Return whether the store has a file of a site. Users may copy only some sites of a store."""
+        return bool(self.kvstore.list(ts.KvStore.KeyRange(f"{site}/", f"{site}0")).result())
+
     def _open(self, key: str, fill: bool = True) -> ts.TensorStore:
         try:
             return layout.open_array(self.kvstore, key, fill)
         except ValueError as error:
+            site = key.rpartition("/")[0]
+            if not self._has_files(site):
+                present = ", ".join(name for name in self.site_names if self._has_files(name)) or "no hook point"
+                raise InputError(
+                    f"store {self.location} lists {site} but has no files of it, only of {present}; set "
+                    "config.data.site, or copy the folder of this hook point too"
+                ) from error
             raise InputError(f"store {self.location}: {key} cannot be opened: {error}") from error
 
 

@@ -20,6 +20,7 @@ import tensorstore as ts
 from revelio_jax.errors import InputError
 from revelio_jax.sae_folder.cfg import Activations, TrainedStore
 from revelio_jax.store import ModelRecord, SiteReader, Store, object_storage, open_store
+from revelio_jax.store.selection import same_model
 
 
 class RowsRecord(typing.TypedDict):
@@ -174,12 +175,18 @@ def _matching_site(first: Store, first_site: SiteReader, store: Store) -> SiteRe
             f"config.data.stores: {site.name} of {store.location} has width {site.d}, "
             f"but {first_site.d} in {first.location}; all must have the same width"
         )
-    model, first_model = store.manifest.get("model"), first.manifest.get("model")
-    if model != first_model:
+    if not same_model(first.manifest, store.manifest):
         raise InputError(
-            f"config.data.stores: {store.location} was extracted from {model}, "
-            f"but {first.location} from {first_model}; all must have the same model"
+            f"config.data.stores: {store.location} was extracted from {store.manifest.get('model')}, "
+            f"but {first.location} from {first.manifest.get('model')}; all must have the same model"
         )
+    for field in ("value", "pool"):  # otherwise rows of one site would have two meanings
+        value, first_value = (each.manifest.get("extract", {}).get(field) for each in (store, first))
+        if value != first_value:
+            raise InputError(
+                f"config.data.stores: {store.location} was extracted with config.extract.{field}={value}, "
+                f"but {first.location} with {first_value}; all must have the same"
+            )
     return site
 
 

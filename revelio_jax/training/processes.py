@@ -11,24 +11,48 @@ from jax.experimental import multihost_utils
 
 from revelio_jax.config import MeshConfig
 from revelio_jax.errors import InputError
+from revelio_jax.training import supervisor
 
 STOPPED = 128 + signal.SIGTERM  # exit status 143: stopped by SIGTERM after a checkpoint
 
 
-def start(mesh: MeshConfig) -> None:
-    """Join the other processes of the run if ``mesh.distributed``; call it before any other use of JAX.
+@contextlib.contextmanager
+def joined(mesh: MeshConfig, advice: Callable[[], str]) -> Generator[None]:
+    """Run the block in this process, or together with the other processes of the run if ``mesh.distributed``.
 
-    Cloud TPU, SLURM, Open MPI and Kubernetes are detected. Otherwise each process needs the address of the
-    coordinator, the number of processes and its own number. Raise InputError if fields contradict each
-    other or the processes do not connect.
+    Call it before any other use of JAX. Cloud TPU, SLURM, Open MPI and Kubernetes are detected. Otherwise each process
+    needs the address of the coordinator, the number of processes and its own number. Raise InputError if fields
+    contradict each other or the processes do not connect.
+
+    If another process ends or does not answer for ``mesh.timeout`` seconds, this process ends with status 1 and one
+    line, which ends with ``advice()``.
     """
+    _check(mesh)
     if not mesh.distributed:
-        if mesh.coordinator or mesh.processes > 1 or mesh.process:  # otherwise each process would train alone
-            raise InputError(
-                "config.mesh.distributed is False; it must be True if config.mesh.coordinator, processes or "
-                "process is set"
-            )
+        yield
         return
+    supervisor.supervise(mesh.timeout, advice)
+    with supervisor.ending_at_once():
+        _connect(mesh)
+        yield
+
+
+def _check(mesh: MeshConfig) -> None:
+    """Raise InputError if fields contradict each other."""
+    if not mesh.distributed and (mesh.coordinator or mesh.processes > 1 or mesh.process):
+        # Otherwise each process would train alone.
+        raise InputError(
+            "config.mesh.distributed is False; it must be True if config.mesh.coordinator, processes or process is set"
+        )
+    if mesh.coordinator and not 0 <= mesh.process < mesh.processes:
+        raise InputError(
+            f"config.mesh.process is {mesh.process}; it must be at least 0 and below config.mesh.processes, "
+            f"{mesh.processes}"
+        )
+
+
+def _connect(mesh: MeshConfig) -> None:
+    """Connect to the coordinator. Raise InputError if that fails."""
     peers: dict[str, typing.Any] = {}
     if mesh.coordinator:
         peers = {
@@ -36,13 +60,10 @@ def start(mesh: MeshConfig) -> None:
             "num_processes": mesh.processes,
             "process_id": mesh.process,
         }
-        if not 0 <= mesh.process < mesh.processes:
-            raise InputError(
-                f"config.mesh.process is {mesh.process}; it must be at least 0 and below config.mesh.processes, "
-                f"{mesh.processes}"
-            )
     try:
-        jax.distributed.initialize(**peers)
+        jax.distributed.initialize(
+            **peers, initialization_timeout=mesh.start_timeout, heartbeat_timeout_seconds=mesh.timeout
+        )
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"config.mesh.distributed: {str(error).strip().splitlines()[0]}; without a cluster, set "

@@ -107,7 +107,11 @@ class Results:
 
 def open_store_of(results: Results) -> Store:
     """Open the store that results were computed from. Raise InputError if it is missing or has changed."""
-    store = open_store(results.summary["store"]["location"])
+    try:
+        store = open_store(results.summary["store"]["location"])
+    except InputError as error:
+        advice = "if the store was moved, run revelio interpret with config.extract.store at its new place"
+        raise InputError(f"{error}; {advice}") from error
     if store.fingerprint != results.summary["store"]["fingerprint"]:
         raise InputError(
             f"store {store.location} has changed since {results.folder} was computed; run revelio interpret again"

@@ -117,12 +117,16 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(split, start, tmp_
     assert all(f"step {step} is saved" in out for out, _ in outputs)
 
 
+def refused(match, **fields):
+    with pytest.raises(InputError, match=match), processes.joined(MeshConfig(**fields), str):
+        pytest.fail("the block ran")
+
+
 def test_peers_without_distributed_are_refused():
     for fields in ({"coordinator": "localhost:1"}, {"processes": 2}, {"process": 1}):
-        with pytest.raises(InputError, match=r"config.mesh.distributed is False; it must be True"):
-            processes.start(MeshConfig(**fields))
+        refused(r"config.mesh.distributed is False; it must be True", **fields)
 
 
 def test_a_process_number_out_of_range_is_refused():
-    with pytest.raises(InputError, match=r"config.mesh.process is 2; it must be at least 0 and below .*, 2"):
-        processes.start(MeshConfig(distributed=True, coordinator="localhost:1", processes=2, process=2))
+    fields = {"coordinator": "localhost:1", "processes": 2, "process": 2}
+    refused(r"config.mesh.process is 2; it must be at least 0 and below .*, 2", distributed=True, **fields)
