@@ -42,6 +42,21 @@ def test_an_evaluation_names_the_missing_store(moved):
         evaluate(moved)
 
 
+@pytest.fixture
+def with_moved_store(trained, moved, tmp_path):
+    """The config of a copy of the run, with the store at another place."""
+    shutil.copytree(trained.extract.store, tmp_path / "elsewhere" / "renamed")
+    store = str(tmp_path / "elsewhere" / "renamed")
+    return dataclasses.replace(moved, extract=dataclasses.replace(moved.extract, store=store))
+
+
+def test_a_run_is_evaluated_and_continued_with_a_moved_store(trained, with_moved_store, with_train, tmp_path):
+    here, there = evaluate(trained), evaluate(with_moved_store)
+    assert {**there, "seconds": 0} == {**here, "seconds": 0}
+    train(with_train(with_moved_store, steps=601, resume=True))
+    assert checkpoints.newest_step(tmp_path / "run") == 601
+
+
 def test_an_export_still_checks_the_configuration(moved, with_train):
     with pytest.raises(InputError, match=r"config\.sae\.k is 2, but run .* was trained with 3"):
         export(dataclasses.replace(moved, sae=dataclasses.replace(moved.sae, k=2)))

@@ -20,17 +20,23 @@ def rows_of(site: str, sample: int, seed: int) -> np.ndarray:
 
 
 @pytest.fixture
-def write(tmp_path):
+def memory(tmp_path):
+    """A place for stores that no other test uses."""
+    return f"memory://{tmp_path.name}"
+
+
+@pytest.fixture
+def write(memory):
     """A function that writes a store of two sites; sample 3 could not be read."""
 
-    def write(name, samples=23, seed=0, dtype="float16", model=MODEL, **extract):
+    def write(name, samples=23, seed=0, dtype="float16", model=MODEL, folder=memory, **extract):
         numbers = np.array_split(np.arange(samples), range(8, samples, 8))
         plans = tuple(
             SitePlan(site, d, tuple(int((shard % 5).sum()) for shard in numbers)) for site, d in WIDTHS.items()
         )
         provenance = {"model": model, "extract": {"sites": list(WIDTHS), **extract}, "input": {"seed": str(seed)}}
         table = [{"id": i, "prompt": f"{name} {i}"} for i in range(samples)]
-        writer = StoreWriter(str(tmp_path / name), StorePlan(plans, dtype, 4, 8, samples, provenance), table)
+        writer = StoreWriter(f"{folder}/{name}", StorePlan(plans, dtype, 4, 8, samples, provenance), table)
         for shard, ids in enumerate(numbers):
             sites = {}
             for site in WIDTHS:
@@ -45,7 +51,7 @@ def write(tmp_path):
                 }
             writer.write_shard(shard, sites)
         writer.finish()
-        return str(tmp_path / name)
+        return f"{folder}/{name}"
 
     return write
 
@@ -68,9 +74,9 @@ def is_intact(location) -> bool:
 
 
 @pytest.mark.parametrize("samples", [None, range(20, 30), [0, 3, 7, 8, 22, 23, 26, 40], [5]], ids=str)
-def test_a_copy_has_the_chosen_rows_of_all_stores(write, tmp_path, samples):
+def test_a_copy_has_the_chosen_rows_of_all_stores(write, memory, samples):
     stores = [write("a"), write("b", samples=18, seed=1)]
-    copy = copy_store(stores, str(tmp_path / "copy"), samples=samples)
+    copy = copy_store(stores, f"{memory}/copy", samples=samples)
     chosen = range(41) if samples is None else samples
     assert is_intact(copy.location)
     assert [each["id"] for each in copy.samples] == list(range(len(chosen)))
@@ -91,7 +97,7 @@ def test_parts_of_a_store_are_read_as_one_and_merge_to_the_store(write, tmp_path
     site = open_store(whole).site()
     assert mixture.rows == site.rows
     np.testing.assert_allclose(mixture.mean, site.mean, rtol=1e-12)
-    merged = copy_store([part.location for part in parts], str(tmp_path / "merged"))
+    merged = copy_store([part.location for part in parts], f"{tmp_path}/merged")
     for name in WIDTHS:
         assert contents(merged.location, name) == contents(whole, name)
         one, two = merged.site(name), open_store(whole).site(name)
@@ -99,15 +105,15 @@ def test_parts_of_a_store_are_read_as_one_and_merge_to_the_store(write, tmp_path
         assert one.chunks == two.chunks
 
 
-def test_one_hook_point_is_copied(write, tmp_path):
-    copy = copy_store([write("a")], str(tmp_path / "copy"), sites=["unet.mid_block"])
+def test_one_hook_point_is_copied(write, memory):
+    copy = copy_store([write("a")], f"{memory}/copy", sites=["unet.mid_block"])
     assert copy.site_names == ("unet.mid_block",)
     assert copy.manifest["extract"]["sites"] == ["unet.mid_block"]
-    assert copy.fingerprint != open_store(str(tmp_path / "a")).fingerprint
+    assert copy.fingerprint != open_store(f"{memory}/a").fingerprint
 
 
-def test_a_stopped_copy_continues_and_another_one_is_refused(write, tmp_path, monkeypatch):
-    source, target = write("a"), str(tmp_path / "copy")
+def test_a_stopped_copy_continues_and_another_one_is_refused(write, memory, monkeypatch):
+    source, target = write("a"), f"{memory}/copy"
     real, written = StoreWriter.write_shard, []
 
     def stop_once(self, index, sites):
@@ -127,7 +133,7 @@ def test_a_stopped_copy_continues_and_another_one_is_refused(write, tmp_path, mo
         copy_store([source], target, samples=range(4))
 
 
-def test_saved_images_and_latents_are_copied(write, tmp_path):
+def test_saved_images_and_latents_are_copied(write, memory):
     source = write("a", save_images=True, save_latents=True)
     kvstore = layout.open_kvstore(source)
     for i in range(23):
@@ -135,7 +141,7 @@ def test_saved_images_and_latents_are_copied(write, tmp_path):
         file = io.BytesIO()
         np.save(file, np.full(2, i))
         kvstore.write(layout.latents_key(i), file.getvalue()).result()
-    copy = copy_store([source], str(tmp_path / "copy"), samples=[4, 9, 22])
+    copy = copy_store([source], f"{memory}/copy", samples=[4, 9, 22])
     assert [copy.kvstore.read(layout.image_key(i)).result().value for i in range(3)] == [
         b"image 4",
         b"image 9",
@@ -145,14 +151,14 @@ def test_saved_images_and_latents_are_copied(write, tmp_path):
     assert not copy.kvstore.read(layout.image_key(3)).result().value
 
 
-def test_stores_that_do_not_belong_together_are_refused_before_anything_is_written(write, tmp_path):
+def test_stores_that_do_not_belong_together_are_refused_before_anything_is_written(write, memory):
     first = write("a")
 
     def refused(match, *others, **options):
         with pytest.raises(InputError, match=match) as caught:
-            copy_store([first, *others], str(tmp_path / "copy"), **options)
+            copy_store([first, *others], f"{memory}/copy", **options)
         assert "\n" not in str(caught.value)
-        assert not (tmp_path / "copy").exists()
+        assert not layout.open_kvstore(f"{memory}/copy").list().result()
 
     refused(
         "weights was extracted from .*'g'.*all must have the same model",
@@ -161,16 +167,16 @@ def test_stores_that_do_not_belong_together_are_refused_before_anything_is_writt
     refused("wide has dtype 'float32', .*/a has 'float16'", write("wide", dtype="float32"))
     refused("other has config.extract.value 'difference', .*/a has None", write("other", value="difference"))
     refused("has the same rows as a store before it", first)
-    refused("it does not exist", str(tmp_path / "gone"))
+    refused("it does not exist", f"{memory}/gone")
     refused(r"config\.data\.site is 'x'; store .* has clip\.layer\.1, unet\.mid_block", sites=["x"])
     for samples in ([2, 1], [1, 1], [23], [-1], range(0)):
         refused("samples (must be numbers from 0 to 22|is empty)", samples=samples)
 
 
-def test_a_model_may_have_been_moved_or_run_on_another_device(write, tmp_path):
+def test_a_model_may_have_been_moved_or_run_on_another_device(write, memory):
     moved = write("moved", seed=1, model=MODEL | {"id": "/elsewhere/m", "device": "cuda"})
     stores = [write("a"), moved]
-    assert open_mixture(stores).rows == copy_store(stores, str(tmp_path / "copy")).site().rows
+    assert open_mixture(stores).rows == copy_store(stores, f"{memory}/copy").site().rows
     different = write("different", seed=2, value="difference")
     with pytest.raises(
         InputError, match=r"different was extracted with config\.extract\.value=difference, but .*/a with None"
@@ -179,14 +185,14 @@ def test_a_model_may_have_been_moved_or_run_on_another_device(write, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["folder", "memory"])
-def test_a_moved_store_is_the_same_store(write, tmp_path, place):
-    location = write("a")
+def test_a_moved_store_is_the_same_store(write, memory, tmp_path, place):
+    location = write("a", folder=str(tmp_path))
     rows, fingerprint = contents(location, "clip.layer.1"), open_mixture([location]).fingerprint
     if place == "folder":
         moved = str(tmp_path / "elsewhere" / "renamed")
         shutil.move(location, moved)
     else:  # as copied to object storage by any tool
-        moved = "memory://moved/a/"
+        moved = f"{memory}/moved/"
         kvstore = layout.open_kvstore(moved)
         for path in (tmp_path / "a").rglob("*"):
             if path.is_file():
@@ -198,7 +204,7 @@ def test_a_moved_store_is_the_same_store(write, tmp_path, place):
 
 
 def test_a_store_with_the_folder_of_one_hook_point_works_for_it(write, tmp_path):
-    store = open_store(write("a"))
+    store = open_store(write("a", folder=str(tmp_path)))
     rows = contents(store.location, "unet.mid_block")
     shutil.rmtree(tmp_path / "a" / "clip.layer.1")
     assert contents(store.location, "unet.mid_block") == rows

@@ -182,6 +182,9 @@ def test_a_moved_store_is_not_read_again(own, with_fields, tmp_path):
     assert results.open_store_of(run_results).location == results.load(run_results.folder).summary["store"]["location"]
     assert run_results.summary["store"]["location"] == str(tmp_path / "moved")
     assert run_results.summary["images"] == str(tmp_path / "moved" / "images")
+    shutil.rmtree(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"moved: it does not exist; .*; if the store was moved, run revelio interpret"):
+        results.open_store_of(run_results)
 
 
 def test_an_unwritable_folder_is_refused_before_the_store_is_read(own, monkeypatch):
