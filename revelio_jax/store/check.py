@@ -145,10 +145,11 @@ def _file_faults(store: StoreState, markers: dict[int, Marker]) -> Iterator[tupl
     """Yield the faults of samples.parquet and of the manifest."""
     table = store.kvstore.read("samples.parquet").result()
     try:
+        layout.check_samples(store.plan, table.value)
         ids = parquet.read_table(table.value, page_checksum_verification=True)["id"].to_pylist()
         if ids != list(range(store.plan["samples"])):
             yield "samples.parquet", f"its ids must be 0 to {store.plan['samples'] - 1}"
-    except (pyarrow.ArrowException, OSError, KeyError) as error:
+    except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
         yield "samples.parquet", f"cannot be read: {_short(error)}"
     if store.manifest is None:
         return

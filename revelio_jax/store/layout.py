@@ -1,5 +1,6 @@
 """The layout of a store, and the TensorStore specs that writer and reader share."""
 
+import hashlib
 import json
 import pathlib
 import re
@@ -17,6 +18,8 @@ FORMAT_VERSION = 1
 DTYPES = ("bfloat16", "float16", "float32")
 INDEX_ARRAYS = ("sample", "position", "timestep")
 SCHEMES = ("file", "gs", "s3", "memory", "http", "https")
+
+SAMPLES_SHA256 = "samples_sha256"  # in the notes of a plan and a manifest; earlier versions did not write it
 
 # TensorStore's generation of a missing key.
 MISSING = b"\x02"
@@ -91,6 +94,13 @@ def read_manifest(kvstore: ts.KvStore) -> Manifest | None:
 def read_marker(kvstore: ts.KvStore, shard: int) -> Marker | None:
     """Return the marker of a shard, or None if it is missing. Raise InputError if it cannot be read."""
     return read_json(kvstore, shard_key(shard))
+
+
+def check_samples(header: Plan | Manifest, data: bytes) -> None:
+    """Raise ValueError if the bytes of samples.parquet do not match their checksum."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    if header.get("notes", {}).get(SAMPLES_SHA256, sha256) != sha256:
+        raise ValueError("it does not match its checksum")
 
 
 def check_version(location: str, header: Header) -> None:

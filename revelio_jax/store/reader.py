@@ -131,8 +131,9 @@ class Store:
         """Return the samples as a table in order of id; ``columns`` selects some columns."""
         table = self.kvstore.read("samples.parquet").result().value
         try:
-            return parquet.read_table(table, columns=columns, page_checksum_verification=True)
-        except (pyarrow.ArrowException, OSError) as error:
+            layout.check_samples(self.manifest, table)
+            return parquet.read_table(table, columns=columns)
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise InputError(f"store {self.location}: samples.parquet cannot be read: {error}") from error
 
     def site(self, name: str | None = None) -> SiteReader:

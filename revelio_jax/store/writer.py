@@ -115,14 +115,7 @@ class StoreWriter:
             locks.remove(self._folder)  # a run that was killed just before its end may have left them
             return
         with self._writing(), locks.exclusive(self._folder):
-            # Write the plan first: it identifies the other files as files of this store.
-            if layout.read_plan(self._kvstore) is None:
-                layout.write_new(self._kvstore, "plan.json", layout.json_bytes(plan.to_json()))
-            if not self._kvstore.list(ts.KvStore.KeyRange("samples.parquet", "samples.parquet0")).result():
-                buffer = io.BytesIO()
-                table = samples if isinstance(samples, pyarrow.Table) else pyarrow.Table.from_pylist(samples)
-                pyarrow.parquet.write_table(table, buffer, write_page_checksum=True)
-                layout.write_new(self._kvstore, "samples.parquet", buffer.getvalue())
+            self._start(samples)
             self._arrays = self._open_arrays()
         self._has_plan()  # raises InputError if another run was first, with another plan
 
@@ -213,6 +206,30 @@ class StoreWriter:
             locks.remove(self._folder)
         self._manifest = manifest
         return manifest
+
+    def _start(self, samples: list[dict[str, typing.Any]] | pyarrow.Table) -> None:
+        """Write the plan and the samples if they are missing.
+
+        The plan is first: it identifies the other files as files of this store. Its notes have the sha256 of the
+        samples.
+        """
+        written = layout.read_plan(self._kvstore)
+        if written and self._kvstore.list(ts.KvStore.KeyRange("samples.parquet", "samples.parquet0")).result():
+            return
+        buffer = io.BytesIO()
+        table = samples if isinstance(samples, pyarrow.Table) else pyarrow.Table.from_pylist(samples)
+        pyarrow.parquet.write_table(table, buffer, write_page_checksum=True)
+        sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+        if written is None:
+            content = self.plan.to_json()
+            content["notes"] = {**content["notes"], layout.SAMPLES_SHA256: sha256}
+            layout.write_new(self._kvstore, "plan.json", layout.json_bytes(content))
+        elif written["notes"].get(layout.SAMPLES_SHA256, sha256) != sha256:
+            raise InputError(
+                f"store {self.location}: samples.parquet is missing, and this version of pyarrow writes other bytes "
+                "than the one that started the store; delete the store and extract again"
+            )
+        layout.write_new(self._kvstore, "samples.parquet", buffer.getvalue())
 
     def _markers(self) -> Iterator[Marker]:
         """Yield the markers of all shards, in order."""

@@ -60,12 +60,14 @@ def readers(work: kills.Workplace) -> dict[str, tuple[tuple[str, ...], Reader]]:
     import numpy as np
 
     from revelio_jax.cli import parse
+    from revelio_jax.errors import InputError
     from revelio_jax.interpret.latents import results
     from revelio_jax.sae_folder.reader import read_folder
-    from revelio_jax.store import check, layout, open_store
+    from revelio_jax.store import check, layout, open_store, writer
     from revelio_jax.training.run import restore_run
 
     config, _ = parse(["flips", *work.arguments("evaluate")], "")
+    intact_plan: list[typing.Any] = []
     store, run = str(work.out / "store"), work.out / "run"
 
     def read_store() -> typing.Any:
@@ -77,6 +79,9 @@ def readers(work: kills.Workplace) -> dict[str, tuple[tuple[str, ...], Reader]]:
 
     def read_unfinished() -> typing.Any:
         state = check.read_state(store)
+        if intact_plan and (fields := writer.difference(state.plan, intact_plan[0])):  # as a resumed extraction checks
+            raise InputError(fields)
+        intact_plan.append(state.plan)
         return state.plan, [layout.read_marker(state.kvstore, shard) for shard in range(state.shards)]
 
     def read_run() -> typing.Any:

@@ -141,7 +141,7 @@ def test_a_changed_byte_is_found(own):
     for path in paths:
         data = path.read_bytes()
         path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
-        with pytest.raises(InputError, match="does not match its checksum|cannot be read"):
+        with pytest.raises(InputError, match=r"does not match its checksum|cannot be read"):
             results.load(run_results.folder)
         path.write_bytes(data)
     results.load(run_results.folder)
