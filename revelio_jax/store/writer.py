@@ -224,7 +224,7 @@ class StoreWriter:
             content = self.plan.to_json()
             content["notes"] = {**content["notes"], layout.SAMPLES_SHA256: sha256}
             layout.write_new(self._kvstore, "plan.json", layout.json_bytes(content))
-        elif written["notes"].get(layout.SAMPLES_SHA256, sha256) != sha256:
+        elif written.get("notes", {}).get(layout.SAMPLES_SHA256, sha256) != sha256:
             raise InputError(
                 f"store {self.location}: samples.parquet is missing, and this version of pyarrow writes other bytes "
                 "than the one that started the store; delete the store and extract again"
