@@ -10,6 +10,8 @@ Run the same command again to resume a stopped run: it continues at the first mi
 config or model is refused. Several processes share the shards of one store under torchrun or SLURM, or when
 config.extract.worker and workers are set. Each process may be stopped and restarted at any time.
 
+--live writes only the shards that another process asks for: revelio train with config.data.live.
+
 --status prints the progress of a store. --verify reads the whole store and exits with status 1 if a part is broken
 or missing. Both work without the model.
 """
@@ -21,7 +23,7 @@ import types
 import typing
 from collections.abc import Sequence
 
-from extract import shards, status, workers
+from extract import live, shards, status, workers
 from revelio_jax import files
 from revelio_jax.cli import parse
 from revelio_jax.config import Config, ExtractConfig
@@ -32,15 +34,18 @@ from revelio_jax.store import Manifest, StoreWriter, Worker, layout
 FLAGS = {
     "list_sites": (False, "print every hook point of config.model with its size, then exit"),
     "status": (False, "print which shards of the store are written and which are missing, then exit"),
+    "live": (False, "write the shards whose numbers arrive on standard input, until it ends"),
     "verify": (False, "read every chunk of the store, print which shards are broken, then exit"),
 }
 
 
-def extract(config: Config, pipe: typing.Any = None) -> Manifest | None:
+def extract(config: Config, pipe: typing.Any = None, requests: live.Requests | None = None) -> Manifest | None:
     """Write the store that ``config`` describes, or this worker's part of it.
 
     ``pipe`` is a diffusers pipeline that the caller has built, for example with LoRAs, quantized or offloaded. It
     replaces config.model.id, family, dtype and device, stays where it is, and is restored afterwards.
+
+    With ``requests``, write only the requested shards, without end.
 
     Return the manifest, or None if other workers still have shards to write. Raise InputError before anything is
     written if an input, the model, or an existing store does not fit the config.
@@ -56,8 +61,11 @@ def extract(config: Config, pipe: typing.Any = None) -> Manifest | None:
     inputs = mode.read_inputs(config.extract)
     with models.opened(config, pipe) as (config, source):
         job = mode.load(config, inputs, worker, source)
-        print(assignment, flush=True)
+        if requests is None:
+            print(assignment, flush=True)
         writer = StoreWriter(config.extract.store, mode.plan(job), mode.samples_table(job))
+        if requests is not None:
+            live.write_requested(mode, job, writer, worker, requests)
         if line := shards.batch_size_line(writer):
             print(line)
         if writer.finished:
@@ -80,7 +88,7 @@ def write_missing_shards(mode: typing.Any, job: typing.Any, writer: StoreWriter,
         missing = shards.missing_shards(writer, worker)
         with (
             shards.progress_bar(writer, worker, missing, job.unit, job.passes) as progress,
-            shards.BackgroundWriter(writer, progress) as background,
+            shards.BackgroundWriter(writer.write_shard, progress) as background,
         ):
             for shard in missing:
                 samples = shards.samples_of(shard, writer.plan)
@@ -173,7 +181,7 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit(0 if is_good else 1)
     else:
         _check_location(config.extract.store)
-        extract(config)
+        extract(config, requests=live.read_requests() if flags["live"] else None)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import types
+from collections.abc import Callable
 
 import tqdm
 
@@ -13,11 +14,11 @@ class BackgroundWriter:
     """A context manager that writes each shard in a thread while the next shard is computed.
 
     At most two shards are in memory: one in the thread, one being computed. An error in the thread is raised by the
-    next call of :meth:`advance` or :meth:`write_shard`, or when the block ends.
+    next call of :meth:`advance`, :meth:`write_shard` or :meth:`wait`, or when the block ends.
     """
 
-    def __init__(self, writer: StoreWriter, progress: tqdm.tqdm):
-        self._writer, self._progress = writer, progress
+    def __init__(self, write: Callable[[int, ShardRows], None], progress: tqdm.tqdm):
+        self._write, self._progress = write, progress
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "write")
         self._pending: concurrent.futures.Future[None] | None = None
 
@@ -27,7 +28,7 @@ class BackgroundWriter:
     def __exit__(self, error_type: type[BaseException] | None, _: object, __: types.TracebackType | None) -> None:
         self._thread.shutdown()
         if error_type is None:
-            self._wait()
+            self.wait()
 
     def advance(self, count: int) -> None:
         """Add ``count`` samples to the progress bar. Raise the error of the thread if it failed."""
@@ -37,10 +38,11 @@ class BackgroundWriter:
 
     def write_shard(self, shard: int, rows: ShardRows) -> None:
         """Wait until the previous shard is written, then write ``rows`` in the thread."""
-        self._wait()
-        self._pending = self._thread.submit(self._writer.write_shard, shard, rows)
+        self.wait()
+        self._pending = self._thread.submit(self._write, shard, rows)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait until the previous shard is written. Raise the error of the thread if it failed."""
         if self._pending is not None:
             self._pending.result()
 

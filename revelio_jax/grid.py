@@ -89,6 +89,8 @@ def train(config: Config, axes: Sequence[str], form: str = "auto") -> None:
         raise InputError(
             f"config.sae.products is {config.sae.products}; a grid supports auto, sparse, atomic and dense"
         )
+    if config.data.live:
+        raise InputError("config.data.live is True; a grid needs stores: revelio extract writes one")
 
     members, streams = open_members(configs(config, axes))
     with lock(*(member.folder for member in members)):

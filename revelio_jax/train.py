@@ -58,8 +58,8 @@ def train(config: Config) -> None:
 
     A failure of the machine later, for example a full disk, has a note with the last saved step.
     """
-    folder, mixture = open_run(config)
-    with lock(folder):
+    folder, mixture = open_run(config, extracts=True)
+    with contextlib.closing(mixture), lock(folder):
         _train(config, folder, mixture)
 
 
@@ -80,6 +80,8 @@ def _train(config: Config, folder: pathlib.Path, mixture: Mixture) -> None:
     lanes = sharding.own_lanes(sharding.processes(mesh), config.data.lanes, jax.process_index())
     stream = RowStream(mixture, make_order(config, mixture))
     sae, without_kernels = choice.with_kernels(sae, latents, mixture.d, mesh)
+    count = dispatch.size(options, latents * mixture.d, mesh)
+    mixture.start(stream.order, config, start, count)
 
     # State: restored, or initial.
     if start:
@@ -93,8 +95,8 @@ def _train(config: Config, folder: pathlib.Path, mixture: Mixture) -> None:
         params = initial.initial_params(sae, options.seed, latents, b_dec_D, x_ND, mesh)
         state = initial_state(params, mean_D, scale, sae, options, mesh)
     # Steps: several per dispatch where a step is short, on rows that stay on the devices if they fit.
-    count = dispatch.size(options, latents * mixture.d, mesh)
-    feeds = open_feeds(config.data.resident, [stream], lanes, count, mesh)
+    resident = "no" if config.data.live else config.data.resident
+    feeds = open_feeds(resident, [stream], lanes, count, mesh)
     print(describe(config, stream, latents), *filter(None, [without_kernels]), sep="\n")
     write_config(folder, config)
     xla = autotuning.compiler_options(folder, mesh)
@@ -119,8 +121,10 @@ def _train(config: Config, folder: pathlib.Path, mixture: Mixture) -> None:
             if result.state is not None:
                 checkpoints.save(manager, result.step, result.state, float(np.mean(fvus)), config, identity)
                 fvus = []
+            mixture.release(stream.order, config, result.step)
     if last_step < options.steps:
-        print(f"{config.run} is stopped; step {last_step} is saved, --config.train.resume=yes continues it")
+        saved = f"step {last_step} is saved" if last_step else "no step is saved"
+        print(f"{config.run} is stopped; {saved}, --config.train.resume=yes continues it")
         raise SystemExit(processes.STOPPED)
     print(f"{config.run} is finished: {options.steps} steps; next: revelio evaluate")
 

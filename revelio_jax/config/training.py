@@ -36,6 +36,29 @@ class DataConfig:
         "batch from the host; auto: yes on accelerators if they fit into half of the free memory, otherwise no",
         choices=("auto", "yes", "no"),
     )
+    live: bool = field(
+        False,
+        "extract while training, without a store: a second process writes shards into the folder of the run, and the "
+        "trainer deletes the shards that it no longer needs; held_out is then a share of the shards",
+    )
+    live_shards: int = field(
+        24,
+        "live: shards on the disk at most, each of config.extract.shard_samples samples; at most a third is held out; "
+        "half of the others is shuffled together while the other half is extracted",
+        low=3,
+    )
+
+    def __post_init__(self):
+        """Raise InputError if fields contradict each other."""
+        refusals = {
+            f"config.data.stores is {','.join(self.stores)}; it must be empty": bool(self.stores),
+            "config.data.held_out is 0; it must be above 0, because held-out rows give the mean": not self.held_out,
+            f"config.data.lanes is {self.lanes}; it must be 1": self.lanes > 1,
+            "config.data.resident is 'yes'; it must be auto or no": self.resident == "yes",
+        }
+        for text, is_refused in refusals.items():
+            if self.live and is_refused:
+                raise InputError(f"config.data.live is True and {text}")
 
 
 @dataclasses.dataclass(frozen=True)

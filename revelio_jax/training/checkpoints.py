@@ -57,10 +57,12 @@ class RunIdentity:
     held_out: float
     buffer_chunks: int
     lanes: int
+    live: bool
+    live_shards: int | None  # None if not live
 
     def sections(self) -> dict[str, dict[str, typing.Any]]:
         """Return the values by section and field of the configuration, in the types that JSON restores."""
-        data = ("held_out", "buffer_chunks", "lanes")
+        data = ("live", "live_shards", "held_out", "buffer_chunks", "lanes")
         sections = {
             "config.sae": dataclasses.asdict(self.sae),
             "config.train": {"seed": self.seed, "batch_size": self.batch_size},
@@ -79,6 +81,8 @@ def run_identity(config: Config, rows: RowsRecord) -> RunIdentity:
         held_out=config.data.held_out,
         buffer_chunks=config.data.buffer_chunks,
         lanes=config.data.lanes,
+        live=config.data.live,
+        live_shards=config.data.live_shards if config.data.live else None,
     )
 
 
@@ -214,7 +218,10 @@ def check(folder: pathlib.Path, meta: Meta, identity: RunIdentity) -> None:
     saved = meta["identity"]
     pairs = [("store fingerprint", identity.rows["fingerprint"], saved["store fingerprint"])]
     for section, fields in identity.sections().items():
-        pairs += [(f"{section}.{name}", value, saved[section].get(name)) for name, value in fields.items()]
+        missing = {"live": False} if section == "config.data" else {}  # earlier versions did not save it
+        pairs += [
+            (f"{section}.{name}", value, saved[section].get(name, missing.get(name))) for name, value in fields.items()
+        ]
     for name, value, saved_value in pairs:
         if value != saved_value:
             raise InputError(

@@ -222,6 +222,7 @@ def batches(
     """
     lanes = range(order.lanes) if lanes is None else tuple(lanes)
     lane_rows = order.batch_size // order.lanes
+    mixture.start_reading()
     readers = concurrent.futures.ThreadPoolExecutor(READERS)
     assembler = concurrent.futures.ThreadPoolExecutor(1)
     shuffled = [
@@ -250,6 +251,7 @@ def batches(
             if len(ready) > BATCHES_AHEAD:
                 yield ready.popleft().result()
     finally:
+        mixture.stop_reading()  # otherwise a thread may wait for rows that are not extracted
         readers.shutdown(wait=False, cancel_futures=True)  # the assembler waits for these
         assembler.shutdown(cancel_futures=True)
         readers.shutdown()

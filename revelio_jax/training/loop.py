@@ -89,7 +89,12 @@ def run_steps(
         previous = None
         for number, span in enumerate(dispatch.spans(start, count, train), 1):
             waiting_since = time.perf_counter()
-            batches = [next(rows) for rows in inputs]
+            try:
+                batches = [next(rows) for rows in inputs]
+            except processes.Stopped:  # rows of a live run may take minutes
+                if previous:
+                    yield from results(previous._replace(state=state))
+                return
             wait_s = time.perf_counter() - waiting_since
             state, step_metrics = train_step(state, *batches)
             shuffling = {

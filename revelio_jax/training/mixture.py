@@ -17,10 +17,14 @@ from collections.abc import Sequence
 import numpy as np
 import tensorstore as ts
 
+from revelio_jax.config import Config
 from revelio_jax.errors import InputError
 from revelio_jax.sae_folder.cfg import Activations, TrainedStore
 from revelio_jax.store import ModelRecord, SiteReader, Store, object_storage, open_store
 from revelio_jax.store.selection import same_model
+
+if typing.TYPE_CHECKING:
+    from revelio_jax.training.loader import Order
 
 
 class RowsRecord(typing.TypedDict):
@@ -113,6 +117,24 @@ class Mixture:
         return "; ".join(
             f"{source.share} of {' '.join(store.fingerprint for store in source.stores)}" for source in self.sources
         )
+
+    def start(self, order: "Order", config: Config, step: int, dispatch_steps: int) -> None:
+        """Prepare to read the rows from ``step`` on. A live run starts to extract them; stores have all rows.
+
+        Raise InputError if dispatches of ``dispatch_steps`` steps need too many rows at once.
+        """
+
+    def release(self, order: "Order", config: Config, step: int) -> None:
+        """Give up the rows of the steps before ``step``. A live run deletes them."""
+
+    def start_reading(self) -> None:
+        """Let reads of a live run wait until their rows are extracted."""
+
+    def stop_reading(self) -> None:
+        """Let reads of a live run that wait raise an exception, now and until :meth:`start_reading`."""
+
+    def close(self) -> None:
+        """End the extraction of a live run."""
 
     def record(self) -> RowsRecord:
         """Return the description of the rows that checkpoints hold."""

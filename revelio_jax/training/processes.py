@@ -13,7 +13,13 @@ from revelio_jax.config import MeshConfig
 from revelio_jax.errors import InputError
 from revelio_jax.training import supervisor
 
+_received = threading.Event()  # SIGTERM, in a block of sigterm()
+
 STOPPED = 128 + signal.SIGTERM  # exit status 143: stopped by SIGTERM after a checkpoint
+
+
+class Stopped(Exception):
+    """SIGTERM was received while a step waited for its rows."""
 
 
 @contextlib.contextmanager
@@ -95,9 +101,14 @@ def sigterm() -> Generator[Callable[[int], bool]]:
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         yield lambda number: False
         return
-    received = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
+    _received.clear()
+    previous = signal.signal(signal.SIGTERM, lambda *_: _received.set())
     try:
-        yield lambda number: received.is_set()
+        yield lambda number: _received.is_set()
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def received_sigterm() -> bool:
+    """Return whether this process has received SIGTERM in a block of :func:`sigterm`."""
+    return _received.is_set()

@@ -14,7 +14,7 @@ from revelio_jax.config import Config, SaeConfig, TrainConfig
 from revelio_jax.errors import InputError
 from revelio_jax.sae import initial, module, sharding
 from revelio_jax.store import object_storage
-from revelio_jax.training import checkpoints, loader, processes
+from revelio_jax.training import checkpoints, live_order, live_rows, loader, processes
 from revelio_jax.training.checkpoints import RunIdentity
 from revelio_jax.training.loader import RowStream
 from revelio_jax.training.mixture import Mixture, RowsRecord, open_mixture
@@ -53,13 +53,17 @@ class RestoredRun(typing.NamedTuple):
     mesh: jax.sharding.Mesh
 
 
-def open_run(config: Config) -> tuple[pathlib.Path, Mixture]:
+def open_run(config: Config, extracts: bool = False) -> tuple[pathlib.Path, Mixture]:
     """Return the folder of the run, which may not exist yet, and the stores it trains on.
 
-    Raise InputError if the config names no folder or no stores, if the folder cannot be written, or if a store cannot
-    be used.
+    The rows of a live run are extracted if ``extracts`` is True; the caller then closes the mixture. Raise InputError
+    if the config names no folder or no stores, if the folder cannot be written, or if a store cannot be used.
     """
+    if config.data.live:
+        live_rows.check(config)
     folder = run_folder(config)
+    if config.data.live:
+        return folder, live_rows.open_live(config, folder, extracts)
     if not config.data.stores and not config.extract.store:
         raise InputError(
             "config.extract.store is not set; set it, or set config.data.stores, to the stores to train on"
@@ -195,6 +199,8 @@ def _common_location(folders: Sequence[pathlib.Path]) -> str:
 
 def make_order(config: Config, mixture: Mixture) -> loader.Order:
     """Return the order of the run's rows. Raise InputError if the stores have too few rows for it."""
+    if isinstance(mixture, live_rows.LiveMixture):
+        return live_order.make_order(mixture, mixture.split, config)
     return loader.make_order(
         mixture,
         config.train.seed,
@@ -257,6 +263,8 @@ def describe(config: Config, stream: RowStream, latents: int) -> str:
         f"{held_out:,} held out; {options.steps:,} steps of {options.batch_size:,} rows are {epochs:.1f} epochs",
         f"||mean|| / ||std|| of the rows is {offset:.2f}; normalize: {sae.normalize}",
     ]
+    if isinstance(mixture, live_rows.LiveMixture):
+        lines.append(mixture.describe())
     if len(mixture.stores) > 1:
         lines[1:1] = [
             f"{float(source.share):.1%} of the rows from {source.location}: {len(source.stores)} stores, "
