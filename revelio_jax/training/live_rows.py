@@ -11,6 +11,7 @@ import dataclasses
 import fractions
 import pathlib
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -50,7 +51,7 @@ class Window:
         self._requested: set[int] = set()
         self._kept: set[int] = set()
         self._extraction: Extraction | None = None
-        self._is_ready, self._is_reading = False, True
+        self._is_ready, self._is_reading, self._has_warned = False, True, False
         self._error: Exception | None = None
         if self.plan() is not None:
             for shard in layout.done_shards(self._kvstore):
@@ -149,6 +150,14 @@ class Window:
         if marker is None or self.site not in marker:
             return
         part = marker[self.site]
+        if (part["dropped"] or part.get("skipped")) and not self._has_warned:
+            self._has_warned = True
+            skipped = len(part.get("skipped", ()))
+            print(
+                f"warning: shard {shard} lacks {part['dropped']} rows that are not finite and {skipped} samples that "
+                "cannot be read; other rows of the shard take their places; the same holds for later shards",
+                file=sys.stderr,
+            )
         with self._changed:
             self._rows[shard] = part["count"]
             self._requested.discard(shard)
