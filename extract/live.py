@@ -15,6 +15,7 @@ import tqdm
 
 from extract import shards
 from extract.jobs import ShardRows
+from revelio_jax.errors import InputError
 from revelio_jax.store import StoreWriter, Worker
 
 Requests = queue.SimpleQueue[int]
@@ -41,7 +42,13 @@ def read_requests() -> Requests:
 def write_requested(
     mode: typing.Any, job: typing.Any, writer: StoreWriter, worker: Worker, requests: Requests
 ) -> typing.NoReturn:
-    """Write the requested shards without end; the arguments are those of :func:`extract.run.write_missing_shards`."""
+    """Write the requested shards without end; the arguments are those of :func:`extract.run.write_missing_shards`.
+
+    Raise InputError if the store is finished, if it cannot be written, or if another run is writing it.
+    """
+
+    if writer.finished:
+        raise InputError(f"store {writer.location} is finished; train on it without config.data.live")
 
     def write(shard: int, rows: ShardRows) -> None:
         writer.write_shard(shard, rows)

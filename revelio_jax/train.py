@@ -81,7 +81,7 @@ def _train(config: Config, folder: pathlib.Path, mixture: Mixture) -> None:
     stream = RowStream(mixture, make_order(config, mixture))
     sae, without_kernels = choice.with_kernels(sae, latents, mixture.d, mesh)
     count = dispatch.size(options, latents * mixture.d, mesh)
-    mixture.start(stream.order, config, start, count)
+    mixture.prepare(stream.order, config, start, count)
 
     # State: restored, or initial.
     if start:

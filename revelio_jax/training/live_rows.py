@@ -208,7 +208,7 @@ class LiveMixture(Mixture):
     window: Window
     split: Split
 
-    def start(self, order: Order, config: Config, step: int, dispatch_steps: int) -> None:
+    def prepare(self, order: Order, config: Config, step: int, dispatch_steps: int) -> None:
         live_order.check_blocks(order, config, dispatch_steps)
         self.window.start()
         self.release(order, config, step)

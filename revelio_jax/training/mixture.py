@@ -118,7 +118,7 @@ class Mixture:
             f"{source.share} of {' '.join(store.fingerprint for store in source.stores)}" for source in self.sources
         )
 
-    def start(self, order: "Order", config: Config, step: int, dispatch_steps: int) -> None:
+    def prepare(self, order: "Order", config: Config, step: int, dispatch_steps: int) -> None:
         """Prepare to read the rows from ``step`` on. A live run starts to extract them; stores have all rows.
 
         Raise InputError if dispatches of ``dispatch_steps`` steps need too many rows at once.

@@ -275,6 +275,12 @@ def test_settings_that_a_live_run_does_not_support_are_refused(config, section, 
         start()
 
 
+def test_several_processes_are_refused(config, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InputError, match=r"config.mesh.distributed is False; a live run is for one process"):
+        open_run(config)
+
+
 @pytest.mark.parametrize(
     ("section", "fields", "message"),
     [
