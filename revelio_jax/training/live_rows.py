@@ -95,16 +95,7 @@ class Window:
         if set(shards) == self._kept:
             return
         self._kept = set(shards)
-        with self._changed:
-            for shard in set(self._rows) - self._kept:
-                # The marker first, because it states that the rows exist.
-                (self.folder / layout.shard_key(shard)).unlink(missing_ok=True)
-                del self._rows[shard]
-        for array in self.folder.glob(f"{self.site}/*/c"):
-            for path in array.iterdir():  # also files that a killed extraction left
-                number = path.name.partition(".")[0]
-                if number.isdecimal() and int(number) not in self._kept:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._delete_others()
         self.request(shards)
 
     def wait(self, shard: int) -> int:
@@ -135,10 +126,25 @@ class Window:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End the extraction."""
+        """End the extraction. Delete a shard that it wrote although no step needs it any more."""
         self.set_reading(False)
         if self._extraction:
             self._extraction.close()
+        if self._kept:
+            self._delete_others()
+
+    def _delete_others(self) -> None:
+        """Delete the shards that :meth:`keep` was not called with."""
+        with self._changed:
+            for shard in set(self._rows) - self._kept:
+                # The marker first, because it states that the rows exist.
+                (self.folder / layout.shard_key(shard)).unlink(missing_ok=True)
+                del self._rows[shard]
+        for array in self.folder.glob(f"{self.site}/*/c"):
+            for path in array.iterdir():  # also files that a killed extraction left
+                number = path.name.partition(".")[0]
+                if number.isdecimal() and int(number) not in self._kept:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _ready(self) -> None:
         with self._changed:
