@@ -240,7 +240,7 @@ def test_another_plan_is_refused_with_the_difference(tmp_path):
 def test_another_library_version_may_continue_a_store(tmp_path):
     StoreWriter(str(tmp_path), make_plan([3], notes={"versions": {"torch": "1"}}), [{"id": 0, "prompt": "p0"}])
     write(tmp_path, [3])
-    assert open_store(str(tmp_path)).manifest["notes"] == {"versions": {"torch": "1"}}
+    assert open_store(str(tmp_path)).manifest["notes"]["versions"] == {"torch": "1"}
 
 
 def test_a_finished_store_has_nothing_missing(tmp_path):
