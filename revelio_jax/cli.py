@@ -11,7 +11,6 @@ import contextlib
 import contextvars
 import decimal
 import importlib.util
-import json
 import pathlib
 import re
 import types
@@ -20,7 +19,7 @@ from collections.abc import Generator, Mapping, Sequence
 
 import ml_collections
 
-from revelio_jax import shipped
+from revelio_jax import json_text, shipped
 from revelio_jax.config import SECTIONS, Config, resolve, schema
 from revelio_jax.errors import InputError
 
@@ -172,8 +171,8 @@ def _items(name: str, text: str) -> Sequence[typing.Any]:
         return [item.strip() for item in text.split(",")] if text else []
     try:
         items = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
-        raise InputError(f"{name} is {text!r}; it must be a list such as a,b") from error
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:  # the last ones for deep nesting
+        raise InputError(f"{name} is {text[:80]!r}; it must be a list such as a,b") from error
     return items if isinstance(items, tuple | list) else [items]
 
 
@@ -218,7 +217,7 @@ def _add_fields(parser: Parser) -> None:
 
 def _read_json(path: pathlib.Path) -> Mapping[str, typing.Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json_text.parse(path.read_bytes())
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror}") from error
     except ValueError as error:

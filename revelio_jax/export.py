@@ -124,10 +124,10 @@ def evaluation(run: pathlib.Path, step: int) -> dict[str, float] | None:
     """
     path = run / "evaluation.json"
     try:
-        contents = json.loads(path.read_text()) if path.exists() else {}
+        contents = json.loads(path.read_text()) if path.exists() else {}  # values may be NaN
         if not isinstance(contents, dict):
             raise ValueError("it is not a JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is broken: {error}; delete it, or run revelio evaluate again") from error
     if contents.get("step") != step:
         return None

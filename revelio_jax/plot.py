@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from revelio_jax import files
+from revelio_jax import files, json_text
 from revelio_jax.cli import RunsParser
 from revelio_jax.errors import InputError, report_errors, require
 
@@ -163,9 +163,9 @@ def _read_curves(path: pathlib.Path) -> dict[str, np.ndarray]:
     lines = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:
-            fields = json.loads(line)
+            fields = json.loads(line)  # values may be NaN
             lines.append([float(fields[name]) for name in ("step", *CURVES)])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{path}, line {number} is broken: {type(error).__name__}: {error}") from error
     if not lines:
         raise InputError(f"{path} has no lines; the run has not logged a step yet")
@@ -176,7 +176,7 @@ def _read_density(path: pathlib.Path) -> Density | None:
     if not path.exists():
         return None
     try:
-        evaluation = json.loads(path.read_text())
+        evaluation = json_text.parse_object(path.read_bytes())
         histogram, never = evaluation["density_histogram"], float(evaluation["dead_fraction"])
         edges, latents = (np.asarray(histogram[name], float) for name in ("log10_edges", "latents"))
         shares = latents * (1 - never) / max(latents.sum(), 1)

@@ -124,7 +124,7 @@ def test_own_flags_of_a_command_are_parsed(file):
         ("c.train.steps = 0", "config.train.steps is 0; it must be at least 1"),
         ("c.train.steps = 'many'", "TypeError: Could not override field 'steps'"),
         ("c.data.held_out = 0.7", "config.data.held_out is 0.7; it must be at most 0.5"),
-        ("c.train.learning_rate = float('nan')", "config.train.learning_rate is nan; it must be at least"),
+        ("c.train.learning_rate = float('nan')", "config.train.learning_rate is nan; it must be a finite number"),
         (
             "c.extract.positions = 'some'",
             "config.extract.positions is 'some'; allowed: auto, all, no_padding, content",
@@ -223,7 +223,7 @@ def test_a_missing_config_is_refused(tmp_path, monkeypatch):
         ({"prefixes": (0.5, 0.5, 1.0)}, "config.sae.prefixes is (0.5, 0.5, 1.0); it must increase"),
         ({"prefixes": (0, 1.0)}, "config.sae.prefixes is (0.0, 1.0); it must increase, from above 0"),
         ({"prefixes": (0.5, 2.0)}, "config.sae.prefixes is (0.5, 2.0); it must increase"),
-        ({"prefixes": (float("nan"), 1.0)}, "config.sae.prefixes is (nan, 1.0); it must increase"),
+        ({"prefixes": (float("nan"), 1.0)}, "config.sae.prefixes is nan; it must be a finite number"),
         (
             {"prefixes": (0.5, 1.0), "architecture": "dense"},
             "it needs config.sae.architecture topk or batch_topk, not dense",

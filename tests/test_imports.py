@@ -19,6 +19,7 @@ NEUTRAL = (
     "revelio_jax.errors",
     "revelio_jax.file_locks",
     "revelio_jax.files",
+    "revelio_jax.json_text",
     "revelio_jax.inputs",
     "revelio_jax.interpret.report",
     "revelio_jax.interpret.sample_images",
@@ -48,7 +49,7 @@ TORCH_ONLY = (
 # A package or module imports only from its own layer and the layers above it in this list. Packages of one
 # layer do not import each other; commands may.
 LAYERS = (
-    ("errors",),
+    ("errors", "json_text"),
     ("config", "presets"),
     ("checksums", "file_locks"),
     ("files", "shipped"),

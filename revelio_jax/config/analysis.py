@@ -121,7 +121,11 @@ class TagsConfig:
                 "set it to the name of the variable that holds the key, for example OPENAI_API_KEY, never the key"
             )
         if self.endpoint:
-            url = urllib.parse.urlsplit(self.endpoint)
+            try:
+                url = urllib.parse.urlsplit(self.endpoint)
+                _ = url.port  # raises ValueError if it is malformed
+            except ValueError as error:
+                raise InputError(f"config.tags.endpoint is not a URL: {error}") from error
             if url.username or url.password or url.query:
                 raise InputError(
                     "config.tags.endpoint must have only scheme, host, port and path; put a key into an "

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -141,6 +142,8 @@ def _checked(name: str, value: typing.Any, hint: typing.Any, metadata: Mapping[s
     kind = base_type(hint)
     if is_optional(hint) and (value is None or value == ""):
         return None
+    for item in value if isinstance(value, list | tuple) else (value,):
+        _check_item(name, item)
     if isinstance(hint, types.GenericAlias):  # tuple[str, ...]
         items = value if isinstance(value, list | tuple) else (value,)
         items = tuple(float(item) if kind is float and type(item) is int else item for item in items)
@@ -161,3 +164,24 @@ def _checked(name: str, value: typing.Any, hint: typing.Any, metadata: Mapping[s
     if metadata["multiple"] > 1 and value % metadata["multiple"]:
         raise InputError(f"{name} is {value}; it must be a multiple of {metadata['multiple']}")
     return value
+
+
+def _check_item(name: str, item: typing.Any) -> None:
+    """Raise InputError for a value that no field allows.
+
+    Libraries in C refuse larger whole numbers, files cannot hold other texts or be named by them, and JSON has no other
+    numbers.
+    """
+    if isinstance(item, int) and item.bit_length() > 63:
+        raise InputError(f"{name} is a whole number of {item.bit_length()} bits; it must fit 64 bits with its sign")
+    if isinstance(item, float) and not math.isfinite(item):
+        raise InputError(f"{name} is {item}; it must be a finite number")
+    if isinstance(item, str) and not _is_writable(item):
+        raise InputError(f"{name} is {item[:80]!r}; it must be valid Unicode without the character NUL")
+
+
+def _is_writable(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False

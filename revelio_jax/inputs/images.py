@@ -23,6 +23,11 @@ from revelio_jax.inputs.prompts import check_columns
 
 Row = dict[str, typing.Any]
 
+# Pillow opens more formats. Some of them run other programs (EPS runs Ghostscript) or have seldom-used decoders.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 1 << 26
+"""Pixels of an image, 8192 x 8192. Decoding one needs up to 16 bytes per pixel, in each of a few threads."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Images:
@@ -71,9 +76,8 @@ def read_images(location: str | None, image_column: str, label_column: str | Non
 
 
 def _folder(folder: pathlib.Path) -> Images:
-    # Pillow writes some formats, for example PDF, that it cannot open.
     formats = PIL.Image.registered_extensions().items()
-    suffixes = {suffix for suffix, format in formats if format in PIL.Image.OPEN}
+    suffixes = {suffix for suffix, format in formats if format in FORMATS}
     paths = sorted(
         path
         for entry in folder.glob("*")
@@ -159,9 +163,14 @@ def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _decoded(source: typing.Any, height: int, width: int) -> np.ndarray | None:
-    """Return an image scaled to cover height x width and cropped at its center; transparency is dropped."""
+    """Return an image scaled to cover height x width and cropped at its center; transparency is dropped.
+
+    Return None if it cannot be decoded, has another format than FORMATS, or more than MOST_PIXELS pixels.
+    """
     try:
-        with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
+            if file.width * file.height > MOST_PIXELS:
+                return None
             image = _eight_bits(PIL.ImageOps.exif_transpose(file)).convert("RGB")
         image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.BICUBIC)
     except Exception:  # decoders raise many kinds of errors for broken files

@@ -3,7 +3,6 @@
 import codecs
 import csv
 import io
-import json
 import pathlib
 import random
 import typing
@@ -11,7 +10,7 @@ import typing
 import pyarrow
 import pyarrow.parquet
 
-from revelio_jax import shipped
+from revelio_jax import json_text, shipped
 from revelio_jax.errors import InputError
 from revelio_jax.store import parquet
 
@@ -88,8 +87,8 @@ def _jsonl(path: str, data: bytes, column: str) -> list[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = json_text.parse(line)
+        except ValueError as error:
             raise InputError(f"prompts {path}: line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise InputError(f"prompts {path}: line {number} is not a JSON object: {line[:40]}")
@@ -101,8 +100,8 @@ def _jsonl(path: str, data: bytes, column: str) -> list[Row]:
 def _parquet(path: str, data: bytes, column: str) -> list[Row]:
     try:
         table = parquet.read_table(data)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"prompts {path}: not a parquet file: {error}") from error
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"prompts {path}: not a usable parquet file: {error}") from error
     _require(path, column, table.column_names)
     try:
         return table.to_pylist()
@@ -128,7 +127,7 @@ def _samples(path: str, rows: list[Row], column: str) -> list[Row]:
     samples = []
     for i, row in enumerate(rows):
         if not isinstance(row[column], str):
-            raise InputError(f"prompts {path}: prompt {i} is {row[column]!r}; it must be text")
+            raise InputError(f"prompts {path}: prompt {i} is {repr(row[column])[:80]}; it must be text")
         samples.append({"id": i, "prompt": row[column]} | {labels[key]: row.get(key) for key in columns})
     check_columns(f"prompts {path}", samples)
     return samples

@@ -32,7 +32,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 QUANTIZATION = "quantization_config"  # field of the config of a quantized component
 
 # Exceptions that loaders raise if files are missing, broken, or belong to another model.
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+LOAD_ERRORS = (
+    *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, RecursionError),
+    SafetensorError,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import typing
 
 import huggingface_hub
 
-from revelio_jax import shipped
+from revelio_jax import json_text, shipped
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines.families import BY_CLASS, BY_NAME, FAMILIES, Family
 
@@ -102,7 +102,7 @@ def family_of_index(index: dict[str, typing.Any]) -> Family | None:
     """Return the family of a pipeline by its class, otherwise by the classes of its components, or None."""
     if (family := BY_CLASS.get(_class_name(index))) is not None:
         return family
-    classes = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry and entry[-1]}
+    classes = {name: entry[1] for name, entry in index.items() if _is_pair(entry)}
     encoders = {name for name in classes if name.startswith("text_encoder")}
     for family in FAMILIES:
         is_complete = encoders == set(family.text_encoders.values()) and family.denoiser in classes
@@ -134,8 +134,8 @@ def _read_index(model_id: str, revision: str | None) -> dict[str, typing.Any]:
     """Return a model_index.json. Raise InputError if it is missing or malformed."""
     path = _fetch(model_id, revision, "model_index.json")
     try:
-        index = json.loads(path.read_text())
-        if not isinstance(index["_class_name"], str | list):
+        index = json_text.parse_object(path.read_bytes())
+        if not isinstance(index["_class_name"], str) and not _is_pair(index["_class_name"]):
             raise TypeError("its _class_name must be a text")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"config.model.id is {model_id!r}; its model_index.json is malformed: {error}") from error
@@ -147,11 +147,16 @@ def _class_name(index: dict[str, typing.Any]) -> str:
     return name if isinstance(name, str) else str(name[-1])
 
 
+def _is_pair(entry: object) -> bool:
+    """Return whether a value of model_index.json names a class: [library, class]. Absent components have nulls."""
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(each, str) for each in entry)
+
+
 def _read(source: PipelineSource, name: str) -> dict[str, typing.Any]:
     path = _fetch(source.id, source.revision, name)
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json_text.parse_object(path.read_bytes())
+    except ValueError as error:
         raise InputError(f"config.model.id is {source.id!r}; its {name} is malformed: {error}") from error
 
 

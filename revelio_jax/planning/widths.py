@@ -1,9 +1,9 @@
 """Look up the width of a hook point without a store, in a pipeline's folder or in a table of hub models."""
 
-import json
 import pathlib
 
-from revelio_jax import shipped
+from revelio_jax import json_text, shipped
+from revelio_jax.errors import InputError
 from revelio_jax.pipelines.families import BY_NAME
 
 # Widths of text encoders, by hub id and first part of the hook point's name; from the models' config.json.
@@ -32,6 +32,9 @@ def _encoder_width(model_id: str | None, family: str, encoder: str) -> int | Non
         return None
     path = pathlib.Path(shipped.locate(model_id)) / BY_NAME[family].text_encoders[encoder] / "config.json"
     if path.is_file():
-        config = json.loads(path.read_text())
+        try:
+            config = json_text.parse_object(path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"config.model.id is {model_id!r}; {path} is malformed: {error}") from error
         return config.get("d_model", config.get("hidden_size"))  # T5, CLIP
     return HUB.get(model_id, {}).get(encoder)

@@ -5,7 +5,6 @@ memory for tensors is allocated.
 """
 
 import contextlib
-import json
 import pathlib
 import typing
 from collections.abc import Generator, Iterable, Mapping
@@ -15,7 +14,7 @@ import ml_dtypes  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from revelio_jax import checksums
+from revelio_jax import checksums, json_text
 from revelio_jax.errors import InputError
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # names of dtypes in a safetensors header
@@ -33,14 +32,11 @@ def read_json(path: pathlib.Path) -> dict[str, typing.Any]:
     try:
         if (size := path.stat().st_size) > LARGEST_JSON:
             raise InputError(f"{path} has {size:,} bytes of JSON; it must have at most {LARGEST_JSON:,}")
-        content = json.loads(path.read_bytes(), object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
+        return json_text.parse_object(path.read_bytes())
     except InputError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not valid JSON: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return content
 
 
 def read_header(path: pathlib.Path) -> tuple[dict[str, str], dict[str, tuple[str, list[int]]]]:
@@ -132,14 +128,3 @@ def _check(
         raise InputError(
             f"{path}: {one_line(name)} is {dtype} {one_line(shape)}; {required_by} {' or '.join(dtypes)} [{sizes}]"
         )
-
-
-def _unique_names(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError("an object repeats a name")
-    return content
-
-
-def _refuse_constant(name: str) -> typing.NoReturn:
-    raise ValueError(f"{name} is not a JSON number")

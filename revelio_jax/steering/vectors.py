@@ -17,6 +17,7 @@ import typing
 import torch
 from safetensors.torch import save
 
+from revelio_jax import json_text
 from revelio_jax.errors import InputError
 from revelio_jax.files import write_bytes
 from revelio_jax.pipelines import hook_points, hooks
@@ -108,7 +109,7 @@ def load_concept(file: str | pathlib.Path) -> Concept:
     if metadata.get("format") != FORMAT:
         raise InputError(f"concept {file}: it must be a file written by steering.save_concept")
     try:
-        fields = json.loads(metadata["facts"])
+        fields = json_text.parse_object(metadata["facts"])
         names = list(fields["sites"])  # safetensors sorts its tensors
         if missing := [name for name in names if name not in headers]:
             raise KeyError(missing[0])

@@ -9,9 +9,9 @@ import urllib.parse
 
 import tensorstore as ts
 
-from revelio_jax import checksums
+from revelio_jax import checksums, json_text
 from revelio_jax.errors import InputError, read_failure
-from revelio_jax.store import object_storage
+from revelio_jax.store import conformity, object_storage
 from revelio_jax.store.json_files import Header, Manifest, Marker, Plan
 
 FORMAT_VERSION = 1
@@ -70,7 +70,7 @@ def read_json(kvstore: ts.KvStore, key: str) -> dict[str, typing.Any] | None:
     """
     try:
         result = kvstore.read(key).result()
-        content = json.loads(result.value) if result.state == "value" else None
+        content = json_text.parse(result.value) if result.state == "value" else None
         # A later version, which check_version reports, may have another rule.
         if isinstance(content, dict) and content.get("format_version", FORMAT_VERSION) == FORMAT_VERSION:
             content = checksums.unsealed(content)
@@ -83,17 +83,26 @@ def read_json(kvstore: ts.KvStore, key: str) -> dict[str, typing.Any] | None:
 
 def read_plan(kvstore: ts.KvStore) -> Plan | None:
     """Return plan.json, or None if it is missing. Raise InputError if it cannot be read."""
-    return typing.cast(Plan | None, read_json(kvstore, "plan.json"))
+    plan = read_json(kvstore, "plan.json")
+    if plan is not None and plan.get("format_version") == FORMAT_VERSION:
+        conformity.check_plan(plan, f"{object_storage.url_of(kvstore)}plan.json")
+    return typing.cast(Plan | None, plan)
 
 
 def read_manifest(kvstore: ts.KvStore) -> Manifest | None:
     """Return manifest.json, or None if it is missing. Raise InputError if it cannot be read."""
-    return typing.cast(Manifest | None, read_json(kvstore, "manifest.json"))
+    manifest = read_json(kvstore, "manifest.json")
+    if manifest is not None and manifest.get("format_version") == FORMAT_VERSION:
+        conformity.check_type(manifest, Manifest, f"{object_storage.url_of(kvstore)}manifest.json")
+    return typing.cast(Manifest | None, manifest)
 
 
 def read_marker(kvstore: ts.KvStore, shard: int) -> Marker | None:
     """Return the marker of a shard, or None if it is missing. Raise InputError if it cannot be read."""
-    return read_json(kvstore, shard_key(shard))
+    marker = read_json(kvstore, shard_key(shard))
+    if marker is not None:
+        conformity.check_type(marker, Marker, f"{object_storage.url_of(kvstore)}{shard_key(shard)}")
+    return marker
 
 
 def check_samples(header: Plan | Manifest, data: bytes) -> None:
@@ -153,6 +162,19 @@ def open_array(kvstore: ts.KvStore, key: str, fill: bool = True) -> ts.TensorSto
     return ts.open(spec, read=True, context=CONTEXT).result()
 
 
+def check_array(array: ts.TensorStore, spec: dict[str, typing.Any]) -> None:
+    """Raise ValueError if an array has another dtype, chunks or codecs than ``spec``, or fewer rows.
+
+    Otherwise its metadata could make a reader decode chunks of any size.
+    """
+    stored, expected = array.spec().to_json()["metadata"], spec["metadata"]
+    for name in ("data_type", "chunk_grid", "codecs"):
+        if stored[name] != expected[name]:
+            raise ValueError(f"{name} is {json.dumps(stored[name])[:200]}; it must be {json.dumps(expected[name])}")
+    if array.shape[0] < expected["shape"][0]:
+        raise ValueError(f"it has {array.shape[0]} rows; it must have {expected['shape'][0]}")
+
+
 def array_spec(
     kvstore: ts.KvStore, key: str, dtype: str, shape: list[int], shard_rows: int, chunk_rows: int
 ) -> dict[str, typing.Any]:
@@ -179,6 +201,7 @@ def array_spec(
                             {"name": "bytes", "configuration": {"endian": "little"}},
                             {"name": "crc32c"},
                         ],
+                        "index_location": "end",
                     },
                 }
             ],

@@ -10,7 +10,7 @@ import pyarrow
 import tensorstore as ts
 
 from revelio_jax.errors import EnvironmentFailure, InputError, first_sentence
-from revelio_jax.store import layout, parquet, statistics
+from revelio_jax.store import conformity, layout, parquet, statistics
 from revelio_jax.store.json_files import Manifest
 
 # Status codes of TensorStore for missing files and for content that does not match its checksum or its metadata.
@@ -129,12 +129,18 @@ class Store:
 
     def table(self, columns: Sequence[str] | None = None) -> pyarrow.Table:
         """Return the samples as a table in order of id; ``columns`` selects some columns."""
-        table = self.kvstore.read("samples.parquet").result().value
+        data = self.kvstore.read("samples.parquet").result().value
         try:
-            layout.check_samples(self.manifest, table)
-            return parquet.read_table(table, columns=columns)
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            layout.check_samples(self.manifest, data)
+            table = parquet.read_table(data, columns=columns)
+        except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
             raise InputError(f"store {self.location}: samples.parquet cannot be read: {error}") from error
+        if len(table) != self.manifest["samples"]:
+            raise InputError(
+                f"store {self.location}: samples.parquet has {len(table)} rows, the manifest says "
+                f"{self.manifest['samples']} samples"
+            )
+        return table
 
     def site(self, name: str | None = None) -> SiteReader:
         """Return a site by name, by default the first. Raise InputError if it is unknown or malformed."""
@@ -144,6 +150,7 @@ class Store:
         entry = self.manifest["sites"][name]
         names = ("activations", *layout.INDEX_ARRAYS)
         arrays = {key: self._open(f"{name}/{key}") for key in names}
+        chunk, shard_rows = self.manifest["chunk_rows"], entry["shard_rows"]
         # Other index arrays may be -1 in all rows, so a missing file is not a fault.
         strict = {key: self._open(f"{name}/{key}", fill=False) for key in ("activations", "sample")}
         stored = arrays["activations"].dtype.name
@@ -152,16 +159,25 @@ class Store:
                 f"store {self.location}: {name}/activations is {stored}, "
                 f"the manifest says {self.manifest['dtype']}; allowed: {', '.join(layout.DTYPES)}"
             )
-        if arrays["activations"].shape[1] != entry["d"]:
+        if arrays["activations"].shape[1:] != (entry["d"],):
             raise InputError(
                 f"store {self.location}: {name}/activations has width "
-                f"{arrays['activations'].shape[1]}, the manifest says {entry['d']}"
+                f"{', '.join(map(str, arrays['activations'].shape[1:]))}, the manifest says {entry['d']}"
             )
-        chunk, shard_rows = self.manifest["chunk_rows"], entry["shard_rows"]
+        valid = entry["shard_valid_rows"]
+        for key, array in arrays.items():
+            dtype, tail = (stored, [entry["d"]]) if key == "activations" else ("int32", [])
+            shape = [(len(valid) - 1) * shard_rows + valid[-1], *tail]
+            try:
+                layout.check_array(
+                    array, layout.array_spec(self.kvstore, f"{name}/{key}", dtype, shape, shard_rows, chunk)
+                )
+            except ValueError as error:
+                raise InputError(f"store {self.location}: {name}/{key}/zarr.json: {error}") from error
         chunks = tuple(
-            (shard * shard_rows + start, shard * shard_rows + min(start + chunk, valid))
-            for shard, valid in enumerate(entry["shard_valid_rows"])
-            for start in range(0, valid, chunk)
+            (shard * shard_rows + start, shard * shard_rows + min(start + chunk, count))
+            for shard, count in enumerate(valid)
+            for start in range(0, count, chunk)
         )
         return SiteReader(
             location=self.location,
@@ -206,4 +222,5 @@ def open_store(location: str) -> Store:
             raise InputError(f"store {location}: it does not exist; revelio extract writes it")
         raise InputError(f"store {location} is unfinished; run the same extract command again to continue")
     layout.check_version(location, manifest)
+    conformity.check_manifest(manifest, f"store {location}: manifest")
     return Store(location, manifest, kvstore)

@@ -109,7 +109,8 @@ def test_a_missing_or_swapped_file_is_found(good, array, capsys):
         ({"count": 31}, "shard 1: clip.layer.1: the marker has 31 rows and 0 dropped rows, the plan has 32 rows"),
         ({"count": 31, "dropped": 1}, "shard 1: clip.layer.1/sample: these are not the samples of the 31 rows"),
         ({"mean": "x"}, "shard 1: "),
-        ({"mean": None}, "shard 1: fields are missing from its marker"),
+        ({"mean": None}, "shard 1: file://"),
+        ({"count": "x"}, "shard 1: file://"),
     ],
 )
 def test_a_wrong_marker_is_found(good, change, message, capsys):

@@ -22,7 +22,7 @@ import pyarrow.parquet
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from revelio_jax import checksums, files
+from revelio_jax import checksums, files, json_text
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents.summary import Summary
 from revelio_jax.store import Store, open_store
@@ -159,7 +159,7 @@ def _write_summary(folder: pathlib.Path, summary: Summary) -> None:
 def load(folder: pathlib.Path) -> Results:
     """Read results; arrays stay on disk. Raise InputError if a file is missing, malformed or damaged."""
     try:
-        summary = json.loads((folder / SUMMARY).read_text())
+        summary = json_text.parse_object((folder / SUMMARY).read_bytes())
         if summary.get("version") != VERSION:
             raise InputError(f"{folder} has version {summary.get('version')}; it must be {VERSION}")
         summary = checksums.unsealed(summary)

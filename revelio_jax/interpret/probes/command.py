@@ -22,7 +22,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from revelio_jax import files
+from revelio_jax import files, json_text
 from revelio_jax.cli import RunsParser
 from revelio_jax.errors import InputError, memory_advice, require
 from revelio_jax.interpret.probes import diff_c, experiment, plot
@@ -108,7 +108,7 @@ def _read(out: pathlib.Path) -> dict[tuple, ProbeRow]:
     if not out.is_file():
         return {}
     try:
-        return {key_of(row): row for row in json.loads(out.read_text())["rows"]}
+        return {key_of(row): row for row in json_text.parse_object(out.read_bytes())["rows"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"--out is {out}, which exists but is not a file of probe results; choose another file"

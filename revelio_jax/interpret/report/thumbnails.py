@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import PIL.Image
 import tqdm
 
+from revelio_jax import json_text
 from revelio_jax.interpret.sample_images import ImageReader
 
 CRISP = 64  # pixels; images up to this size are stored without loss and shown with sharp pixels
@@ -79,6 +80,6 @@ def _link(old: pathlib.Path, new: pathlib.Path) -> None:
 
 def _read(path: pathlib.Path) -> object:
     try:
-        return json.loads(path.read_text())
+        return json_text.parse(path.read_bytes())
     except (OSError, ValueError):
         return None

@@ -36,11 +36,71 @@ def test_read_table_returns_the_written_table(data):
 
 def test_arrow_reads_a_copy_of_the_bytes(data, monkeypatch):
     given = []
-    monkeypatch.setattr(pyarrow.parquet, "read_table", lambda source, **options: given.append(source))
+    opened = pyarrow.parquet.ParquetFile
+    monkeypatch.setattr(
+        pyarrow.parquet, "ParquetFile", lambda file, **options: given.append(file) or opened(file, **options)
+    )
     parquet.read_table(data)
     memory = given[0].read_buffer()
     assert memory.to_pybytes() == data
     assert memory.address != pyarrow.py_buffer(data).address
+
+
+def written(table: pyarrow.Table, **options) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(table, file, **options)
+    return file.getvalue()
+
+
+def test_every_type_is_read_as_by_arrow():
+    columns = {
+        "id": range(9),
+        "text": ["a", None, "c"] * 3,
+        "category": pyarrow.array(["a", "b", None] * 3).dictionary_encode(),
+        "nested": [["a", "b"], None, []] * 3,
+        "object": [{"x": 1, "y": "q"}, None, {"x": None, "y": None}] * 3,
+        "empty": pyarrow.nulls(9),
+        "map": pyarrow.array([[("k", "v")]] * 9, pyarrow.map_(pyarrow.string(), pyarrow.string())),
+    }
+    table = pyarrow.table(columns)
+    read = parquet.read_table(written(table))
+    assert read.schema == table.schema
+    assert read.to_pylist() == table.to_pylist()
+    assert parquet.read_table(written(table.slice(0, 0))).schema == table.schema
+    with pytest.raises(KeyError):
+        parquet.read_table(written(table), columns=["no"])
+
+
+BOMBS = {  # files of less than 200 kB, each with more than 64 MiB of values
+    "compressed": lambda: written(pyarrow.table({"p": ["x" * (1 << 24)] * 8}), compression="zstd", use_dictionary=False),
+    "dictionary": lambda: written(repeated(["x" * 4096], 1 << 15), store_schema=False),
+    "nested": lambda: written(
+        pyarrow.table({"p": pyarrow.FixedSizeListArray.from_arrays(repeated(["x" * 4096], 1 << 15)["p"].chunk(0), 2)})
+    ),
+    "fixed": lambda: written(pyarrow.table({"p": pyarrow.array([b"x" * 4096] * 9, pyarrow.binary(4096))})),
+    "nulls": lambda: written(pyarrow.table({"p": pyarrow.nulls(1 << 21, pyarrow.int8())})),
+}
+
+
+def repeated(texts: list[str], times: int) -> pyarrow.Table:
+    indices = pyarrow.array([0] * times, pyarrow.int32())
+    return pyarrow.table({"p": pyarrow.DictionaryArray.from_arrays(indices, texts)})
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_file_with_a_huge_table_is_refused_before_it_is_decoded(name, monkeypatch):
+    data = BOMBS[name]()
+    assert len(data) < 200_000
+    monkeypatch.setattr(parquet, "LARGEST_TABLE", 64 << 20)
+    monkeypatch.setattr(parquet, "MOST_VALUES", 1 << 20)
+    usual, pool = pyarrow.default_memory_pool(), pyarrow.system_memory_pool()
+    pyarrow.set_memory_pool(pool)
+    try:
+        with pytest.raises(ValueError, match="need more than 64 MiB|fixed size of more than 1024|at most 1,048,576 values"):
+            parquet.read_table(data)
+    finally:
+        pyarrow.set_memory_pool(usual)
+    assert pool.max_memory() < 64 << 20
 
 
 @pytest.mark.slow
