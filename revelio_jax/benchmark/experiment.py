@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import diffusers
 import numpy as np
-import PIL.Image
 import torch
 import tqdm
 import transformers
@@ -22,6 +21,7 @@ from revelio_jax.benchmark.measurement import Judge
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
 from revelio_jax.inputs import prompt_settings
+from revelio_jax.inputs.images import open_image
 from revelio_jax.inputs.prompt_settings import PromptSettings
 from revelio_jax.pipelines import hook_points, safety_checker
 from revelio_jax.pipelines.loading import load_pipeline
@@ -205,7 +205,7 @@ def _read_mask(file: str) -> torch.Tensor:
     Raise InputError if the file cannot be read.
     """
     try:
-        with PIL.Image.open(file) as image:
+        with open_image(file) as image:
             return torch.from_numpy(np.asarray(image.convert("L"), np.float32) / 255)
-    except (OSError, PIL.UnidentifiedImageError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise InputError(f"config.steer.mask is {file!r}, which cannot be read as an image: {error}") from error

@@ -24,7 +24,7 @@ from revelio_jax.inputs.prompts import check_columns
 Row = dict[str, typing.Any]
 
 # Pillow opens more formats. Some of them run other programs (EPS runs Ghostscript) or have seldom-used decoders.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 1 << 26
 """Pixels of an image, 8192 x 8192. Decoding one needs up to 16 bytes per pixel, in each of a few threads."""
 
@@ -154,6 +154,22 @@ def _dataset(location: str, is_saved_dataset: bool, image_column: str, label_col
     return Images(samples, hashlib.sha256(repr((location, split, labels)).encode()).hexdigest(), read)
 
 
+def open_image(source: typing.Any) -> PIL.Image.Image:
+    """Open an image, the path or the bytes of a file, without decoding its pixels.
+
+    Raise ValueError if it has another format than FORMATS or more than MOST_PIXELS pixels, or OSError.
+    """
+    PIL.Image.init()
+    formats = [name for name in FORMATS if name in PIL.Image.OPEN]  # some depend on how Pillow was built
+    try:
+        image = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"it has {image.width:,} x {image.height:,} pixels; the product must be at most {MOST_PIXELS:,}")
+    return image
+
+
 def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     """Scale a 16-bit gray image to 8 bits; Pillow's own conversion would clip it."""
     if not image.mode.startswith("I"):
@@ -168,9 +184,7 @@ def _decoded(source: typing.Any, height: int, width: int) -> np.ndarray | None:
     Return None if it cannot be decoded, has another format than FORMATS, or more than MOST_PIXELS pixels.
     """
     try:
-        with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
-            if file.width * file.height > MOST_PIXELS:
-                return None
+        with open_image(source) as file:
             image = _eight_bits(PIL.ImageOps.exif_transpose(file)).convert("RGB")
         image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.BICUBIC)
     except Exception:  # decoders raise many kinds of errors for broken files

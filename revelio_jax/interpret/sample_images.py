@@ -1,6 +1,5 @@
 """Read the images of the samples of a store: saved by extraction, or from the folder that was extracted."""
 
-import io
 from collections.abc import Callable
 
 import numpy as np
@@ -8,7 +7,7 @@ import PIL.Image
 
 from revelio_jax.config import ExtractConfig
 from revelio_jax.errors import InputError
-from revelio_jax.inputs.images import read_images
+from revelio_jax.inputs.images import open_image, read_images
 from revelio_jax.store import Store, layout
 
 ImageReader = Callable[[int], PIL.Image.Image | None]
@@ -48,4 +47,7 @@ def _saved_image(store: Store, number: int) -> PIL.Image.Image | None:
     result = store.kvstore.read(layout.image_key(number)).result()
     if result.state != "value":
         return None
-    return PIL.Image.open(io.BytesIO(result.value)).convert("RGB")
+    try:
+        return open_image(result.value).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"store {store.location}: {layout.image_key(number)} cannot be read: {error}") from error

@@ -80,7 +80,8 @@ def find(model_id: str | None, revision: str | None, family: str) -> PipelineSou
             f"set config.model.family={family_object.name}"
         )
     for component in family_object.text_encoders.values():
-        encoder = index.get(component, [None, None])[1]
+        entry = index.get(component)
+        encoder = entry[1] if _is_pair(entry) else None
         if encoder not in TEXT_ENCODERS:
             raise InputError(
                 f"config.model.id is {model_id!r}; its {component} is {encoder}; known: {', '.join(TEXT_ENCODERS)}"

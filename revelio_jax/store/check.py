@@ -1,6 +1,7 @@
 """Report the progress of a store, and verify its content against checksums and statistics."""
 
 import dataclasses
+import typing
 from collections.abc import Iterator
 
 import numpy as np
@@ -65,6 +66,7 @@ def faults(store: StoreState) -> Iterator[tuple[int | str, str]]:
         for key in ("activations", *layout.INDEX_ARRAYS):
             try:
                 arrays[name, key] = layout.open_array(store.kvstore, f"{name}/{key}")
+                layout.check_array(arrays[name, key], _spec(store, name, key))
             except ValueError as error:
                 yield f"{name}/{key}/zarr.json", f"the array cannot be opened: {_short(error)}"
                 # The array must be written again, so every shard in it is faulty.
@@ -76,7 +78,7 @@ def faults(store: StoreState) -> Iterator[tuple[int | str, str]]:
     for shard in sorted(store.done):
         try:
             marker = layout.read_marker(store.kvstore, shard)
-            if marker is None:
+            if marker is None or set(marker) != set(store.plan["sites"]):
                 raise KeyError(shard)
             for name in store.plan["sites"]:
                 for key in _check(store, arrays, shard, name, marker[name]):
@@ -97,6 +99,16 @@ def faults(store: StoreState) -> Iterator[tuple[int | str, str]]:
             for shard in sorted(shards):
                 yield shard, f"{name}/{key} is missing"
     yield from _file_faults(store, markers)
+
+
+def _spec(store: StoreState, name: str, key: str) -> dict[str, typing.Any]:
+    """Return the spec of an array, with the rows that the plan needs."""
+    plan, site = store.plan, store.plan["sites"][name]
+    dtype, tail = (plan["dtype"], [site["d"]]) if key == "activations" else ("int32", [])
+    shape = [(store.shards - 1) * site["shard_rows"] + site["expected_rows"][-1], *tail]
+    return layout.array_spec(
+        store.kvstore, f"{name}/{key}", dtype, shape, site["shard_rows"], plan["chunk_rows"]
+    )
 
 
 def _check(

@@ -4,7 +4,7 @@ import types
 import typing
 
 from revelio_jax.errors import InputError
-from revelio_jax.store.json_files import Header, Manifest, Plan, SiteEntry
+from revelio_jax.store.json_files import Header, Manifest, Plan, SiteEntry, SiteShape
 
 NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 LARGEST_CHUNK = 1 << 32  # bytes in float32 of one inner chunk, which a reader holds in memory
@@ -45,6 +45,8 @@ def check_plan(plan: dict[str, typing.Any], where: str) -> None:
     """Raise InputError if a field of a plan has the wrong type or is out of range."""
     check_type(plan, Plan, where)
     _check_header(typing.cast(Plan, plan), where)
+    for name, site in plan["sites"].items():
+        _check_shape(site, _shards(plan), plan["chunk_rows"], f"{where}.sites.{name}")
 
 
 def check_manifest(manifest: Manifest, where: str) -> None:
@@ -56,9 +58,9 @@ def check_manifest(manifest: Manifest, where: str) -> None:
     _check_header(manifest, where)
     if not manifest["sites"]:
         raise InputError(f"{where}.sites is empty")
-    shards = -(-manifest["samples"] // manifest["shard_samples"])
     for name, site in manifest["sites"].items():
-        _check_site(site, shards, manifest["chunk_rows"], f"{where}.sites.{name}")
+        _check_shape(site, _shards(manifest), manifest["chunk_rows"], f"{where}.sites.{name}")
+        _check_site(site, _shards(manifest), f"{where}.sites.{name}")
 
 
 def _check_header(header: Header, where: str) -> None:
@@ -67,12 +69,23 @@ def _check_header(header: Header, where: str) -> None:
     _check_range(f"{where}.samples", header["samples"], 1, 1 << 31)  # sample numbers are int32
 
 
-def _check_site(site: SiteEntry, shards: int, chunk_rows: int, where: str) -> None:
+def _shards(header: typing.Any) -> int:
+    return -(-header["samples"] // header["shard_samples"])
+
+
+def _check_shape(site: SiteShape, shards: int, chunk_rows: int, where: str) -> None:
     _check_range(f"{where}.d", site["d"], 1, LARGEST_CHUNK // (4 * chunk_rows))
-    _check_range(f"{where}.shard_rows", site["shard_rows"], 1, 1 << 62)
-    for count in (*site["shard_valid_rows"], *site["expected_rows"]):
+    _check_range(f"{where}.shard_rows", site["shard_rows"], 1, (1 << 62) // shards)
+    if len(site["expected_rows"]) != shards:
+        raise InputError(f"{where}.expected_rows has {len(site['expected_rows'])} values; it must have {shards}")
+    for count in site["expected_rows"]:
+        _check_range(f"{where}.expected_rows", count, 0, site["shard_rows"])
+
+
+def _check_site(site: SiteEntry, shards: int, where: str) -> None:
+    for count in site["shard_valid_rows"]:
         _check_range(f"{where}.shard_valid_rows", count, 0, site["shard_rows"])
-    lengths = {"shard_valid_rows": shards, "expected_rows": shards, "mean": site["d"], "variance": site["d"]}
+    lengths = {"shard_valid_rows": shards, "mean": site["d"], "variance": site["d"]}
     for name, length in lengths.items():
         if len(site[name]) != length:
             raise InputError(f"{where}.{name} has {len(site[name])} values; it must have {length}")

@@ -39,10 +39,9 @@ def read_table(
     if max(rows, 0) * len(leaves) > MOST_VALUES:
         raise ValueError(f"it has {rows:,} rows of {len(leaves)} values; it must have at most {MOST_VALUES:,} values")
     too_large = ValueError(f"its values need more than {LARGEST_TABLE >> 20:,} MiB")
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    if sum(group.column(number).total_uncompressed_size for group in groups for number in range(len(leaves))) > (
-        LARGEST_TABLE
-    ):
+    # Column chunks also have sizes, but reading the metadata of a malformed one ends the process.
+    groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+    if sum(max(group.total_byte_size, 0) for group in groups) > LARGEST_TABLE:
         raise too_large
     texts = pyarrow.parquet.ParquetFile(
         pyarrow.BufferReader(memory),
@@ -61,6 +60,7 @@ def read_table(
     if not batches:
         return schema.empty_table()
     table = pyarrow.Table.from_batches(batches)
+    table.validate(full=True)  # for example that texts are UTF-8
     return table.select(schema.names).cast(schema) if len(set(schema.names)) == len(schema.names) else table
 
 

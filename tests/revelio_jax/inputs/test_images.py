@@ -3,13 +3,16 @@
 import importlib.util
 import io
 import os
+import struct
+import subprocess
+import zlib
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from revelio_jax.errors import InputError
-from revelio_jax.inputs.images import read_images
+from revelio_jax.inputs.images import open_image, read_images
 
 
 def read(location, image_column="image", label_column="label", split="train"):
@@ -147,3 +150,34 @@ def test_datasets(dataset, kind, tmp_path):
     if kind == "splits":
         with pytest.raises(InputError, match=r"config.extract.split is 'train'; .* has test"):
             read(path, "picture", "kind")
+
+
+def claimed_png(width: int, height: int) -> bytes:
+    """Return a PNG file that claims a size and has one line of pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(b"\0" * (width + 1))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(8193, 8192), (100_000, 100_000), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_an_image_with_too_many_pixels_is_not_decoded(size, tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(claimed_png(*size))
+    monkeypatch.setattr(PIL.Image.Image, "convert", lambda *_: pytest.fail("the image was decoded"))
+    assert read(tmp_path).load(0, 8, 8) is None
+    with pytest.raises(ValueError, match=r"pixels"):
+        open_image((tmp_path / "a.png").read_bytes())
+
+
+def test_a_postscript_file_runs_no_program_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **options: pytest.fail("a program was started"))
+    text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    (tmp_path / "a.png").write_bytes(text)
+    assert read(tmp_path).load(0, 8, 8) is None
+    (tmp_path / "a.png").rename(tmp_path / "a.eps")
+    with pytest.raises(InputError, match="the folder has no images"):
+        read(tmp_path)

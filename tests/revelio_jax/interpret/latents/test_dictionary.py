@@ -62,7 +62,7 @@ def test_codes_equal_the_formula(weights, write_sae, tmp_path, kind, batch_size)
     [
         ({"architecture": "gated"}, "architecture is 'gated'; allowed: topk, jumprelu, standard"),
         ({"d_in": 7}, r"W_enc is F32 \[6, 200\]; cfg.json requires F64 or F32 or F16 or BF16 \[7, 200\]"),
-        ({"d_sae": 0}, "d_sae is 0; it must be a positive integer"),
+        ({"d_sae": 0}, "d_sae is 0; it must be an integer from 1"),
         ({"k": 201}, "k is 201; it must be an integer between 1 and d_sae, 200"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
         ({"architecture": "jumprelu"}, "tensor threshold is missing"),

@@ -117,6 +117,7 @@ def test_large_dictionaries_on_a_gpu_use_kernels_that_agree(monkeypatch):
 
 
 def test_one_tpu_uses_the_threshold_where_it_fits_and_agrees(monkeypatch):
+    set_jax(monkeypatch, 0, 10, 2)
     results = iter([None, "threshold differs"])
     monkeypatch.setattr(choice, "disagreement", lambda *_: next(results))
 
