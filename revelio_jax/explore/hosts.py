@@ -1,5 +1,6 @@
 """The hosts under which the page may be opened: names in requests, frames on other pages, and a proxy's path."""
 
+import ipaddress
 import re
 import urllib.parse
 from collections.abc import Sequence
@@ -42,27 +43,73 @@ def frame_ancestors(names: Sequence[str]) -> str:
 
 
 class AllowedHosts:
-    """An application that refuses requests for other host names, which may resolve to this machine (DNS rebinding)."""
+    """An application that refuses requests for other host names, which may resolve to this machine (DNS rebinding).
 
-    def __init__(self, app: ASGIApp, names: Sequence[str]):
-        self.app, self.names = app, [name.lower() for name in names]
+    With ``any_address``, every IP address is allowed, because it cannot be resolved to another one.
+    """
+
+    def __init__(self, app: ASGIApp, names: Sequence[str], any_address: bool):
+        self.app, self.names, self.any_address = app, [name.lower() for name in names], any_address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on a request for an allowed host; answer others with status 400 and the flag to use."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        host = Headers(scope=scope).get("host", "")
-        try:
-            name = urllib.parse.urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            name = ""
-        if any(name == allowed or (allowed[:2] == "*." and name.endswith(allowed[1:])) for allowed in self.names):
+        name = _host_name(f"//{Headers(scope=scope).get('host', '')}")
+        if _is_allowed(name, self.names) or (self.any_address and is_address(name)):
             await self.app(scope, receive, send)
             return
         shown = name if re.fullmatch(r"[a-z0-9.-]+", name) else "NAME"
         text = f"The explorer does not answer for this host name. To allow it, start it with --allow_host {shown}\n"
         await PlainTextResponse(text, status_code=400)(scope, receive, send)
+
+
+class SameOrigin:
+    """An application that refuses requests that pages of other sites send (CSRF).
+
+    Browsers add the header Origin to every POST request. Its host must be the host of the request, also as a proxy
+    forwards it, or one of ``names``.
+    """
+
+    def __init__(self, app: ASGIApp, names: Sequence[str], root: str = ""):
+        self.app = app
+        self.names = [name.lower() for name in (*names, urllib.parse.urlsplit(root).hostname or "") if name]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a request of the page itself or of a program; answer others with status 403."""
+        if scope["type"] not in ("http", "websocket") or scope.get("method") in ("GET", "HEAD"):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        own = [_host_name(f"//{headers.get(name, '')}") for name in ("host", "x-forwarded-host")]
+        is_own = _is_allowed(_host_name(origin or ""), [*self.names, *filter(None, own)])
+        if is_own if origin is not None else headers.get("sec-fetch-site") != "cross-site":
+            await self.app(scope, receive, send)
+            return
+        await PlainTextResponse("The explorer does not answer requests of other pages\n", 403)(scope, receive, send)
+
+
+def is_address(name: str) -> bool:
+    """Return whether a host is an IP address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _host_name(url: str) -> str:
+    """Return the host name of a URL in lower case, or "" if it has none or is malformed."""
+    try:
+        return urllib.parse.urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_allowed(name: str, allowed: Sequence[str]) -> bool:
+    return any(name == each or (each[:2] == "*." and name.endswith(each[1:])) for each in allowed)
 
 
 class UnderPath:

@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from revelio_jax.errors import InputError
-from revelio_jax.explore import hosts
+from revelio_jax.explore import connections, hosts
 from revelio_jax.explore.theme import CSS, theme
 
 REPORT_LINK = pathlib.Path(__file__).with_name("report_link.js")
@@ -90,9 +90,10 @@ def application(
         max_file_size=1,  # byte: the page has no uploads
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )
-    served: ASGIApp = hosts.UnderPath(app, root)
-    if is_loopback(host):
-        served = hosts.AllowedHosts(served, [*hosts.LOOPBACK, host, *allowed])
+    served: ASGIApp = connections.LimitedBody(hosts.UnderPath(app, root))
+    own = [*hosts.LOOPBACK, host, *([] if is_loopback(host) else [socket.gethostname(), socket.getfqdn()])]
+    served = hosts.SameOrigin(served, [*(own if is_loopback(host) else []), *allowed], root)
+    served = hosts.AllowedHosts(served, [*own, *allowed], any_address=not is_loopback(host))
     policy = POLICY.format(frames=hosts.frame_ancestors(allowed))
     return WithHeaders(served, HEADERS | {b"content-security-policy": policy.encode()})
 
@@ -137,4 +138,6 @@ class WithHeaders:
 
 def server(app: ASGIApp) -> uvicorn.Server:
     """Return the server; ``run(sockets=[...])`` serves until a signal arrives or ``should_exit`` is set."""
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+    return uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, http=connections.TimedProtocol)
+    )
