@@ -10,6 +10,7 @@ import types
 import typing
 import warnings
 from collections.abc import Generator
+from pickle import UnpicklingError
 
 import diffusers
 import diffusers.utils
@@ -31,10 +32,13 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 QUANTIZATION = "quantization_config"  # field of the config of a quantized component
 
+# transformers would otherwise ask on a terminal whether to run Python files of the folder.
+NO_CODE: dict[str, typing.Any] = {"trust_remote_code": False}
+
 # Exceptions that loaders raise if files are missing, broken, or belong to another model.
 LOAD_ERRORS = (
     *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, RecursionError),
-    SafetensorError,
+    *(SafetensorError, UnpicklingError),
 )
 
 
@@ -104,10 +108,10 @@ def load_text_encoder(
         )
     with one_line_errors(source, component):
         tokenizer_class, subfolder = _tokenizer_class(source, component)
-        tokenizer = tokenizer_class.from_pretrained(source.id, subfolder=subfolder, **_revision(source))
+        tokenizer = tokenizer_class.from_pretrained(source.id, subfolder=subfolder, **_revision(source), **NO_CODE)
         cls = _encoder_class(source, component, component_config(source, component))
         options = _options(source, component, dtype)
-        model, info = cls.from_pretrained(source.id, subfolder=source.folder(component), **options)
+        model, info = cls.from_pretrained(source.id, subfolder=source.folder(component), **options, **NO_CODE)
     # A pooler runs after the last hook point, and many folders lack its weights.
     _check_weights(source, component, [key for key in info["missing_keys"] if not key.startswith("pooler.")])
     return _with_padding(source, TextEncoder(component, model.eval(), tokenizer, names[component], device))

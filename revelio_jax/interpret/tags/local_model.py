@@ -41,7 +41,7 @@ def open_model(options: TagsConfig, on: str) -> VisionLanguageModel:
 
 def _load(cls: typing.Any, name: str, **options: typing.Any) -> typing.Any:
     try:
-        return cls.from_pretrained(name, **options)
+        return cls.from_pretrained(name, trust_remote_code=False, **options)
     except (*LOAD_ERRORS, SafetensorError) as error:
         raise InputError(
             f"config.tags.model is {name!r}; it must be an image-text-to-text model that transformers can load: "
