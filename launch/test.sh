@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Check style and types, then run the tests on parallel workers. Other arguments are passed to pytest.
-#   bash launch/test.sh          everything, then the trainer's tests with the newest JAX (launch/test_newest.sh)
+#   bash launch/test.sh          everything, then tests with the newest JAX and with the oldest versions of all
+#                                dependencies (launch/test_newest.sh, launch/test_lowest.sh)
 #   bash launch/test.sh --fast   without types, the tests marked slow or browser, and the newest JAX
 # shellcheck disable=SC2034
 extras=all,wandb,datasets,explore  # read by environment.sh
@@ -45,4 +46,7 @@ say "pytest"
 # Each worker has its own session fixtures: a file stays on one worker so that they are built less often. Files keep the
 # order of tests/conftest.py, the slow ones first.
 pytest -n "${WORKERS:-$(getconf _NPROCESSORS_ONLN)}" --dist loadfile --no-loadscope-reorder "${select[@]}" "$@"
-if [ "$fast" = no ] && [ $# = 0 ]; then bash launch/test_newest.sh; fi
+if [ "$fast" = no ] && [ $# = 0 ]; then
+    bash launch/test_newest.sh
+    bash launch/test_lowest.sh
+fi

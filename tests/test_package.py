@@ -118,7 +118,17 @@ def installed(built, tmp_path_factory):
     programs = folder / "env" / "bin"
     (site,) = (folder / "env" / "lib").glob("python*/site-packages")
     (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    pip = [sys.executable, "-m", "pip", "-q", "--python", str(programs / "python"), "install", "--no-deps", "--no-index"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "-q",
+        "--python",
+        str(programs / "python"),
+        "install",
+        "--no-deps",
+        "--no-index",
+    ]
     subprocess.run([*pip, str(next(built[0].glob("*.whl")))], check=True)
     work = folder / "work"
     work.mkdir()

@@ -166,7 +166,9 @@ def open_image(source: typing.Any) -> PIL.Image.Image:
     except PIL.Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
     if image.width * image.height > MOST_PIXELS:
-        raise ValueError(f"it has {image.width:,} x {image.height:,} pixels; the product must be at most {MOST_PIXELS:,}")
+        raise ValueError(
+            f"it has {image.width:,} x {image.height:,} pixels; the product must be at most {MOST_PIXELS:,}"
+        )
     return image
 
 

@@ -106,9 +106,7 @@ def _spec(store: StoreState, name: str, key: str) -> dict[str, typing.Any]:
     plan, site = store.plan, store.plan["sites"][name]
     dtype, tail = (plan["dtype"], [site["d"]]) if key == "activations" else ("int32", [])
     shape = [(store.shards - 1) * site["shard_rows"] + site["expected_rows"][-1], *tail]
-    return layout.array_spec(
-        store.kvstore, f"{name}/{key}", dtype, shape, site["shard_rows"], plan["chunk_rows"]
-    )
+    return layout.array_spec(store.kvstore, f"{name}/{key}", dtype, shape, site["shard_rows"], plan["chunk_rows"])
 
 
 def _check(

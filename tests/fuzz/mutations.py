@@ -45,7 +45,11 @@ def _changed_json(data: bytes, draw: random.Random) -> bytes:
     else:
         old = place[key]
         number = isinstance(old, int | float) and not isinstance(old, bool) and draw.random() < 0.5
-        place[key] = draw.choice((old + 1, old - 1, -old, old * 2, old / 2 if abs(old) < 1e300 else 0.5)) if number else draw.choice(VALUES)
+        place[key] = (
+            draw.choice((old + 1, old - 1, -old, old * 2, old / 2 if abs(old) < 1e300 else 0.5))
+            if number
+            else draw.choice(VALUES)
+        )
     try:
         return json.dumps(tree).encode() + rest
     except ValueError:  # a whole number of too many digits

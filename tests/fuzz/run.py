@@ -19,7 +19,15 @@ import time
 import traceback
 import warnings
 
-from tests.fuzz import mutations, targets
+from tests.fuzz import mutations
+
+if "--atheris" in sys.argv:  # it instruments modules when they are imported
+    import atheris
+
+    with atheris.instrument_imports(include=["revelio_jax"]):
+        from tests.fuzz import targets
+else:
+    from tests.fuzz import targets
 
 SECONDS, MEMORY = 10, 2 << 20  # of one input; KiB over the memory at the start
 
@@ -94,7 +102,8 @@ def main() -> None:
     def stop(*_) -> None:
         raise TimeoutError(f"more than {SECONDS} s")
 
-    signal.signal(signal.SIGALRM, stop)
+    if not options.atheris:  # libFuzzer has its own handler
+        signal.signal(signal.SIGALRM, stop)
     with targets.in_temporary_folder() as all_targets:
         names = options.targets.split(",") if options.targets else list(all_targets)
         if unknown := set(names) - set(all_targets):
@@ -109,7 +118,10 @@ def main() -> None:
             counts = fuzz(all_targets[name], options.seconds / len(names), options.seed, options.out / name)
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start
             failed += counts["failed"] + (grown > MEMORY)
-            print(f"| {name} | {counts['tried']} | {counts['accepted']} | {counts['failed']} | {grown >> 10} |", flush=True)
+            print(
+                f"| {name} | {counts['tried']} | {counts['accepted']} | {counts['failed']} | {grown >> 10} |",
+                flush=True,
+            )
     sys.exit(failed > 0)
 
 

@@ -1,4 +1,4 @@
-"""The threats in docs/security.md against the served page: CSRF, DNS rebinding, path traversal, large and slow requests."""
+"""The threats in docs/security.md: CSRF, DNS rebinding, path traversal, large requests and slow clients."""
 
 import contextlib
 import http.client
@@ -10,7 +10,9 @@ import pytest
 
 from tests.helpers import ROOT
 
-gr = pytest.importorskip("gradio", reason="gradio is not installed")
+pytest.importorskip("gradio", reason="gradio is not installed")
+import gradio as gr
+
 from revelio_jax.explore import connections, server
 
 JOIN, CLOSED_WITHIN = "/gradio_api/queue/join", 20
@@ -131,7 +133,9 @@ def test_large_requests_and_uploads_are_refused(port):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             client.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 1_000_000)
         assert client.recv(12) in (b"HTTP/1.1 400", b"")
-    form = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n' + b"x" * 99 + b"\r\n--b--\r\n"
+    form = (
+        b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n' + b"x" * 99 + b"\r\n--b--\r\n"
+    )
     status, text = ask(port, "POST", "/gradio_api/upload", form, Content_Type="multipart/form-data; boundary=b")
     assert status in (400, 413), text
 

@@ -72,7 +72,9 @@ def test_every_type_is_read_as_by_arrow():
 
 
 BOMBS = {  # files of less than 200 kB, each with more than 64 MiB of values
-    "compressed": lambda: written(pyarrow.table({"p": ["x" * (1 << 24)] * 8}), compression="zstd", use_dictionary=False),
+    "compressed": lambda: written(
+        pyarrow.table({"p": ["x" * (1 << 24)] * 8}), compression="zstd", use_dictionary=False
+    ),
     "dictionary": lambda: written(repeated(["x" * 4096], 1 << 15), store_schema=False),
     "nested": lambda: written(
         pyarrow.table({"p": pyarrow.FixedSizeListArray.from_arrays(repeated(["x" * 4096], 1 << 15)["p"].chunk(0), 2)})
@@ -96,7 +98,9 @@ def test_a_small_file_with_a_huge_table_is_refused_before_it_is_decoded(name, mo
     usual, pool = pyarrow.default_memory_pool(), pyarrow.system_memory_pool()
     pyarrow.set_memory_pool(pool)
     try:
-        with pytest.raises(ValueError, match="need more than 64 MiB|fixed size of more than 1024|at most 1,048,576 values"):
+        with pytest.raises(
+            ValueError, match=r"need more than 64 MiB|fixed size of more than 1024|at most 1,048,576 values"
+        ):
             parquet.read_table(data)
     finally:
         pyarrow.set_memory_pool(usual)
