@@ -24,8 +24,9 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|RESOURCE_EXHAUSTED|allocate memory|A
 _SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)")
 # TensorStore's messages about a server that does not answer, or that refuses a request again and again.
 _STORAGE = re.compile(r"retry attempts failed|CURL error|HTTP response code: 5\d\d")
-# JAX's messages about other processes of a run: failed collectives, and the coordinator's.
-_OTHER_PROCESSES = re.compile(r"Gloo \S+ failed: (?:\[[^]]*\] )?|NCCL \w+ failed: |CoordinationService|[Bb]arrier ")
+# JAX's messages about other processes of a run: failed collectives, and lost connections to the coordinator.
+_OTHER_PROCESSES = re.compile(r"Gloo \S+ failed|NCCL .*failed|[Cc]oordination ?[Ss]ervice|[Bb]arrier ")
+_PLACE_IN_GLOO = re.compile(r".*Gloo \S+ failed: (?:\[[^]]*\] )?")
 # Parts of TensorStore's messages that repeat the answer of the server.
 _DETAILS = re.compile(r" \[(?:http|curl)_\w+='(?:[^'\\]|\\.)*'\]", re.S)
 # System errors about the state of the machine. Others, for example EACCES, are about the path that the user chose.
@@ -81,8 +82,8 @@ def failure_line(error: BaseException) -> str | None:
         text = f"{path}: {os.strerror(number)}" if path else os.strerror(number)
     elif is_storage_failure(error):
         text = f"object storage: {first_sentence(error)}"
-    elif isinstance(error, RuntimeError) and (found := _OTHER_PROCESSES.search(str(error))):
-        text = f"lost contact with another process: {single_line(str(error)[found.end() :])[:200]}"
+    elif type(error).__name__ == "JaxRuntimeError" and _OTHER_PROCESSES.search(str(error)):
+        text = f"lost contact with another process: {_PLACE_IN_GLOO.sub('', first_sentence(error))}"
     elif isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _NETWORK:
         text = f"{type(error).__name__}: {first_sentence(error)}"
     else:

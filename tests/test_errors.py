@@ -105,6 +105,16 @@ def test_the_memory_of_a_gpu_is_recognized_by_its_message():
     assert failure_line(RuntimeError("shapes differ")) is None
 
 
+def test_a_lost_process_is_recognized_by_the_messages_of_jax():
+    jax = pytest.importorskip("jax")
+    place = "[external/gloo/gloo/transport/tcp/pair.cc:547] "
+    gloo = f"FAILED_PRECONDITION: Buffer Definition Event: Gloo all-reduce failed: {place}Connection closed by peer"
+    unreachable = "UNAVAILABLE: Failed to send RPC to coordination service. Either the leader was preempted\nRPC: /x"
+    for text, line in ((gloo, "Connection closed by peer"), (unreachable, unreachable.partition(". ")[0])):
+        assert failure_line(jax.errors.JaxRuntimeError(text)) == f"lost contact with another process: {line}"
+        assert failure_line(RuntimeError(text)) is None
+
+
 def test_errors_of_other_classes_with_a_system_error_are_recognized(tmp_path):
     import safetensors.numpy
     import tensorstore as ts

@@ -36,12 +36,16 @@ def copy_store(
     """
     if not sources:
         raise InputError("no store to copy from")
+    if isinstance(sources, str) or isinstance(sites, str):
+        raise InputError("sources and sites must be lists of names, for example ['stores/mini_sd']")
     stores = [open_store(location) for location in sources]
     sites = list(sites or stores[0].site_names)
     for i, store in enumerate(stores):
         _check_alike(stores[0], store)
         if store.fingerprint in [other.fingerprint for other in stores[:i]]:
             raise InputError(f"store {store.location} has the same rows as a store before it; remove one")
+        if unknown := [site for site in sites if site not in store.site_names]:
+            raise InputError(f"store {store.location} has no {unknown[0]}; it has {', '.join(store.site_names)}")
     parts = _parts(stores, samples)
     copied = {
         site: [_open_source(store, site, part) for store, part in zip(stores, parts, strict=True)] for site in sites
@@ -178,9 +182,11 @@ def _plan(stores: Sequence[Store], sites: dict[str, list[_Source]], parts: Seque
     images = manifest.get("input", {}).get("images")
     if images and len(stores) == 1 and parts[0].numbers[-1] == samples - 1:
         inputs["images"] = images
+    # In stores of earlier versions, the batch size is there; the writer does not count it as a setting.
+    settings = {name: value for name, value in manifest.get("extract", {}).items() if name != "batch_size"}
     provenance: Provenance = {
         "model": manifest.get("model", {}),
-        "extract": {**manifest.get("extract", {}), "sites": list(sites)},
+        "extract": {**settings, "sites": list(sites)},
         "input": inputs,
     }
     plans: list[SitePlan] = []

@@ -21,7 +21,8 @@ from revelio_jax.errors import report_errors
 _ABOUT_PROCESSES = re.compile(rb"[WEF]\d{4} [\d:.]+ +\d+ (?:coordination_service|preemption_|client)\w*\.(?:cc|h):")
 _ERROR = re.compile(rb"^error: .*\n?", re.M)
 _SILENT = re.compile(r"stopped sending heartbeats\):\s*(\d[\d\s,]*)")
-_HOLD_S = 5.0  # text that is held back is printed after this time if XLA does not abort
+_FATAL = b"Terminating process because the JAX distributed service detected fatal errors"
+_HOLD_S = 15.0  # other text that is held back is printed after this time
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -34,11 +35,13 @@ def supervise(timeout: int, advice: Callable[[], str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     read, write = os.pipe()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the parent can pass it on
     parent, child = os.getpid(), os.fork()
     if not child:
         os.dup2(write, 2)
         os.close(read)
         os.close(write)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         if sys.platform == "linux":  # elsewhere, a child whose parent is killed ends only with the run
             ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
             if os.getppid() != parent:
@@ -46,6 +49,7 @@ def supervise(timeout: int, advice: Callable[[], str]) -> None:
         return
     os.close(write)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to the child, too
     status, held, gap = _relay(read, child)
     if error := _ERROR.search(held):  # the child itself noticed it, too
@@ -96,7 +100,7 @@ def _relay(read: int, child: int) -> tuple[int, bytes, bytes]:
     status, held, since, gap = None, b"", 0.0, b""
     while True:
         has_text = bool(select.select([read], [], [], 0.0 if status is not None else 0.5)[0])
-        if held and status is None and time.monotonic() > since + _HOLD_S:
+        if held and status is None and _FATAL not in held and time.monotonic() > since + _HOLD_S:
             _print(held)
             held = b""
         data = os.read(read, 65536) if has_text else b""

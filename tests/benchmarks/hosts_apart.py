@@ -85,7 +85,7 @@ class Session:
         running = self._train(run, 10**6, absent, start_timeout=30 if absent else 300)
         steps = 0
         if not absent:
-            _wait(lambda: _steps(run) >= 120 or any(each.poll() is not None for each in running))
+            _wait(lambda: _steps(run) >= 120 or any(each.poll() is not None for each in running), 1200)
             started, steps = time.monotonic(), _steps(run)
         ended = self._break(fault, running, started)
         goes_on = all(each.seconds is None for each in ended)

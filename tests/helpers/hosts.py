@@ -85,7 +85,10 @@ def network(hosts: int) -> Generator[Network]:
             _ip("-n", switch, "link", "set", port, "master", "switch", "up")
             _ip("-n", names[host + 1], "address", "add", f"{address}/24", "dev", "eth0")
             _ip("-n", names[host + 1], "link", "set", "eth0", "up")
-        yield Network(name, addresses)
+        made = Network(name, addresses)
+        for host in range(hosts):
+            stack.callback(made.kill, host)
+        yield made
 
 
 def _ip(*arguments: str) -> str:

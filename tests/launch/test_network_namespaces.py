@@ -67,7 +67,7 @@ def test_a_host_that_is_cut_off_ends_both_processes_and_the_run_resumes_to_the_s
     while not (log.exists() and log.read_text().count("\n") > 60) and both[0].poll() is None:
         time.sleep(0.05)
     network.cut(1)
-    outputs = [process.communicate(timeout=60)[0] for process in both]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [1, 1], outputs
     saved = checkpoints.newest_step(tmp_path / "run")
     assert saved >= 50

@@ -168,7 +168,8 @@ def test_stores_that_do_not_belong_together_are_refused_before_anything_is_writt
     refused("other has config.extract.value 'difference', .*/a has None", write("other", value="difference"))
     refused("has the same rows as a store before it", first)
     refused("it does not exist", f"{memory}/gone")
-    refused(r"config\.data\.site is 'x'; store .* has clip\.layer\.1, unet\.mid_block", sites=["x"])
+    refused(r"/a has no x; it has clip\.layer\.1, unet\.mid_block", sites=["x"])
+    refused("sources and sites must be lists", sites="x")
     for samples in ([2, 1], [1, 1], [23], [-1], range(0)):
         refused("samples (must be numbers from 0 to 22|is empty)", samples=samples)
 

@@ -62,7 +62,19 @@ def is_running(pid: int) -> bool:
         ("with supervisor.ending_at_once(): raise InputError('wrong')", 2, "error: wrong\n"),
         ("with supervisor.ending_at_once(): sys.exit(143)", 143, ""),
     ],
-    ids=lambda value: "" if not isinstance(value, str) else value[:40],
+    ids=(
+        "output",
+        "status",
+        "killed",
+        "stderr stays open",
+        "another abort",
+        "silent processes",
+        "coordinator",
+        "noticed twice",
+        "warning",
+        "wrong input",
+        "stopped",
+    ),
 )
 def test_status_and_stderr(body, status, stderr):
     process = start(body)

@@ -183,7 +183,9 @@ def test_a_moved_store_is_not_read_again(own, with_fields, tmp_path):
     assert run_results.summary["store"]["location"] == str(tmp_path / "moved")
     assert run_results.summary["images"] == str(tmp_path / "moved" / "images")
     shutil.rmtree(tmp_path / "moved")
-    with pytest.raises(InputError, match=r"moved: it does not exist; .*; if the store was moved, run revelio interpret"):
+    with pytest.raises(
+        InputError, match=r"moved: it does not exist; .*; if the store was moved, run revelio interpret"
+    ):
         results.open_store_of(run_results)
 
 
