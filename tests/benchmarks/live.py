@@ -10,7 +10,8 @@ cpu_ratio}. Seconds are wall time, or CPU time of all processes in ``_cpu_s``. T
 the live run. ``live_mb`` is the largest size of the live store that was seen.
 
 With --kills, one more live run is killed this many times at random moments, the trainer and the extraction in turn, and
-resumed. Its exported SAE must have the same bytes as that of an uninterrupted run.
+resumed. Its exported SAE must have the same bits as that of an uninterrupted run. The line of each kill names the
+process that was killed and the exit status of the trainer.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import tempfile
 import time
 
 import results
+from safetensors.numpy import load_file
 
 from revelio_jax import cli, config
 from revelio_jax.errors import InputError, report_errors
@@ -144,7 +146,10 @@ def kill(options: argparse.Namespace, folder: pathlib.Path) -> int:
             os.kill(victim, signal.SIGKILL)
             kills += 1
             output, _ = process.communicate(timeout=60)  # both processes hold the pipe, so both end
-            print(f"kill {kills}: {'extraction' if victim != process.pid else 'trainer'}; status {process.returncode}")
+            print(
+                f"kill {kills}: {'extraction' if victim != process.pid else 'trainer'}; status {process.returncode}",
+                flush=True,
+            )
             continue
         output, _ = process.communicate()
         if process.returncode:
@@ -153,8 +158,8 @@ def kill(options: argparse.Namespace, folder: pathlib.Path) -> int:
             break
     for path in (whole, parts):
         run("export", path)
-    left, right = (folder / name / "export/sae_weights.safetensors" for name in ("whole", "parts"))
-    if left.read_bytes() != right.read_bytes():
+    left, right = (load_file(folder / name / "export/sae_weights.safetensors") for name in ("whole", "parts"))
+    if not all((left[name] == right[name]).all() for name in left):
         raise RuntimeError("the SAE of the killed run differs")
     return kills
 
@@ -186,7 +191,7 @@ def main() -> None:
             medians = [statistics.median(row[name] for row in rows) for name in ("ratio", "cpu_ratio")]
             print("median ratio {:.2f}, of CPU time {:.2f}".format(*medians))
         if options.kills:
-            print(f"{kill(options, folder)} kills: the SAE has the same bytes")
+            print(f"{kill(options, folder)} kills: the SAE has the same bits")
     results.write(options.json, rows)
 
 

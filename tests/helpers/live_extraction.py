@@ -1,7 +1,7 @@
 """An extraction for live runs without a pipeline: the process, its protocol and its store are real, rows are drawn.
 
 ``config.extract.prompt`` has a fault: ``fail N`` ends the extraction at shard N, ``nan N`` makes the first row of shard
-N infinite, and ``slow N`` sleeps for a minute at shard N. The number of the process is in RUN/pid.
+N infinite, and ``slow N`` sleeps for ten minutes at shard N. The number of the process is in RUN/pid.
 """
 
 import os
@@ -41,7 +41,7 @@ class Job:
         if shard == self.shard and self.kind == "fail":
             raise EnvironmentFailure("the pipeline is on fire")
         if shard == self.shard and self.kind == "slow":
-            time.sleep(60)
+            time.sleep(600)
         values = np.concatenate([self.rows(sample) for sample in samples])
         if shard == self.shard and self.kind == "nan":
             values[0] = np.inf
