@@ -30,7 +30,8 @@ class Progress:
     def __init__(self, folder: pathlib.Path, settings: dict[str, typing.Any]):
         self._path = folder / NAME
         self._outcomes: dict[str, dict[str, typing.Any]] = {}
-        head, *lines = [_parse(line) for line in self._path.read_bytes().splitlines()] if self._path.exists() else [{}]
+        content = self._path.read_bytes() if self._path.exists() else b""
+        head, *lines = [_parse(line) for line in content.splitlines()] or [{}]
         if head == json.loads(json.dumps(settings)):
             self._outcomes = {line["key"]: line["outcome"] for line in lines if line}
         else:
