@@ -39,5 +39,8 @@ def of_tensors(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def of_json(content: Mapping[str, typing.Any]) -> str:
-    """Return the sha256 of a JSON object, whatever the order of its names."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """Return the sha256 of a JSON object, whatever the order of its names. Raise ValueError if it is nested deeply."""
+    try:
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

@@ -190,8 +190,8 @@ def _read_sparsify(
 def _count(file: pathlib.Path, config: dict[str, typing.Any], key: str) -> int:
     """Return a field that must be a positive integer; true and 3.0 are refused."""
     value = config.get(key)
-    if type(value) is not int or not 0 < value < 1 << 31:
-        raise InputError(f"{file}: {key} is {one_line(repr(value))}; it must be an integer from 1 to {(1 << 31) - 1}")
+    if type(value) is not int or not 0 < value < 1 << 48:
+        raise InputError(f"{file}: {key} is {one_line(repr(value))}; it must be an integer from 1 to {(1 << 48) - 1}")
     return value
 
 

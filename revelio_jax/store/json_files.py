@@ -53,7 +53,7 @@ class Plan(PlanIdentity):
     """plan.json. ``fingerprint`` is the sha256 of its :class:`PlanIdentity`."""
 
     fingerprint: str
-    notes: dict[str, typing.Any]  # for example versions of libraries
+    notes: typing.NotRequired[dict[str, typing.Any]]  # for example versions of libraries
 
 
 class StatisticsEntry(typing.TypedDict):
@@ -96,4 +96,4 @@ class Manifest(Header):
     sites: dict[str, SiteEntry]
     batch_sizes: typing.NotRequired[list[int]]  # of all shards; rows of several may differ in their last bits
     fingerprint: str
-    notes: dict[str, typing.Any]
+    notes: typing.NotRequired[dict[str, typing.Any]]

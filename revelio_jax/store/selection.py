@@ -193,7 +193,7 @@ def _plan(stores: Sequence[Store], sites: dict[str, list[_Source]], parts: Seque
     for name, sources in sites.items():
         rows = np.concatenate([source.rows_of_sample for source in sources])
         plans.append(SitePlan(name, sources[0].site.d, tuple(np.add.reduceat(rows, range(0, samples, size)).tolist())))
-    notes = {**manifest["notes"], "copied_from": [store.fingerprint for store in stores]}
+    notes = {**manifest.get("notes", {}), "copied_from": [store.fingerprint for store in stores]}
     return StorePlan(tuple(plans), manifest["dtype"], manifest["chunk_rows"], size, samples, provenance, notes=notes)
 
 

@@ -222,7 +222,7 @@ class StoreWriter:
         sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
         if written is None:
             content = self.plan.to_json()
-            content["notes"] = {**content["notes"], layout.SAMPLES_SHA256: sha256}
+            content["notes"] = {**content.get("notes", {}), layout.SAMPLES_SHA256: sha256}
             layout.write_new(self._kvstore, "plan.json", layout.json_bytes(content))
         elif written.get("notes", {}).get(layout.SAMPLES_SHA256, sha256) != sha256:
             raise InputError(

@@ -110,7 +110,7 @@ def main() -> None:
     import jax  # noqa: F401 - forked processes share what is imported
     import torch  # noqa: F401
 
-    import extract.run
+    import extract.run  # noqa: F401
     import revelio_jax.steering
     import revelio_jax.train  # noqa: F401
 
@@ -118,7 +118,9 @@ def main() -> None:
         base, work, errors = pathlib.Path(parent, "base"), pathlib.Path(parent, "work"), pathlib.Path(parent, "errors")
         base.mkdir()
         (base / "small.py").write_text(SMALL)
-        (base / "prompts.txt").write_text("".join(f"flat emoji of {name}\n" for name in "owl cat dog sun car hat".split()))
+        (base / "prompts.txt").write_text(
+            "".join(f"flat emoji of {name}\n" for name in ["owl", "cat", "dog", "sun", "car", "hat"])
+        )
         os.chdir(base)
         for name in ("extract", "train", "evaluate", "export", "interpret"):
             if status := run([name, "--config=small.py"], errors, 300):
