@@ -10,8 +10,9 @@ import pyarrow
 import tensorstore as ts
 
 from revelio_jax.errors import EnvironmentFailure, InputError, first_sentence
-from revelio_jax.store import conformity, layout, parquet, statistics
+from revelio_jax.store import conformity, layout, local_chunks, parquet, statistics
 from revelio_jax.store.json_files import Manifest
+from revelio_jax.store.local_chunks import LocalChunks
 
 # Status codes of TensorStore for missing files and for content that does not match its checksum or its metadata.
 BROKEN = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE")
@@ -39,6 +40,7 @@ class SiteReader:
     variance: np.ndarray
     arrays: dict[str, ts.TensorStore]
     strict: dict[str, ts.TensorStore]  # some of the arrays, which report chunks without data
+    local: LocalChunks | None  # of the activations
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return activations [stop - start, d] as float32."""
@@ -48,8 +50,24 @@ class SiteReader:
 
     def read_into(self, start: int, rows: np.ndarray) -> None:
         """Fill contiguous rows [N, d], float32 or of the stored dtype, from array row ``start`` on."""
-        target, stop = ts.array(rows), start + len(rows)
-        self._read("activations", start, stop, lambda stored: target.write(stored))()
+        self.start_into(start, rows)()
+
+    def start_into(self, start: int, rows: np.ndarray) -> Callable[[], None]:
+        """Start to fill ``rows`` as :meth:`read_into` does. Return a function that waits until they are filled."""
+        wait_for_chunk = self.local and self.local.start(start, rows)
+
+        def begin() -> Callable[[], None]:
+            target, stop = ts.array(rows), start + len(rows)
+            return self._read("activations", start, stop, lambda stored: target.write(stored))
+
+        if wait_for_chunk is None:
+            return begin()
+
+        def wait() -> None:
+            if not wait_for_chunk():
+                begin()()  # reports what is broken
+
+        return wait
 
     def read_index(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return int32 [stop - start] of ``sample``, ``position`` or ``timestep``."""
@@ -193,6 +211,7 @@ class Store:
             variance=np.asarray(entry["variance"]),
             arrays=arrays,
             strict=strict,
+            local=local_chunks.open_chunks(self.kvstore, f"{name}/activations", arrays["activations"]),
         )
 
     def _has_files(self, site: str) -> bool:

@@ -185,9 +185,17 @@ class LiveSite(SiteReader):
 
     window: Window
 
-    def read_into(self, start: int, rows: np.ndarray) -> None:
-        for begin, stop, place in self._parts(start, start + len(rows)):
-            super().read_into(begin, rows[place : place + stop - begin])
+    def start_into(self, start: int, rows: np.ndarray) -> Callable[[], None]:
+        waits = [
+            super(LiveSite, self).start_into(begin, rows[place : place + stop - begin])
+            for begin, stop, place in self._parts(start, start + len(rows))
+        ]
+
+        def wait() -> None:
+            for wait_for_part in waits:
+                wait_for_part()
+
+        return wait
 
     def start_index(self, name: str, start: int, stop: int) -> Callable[[], np.ndarray]:
         waits = [super(LiveSite, self).start_index(name, *part[:2]) for part in self._parts(start, stop)]

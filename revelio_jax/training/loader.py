@@ -11,7 +11,7 @@ run needs no loader state.
 
 A process with l of the L lanes holds (1 + READ_AHEAD) C l / L chunks for groups, one chunk for each of READERS, and
 its part of 2 + BATCHES_AHEAD batches. C is buffer_chunks or the number of streams, whichever is larger. Memory does
-not depend on the size of the stores.
+not depend on the size of the stores. It grows only if a reader holds more batches at a time.
 """
 
 import bisect
@@ -21,23 +21,20 @@ import dataclasses
 import fractions
 import functools
 import itertools
+import threading
 import typing
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from revelio_jax.errors import InputError
+from revelio_jax.training import shuffled_rows
 from revelio_jax.training.mixture import Mixture, MixtureSource
+from revelio_jax.training.shuffled_rows import Buffers, ShuffledRows
 
-READERS = 8  # threads that mostly wait for the disk or the network
-READ_AHEAD = 1  # groups of a stream in memory in addition to the current one
 BATCHES_AHEAD = 2  # batches that are assembled or on the devices, in addition to the current one
 
 _HELD_OUT, _DEAL, _CHUNKS, _ROWS, _BATCH = range(5)  # purposes of random generators
-
-
-_PendingGroup = tuple[np.ndarray, np.ndarray, "list[concurrent.futures.Future[None]]"]
-"""A group that is being read: its memory, the order of its rows, and the pending reads."""
 
 
 class RowStream(typing.NamedTuple):
@@ -223,25 +220,42 @@ def batches(
     lanes = range(order.lanes) if lanes is None else tuple(lanes)
     lane_rows = order.batch_size // order.lanes
     mixture.start_reading()
-    readers = concurrent.futures.ThreadPoolExecutor(READERS)
+    readers, stopped = concurrent.futures.ThreadPoolExecutor(shuffled_rows.THREADS), threading.Event()
     assembler = concurrent.futures.ThreadPoolExecutor(1)
     shuffled = [
         [
-            _ShuffledRows(mixture, stream, row, readers)
+            ShuffledRows(
+                mixture.sites,
+                stream.groups_from(row),
+                Buffers(stream.group_rows, mixture.d, mixture.dtype),
+                readers,
+                stopped,
+            )
             for stream, row in zip(order.streams[lane], order.rows_before(step), strict=True)
         ]
         for lane in lanes
     ]
+    buffers = Buffers(len(lanes) * lane_rows, mixture.d, mixture.dtype)
+    # A view keeps the memory of its group, so groups must be longer than the batches that are in use at a time.
+    in_use = (2 + BATCHES_AHEAD) * order.batch_size
+    can_be_view = len(lanes) == len(shuffled[0]) == 1 and order.streams[lanes[0]][0].group_rows >= in_use
 
     def assemble(step: int) -> typing.Any:
-        counts = np.subtract(order.rows_before(step + 1), order.rows_before(step))
-        batch = np.empty((len(lanes) * lane_rows, mixture.d), mixture.dtype)
-        for i, lane in enumerate(lanes):
-            rows = batch[i * lane_rows : (i + 1) * lane_rows]
-            for source, part in zip(shuffled[i], np.split(rows, np.cumsum(counts)[:-1]), strict=True):
-                source.take(part)
-            if len(counts) > 1:
-                rows[:] = rows[order.permutation(lane, step)]
+        counts = np.subtract(order.rows_before(step + 1), order.rows_before(step)).tolist()
+        views = [[source.take(n) for source, n in zip(sources, counts, strict=True)] for sources in shuffled]
+        if can_be_view and len(views[0][0]) == 1:
+            return put(views[0][0][0])
+        batch = buffers.take()
+        for lane, parts, rows in zip(lanes, views, np.split(batch, len(lanes)), strict=True):
+            targets = np.argsort(order.permutation(lane, step)) if len(counts) > 1 else None
+            start = 0
+            for view in itertools.chain(*parts):
+                stop = start + len(view)
+                if targets is None:
+                    rows[start:stop] = view
+                else:
+                    shuffled_rows.scatter(view, targets[start:stop], rows)
+                start = stop
         return put(batch)
 
     try:
@@ -252,6 +266,7 @@ def batches(
                 yield ready.popleft().result()
     finally:
         mixture.stop_reading()  # otherwise a thread may wait for rows that are not extracted
+        stopped.set()
         readers.shutdown(wait=False, cancel_futures=True)  # the assembler waits for these
         assembler.shutdown(cancel_futures=True)
         readers.shutdown()
@@ -307,46 +322,6 @@ class _RowNumbers:
             self._rest = np.concatenate([self._rest, next(self._groups)], -1)
         taken, self._rest = self._rest[..., :count], self._rest[..., count:]
         return taken
-
-
-class _ShuffledRows:
-    """The rows of a stream, starting at ``row``. Groups are read ahead, into memory that is reused."""
-
-    def __init__(self, mixture: Mixture, stream: ChunkStream, row: int, readers: concurrent.futures.Executor):
-        self._sites, self._readers = mixture.sites, readers
-        self._groups = stream.groups_from(row)
-        self._ahead: collections.deque[_PendingGroup] = collections.deque()
-        for _ in range(1 + READ_AHEAD):
-            self._start_reading(np.empty((stream.group_rows, mixture.d), mixture.dtype))
-        self._next_group()
-
-    def take(self, rows: np.ndarray) -> None:
-        """Fill ``rows`` [N, d] with the next rows."""
-        while len(rows):
-            if not len(self._places):
-                self._start_reading(self._memory)
-                self._next_group()
-            for reading in self._reading:  # futures.wait() would never return for canceled futures
-                reading.result()
-            self._reading = ()
-            part, self._places = self._places[: len(rows)], self._places[len(rows) :]
-            # The default mode checks indices first, which copies twice.
-            np.take(self._memory, part, axis=0, out=rows[: len(part)], mode="clip")
-            rows = rows[len(part) :]
-
-    def _start_reading(self, memory: np.ndarray) -> None:
-        chunks, places = next(self._groups)
-        ends = itertools.accumulate(chunk.stop - chunk.start for chunk in chunks)
-        reading = [
-            self._readers.submit(
-                self._sites[chunk.site].read_into, chunk.start, memory[end - chunk.stop + chunk.start : end]
-            )
-            for chunk, end in zip(chunks, ends, strict=True)
-        ]
-        self._ahead.append((memory, places, reading))
-
-    def _next_group(self) -> None:
-        self._memory, self._places, self._reading = self._ahead.popleft()
 
 
 def held_out_rows(mixture: Mixture, order: Order, batch_size: int) -> Iterator[np.ndarray]:

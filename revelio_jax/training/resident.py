@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from revelio_jax.sae import sharding
-from revelio_jax.training import loader, processes
+from revelio_jax.training import loader, processes, shuffled_rows
 from revelio_jax.training.loader import Chunk, Order, RowStream
 from revelio_jax.training.mixture import Mixture
 
@@ -95,7 +95,7 @@ def load(stream: RowStream, mesh: jax.sharding.Mesh) -> ResidentRows:
     begins = [min(begin, layout.rows - count) for begin in range(0, layout.rows, count)]
     here = [(i * layout.rows, device) for i, device in enumerate(mesh.devices.flat) if device in mesh.local_devices]
     blocks: list[jax.Array] = []
-    with concurrent.futures.ThreadPoolExecutor(loader.READERS) as readers:
+    with concurrent.futures.ThreadPoolExecutor(shuffled_rows.READERS) as readers:
         bar = tqdm(
             total=len(here) * len(begins) * count * row_bytes, unit="B", unit_scale=True, dynamic_ncols=True,
             desc="rows onto the devices", disable=not processes.is_first(),

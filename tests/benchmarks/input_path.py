@@ -15,11 +15,13 @@ The store is created for the measurement and has just been written, so it is rea
 | resident feed | batches gathered from resident rows, as a run with resident rows gets them |
 
 Modes take turns for --rounds rounds. A row has the median rate in rows and in 10^6 bytes of stored rows per second, and
-all rates. Loading resident rows is measured once, as the mode ``load``. The modes ``train host`` and ``train resident``
-are short training runs. They also have ``wait_share``, the time that steps wait for rows divided by the time of steps.
-Their first 2 lines of metrics, which include compilation, do not count.
+all rates. ``of_chunks`` is the median over rounds of the rate divided by the rate of ``chunks`` in the same round.
+Loading resident rows is measured once, as the mode ``load``. The modes ``train host`` and ``train resident`` are short
+training runs. They also have ``wait_share``, the time that steps wait for rows divided by the time of steps. Their
+first 2 lines of metrics, which include compilation, do not count.
 
-Prints a table. With --json also writes {options, device, rows: [{mode, rows_per_s, mb_per_s, all, wait_share}]}.
+Prints a table. With --json also writes {options, device, rows: [{mode, rows_per_s, mb_per_s, all,
+of_chunks, wait_share}]}.
 """
 
 import argparse
@@ -51,7 +53,7 @@ from revelio_jax.errors import InputError, report_errors
 from revelio_jax.sae import sharding
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
 from revelio_jax.train import train
-from revelio_jax.training import dispatch, feeds, loader, resident
+from revelio_jax.training import dispatch, feeds, loader, resident, shuffled_rows
 from revelio_jax.training.loader import RowStream
 from revelio_jax.training.mixture import Mixture, open_mixture
 
@@ -77,14 +79,16 @@ def main():
         raise InputError(f"--rounds is {options.rounds}; it must be at least 1")
     if options.steps % 10 or 0 < options.steps < 30:
         raise InputError(f"--steps is {options.steps}; it must be 0, or a multiple of 10 and at least 30")
-    print("| mode | rows/s | MB/s | share of time that a step waits |")
-    print("| --- | ---: | ---: | ---: |", flush=True)
+    print("| mode | rows/s | MB/s | of chunks | share of time that a step waits |")
+    print("| --- | ---: | ---: | ---: | ---: |", flush=True)
     rows = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for row in measure(folder, options):
             rows.append(row)
             wait = "" if row["wait_share"] is None else f"{row['wait_share']:.1%}"
-            print(f"| {row['mode']} | {row['rows_per_s']:,.0f} | {row['mb_per_s']:,.0f} | {wait} |", flush=True)
+            share = "" if row["of_chunks"] is None else f"{row['of_chunks']:.2f}"
+            rates = f"{row['rows_per_s']:,.0f} | {row['mb_per_s']:,.0f}"
+            print(f"| {row['mode']} | {rates} | {share} | {wait} |", flush=True)
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     results.write(options.json, {"options": vars(options), "device": device, "rows": rows})
 
@@ -93,13 +97,14 @@ def measure(folder: str, options: argparse.Namespace) -> Iterable[dict]:
     """Yield the rows of all modes."""
     row_bytes = options.d * (4 if options.dtype == "float32" else 2)
 
-    def row(mode: str, rates: list[float], wait_share: float | None = None) -> dict:
+    def row(mode: str, rates: list[float], wait_share: float | None = None, of_chunks: float | None = None) -> dict:
         rate = statistics.median(rates)
         return {
             "mode": mode,
             "rows_per_s": rate,
             "mb_per_s": 1e-6 * row_bytes * rate,
             "all": rates,
+            "of_chunks": of_chunks,
             "wait_share": wait_share,
         }
 
@@ -139,7 +144,9 @@ def measure(folder: str, options: argparse.Namespace) -> Iterable[dict]:
     for _ in range(options.rounds):
         for name, run in modes.items():
             rates[name].append(run())
-    yield from (row(name, values) for name, values in rates.items())
+    for name, values in rates.items():
+        shares = [rate / chunks for rate, chunks in zip(values, rates["chunks"], strict=True)]
+        yield row(name, values, of_chunks=statistics.median(shares))
     for choice, name in (("no", "train host"), ("yes", "train resident")) if options.steps else ():
         data = dataclasses.replace(config.data, resident=choice)
         lines = run_training(dataclasses.replace(config, run=f"{folder}/{name}", data=data))
@@ -172,7 +179,7 @@ def read_chunks(mixture: Mixture) -> float:
         array[slice(*chunk)].read().result()
 
     start = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(loader.READERS) as readers:
+    with concurrent.futures.ThreadPoolExecutor(shuffled_rows.READERS) as readers:
         for _ in readers.map(read, site.chunks):
             pass
     return site.rows / (time.perf_counter() - start)
@@ -181,10 +188,11 @@ def read_chunks(mixture: Mixture) -> float:
 def read_batches(mixture: Mixture, order: loader.Order) -> float:
     """Read about an epoch with the loader, in batches of BATCH rows; return the rows per second.
 
-    A warm-up of one group of chunks makes up for the groups that are still being read ahead at the end.
+    A warm-up of three groups of chunks makes up for the groups that are still being read ahead at the end, and for
+    memory that is used for the first time.
     """
     with contextlib.closing(loader.batches(mixture, order, 0)) as stream:
-        return rate(stream, BUFFER_CHUNKS * CHUNK_ROWS // BATCH, order.rows // BATCH)
+        return rate(stream, 3 * BUFFER_CHUNKS * CHUNK_ROWS // BATCH, order.rows // BATCH)
 
 
 def read_feed(feed: feeds.Feed, count: int, batches: int = 64) -> float:

@@ -131,6 +131,23 @@ def test_rows_of_a_step_are_the_rows_of_its_batch(mixed, seed, batch_size, buffe
     assert there == take(mixed, order, step, 1)[0].tolist()
 
 
+def test_a_batch_keeps_its_rows_as_long_as_it_is_held(one):
+    order = make(one, batch_size=20, buffer_chunks=5)
+    stream = loader.batches(one, order, 0)
+    held = list(itertools.islice(stream, 100))
+    stream.close()
+    np.testing.assert_array_equal([batch[:, 0] for batch in held], take(one, make(one, batch_size=20), 0, 100))
+    assert held[0].base is held[1].base is not held[20].base  # views of the memory of a group
+
+
+def test_memory_of_groups_is_used_again(one):
+    order = make(one, batch_size=20, buffer_chunks=5)
+    stream = loader.batches(one, order, 0)
+    memory = {next(stream).base.ctypes.data for _ in range(400)}  # of groups, or of batches that span two groups
+    stream.close()
+    assert len(memory) <= 3 + 2 + loader.BATCHES_AHEAD
+
+
 def test_rows_are_shuffled_over_the_whole_buffer(one):
     chunks = take(one, make(one, buffer_chunks=100), 0, 10) // 32
     assert min(len(set(batch)) for batch in chunks) > 15  # of 28 chunks
@@ -209,9 +226,9 @@ def test_only_chunks_of_the_own_lanes_are_read(mixed):
         class Spy:
             dtype = site.dtype
 
-            def read_into(self, start, rows):
+            def start_into(self, start, rows):
                 read.add(loader.Chunk(number, start, start + len(rows)))
-                site.read_into(start, rows)
+                return site.start_into(start, rows)
 
         return Spy()
 
@@ -315,7 +332,7 @@ def test_a_failed_read_is_raised(one):
     class Broken:
         dtype = "float32"
 
-        def read_into(self, start, rows):
+        def start_into(self, start, rows):
             raise OSError("no such shard")
 
     broken = Mixture(one.name, one.d, (MixtureSource("", fractions.Fraction(1), (), (Broken(),)),))
@@ -360,10 +377,10 @@ def test_closing_cancels_pending_reads(one):
     class Slow:
         dtype = site.dtype
 
-        def read_into(self, start, rows):
+        def start_into(self, start, rows):
             reads.append(start)
             time.sleep(0.1)
-            site.read_into(start, rows)
+            return site.start_into(start, rows)
 
     slow = Mixture(one.name, one.d, (MixtureSource("", fractions.Fraction(1), (), (Slow(),)),))
     # Batches assembled ahead reach into the second group, which has more chunks than threads.
