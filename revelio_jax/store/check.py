@@ -10,7 +10,7 @@ import tensorstore as ts
 
 from revelio_jax.errors import InputError
 from revelio_jax.store import layout, parquet, statistics
-from revelio_jax.store.json_files import Manifest, Marker, Plan, SiteMarker
+from revelio_jax.store.json_files import Manifest, Plan, SiteMarker
 from revelio_jax.store.writer import build_manifest, difference
 
 # Machines sum in different orders, so statistics of the same rows may differ in their last bits.
@@ -61,7 +61,7 @@ def faults(store: StoreState) -> Iterator[tuple[int | str, str]]:
     file, delete the file and the manifest. The next run writes them again. Memory holds at most one shard of one site.
     """
     arrays: dict[tuple[str, str], ts.TensorStore] = {}
-    markers: dict[int, Marker] = {}
+    intact: list[int] = []
     for name in store.plan["sites"] if store.done else ():
         for key in ("activations", *layout.INDEX_ARRAYS):
             try:
@@ -91,14 +91,14 @@ def faults(store: StoreState) -> Iterator[tuple[int | str, str]]:
         except ValueError as error:
             yield shard, _short(error)
         else:
-            markers[shard] = marker
+            intact.append(shard)
             yield shard, ""
     # An index array with -1 in all rows, such as the timestep of text, has no file. That must hold for every shard.
     for (name, key), shards in unset.items():
         if shards != filled[name, key]:
             for shard in sorted(shards):
                 yield shard, f"{name}/{key} is missing"
-    yield from _file_faults(store, markers)
+    yield from _file_faults(store, intact)
 
 
 def _spec(store: StoreState, name: str, key: str) -> dict[str, typing.Any]:
@@ -151,13 +151,16 @@ def _check(
     return [key for key in layout.INDEX_ARRAYS if marked.count and (values[key][: marked.count] == -1).all()]
 
 
-def _file_faults(store: StoreState, markers: dict[int, Marker]) -> Iterator[tuple[str, str]]:
-    """Yield the faults of samples.parquet and of the manifest."""
+def _file_faults(store: StoreState, intact: list[int]) -> Iterator[tuple[str, str]]:
+    """Yield the faults of samples.parquet and of the manifest; ``intact`` are the shards without a fault."""
     table = store.kvstore.read("samples.parquet").result()
     try:
         layout.check_samples(store.plan, table.value)
-        ids = parquet.read_table(table.value, page_checksum_verification=True)["id"].to_pylist()
-        if ids != list(range(store.plan["samples"])):
+        # One column at a time, because the tokens of all samples take much memory.
+        for name in parquet.read_schema(table.value).names:
+            parquet.read_table(table.value, columns=[name], page_checksum_verification=True)
+        ids = parquet.read_table(table.value, columns=["id"])["id"].to_numpy()
+        if not np.array_equal(ids, np.arange(store.plan["samples"])):
             yield "samples.parquet", f"its ids must be 0 to {store.plan['samples'] - 1}"
     except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
         yield "samples.parquet", f"cannot be read: {_short(error)}"
@@ -165,8 +168,10 @@ def _file_faults(store: StoreState, markers: dict[int, Marker]) -> Iterator[tupl
         return
     if store.done != frozenset(range(store.shards)):
         yield "manifest.json", f"exists, but only {len(store.done)} of {store.shards} shards are finished"
-    elif len(markers) == store.shards:
-        expected = build_manifest(store.plan, (markers[shard] for shard in sorted(markers)))
+    elif len(intact) == store.shards:
+        # Read again, because the markers of a large store take much memory.
+        markers = (layout.read_marker(store.kvstore, shard) for shard in intact)
+        expected = build_manifest(store.plan, (marker for marker in markers if marker))
         if fields := difference(store.manifest, expected, other="the markers have"):
             yield "manifest.json", f"has {fields}"
 

@@ -22,13 +22,8 @@ def read_table(
     A small file can hold a huge table, because pages are compressed and repeated values are stored once. Rows are
     therefore decoded in batches with texts as dictionaries. Raise ValueError if the table has more than MOST_VALUES
     values or LARGEST_TABLE bytes, KeyError for a missing column, and OSError or ArrowException for a malformed file.
-
-    The bytes are copied into memory of Arrow. Otherwise Arrow's threads may release a Python object after the read,
-    which needs the interpreter. A process that is ending would then abort with status 134 ("terminate called without
-    an active exception").
     """
-    memory = pyarrow.allocate_buffer(len(data))
-    memoryview(memory).cast("B")[:] = data
+    memory = _copy(data)
     file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(memory))
     schema, rows = file.schema_arrow, file.metadata.num_rows
     if missing := [name for name in columns or () if name not in schema.names]:
@@ -62,6 +57,22 @@ def read_table(
     table = pyarrow.Table.from_batches(batches)
     table.validate(full=True)  # for example that texts are UTF-8
     return table.select(schema.names).cast(schema) if len(set(schema.names)) == len(schema.names) else table
+
+
+def read_schema(data: bytes) -> pyarrow.Schema:
+    """Return the names and types of the columns in the bytes of a parquet file. Raise the errors of read_table."""
+    return pyarrow.parquet.ParquetFile(pyarrow.BufferReader(_copy(data))).schema_arrow
+
+
+def _copy(data: bytes) -> pyarrow.Buffer:
+    """Return the bytes in memory of Arrow.
+
+    Otherwise Arrow's threads may release a Python object after the read, which needs the interpreter. A process that is
+    ending would then abort with status 134 ("terminate called without an active exception").
+    """
+    memory = pyarrow.allocate_buffer(len(data))
+    memoryview(memory).cast("B")[:] = data
+    return memory
 
 
 def _size(array: pyarrow.Array) -> int:

@@ -147,18 +147,26 @@ class Store:
 
     def table(self, columns: Sequence[str] | None = None) -> pyarrow.Table:
         """Return the samples as a table in order of id; ``columns`` selects some columns."""
-        data = self.kvstore.read("samples.parquet").result().value
-        try:
-            layout.check_samples(self.manifest, data)
-            table = parquet.read_table(data, columns=columns)
-        except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-            raise InputError(f"store {self.location}: samples.parquet cannot be read: {error}") from error
+        table = self._parquet(lambda data: parquet.read_table(data, columns=columns))
         if len(table) != self.manifest["samples"]:
             raise InputError(
                 f"store {self.location}: samples.parquet has {len(table)} rows, the manifest says "
                 f"{self.manifest['samples']} samples"
             )
         return table
+
+    @functools.cached_property
+    def schema(self) -> pyarrow.Schema:
+        """Return the names and types of the columns of the samples."""
+        return self._parquet(parquet.read_schema)
+
+    def _parquet(self, read: Callable[[bytes], typing.Any]) -> typing.Any:
+        data = self.kvstore.read("samples.parquet").result().value
+        try:
+            layout.check_samples(self.manifest, data)
+            return read(data)
+        except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+            raise InputError(f"store {self.location}: samples.parquet cannot be read: {error}") from error
 
     def site(self, name: str | None = None) -> SiteReader:
         """Return a site by name, by default the first. Raise InputError if it is unknown or malformed."""

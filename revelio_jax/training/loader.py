@@ -237,7 +237,7 @@ def batches(
     ]
     buffers = Buffers(len(lanes) * lane_rows, mixture.d, mixture.dtype)
     # A view keeps the memory of its group, so groups must be longer than the batches that are in use at a time.
-    in_use = (2 + BATCHES_AHEAD) * order.batch_size
+    in_use = (2 + BATCHES_AHEAD) * lane_rows
     can_be_view = len(lanes) == len(shuffled[0]) == 1 and order.streams[lanes[0]][0].group_rows >= in_use
 
     def assemble(step: int) -> typing.Any:

@@ -4,6 +4,8 @@ import pathlib
 import time
 
 import numpy as np
+import pyarrow
+import pyarrow.types
 
 from revelio_jax import files, run_folders
 from revelio_jax.config import Config, InterpretConfig
@@ -35,19 +37,20 @@ def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
     if not again and (existing := _reusable(folder, identity)):
         # The store and the SAE may have been moved since then.
         return results.update_summary(existing, {**existing.summary, **identity, **origin}), False
-    samples = store.table()
+    # Without lists: tokens take far more memory than labels.
+    samples = store.table([field.name for field in store.schema if not pyarrow.types.is_nested(field.type)])
     labels = purity.read_labels(samples, options.labels)
     positions, timesteps = layout.positions_and_timesteps(site)
     strata = layout.make_strata(options.stratum, samples, timesteps)
     position_map = layout.make_map(site.name, store, positions, options.cells)
-    tokens = layout.token_column(site.name, samples.column_names)
-    del samples  # prompts and tokens take more memory than labels
+    tokens = layout.token_column(site.name, store.schema.names)
+    del samples  # prompts take more memory than labels
     files.prepare_folder(folder)  # to fail before the pass instead of after it
 
     started = time.perf_counter()
     accumulator, coactivation = store_pass.accumulate(config, store, site, latents, strata, position_map)
     seconds = time.perf_counter() - started
-    token_lists = store.table()[tokens].combine_chunks() if tokens else None
+    token_lists = store.table([tokens])[tokens].combine_chunks() if tokens else None
     near = _neighbors(options, latents, coactivation)
     result_tables = tables.make_tables(accumulator, labels, token_lists, options.top, near)
     summary: Summary = {
