@@ -5,9 +5,9 @@ each step in another thread. Here one thread reads the chunk and google_crc32c c
 intact chunk of the layout of :mod:`layout` is left to TensorStore, which reads it or reports what is broken.
 """
 
-import functools
 import io
 import os
+import struct
 import sys
 import typing
 from collections.abc import Callable
@@ -23,8 +23,7 @@ except ImportError:  # TensorStore reads everything
     google_crc32c = None
 
 CHECKSUM_BYTES = 4
-ENTRY = np.dtype([("offset", "<u8"), ("bytes", "<u8")])  # of a chunk in the index at the end of a shard
-INDICES = 64  # indices of shards in memory
+ENTRY = struct.Struct("<QQ")  # offset and size of a chunk, in the index at the end of a shard
 INTACT = 0x48674BC7  # CRC-32C of bytes that end with their own CRC-32C
 
 
@@ -50,16 +49,17 @@ class LocalChunks(typing.NamedTuple):
         shard, row = divmod(start, self.shard_rows)
         if row % self.chunk_rows or len(rows) > self.chunk_rows or rows.dtype != self.dtype:
             return None
-        path = f"{self.folder}/c/{shard}/0"
         try:
-            file = io.FileIO(path)
-            state = os.fstat(file.fileno())
-            identity = state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
-            entry = _index(path, self.shard_rows // self.chunk_rows, identity)[row // self.chunk_rows]
-        except (OSError, ValueError):
+            file = io.FileIO(f"{self.folder}/c/{shard}/0")
+            # The index has an entry per chunk and its own checksum. The checksum of the chunk also covers its entry:
+            # a wrong entry does not lead to an intact chunk, because a changed bit never moves by whole chunks.
+            end = os.fstat(file.fileno()).st_size
+            place = end - CHECKSUM_BYTES - ENTRY.size * (self.shard_rows // self.chunk_rows - row // self.chunk_rows)
+            offset, stored = ENTRY.unpack(os.pread(file.fileno(), ENTRY.size, place))
+        except (OSError, struct.error):
             return None
-        offset, size = int(entry["offset"]), self.chunk_bytes + CHECKSUM_BYTES
-        if entry["bytes"] != size or offset + size > state.st_size:  # also chunks without data
+        size = self.chunk_bytes + CHECKSUM_BYTES
+        if stored != size or offset + size > end:  # also chunks without data
             return None
         if hasattr(os, "posix_fadvise"):  # not on macOS
             os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
@@ -92,21 +92,6 @@ def open_chunks(kvstore: ts.KvStore, key: str, array: ts.TensorStore) -> LocalCh
     if metadata["codecs"] != [sharding] or metadata["chunk_key_encoding"] != {"name": "default"}:
         return None
     return LocalChunks(f"{place['path']}{key}", shard_rows, chunk_rows, d, array.dtype.numpy_dtype)
-
-
-@functools.lru_cache(INDICES)
-def _index(path: str, chunks: int, identity: tuple[int, ...]) -> np.ndarray:
-    """Return the index of a shard, [chunks] of ENTRY. Raise ValueError if it is broken.
-
-    ``identity`` distinguishes versions of the file.
-    """
-    size = chunks * ENTRY.itemsize + CHECKSUM_BYTES
-    with open(path, "rb") as file:
-        file.seek(-size, os.SEEK_END)
-        content = file.read()
-    if not _is_intact(content):
-        raise ValueError(f"{path}: the index is broken")
-    return np.frombuffer(content, ENTRY, chunks)
 
 
 def _is_intact(content: bytes) -> bool:

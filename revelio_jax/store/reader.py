@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import typing
 from collections.abc import Callable, Sequence
 
@@ -200,11 +201,10 @@ class Store:
                 )
             except ValueError as error:
                 raise InputError(f"store {self.location}: {name}/{key}/zarr.json: {error}") from error
-        chunks = tuple(
-            (shard * shard_rows + start, shard * shard_rows + min(start + chunk, count))
-            for shard, count in enumerate(valid)
-            for start in range(0, count, chunk)
-        )
+        chunks: list[tuple[int, int]] = []
+        for shard, count in enumerate(valid):
+            first, end = shard * shard_rows, shard * shard_rows + count
+            chunks += itertools.pairwise([*range(first, end, chunk), end])
         return SiteReader(
             location=self.location,
             kvstore=self.kvstore,
@@ -214,7 +214,7 @@ class Store:
             rows=entry["rows"],
             dropped=entry["dropped"],
             shard_rows=shard_rows,
-            chunks=chunks,
+            chunks=tuple(chunks),
             mean=np.asarray(entry["mean"]),
             variance=np.asarray(entry["variance"]),
             arrays=arrays,

@@ -172,8 +172,8 @@ def make_order(
                     "smaller config.extract.chunk_rows"
                 )
             held_out_here = set(_random(seed, _HELD_OUT).permutation(len(site.chunks))[:count].tolist())
-            for i, chunk in enumerate(site.chunks):
-                (held_out_chunks if i in held_out_here else train).append(Chunk(number, *chunk))
+            for i, (start, stop) in enumerate(site.chunks):
+                (held_out_chunks if i in held_out_here else train).append(Chunk(number, start, stop))
         shuffled = [train[i] for i in _random(seed, _DEAL, len(lane_chunks)).permutation(len(train))]
         lane_chunks.append([tuple(shuffled[lane::lanes]) for lane in range(lanes)])
         _check_rows(source, batch_size, lane_chunks[-1])
@@ -347,7 +347,7 @@ def first_rows(mixture: Mixture, order: Order, count: int) -> np.ndarray:
 
 def length(chunks: Iterable[Chunk]) -> int:
     """Return the number of rows in chunks."""
-    return sum(chunk.stop - chunk.start for chunk in chunks)
+    return sum(stop - start for _, start, stop in chunks)
 
 
 def _random(seed: int, *stream: int) -> np.random.Generator:

@@ -177,7 +177,7 @@ def open_mixture(entries: Sequence[str], site: str | None = None) -> Mixture:
                 raise InputError(f"config.data.stores contains {store.location} twice; remove one")
             seen.add(object_storage.url_of(store.kvstore))
             first = first or (store, store.site(site))
-            sites.append(_matching_site(*first, store))
+            sites.append(first[1] if store is first[0] else _matching_site(*first, store))
         share = weight / sum(weight for weight, _ in weights)
         sources.append(MixtureSource(location, share, stores, tuple(sites)))
     site_name, d = sources[0].sites[0].name, sources[0].sites[0].d

@@ -16,9 +16,11 @@ extraction.
 | grid | 20 SAEs, which share one pass over the store |
 
 ``start_s`` is the time until the first step, or until the first row is counted. ``rows_per_s`` is the median rate of
-the last half of the steps, or all rows divided by the time after the start. ``peak_mb`` is the largest resident memory
-(VmHWM, Linux only); pages of files are not part of it. Prints a table. With --json also writes
-{options, rows: [{store_rows, command, seconds, start_s, rows_per_s, peak_mb}]}.
+the last half of the steps, or all rows divided by the time after the start. ``cpu_s`` is the CPU time of the command.
+``start_cpu_s`` and ``rows_per_cpu_s`` are the CPU time until the first batch of the loader and its rate per second of
+CPU time; other work on the machine changes them less. ``peak_mb`` is the largest resident memory (VmHWM, Linux only);
+pages of files are not part of it. Prints a table. With --json also writes
+{options, rows: [{store_rows, command, seconds, cpu_s, start_s, rows_per_s, start_cpu_s, rows_per_cpu_s, peak_mb}]}.
 """
 
 import argparse
@@ -28,6 +30,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -76,20 +79,29 @@ def main():
         raise InputError(f"--commands has {', '.join(sorted(unknown))}; allowed: {', '.join(COMMANDS)}")
     if options.steps < 4:
         raise InputError(f"--steps is {options.steps}; it must be at least 4")
-    print("| rows of the store | command | s | start, s | rows/s | peak, MB |")
-    print("| ---: | --- | ---: | ---: | ---: | ---: |", flush=True)
+    print("| rows of the store | command |", " | ".join(title for _, title, _ in COLUMNS), "|")
+    print("| ---: | --- |", "---: | " * (len(COLUMNS) - 1) + "---: |", flush=True)
     rows = []
     with contextlib.ExitStack() as stack:
         folder = options.folder or stack.enter_context(tempfile.TemporaryDirectory())
         for size in sizes:
             for row in measure(pathlib.Path(folder), size, commands, options):
                 rows.append(row)
-                numbers = " | ".join("" if row[name] is None else f"{row[name]:{form}}" for name, form in COLUMNS)
+                numbers = " | ".join("" if row[name] is None else f"{row[name]:{form}}" for name, _, form in COLUMNS)
                 print(f"| {size:,} | {row['command']} | {numbers} |", flush=True)
     results.write(options.json, {"options": vars(options), "rows": rows})
 
 
-COLUMNS = (("seconds", ".1f"), ("start_s", ".1f"), ("rows_per_s", ",.0f"), ("peak_mb", ",.0f"))
+COLUMNS = (
+    ("seconds", "s", ".1f"),
+    ("cpu_s", "CPU, s", ".1f"),
+    ("start_s", "start, s", ".1f"),
+    ("rows_per_s", "rows/s", ",.0f"),
+    ("start_cpu_s", "start, CPU s", ".2f"),
+    ("rows_per_cpu_s", "rows/CPU s", ",.0f"),
+    ("peak_mb", "peak, MB", ",.0f"),
+)
+NOTHING = dict.fromkeys(name for name, _, _ in COLUMNS)
 
 
 def measure(folder: pathlib.Path, size: int, commands: list[str], options: argparse.Namespace) -> Iterator[dict]:
@@ -98,7 +110,7 @@ def measure(folder: pathlib.Path, size: int, commands: list[str], options: argpa
     if not (store / "manifest.json").exists():
         started = time.perf_counter()
         write(store, size)
-        yield {"store_rows": size, "command": "write", "seconds": time.perf_counter() - started} | NOTHING
+        yield NOTHING | {"store_rows": size, "command": "write", "seconds": time.perf_counter() - started}
     config = folder / "load.py"
     config.write_text(CONFIG)
     base = ["--config", str(config), f"--config.extract.store={store}", f"--config.train.steps={options.steps}"]
@@ -121,22 +133,18 @@ def measure(folder: pathlib.Path, size: int, commands: list[str], options: argpa
                 arguments = ["-m", "revelio_jax", command, *one]
         if lines:  # of an earlier measurement
             shutil.rmtree(run if command == "train" else grid, ignore_errors=True)
-        seconds, start_s, peak_mb, output = observe(arguments, lines, folder)
-        rate = None
+        row, output = observe(arguments, lines, folder)
         if lines:
             values = [json.loads(line)["rows_per_s"] for line in lines.read_text().splitlines()]
-            rate = statistics.median(values[len(values) // 2 :])
+            row["rows_per_s"] = statistics.median(values[len(values) // 2 :])
         elif command == "loader":
-            start_s, rate = json.loads(output)
+            row |= json.loads(output)
         elif found := re.search(r"([\d,]+) rows per second", output):
-            rate = float(found[1].replace(",", ""))
+            row["rows_per_s"] = float(found[1].replace(",", ""))
         elif command == "verify":
-            rate = size / seconds
-        row = {"start_s": start_s, "rows_per_s": rate, "peak_mb": peak_mb}
-        yield {"store_rows": size, "command": command, "seconds": seconds} | row
+            row["rows_per_s"] = size / row["seconds"]
+        yield {"store_rows": size, "command": command} | row
 
-
-NOTHING = {"start_s": None, "rows_per_s": None, "peak_mb": None}
 
 CONFIG = '''"""The configuration of the benchmark load.py."""
 
@@ -153,26 +161,25 @@ def get_config():
 '''
 
 
-def observe(
-    arguments: list[str], lines: pathlib.Path | None, folder: pathlib.Path
-) -> tuple[float, float | None, float | None, str]:
-    """Run a command; return its seconds, the seconds until ``lines`` has content, its peak memory, and its output."""
-    log = folder / "output.txt"
-    started, start_s, peak_mb = time.perf_counter(), None, None
+def observe(arguments: list[str], lines: pathlib.Path | None, folder: pathlib.Path) -> tuple[dict, str]:
+    """Run a command; return its row, with ``start_s`` when the file ``lines`` has content, and its output."""
+    log, row = folder / "output.txt", dict(NOTHING)
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with log.open("w") as output:
         process = subprocess.Popen([sys.executable, *arguments], stdout=output, stderr=subprocess.STDOUT)
         while process.poll() is None:
-            if lines and start_s is None and lines.exists() and lines.stat().st_size:
-                start_s = time.perf_counter() - started
+            if lines and row["start_s"] is None and lines.exists() and lines.stat().st_size:
+                row["start_s"] = time.perf_counter() - started
             with contextlib.suppress(OSError):  # not on Linux, or the process has ended
                 if found := re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path(f"/proc/{process.pid}/status").read_text()):
-                    peak_mb = int(found[1]) / 1e3
+                    row["peak_mb"] = int(found[1]) / 1e3
             time.sleep(0.02)
-    seconds = time.perf_counter() - started
+    row["seconds"], after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    row["cpu_s"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     text = log.read_text()
     if process.returncode:
         raise InputError(f"{' '.join(arguments)} ended with status {process.returncode}: {text[-1000:]}")
-    return seconds, start_s, peak_mb, text
+    return row, text
 
 
 def write(folder: pathlib.Path, size: int) -> None:
@@ -205,21 +212,24 @@ def write(folder: pathlib.Path, size: int) -> None:
 
 
 def loader_rate(store: str, seconds: float) -> None:
-    """Print [seconds until the first batch, rows per second] of the loader as JSON."""
-    started = time.perf_counter()
+    """Print the start-up time and the rates of the loader as JSON."""
+    started, cpu = time.perf_counter(), time.process_time()
     mixture = open_mixture([store])
     order = loader.make_order(mixture, 0, BATCH, 256, HELD_OUT)
     with contextlib.closing(loader.batches(mixture, order, 0)) as batches:
         next(batches)
-        start_s = time.perf_counter() - started
+        start = {"start_s": time.perf_counter() - started, "start_cpu_s": time.process_time() - cpu}
         for _ in itertools.islice(batches, 3 * 256 * CHUNK_ROWS // BATCH):
             pass
-        count, since = 0, time.perf_counter()
+        count, since, cpu = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - since < seconds:
             next(batches)
-            count += 1
-        elapsed = time.perf_counter() - since
-    print(json.dumps([start_s, count * BATCH / elapsed]))
+            count += BATCH
+        rates = {
+            "rows_per_s": count / (time.perf_counter() - since),
+            "rows_per_cpu_s": count / (time.process_time() - cpu),
+        }
+    print(json.dumps(start | rates))
 
 
 if __name__ == "__main__":
