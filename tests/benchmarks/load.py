@@ -72,9 +72,16 @@ def main():
     if options.small:
         options.rows, options.steps, options.seconds = "40000,160000", 12, 0.2
     results.check(options.json)
-    sizes, commands = [int(float(rows)) for rows in options.rows.split(",")], options.commands.split(",")
+    try:
+        sizes, commands = [int(float(rows)) for rows in options.rows.split(",")], options.commands.split(",")
+    except (ValueError, OverflowError):
+        raise InputError(f"--rows is {options.rows!r}; it must be numbers, for example 1e6,1e8") from None
+    if options.folder and not pathlib.Path(options.folder).is_dir():
+        raise InputError(f"--folder is {options.folder!r}; it must be a folder")
     if min(sizes) < SHARD_SAMPLES * SAMPLE_ROWS:
-        raise InputError(f"--rows is {options.rows}; every store must have at least {SHARD_SAMPLES * SAMPLE_ROWS} rows")
+        raise InputError(
+            f"--rows is {options.rows!r}; every store must have at least {SHARD_SAMPLES * SAMPLE_ROWS} rows"
+        )
     if unknown := set(commands) - set(COMMANDS):
         raise InputError(f"--commands has {', '.join(sorted(unknown))}; allowed: {', '.join(COMMANDS)}")
     if options.steps < 4:
