@@ -137,9 +137,9 @@ def kill(options: argparse.Namespace, folder: pathlib.Path) -> int:
     whole, parts = (write_config(options, folder, name, live=True) for name in ("whole", "parts"))
     seconds, _ = run("train", whole)
     moments, kills = random.Random(0), 0
-    for turn in itertools.count():
+    for turn in itertools.count(1):
         process = start("train", parts, "--config.train.resume=yes")
-        time.sleep(moments.uniform(0, seconds))
+        time.sleep(moments.uniform(0, seconds / 2))
         if process.poll() is None and kills < options.kills:
             extraction = children(process.pid)
             victim = extraction[0] if turn % 2 and extraction else process.pid
@@ -154,8 +154,9 @@ def kill(options: argparse.Namespace, folder: pathlib.Path) -> int:
         output, _ = process.communicate()
         if process.returncode:
             raise RuntimeError(output[-2000:])
-        if kills >= options.kills or "is finished" in output:
-            break
+        break
+    if kills < options.kills:
+        raise RuntimeError(f"the run ended after {kills} kills; increase --steps")
     for path in (whole, parts):
         run("export", path)
     left, right = (load_file(folder / name / "export/sae_weights.safetensors") for name in ("whole", "parts"))
