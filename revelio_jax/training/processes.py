@@ -37,7 +37,7 @@ def joined(mesh: MeshConfig, advice: Callable[[], str]) -> Generator[None]:
     if not mesh.distributed:
         yield
         return
-    supervisor.supervise(mesh.timeout, advice)
+    supervisor.supervise(mesh, advice)
     with supervisor.ending_at_once():
         _connect(mesh)
         yield

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator
 
+from revelio_jax.config import MeshConfig
 from revelio_jax.errors import report_errors
 
 # XLA's log lines about other processes. Several follow each other within milliseconds before XLA aborts.
@@ -26,11 +27,11 @@ _HOLD_S = 15.0  # other text that is held back is printed after this time
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
-def supervise(timeout: int, advice: Callable[[], str]) -> None:
+def supervise(mesh: MeshConfig, advice: Callable[[], str]) -> None:
     """Continue in a child. The parent relays stderr and signals, and exits as the child does; it never returns.
 
     If XLA aborts because another process is lost, the parent prints one line, which ends with ``advice()``, and exits
-    with status 1. ``timeout`` is config.mesh.timeout, for the line. Call this before any use of JAX.
+    with status 1. ``mesh`` has the timeouts that the line names. Call this before any use of JAX.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -56,7 +57,7 @@ def supervise(timeout: int, advice: Callable[[], str]) -> None:
         _print(gap + error[0])
         os._exit(1)
     if status == -signal.SIGABRT and held:
-        _print(gap + f"error: {_line(held.decode(errors='replace'), timeout)}; {advice()}\n".encode())
+        _print(gap + f"error: {_line(held.decode(errors='replace'), mesh)}; {advice()}\n".encode())
         os._exit(1)
     _print(held)
     if status < 0:  # end by the same signal, for the shell or the scheduler
@@ -118,12 +119,14 @@ def _relay(read: int, child: int) -> tuple[int, bytes, bytes]:
             gap = b"" if data.endswith(b"\n") else b"\n"
 
 
-def _line(text: str, timeout: int) -> str:
+def _line(text: str, mesh: MeshConfig) -> str:
     """Return a line about lost processes from what XLA wrote about them."""
+    if "RegisterTask" in text:
+        return f"not all processes connected within {mesh.start_timeout} s (config.mesh.start_timeout)"
     found = _SILENT.search(text)
     # Otherwise the connection to the coordinator is lost.
     lost = ", ".join(found[1].replace(",", " ").split()) if found else "0"
-    return f"lost contact with process {lost}, which ended or did not answer for {timeout} s (config.mesh.timeout)"
+    return f"lost contact with process {lost}, which ended or did not answer for {mesh.timeout} s (config.mesh.timeout)"
 
 
 def _print(text: bytes) -> None:

@@ -17,6 +17,8 @@ FATAL = (
     "distributed service detected fatal errors.\n{}*** Check failure stack trace: ***\n"
 )
 SILENT = "The following tasks are unhealthy (stopped sending heartbeats):\n1\n3\nThe tasks have crashed.\n"
+REGISTER = "RPC: /xla.coordination.CoordinationService/RegisterTask\n"
+ABSENT = "error: not all processes connected within 9 s (config.mesh.start_timeout); go on\n"
 LOST = "error: lost contact with process {}, which ended or did not answer for 7 s (config.mesh.timeout); go on\n"
 
 
@@ -24,9 +26,10 @@ def start(body: str) -> subprocess.Popen[str]:
     """Start a process whose supervised part is ``body``."""
     code = (
         "import os, signal, subprocess, sys, time\n"
+        "from revelio_jax.config import MeshConfig\n"
         "from revelio_jax.errors import InputError\n"
         "from revelio_jax.training import supervisor\n"
-        "supervisor.supervise(7, lambda: 'go on')\n"
+        "supervisor.supervise(MeshConfig(timeout=7, start_timeout=9), lambda: 'go on')\n"
         f"{body}\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -55,6 +58,7 @@ def is_running(pid: int) -> bool:
         ("os.write(2, b'double free\\n'); os.abort()", -signal.SIGABRT, "double free\n"),
         (f"os.write(2, {FATAL.format(SILENT).encode()}); os.abort()", 1, LOST.format("1, 3")),
         (f"os.write(2, b' 3%|bar' + {FATAL.format('').encode()}); os.abort()", 1, " 3%|bar\n" + LOST.format("0")),
+        (f"os.write(2, {FATAL.format(REGISTER).encode()}); os.abort()", 1, ABSENT),
         # The process noticed it too, a moment before or after XLA's text.
         (f"os.write(2, {FATAL.format('').encode()} + b'error: peer\\nrest\\n'); os._exit(1)", 1, "error: peer\n"),
         # A warning that has no consequence is printed.
@@ -70,6 +74,7 @@ def is_running(pid: int) -> bool:
         "another abort",
         "silent processes",
         "coordinator",
+        "absent process",
         "noticed twice",
         "warning",
         "wrong input",
