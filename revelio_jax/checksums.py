@@ -38,6 +38,19 @@ def of_tensors(tensors: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def sort_metadata(data: bytes) -> bytes:
+    """Return a safetensors file, or its beginning with the header, with metadata in the order of their names.
+
+    safetensors writes several entries in a random order, so the same tensors would not give the same bytes.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # tensors are aligned
+    return len(text).to_bytes(8, "little") + text + data[end:]
+
+
 def of_json(content: Mapping[str, typing.Any]) -> str:
     """Return the sha256 of a JSON object, whatever the order of its names. Raise ValueError if it is nested deeply."""
     try:

@@ -49,6 +49,12 @@ def export(config: Config) -> pathlib.Path:
         weights = folder / "sae_weights.safetensors"
         sums = {checksums.TENSORS: checksums.of_tensors(tensors), checksums.CFG: cfg_sha256(cfg)}
         save_file(tensors, weights, metadata={"format": "pt", **sums})
+        with weights.open("r+b") as file:  # only the header, which keeps its size
+            size = 8 + int.from_bytes(file.read(8), "little")
+            file.seek(0)
+            header = checksums.sort_metadata(file.read(size))
+            file.seek(0)
+            file.write(header)
         (folder / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
         shutil.copymode(folder / "cfg.json", weights)  # safetensors creates files that only the owner can read
         (folder / "README.md").write_text(card(cfg))

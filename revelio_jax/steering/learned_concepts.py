@@ -44,7 +44,7 @@ def save_learned(file: pathlib.Path, text: str, learned: LearnedConcept) -> None
     # save_file would create a file that other users cannot read.
     tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
     checksum = checksums.of_tensors({name: t.numpy() for name, t in tensors.items()})
-    write_bytes(file, save(tensors, {"text": text, checksums.TENSORS: checksum}))
+    write_bytes(file, checksums.sort_metadata(save(tensors, {"text": text, checksums.TENSORS: checksum})))
 
 
 def saved_concepts(run: str | pathlib.Path) -> dict[str, LearnedConcept]:

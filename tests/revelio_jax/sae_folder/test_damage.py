@@ -5,8 +5,11 @@ import pathlib
 import random
 import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
+from revelio_jax import checksums
 from revelio_jax.errors import InputError
 from revelio_jax.export import export
 from revelio_jax.sae_folder.reader import read_folder
@@ -57,3 +60,15 @@ def test_a_folder_without_checksums_is_read(folder):
     cfg = json.loads((folder / "cfg.json").read_text()) | {"k": 4}
     (folder / "cfg.json").write_text(json.dumps(cfg))
     assert read_folder(folder).k == 4
+
+
+def test_the_same_tensors_give_the_same_bytes():
+    """With several entries of metadata, safetensors writes them in a random order."""
+    tensors = {"a": np.ones((2, 3), np.float32), "b": np.zeros(5, np.float32)}
+    metadata = {name: "ä" + name for name in ("format", "tensors_sha256", "cfg_sha256", "text")}
+    files = {checksums.sort_metadata(save(tensors, metadata)) for _ in range(20)}
+    assert len(files) == 1
+    (data,) = files
+    assert (8 + int.from_bytes(data[:8], "little")) % 8 == 0
+    for name, array in load(data).items():
+        np.testing.assert_array_equal(array, tensors[name])
