@@ -16,7 +16,8 @@ def parse(text: bytes | str) -> typing.Any:
         value = json.loads(
             text, object_pairs_hook=_unique_names, parse_constant=_refuse_constant, parse_float=_finite_float
         )
-        if ("\\ud" if isinstance(text, str) else b"\\ud") in text.lower():
+        escaped = "\\ud" in text.lower() if isinstance(text, str) else b"\\ud" in text.lower()
+        if escaped:
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

@@ -80,7 +80,7 @@ def find(model_id: str | None, revision: str | None, family: str) -> PipelineSou
             f"set config.model.family={family_object.name}"
         )
     for component in family_object.text_encoders.values():
-        entry = index.get(component)
+        entry: typing.Any = index.get(component)
         encoder = entry[1] if _is_pair(entry) else None
         if encoder not in TEXT_ENCODERS:
             raise InputError(

@@ -246,8 +246,8 @@ class StoreWriter:
             return False
         identity = {key: value for key, value in plan.items() if key not in ("fingerprint", "notes")}
         # Earlier versions made the batch size a part of the identity.
-        if isinstance(plan.get("extract"), dict):
-            identity["extract"] = {name: value for name, value in plan["extract"].items() if name != "batch_size"}
+        if isinstance(settings := plan.get("extract"), dict):
+            identity["extract"] = {name: value for name, value in settings.items() if name != "batch_size"}
         if fields := difference(identity, self.plan.identity()):
             raise InputError(f"store {self.location} was made with {fields}; choose another config.extract.store")
         return True
