@@ -40,7 +40,7 @@ def get_config():
     c.steer.steps, c.steer.height, c.steer.width = 1, 32, 32
     return c
 """
-OWN = {"steer": ["--concept=owl", "--strength=-1"], "grid": ["--grid", "sae.k=2,3"], "plan": ["--rows=1000"]}
+OWN = {"steer": ["--concept=owl", "--strength=-1", "--prompt=owl"], "grid": ["--grid", "sae.k=2,3"]}
 EXTREME = ("0", "-1", "1", "2", "4611686018427387904", "1e30", "1e-30", "nan", "inf", "0.5", "yes", "x", "a,b", "1,2")
 PATHS = ("/", "/dev/null", "prompts.txt", "no/such", "store", "run", "../", "x" * 300, "file://x", "memory://x/")
 
