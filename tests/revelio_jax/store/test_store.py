@@ -126,8 +126,8 @@ def test_the_examples_of_the_documentation_read_the_same_rows(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     site = write("stores/mini_sd", [3, 7, 0, 5], bad=[2]).site()
     pathlib.Path("stores/mini_sd/clip.layer.2").symlink_to("a.layer.0")
-    text = (ROOT / "docs/extraction.md").read_text()
-    ours, theirs = re.findall(r"```python\n(.*?)```", text.partition("## The store")[2], re.DOTALL)
+    text = (ROOT / "docs/extraction.md").read_text().partition("## The store")[2].partition("\n## ")[0]
+    ours, theirs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     found: dict[str, typing.Any] = {}
     exec(ours.replace("clip.layer.2", site.name), found)
     assert found["rows"].shape == (12, D)
