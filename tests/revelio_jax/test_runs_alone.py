@@ -69,6 +69,7 @@ def test_a_run_of_an_earlier_version_is_exported_with_its_store(trained, moved, 
     meta = json.loads(path.read_text())
     del meta["rows"]
     path.write_text(json.dumps(meta))
+    pathlib.Path(moved.run, "checkpoints/600/sha256.json").unlink()
     with pytest.raises(InputError, match=r"store .*gone: it does not exist"):
         export(moved)
     folder = export(dataclasses.replace(moved, extract=trained.extract))
