@@ -81,7 +81,6 @@ def _train(config: Config, folder: pathlib.Path, mixture: Mixture) -> None:
     stream = RowStream(mixture, make_order(config, mixture))
     sae, without_kernels = choice.with_kernels(sae, latents, mixture.d, mesh)
     count = dispatch.size(options, latents * mixture.d, mesh)
-    mixture.prepare(stream.order, config, start, count)
 
     # State: restored, or initial.
     if start:
@@ -90,7 +89,9 @@ def _train(config: Config, folder: pathlib.Path, mixture: Mixture) -> None:
             [folder],
             lambda step: checkpoints.restore(folder, step, latents, mixture.d, sae, options, mesh),
         )
+        mixture.prepare(stream.order, config, start, count)  # not before: ``start`` may be an earlier step now
     else:
+        mixture.prepare(stream.order, config, start, count)
         mean_D, scale, b_dec_D, x_ND = center(sae, stream)
         params = initial.initial_params(sae, options.seed, latents, b_dec_D, x_ND, mesh)
         state = initial_state(params, mean_D, scale, sae, options, mesh)

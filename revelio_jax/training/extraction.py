@@ -70,7 +70,7 @@ class Extraction:
             self._process.kill()
             self._process.wait()
         for thread in self._threads:
-            thread.join()
+            thread.join(SECONDS_TO_END)  # a child of the extraction may hold the pipes open
 
     def _read_errors(self) -> None:
         assert self._process.stderr is not None

@@ -25,8 +25,6 @@ from revelio_jax.training import loader
 from revelio_jax.training.loader import Chunk, ChunkStream, Order
 from revelio_jax.training.mixture import Mixture
 
-_HELD_OUT, _SHARDS, _CHUNKS = range(3)  # purposes of random generators
-
 
 class Split(typing.NamedTuple):
     """The shards of a live run. ``block`` is the number of training shards that are shuffled together."""
@@ -50,14 +48,14 @@ class LiveStream(ChunkStream):
 
     def _blocks(self, epoch: int) -> tuple[list[list[int]], list[int]]:
         numbers = list(self.shards)
-        order = _random(self.seed, _SHARDS, epoch).permutation(len(numbers))
+        order = loader.random_generator(self.seed, loader.LIVE_SHARDS, epoch).permutation(len(numbers))
         parts = np.array_split(order, -(-len(numbers) // self.block))  # of nearly equal size
         blocks = [[numbers[i] for i in part] for part in parts]
         rows = (sum(loader.length(self.shards[shard]) for shard in block) for block in blocks)
         return blocks, list(itertools.accumulate(rows))
 
     def _groups(self, epoch: int) -> tuple[list[list[Chunk]], list[int]]:
-        random, groups = _random(self.seed, _CHUNKS, epoch), list[list[Chunk]]()
+        random, groups = loader.random_generator(self.seed, loader.LIVE_CHUNKS, epoch), list[list[Chunk]]()
         for block in self.blocks(epoch)[0]:
             chunks = [chunk for shard in block for chunk in self.shards[shard]]
             chunks = [chunks[i] for i in random.permutation(len(chunks))]
@@ -95,7 +93,7 @@ def split(plan: Plan, site: str, config: Config) -> Split:
             f"config.data.live needs at least 2 shards with rows, one of them held out, but {site} has {len(shards)}; "
             "lower config.extract.shard_samples"
         )
-    chosen = _random(config.train.seed, _HELD_OUT).permutation(len(shards))[:count]
+    chosen = loader.random_generator(config.train.seed, loader.LIVE_HELD_OUT).permutation(len(shards))[:count]
     held_out = sorted(shards[i] for i in chosen)
     training = sorted(set(shards) - set(held_out))
     room = most - count
@@ -156,8 +154,3 @@ def check_blocks(order: Order, config: Config, dispatch_steps: int) -> None:
 
 def _join(parts: typing.Iterable[Sequence[Chunk]]) -> list[Chunk]:
     return [chunk for part in parts for chunk in part]
-
-
-def _random(seed: int, *purpose: int) -> np.random.Generator:
-    """Return a generator that is independent of all other purposes and the same on every machine."""
-    return np.random.default_rng([seed, *purpose])

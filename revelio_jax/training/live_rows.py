@@ -154,7 +154,11 @@ class Window:
     def _add(self, shard: int) -> None:
         marker = layout.read_marker(self._kvstore, shard)
         if marker is None or self.site not in marker:
-            return
+            # Not ignored: the trainer would wait for the shard without end.
+            raise InputError(
+                f"shard {shard} of {self.folder} has no rows of {self.site}; remove the folder, or choose another "
+                "config.run"
+            )
         part = marker[self.site]
         if (part["dropped"] or part.get("skipped")) and not self._has_warned:
             self._has_warned = True
@@ -283,7 +287,8 @@ def check(config: Config) -> Config:
     site = data.site or next(iter(extract.sites), "")
     refusals = {
         f"config.run is {run!r}; it must be a local folder": object_storage.is_remote(run),
-        f"config.mesh.distributed is {config.mesh.distributed}; a live run is for one process": jax.process_count() > 1,
+        "config.mesh.distributed is True; it must be False, because a live run has one process": jax.process_count()
+        > 1,
         f"config.data.site is {site!r}; config.extract.sites has {', '.join(extract.sites)}": site not in extract.sites,
         f"config.extract.workers is {extract.workers}; it must be 1 or None": (extract.workers or 1) > 1,
         "config.extract.save_images is True; it must be False, because images would fill the disk": extract.save_images,

@@ -34,7 +34,7 @@ from revelio_jax.training.shuffled_rows import Buffers, ShuffledRows
 
 BATCHES_AHEAD = 2  # batches that are assembled or on the devices, in addition to the current one
 
-_HELD_OUT, _DEAL, _CHUNKS, _ROWS, _BATCH = range(5)  # purposes of random generators
+_HELD_OUT, _DEAL, _CHUNKS, _ROWS, _BATCH, LIVE_HELD_OUT, LIVE_SHARDS, LIVE_CHUNKS = range(8)  # purposes of generators
 
 
 class RowStream(typing.NamedTuple):
@@ -78,7 +78,7 @@ class ChunkStream:
         return functools.lru_cache(maxsize=2)(self._groups)  # one entry for reading, one for logging
 
     def _groups(self, epoch: int) -> tuple[list[list[Chunk]], list[int]]:
-        order = _random(self.seed, _CHUNKS, *self.key, epoch).permutation(len(self.chunks))
+        order = random_generator(self.seed, _CHUNKS, *self.key, epoch).permutation(len(self.chunks))
         chunks = [self.chunks[i] for i in order]
         groups = [chunks[i : i + self.group_chunks] for i in range(0, len(chunks), self.group_chunks)]
         return groups, list(itertools.accumulate(length(group) for group in groups))
@@ -95,7 +95,7 @@ class ChunkStream:
         for current in itertools.count(epoch):
             groups = self.groups(current)[0]
             for i in range(index, len(groups)):
-                places = _random(self.seed, _ROWS, *self.key, current, i).permutation(length(groups[i]))
+                places = random_generator(self.seed, _ROWS, *self.key, current, i).permutation(length(groups[i]))
                 yield groups[i], places[row:]
                 row = 0
             index = 0
@@ -145,7 +145,7 @@ class Order:
 
     def permutation(self, lane: int, step: int) -> np.ndarray:
         """Return the permutation that mixes the rows of all sources in a lane's part of a batch."""
-        return _random(self.seed, _BATCH, lane, step).permutation(self.batch_size // self.lanes)
+        return random_generator(self.seed, _BATCH, lane, step).permutation(self.batch_size // self.lanes)
 
 
 def make_order(
@@ -171,10 +171,10 @@ def make_order(
                     f"{len(site.chunks)} chunks, so no chunk is left for training; set it to 0, or extract with a "
                     "smaller config.extract.chunk_rows"
                 )
-            held_out_here = set(_random(seed, _HELD_OUT).permutation(len(site.chunks))[:count].tolist())
+            held_out_here = set(random_generator(seed, _HELD_OUT).permutation(len(site.chunks))[:count].tolist())
             for i, (start, stop) in enumerate(site.chunks):
                 (held_out_chunks if i in held_out_here else train).append(Chunk(number, start, stop))
-        shuffled = [train[i] for i in _random(seed, _DEAL, len(lane_chunks)).permutation(len(train))]
+        shuffled = [train[i] for i in random_generator(seed, _DEAL, len(lane_chunks)).permutation(len(train))]
         lane_chunks.append([tuple(shuffled[lane::lanes]) for lane in range(lanes)])
         _check_rows(source, batch_size, lane_chunks[-1])
     shares = tuple(source.share for source in mixture.sources)
@@ -350,6 +350,6 @@ def length(chunks: Iterable[Chunk]) -> int:
     return sum(stop - start for _, start, stop in chunks)
 
 
-def _random(seed: int, *stream: int) -> np.random.Generator:
+def random_generator(seed: int, *stream: int) -> np.random.Generator:
     """Return a generator that is independent of all other keys ``stream`` and the same on every machine."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=stream)))

@@ -107,6 +107,7 @@ def sigterm() -> Generator[Callable[[int], bool]]:
         yield lambda number: _received.is_set()
     finally:
         signal.signal(signal.SIGTERM, previous)
+        _received.clear()
 
 
 def received_sigterm() -> bool:
