@@ -173,7 +173,9 @@ def _check_item(name: str, item: typing.Any) -> None:
     numbers.
     """
     if isinstance(item, int) and item.bit_length() > 63:
-        raise InputError(f"{name} is a whole number of {item.bit_length()} bits; it must fit 64 bits with its sign")
+        shown = str(item) if item.bit_length() <= 128 else f"a whole number of {item.bit_length()} bits"
+        limit = f"at most {2**63 - 1}" if item > 0 else f"at least {1 - 2**63}"
+        raise InputError(f"{name} is {shown}; it must be {limit}")
     if isinstance(item, float) and not math.isfinite(item):
         raise InputError(f"{name} is {item}; it must be a finite number")
     if isinstance(item, str) and not _is_writable(item):

@@ -299,7 +299,7 @@ BAD = [
     ("sd", {"sites": ("unet.up_blocks.1",), "value": "difference"}, "allowed: output"),
     ("sd", {"prompts": "seeds.csv"}, "the seed of prompt 0 is 'x'; it must be a 64-bit whole number"),
     ("sd", {"prompts": "half.jsonl"}, "the seed of prompt 1 is 1.5; it must be a 64-bit whole number"),
-    ("sd", {"prompts": "infinite.jsonl"}, "the seed of prompt 0 is inf; it must be a 64-bit whole number"),
+    ("sd", {"prompts": "infinite.jsonl"}, "infinite.jsonl: line 1 is not JSON: Infinity is not a JSON number"),
     ("sd", {"prompts": "none.csv"}, "No such file"),
     ("sd", {"steps": 2000}, "config.extract.steps is 2000; it must be at most 1000, this model's timesteps"),
     ("flux", {"height": 9}, "config.extract.height is 9; it must be a multiple of 2 for this model"),
