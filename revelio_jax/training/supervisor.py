@@ -22,7 +22,7 @@ from revelio_jax.errors import report_errors
 _ABOUT_PROCESSES = re.compile(rb"[WEF]\d{4} [\d:.]+ +\d+ (?:coordination_service|preemption_|client)\w*\.(?:cc|h):")
 _ERROR = re.compile(rb"^error: .*\n?", re.M)
 _SILENT = re.compile(r"stopped sending heartbeats\):\s*(\d[\d\s,]*)")
-_FATAL = b"Terminating process because the JAX distributed service detected fatal errors"
+_FATAL = re.compile(rb"F\d{4} [\d:.]+ +\d+ (?:coordination_service|client)\w*\.(?:cc|h):")  # XLA aborts after it
 _HOLD_S = 15.0  # other text that is held back is printed after this time
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -49,14 +49,19 @@ def supervise(mesh: MeshConfig, advice: Callable[[], str]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         return
     os.close(write)
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+
+    def pass_on(*_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):  # the child has just ended
+            os.kill(child, signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to the child, too
     status, held, gap = _relay(read, child)
-    if error := _ERROR.search(held):  # the child itself noticed it, too
+    if status and (error := _ERROR.search(held)):  # the child itself noticed it, too
         _print(gap + error[0])
-        os._exit(1)
-    if status == -signal.SIGABRT and held:
+        os._exit(max(status, 1))
+    if status == -signal.SIGABRT and _FATAL.search(held):
         _print(gap + f"error: {_line(held.decode(errors='replace'), mesh)}; {advice()}\n".encode())
         os._exit(1)
     _print(held)
@@ -101,7 +106,7 @@ def _relay(read: int, child: int) -> tuple[int, bytes, bytes]:
     status, held, since, gap = None, b"", 0.0, b""
     while True:
         has_text = bool(select.select([read], [], [], 0.0 if status is not None else 0.5)[0])
-        if held and status is None and _FATAL not in held and time.monotonic() > since + _HOLD_S:
+        if held and status is None and not _FATAL.search(held) and time.monotonic() > since + _HOLD_S:
             _print(held)
             held = b""
         data = os.read(read, 65536) if has_text else b""
