@@ -20,8 +20,9 @@ def read_table(
     """Return the table in the bytes of a parquet file; ``columns`` selects some columns.
 
     A small file can hold a huge table, because pages are compressed and repeated values are stored once. Rows are
-    therefore decoded in batches with texts as dictionaries. Raise ValueError if the table has more than MOST_VALUES
-    values or LARGEST_TABLE bytes, KeyError for a missing column, and OSError or ArrowException for a malformed file.
+    therefore decoded in batches with texts as dictionaries. Raise ValueError if the selected columns have more than
+    MOST_VALUES values or LARGEST_TABLE bytes, or if a row group has more than LARGEST_TABLE bytes. Raise KeyError for a
+    missing column, and OSError or ArrowException for a malformed file.
     """
     memory = _copy(data)
     file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(memory))
@@ -31,12 +32,14 @@ def read_table(
     leaves = [file.schema.column(number) for number in range(len(file.schema))]
     if wide := [leaf.path for leaf in leaves if max(leaf.length or 0, 0) > LARGEST_FIXED]:
         raise ValueError(f"the values of {wide[0]!r} have a fixed size of more than {LARGEST_FIXED} bytes")
-    if max(rows, 0) * len(leaves) > MOST_VALUES:
-        raise ValueError(f"it has {rows:,} rows of {len(leaves)} values; it must have at most {MOST_VALUES:,} values")
+    selected = [leaf for leaf in leaves if columns is None or _is_in(leaf.path, columns)]
+    if max(rows, 0) * len(selected) > MOST_VALUES:
+        raise ValueError(f"it has {rows:,} rows of {len(selected)} values; it must have at most {MOST_VALUES:,} values")
     too_large = ValueError(f"its values need more than {LARGEST_TABLE >> 20:,} MiB")
     # Column chunks also have sizes, but reading the metadata of a malformed one ends the process.
-    groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
-    if sum(max(group.total_byte_size, 0) for group in groups) > LARGEST_TABLE:
+    groups = range(file.metadata.num_row_groups)
+    sizes = [max(file.metadata.row_group(group).total_byte_size, 0) for group in groups]
+    if (sum(sizes) if columns is None else max(sizes, default=0)) > LARGEST_TABLE:
         raise too_large
     texts = pyarrow.parquet.ParquetFile(
         pyarrow.BufferReader(memory),
@@ -45,11 +48,12 @@ def read_table(
     )
     batches: list[pyarrow.RecordBatch] = []
     size = 0
-    for batch in texts.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
-        size += sum(map(_size, batch.columns))
-        if size > LARGEST_TABLE:
-            raise too_large
-        batches.append(batch)
+    for group in groups:  # one at a time: a batch of several groups could be larger than each of them
+        for batch in texts.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+            size += sum(map(_size, batch.columns))
+            if size > LARGEST_TABLE:
+                raise too_large
+            batches.append(batch)
     if columns is not None:
         schema = pyarrow.schema([schema.field(name) for name in columns])
     if not batches:
@@ -62,6 +66,11 @@ def read_table(
 def read_schema(data: bytes) -> pyarrow.Schema:
     """Return the names and types of the columns in the bytes of a parquet file. Raise the errors of read_table."""
     return pyarrow.parquet.ParquetFile(pyarrow.BufferReader(_copy(data))).schema_arrow
+
+
+def _is_in(path: str, columns: typing.Sequence[str]) -> bool:
+    """Return whether a leaf is part of one of the columns, whose names may have dots."""
+    return any(path == name or path.startswith(f"{name}.") for name in columns)
 
 
 def _copy(data: bytes) -> pyarrow.Buffer:

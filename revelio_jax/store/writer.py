@@ -20,7 +20,7 @@ import pyarrow.parquet
 import tensorstore as ts
 
 from revelio_jax.errors import InputError, write_failure
-from revelio_jax.store import layout, locks, statistics
+from revelio_jax.store import layout, locks, parquet, statistics
 from revelio_jax.store.json_files import (
     Manifest,
     Marker,
@@ -211,7 +211,7 @@ class StoreWriter:
         """Write the plan and the samples if they are missing.
 
         The plan is first: it identifies the other files as files of this store. Its notes have the sha256 of the
-        samples.
+        samples. Raise InputError if the samples are more than readers accept.
         """
         written = layout.read_plan(self._kvstore)
         if written and self._kvstore.list(ts.KvStore.KeyRange("samples.parquet", "samples.parquet0")).result():
@@ -220,6 +220,13 @@ class StoreWriter:
         table = samples if isinstance(samples, pyarrow.Table) else pyarrow.Table.from_pylist(samples)
         pyarrow.parquet.write_table(table, buffer, write_page_checksum=True)
         sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+        try:
+            for name in table.column_names:
+                parquet.read_table(buffer.getvalue(), columns=[name])
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise InputError(
+                f"store {self.location}: samples.parquet: {error}; extract fewer samples per store"
+            ) from error
         if written is None:
             content = self.plan.to_json()
             content["notes"] = {**content.get("notes", {}), layout.SAMPLES_SHA256: sha256}

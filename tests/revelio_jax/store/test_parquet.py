@@ -107,6 +107,25 @@ def test_a_small_file_with_a_huge_table_is_refused_before_it_is_decoded(name, mo
     assert pool.max_memory() < 64 << 20
 
 
+def test_limits_count_only_the_selected_columns(monkeypatch):
+    table = pyarrow.table({"id": range(400), "a": ["x" * 99] * 400, "a.b": range(400), "c": [["y"]] * 400})
+    data = written(table, row_group_size=100, use_dictionary=False)
+    monkeypatch.setattr(parquet, "MOST_VALUES", 400)
+    monkeypatch.setattr(parquet, "LARGEST_TABLE", 16_000)  # a row group has about 13,000 bytes, and "a" has 42,800
+    for name in ("id", "a.b", "c"):
+        assert parquet.read_table(data, columns=[name]) == table.select([name])
+    for columns in (["id", "a.b"], None):
+        with pytest.raises(ValueError, match="at most 400 values"):
+            parquet.read_table(data, columns=columns)
+    monkeypatch.setattr(parquet, "MOST_VALUES", 1600)
+    for columns in (["a"], None):
+        with pytest.raises(ValueError, match="need more than"):
+            parquet.read_table(data, columns=columns)
+    monkeypatch.setattr(parquet, "LARGEST_TABLE", 10_000)
+    with pytest.raises(ValueError, match="need more than"):
+        parquet.read_table(data, columns=["id"])
+
+
 @pytest.mark.slow
 def test_a_process_that_ends_after_reading_keeps_its_status(data):
     command = [sys.executable, "-c", ENDS]

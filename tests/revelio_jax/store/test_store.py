@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revelio_jax.errors import InputError
-from revelio_jax.store import SitePlan, StorePlan, StoreWriter, open_store, statistics
+from revelio_jax.store import SitePlan, StorePlan, StoreWriter, open_store, parquet, statistics
 from tests.helpers import ROOT
 from tests.helpers.edits import edit_sealed
 
@@ -68,6 +68,16 @@ def write(location, rows, dtype="float32", bad=(), order=None, chunk_rows=4):
 def tree(folder):
     """Every file below a folder with its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in pathlib.Path(folder).rglob("*") if p.is_file()}
+
+
+def test_samples_that_readers_refuse_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "MOST_VALUES", 3)
+    write(tmp_path / "three", [1, 1, 1])
+    with pytest.raises(
+        InputError, match=r"four: samples\.parquet: .* at most 3 values; extract fewer samples per store"
+    ):
+        write(tmp_path / "four", [1, 1, 1, 1])
+    assert not (tmp_path / "four" / "plan.json").exists()
 
 
 @settings(max_examples=25)
