@@ -163,7 +163,12 @@ def load(folder: pathlib.Path) -> Results:
         if summary.get("version") != VERSION:
             raise InputError(f"{folder} has version {summary.get('version')}; it must be {VERSION}")
         summary = checksums.unsealed(summary)
-        for name, expected in summary.get("files", {}).items():
+        sums = summary.get("files", {})
+        if not isinstance(sums, dict):
+            raise InputError(f"{folder / SUMMARY}: files is {str(sums)[:40]}; it must be an object")
+        for name, expected in sums.items():
+            if name not in (ARRAYS, *(f"{table}.parquet" for table in TABLES)):
+                raise InputError(f"{folder / SUMMARY}: unknown file {name[:80]!r}; run revelio interpret")
             if files.sha256(folder / name) != expected:
                 raise InputError(f"{folder / name} is damaged: it does not match its checksum; run revelio interpret")
         tables = {name: pyarrow.parquet.read_table(folder / f"{name}.parquet") for name in TABLES}

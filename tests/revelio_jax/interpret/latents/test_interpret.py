@@ -147,6 +147,21 @@ def test_a_changed_byte_is_found(own):
     results.load(run_results.folder)
 
 
+@pytest.mark.parametrize(
+    ("sums", "message"),
+    [
+        ({"/dev/zero": ""}, "summary.json: unknown file '/dev/zero'"),
+        ({"../summary.json": ""}, "unknown file '../summary.json'"),
+        ([], r"summary.json: files is \[\]; it must be an object"),
+    ],
+)
+def test_only_files_of_results_are_opened(tmp_path, monkeypatch, sums, message):
+    monkeypatch.setattr(files, "sha256", lambda path: pytest.fail(f"opened {path}"))
+    (tmp_path / "summary.json").write_text(json.dumps({"version": results.VERSION, "files": sums}))
+    with pytest.raises(InputError, match=message):
+        results.load(tmp_path)
+
+
 def test_a_file_at_the_path_of_the_results_folder_is_kept(own):
     mine = results.folder_of(own.run)
     mine.write_text("mine")
