@@ -60,9 +60,8 @@ class AllowedHosts:
         if _is_allowed(name, self.names) or (self.any_address and is_address(name)):
             await self.app(scope, receive, send)
             return
-        shown = name if re.fullmatch(r"[a-z0-9.-]+", name) else "NAME"
-        text = f"The explorer does not answer for this host name. To allow it, start it with --allow_host {shown}\n"
-        await PlainTextResponse(text, status_code=400)(scope, receive, send)
+        text = "The explorer does not answer for this host name. To allow it, start it with"
+        await _refusal(400, text, name)(scope, receive, send)
 
 
 class SameOrigin:
@@ -77,18 +76,20 @@ class SameOrigin:
         self.names = [name.lower() for name in (*names, urllib.parse.urlsplit(root).hostname or "") if name]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on a request of the page itself or of a program; answer others with status 403."""
+        """Pass on a request of the page itself or of a program; answer others with status 403 and the flag to use."""
         if scope["type"] not in ("http", "websocket") or scope.get("method") in ("GET", "HEAD"):
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        own = [_host_name(f"//{headers.get(name, '')}") for name in ("host", "x-forwarded-host")]
+        forwarded = headers.get("x-forwarded-host", "").split(",")[0].strip()  # each of several proxies adds a name
+        own = [_host_name(f"//{host}") for host in (headers.get("host", ""), forwarded)]
         is_own = _is_allowed(_host_name(origin or ""), [*self.names, *filter(None, own)])
         if is_own if origin is not None else headers.get("sec-fetch-site") != "cross-site":
             await self.app(scope, receive, send)
             return
-        await PlainTextResponse("The explorer does not answer requests of other pages\n", 403)(scope, receive, send)
+        text = "The explorer does not answer requests of other pages. To allow them, start it with"
+        await _refusal(403, text, _host_name(origin or ""))(scope, receive, send)
 
 
 def is_address(name: str) -> bool:
@@ -106,6 +107,12 @@ def _host_name(url: str) -> str:
         return urllib.parse.urlsplit(url).hostname or ""
     except ValueError:
         return ""
+
+
+def _refusal(status: int, text: str, name: str) -> PlainTextResponse:
+    """Return a response that ends with --allow_host and the host name, or NAME if it is not made of [a-z0-9.-]."""
+    shown = name if re.fullmatch(r"[a-z0-9.-]+", name) else "NAME"
+    return PlainTextResponse(f"{text} --allow_host {shown}\n", status)
 
 
 def _is_allowed(name: str, allowed: Sequence[str]) -> bool:

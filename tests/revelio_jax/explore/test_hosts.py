@@ -1,7 +1,9 @@
 """The explorer behind reverse proxies and in frames; host names that are not allowed."""
 
+import asyncio
 import contextlib
 import socket
+import typing
 import urllib.error
 import urllib.request
 
@@ -13,6 +15,8 @@ from tests.helpers.proxy import port_of, proxied
 from tests.revelio_jax.explore.conftest import STREAMS, ExplorerPage
 
 pytest.importorskip("gradio", reason="gradio is not installed")
+from starlette.responses import PlainTextResponse
+
 from revelio_jax.explore import hosts
 
 SITE, PATH = "clip.layer.2", "/user/me/proxy/7860"
@@ -123,3 +127,40 @@ def test_a_malformed_path_is_refused(root):
     assert hosts.check_root("/a/b/") == "/a/b"
     assert hosts.check_root("https://a.org/b/") == "https://a.org/b"
     assert hosts.check_root(None) == hosts.check_root("/") == ""
+
+
+def posted(headers: dict[str, str], names: tuple[str, ...] = ()) -> tuple[int, str]:
+    """Return the status and the text of a POST request with these headers; 200 if it reaches the application."""
+    sent: list[typing.Any] = []
+
+    async def receive():
+        raise AssertionError
+
+    async def send(message):
+        sent.append(message)
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "headers": raw}
+    asyncio.run(hosts.SameOrigin(PlainTextResponse("ran"), names)(scope, receive, send))
+    return sent[0]["status"], sent[1]["body"].decode()
+
+
+def test_a_refused_request_names_the_flag_that_allows_it():
+    """nginx sends its own address as Host unless it is configured otherwise."""
+    headers = {"host": "127.0.0.1:7860", "origin": "https://hub.example.org:8000"}
+    refused = "The explorer does not answer requests of other pages. To allow them, start it with --allow_host "
+    assert posted(headers) == (403, f"{refused}hub.example.org\n")
+    assert posted(headers, ("hub.example.org",)) == (200, "ran")
+    for origin in ("null", "http://[", "http://<b>"):
+        assert posted(headers | {"origin": origin}) == (403, f"{refused}NAME\n")
+
+
+def test_the_first_of_several_forwarded_hosts_is_the_host_of_the_page():
+    headers = {"host": "127.0.0.1:7860", "origin": "https://hub.example.org"}
+    for forwarded, status in {
+        "hub.example.org": 200,
+        "hub.example.org:443, inner.example.org": 200,
+        "inner.example.org, hub.example.org": 403,
+        ", hub.example.org": 403,
+    }.items():
+        assert posted(headers | {"x-forwarded-host": forwarded})[0] == status, forwarded
