@@ -48,7 +48,8 @@ class TimedProtocol(H11Protocol):
 
     def _close_if_waiting(self) -> None:
         self._timer = None
-        if self._is_waiting() and not self.transport.is_closing():
+        is_own = self.transport.get_protocol() is self  # not after an upgrade to a websocket
+        if is_own and self._is_waiting() and not self.transport.is_closing():
             self.transport.close()
 
 
@@ -74,6 +75,8 @@ class LimitedBody:
                 f"The request has more than {MOST_BODY_BYTES:,} bytes\n", 413, {"connection": "close"}
             )(scope, receive, send)
             return
+        except _DisconnectedError:
+            return
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def received() -> Message:
@@ -86,14 +89,20 @@ class _TooLargeError(Exception):
     pass
 
 
+class _DisconnectedError(Exception):
+    pass
+
+
 async def _body(receive: Receive) -> bytes:
     parts: list[bytes] = []
     size, more = 0, True
     while more:
         message = await receive()
+        if message["type"] != "http.request":
+            raise _DisconnectedError
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        more = message.get("more_body", False) and message["type"] == "http.request"
+        more = message.get("more_body", False)
         if size > MOST_BODY_BYTES:
             raise _TooLargeError
     return b"".join(parts)
