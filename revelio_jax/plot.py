@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from revelio_jax import files, json_text
+from revelio_jax import files
 from revelio_jax.cli import RunsParser
 from revelio_jax.errors import InputError, report_errors, require
 
@@ -176,13 +176,15 @@ def _read_density(path: pathlib.Path) -> Density | None:
     if not path.exists():
         return None
     try:
-        evaluation = json_text.parse_object(path.read_bytes())
+        evaluation = json.loads(path.read_text())  # values may be NaN
         histogram, never = evaluation["density_histogram"], float(evaluation["dead_fraction"])
         edges, latents = (np.asarray(histogram[name], float) for name in ("log10_edges", "latents"))
+        if not (np.isfinite(never) and np.isfinite(edges).all() and np.isfinite(latents).all()):
+            raise ValueError("dead_fraction and density_histogram must be finite")
         shares = latents * (1 - never) / max(latents.sum(), 1)
         if len(edges) != len(shares) + 1:
             raise ValueError(f"{len(edges)} edges of {len(shares)} bins")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} is broken: {type(error).__name__}: {error}") from error
     return Density(edges, shares, never)
 

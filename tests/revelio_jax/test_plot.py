@@ -61,6 +61,12 @@ def test_the_histogram_is_the_evaluation(runs):
     assert drawn.max() == max(first.density.latents.max(), first.density.never)
 
 
+def test_nan_in_an_evaluation_is_read(runs):
+    path = pathlib.Path(runs[0], "evaluation.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fvu": float("nan")}))
+    assert plot.read_run(runs[0]).density is not None
+
+
 def test_runs_without_evaluation_have_no_histogram(runs):
     density = plot.draw([plot.read_run(runs[1])]).axes[3]
     assert not density.axison
@@ -119,6 +125,13 @@ def test_an_incomplete_line_is_ignored(runs):
             '{"dead_fraction": 0, "density_histogram": {"log10_edges": [1], "latents": [1]}}',
             "1 edges of 1 bins",
         ),
+        (
+            "evaluation.json",
+            '{"dead_fraction": 0, "density_histogram": {"log10_edges": [NaN, 0], "latents": [1]}}',
+            "dead_fraction and density_histogram must be finite",
+        ),
+        ("evaluation.json", "[" * 100_000, r"evaluation\.json is broken: RecursionError"),
+        ("evaluation.json", '{"dead_fraction": 1%s, "density_histogram": 0}' % ("0" * 400), "OverflowError"),
     ],
 )
 def test_a_broken_file_of_a_run_is_refused_with_the_reason(runs, file, content, match):
