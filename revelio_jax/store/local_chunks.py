@@ -1,4 +1,4 @@
-"""Read chunks of local shards with less work of the processor than TensorStore needs.
+"""Read chunks of local shards with less CPU time than TensorStore.
 
 TensorStore reads a chunk, computes its checksum in software on processors that it does not know, and copies the rows,
 each step in another thread. Here one thread reads the chunk and google_crc32c computes its checksum. Whatever is not an
@@ -14,8 +14,6 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorstore as ts
-
-from revelio_jax.store import layout
 
 try:
     import google_crc32c
@@ -52,7 +50,7 @@ class LocalChunks(typing.NamedTuple):
         try:
             file = io.FileIO(f"{self.folder}/c/{shard}/0")
             # The index has an entry per chunk and its own checksum. The checksum of the chunk also covers its entry:
-            # a wrong entry does not lead to an intact chunk, because a changed bit never moves by whole chunks.
+            # a changed bit does not lead to another intact chunk, unless the size of a stored chunk is a power of two.
             end = os.fstat(file.fileno()).st_size
             place = end - CHECKSUM_BYTES - ENTRY.size * (self.shard_rows // self.chunk_rows - row // self.chunk_rows)
             offset, stored = ENTRY.unpack(os.pread(file.fileno(), ENTRY.size, place))
@@ -79,18 +77,18 @@ class LocalChunks(typing.NamedTuple):
 
 
 def open_chunks(kvstore: ts.KvStore, key: str, array: ts.TensorStore) -> LocalChunks | None:
-    """Return the chunks of ``array``, or None if it is not local or if another package wrote it."""
+    """Return the chunks of ``array``, or None if it is not local or if its files have other names.
+
+    :func:`layout.check_array` must have accepted the array.
+    """
     place = kvstore.spec().to_json()
     if google_crc32c is None or place["driver"] != "file" or sys.byteorder != "little":
         return None
     metadata = array.spec().to_json()["metadata"]
-    shape, (shard_rows, d) = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
-    chunk_rows = metadata["codecs"][0]["configuration"].get("chunk_shape", [0])[0]
-    written = layout.array_spec(kvstore, key, metadata["data_type"], shape, shard_rows, chunk_rows)
-    (sharding,) = written["metadata"]["codecs"]
-    sharding["configuration"]["index_location"] = "end"  # the default
-    if metadata["codecs"] != [sharding] or metadata["chunk_key_encoding"] != {"name": "default"}:
+    if metadata["chunk_key_encoding"] != {"name": "default"}:
         return None
+    shard_rows, d = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    chunk_rows = metadata["codecs"][0]["configuration"]["chunk_shape"][0]
     return LocalChunks(f"{place['path']}{key}", shard_rows, chunk_rows, d, array.dtype.numpy_dtype)
 
 
