@@ -27,7 +27,7 @@ def parse(text: bytes | str) -> typing.Any:
 
 
 def parse_object(text: bytes | str) -> dict[str, typing.Any]:
-    """Return the object of a JSON text, as :func:`parse`. Raise ValueError also for any other value."""
+    """Return the object of a JSON text, as :func:`parse`. Raise ValueError if the value is not an object."""
     value = parse(text)
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")

@@ -147,7 +147,7 @@ def _check_alike(first: Store, store: Store) -> None:
 
 
 def _check_widths(sites: dict[str, list[_Source]]) -> None:
-    """Raise InputError if the stores have another width at a hook point."""
+    """Raise InputError if the widths of the stores differ at a hook point."""
     for name, (first, *others) in sites.items():
         for other in others:
             if other.site.d != first.site.d:

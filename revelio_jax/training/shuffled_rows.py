@@ -41,7 +41,7 @@ class Buffers:
         self._free: collections.deque[memoryview] = collections.deque()
 
     def has_free(self) -> bool:
-        """Return whether an array can be had without new memory."""
+        """Return whether :meth:`take` needs no new memory."""
         return bool(self._free)
 
     def take(self) -> np.ndarray:
