@@ -159,7 +159,8 @@ def test_the_first_of_several_forwarded_hosts_is_the_host_of_the_page():
     headers = {"host": "127.0.0.1:7860", "origin": "https://hub.example.org"}
     for forwarded, status in {
         "hub.example.org": 200,
-        "hub.example.org:443, inner.example.org": 200,
+        "hub.example.org, inner.example.org": 200,
+        "hub.example.org:443,inner.example.org": 200,
         "inner.example.org, hub.example.org": 403,
         ", hub.example.org": 403,
     }.items():
