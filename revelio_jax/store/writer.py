@@ -221,7 +221,7 @@ class StoreWriter:
         pyarrow.parquet.write_table(table, buffer, write_page_checksum=True)
         sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
         try:
-            for name in table.column_names:
+            for name in parquet.read_schema(buffer.getvalue()).names:
                 parquet.read_table(buffer.getvalue(), columns=[name])
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise InputError(
