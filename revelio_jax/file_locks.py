@@ -1,24 +1,30 @@
-"""Locks on open files and folders, which the system releases when the process ends for any reason.
+"""Locks on open files, which the system releases when the process ends for any reason.
 
-Locks need a file system with flock. On others, every lock succeeds at once.
+A folder is locked by a file in or beside it, because NFS locks folders only within one machine. Locks need a file
+system with flock. On others, every lock succeeds at once.
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
 from collections.abc import Generator
 
-from revelio_jax.errors import ONLY_POSIX, InputError
+from revelio_jax.errors import ONLY_POSIX, InputError, write_failure
 
 try:
     import fcntl
 except ImportError as error:
     raise InputError(ONLY_POSIX) from error
 
+# The name of the lock file in a folder, and the suffix of the lock file beside a temporary folder. A killed process
+# leaves the file behind; the next one that locks it removes it.
+SUFFIX = ".lock"
+
 
 def lock(file: int, wait: bool) -> bool:
-    """Lock an open file or folder. Return False if another process holds it and ``wait`` is False."""
+    """Lock a file open for writing. Return False if another process holds it and ``wait`` is False."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -30,14 +36,19 @@ def lock(file: int, wait: bool) -> bool:
 
 @contextlib.contextmanager
 def refusing(folder: pathlib.Path, message: str) -> Generator[None]:
-    """Lock an existing folder in the block. Raise InputError with ``message`` if another process holds it."""
-    file = os.open(folder, os.O_RDONLY)
+    """Lock a folder in the block by its file ``.lock``. Raise InputError with ``message`` if another process holds it.
+
+    Also raise InputError if the file cannot be written.
+    """
+    path = folder / SUFFIX
     try:
-        if not lock(file, wait=False):
-            raise InputError(message)
+        file = _open_lock_file(path, wait=False)
+    except OSError as error:
+        raise write_failure(str(path), error) from error
+    if file is None:
+        raise InputError(message)
+    with _removing(path, file):
         yield
-    finally:
-        os.close(file)
 
 
 @contextlib.contextmanager
@@ -46,37 +57,67 @@ def temporary(path: pathlib.Path, is_folder: bool) -> Generator[None]:
 
     Wait while another process uses it. Replace what a killed process left behind.
     """
-    file = _open_current(path, is_folder)
-    try:
-        if not is_folder:
-            os.ftruncate(file, 0)
-        else:
+    if is_folder:
+        lock_path = path.with_name(path.name + SUFFIX)
+        with _removing(lock_path, _open_lock_file(lock_path, wait=True)):
+            path.mkdir(exist_ok=True)
             for left in path.iterdir():
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            yield
+        return
+    file = _open_current(path, wait=True)
+    assert file is not None
+    try:
+        os.ftruncate(file, 0)
         yield
     finally:
         os.close(file)
 
 
-def _open_current(path: pathlib.Path, is_folder: bool) -> int:
-    """Return the open and locked file or folder under ``path``, which another process may move at any time."""
+@contextlib.contextmanager
+def _removing(path: pathlib.Path, file: int | None) -> Generator[None]:
+    """Remove and close a locked file after the block. Processes that wait for it then create another one."""
+    assert file is not None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(file)
+
+
+def _open_lock_file(path: pathlib.Path, wait: bool) -> int | None:
+    """Return the open and locked file, as :func:`_open_current`. Create its folder, which others may remove."""
     while True:
-        if is_folder:
-            path.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_CREAT
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            return _open_current(path, wait)
+
+
+def _open_current(path: pathlib.Path, wait: bool) -> int | None:
+    """Return the open and locked file under ``path``, which another process may move or remove at any time.
+
+    Return None if another process holds it and ``wait`` is False.
+    """
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            file = os.open(path, flags, 0o666)
-        except FileNotFoundError:
-            if is_folder:  # moved between the two calls
-                continue
-            raise
-        try:
-            lock(file, wait=True)
-            if os.path.samestat(os.fstat(file), os.stat(path)):
+            is_locked = lock(file, wait)
+            if is_locked and _is_current(file, path):
                 return file
-        except FileNotFoundError:
-            pass  # moved while this process waited
         except BaseException:
             os.close(file)
             raise
         os.close(file)
+        if not is_locked:
+            return None
+
+
+def _is_current(file: int, path: pathlib.Path) -> bool:
+    """Return whether an open file is still the file under ``path``."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):  # ESTALE: another machine removed it from NFS
+            return False
+        raise

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection
 
 import tensorstore as ts
 
-from revelio_jax import files
+from revelio_jax import file_locks, files
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError, read_failure, write_failure
 from revelio_jax.store import layout, object_storage
@@ -134,14 +134,15 @@ def pull(folder: pathlib.Path, *patterns: str) -> None:
 
 
 def push(folder: pathlib.Path) -> None:
-    """Write the changes of a copy to object storage. The caller must not change files meanwhile.
+    """Write the changes of a copy to object storage, without lock files. The caller must not change files meanwhile.
 
     Raise InputError or EnvironmentFailure if they cannot be written.
     """
     copy = _copies.get(folder)
     if copy is None:
         return
-    local = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(file_locks.SUFFIX))
+    local = {path.relative_to(folder).as_posix(): path for path in paths}
     changed = {key for key, path in local.items() if copy.synced.get(key) != _state(path)}
     removed = set(copy.synced) - set(local)
     # Of a removed checkpoint, files that were never copied are removed too.
