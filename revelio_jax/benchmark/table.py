@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import torch
 
-from revelio_jax import files
+from revelio_jax import files, shipped
 from revelio_jax.benchmark.bench import make_adding_bench, make_bench
 from revelio_jax.benchmark.comparison import Comparison, compare
 from revelio_jax.benchmark.judges import load_judge
@@ -98,16 +98,35 @@ def main(argv: Sequence[str]) -> None:
 
 
 def settings_of(config: Config, prompts: int, seeds: list[int], export: pathlib.Path) -> dict[str, typing.Any]:
-    """Return everything that determines the measurements of a concept, a rule and a strength."""
+    """Return the settings that determine the measurements of a concept, a rule and a strength.
+
+    Files of a local model and of the judge count by their sizes and times, other files by their content. Not included:
+    the files of a model from the hub, whose newest revision can change, other libraries, the device, and local changes
+    of the code.
+    """
+    mask = pathlib.Path(config.steer.mask or "")
     return {
         "version": importlib.metadata.version("revelio_jax"),
         "torch": torch.__version__,
+        "diffusers": importlib.metadata.version("diffusers"),
         "model": dataclasses.asdict(config.model),
+        "model_files": _file_states(config.model.id),
         "steer": dataclasses.asdict(config.steer),
+        "mask": files.sha256(mask) if mask.is_file() else None,
+        "judge_files": _file_states(config.steer.judge),
         "prompts": [prompts, files.sha256(pathlib.Path(config.steer.prompts or ""))],
         "seeds": seeds,
         "sae": [files.sha256(file) for file in sorted(export.glob("*")) if file.suffix in (".json", ".safetensors")],
     }
+
+
+def _file_states(location: str | None) -> list[tuple[str, int, int]]:
+    """Return path, size and modification time in nanoseconds of the files of a local folder; none for a hub id."""
+    folder = pathlib.Path(shipped.locate(location)) if location else None
+    if folder is None or not folder.is_dir():
+        return []
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 
 def markdown(result: Comparison) -> str:
