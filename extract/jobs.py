@@ -1,7 +1,6 @@
 """Types, store plans and fingerprints that the modes of extraction share."""
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import typing
@@ -9,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from revelio_jax import checksums
 from revelio_jax.config import ExtractConfig
 from revelio_jax.store import ModelRecord, SitePlan, StorePlan
 
@@ -64,12 +64,4 @@ def store_plan(
 
 def samples_fingerprint(samples: list[Sample]) -> str:
     """Return the sha256 of the samples and their labels."""
-    return sha256(json.dumps(samples, sort_keys=True, default=str).encode())
-
-
-def sha256(*parts: bytes) -> str:
-    """Return the sha256 of the concatenated parts, in hexadecimal."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+    return checksums.of_bytes(json.dumps(samples, sort_keys=True, default=str).encode())

@@ -1,4 +1,4 @@
-"""Checksums of JSON objects, in their own field ``checksum``, and of the tensors of a safetensors file.
+"""Checksums of bytes, of JSON objects, in their own field ``checksum``, and of the tensors of a safetensors file.
 
 Files without a checksum, for example of earlier versions, are not checked.
 """
@@ -28,6 +28,11 @@ def unsealed(content: dict[str, typing.Any]) -> dict[str, typing.Any]:
     return rest
 
 
+def of_bytes(data: bytes) -> str:
+    """Return the sha256 of bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def of_tensors(tensors: Mapping[str, np.ndarray]) -> str:
     """Return the sha256 of arrays: their names, dtypes, shapes and values."""
     digest = hashlib.sha256()
@@ -54,6 +59,6 @@ def sort_metadata(data: bytes) -> bytes:
 def of_json(content: Mapping[str, typing.Any]) -> str:
     """Return the sha256 of a JSON object, whatever the order of its names. Raise ValueError if it is nested deeply."""
     try:
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return of_bytes(json.dumps(content, sort_keys=True).encode())
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

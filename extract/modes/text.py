@@ -9,6 +9,7 @@ import pyarrow
 from extract import jobs, text_encoder
 from extract.jobs import Progress, Sample, ShardRows, SiteRows, SiteSize
 from extract.text_encoder import Tokens
+from revelio_jax import checksums
 from revelio_jax.config import Config, ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.inputs.prompts import read_prompts
@@ -84,7 +85,7 @@ def plan(job: TextJob) -> StorePlan:
         settings={"positions": rules if len(set(rules.values())) > 1 else next(iter(rules.values()))},
         inputs={
             "samples": jobs.samples_fingerprint(job.prompts),
-            "tokens": jobs.sha256(*(tokens.ids.tobytes() for tokens in job.tokens.values())),
+            "tokens": checksums.of_bytes(b"".join(tokens.ids.tobytes() for tokens in job.tokens.values())),
         },
     )
 

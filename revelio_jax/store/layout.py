@@ -1,6 +1,5 @@
 """The layout of a store, and the TensorStore specs that writer and reader share."""
 
-import hashlib
 import json
 import pathlib
 import re
@@ -107,7 +106,7 @@ def read_marker(kvstore: ts.KvStore, shard: int) -> Marker | None:
 
 def check_samples(header: Plan | Manifest, data: bytes) -> None:
     """Raise ValueError if the bytes of samples.parquet do not match their checksum."""
-    sha256 = hashlib.sha256(data).hexdigest()
+    sha256 = checksums.of_bytes(data)
     if header.get("notes", {}).get(SAMPLES_SHA256, sha256) != sha256:
         raise ValueError("it does not match its checksum")
 

@@ -1,6 +1,5 @@
 """Copy hook points and samples of one or several stores to a new store: merge, split, or take a part."""
 
-import hashlib
 import json
 import typing
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow
 
+from revelio_jax import checksums
 from revelio_jax.errors import InputError
 from revelio_jax.store import layout
 from revelio_jax.store.json_files import Manifest, Provenance
@@ -177,7 +177,7 @@ def _plan(stores: Sequence[Store], sites: dict[str, list[_Source]], parts: Seque
     manifest, size = stores[0].manifest, stores[0].manifest["shard_samples"]
     samples = sum(len(part.numbers) for part in parts)
     identity = [[store.fingerprint, part.numbers.tolist()] for store, part in zip(stores, parts, strict=True)]
-    inputs = {"copy": hashlib.sha256(json.dumps(identity).encode()).hexdigest()}
+    inputs = {"copy": checksums.of_bytes(json.dumps(identity).encode())}
     # The images of a folder are found by their sample numbers.
     images = manifest.get("input", {}).get("images")
     if images and len(stores) == 1 and parts[0].numbers[-1] == samples - 1:

@@ -8,7 +8,6 @@ manifest.
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import typing
@@ -19,6 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import tensorstore as ts
 
+from revelio_jax import checksums
 from revelio_jax.errors import InputError, write_failure
 from revelio_jax.store import layout, locks, parquet, statistics
 from revelio_jax.store.json_files import (
@@ -90,7 +90,7 @@ class StorePlan:
         identity = self.identity()
         text = json.dumps(identity, sort_keys=True)
         return {
-            "fingerprint": hashlib.sha256(text.encode()).hexdigest(),
+            "fingerprint": checksums.of_bytes(text.encode()),
             **identity,
             "notes": self.notes,
         }
@@ -219,7 +219,7 @@ class StoreWriter:
         buffer = io.BytesIO()
         table = samples if isinstance(samples, pyarrow.Table) else pyarrow.Table.from_pylist(samples)
         pyarrow.parquet.write_table(table, buffer, write_page_checksum=True)
-        sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+        sha256 = checksums.of_bytes(buffer.getvalue())
         try:
             for name in parquet.read_schema(buffer.getvalue()).names:
                 parquet.read_table(buffer.getvalue(), columns=[name])
