@@ -102,7 +102,7 @@ def _train(config: Config, members: Sequence[Member], streams: Sequence[RowStrea
     start = common_step(members)
     if start >= options.steps:
         for member in members:
-            checkpoints.remove_leftovers(member.folder, kept(config))
+            checkpoints.remove_leftovers(member.folder)
         print(f"{config.run} is finished: all members have {start} of {options.steps} steps")
         return
     trackers.check(config.logging)
@@ -136,7 +136,7 @@ def _train(config: Config, members: Sequence[Member], streams: Sequence[RowStrea
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         enter(failure_advice(lambda: saved_step_line(*(member.folder for member in members))))
-        managers = {m: enter(checkpoints.manager(m.folder, kept(config), start)) for m in members}
+        managers = {m: enter(checkpoints.manager(m.folder, m.config.train.keep, start)) for m in members}
         logs = {m: enter(open_log(m, start)) for m in members}
         bar = enter(progress_bar(start, options.steps))
         steps = enter(contextlib.closing(run_steps(train_step, states, streams, feeds, count, start, config)))
@@ -159,7 +159,7 @@ def _train(config: Config, members: Sequence[Member], streams: Sequence[RowStrea
     print(f"  revelio evaluate --config {members[0].config.run}/config.json")
 
 
-def kept(config: Config) -> int:
+def checkpoints_to_keep(config: Config) -> int:
     """Return the number of checkpoints to keep: at least 2, because members may be one apart after a crash."""
     return max(config.train.keep, 2)
 
@@ -185,6 +185,7 @@ def configs(config: Config, axes: Sequence[str]) -> list[Config]:
     members: list[Config] = []
     for point in itertools.product(*axis_values):
         values = dataclasses.asdict(config)
+        values["train"]["keep"] = checkpoints_to_keep(config)
         for name, value in point:
             section, key = name.split(".")
             values[section][key] = value

@@ -68,7 +68,7 @@ def _train(config: Config, folder: pathlib.Path, mixture: Mixture) -> None:
     identity = checkpoints.run_identity(config, mixture.record())
     start = resumed_step(folder, options, identity)
     if start >= options.steps:
-        checkpoints.remove_leftovers(folder, options.keep)
+        checkpoints.remove_leftovers(folder)
         print(f"{config.run} is finished: it has {start} of {options.steps} steps")
         return
     trackers.check(logging)

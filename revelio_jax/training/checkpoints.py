@@ -27,7 +27,7 @@ from revelio_jax import run_folders
 from revelio_jax.config import Config, SaeConfig, TrainConfig
 from revelio_jax.errors import InputError, first_sentence, is_out_of_memory, single_line
 from revelio_jax.sae import forms
-from revelio_jax.training import checksums, optimizer, processes
+from revelio_jax.training import checkpoint_checksums, optimizer, processes
 from revelio_jax.training.mixture import RowsRecord
 from revelio_jax.training.step import State, abstract_state
 
@@ -118,17 +118,43 @@ def manager(folder: pathlib.Path, keep: int, start: int) -> Generator[ocp.Checkp
     run_folders.push(folder)
 
 
-def remove_leftovers(folder: pathlib.Path, keep: int) -> None:
-    """Remove the checkpoints of a finished run that :func:`manager` would not keep.
+def remove_leftovers(folder: pathlib.Path) -> None:
+    """Remove the checkpoints that a run left when it was killed after its last checkpoint. Keep all other folders.
 
-    A run that is killed after its last checkpoint leaves older ones, whole or in part.
+    These are checkpoints without state or JSON part, and older whole ones that :func:`manager` would not keep. The
+    configuration in the newest whole checkpoint decides about the whole ones, because the present one may have a
+    lower ``config.train.keep`` or ``config.train.steps``. All are kept if that run has not reached its last step.
     """
-    if run_folders.is_copy(folder) or not processes.is_first():
+    if run_folders.is_copy(folder):
         return
-    kept = sorted(_steps(folder))[-keep:] + ranked_steps(folder, "best")[:1]
+    whole = [step for step in steps(folder) if _is_whole(_checkpoints(folder) / str(step))]
+    kept = _finally_kept(folder, whole)
+    if not processes.is_first():
+        return
     for path in _checkpoints(folder).iterdir():
-        if path.is_dir() and path.name not in map(str, kept):
+        is_partial = path.name.isdecimal() and not _is_whole(path)
+        is_old = path.name in map(str, set(whole) - set(kept))
+        if path.is_dir() and (is_partial or is_old or path.match(checkpoint_checksums.UNFINISHED)):
             shutil.rmtree(path)
+
+
+def _finally_kept(folder: pathlib.Path, whole: list[int]) -> list[int]:
+    """Return the steps among ``whole``, newest first, that the finished run keeps. All processes must call it."""
+    if not whole:
+        return []
+    try:
+        train = read_meta(folder, whole[0])["config"]["train"]
+        last, keep = int(train["steps"]), int(train["keep"])
+    except Exception:  # Orbax raises errors of many classes for broken files
+        return whole
+    if whole[0] != last or keep < 1:
+        return whole
+    best = [step for step in ranked_steps(folder, "best") if step in whole]
+    return whole[:keep] + best[:1]
+
+
+def _is_whole(checkpoint: pathlib.Path) -> bool:
+    return (checkpoint / "state").is_dir() and (checkpoint / "meta").is_dir()
 
 
 def steps(*folders: pathlib.Path) -> list[int]:
@@ -257,9 +283,10 @@ def restore_parameters(
     train: TrainConfig,
     mesh: jax.sharding.Mesh,
 ) -> State:
-    """Return the state after ``step`` steps without the state of Adam, which is not read.
+    """Return the state after ``step`` steps without the state of Adam, which is not restored.
 
-    If the run saved a moving average of the parameters, it is read instead of them, as ``params``.
+    If the run saved a moving average of the parameters, it is restored instead of them, as ``params``. Checksums read
+    every file of the state once, so the state of Adam too; with several processes, each one reads its share.
     """
     averaged = meta["config"]["train"]["ema"] is not None
     target = abstract_state(latents, d, sae, dataclasses.replace(train, ema=0.0 if averaged else None), mesh)
@@ -273,7 +300,9 @@ def restore_parameters(
 
 def _read(folder: pathlib.Path, step: int, **items: ocp.args.CheckpointArgs) -> typing.Any:
     run_folders.pull(folder, f"checkpoints/{step}/*")
-    checksums.check(_checkpoints(folder) / str(step), *items)
+    # Each process checks a share of the large files; a failure in one ends the run. All must agree about the JSON.
+    share = (jax.process_index(), jax.process_count()) if "state" in items else (0, 1)
+    checkpoint_checksums.check(_checkpoints(folder) / str(step), *items, share=share)
     # Not a CheckpointManager, because one that only reads logs warnings.
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         return reader.restore(_checkpoints(folder) / str(step), args=ocp.args.Composite(**items))
@@ -322,8 +351,8 @@ def _ignoring_leftovers() -> Generator[None]:
 
 def _write_checksums(folder: pathlib.Path) -> None:
     """Add checksums to a checkpoint. Orbax calls this in its thread just before it renames the finished folder."""
-    for checkpoint in _checkpoints(folder).glob(checksums.UNFINISHED) if processes.is_first() else ():
-        checksums.write(checkpoint)
+    for checkpoint in _checkpoints(folder).glob(checkpoint_checksums.UNFINISHED) if processes.is_first() else ():
+        checkpoint_checksums.write(checkpoint)
 
 
 def _fvu(metrics: dict[str, float]) -> float:
@@ -334,7 +363,7 @@ def _saved_fvu(folder: pathlib.Path, step: int) -> float | None:
     """Return the FVU that was saved with a checkpoint, or None if it is broken or missing."""
     checkpoint = _checkpoints(folder) / str(step)
     try:
-        checksums.check(checkpoint, "metrics")
+        checkpoint_checksums.check(checkpoint, "metrics")
         path = checkpoint / "metrics" / "metrics"
         return float(_fvu(json.loads(path.read_text())))
     except (OSError, ValueError, TypeError, KeyError):

@@ -195,6 +195,12 @@ def test_resuming_a_finished_grid_changes_nothing(trained_grid, with_train, caps
     assert f"all members have {STEPS} of {STEPS} steps" in capsys.readouterr().out
 
 
+def test_a_member_saves_how_many_checkpoints_it_keeps(config, with_train):
+    """Training a finished member alone then keeps both, also with ``keep`` of 1."""
+    assert [member.train.keep for member in grid.configs(with_train(config, keep=1), ["sae.k=2,3"])] == [2, 2]
+    assert grid.configs(with_train(config, keep=5), ["sae.k=2"])[0].train.keep == 5
+
+
 def test_a_nonfinite_loss_names_its_member(config, with_train, tmp_path):
     config = with_train(config, run=str(tmp_path / "grid"))
     with pytest.raises(SystemExit, match=r"loss is .*learning_rate=1e\+30/nonfinite\.json"):

@@ -1,5 +1,6 @@
 """A checkpoint with a truncated or missing file is passed over for the next older one; no state is ever wrong."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -7,11 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+import unittest.mock
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+from revelio_jax import files
 from revelio_jax.errors import InputError, report_errors
 from revelio_jax.evaluate import main as evaluate_main
 from revelio_jax.export import main as export_main
@@ -120,16 +124,67 @@ def test_a_changed_byte_of_every_large_file_is_found(whole, copied, capsys):
         path.write_bytes(data)
 
 
-def test_a_finished_run_loses_what_a_kill_left_behind(copied, with_train, capsys):
+def test_a_finished_run_loses_what_a_kill_left_behind(copied, monkeypatch, capsys):
     """As after a kill between the last checkpoint and the removal of older ones, or in the middle of it."""
     config, newest = copied
-    config = with_train(config, keep=1)
+    read_meta = checkpoints.read_meta
+
+    def read_meta_with_keep_1(folder, step):
+        meta = read_meta(folder, step)
+        meta["config"]["train"]["keep"] = 1
+        return meta
+
     best = checkpoints.ranked_steps(pathlib.Path(config.run), "best")[0]
-    shutil.rmtree(newest.with_name("20") / "state")
-    newest.with_name("70.orbax-checkpoint-tmp").mkdir()
+    for name in ("70.orbax-checkpoint-tmp", "mine"):
+        newest.with_name(name).mkdir()
+    shutil.copytree(newest.with_name("20"), newest.with_name("10"))
+    shutil.rmtree(newest.with_name("10") / "state")
     train(config)
     assert "is finished" in capsys.readouterr().out
-    assert {path.name for path in newest.parent.iterdir()} == {"60", str(best)}
+    assert {path.name for path in newest.parent.iterdir()} == {"20", "40", "60", "mine"}
+    monkeypatch.setattr(checkpoints, "read_meta", read_meta_with_keep_1)
+    checkpoints.remove_leftovers(pathlib.Path(config.run))
+    assert {path.name for path in newest.parent.iterdir()} == {"60", str(best), "mine"}
+
+
+@pytest.mark.parametrize("fields", [{"keep": 1}, {"steps": EVERY}, {"keep": 1, "steps": 2 * EVERY}])
+def test_a_finished_run_keeps_its_checkpoints_with_lower_fields(copied, with_train, fields, capsys):
+    config, newest = copied
+    newest.with_name("mine").mkdir()
+    train(with_train(config, **fields))
+    assert "is finished" in capsys.readouterr().out
+    assert {path.name for path in newest.parent.iterdir()} == {"20", "40", "60", "mine"}
+
+
+def test_a_run_that_stopped_early_keeps_its_checkpoints(copied, monkeypatch):
+    """The saved ``keep`` applies only to a run at its last step."""
+    config, newest = copied
+    saved = {"config": {"train": {"steps": STEPS + 1, "keep": 1}}}
+    monkeypatch.setattr(checkpoints, "read_meta", lambda folder, step: saved)
+    checkpoints.remove_leftovers(pathlib.Path(config.run))
+    assert {path.name for path in newest.parent.iterdir()} == {"20", "40", "60"}
+
+
+def test_processes_share_the_files_of_a_state(copied, monkeypatch):
+    """Together they read every file once. Each checks the whole JSON part, because all must agree about it."""
+    config, newest = copied
+    names, sha256 = [], files.sha256
+
+    def traced_sha256(path):
+        names.append(path.relative_to(newest).as_posix())
+        return sha256(path)
+
+    monkeypatch.setattr(files, "sha256", traced_sha256)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(ocp, "Checkpointer", lambda handler: contextlib.nullcontext(unittest.mock.MagicMock()))
+    for number in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+        checkpoints._read(pathlib.Path(config.run), 60, state=ocp.args.StandardRestore())
+    saved = json.loads((newest / "sha256.json").read_text())
+    assert sorted(names) == sorted(name for name in saved if name.startswith("state/"))
+    names.clear()
+    checkpoints._read(pathlib.Path(config.run), 60, meta=ocp.args.JsonRestore())
+    assert names == ["meta/metadata"]
 
 
 def test_a_run_resumed_from_an_older_checkpoint_ends_with_the_same_bits(whole, copied, with_train, capsys):

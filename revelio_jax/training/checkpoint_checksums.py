@@ -17,17 +17,19 @@ def write(checkpoint: pathlib.Path) -> None:
     files.write_text(checkpoint / NAME, json.dumps(dict(zip(names, _sums(checkpoint, names), strict=True)), indent=1))
 
 
-def check(checkpoint: pathlib.Path, *items: str) -> None:
+def check(checkpoint: pathlib.Path, *items: str, share: tuple[int, int] = (0, 1)) -> None:
     """Raise ValueError or OSError if a file of one of the ``items`` is missing or does not match its checksum.
 
-    Do nothing for checkpoints of earlier versions, which have no sha256.json.
+    ``share`` is the number of this process and the number of processes that check the files together. Do nothing for
+    checkpoints of earlier versions, which have no sha256.json.
     """
     if not (checkpoint / NAME).exists():
         return
     saved = json.loads((checkpoint / NAME).read_text())
     if not isinstance(saved, dict):
         raise ValueError(f"{NAME} is not a JSON object")
-    names = [name for name in saved if name.partition("/")[0] in items]
+    number, count = share
+    names = [name for name in saved if name.partition("/")[0] in items][number::count]
     for name, found in zip(names, _sums(checkpoint, names), strict=True):
         if found != saved[name]:
             raise ValueError(f"{name} does not match its checksum")
