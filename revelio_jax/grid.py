@@ -185,7 +185,7 @@ def configs(config: Config, axes: Sequence[str]) -> list[Config]:
     members: list[Config] = []
     for point in itertools.product(*axis_values):
         values = dataclasses.asdict(config)
-        values["train"]["keep"] = checkpoints_to_keep(config)
+        values["train"]["keep"] = checkpoints_to_keep(config)  # saved, so that train does not remove one later
         for name, value in point:
             section, key = name.split(".")
             values[section][key] = value
