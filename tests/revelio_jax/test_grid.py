@@ -152,7 +152,7 @@ def test_a_resumed_grid_has_the_same_bits(trained_grid, with_train, tmp_path, ah
     config = with_train(config, run=str(tmp_path / "grid"), steps=20)
     grid.train(config, K_AND_RATE)
     if ahead:  # some members have a checkpoint that others lack
-        shutil.rmtree(pathlib.Path(grid.configs(config, K_AND_RATE)[1].run) / "checkpoints/20")
+        shutil.rmtree(pathlib.Path(str(grid.configs(config, K_AND_RATE)[1].run)) / "checkpoints/20")
     config = with_train(config, steps=STEPS, resume=True)
     grid.train(config, K_AND_RATE)
     for member, expected in zip(grid.configs(config, K_AND_RATE), members, strict=True):
@@ -168,7 +168,7 @@ def test_sigterm_saves_every_member(config, with_train, config_file, tmp_path):
     path = config_file(tmp_path / "config.py", config)
     command = [sys.executable, "-m", "revelio_jax.grid", "--config", path, "--grid", "sae.k=2,3"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    runs = [pathlib.Path(member.run) for member in grid.configs(config, ["sae.k=2,3"])]
+    runs = [pathlib.Path(str(member.run)) for member in grid.configs(config, ["sae.k=2,3"])]
     while process.poll() is None and not checkpoints.newest_step(*runs):
         time.sleep(0.05)
     process.terminate()
