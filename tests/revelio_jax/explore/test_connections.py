@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from tests.helpers import coroutines
+
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 from uvicorn import Config
 from uvicorn.server import ServerState
@@ -44,7 +46,7 @@ def bodies(messages: list[dict]) -> list[bytes]:
     async def send(message):
         raise AssertionError(message)
 
-    asyncio.run(connections.LimitedBody(application)(POST, receive, send))
+    coroutines.run(connections.LimitedBody(application)(POST, receive, send))
     return ran
 
 
@@ -70,4 +72,4 @@ def test_only_a_connection_without_a_request_is_closed(monkeypatch, upgraded):
         await asyncio.sleep(0.05)
         return transport.closed
 
-    assert asyncio.run(connect()) != upgraded
+    assert coroutines.run(connect()) != upgraded

@@ -1,6 +1,5 @@
 """The explorer behind reverse proxies and in frames; host names that are not allowed."""
 
-import asyncio
 import contextlib
 import socket
 import typing
@@ -10,6 +9,7 @@ import urllib.request
 import pytest
 
 from revelio_jax.errors import InputError
+from tests.helpers import coroutines
 from tests.helpers.browser import served
 from tests.helpers.proxy import port_of, proxied
 from tests.revelio_jax.explore.conftest import STREAMS, ExplorerPage
@@ -141,7 +141,7 @@ def posted(headers: dict[str, str], names: tuple[str, ...] = ()) -> tuple[int, s
 
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "POST", "headers": raw}
-    asyncio.run(hosts.SameOrigin(PlainTextResponse("ran"), names)(scope, receive, send))
+    coroutines.run(hosts.SameOrigin(PlainTextResponse("ran"), names)(scope, receive, send))
     return sent[0]["status"], sent[1]["body"].decode()
 
 
