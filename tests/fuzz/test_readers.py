@@ -109,7 +109,7 @@ def test_any_text_is_json_or_a_value_error(text):
         value = json_text.parse(text)
     except ValueError:
         return
-    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    assert json_text.parse(json.dumps(value, allow_nan=False, ensure_ascii=False).encode()) == value
 
 
 TEXTS = (

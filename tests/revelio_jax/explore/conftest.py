@@ -8,7 +8,6 @@ import hashlib
 import io
 import pathlib
 import threading
-import time
 
 import numpy as np
 import PIL.Image
@@ -131,6 +130,7 @@ def explorer(tmp_path_factory, write_run, save_results):
     """
     pytest.importorskip("gradio", reason="gradio is not installed")
     from revelio_jax.explore import app, server
+    from tests.helpers import page_server
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(ROOT))
@@ -143,16 +143,9 @@ def explorer(tmp_path_factory, write_run, save_results):
                 save_results(run)
             backend = load(config, None)
             page = app.build(backend, load_catalog(config, run / "export", LATENTS), run / "report", EXAMPLES)
-            listener = server.listen("127.0.0.1", 0)
             served = server.application(page, run / "report", "127.0.0.1", allowed, root)
-            page_server = server.server(served)
-            thread = threading.Thread(target=page_server.run, kwargs={"sockets": [listener]})
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(setattr, page_server, "should_exit", True)
-            while not page_server.started:
-                time.sleep(0.01)
-            return Explorer(f"http://127.0.0.1:{listener.getsockname()[1]}/", backend, config)
+            port = stack.enter_context(page_server.serving(served))
+            return Explorer(f"http://127.0.0.1:{port}/", backend, config)
 
         yield get
 

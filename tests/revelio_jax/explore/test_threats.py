@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import socket
-import threading
 import time
 
 import pytest
@@ -14,6 +13,7 @@ pytest.importorskip("gradio", reason="gradio is not installed")
 import gradio as gr
 
 from revelio_jax.explore import connections, server
+from tests.helpers import page_server
 
 JOIN, CLOSED_WITHIN = "/gradio_api/queue/join", 20
 
@@ -33,15 +33,9 @@ def serve(tmp_path_factory):
             with gr.Blocks(analytics_enabled=False) as page:
                 box = gr.Textbox()
                 box.submit(lambda text: text, box, box)
-            listener = server.listen("127.0.0.1", 0)
-            running = server.server(server.application(page, folder / "report", host, allowed, root))
-            thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(setattr, running, "should_exit", True)
-            while not running.started:
-                time.sleep(0.01)
-            return listener.getsockname()[1]
+            return stack.enter_context(
+                page_server.serving(server.application(page, folder / "report", host, allowed, root))
+            )
 
         yield start
 

@@ -117,16 +117,17 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(split, start, tmp_
     assert all(f"step {step} is saved" in out for out, _ in outputs)
 
 
-def refused(match, **fields):
-    with pytest.raises(InputError, match=match), processes.joined(MeshConfig(**fields), str):
+def refusal(**fields):
+    with pytest.raises(InputError) as error, processes.joined(MeshConfig(**fields), str):
         pytest.fail("the block ran")
+    return str(error.value)
 
 
 def test_peers_without_distributed_are_refused():
     for fields in ({"coordinator": "localhost:1"}, {"processes": 2}, {"process": 1}):
-        refused(r"config.mesh.distributed is False; it must be True", **fields)
+        assert refusal(**fields).startswith("config.mesh.distributed is False; it must be True")
 
 
 def test_a_process_number_out_of_range_is_refused():
-    fields = {"coordinator": "localhost:1", "processes": 2, "process": 2}
-    refused(r"config.mesh.process is 2; it must be at least 0 and below .*, 2", distributed=True, **fields)
+    message = refusal(distributed=True, coordinator="localhost:1", processes=2, process=2)
+    assert message == "config.mesh.process is 2; it must be at least 0 and below config.mesh.processes, 2"
