@@ -26,7 +26,6 @@ import typing
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from revelio_jax.cli import parse, parse_value
@@ -44,6 +43,7 @@ from revelio_jax.training import (
     trackers,
 )
 from revelio_jax.training.feeds import open_feeds
+from revelio_jax.training.fvu_mean import FvuMean
 from revelio_jax.training.groups import (
     Group,
     Member,
@@ -140,18 +140,18 @@ def _train(config: Config, members: Sequence[Member], streams: Sequence[RowStrea
         logs = {m: enter(open_log(m, start)) for m in members}
         bar = enter(progress_bar(start, options.steps))
         steps = enter(contextlib.closing(run_steps(train_step, states, streams, feeds, count, start, config)))
-        fvus: dict[Member, list[float]] = {member: [] for member in members}  # since the last checkpoint
+        fvu_means = {member: checkpoints.read_fvu_mean(member.folder, start) for member in members}
         last_step = start
         for result in steps:
             last_step = result.step
-            for member, fvu in log_members(groups, streams, logs, result):
-                fvus[member].append(fvu)
+            fvus = log_members(groups, streams, logs, result)
+            fvu_means = {member: fvu_means[member].add(fvu) for member, fvu in fvus}
             bar.update()
-            last = [values[-1] for values in fvus.values()]
+            last = [fvu for _, fvu in fvus]
             bar.set_postfix_str(f"FVU {min(last):.4f} to {max(last):.4f}")
             if result.state is not None:
-                save(managers, groups, result, fvus, mesh)
-                fvus = {member: [] for member in members}
+                save(managers, groups, result, fvu_means, mesh)
+                fvu_means = dict.fromkeys(members, FvuMean())
     if last_step < options.steps:
         print(f"{config.run} is stopped; step {last_step} is saved, --config.train.resume=yes continues it")
         raise SystemExit(processes.STOPPED)
@@ -297,7 +297,7 @@ def save(
     managers: dict[Member, typing.Any],
     groups: Sequence[Group],
     result: StepResult[list[State]],
-    fvus: dict[Member, list[float]],
+    fvu_means: dict[Member, FvuMean],
     mesh: jax.sharding.Mesh,
 ) -> None:
     """Start to save the state of every member as an ordinary checkpoint."""
@@ -305,8 +305,8 @@ def save(
         manager.wait_until_finished()
     for group, group_state in zip(groups, result.state or (), strict=True):
         for member, state in member_states(group, group_state, mesh):
-            fvu = float(np.mean(fvus[member]))
-            checkpoints.save(managers[member], result.step, state, fvu, member.config, member.identity)
+            config, identity = member.config, member.identity
+            checkpoints.save(managers[member], result.step, state, fvu_means[member], config, identity)
 
 
 def main(argv: Sequence[str]) -> None:

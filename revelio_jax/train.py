@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
@@ -33,6 +32,7 @@ from revelio_jax.training import (
     trackers,
 )
 from revelio_jax.training.feeds import open_feeds
+from revelio_jax.training.fvu_mean import FvuMean
 from revelio_jax.training.loader import RowStream
 from revelio_jax.training.loop import run_steps
 from revelio_jax.training.mixture import Mixture
@@ -113,15 +113,15 @@ def _train(config: Config, folder: pathlib.Path, mixture: Mixture) -> None:
         ) as log,
         contextlib.closing(run_steps(train_step, state, [stream], feeds, count, start, config)) as steps,
     ):
-        last_step, fvus = start, []  # FVUs since the last checkpoint
+        last_step, fvu_mean = start, checkpoints.read_fvu_mean(folder, start)
         for result in steps:
             last_step = result.step
             # The only stream of rows (a grid has several). Raises NotFinite before a bad state is saved.
             line = log.add(result.step, result.metrics | result.coverage[0], result.step_s, result.wait_s)
-            fvus.append(line["fvu"])
+            fvu_mean = fvu_mean.add(line["fvu"])
             if result.state is not None:
-                checkpoints.save(manager, result.step, result.state, float(np.mean(fvus)), config, identity)
-                fvus = []
+                checkpoints.save(manager, result.step, result.state, fvu_mean, config, identity)
+                fvu_mean = FvuMean()
             mixture.release(stream.order, config, result.step)
     if last_step < options.steps:
         saved = f"step {last_step} is saved" if last_step else "no step is saved"

@@ -27,7 +27,8 @@ from revelio_jax import run_folders
 from revelio_jax.config import Config, SaeConfig, TrainConfig
 from revelio_jax.errors import InputError, first_sentence, is_out_of_memory, single_line
 from revelio_jax.sae import forms
-from revelio_jax.training import checkpoint_checksums, optimizer, processes
+from revelio_jax.training import checkpoint_checksums, dispatch, optimizer, processes
+from revelio_jax.training.fvu_mean import FvuMean
 from revelio_jax.training.mixture import RowsRecord
 from revelio_jax.training.step import State, abstract_state
 
@@ -40,6 +41,7 @@ class Meta(typing.TypedDict):
     identity: dict[str, typing.Any]
     config: dict[str, typing.Any]
     rows: typing.NotRequired[RowsRecord]  # earlier versions did not save it
+    fvu_mean: typing.NotRequired[tuple[float, int]]  # of the steps since the last planned checkpoint, if not planned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,26 +214,36 @@ def save(
     checkpoints: ocp.CheckpointManager,
     step: int,
     state: State,
-    fvu: float,
+    fvu_mean: FvuMean,
     config: Config,
     identity: RunIdentity,
 ) -> None:
     """Start saving the state after ``step`` steps.
 
-    ``fvu`` is the mean over the batches since the previous checkpoint; it decides which checkpoint is the best.
+    ``fvu_mean`` is over the steps since the last planned checkpoint; it decides which checkpoint is the best. A
+    checkpoint after SIGTERM is never the best one, and has the mean for the run that resumes it, so that a stop changes
+    no choice.
     """
+    planned = dispatch.is_planned(step, config.train)
     meta: Meta = {
         "identity": {"store fingerprint": identity.rows["fingerprint"], **identity.sections()},
         "config": dataclasses.asdict(config),
         "rows": identity.rows,
     }
+    if not planned:
+        meta["fvu_mean"] = fvu_mean
     saved = dataclasses.replace(state, rounded=None)
     items = ocp.args.Composite(state=ocp.args.StandardSave(saved), meta=ocp.args.JsonSave(meta))
-    checkpoints.save(step, args=items, metrics={"fvu": fvu})
+    checkpoints.save(step, args=items, metrics={"fvu": fvu_mean.value} if planned else None)
     folder = pathlib.Path(checkpoints.directory).parent
     if run_folders.is_copy(folder):
         checkpoints.wait_until_finished()
         run_folders.push(folder)
+
+
+def read_fvu_mean(folder: pathlib.Path, step: int) -> FvuMean:
+    """Return the mean with which a run continues after ``step`` steps: empty after a planned checkpoint or no step."""
+    return FvuMean(*read_meta(folder, step).get("fvu_mean", ())) if step else FvuMean()
 
 
 def read_meta(folder: pathlib.Path, step: int) -> Meta:

@@ -31,6 +31,11 @@ def size(train: TrainConfig, weights: int, mesh: jax.sharding.Mesh) -> int:
     return next((count for count in range(most, most // 2, -1) if train.checkpoint_every % count == 0), most)
 
 
+def is_planned(step: int, train: TrainConfig) -> bool:
+    """Return whether the run has a checkpoint after ``step`` steps, also if SIGTERM does not stop it there."""
+    return step % train.checkpoint_every == 0 or step == train.steps
+
+
 def spans(start: int, count: int, train: TrainConfig) -> Iterator[range]:
     """Yield the steps of each dispatch after ``start`` finished steps.
 

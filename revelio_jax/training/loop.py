@@ -105,7 +105,7 @@ def run_steps(
             if previous:
                 yield from results(previous)
             stop, last = is_stopped(number), span[-1]
-            saves = last % train.checkpoint_every == 0 or last == train.steps or stop
+            saves = dispatch.is_planned(last, train) or stop
             previous = _Running(span, step_metrics, shuffling, wait_s, state if saves else None)
             if saves:
                 yield from results(previous)

@@ -288,7 +288,8 @@ def read_file(path: pathlib.Path) -> str:
         return hashlib.sha256(data).hexdigest()
     with contextlib.suppress(ValueError):
         lines = data.decode().splitlines() if path.suffix == ".jsonl" else [data]
-        return "\n".join(json.dumps(without_varying(json.loads(line)), sort_keys=True) for line in lines)
+        texts = [json.dumps(without_varying(json.loads(line)), sort_keys=True) for line in lines]
+        return "\n".join(sorted(texts) if path.name == "tags_cache.jsonl" else texts)  # in the order of the answers
     return f"broken: {data!r}"
 
 

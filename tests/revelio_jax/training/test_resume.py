@@ -117,10 +117,17 @@ def test_sigterm_saves_and_ends_with_its_status(base, with_train, config_file, t
     step = checkpoints.newest_step(tmp_path / "run")
     assert step >= 5
     assert f"step {step} is saved, --config.train.resume=yes continues it" in out
+    fvus = [json.loads(line)["fvu"] for line in log.read_text().splitlines()]
+    assert checkpoints.read_fvu_mean(tmp_path / "run", step) == (sum(fvus), step)
     before = signal.getsignal(signal.SIGTERM)
     train(with_train(config, steps=step + 3, resume=True))
     assert checkpoints.newest_step(tmp_path / "run") == step + 3
     assert signal.getsignal(signal.SIGTERM) == before
+    # The step that SIGTERM saved is never the best; its FVUs count for the next checkpoint.
+    fvus += [json.loads(line)["fvu"] for line in log.read_text().splitlines()[step:]]
+    metrics = json.loads((tmp_path / f"run/checkpoints/{step + 3}/metrics/metrics").read_text())
+    assert metrics == {"fvu": sum(fvus) / (step + 3)}
+    assert not (tmp_path / f"run/checkpoints/{step}/metrics").exists()
 
 
 @pytest.mark.slow
