@@ -28,6 +28,21 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
+def append_line(path: pathlib.Path, line: str) -> None:
+    """Append a line to a UTF-8 text file. Remove an unfinished last line first, which a killed process can leave.
+
+    Raise InputError if the file cannot be written.
+    """
+    try:
+        with path.open("ab+") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(line.encode() + b"\n")
+    except OSError as error:
+        raise write_failure(str(path), error) from error
+
+
 def sha256(path: pathlib.Path) -> str:
     """Return the sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:

@@ -6,7 +6,6 @@ line per measurement. The command removes the file when the table is written.
 
 import dataclasses
 import json
-import os
 import pathlib
 import typing
 from collections.abc import Callable
@@ -15,7 +14,6 @@ import numpy as np
 
 from revelio_jax import checksums, files
 from revelio_jax.benchmark.measurement import FIGURES, Outcome
-from revelio_jax.errors import write_failure
 
 NAME = "table_progress.jsonl"
 
@@ -46,14 +44,7 @@ class Progress:
             return Outcome(**{figure: np.array(saved[figure], float) for figure in FIGURES}), True
         outcome = measure()
         values = {figure: array.tolist() for figure, array in dataclasses.asdict(outcome).items()}
-        line = json.dumps(checksums.sealed({"key": name, "outcome": values}))
-        try:
-            with self._path.open("ab+") as file:
-                if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                    file.write(b"\n")  # a crash truncated the last line
-                file.write(line.encode() + b"\n")
-        except OSError as error:
-            raise write_failure(str(self._path), error) from error
+        files.append_line(self._path, json.dumps(checksums.sealed({"key": name, "outcome": values})))
         return outcome, False
 
     def remove(self) -> None:

@@ -96,3 +96,13 @@ def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(InputError, match="f is a file; it must be a folder or not exist"):
         files.prepare_folder(tmp_path / "f")
+
+
+def test_a_line_is_appended_after_the_last_finished_one(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    for content, expected in [("", ""), ("one\n", "one\n"), ("one\nunfini", "one\n"), ("unfini", "")]:
+        path.write_text(content)
+        files.append_line(path, "größe")
+        assert path.read_text() == expected + "größe\n"
+    with pytest.raises(InputError, match="cannot be written"):
+        files.append_line(tmp_path / "missing" / "lines.jsonl", "one")

@@ -7,13 +7,12 @@ folder, because a new interpretation replaces that folder. Cached answers stay v
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import threading
-import typing
 from collections.abc import Callable
 
-from revelio_jax.errors import InputError, write_failure
+from revelio_jax import files
+from revelio_jax.errors import InputError
 from revelio_jax.interpret.tags.questions import VERSION, Question
 
 NAME = "tags_cache.jsonl"
@@ -67,19 +66,10 @@ class AnswerCache:
             "answer": answer,
         }
         with self._lock:
-            self._append(line)
+            files.append_line(self._path, json.dumps(line))
             self._answers[key] = answer
             self.requested += 1
         return answer
-
-    def _append(self, line: dict[str, typing.Any]) -> None:
-        try:
-            with open(self._path, "ab+") as file:
-                if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                    file.write(b"\n")  # a crash truncated the last line
-                file.write(json.dumps(line).encode() + b"\n")
-        except OSError as error:
-            raise write_failure(str(self._path), error) from error
 
 
 def _key(identity: str, question: Question) -> str:
