@@ -119,9 +119,12 @@ def load(location: str) -> dict[str, typing.Any]:
     ``location`` is the name of a shipped config, a Python file, or the config.json of a run, also on object storage. A
     colon after a name or a Python file introduces an argument for its ``get_config``. Raise InputError if it cannot be
     read.
+
+    The run of a config.json is the folder it is in, also if that folder was moved or copied.
     """
     if "://" in location:
-        return dict(_read_remote_json(location))
+        values = dict(_read_remote_json(location))
+        return values | {"run": location.rpartition("/")[0]} if values.get("run") else values
     name, _, argument = location.partition(":")
     if re.fullmatch(r"[\w-]+", name):
         path = shipped.config_file(name)
@@ -134,7 +137,10 @@ def load(location: str) -> dict[str, typing.Any]:
     if not is_file:
         advice = f"; the shipped config is --config {path.stem}" if path.stem in shipped.config_names() else ""
         raise InputError(f"--config {location}: no such file{advice}")
-    values = _read_json(path) if path.suffix == ".json" else _run_python(path, argument)
+    values = dict(_read_json(path) if path.suffix == ".json" else _run_python(path, argument))
+    run = values.get("run")
+    if path.name == "config.json" and isinstance(run, str) and path.parent.absolute() != pathlib.Path(run).absolute():
+        values["run"] = str(path.parent)
     return {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 
 

@@ -127,7 +127,7 @@ def _train(config: Config, folder: pathlib.Path, mixture: Mixture) -> None:
         saved = f"step {last_step} is saved" if last_step else "no step is saved"
         print(f"{config.run} is stopped; {saved}, --config.train.resume=yes continues it")
         raise SystemExit(processes.STOPPED)
-    print(f"{config.run} is finished: {options.steps} steps; next: revelio evaluate")
+    print(f"{config.run} is finished: {options.steps} steps; next: revelio evaluate --config {config.run}/config.json")
 
 
 def main(argv: Sequence[str]) -> None:

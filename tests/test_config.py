@@ -1,6 +1,7 @@
 """The configuration: overrides, checks, help; each wrong value is one line that names the field."""
 
 import dataclasses
+import pathlib
 import re
 import subprocess
 import sys
@@ -154,7 +155,7 @@ def test_a_wrong_config_file_is_refused_with_the_reason(file, body, message):
         ("--config.steer.height=33", "config.steer.height is 33; it must be a multiple of 8"),
         ("--config.train.steps=many", "config.train.steps is 'many'; it must be a whole number"),
         ("--config.train.steps=1.5", "config.train.steps is '1.5'; it must be a whole number"),
-        ("--config.train.resume=perhaps", "config.train.resume is 'perhaps'; it must be True or False"),
+        ("--config.train.resume=perhaps", "config.train.resume is 'perhaps'; it must be yes or no"),
         ("--config.train.step=3", "unknown field config.train.step; did you mean steps?"),
         ("--config.train.xyz=3", "unknown field config.train.xyz; fields: steps, batch_size, learning_rate"),
         ("--config.trian.steps=3", "unknown config.trian; config has: run, model, extract, data, sae, train"),
@@ -202,6 +203,21 @@ def test_a_wrong_config_json_is_refused_with_the_reason(tmp_path, text, message)
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         parse(str(path))
+
+
+def test_the_run_of_a_config_json_is_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = parse("mini_sd", "--config.run=runs/old")[0]
+    for folder in ("runs/old", "runs/copy"):
+        pathlib.Path(folder).mkdir(parents=True)
+        pathlib.Path(folder, "config.json").write_text(config.to_json())
+        assert parse(f"{folder}/config.json")[0].run == folder
+        assert parse(f"{folder}/config.json", "--config.run=runs/new")[0].run == "runs/new"
+    assert parse(str(tmp_path / "runs/old/config.json"))[0].run == "runs/old"  # the same folder
+    monkeypatch.chdir("runs")
+    assert parse("old/config.json")[0].run == "old"
+    pathlib.Path("old/other.json").write_text(config.to_json())
+    assert parse("old/other.json")[0].run == "runs/old"
 
 
 def test_a_missing_config_is_refused(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from revelio_jax.config.fields import field
 from revelio_jax.config.training import DataConfig, LoggingConfig, MeshConfig, SaeConfig, TrainConfig
 from revelio_jax.errors import InputError
 
-TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
+TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "yes or no"}
 PLURALS = {str: "texts", int: "whole numbers", float: "numbers"}
 
 

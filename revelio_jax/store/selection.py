@@ -160,11 +160,11 @@ def _check_widths(sites: dict[str, list[_Source]]) -> None:
 def _parts(stores: Sequence[Store], samples: Sequence[int] | None) -> list[_Part]:
     """Return the copied samples of each store. Raise InputError if a number is out of range or not in order."""
     ends = np.cumsum([0, *(store.manifest["samples"] for store in stores)])
-    numbers = np.arange(ends[-1]) if samples is None else np.asarray(samples, np.int64)
+    numbers = np.arange(ends[-1]) if samples is None else np.asarray(samples)
     if not len(numbers):
         raise InputError("samples is empty; it must hold at least one number")
-    if numbers[0] < 0 or numbers[-1] >= ends[-1] or (np.diff(numbers) <= 0).any():
-        raise InputError(f"samples must be numbers from 0 to {ends[-1] - 1} in increasing order, each at most once")
+    if numbers.dtype.kind not in "iu" or numbers[0] < 0 or numbers[-1] >= ends[-1] or (np.diff(numbers) <= 0).any():
+        raise InputError(f"samples must be whole numbers from 0 to {ends[-1] - 1}, each larger than the one before")
     cuts = np.searchsorted(numbers, ends)
     return [
         _Part(numbers[start:stop] - end, int(start))

@@ -273,6 +273,7 @@ def open_live(config: Config, run: pathlib.Path, extracts: bool) -> LiveMixture:
             plan = window.start()
             held_out = live_order.split(plan, window.site, config).held_out
             window.request(held_out)
+            print(f"live: extracting {len(held_out)} held-out shards, then those of the first steps", flush=True)
             for shard in held_out:
                 window.wait(shard)
         return _mixture(window, plan, live_order.split(plan, window.site, config))

@@ -64,6 +64,7 @@ def run_steps(
     """
     train, every = config.train, config.logging.every
     since, nothing = time.perf_counter(), [{} for _ in streams]
+    readers = [coverage.reader(stream.mixture) for stream in streams]
 
     def results(running: _Running[T]) -> Iterator[StepResult[T]]:
         nonlocal since
@@ -98,7 +99,10 @@ def run_steps(
             wait_s = time.perf_counter() - waiting_since
             state, step_metrics = train_step(state, *batches)
             shuffling = {
-                step: [measurer.submit(coverage.measure, *stream, step - 1) for stream in streams]
+                step: [
+                    measurer.submit(coverage.measure, *stream, step - 1, read)
+                    for stream, read in zip(streams, readers, strict=True)
+                ]
                 for step in span
                 if metrics.is_logged(step, every, train.steps)
             }

@@ -263,7 +263,11 @@ def describe(config: Config, stream: RowStream, latents: int) -> str:
         f"{held_out:,} held out; {options.steps:,} steps of {options.batch_size:,} rows are {epochs:.1f} epochs",
         f"||mean|| / ||std|| of the rows is {offset:.2f}; normalize: {sae.normalize}",
     ]
-    if isinstance(mixture, live_rows.LiveMixture):
+    is_live = isinstance(mixture, live_rows.LiveMixture)
+    sites = config.extract.sites if is_live else mixture.stores[0].site_names
+    if len(sites) > 1 and not config.data.site:
+        lines.append(f"{mixture.name} is the first of {len(sites)} hook points; config.data.site chooses another")
+    if is_live:
         lines.append(mixture.describe())
     if len(mixture.stores) > 1:
         lines[1:1] = [

@@ -271,7 +271,7 @@ def read_tree(folder: pathlib.Path) -> dict[str, str]:
             contents[name] = read_checkpoint(path.parent)
         elif path.is_dir():
             contents[f"{name}/"] = ""
-        elif "/checkpoints/" not in f"/{name}":
+        elif "/checkpoints/" not in f"/{name}" and not name.endswith(".lock"):  # an empty file that commands ignore
             contents[name] = read_file(path)
     # Orbax's files in a finished checkpoint are not compared; others are leftovers.
     finished = tuple(name.rpartition("/")[0] + "/" for name in contents if name.endswith("/_CHECKPOINT_METADATA"))

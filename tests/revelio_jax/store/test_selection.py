@@ -168,10 +168,11 @@ def test_stores_that_do_not_belong_together_are_refused_before_anything_is_writt
     refused("other has config.extract.value 'difference', .*/a has None", write("other", value="difference"))
     refused("has the same rows as a store before it", first)
     refused("it does not exist", f"{memory}/gone")
+    refused("samples must be whole numbers", samples=[1.5])
     refused(r"/a has no x; it has clip\.layer\.1, unet\.mid_block", sites=["x"])
     refused("sources and sites must be lists", sites="x")
     for samples in ([2, 1], [1, 1], [23], [-1], range(0)):
-        refused("samples (must be numbers from 0 to 22|is empty)", samples=samples)
+        refused("samples (must be whole numbers from 0 to 22|is empty)", samples=samples)
 
 
 def test_a_model_may_have_been_moved_or_run_on_another_device(write, memory):
