@@ -243,7 +243,7 @@ def save(
 
 def read_fvu_mean(folder: pathlib.Path, step: int) -> FvuMean:
     """Return the mean with which a run continues after ``step`` steps: empty after a planned checkpoint or no step."""
-    return FvuMean(*read_meta(folder, step).get("fvu_mean", ())) if step else FvuMean()
+    return FvuMean(*read_meta(folder, step).get("fvu_mean", FvuMean())) if step else FvuMean()
 
 
 def read_meta(folder: pathlib.Path, step: int) -> Meta:

@@ -19,9 +19,9 @@ def test_results_and_report_are_written(s3, image_config, with_fields, tmp_path,
     export = pathlib.Path(image_config.run, "export")
     for path in export.iterdir():
         kvstore.write(f"export/{path.name}", path.read_bytes()).result()
-    (tmp_path / "config.json").write_text(with_fields(image_config, run=RUN, top=12).to_json())
+    (tmp_path / "remote.json").write_text(with_fields(image_config, run=RUN, top=12).to_json())
 
-    command.main([f"--config={tmp_path / 'config.json'}"])
+    command.main([f"--config={tmp_path / 'remote.json'}"])
     assert f"results: {RUN}/latents\nreport: {RUN}/report/index.html\n" in capsys.readouterr().out
     keys = {key.decode() for key in kvstore.list().result()}
     assert {"latents/summary.json", "latents/arrays.safetensors", "report/index.html"} <= keys
@@ -31,8 +31,8 @@ def test_results_and_report_are_written(s3, image_config, with_fields, tmp_path,
     assert summary["sae"]["folder"] == f"{RUN}/export"
 
     s3.requests.clear()
-    command.main([f"--config={tmp_path / 'config.json'}"])  # reuses the results
+    command.main([f"--config={tmp_path / 'remote.json'}"])  # reuses the results
     assert "already has the results" in capsys.readouterr().out
     assert not [each for each in s3.requests if each.method == "PUT" and each.key.startswith("runs/report/latents")]
-    report_command.main([f"--config={tmp_path / 'config.json'}"])
+    report_command.main([f"--config={tmp_path / 'remote.json'}"])
     assert capsys.readouterr().out == f"report: {RUN}/report/index.html\n"
