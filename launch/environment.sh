@@ -12,8 +12,8 @@ say() { printf '\n== %s\n' "$*"; }
 
 extras=${extras:-all} venv=${venv:-.venv} constraints=${constraints:-constraints.txt}
 python=${python:-${PYTHON:-python3}}
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "error: $python must be Python 3.11 or newer; set PYTHON, for example PYTHON=python3.12 bash launch/..." >&2
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
+    echo "error: $python is missing or older than Python 3.11; set PYTHON, for example PYTHON=python3.12 bash launch/..." >&2
     exit 2
 }
 if [ ! -x "$venv/bin/python" ]; then

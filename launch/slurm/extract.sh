@@ -8,4 +8,5 @@
 # Each task of the array is a worker, and the last one to finish writes the manifest of the store. A task that is killed,
 # or stopped before its time limit, is queued again and continues at its first missing shard.
 source launch/slurm/environment.sh || exit 2
+need_gpus torch
 run srun revelio extract "$@"

@@ -8,6 +8,7 @@
 # JAX takes one process per GPU from SLURM. config.data.lanes must be a multiple of the processes. A run that is
 # preempted, or stopped before its time limit, saves its step, is queued again and continues bit for bit.
 source launch/slurm/environment.sh || exit 2
+need_gpus JAX
 # --wait: a process that ends early leaves the others time to save; --kill-on-bad-exit would kill them at once.
 run srun --kill-on-bad-exit=0 --wait=120 \
     revelio train "$@" --config.mesh.distributed=yes --config.train.resume=yes
