@@ -36,6 +36,12 @@ def configs(task: str, tmp_path) -> list[Config]:
     return parsed
 
 
+def test_models_are_downloaded_to_the_volume():
+    (line,) = [line for line in (FOLDER / "environment.env").read_text().splitlines() if line.startswith("HF_HOME=")]
+    (mount,) = yaml.safe_load((FOLDER / "extract.yaml").read_text())["volumes"]
+    assert line.removeprefix("HF_HOME=").startswith(f"{mount}/")
+
+
 def test_each_machine_of_extraction_is_another_worker(tmp_path):
     numbers = [workers.find(config.extract, {}).worker for config in configs("extract", tmp_path)]
     assert numbers == [Worker(number, 4) for number in range(4)]
