@@ -58,6 +58,7 @@ LAYERS = (
     ("inputs", "run_folders", "sae_folder"),
     ("sae", "pipelines"),
     ("training",),
+    ("evaluation",),
     ("extract", "planning", "train", "grid", "evaluate", "export", "plan", "plot"),
     ("steering",),
     ("benchmark",),

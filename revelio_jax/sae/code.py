@@ -62,6 +62,16 @@ class Code:
             return fires.sum(0, dtype=jnp.int32)
         return jnp.zeros_like(fires, jnp.int32, latents).at[self.indices].add(fires.astype(jnp.int32))
 
+    def count_by(self, group_B: jax.Array, groups: int, latents: int, above: float) -> jax.Array:
+        """Return :meth:`count` for each group of rows: int32 [groups, F]. Rows of group -1 are not counted."""
+        fires = self.values > above
+        if self.indices is None:
+            in_group_GB = group_B == jnp.arange(groups)[:, None]
+            return (in_group_GB.astype(jnp.float32) @ fires.astype(jnp.float32)).astype(jnp.int32)
+        row_B1 = jnp.where(group_B < 0, groups, group_B)[:, None]  # a row after the last is dropped
+        counts_GF = jnp.zeros_like(fires, jnp.int32, (groups, latents))
+        return counts_GF.at[row_B1, self.indices].add(fires.astype(jnp.int32), mode="drop")
+
     def decode(self, W_dec_FD: jax.Array, sae: SaeConfig) -> jax.Array:
         """Return W_dec z without the bias, summed over the ``feature`` axis: [B, D]."""
         if self.indices is None:

@@ -326,13 +326,19 @@ class _RowNumbers:
 
 def held_out_rows(mixture: Mixture, order: Order, batch_size: int) -> Iterator[np.ndarray]:
     """Yield the held-out rows in the order of the stores as float32 batches; the last one may be shorter."""
-    rest = np.empty((0, mixture.d), np.float32)
-    for site, start, stop in order.held_out:
-        rest = np.concatenate([rest, mixture.sites[site].read(start, stop)])
-        while len(rest) >= batch_size:
-            yield rest[:batch_size]
-            rest = rest[batch_size:]
-    if len(rest):
+    chunks = ((mixture.sites[site].read(start, stop),) for site, start, stop in order.held_out)
+    return (x_BD for (x_BD,) in in_batches(chunks, batch_size))
+
+
+def in_batches(chunks: Iterable[tuple[np.ndarray, ...]], batch_size: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield arrays of ``batch_size`` rows from arrays of other lengths; the last ones may be shorter."""
+    rest: tuple[np.ndarray, ...] = ()
+    for chunk in chunks:
+        rest = tuple(np.concatenate(pair) for pair in zip(rest, chunk, strict=True)) if rest else chunk
+        while len(rest[0]) >= batch_size:
+            yield tuple(array[:batch_size] for array in rest)
+            rest = tuple(array[batch_size:] for array in rest)
+    if rest and len(rest[0]):
         yield rest
 
 

@@ -54,7 +54,7 @@ from train_step import OURS, PEERS, PYTHON_OF_PEERS, parse_systems
 
 from revelio_jax.config import SaeConfig, TrainConfig
 from revelio_jax.errors import InputError, report_errors
-from revelio_jax.evaluate import make_reconstruct
+from revelio_jax.evaluation.quality import make_reconstruct
 from revelio_jax.sae import initial, sharding
 from revelio_jax.training.step import initial_state, make_train_step
 
@@ -100,13 +100,13 @@ def train_ours(task: Task, learning: Learning, system: str = OURS) -> Learned:
     with contextlib.closing(task.batches()) as batches:
         for x_BD in itertools.islice(batches, learning.steps):
             state, _ = train_step(state, sharding.put_batch(mesh, x_BD))
-    reconstruct = make_reconstruct(dataclasses.replace(sae, dead_threshold=0.0), mesh)
+    reconstruct = make_reconstruct(dataclasses.replace(sae, dead_threshold=0.0), 1, mesh)
     x_hats, fired_F = [], np.zeros(task.latents, bool)
     for start in range(0, len(task.held_out_ND), task.batch):
         x_BD = task.held_out_ND[start : start + task.batch]
-        x_hat_BD, fired, _ = reconstruct(state, x_BD, np.ones(len(x_BD), bool))
+        x_hat_BD, fired_GF, _ = reconstruct(state, x_BD, np.zeros((len(x_BD), 1), np.int32))
         x_hats.append(np.asarray(x_hat_BD))
-        fired_F |= np.asarray(fired) > 0
+        fired_F |= np.asarray(fired_GF[0]) > 0
     return Learned(np.concatenate(x_hats), fired_F, np.asarray(state.params["W_dec_FD"]))
 
 

@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
 from revelio_jax.config import Config
-from revelio_jax.evaluate import evaluate, make_reconstruct
+from revelio_jax.evaluate import evaluate
+from revelio_jax.evaluation.quality import make_reconstruct
 from revelio_jax.export import export
 from revelio_jax.sae import SparseAutoencoder, forms, sharding
 from revelio_jax.sae.module import BATCH_SLOTS
@@ -40,7 +41,7 @@ def test_the_fold_is_exact(trained, folder, planted):
     _, _, state, _ = restore_run(trained)
     mesh = sharding.make_mesh(1, 1, 64, 48)
     x = planted[:64]
-    x_hat, _, _ = make_reconstruct(trained.sae, mesh)(state, x, np.ones(64, bool))
+    x_hat, _, _ = make_reconstruct(trained.sae, 1, mesh)(state, x, np.zeros((64, 1), np.int32))
     mean, scale = np.asarray(state.mean_D), float(state.scale)
     latents, reconstruction = encode_decode(load_file(folder / "sae_weights.safetensors"), trained.sae.k, x)
 
