@@ -3,9 +3,11 @@
     revelio probes runs/a runs/b --label category --label style --apart name
 
 The arguments are run folders with an export; their stores must have label columns. For each hook point, timestep and
-label, the command trains probes on the activations and on the latents of the same rows. The linear probe reads means
-over the positions, and Diff-C (Revelio, arXiv 2411.16725) reads maps. Accuracy is measured on held-out samples, with a
-95 % Wilson interval.
+label, the command trains probes on the activations and on the latents of the same rows. The linear probe and the sparse
+probes read means over the positions, and Diff-C (Revelio, arXiv 2411.16725) reads maps. The accuracy of the linear
+probe and Diff-C is measured on held-out samples, with a 95 % Wilson interval. Sparse probes separate each of the 20
+most frequent classes from all others by 1, 2, 5, 10 and 50 features. Printed are their AUROC on held-out samples, and
+the F1 of the best single feature, as means over the classes.
 
 With --apart COLUMN, samples with the same value in that column are all in the training set or all in the test set. A
 probe can then not recognize the object instead of its label. The interval then counts values instead of samples.
@@ -41,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     add = parser.add_argument
     add("--label", action="append", default=[], help="label column; may be repeated (default: all label columns)")
     add("--apart", default="", help="sample column; each of its values is in only one of training and test set")
-    add("--probe", action="append", choices=PROBES, help="probe to train; may be repeated (default: both)")
+    add("--probe", action="append", choices=PROBES, help="probe to train; may be repeated (default: all)")
     add("--width", type=_count, default=diff_c.WIDTH, help="channels of Diff-C (default: %(default)s, as in the paper)")
     add("--epochs", type=_count, default=diff_c.EPOCHS, help="epochs of Diff-C (default: %(default)s, as in the paper)")
     add(
@@ -80,8 +82,9 @@ def main(argv: Sequence[str]) -> None:
     if not requested:
         raise InputError("no probe can be trained with these flags; the messages above give the reasons")
     print(table(requested))
-    plot.write(requested, out.with_suffix(".png"))
-    print(out.with_suffix(".png"))
+    if drawn := [row for row in requested if row["probe"] != "sparse"]:
+        plot.write(drawn, out.with_suffix(".png"))
+        print(out.with_suffix(".png"))
     print(out)
 
 
@@ -91,12 +94,17 @@ def key_of(row: ProbeRow) -> tuple:
 
 
 def table(rows: Sequence[ProbeRow]) -> str:
-    """Return one line of text per row: the accuracy with its interval, and the inference time."""
+    """Return one line of text per row: accuracy with its interval and inference time, or the areas of sparse probes."""
     lines = []
     for row in rows:
         when = "" if row["timestep"] < 0 else f", timestep {row['timestep']}"
+        start = f"{row['site']}{when}, {row['label']}: {row['probe']} on {row['input']}"
+        if row["probe"] == "sparse":
+            areas = ", ".join(f"k {k} {area:.3f}" for k, area in row["auroc"].items())
+            lines.append(f"{start}: AUROC {areas}; F1 of the best single one {row['best_f1']:.3f}")
+            continue
         lines.append(
-            f"{row['site']}{when}, {row['label']}: {row['probe']} on {row['input']} {row['accuracy']:.3f} "
+            f"{start} {row['accuracy']:.3f} "
             f"({row['low']:.3f}-{row['high']:.3f}), most frequent class {row['majority']:.3f}; "
             f"{row['inference_ms']:.4f} ms per sample"
         )

@@ -18,13 +18,13 @@ from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import layout, purity, store_pass
 from revelio_jax.interpret.latents.dictionary import Dictionary
 from revelio_jax.interpret.latents.purity import Label
-from revelio_jax.interpret.probes import diff_c, features, linear
+from revelio_jax.interpret.probes import diff_c, features, linear, sparse
 from revelio_jax.interpret.probes.features import FeatureMeans
 from revelio_jax.interpret.probes.split import LEAST, Split, split
 from revelio_jax.interpret.wilson import wilson
 from revelio_jax.store import SiteReader, Store
 
-PROBES = ("linear", "diff_c")
+PROBES = ("linear", "sparse", "diff_c")
 INPUTS = ("activations", "latents")
 TIMED = 64  # samples per batch when inference is timed
 REPEATS = 9  # number of timings; the result is their median
@@ -73,7 +73,7 @@ class ProbedRun:
             for timestep in self.timesteps
             for name in self.labels
             for kind in kinds
-            if kind == "linear" or self.grid
+            if kind != "diff_c" or self.grid
             for input_name in INPUTS
         ]
 
@@ -134,11 +134,12 @@ def train(
     Maps that take more than ``memory`` GiB, including the copies used for training, are left out with a message.
     """
     batch_size = probed_run.config.interpret.batch_size
-    if rows := [row for row in row_keys if row["probe"] == "linear"]:
+    if rows := [row for row in row_keys if row["probe"] != "diff_c"]:
         samples = probed_run.store.manifest["samples"]
         means = features.means(probed_run.site, probed_run.latents, samples, probed_run.timesteps, batch_size)
         for row in rows:
-            yield row | _linear(means, *probed_run.labels[row["label"]], row)
+            measure = _linear if row["probe"] == "linear" else _sparse
+            yield row | measure(means, *probed_run.labels[row["label"]], row)
         del means
     for timestep in probed_run.timesteps:
         for input_name in INPUTS:
@@ -158,6 +159,25 @@ def _linear(means: FeatureMeans, label: Label, parts: Split, row: ProbeRow) -> P
     trained = {"seconds": time.perf_counter() - started, "parameters": linear.parameters(model)}
     trained |= {"strength": model.strength}
     return trained | evaluate(functools.partial(linear.logits, model), *test, parts, classes)
+
+
+def _sparse(means: FeatureMeans, label: Label, parts: Split, row: ProbeRow) -> ProbeRow:
+    classes, numbers = _class_numbers(label, parts)
+    names = [label.classes[number] for number in np.unique(label.of_sample[parts.all])]
+    is_latent = row["input"] == "latents"
+    sets = [(means.at(row["timestep"], part, is_latent), numbers[part])
+            for part in (parts.train, parts.validation, parts.test)]  # fmt: skip
+    result = sparse.measure(*sets)
+    return {
+        "auroc": {str(k): float(area) for k, area in zip(sparse.KS, result.auroc.mean(0), strict=True)},
+        "best_f1": float(np.mean([best.f1 for best in result.best])),
+        "best_features": {names[c]: best._asdict() for c, best in zip(result.classes, result.best, strict=True)},
+        "classes": classes,
+        "measured_classes": len(result.classes),
+        "trained_on": len(parts.train) + len(parts.validation),
+        "tested_on": len(parts.test),
+        "groups": parts.groups,
+    }
 
 
 def _diff_c(

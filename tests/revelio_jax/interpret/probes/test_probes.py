@@ -170,7 +170,7 @@ def test_diff_c_has_the_layers_of_the_paper_and_is_deterministic():
 
 
 @pytest.mark.slow
-def test_a_hook_point_without_a_map_gets_only_the_linear_probe(write_samples, write_sae, tmp_path, capsys):
+def test_a_hook_point_without_a_map_gets_no_diff_c(write_samples, write_sae, tmp_path, capsys):
     x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
     samples = [{"prompt": str(i), "sign": "np"[int(x[i, 0] > 0)]} for i in range(40)]
     none = np.full(40, -1)
@@ -179,8 +179,13 @@ def test_a_hook_point_without_a_map_gets_only_the_linear_probe(write_samples, wr
     write_sae(run / "export", np.eye(4), np.zeros(4), np.eye(4), np.zeros(4), k=4)
     (run / "config.json").write_text(json.dumps({"extract": {"store": store}}))
     rows = rows_of(str(run), tmp_path)
-    assert set(rows) == {("sign", -1, "linear", of) for of in experiment.INPUTS}
-    assert "clip.layer.1 do not form a map; diff_c is left out" in capsys.readouterr().err
+    assert set(rows) == {("sign", -1, probe, of) for probe in ("linear", "sparse") for of in experiment.INPUTS}
+    printed = capsys.readouterr()
+    assert "clip.layer.1 do not form a map; diff_c is left out" in printed.err
+    row = rows["sign", -1, "sparse", "latents"]
+    assert row["auroc"]["1"] == 1.0  # the first coordinate alone separates the classes
+    assert [best["feature"] for best in row["best_features"].values()] == [0, 0]
+    assert "clip.layer.1, sign: sparse on latents: AUROC k 1 1.000, k 2 " in printed.out
 
 
 @pytest.mark.slow
