@@ -165,12 +165,15 @@ def _sparse(means: FeatureMeans, label: Label, parts: Split, row: ProbeRow) -> P
     classes, numbers = _class_numbers(label, parts)
     names = [label.classes[number] for number in np.unique(label.of_sample[parts.all])]
     is_latent = row["input"] == "latents"
-    sets = [(means.at(row["timestep"], part, is_latent), numbers[part])
-            for part in (parts.train, parts.validation, parts.test)]  # fmt: skip
-    result = sparse.measure(*sets)
+    fitted = np.concatenate([parts.train, parts.validation])
+    started = time.perf_counter()
+    result = sparse.measure(
+        *((means.at(row["timestep"], part, is_latent), numbers[part]) for part in (fitted, parts.test))
+    )
     return {
+        "seconds": time.perf_counter() - started,
         "auroc": {str(k): float(area) for k, area in zip(sparse.KS, result.auroc.mean(0), strict=True)},
-        "best_f1": float(np.mean([best.f1 for best in result.best])),
+        "best_f1": float(np.mean([each.f1 for each in result.best])),
         "best_features": {names[c]: best._asdict() for c, best in zip(result.classes, result.best, strict=True)},
         "classes": classes,
         "measured_classes": len(result.classes),

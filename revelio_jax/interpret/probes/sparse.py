@@ -16,6 +16,7 @@ from revelio_jax.interpret.probes import linear
 KS = (1, 2, 5, 10, 50)  # features of a probe
 MOST_CLASSES = 20  # the most frequent classes are probed
 CANDIDATES = 50  # features, by difference of means, among which the best single one is searched
+PENALTY = 1e-3  # s of the penalty (s / 2) |W|^2, which is added to the mean loss
 SMALLEST = 1e-8  # differences below this are rounding errors
 
 Samples = tuple[np.ndarray, np.ndarray]
@@ -40,19 +41,18 @@ class SparseResult(typing.NamedTuple):
     best: list[BestFeature]
 
 
-def measure(train: Samples, validation: Samples, test: Samples) -> SparseResult:
+def measure(fitted: Samples, test: Samples) -> SparseResult:
     """Train probes for the most frequent classes. Features and thresholds are chosen without the test samples."""
-    fitted = np.concatenate([train[0], validation[0]]), np.concatenate([train[1], validation[1]])
     numbers, counts = np.unique(test[1], return_counts=True)
     chosen = np.sort(numbers[np.argsort(-counts, kind="stable")[:MOST_CLASSES]])
     order_CD = np.stack([_by_difference(*fitted, number) for number in chosen])
     is_class_CN = fitted[1] == chosen[:, None]
     auroc = np.empty((len(chosen), len(KS)))
     most_CK = order_CD[:, : max(KS)]
-    x_CNK = [samples[0][:, most_CK].swapaxes(0, 1) for samples in (train, validation)]
+    x_CNK = fitted[0][:, most_CK].swapaxes(0, 1)
     for i, k in enumerate(KS):
         used_K = np.arange(most_CK.shape[1]) < k  # the others are 0, so that one shape compiles once
-        probes = _fit([x * used_K for x in x_CNK], [samples[1] == chosen[:, None] for samples in (train, validation)])
+        probes = _fit(x_CNK * used_K, is_class_CN)
         for c, number in enumerate(chosen):
             auroc[c, i] = area_under_roc(probes(c, test[0][:, most_CK[c]] * used_K), test[1] == number)
     best = [
@@ -75,32 +75,23 @@ def _by_difference(x_ND: np.ndarray, class_N: np.ndarray, number: int) -> np.nda
     return np.argsort(-np.abs(difference_D), kind="stable")
 
 
-def _fit(x: list[np.ndarray], is_class: list[np.ndarray]) -> typing.Callable[[int, np.ndarray], np.ndarray]:
-    """Fit a probe per class, with the penalty that separates its validation samples best.
-
-    ``x`` are features of training and validation samples, [C, N, K], and ``is_class`` bool [C, N]. The result maps the
-    number of a class and features [N, K] to scores [N].
-    """
-    mean_C1K = x[0].mean(1, keepdims=True)
-    deviation_C1K = np.maximum(x[0].std(1, keepdims=True), SMALLEST)
-    W_CSK2, b_CS2 = map(np.asarray, _fit_all((x[0] - mean_C1K) / deviation_C1K, is_class[0].astype(np.int32)))
-    w_CSK, b_CS = W_CSK2[..., 1] - W_CSK2[..., 0], b_CS2[..., 1] - b_CS2[..., 0]
-    scores_CSV = np.einsum("cvk,csk->csv", (x[1] - mean_C1K) / deviation_C1K, w_CSK) + b_CS[..., None]
-    areas_CS = np.array(
-        [[area_under_roc(s, y) for s in scores] for scores, y in zip(scores_CSV, is_class[1], strict=True)]
-    )
-    strength_C = len(linear.STRENGTHS) - 1 - areas_CS[:, ::-1].argmax(1)  # of equal ones the largest
-
-    def scores(c: int, x_NK: np.ndarray) -> np.ndarray:
-        return (x_NK - mean_C1K[c]) / deviation_C1K[c] @ w_CSK[c, strength_C[c]] + b_CS[c, strength_C[c]]
-
-    return scores
+def _fit(x_CNK: np.ndarray, is_class_CN: np.ndarray) -> typing.Callable[[int, np.ndarray], np.ndarray]:
+    """Fit a probe per class. The result maps the number of a class and features [N, K] to scores [N]."""
+    mean_C1K = x_CNK.mean(1, keepdims=True)
+    deviation_C1K = np.maximum(x_CNK.std(1, keepdims=True), SMALLEST)
+    w_CK, b_C = map(np.asarray, _fit_all((x_CNK - mean_C1K) / deviation_C1K, is_class_CN.astype(np.int32)))
+    return lambda c, x_NK: (x_NK - mean_C1K[c]) / deviation_C1K[c] @ w_CK[c] + b_C[c]
 
 
 @jax.jit
 def _fit_all(x_CNK: jax.Array, is_class_CN: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Fit the probes of all classes with all penalties: W [C, S, K, 2] and b [C, S, 2]."""
-    return jax.vmap(lambda x_NK, is_class_N: linear.fit(x_NK, is_class_N, linear.STRENGTHS, 2))(x_CNK, is_class_CN)
+    """Fit the probes of all classes: weights [C, K] and biases [C] of the log odds."""
+
+    def fit_one(x_NK: jax.Array, is_class_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+        W_1K2, b_12 = linear.fit(x_NK, is_class_N, np.array([PENALTY], np.float32), 2)
+        return W_1K2[0, :, 1] - W_1K2[0, :, 0], b_12[0, 1] - b_12[0, 0]
+
+    return jax.vmap(fit_one)(x_CNK, is_class_CN)
 
 
 def _best_feature(

@@ -18,7 +18,7 @@ def planted(random, n, d=60):
 @pytest.mark.slow
 def test_planted_features_are_found():
     random = np.random.default_rng(0)
-    result = sparse.measure(planted(random, 600), planted(random, 200), planted(random, 400))
+    result = sparse.measure(planted(random, 800), planted(random, 400))
     assert result.classes.tolist() == [0, 1, 2]
     assert result.best[0].feature == 7
     assert result.best[0].f1 > 0.98
@@ -32,7 +32,7 @@ def test_planted_features_are_found():
 @pytest.mark.slow
 def test_features_without_a_class_are_at_chance():
     random = np.random.default_rng(1)
-    sets = [(random.normal(size=(n, 30)).astype(np.float32), random.integers(0, 2, n)) for n in (300, 100, 1000)]
+    sets = [(random.normal(size=(n, 30)).astype(np.float32), random.integers(0, 2, n)) for n in (400, 1000)]
     assert np.abs(sparse.measure(*sets).auroc - 0.5).max() < 0.1
 
 
@@ -48,6 +48,6 @@ def test_only_the_most_frequent_classes_are_probed():
     random = np.random.default_rng(3)
     classes = np.concatenate([np.repeat(np.arange(20), 6), np.repeat(np.arange(20, 25), 5)])
     x = np.eye(25, dtype=np.float32)[classes] + 0.01 * random.random((len(classes), 25), np.float32)
-    result = sparse.measure((x, classes), (x, classes), (x, classes))
+    result = sparse.measure((x, classes), (x, classes))
     assert result.classes.tolist() == list(range(20))
     assert [best.feature for best in result.best] == list(range(20))
