@@ -43,6 +43,7 @@ NEUTRAL = (
 TORCH_ONLY = (
     "revelio_jax.steering",
     "revelio_jax.pipelines",
+    "revelio_jax.baselines",
     "revelio_jax.benchmark",
     "extract",
 )
@@ -61,6 +62,7 @@ LAYERS = (
     ("evaluation",),
     ("extract", "planning", "train", "grid", "evaluate", "export", "plan", "plot"),
     ("steering",),
+    ("baselines",),
     ("benchmark",),
     ("interpret",),
     ("explore",),

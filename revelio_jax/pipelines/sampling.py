@@ -39,12 +39,15 @@ def sample(
     batch_size: int,
     progress: tqdm.tqdm | None = None,
     on_step: Callable[[], None] | None = None,
+    extra: Callable[[list[int]], dict[str, typing.Any]] | None = None,
 ) -> Samples:
     """Return one image per prompt. ``seeds`` has one seed per prompt. Print the images that are flagged.
 
     ``guidance`` is the scale of classifier-free guidance, or of embedded guidance in a distilled FLUX, for all prompts
     or for each of them. A batch has prompts of one scale.
     ``on_step`` is called after every step; an exception that it raises ends the sampling.
+    ``extra`` is called before every batch with the indices of its prompts, and returns more arguments of the pipeline's
+    call, which override those of the family.
     """
     callback = {"callback_on_step_end": lambda *_: on_step() or {}} if on_step else {}
     scales = np.full(len(prompts), guidance) if isinstance(guidance, float | int) else np.asarray(guidance, float)
@@ -54,8 +57,9 @@ def sample(
         numbers = np.flatnonzero(scales == scale).tolist()
         for start in range(0, len(numbers), batch_size):
             batch = numbers[start : start + batch_size]
+            arguments = family_of(pipe).call_arguments(pipe, [prompts[i] for i in batch], scale)
             output = pipe(
-                **family_of(pipe).call_arguments(pipe, [prompts[i] for i in batch], scale),
+                **arguments | (extra(batch) if extra else {}),
                 num_inference_steps=steps,
                 height=height,
                 width=width,
