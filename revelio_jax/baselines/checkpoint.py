@@ -114,7 +114,7 @@ def _by_component(pipe: typing.Any, tensors: Tensors, settings: Checkpoint) -> d
     """
     family = family_of(pipe)
     components = [*family.text_encoders.values(), *([family.denoiser] if family.denoiser else [])]
-    if all(name.partition(".")[0] in components for name in tensors):
+    if tensors and all(name.partition(".")[0] in components for name in tensors):
         parts: dict[str, Tensors] = {}
         for name, tensor in tensors.items():
             component, _, rest = name.partition(".")

@@ -33,7 +33,7 @@ def counted(pipe: typing.Any) -> Generator[Evaluations]:
     count = Evaluations()
 
     def record(_module: torch.nn.Module, args: tuple, kwargs: dict[str, typing.Any], _output: typing.Any) -> None:
-        latents: torch.Tensor = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+        latents: typing.Any = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
         count.calls += 1
         count.forward += len(latents)
         count.backward += len(latents) * latents.requires_grad

@@ -49,8 +49,9 @@ def check_phrases(phrases: Sequence[str]) -> None:
     if isinstance(phrases, str) or not phrases:
         raise InputError(f"phrases is {phrases!r}; it must be a list of at least one text that describes the concept")
     for phrase in phrases:
-        if not str(phrase or "").strip():
-            raise InputError(f"phrases contains {phrase!r}; each phrase must be a text that is not blank")
+        check_text("a phrase of the concept", phrase)
+        if not phrase.strip():
+            raise InputError(f"a phrase of the concept is {phrase!r}; it must not be blank")
 
 
 def check_family(method: str, pipe: typing.Any, families: Sequence[str]) -> None:
