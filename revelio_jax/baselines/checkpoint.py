@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from revelio_jax.baselines.sampler import Sampler
-from revelio_jax.baselines.settings import check_bool, check_text
+from revelio_jax.baselines.settings import check_bool, check_text, check_weights_in_memory
 from revelio_jax.config import ModelConfig
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import loading, weight_files
@@ -152,6 +152,7 @@ def _named(pipe: typing.Any, component: str, tensors: Tensors) -> Tensors:
 
 def _checked(pipe: typing.Any, component: str, tensors: Tensors, settings: Checkpoint) -> Tensors:
     """Return tensors that replace those of a component. Raise InputError if a name or a shape differs."""
+    check_weights_in_memory(NAME, getattr(pipe, component))
     own, named = _inner(getattr(pipe, component)).state_dict(), _named(pipe, component, tensors)
     start = f"path is {settings.path!r}; "
     if unknown := sorted(named.keys() - own.keys()):
@@ -166,13 +167,13 @@ def _checked(pipe: typing.Any, component: str, tensors: Tensors, settings: Check
             )
         if tensor.is_floating_point() != own[name].is_floating_point():
             raise InputError(f"{start}{name} is {tensor.dtype}; the {component} of this pipeline has {own[name].dtype}")
-    if (missing := sorted(own.keys() - named.keys())) and not settings.partial:
+    present = {own[name].data_ptr() for name in named}  # a tied tensor has several names, and files only one
+    missing = sorted(name for name, tensor in own.items() if name not in named and tensor.data_ptr() not in present)
+    if missing and not settings.partial:
         raise InputError(
             f"{start}it lacks {len(missing)} of the {len(own)} tensors of the {component}, such as {missing[0]}; if it "
             "is meant to hold only some, set partial=True"
         )
-    if any(tensor.is_meta for tensor in own.values()):
-        raise InputError("config.model.offload is sequential; checkpoint replaces weights, so it must be none or model")
     return named
 
 
@@ -180,7 +181,7 @@ def _checked(pipe: typing.Any, component: str, tensors: Tensors, settings: Check
 def _replaced(module: torch.nn.Module, tensors: Tensors) -> Generator[None]:
     """Replace parameters and buffers of a module by those of ``tensors`` in the block."""
     inner = _inner(module)
-    own = dict(inner.named_parameters()) | dict(inner.named_buffers())
+    own = dict(inner.named_parameters(remove_duplicate=False)) | dict(inner.named_buffers(remove_duplicate=False))
     before = {name: own[name].data for name in tensors}
     try:
         for name, tensor in tensors.items():

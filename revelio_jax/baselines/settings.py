@@ -70,6 +70,12 @@ def check_guidance(method: str, guidance: float | Sequence[float]) -> None:
         )
 
 
+def check_weights_in_memory(method: str, module: typing.Any) -> None:
+    """Raise InputError if the weights of a component are not in the module because of sequential offloading."""
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise InputError(f"config.model.offload is 'sequential'; for {method} it must be none or model")
+
+
 def has_unconditional_branch(pipe: typing.Any) -> bool:
     """Return whether a pipeline runs a negative prompt if its guidance scale is above 1."""
     family = family_of(pipe)

@@ -27,6 +27,7 @@ from revelio_jax.baselines.settings import (
     check_number,
     check_phrases,
     check_unconditional_branch,
+    check_weights_in_memory,
     check_whole,
 )
 from revelio_jax.errors import InputError
@@ -92,6 +93,7 @@ def sld(pipe: typing.Any, phrases: Sequence[str], settings: Sld) -> Generator[Sa
     check_phrases(phrases)
     check_family(NAME, pipe, FAMILIES)
     check_unconditional_branch(NAME, pipe)
+    check_weights_in_memory(NAME, pipe.text_encoder)
     with copies.sharing(pipe, _safe_pipeline_class()) as safe:
         safe.safety_concept = concept.joined(pipe, phrases)
 

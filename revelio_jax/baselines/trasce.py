@@ -29,8 +29,8 @@ from revelio_jax.baselines.settings import (
     check_number,
     check_phrases,
     check_unconditional_branch,
+    check_weights_in_memory,
 )
-from revelio_jax.errors import InputError
 from revelio_jax.pipelines.sampling import Samples, sample
 
 NAME = "trasce"
@@ -85,8 +85,7 @@ def trasce(pipe: typing.Any, phrases: Sequence[str], settings: Trasce) -> Genera
     check_phrases(phrases)
     check_family(NAME, pipe, FAMILIES)
     check_unconditional_branch(NAME, pipe)
-    if any(parameter.is_meta for parameter in pipe.unet.parameters()):
-        raise InputError("config.model.offload is sequential; trasce needs gradients, so it must be none or model")
+    check_weights_in_memory(NAME, pipe.unet)
     with copies.sharing(pipe, TrascePipeline) as copy, _without_gradients(pipe.unet):
         copy.negative, copy.trasce = concept.joined(pipe, phrases), settings
 

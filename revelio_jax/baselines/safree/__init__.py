@@ -130,7 +130,7 @@ def change_prompt(
     is_trigger = triggers(masked_ND, concept_RD, settings.alpha, settings.mode)
     if not is_trigger.any():
         return x_TD, 0
-    before = x_TD[:, text.columns].double().cpu()
+    before = x_TD[:, text.columns].cpu().double()
     after = away_from_concept(before, concept_RD, basis(masked_ND), settings.mode)
     calibration = None if settings.mode == PAPER else settings.calibration
     steps = filtered_steps(before[: count + 2], after[: count + 2], settings.steps_bound, calibration)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 import torch
 
 from revelio_jax.baselines.safree.equations import reattend
+from revelio_jax.errors import InputError
 
 Arguments = dict[str, typing.Any]
 
@@ -40,6 +41,11 @@ class PromptFilter:
         """Change the arguments of the U-Net; a forward pre-hook."""
         kwargs = dict(kwargs)
         texts, count = kwargs["encoder_hidden_states"], self.images
+        if len(texts) > 2 * count:
+            raise InputError(
+                f"safree expects rows of the prompt and of the negative prompt only; this pipeline's U-Net gets "
+                f"{len(texts)} rows for {count} images"
+            )
         original = texts[-count:]  # after the rows of the negative prompt, if there are any
         if self.changed is None and self.change is not None:
             self.changed, self.steps = self.change(original)

@@ -58,4 +58,4 @@ class PooledText:
 
     def _pooled(self, ids_NT: torch.Tensor) -> torch.Tensor:
         output = self.encoder(ids_NT.to(self.pipe._execution_device))
-        return (output.text_embeds if self.is_projected else output.pooler_output).double().cpu()
+        return (output.text_embeds if self.is_projected else output.pooler_output).cpu().double()

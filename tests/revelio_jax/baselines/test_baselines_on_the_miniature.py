@@ -32,3 +32,21 @@ def test_methods_on_the_miniature():
         with baselines.open_method(name, pipe, ["glossy 3d"], settings) as sampler:
             np.testing.assert_array_equal(sampler(PROMPTS, SEEDS, **SAMPLING).images, plain)
     np.testing.assert_array_equal(sample(pipe, PROMPTS, SEEDS, **SAMPLING).images, plain)
+
+
+@pytest.mark.slow
+def test_the_negative_prompt_of_the_miniature_flux():
+    """It is not distilled: its two branches are separate passes."""
+    import diffusers
+
+    pipe = diffusers.FluxPipeline.from_pretrained(MINIATURES / "flux", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    plain = sample(pipe, PROMPTS[:1], SEEDS[:1], **SAMPLING).images
+    settings = baselines.make_settings("negative_prompt", {})
+    with (
+        baselines.counted(pipe) as count,
+        baselines.open_method("negative_prompt", pipe, ["glossy 3d"], settings) as sampler,
+    ):
+        images = sampler(PROMPTS[:1], SEEDS[:1], **SAMPLING).images
+    assert np.abs(images.astype(int) - plain).mean() > 1
+    assert (count.forward, count.calls) == (4, 4)

@@ -130,6 +130,16 @@ def test_files_that_cannot_be_read_are_one_line(sd, run, tmp_path):
         run("checkpoint", sd, path=str(tmp_path / "empty"))
 
 
+def test_a_tied_tensor_needs_one_of_its_names(flux, run, written):
+    state = changed(flux.text_encoder_2)
+    assert {"shared.weight", "encoder.embed_tokens.weight"} <= state.keys()
+    del state["encoder.embed_tokens.weight"]
+    plain = run("plain", flux, PROMPTS[:1], SEEDS[:1])
+    before = flux.text_encoder_2.shared.weight.clone()
+    assert (run("checkpoint", flux, PROMPTS[:1], SEEDS[:1], path=written(state)) != plain).any()
+    assert torch.equal(flux.text_encoder_2.shared.weight, before)
+
+
 def test_a_file_twice_in_a_folder_is_refused(sd, run, written):
     file = pathlib.Path(written(changed(sd.unet), "twice/a.safetensors"))
     (file.parent / "b.safetensors").write_bytes(file.read_bytes())

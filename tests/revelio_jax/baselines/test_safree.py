@@ -1,5 +1,7 @@
 """SAFREE: equations and prompt embeddings against NumPy in float64, in both modes, and whole images."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from revelio_jax.baselines.safree.equations import (
     reattend,
     triggers,
 )
+from revelio_jax.errors import InputError
 from tests.revelio_jax.baselines.conftest import PHRASES, PROMPTS, SAMPLING, SEEDS
 
 MODES = ["paper", "released"]
@@ -233,6 +236,16 @@ def test_reattention_changes_the_skip_connections_of_changed_rows_only(sd):
     torch.testing.assert_close(found, expected[:2], atol=1e-5, rtol=1e-5)
     assert (found[1] - plain[1]).abs().max() > 1e-3
     torch.testing.assert_close(after, plain[[0, 2]], atol=1e-5, rtol=1e-5)
+
+
+def test_pipelines_with_more_rows_are_refused(sd, run):
+    import diffusers
+
+    pag = diffusers.StableDiffusionPAGPipeline(
+        **sd.components | {"unet": copy.deepcopy(sd.unet)}, requires_safety_checker=False, pag_applied_layers="mid"
+    )
+    with pytest.raises(InputError, match="gets 9 rows for 3 images"):
+        run("safree", pag)
 
 
 def test_defaults_are_those_published():
