@@ -75,8 +75,8 @@ def test_the_modes_differ_in_the_order_of_the_projections():
 
 
 def test_equal_distances_are_triggers_in_the_released_code_only():
-    rows = torch.eye(4, dtype=torch.float64)
-    found = [triggers(rows, basis(torch.ones(1, 4)), 0.0, mode).tolist() for mode in MODES]
+    axes = torch.eye(5, dtype=torch.float64)  # the distances are 1 without rounding
+    found = [triggers(axes[1:], basis(axes[:1]), 0.0, mode).tolist() for mode in MODES]
     assert found == [[False] * 4, [True] * 4]
 
 
