@@ -189,7 +189,7 @@ def _replaced(module: torch.nn.Module, tensors: Tensors) -> Generator[None]:
         yield
     finally:
         for name, tensor in before.items():
-            own[name].data = tensor
+            own[name].data = tensor.to(own[name].device)  # offloading may have moved the component meanwhile
 
 
 def _inner(module: typing.Any) -> typing.Any:
