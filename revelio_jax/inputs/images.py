@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import io
 import pathlib
-import re
 import typing
 from collections.abc import Callable, Iterable, Iterator
 
@@ -18,7 +17,8 @@ import PIL.Image
 import PIL.ImageOps
 import pyarrow
 
-from revelio_jax.errors import InputError, require
+from revelio_jax.errors import InputError
+from revelio_jax.inputs import hub
 from revelio_jax.inputs.prompts import check_columns
 
 Row = dict[str, typing.Any]
@@ -67,7 +67,7 @@ def read_images(location: str | None, image_column: str, label_column: str | Non
     if path.is_dir() and not is_saved_dataset:
         return _folder(path)
     is_file = path.suffix == ".parquet" and path.is_file()
-    is_name = path.suffix != ".parquet" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", location)
+    is_name = path.suffix != ".parquet" and hub.HUB_ID.fullmatch(location)
     if not (is_saved_dataset or is_file or is_name):
         raise InputError(
             f"config.extract.images is {location!r}; it must be a folder, a .parquet file or a hub name (owner/name)"
@@ -101,21 +101,15 @@ def _folder(folder: pathlib.Path) -> Images:
 
 
 def _dataset(location: str, is_saved_dataset: bool, image_column: str, label_column: str | None, split: str) -> Images:
-    require("datasets", "datasets", f"config.extract.images {location!r}")
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the InputError below repeats its messages
     where = f"config.extract.images {location!r}"
-    try:
+    datasets = hub.import_datasets(where)
+    with hub.one_line_errors(where):
         if is_saved_dataset:
             data = datasets.load_from_disk(location)
         elif location.endswith(".parquet"):
             data = datasets.load_dataset("parquet", data_files=location, split="train")
         else:
             data = datasets.load_dataset(location, split=split)
-    except Exception as error:  # network, login, a broken file, a missing split: each has its own class
-        raise InputError(f"{where}: {type(error).__name__}: {str(error)[:200]}") from error
     if isinstance(data, dict):  # a saved folder of several splits
         if split not in data:
             raise InputError(f"config.extract.split is {split!r}; {location} has {', '.join(map(str, data))}")
