@@ -103,7 +103,7 @@ def _pixels(row: Row, number: int, column: str) -> int:
 def _guidance(row: Row, number: int, column: str) -> float:
     try:
         value = float(row[column])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not 0 <= value < math.inf:
         raise _error(row, number, column, "a number of at least 0")

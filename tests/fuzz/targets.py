@@ -22,6 +22,7 @@ from revelio_jax import checksums, cli, json_text
 from revelio_jax.config import Config, resolve
 from revelio_jax.errors import EnvironmentFailure, InputError, single_line
 from revelio_jax.inputs.images import read_images
+from revelio_jax.inputs.prompt_sets import read_prompt_set
 from revelio_jax.inputs.prompts import read_prompts
 from revelio_jax.pipelines import source
 from revelio_jax.sae_folder.reader import read_folder
@@ -97,6 +98,14 @@ def targets(folder: pathlib.Path) -> dict[str, Target]:
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows * 9), folder / "prompts.parquet")
     (folder / "config.json").write_text(Config().to_json())
+    (folder / "set.json").write_text('{"images": [], "annotations": [{"image_id": 1, "id": 2, "caption": "an owl"}]}')
+    sets = (
+        b'[{"prompt": "an owl", "nouns": ["owl"], "index": 3}]',
+        b'[{"prompt": "an owl", "case_number": 1, "source": "a", "evaluation_seed": 7, "evaluation_guidance": 7.5}]',
+        b'[{"noun": "owl", "similarity": 0.5}]',
+        b'[{"original_prompt": "[owl]", "editing_prompt": "", "editing_type_id": "1", "original_gsam_prompt": "",'
+        b' "editing_gsam_prompt": ""}]',
+    )
     return {
         "command_line": Target(_parse, (b"--config.train.steps=3\n--config.sae.prefixes=0.5,1", b"--config.run=")),
         "config_json": replaced(folder / "config.json", lambda: read_config(folder / "config.json"), b'{"train": {}}'),
@@ -116,6 +125,7 @@ def targets(folder: pathlib.Path) -> dict[str, Target]:
         "prompts_csv": replaced(folder / "prompts.csv", prompts(".csv")),
         "prompts_jsonl": replaced(folder / "prompts.jsonl", prompts(".jsonl")),
         "prompts_parquet": replaced(folder / "prompts.parquet", prompts(".parquet")),
+        "prompt_set": replaced(folder / "set.json", lambda: read_prompt_set(str(folder / "set.json")), *sets),
         "image": replaced(folder / "images" / "a.png", lambda: _load(folder / "images"), *_images()),
         "model_index": replaced(model / "model_index.json", lambda: source.find(str(model), None, "sd")),
     }

@@ -19,7 +19,7 @@ MUTATED = 25  # files per reader; tests.fuzz.run tries many more
 NAMES = (
     *("command_line", "config_json", "cfg_json", "sparsify_cfg", "safetensors", "manifest", "plan", "marker"),
     *("zarr_json", "zarr_index_json", "shard", "samples_parquet", "image", "model_index"),
-    *("prompts_txt", "prompts_csv", "prompts_jsonl", "prompts_parquet"),
+    *("prompts_txt", "prompts_csv", "prompts_jsonl", "prompts_parquet", "prompt_set"),
 )
 MEMORY = 400 << 10  # KiB
 

@@ -40,6 +40,7 @@ def test_columns_override_the_fields_of_the_section(section):
         ("sd_guidance_scale", "-1", "the sd_guidance_scale of prompt 0 is '-1'; it must be a number of at least 0"),
         ("sd_guidance_scale", "nan", "a number of at least 0"),
         ("sd_guidance_scale", "inf", "a number of at least 0"),
+        ("sd_guidance_scale", 10**400, "a number of at least 0"),
         (
             "sd_image_width",
             "0",
