@@ -92,7 +92,7 @@ class ImageEncoder:
         return np.concatenate(parts)
 
     def _vectors(self, output: typing.Any) -> np.ndarray:
-        """Return the vectors [N, features] of an output; transformers before 5 returns CLIP's as a tensor."""
+        """Return the vectors [N, features] of an output, which is a tensor or an object, depending on the model."""
         vectors = output if isinstance(output, torch.Tensor) else getattr(output, "pooler_output", None)
         if vectors is None or vectors.ndim != 2:
             raise InputError(f"the model in {self.folder!r} gives no vector per image or text")
@@ -199,16 +199,14 @@ class LpipsNetwork:
 
         Raise InputError if the shapes differ or the images have fewer than 32 pixels a side.
         """
+        _check(images)
+        _check(plain)
         if images.shape != plain.shape or min(images.shape[1:3]) < 32:
             raise InputError(
                 f"images are {images.shape} and {plain.shape}; LPIPS needs equal shapes of at least 32 pixels"
             )
-        return np.concatenate(
-            [
-                lpips_distance(self.layers(part), self.layers(other), self.weights)
-                for part, other in zip(_parts(images), _parts(plain), strict=True)
-            ]
-        )
+        pairs = ((images[i : i + 1], plain[i : i + 1]) for i in range(len(images)))  # a layer can have 0.1 GB per image
+        return np.concatenate([lpips_distance(self.layers(x), self.layers(y), self.weights) for x, y in pairs])
 
 
 def _tensors(path: pathlib.Path) -> dict[str, torch.Tensor]:
@@ -226,10 +224,14 @@ def _tensors(path: pathlib.Path) -> dict[str, torch.Tensor]:
 
 
 def _parts(images: np.ndarray) -> Iterator[np.ndarray]:
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] != 3 or not len(images):
-        raise InputError(f"images are {images.dtype} {images.shape}; they must be uint8 [N, height, width, 3]")
+    _check(images)
     for start in range(0, len(images), BATCH):
         yield images[start : start + BATCH]
+
+
+def _check(images: np.ndarray) -> None:
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] != 3 or not len(images):
+        raise InputError(f"images are {images.dtype} {images.shape}; they must be uint8 [N, height, width, 3]")
 
 
 def _require_folder(user: str, folder: str, *files: str) -> None:

@@ -60,8 +60,8 @@ def paired_times(
     """Run plain, method, plain, method, ... and return the seconds per image of each run.
 
     ``plain`` and ``method`` sample ``images`` images each; they get the number of the repetition, for prompts and
-    seeds. ``warmup`` pairs, numbered from -warmup, are run first and not counted: they compile, allocate and fill
-    caches. With a CUDA ``device`` the clock is read after all its kernels have finished.
+    seeds. ``warmup`` pairs with number 0 are run first and not counted: they compile, allocate and fill caches. With a
+    CUDA ``device`` the clock is read after all its kernels have finished.
     """
     for name, value, least in (("images", images, 1), ("repetitions", repetitions, 1), ("warmup", warmup, 0)):
         if value < least:
@@ -74,7 +74,8 @@ def paired_times(
         _wait(device)
         return (clock() - start) / images
 
-    pairs = [(seconds(plain, number), seconds(method, number)) for number in range(-warmup, repetitions)]
+    numbers = [0] * warmup + list(range(repetitions))
+    pairs = [(seconds(plain, number), seconds(method, number)) for number in numbers]
     plain_R, method_R = np.array(pairs[warmup:]).T
     return PairedTimes(plain_R, method_R)
 
