@@ -25,7 +25,7 @@ HUB_NEIGHBORS = 100
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The columns of one prompt file.
+    """The columns of one kind of prompt file. ``source`` is where authors publish it.
 
     A file has the layout if it has all columns ``needed``. ``prompt`` and ``id`` are columns of the expanded rows. The
     first column of ``seed``, ``guidance``, ``width`` and ``height`` that a file has is used. The column ``categories``

@@ -48,11 +48,13 @@ class PromptRecord:
 class PromptSet:
     """The prompts of one file, folder or dataset.
 
-    ``layout`` is the name of its layout. ``defaults`` has the settings that the set does not give, with their values.
-    ``fingerprint`` is a hash of the files, or of the rows of a dataset.
+    ``layout`` is the name of its layout, and ``source`` is where authors publish such files. ``defaults`` has the
+    settings that the set does not give, with their values. ``fingerprint`` is a hash of the files, or of the rows of a
+    dataset.
     """
 
     layout: str
+    source: str
     location: str
     records: tuple[PromptRecord, ...]
     defaults: Mapping[str, float]
@@ -128,6 +130,7 @@ def read_prompt_set(
         raise InputError(f"{what}: some of its files have columns of seed, guidance or size, others do not")
     return PromptSet(
         layout=chosen.name,
+        source=chosen.source,
         location=location,
         records=tuple(records),
         defaults={name: getattr(default, name) for name in SETTINGS if name not in from_file[0]},

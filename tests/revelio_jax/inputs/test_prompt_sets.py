@@ -194,6 +194,8 @@ def test_every_layout_is_found_by_its_columns(name, suffix, tmp_path):
 def test_the_examples_cover_all_layouts():
     assert set(EXAMPLES) | {"coco_annotations", "hub_target", "hub_attack", "labeled"} == set(LAYOUTS)
     assert len({layout.needed for layout in DETECTED}) == len(DETECTED)
+    guide = (ROOT / "docs" / "prompt_sets.md").read_text()
+    assert not [name for name in LAYOUTS if f"`{name}`" not in guide]
 
 
 def test_coco_annotations_give_the_first_caption_of_each_image(tmp_path):
