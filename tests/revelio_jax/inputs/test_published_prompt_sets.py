@@ -65,7 +65,7 @@ def test_published_files(published, file, layout, count, categories):
 
 
 def test_the_file_of_i2p_with_its_own_column_names(published, tmp_path):
-    """The authors of I2P call the seed and the scale sd_seed and sd_guidance_scale; UnlearnDiffAtk's copy renames them."""
+    """I2P calls seed and scale sd_seed and sd_guidance_scale; the copy of UnlearnDiffAtk renames them."""
     text = (published / "i2p.csv").read_text()
     header, _, rows = text.partition("\n")
     renamed = header.replace("evaluation_seed", "sd_seed").replace("evaluation_guidance", "sd_guidance_scale")
