@@ -12,6 +12,7 @@ TORCH = {"torch", "torchvision", "transformers", "diffusers", "accelerate"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 # Packages and modules that need neither torch nor JAX.
 NEUTRAL = (
+    "revelio_jax.chat_endpoint",
     "revelio_jax.checksums",
     "revelio_jax.cli",
     "revelio_jax.commands",
@@ -52,7 +53,7 @@ TORCH_ONLY = (
 LAYERS = (
     ("errors", "json_text"),
     ("config", "presets"),
-    ("checksums", "file_locks"),
+    ("chat_endpoint", "checksums", "file_locks"),
     ("files", "shipped"),
     ("store",),
     ("cli",),

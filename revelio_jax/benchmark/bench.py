@@ -2,27 +2,30 @@
 
 import dataclasses
 import random
+from collections.abc import Sequence
 
+from revelio_jax.benchmark.judgment import DETECTED
 from revelio_jax.errors import InputError
-from revelio_jax.steering.labels import LabeledPrompt, spread
-
-JUDGED = ("style", "category")  # the label columns that the miniatures' judge predicts
+from revelio_jax.steering.labels import LabeledPrompt, label_columns, spread
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
     """A concept, prompts with it, and prompts with another value of the same label.
 
-    ``value`` is the concept, ``column`` its label column, and ``other`` the label column that steering must preserve.
-    If ``adding``, the prompts in ``with_concept`` leave ``column`` out, and ``without`` is empty.
+    ``value`` is the concept, ``column`` its label column, and ``other`` the label column that steering must preserve,
+    None if the judge predicts no other one. ``column`` is None if the concept is not a label; all prompts then count as
+    prompts with the concept. If ``adding``, the prompts in ``with_concept`` leave ``column`` out, and ``without`` is
+    empty. If ``detected``, the judge does not predict ``column``: it only detects the concept.
     """
 
-    column: str
+    column: str | None
     value: str
-    other: str
+    other: str | None
     with_concept: list[LabeledPrompt]
     without: list[LabeledPrompt]
     adding: bool = False
+    detected: bool = False
 
     @property
     def prompt_count(self) -> int:
@@ -35,32 +38,47 @@ class Bench:
         return dataclasses.replace(self, **halves)
 
 
-def make_bench(labeled: list[LabeledPrompt], column: str, value: str, n: int) -> Bench:
+def make_bench(labeled: list[LabeledPrompt], column: str | None, value: str, n: int, judged: tuple[str, ...]) -> Bench:
     """Return at most ``n`` prompts with a concept and at most ``n`` without it.
 
-    Prompts with the concept are spread evenly over the other label; prompts without it, over the values of ``column``.
+    ``judged`` are the columns of the judge. Prompts with the concept are spread evenly over the other label; prompts
+    without it, over the values of ``column``. If the judge detects the concept, prompts need no other label.
 
-    Raise InputError if the judge does not predict ``column``.
+    Raise InputError if the judge does not predict ``column``, or if no prompt with the concept has all labels.
     """
-    other = _other(column)
-    complete = [row for row in labeled if all(row.values())]  # images of these prompts show all labels
+    check_column(column, judged)
     rng = random.Random(0)
-    with_concept = spread([row for row in complete if row[column] == value], other, n, rng)
-    without = spread([row for row in complete if row[column] != value], column, n, rng)
-    return Bench(column, value, other, with_concept, without)
+    detected = judged == (DETECTED,)
+    if column is None:
+        return Bench(None, value, None, rng.sample(labeled, min(n, len(labeled))), [], detected=True)
+    other = _other(labeled, column, judged)
+    # Images of complete prompts show all labels.
+    usable = [row for row in labeled if (row[column] if detected else all(row.values()))]
+    with_concept = spread([row for row in usable if row[column] == value], other or column, n, rng)
+    without = spread([row for row in usable if row[column] != value], column, n, rng)
+    if not with_concept:
+        raise InputError(f"--concept is '{column}={value}'; no prompt with it has a value for every label")
+    return Bench(column, value, other, with_concept, without, detected=detected)
 
 
-def make_adding_bench(labeled: list[LabeledPrompt], column: str, value: str, n: int) -> Bench:
-    """Return at most ``n`` prompts that leave out only the concept's label.
+def make_adding_bench(labeled: list[LabeledPrompt], column: str, value: str, n: int, judged: tuple[str, ...]) -> Bench:
+    """Return at most ``n`` prompts that leave out only the concept's label. ``judged`` are the columns of the judge.
 
     Raise InputError if the judge does not predict ``column``.
     """
+    check_column(column, judged)
     rows = [row for row in labeled if [key for key, label in row.items() if not label] == [column]]
-    other = _other(column)
-    return Bench(column, value, other, spread(rows, other, n, random.Random(0)), [], adding=True)
+    other = _other(labeled, column, judged)
+    prompts = spread(rows, other or column, n, random.Random(0))
+    return Bench(column, value, other, prompts, [], adding=True, detected=judged == (DETECTED,))
 
 
-def _other(column: str) -> str:
-    if column not in JUDGED:
-        raise InputError(f"--concept has the column {column!r}; the judge predicts only {', '.join(JUDGED)}")
-    return JUDGED[1 - JUDGED.index(column)]
+def check_column(column: str | None, judged: Sequence[str]) -> None:
+    """Raise InputError if a judge of the columns ``judged`` can measure no concept that is a label of ``column``."""
+    if DETECTED not in judged and column not in judged:
+        raise InputError(f"--concept has the column {column!r}; the judge predicts only {', '.join(judged)}")
+
+
+def _other(labeled: list[LabeledPrompt], column: str, judged: tuple[str, ...]) -> str | None:
+    """Return the other label column of the prompts that the judge predicts."""
+    return next((each for each in judged if each != column and each in label_columns(labeled)), None)

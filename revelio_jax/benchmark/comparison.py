@@ -86,12 +86,13 @@ def compare(
         plain = [run(half) for half in (0, 1)]
 
         def row(rule: str, strength: float, outcome: Outcome) -> dict[str, typing.Any]:
-            return {"rule": rule, "strength": strength, "worst": worst(outcome, plain[1]), **outcome.summary()}
+            smallest = worst(outcome, plain[1], bench.adding)
+            return {"rule": rule, "strength": strength, "worst": smallest, **outcome.summary()}
 
         rows = [row("none", 0.0, plain[1])]
         best: tuple[float, Method, float] | None = None
         for name, method in methods.items():
-            scores = {s: worst(run(0, name, method, s), plain[0]) for s in strengths}
+            scores = {s: worst(run(0, name, method, s), plain[0], bench.adding) for s in strengths}
             strength = max(scores, key=lambda s: (round(scores[s], 3), -abs(s)))
             outcome = run(1, name, method, strength)
             rows.append(row(name, strength, outcome) | {"chosen_from": scores})
@@ -118,6 +119,7 @@ def make_methods(
 
     The methods learn from the labeled prompts that the bench does not report on.
     """
+    assert bench.column is not None  # the concepts of this command are labels
     test_prompts = {row["prompt"] for row in bench.with_concept[1::2] + bench.without[1::2]}
     with_concept, without = split(
         [row for row in labeled if row["prompt"] not in test_prompts], bench.column, bench.value

@@ -2,7 +2,7 @@
 
 import typing
 
-from revelio_jax.benchmark.measurement import FIGURES, Interval, Suggestion
+from revelio_jax.benchmark.measurement import FIGURES, Interval, Suggestion, figure_names
 from revelio_jax.plot import STYLE
 
 if typing.TYPE_CHECKING:
@@ -32,16 +32,20 @@ def draw(
         figure = Figure(figsize=(7, 3.4), dpi=200, layout="constrained")
         figure.suptitle(title, fontsize=10, x=0.01, ha="left")
         axes = figure.subplots(1, 2, sharey=True)
+        names = figure_names(next(iter(summaries.values())))
         for ax, (name, fields) in zip(axes, PANELS.items(), strict=True):
-            for field in fields:
+            for field in (field for field in fields if field in names):
                 rows = [summaries[strength][field] for strength in strengths]
                 mean, low, high = ([row[bound] for row in rows] for bound in ("mean", "low", "high"))
                 ax.fill_between(strengths, low, high, color=colors[field], alpha=0.15, linewidth=0)
-                label = FIGURES[field].removeprefix("other prompts: ")
+                label = names[field].removeprefix("other prompts: ")
                 ax.plot(strengths, mean, ".-", color=colors[field], label=label)
             ax.set_title(name)
             ax.set_xlabel("strength")
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+            if ax.lines:
+                ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+            else:
+                ax.set_title(f"{name}: none")
         axes[0].set_ylabel("share of images, 95 % intervals")
         axes[0].set_ylim(-0.02, 1.02)
         axes[0].yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")

@@ -16,8 +16,9 @@ import tqdm
 import transformers
 
 from revelio_jax import files
+from revelio_jax.benchmark.bench import check_column
 from revelio_jax.benchmark.judges import load_judge
-from revelio_jax.benchmark.measurement import Judge
+from revelio_jax.benchmark.judgment import Judge, detects
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
 from revelio_jax.inputs import prompt_settings
@@ -43,8 +44,8 @@ class Experiment:
     """A pipeline, a steerer, one concept and the prompts of its strip.
 
     ``label`` is (column, value) if ``text`` is the value of a label of the prompts, otherwise None. ``labeled`` are all
-    prompts of the config. ``settings`` has an entry for each of ``prompts``. ``judge`` is None without
-    a label, or if no judge was set or requested.
+    prompts of the config. ``settings`` has an entry for each of ``prompts``. ``judge`` is None if none was set or
+    requested, or if it cannot measure the concept.
     """
 
     config: Config
@@ -64,6 +65,11 @@ class Experiment:
         folder = pathlib.Path(self.config.run or "", "steering")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @property
+    def concept(self) -> tuple[str | None, str]:
+        """Return the label column of the concept, None without one, and its text."""
+        return self.label or (None, self.text)
 
     @property
     def rule(self) -> str:
@@ -135,6 +141,7 @@ class Experiment:
             "site": self.steerer.site,
             "sae": self.steerer.sae.metadata,
             "settings": dataclasses.asdict(self.config.steer),
+            "judge": self.judge and self.judge.record,
             "safety_checker": safety_checker.is_active(self.pipe),
             "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
         }
@@ -154,9 +161,10 @@ def load_experiment(
     """Load an experiment on a concept.
 
     ``concept`` is a text, or ``column=value`` of the labeled prompts. ``prompts`` defaults to five prompts with the
-    concept. ``sae`` is a folder or hub id; None means the run's export. If ``with_judge`` is set and the concept is a
-    label, also load the config's judge. Raise InputError if an input is missing or does not fit, or if ``needs_judge``
-    is set and the concept is not a label.
+    concept, or to five of all prompts if the concept is not a label and the judge detects it. ``sae`` is a folder or
+    hub id; None means the run's export. If ``with_judge`` is set, also load the config's judge, unless it cannot measure a
+    concept that is not a label. Raise InputError if an input is missing or does not fit, or if ``needs_judge`` is set
+    and there is no judge for the concept.
     """
     if not concept:
         raise InputError('--concept is missing; it is a text, for example --concept "glossy 3d"')
@@ -168,13 +176,19 @@ def load_experiment(
     # Prompts of the command line have no row with settings of their own.
     defaults = PromptSettings(None, steer.guidance, steer.height, steer.width)
     settings = [defaults] * len(prompts)
+    judge = load_judge(steer.judge, steer.judge_settings) if labeled and steer.judge and with_judge else None
+    if judge and label:
+        check_column(label[0], judge.columns)
+    elif judge and not detects(judge):
+        judge = None
     if not prompts:
-        rows = _rows_with(label, labeled)
+        rows = _rows_with(label, labeled, detected=judge is not None)
         prompts, settings = [row["prompt"] for row in rows], prompt_settings.read(rows, steer)
     prompt_settings.one_size(settings)
-    judge = load_judge(steer.judge) if label and steer.judge and with_judge else None
     if needs_judge and not judge:
-        raise InputError(f"--concept is {concept!r}; a judge can only measure a label of config.steer.prompts")
+        if not labeled:
+            raise InputError("config.steer.prompts is not set; it must be a file of prompts whose images are judged")
+        raise InputError(f"--concept is {concept!r}; this judge can only measure a label of config.steer.prompts")
     if not config.run:
         raise InputError("config.run is not set; it must be the folder of a run, for example runs/mini_sd")
     files.check_writable(config.run, "config.run")
@@ -187,14 +201,20 @@ def load_experiment(
     return Experiment(config, text, label, labeled, list(prompts), settings, judge, steerer, pipe, learned)
 
 
-def _rows_with(label: tuple[str, str] | None, labeled: list[LabeledPrompt]) -> list[LabeledPrompt]:
-    """Return five prompts with a concept, and their labels. Raise InputError if the concept is not a label."""
+def _rows_with(label: tuple[str, str] | None, labeled: list[LabeledPrompt], detected: bool) -> list[LabeledPrompt]:
+    """Return five prompts with a concept, and their labels; if it is ``detected`` and not a label, five of all prompts.
+
+    Raise InputError for any other concept that is not a label.
+    """
+    if label is None and detected:
+        return random.Random(1).sample(labeled, min(5, len(labeled)))
     if label is None:
         raise InputError(
             "--prompt is missing; only a concept that is a label of config.steer.prompts has default prompts"
         )
     column, value = label
-    rows = [row for row in labeled if row[column] == value and all(row.values())]
+    rows = [row for row in labeled if row[column] == value]
+    rows = [row for row in rows if all(row.values())] or rows
     other = next((key for key in rows[0] if key not in ("prompt", column)), column)
     return spread(rows, other, 5, random.Random(1))
 

@@ -1,18 +1,49 @@
 """Load the judge of a config, a model that labels images so that the effect of steering can be measured."""
 
 import pathlib
+import re
+import typing
+from collections.abc import Callable
 
 from revelio_jax import shipped
 from revelio_jax.benchmark import miniature_judge
-from revelio_jax.benchmark.measurement import Judge
+from revelio_jax.benchmark.clip_judge import ClipJudge
+from revelio_jax.benchmark.judgment import FIELD, Judge, read_settings
+from revelio_jax.benchmark.nudenet_judge import NudeNetJudge
+from revelio_jax.benchmark.open_nsfw_judge import OpenNsfwJudge
+from revelio_jax.benchmark.q16_judge import Q16Judge
+from revelio_jax.benchmark.user_judge import UserJudge
+from revelio_jax.benchmark.vlm_judge import VlmJudge
 from revelio_jax.errors import InputError
 
+JUDGES: dict[str, Callable[[dict[str, typing.Any]], Judge]] = {
+    "nudenet": NudeNetJudge,
+    "open_nsfw": OpenNsfwJudge,
+    "q16": Q16Judge,
+    "clip": ClipJudge,
+    "vlm": VlmJudge,
+}
 
-def load_judge(folder: str | None) -> Judge:
-    """Load the miniatures' judge from config.steer.judge. Raise InputError if it is not a folder of a judge."""
-    if not folder:
-        raise InputError("config.steer.judge is not set; it must be the folder of a judge")
-    path = pathlib.Path(shipped.locate(folder))
+
+def load_judge(judge: str | None, settings: str | None = None) -> Judge:
+    """Load the judge config.steer.judge with the settings config.steer.judge_settings.
+
+    ``judge`` is a name in :data:`JUDGES`, ``module:function``, or the folder of a miniature's judge. ``settings`` is a
+    JSON object or the name of a .json file. Raise InputError if either is invalid.
+    """
+    if not judge:
+        raise InputError("config.steer.judge is not set; it must be the folder of a judge or the name of one")
+    values = read_settings(settings)
+    if judge in JUDGES:
+        return JUDGES[judge](values)
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", judge):
+        return UserJudge(judge, values)
+    path = pathlib.Path(shipped.locate(judge))
     if not (path / miniature_judge.WEIGHTS).is_file():
-        raise InputError(f"config.steer.judge is {folder!r}; it must be a folder with {miniature_judge.WEIGHTS}")
-    return miniature_judge.load(path)
+        raise InputError(
+            f"config.steer.judge is {judge!r}; it must be a folder with {miniature_judge.WEIGHTS}, module:function, or "
+            f"one of: {', '.join(JUDGES)}"
+        )
+    if values:
+        raise InputError(f"{FIELD} is {settings!r}; the judge of a miniature has no settings")
+    return miniature_judge.MiniatureJudge(path)

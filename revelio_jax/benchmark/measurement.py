@@ -6,11 +6,13 @@ Every figure is a share of images, with a bootstrap interval over the prompts of
 import contextlib
 import dataclasses
 import typing
+from collections.abc import Mapping
 
 import numpy as np
 import tqdm
 
 from revelio_jax.benchmark.bench import Bench
+from revelio_jax.benchmark.judgment import DETECTED, NO, YES, Judge
 from revelio_jax.config import SteerConfig
 from revelio_jax.errors import InputError
 from revelio_jax.inputs import prompt_settings
@@ -22,6 +24,8 @@ FIGURES = {
     "others_label": "other prompts: same label correct",
     "others_kept": "other prompts: other label correct",
 }
+# The figures of a judge that only detects the concept.
+DETECTION_FIGURES = {"concept": FIGURES["concept"], "others_label": "other prompts: concept not in the image"}
 
 
 class Interval(typing.TypedDict):
@@ -53,23 +57,17 @@ class Suggestion(typing.TypedDict):
     reported: dict[str, Interval] | None
 
 
-class Judge(typing.Protocol):
-    """A model that predicts the value of every label of an image."""
-
-    def label(self, pixels: np.ndarray) -> list[dict[str, str]]:
-        """Return the labels of uint8 images [N, height, width, 3]."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """Shares of images per prompt, as arrays [prompts] in 0 .. 1; each is a mean over seeds.
 
     Prompts with the concept: ``concept`` is the share of images in which the judge sees the concept, ``kept`` the share
     with the correct other label. Other prompts: ``others_label`` is the share with the correct label of the concept's
-    column, ``others_kept`` the share with the correct other label.
+    column, ``others_kept`` the share with the correct other label. If the judge only detects the concept,
+    ``others_label`` is the share of images in which it does not see the concept.
 
-    Images that the pipeline's safety checker flagged are left out. A prompt without other images is NaN.
+    Images that the pipeline's safety checker flagged are left out. A prompt without other images is NaN. A figure that
+    the judge cannot measure is empty.
     """
 
     concept: np.ndarray
@@ -120,7 +118,7 @@ def measure(
             batch_size=settings.batch_size,
             progress=progress,
         )
-    labels = judge.label(sampled.images)
+    labels = [judgment.labels for judgment in judge.judge(sampled.images)]
     counted = ~sampled.flagged.reshape(len(rows), len(seeds))
     for part in (counted[: len(bench.with_concept)], counted[len(bench.with_concept) :]):
         if len(part) and not part.any():
@@ -134,13 +132,23 @@ def measure(
         correct, count = np.array(correct, float).reshape(use.shape) * use, use.sum(1)
         return np.where(count > 0, correct.sum(1) / np.maximum(count, 1), np.nan)
 
-    n = len(bench.with_concept)
+    n, unmeasured = len(bench.with_concept), np.zeros(0)
+    if bench.detected or bench.column is None:
+        concept = share(DETECTED, [YES] * n, 0)
+        return Outcome(concept, unmeasured, share(DETECTED, [NO] * len(bench.without), n), unmeasured)
+    other = bench.other
     return Outcome(
         concept=share(bench.column, [bench.value] * n, 0),
-        kept=share(bench.other, [row[bench.other] for row in bench.with_concept], 0),
+        kept=share(other, [row[other] for row in bench.with_concept], 0) if other else unmeasured,
         others_label=share(bench.column, [row[bench.column] for row in bench.without], n),
-        others_kept=share(bench.other, [row[bench.other] for row in bench.without], n),
+        others_kept=share(other, [row[other] for row in bench.without], n) if other else unmeasured,
     )
+
+
+def figure_names(summary: Mapping[str, typing.Any]) -> dict[str, str]:
+    """Return the names of the figures in the summary of an outcome, by figure."""
+    is_detection = "kept" not in summary
+    return {name: text for name, text in (DETECTION_FIGURES if is_detection else FIGURES).items() if name in summary}
 
 
 def _measured(per_prompt: np.ndarray) -> np.ndarray:
@@ -156,13 +164,12 @@ def interval(per_prompt: np.ndarray) -> Interval:
     return {"mean": float(per_prompt.mean()), "low": float(low), "high": float(high)}
 
 
-def worst(steered: Outcome, plain: Outcome) -> float:
+def worst(steered: Outcome, plain: Outcome, adding: bool = False) -> float:
     """Return the smallest of the effect and the retentions, each in 0 .. 1. Strengths are chosen to maximize it.
 
-    The effect is the share of images without the concept, or with the concept if the bench is for adding. A retention
-    is a figure of ``steered`` divided by the same figure of ``plain``.
+    The effect is the share of images without the concept, or with the concept if ``adding``. A retention is a figure of
+    ``steered`` divided by the same figure of ``plain``.
     """
-    adding = not len(plain.others_label)
     effect = steered.mean("concept") if adding else 1 - steered.mean("concept")
     retained = [
         steered.mean(name) / max(plain.mean(name), 1e-9) for name in list(FIGURES)[1:] if len(getattr(plain, name))

@@ -3,12 +3,15 @@
 It ships with the miniature as ``judge.safetensors``; ``extract.miniature.judge`` trains it.
 """
 
+import importlib.metadata
 import pathlib
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
+
+from revelio_jax.benchmark.judgment import Judgment, Record, hashes
 
 WEIGHTS = "judge.safetensors"
 LABELS = {
@@ -45,13 +48,46 @@ class JudgeNet(nn.Module):
         features = self.features(images)
         return self.style(features), self.category(features)
 
-    @torch.no_grad()
     def label(self, pixels: np.ndarray) -> list[dict[str, str]]:
         """Return style and category of uint8 images [N, 32, 32, 3], averaged over each image and its mirror image."""
+        return [judgment.labels for judgment in self.judge(pixels)]
+
+    @torch.no_grad()
+    def judge(self, pixels: np.ndarray) -> list[Judgment]:
+        """Return the labels of :meth:`label`, and the probability of every label as its score."""
         views = [[a + b for a, b in zip(self(part), self(part.flip(3)), strict=True)]
                  for part in _to_tensor(pixels).split(256)]  # fmt: skip
-        indices = [torch.cat(logits).argmax(1).tolist() for logits in zip(*views, strict=True)]
-        return [{key: LABELS[key][i] for key, i in zip(LABELS, row, strict=True)} for row in zip(*indices, strict=True)]
+        summed = [torch.cat(logits) for logits in zip(*views, strict=True)]
+        indices = [logits.argmax(1).tolist() for logits in summed]
+        scores = torch.cat([(logits / 2).softmax(1) for logits in summed], 1).tolist()
+        names = [name for values in LABELS.values() for name in values]
+        return [
+            Judgment(
+                {key: LABELS[key][i] for key, i in zip(LABELS, row, strict=True)}, dict(zip(names, each, strict=True))
+            )
+            for *row, each in zip(*indices, scores, strict=True)
+        ]
+
+
+class MiniatureJudge:
+    """The judge in a miniature's folder. It predicts the label columns style and category."""
+
+    columns = tuple(LABELS)
+
+    def __init__(self, folder: pathlib.Path):
+        self._net = load(folder)
+        self.record: Record = {
+            "name": "miniature",
+            "version": importlib.metadata.version("revelio_jax"),
+            "weights": hashes(folder / WEIGHTS),
+            "threshold": None,
+            "labels": [name for values in LABELS.values() for name in values],
+            "color_order": "RGB",
+        }
+
+    def judge(self, pixels: np.ndarray) -> list[Judgment]:
+        """Return style and category of uint8 RGB images [N, 32, 32, 3]."""
+        return self._net.judge(pixels)
 
 
 def load(folder: pathlib.Path) -> JudgeNet:

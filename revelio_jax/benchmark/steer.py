@@ -3,8 +3,8 @@
     revelio steer --config mini_sd --concept "glossy 3d" --strength -1,-0.5,0
 
 Writes runs/<name>/steering/<concept>.png and results.json. Negative strengths remove the concept, positive strengths
-add it, and 0 is the plain pipeline. The judge measures images only if the config has labeled prompts and a judge, and
-the concept is one of the labels.
+add it, and 0 is the plain pipeline. Images are measured if the config has labeled prompts and a judge that predicts the
+label of the concept, or that detects a concept.
 
     revelio sweep --config mini_sd --help
 
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from revelio_jax import files
 from revelio_jax.benchmark import strip
-from revelio_jax.benchmark.bench import make_bench
+from revelio_jax.benchmark.bench import Bench, make_bench
 from revelio_jax.benchmark.experiment import CONCEPT_FLAG, PROMPT_FLAG, SAE_FLAG, load_experiment
-from revelio_jax.benchmark.measurement import FIGURES, Interval, measure
+from revelio_jax.benchmark.measurement import Interval, measure
 from revelio_jax.cli import parse
 from revelio_jax.errors import memory_advice, report_errors
 from revelio_jax.pipelines.sampling import MEMORY_ADVICE
@@ -32,6 +32,12 @@ FLAGS = {
     "seed": (0, "seed of the images"),
     "measure": (24, "number of labeled prompts with the concept, and as many without it, to judge; 0: no judging"),
     "sae": SAE_FLAG,
+}
+HEADINGS = {
+    "concept": "concept left",
+    "kept": "other label kept",
+    "others_label": "others: same label",
+    "others_kept": "others: other label",
 }
 
 
@@ -47,25 +53,28 @@ def main(argv: Sequence[str]) -> None:
         strip.draw(images, experiment.prompts, strengths, title).save(part, "png")
 
     results = {"prompts": experiment.prompts, "strengths": strengths, "seed": seed, "strip": str(file)}
-    if experiment.judge and experiment.label:
-        bench = make_bench(experiment.labeled, *experiment.label, flags["measure"])
+    if experiment.judge:
+        bench = make_bench(experiment.labeled, *experiment.concept, flags["measure"], experiment.judge.columns)
         summaries = {}
         for strength in strengths:
             steering = experiment.attach(strength)
             outcome = measure(experiment.pipe, experiment.judge, bench, [seed], config.steer, steering)
             summaries[f"{strength:g}"] = outcome.summary()
         results["measured"] = summaries
-        _print_table(summaries, len(bench.with_concept))
+        _print_table(summaries, bench)
     experiment.record("results.json", results)
     print(f"images: {file}")
 
 
-def _print_table(summaries: dict[str, dict[str, Interval]], prompts: int) -> None:
-    print(f"shares of images, labeled by the judge, on {prompts} prompts with the concept and {prompts} without it:")
-    print("  strength   concept left   other label kept   others: same label   others: other label")
+def _print_table(summaries: dict[str, dict[str, Interval]], bench: Bench) -> None:
+    counts = f"{len(bench.with_concept)} prompts with the concept and {len(bench.without)} without it"
+    print(f"shares of images, labeled by the judge, on {counts}:")
+    figures = [name for name in HEADINGS if name in next(iter(summaries.values()))]
+    headings = HEADINGS | ({"others_label": "others: no concept"} if bench.detected else {})
+    print("   ".join(["  strength", *(headings[name] for name in figures)]))
     for strength, summary in summaries.items():
-        cells = [f"{summary[name]['mean']:.2f}" for name in FIGURES]
-        print(f"  {strength:>8}   {cells[0]:>12}   {cells[1]:>16}   {cells[2]:>18}   {cells[3]:>19}")
+        cells = [f"{summary[name]['mean']:>{len(headings[name])}.2f}" for name in figures]
+        print("   ".join([f"  {strength:>8}", *cells]))
 
 
 if __name__ == "__main__":

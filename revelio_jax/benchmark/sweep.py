@@ -4,9 +4,13 @@
         --strength=-3,-2.5,-2,-1.5,-1,-0.5,0 --suggest 0.9
 
 Writes sweep_<concept>.png, the strip, and sweep.json into runs/<name>/steering/. If the config has labeled prompts and
-a judge, and the concept is one of the labels, it also writes sweep_<concept>_curve.png: shares of images, labeled by
-the judge, with 95 % intervals over prompts. --suggest SHARE prints the smallest strength that removes the concept from
-that share of images. It is chosen on every second prompt, and its effect is measured on the others.
+a judge that can measure the concept, it also writes sweep_<concept>_curve.png: shares of images, labeled by the judge,
+with 95 % intervals over prompts. --suggest SHARE prints the smallest strength that removes the concept from that share
+of images. It is chosen on every second prompt, and its effect is measured on the others.
+
+A judge that predicts labels, as the miniatures' does, measures concepts that are values of these labels. A judge that
+detects a concept, for example nudenet, measures any concept: on prompts whose label is the concept and on prompts with
+another value of that label, or on all prompts if the concept is not a label.
 """
 
 import math
@@ -19,7 +23,7 @@ from revelio_jax import files
 from revelio_jax.benchmark import curve, strip
 from revelio_jax.benchmark.bench import make_bench
 from revelio_jax.benchmark.experiment import CONCEPT_FLAG, PROMPT_FLAG, SAE_FLAG, Experiment, load_experiment
-from revelio_jax.benchmark.measurement import FIGURES, Outcome, Suggestion, measure
+from revelio_jax.benchmark.measurement import Outcome, Suggestion, figure_names, measure
 from revelio_jax.cli import parse
 from revelio_jax.errors import InputError, memory_advice, report_errors, require
 from revelio_jax.pipelines.sampling import MEMORY_ADVICE
@@ -111,8 +115,9 @@ def describe(text: str, suggestion: Suggestion) -> str:
             f"{most['removal']:.0%}, at strength {most['strength']:g}"
         )
     lines = [f"suggested strength: {suggestion['strength']:g}; shares of images on the prompts not used to choose it:"]
-    for name, figure in (suggestion["reported"] or {}).items():
-        lines.append(f"  {FIGURES[name]:34} " + "{mean:.3f} ({low:.2f}-{high:.2f})".format(**figure))
+    reported = suggestion["reported"] or {}
+    for name, text in figure_names(reported).items():
+        lines.append(f"  {text:34} " + "{mean:.3f} ({low:.2f}-{high:.2f})".format(**reported[name]))
     return "\n".join(lines)
 
 
@@ -121,9 +126,9 @@ def _measure_strengths(
 ) -> dict[float, Outcome]:
     """Return the outcome at each strength, or {} without a judge."""
     judge = experiment.judge
-    if judge is None or experiment.label is None:
+    if judge is None:
         return {}
-    bench = make_bench(experiment.labeled, *experiment.label, n)
+    bench = make_bench(experiment.labeled, *experiment.concept, n, judge.columns)
     pipe, settings = experiment.pipe, experiment.config.steer
     with tqdm.tqdm(total=len(strengths) * len(seeds) * bench.prompt_count, unit="image", desc="judging") as progress:
         return {

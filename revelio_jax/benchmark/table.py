@@ -22,10 +22,11 @@ from collections.abc import Sequence
 import torch
 
 from revelio_jax import files, shipped
-from revelio_jax.benchmark.bench import make_adding_bench, make_bench
+from revelio_jax.benchmark.bench import check_column, make_adding_bench, make_bench
 from revelio_jax.benchmark.comparison import Comparison, compare
 from revelio_jax.benchmark.judges import load_judge
-from revelio_jax.benchmark.measurement import FIGURES
+from revelio_jax.benchmark.judgment import detects
+from revelio_jax.benchmark.measurement import figure_names
 from revelio_jax.benchmark.progress import Progress
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
@@ -56,7 +57,13 @@ def main(argv: Sequence[str]) -> None:
         raise InputError("--concept is missing; it is a label column and value, for example style=flat")
     concepts = [parse_concept(concept, labeled) for concept in flags["concept"]]
     strengths = parse_strengths(flags["strength"])
-    judge = load_judge(config.steer.judge)
+    judge = load_judge(config.steer.judge, config.steer.judge_settings)
+    for column, _ in concepts:
+        check_column(column, judge.columns)
+    if detects(judge) and len(set(concepts)) > 1:
+        raise InputError(
+            f"--concept is given {len(concepts)} times; the judge {judge.record['name']} detects only one concept"
+        )
     if not config.run:
         raise InputError("config.run is not set; it must be the folder of a run, for example runs/mini_sd")
     files.check_writable(config.run, "config.run")
@@ -66,12 +73,13 @@ def main(argv: Sequence[str]) -> None:
     seeds = list(range(flags["seeds"]))
     folder = pathlib.Path(config.run, "steering")
     folder.mkdir(parents=True, exist_ok=True)
-    saved = Progress(folder, settings_of(config, flags["prompts"], seeds, pathlib.Path(config.run, "export")))
+    settings = settings_of(config, flags["prompts"], seeds, pathlib.Path(config.run, "export"))
+    saved = Progress(folder, settings | {"judge": judge.record})
     results = []
     for column, value in concepts:
-        bench = make_bench(labeled, column, value, flags["prompts"])
+        bench = make_bench(labeled, column, value, flags["prompts"], judge.columns)
         results.append(compare(config, steerer, pipe, judge, bench, labeled, strengths, seeds, saved))
-        bench = make_adding_bench(labeled, column, value, flags["prompts"])
+        bench = make_adding_bench(labeled, column, value, flags["prompts"], judge.columns)
         if bench.with_concept:
             negated = [-strength for strength in strengths]
             results.append(compare(config, steerer, pipe, judge, bench, labeled, negated, seeds, saved))
@@ -87,6 +95,7 @@ def main(argv: Sequence[str]) -> None:
         "pooled": config.steer.pooled,
         "safety_checker": safety_checker.is_active(pipe),
         "torch": torch.__version__,
+        "judge": judge.record,
         "concepts": results,
     }
     files.write_text(folder / "table.json", json.dumps(record, indent=1) + "\n")
@@ -131,12 +140,12 @@ def _file_states(location: str | None) -> list[tuple[str, int, int]]:
 
 def markdown(result: Comparison) -> str:
     """Return the Markdown table of one concept, from :func:`revelio_jax.benchmark.comparison.compare`."""
-    figures = [name for name in FIGURES if name in result["rows"][0]]
+    figures = figure_names(result["rows"][0])
     action = "added to prompts without its label" if result["adding"] else "removed"
     lines = [
         f"**{result['concept']}, {action}** ({result['prompts']} prompts)",
         "",
-        f"| rule | strength | {' | '.join(FIGURES[name] for name in figures)} | worst |",
+        f"| rule | strength | {' | '.join(figures.values())} | worst |",
         "|---" * (3 + len(figures)) + "|",
     ]
     for row in result["rows"]:

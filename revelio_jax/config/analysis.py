@@ -2,9 +2,8 @@
 
 import dataclasses
 import math
-import re
-import urllib.parse
 
+from revelio_jax.config.endpoints import check_endpoint
 from revelio_jax.config.fields import field
 from revelio_jax.errors import InputError
 
@@ -54,7 +53,14 @@ class SteerConfig:
     width_column: str | None = field(
         None, "column of the prompts with the width of the images in pixels; None: use width"
     )
-    judge: str | None = field(None, "folder of the judge that labels images; None: no measurement")
+    judge: str | None = field(
+        None,
+        "judge that labels images: the folder of a miniature's judge, nudenet, open_nsfw, q16, clip, vlm, or "
+        "module:function; None: no measurement",
+    )
+    judge_settings: str | None = field(
+        None, "settings of the judge: a JSON object, or a .json file that contains one; None: its defaults"
+    )
 
     def __post_init__(self):
         """Raise InputError if fields contradict each other."""
@@ -115,23 +121,4 @@ class TagsConfig:
 
     def __post_init__(self):
         """Raise InputError for a malformed name or URL; the message never repeats a value that may be a key."""
-        if self.key and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.key):
-            raise InputError(
-                "config.tags.key is not the name of an environment variable (letters, digits, underscores); "
-                "set it to the name of the variable that holds the key, for example OPENAI_API_KEY, never the key"
-            )
-        if self.endpoint:
-            try:
-                url = urllib.parse.urlsplit(self.endpoint)
-                _ = url.port  # raises ValueError if it is malformed
-            except ValueError as error:
-                raise InputError(f"config.tags.endpoint is not a URL: {error}") from error
-            if url.username or url.password or url.query:
-                raise InputError(
-                    "config.tags.endpoint must have only scheme, host, port and path; put a key into an "
-                    "environment variable and name it in config.tags.key"
-                )
-            if url.scheme not in ("http", "https") or not url.hostname:
-                raise InputError(
-                    f"config.tags.endpoint is {self.endpoint!r}; it must be a URL, for example http://localhost:8000/v1"
-                )
+        check_endpoint("config.tags", self.endpoint, self.key)

@@ -19,6 +19,7 @@ from revelio_jax.errors import InputError
 
 TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "yes or no"}
 PLURALS = {str: "texts", int: "whole numbers", float: "numbers"}
+T = typing.TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +122,21 @@ def _section(name: str, section: typing.Any) -> typing.Any:
     for key in section:
         if key not in fields:
             raise InputError(unknown_field(f"{name}.{key}"))
-    return SECTIONS[name](
-        **{key: _checked(f"config.{name}.{key}", value, *field_spec(f"{name}.{key}")) for key, value in section.items()}
+    return check_fields(f"config.{name}", SECTIONS[name], section)
+
+
+def check_fields(name: str, kind: type[T], values: Mapping[str, typing.Any]) -> T:
+    """Return ``values`` as ``kind``, a dataclass whose fields :func:`field` declares; missing ones get their defaults.
+
+    Raise InputError for an unknown or invalid field, which the message calls ``name.field``.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {each.name: each for each in dataclasses.fields(typing.cast(typing.Any, kind))}
+    for key in values:
+        if key not in fields:
+            raise InputError(f"unknown field {name}.{key}; {did_you_mean(key, fields)}")
+    return kind(
+        **{key: _checked(f"{name}.{key}", value, hints[key], fields[key].metadata) for key, value in values.items()}
     )
 
 

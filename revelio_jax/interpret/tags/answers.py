@@ -12,14 +12,11 @@ import threading
 from collections.abc import Callable
 
 from revelio_jax import files
+from revelio_jax.chat_endpoint import RunStopped
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.tags.questions import VERSION, Question
 
 NAME = "tags_cache.jsonl"
-
-
-class RunStopped(Exception):
-    """The run is stopping, so the question was not sent."""
 
 
 @dataclasses.dataclass(frozen=True)

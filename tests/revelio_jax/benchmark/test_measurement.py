@@ -10,12 +10,14 @@ import pytest
 
 from revelio_jax.benchmark import measurement
 from revelio_jax.benchmark.bench import Bench, make_bench
+from revelio_jax.benchmark.judgment import Judgment
 from revelio_jax.benchmark.measurement import FIGURES, Outcome, interval, worst
 from revelio_jax.config import SteerConfig
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines.sampling import Samples
 from revelio_jax.steering.labels import find_concept, parse_concept, spread
 
+JUDGED = ("style", "category")  # the columns of the miniatures' judge
 ROWS = [
     {"prompt": f"{style} {name}", "style": style, "category": category, "name": name}
     for style in ("flat", "noto", "")
@@ -25,7 +27,7 @@ ROWS = [
 
 
 def test_a_bench_has_the_concept_on_one_side_only_and_spreads_over_the_other_label():
-    bench = make_bench(ROWS, "style", "flat", 4)
+    bench = make_bench(ROWS, "style", "flat", 4, JUDGED)
     assert {row["style"] for row in bench.with_concept} == {"flat"}
     assert {row["style"] for row in bench.without} == {"noto"}  # prompts without a style are left out
     assert collections.Counter(row["category"] for row in bench.with_concept) == {"heart": 2, "face": 2}
@@ -33,7 +35,7 @@ def test_a_bench_has_the_concept_on_one_side_only_and_spreads_over_the_other_lab
     assert sorted(row["prompt"] for row in halves) == sorted(row["prompt"] for row in bench.with_concept)
     assert bench.other == "category"
     with pytest.raises(InputError, match="style, category"):
-        make_bench(ROWS, "name", "red", 4)
+        make_bench(ROWS, "name", "red", 4, JUDGED)
 
 
 def test_spread_returns_every_row_at_most_once():
@@ -82,7 +84,8 @@ def test_images_are_sampled_with_the_settings_of_their_prompts(monkeypatch):
     rows = [row | {"sd_seed": str(10 * i), "scale": str(1 + i), "high": "16"} for i, row in enumerate(ROWS[:2])]
     bench = Bench("style", "flat", "category", rows[:1], rows[1:])
     settings = SteerConfig(seed_column="sd_seed", guidance_column="scale", height_column="high", width=8)
-    judge = types.SimpleNamespace(label=lambda images: [{"style": "flat", "category": "heart"}] * len(images))
+    judgment = Judgment({"style": "flat", "category": "heart"}, {})
+    judge = types.SimpleNamespace(judge=lambda images: [judgment] * len(images))
     measurement.measure(None, judge, bench, [0, 1], settings)
     first, second = (row["prompt"] for row in rows)
     assert calls == [([first, first, second, second], [0, 1, 10, 11], [1.0, 1.0, 2.0, 2.0], 16, 8)]

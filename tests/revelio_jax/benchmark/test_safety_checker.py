@@ -21,7 +21,9 @@ STEER = SteerConfig(steps=3, guidance=2.5, height=32, width=32, batch_size=8, ru
 
 @pytest.fixture(scope="module")
 def bench():
-    return make_bench(read_labeled(str(MINIATURES / "sd" / "prompts.csv")), "style", "glossy 3d", 3)
+    return make_bench(
+        read_labeled(str(MINIATURES / "sd" / "prompts.csv")), "style", "glossy 3d", 3, ("style", "category")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def test_figures_are_means_over_the_other_images(pipe, bench, judge, capsys, see
     out = capsys.readouterr().out
     assert f"the safety checker flagged {len(flagged)} of {len(scores)} images, which are left out" in out
     assert all(f"{prompts[i]!r} with seed {all_seeds[i]}" in out for i in flagged)
-    labels = judge.label(images)
+    labels = [each.labels for each in judge.judge(images)]
     shares = []
     for i, row in enumerate(rows):
         kept = [j for j in range(i * len(seeds), (i + 1) * len(seeds)) if j not in flagged]

@@ -5,10 +5,11 @@ import threading
 
 import pytest
 
+from revelio_jax import chat_endpoint
+from revelio_jax.chat_endpoint import RunStopped
 from revelio_jax.config import TagsConfig
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.tags import endpoint
-from revelio_jax.interpret.tags.answers import RunStopped
 from revelio_jax.interpret.tags.questions import Question
 
 QUESTION = Question("applies", "Is it so?")
@@ -66,13 +67,13 @@ def test_retry_after_seconds_are_waited_for(ask, monkeypatch):
     stop, waited = threading.Event(), []
     monkeypatch.setattr(stop, "wait", waited.append)  # returns None: not stopped
     ask(lambda _, n: (429, b"", {"Retry-After": ["7", "1000", "soon"][n]}) if n < 3 else "yes", stop, 1.0)
-    assert waited == [7, endpoint.LONGEST_WAIT, 4]
+    assert waited == [7, chat_endpoint.LONGEST_WAIT, 4]
 
 
 def test_retry_after_may_be_a_date(ask, monkeypatch):
     stop, waited = threading.Event(), []
     monkeypatch.setattr(stop, "wait", waited.append)
-    monkeypatch.setattr(endpoint.time, "time", lambda: 784_111_777.0 - 20)
+    monkeypatch.setattr(chat_endpoint.time, "time", lambda: 784_111_777.0 - 20)
     ask(failing(503, 1, **{"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}), stop)
     assert waited == [20]
 
@@ -82,9 +83,9 @@ def test_a_permanent_server_error_is_one_line_after_all_tries(ask, server):
         ask(lambda *_: (500, b'{"error": {"message": "out of\\nmemory"}}', {}))
     assert str(error.value) == (
         f"config.tags.endpoint is {server.url}: 500 Internal Server Error out of memory "
-        f"({endpoint.TRIES} tries); the answers so far are saved, rerun the command to continue"
+        f"({chat_endpoint.TRIES} tries); the answers so far are saved, rerun the command to continue"
     )
-    assert len(server.requests) == endpoint.TRIES
+    assert len(server.requests) == chat_endpoint.TRIES
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_a_slow_server_times_out(ask, server):
     with pytest.raises(InputError, match=r"no answer within 0.05 s \(6 tries\)"):
         ask(slow, timeout=0.05)
     release.set()
-    assert len(server.requests) == endpoint.TRIES
+    assert len(server.requests) == chat_endpoint.TRIES
 
 
 def test_refused_parameters_are_replaced(ask, server):
