@@ -31,6 +31,10 @@ from revelio_jax.pipelines import devices
 from revelio_jax.pipelines.loading import LOAD_ERRORS, NO_CODE
 
 BATCH = 32
+# Resizes with Pillow, as CLIP's authors do, whether or not torchvision is installed.
+_NAME = "CLIPImageProcessorPil" if hasattr(transformers, "CLIPImageProcessorPil") else "CLIPImageProcessor"
+PROCESSOR: typing.Any = getattr(transformers, _NAME)
+TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +72,13 @@ class ClipJudge:
         self._images = ImageEncoder(folder, settings.device)
         with _reading(folder):
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **NO_CODE)
+        words = [folder / name for name in TOKENIZER]
         texts = [settings.template.replace("{}", name) for name in settings.classes]
         self._texts = self._images.embed_texts(tokenizer, texts)
         self.record: Record = {
             "name": "clip",
             "version": transformers.__version__,
-            "weights": self._images.weights,
+            "weights": self._images.weights | hashes(*(file for file in words if file.is_file())),
             "threshold": settings.threshold,
             "labels": list(settings.classes if settings.column else self._concept),
             "color_order": "RGB",
@@ -112,10 +117,11 @@ class ImageEncoder:
             kind = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **NO_CODE).model_type
             if kind != "clip":
                 raise InputError(f"{FIELD}.model is {str(folder)!r}, a model of the type {kind!r}; it must be clip")
-            self._processor = transformers.CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-            model, loaded = transformers.CLIPModel.from_pretrained(
+            self._processor = PROCESSOR.from_pretrained(folder, local_files_only=True)
+            loading: typing.Any = transformers.CLIPModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
+        model, loaded = loading
         if missing := sorted(loaded["missing_keys"]):  # transformers fills them with random values
             raise InputError(f"{FIELD}.model is {str(folder)!r}; its weights lack {missing[0]}")
         self._model: typing.Any = model.eval().to(self._device)
@@ -160,6 +166,7 @@ def _reading(folder: pathlib.Path) -> Generator[None]:
 
 
 def model_folder(model: str | None) -> pathlib.Path:
+    """Return the folder of a CLIP model. Raise InputError if it has no config.json."""
     folder = pathlib.Path(shipped.locate(model)) if model else None
     if folder is None or not (folder / "config.json").is_file():
         raise InputError(f"{FIELD}.model is {model!r}; it must be the folder of a CLIP model")

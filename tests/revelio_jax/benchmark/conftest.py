@@ -1,3 +1,4 @@
 """Fixtures: the miniatures, tiny pipelines of every family, and a small random SAE; see tests/helpers/steering.py."""
 
+from tests.helpers.chat_server import server  # noqa: F401
 from tests.helpers.steering import *  # noqa: F403
