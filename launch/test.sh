@@ -4,7 +4,7 @@
 #                                dependencies (launch/test_newest.sh, launch/test_lowest.sh)
 #   bash launch/test.sh --fast   without types, the tests marked slow or browser, and the newest JAX
 # shellcheck disable=SC2034
-extras=all,wandb,datasets,explore  # read by environment.sh
+extras=all,wandb,datasets,explore,judges  # read by environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 fast=no select=()
