@@ -53,7 +53,8 @@ class UserJudge:
             raise InputError(
                 f"config.steer.judge is {name!r}; it must be a function, not {type(self._function).__name__}"
             )
-        source = inspect.getsourcefile(inspect.unwrap(self._function)) if inspect.isroutine(self._function) else None
+        inner = inspect.unwrap(self._function)
+        source = inspect.getsourcefile(inner) if inspect.isfunction(inner) else None
         self.record: Record = {
             "name": name,
             "version": getattr(sys.modules[module], "__version__", None),
