@@ -45,7 +45,7 @@ def labeled_rows(
             x_ND = mixture.sites[chunk.site].read(chunk.start, chunk.stop)
             yield x_ND, np.stack([grouping.of(chunk, x_ND) for grouping in partitions], 1)
 
-    return loader.in_batches(parts(), batch_size)
+    return ((x_ND, groups_NP) for x_ND, groups_NP in loader.in_batches(parts(), batch_size))
 
 
 def _by_timestep(mixture: Mixture, order: Order) -> Grouping | None:
