@@ -29,7 +29,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 say "pytest with $(python --version), JAX $(python -c 'import jax; print(jax.__version__)')"
 trainer=(
     tests/test_config.py
-    tests/revelio_jax/{sae,store,training,planning}
+    tests/revelio_jax/{sae,store,training,evaluation,planning}
     tests/revelio_jax/test_{evaluate,export,files,grid,presets,train}.py
 )
 python -m pytest -n "${WORKERS:-$(getconf _NPROCESSORS_ONLN)}" --dist loadfile --no-loadscope-reorder \
