@@ -2,7 +2,7 @@
 
 No figure of this module says whether a concept is removed. Removal is measured by judges, retention by this module and
 :mod:`revelio_jax.benchmark.neighbors`, and time by :mod:`revelio_jax.benchmark.timing`; they are reported apart.
-:mod:`revelio_jax.benchmark.features` computes the features.
+The caller computes the features.
 """
 
 from collections.abc import Sequence

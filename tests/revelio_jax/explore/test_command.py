@@ -64,8 +64,8 @@ def refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(backend, "load_pipeline", lambda model: pytest.fail("the model was loaded"))
 
     def run(config, *flags: str) -> str:
-        (tmp_path / "config.json").write_text(config.to_json())
-        argv = [f"--config={tmp_path / 'config.json'}", "--port=0", *flags]
+        (tmp_path / "explore.json").write_text(config.to_json())
+        argv = [f"--config={tmp_path / 'explore.json'}", "--port=0", *flags]
         with pytest.raises(SystemExit) as stop, report_errors():
             command.main(argv)
         assert stop.value.code == 2
@@ -122,8 +122,8 @@ def test_a_public_address_prints_a_warning(config, tmp_path, monkeypatch, capsys
             sockets[0].close()
 
     monkeypatch.setattr(server, "server", lambda app: Silent())
-    (tmp_path / "config.json").write_text(config.to_json())
-    argv = [f"--config={tmp_path / 'config.json'}", "--port=0", f"--host={host}"]
+    (tmp_path / "explore.json").write_text(config.to_json())
+    argv = [f"--config={tmp_path / 'explore.json'}", "--port=0", f"--host={host}"]
     command.main(argv)
     out, err = capsys.readouterr()
     assert out.startswith(f"explorer: http://{host}:")
@@ -134,7 +134,7 @@ def test_a_public_address_prints_a_warning(config, tmp_path, monkeypatch, capsys
 @pytest.fixture
 def running(config, tmp_path):
     """Run the command in a process that can only reach this machine; yield the process and its address."""
-    (tmp_path / "config.json").write_text(config.to_json())
+    (tmp_path / "explore.json").write_text(config.to_json())
     (tmp_path / "guard").mkdir()
     (tmp_path / "guard" / "sitecustomize.py").write_text(GUARD)
     (tmp_path / "tmp").mkdir()
@@ -144,7 +144,7 @@ def running(config, tmp_path):
         "TMPDIR": str(tmp_path / "tmp"),
         "GRADIO_ANALYTICS_ENABLED": "True",  # the command must override this
     }
-    argv = [sys.executable, "-m", "revelio_jax.explore", f"--config={tmp_path / 'config.json'}", "--port=0"]
+    argv = [sys.executable, "-m", "revelio_jax.explore", f"--config={tmp_path / 'explore.json'}", "--port=0"]
     process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     line = process.stdout.readline()
     assert line.startswith("explorer: "), line
