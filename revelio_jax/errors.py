@@ -8,6 +8,7 @@ import contextlib
 import errno
 import importlib.util
 import os
+import pathlib
 import re
 import select
 import signal
@@ -16,10 +17,18 @@ import traceback
 import typing
 from collections.abc import Callable, Generator
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+ADDRESS_SPACE = 2 << 30  # bytes; with less, threads of XLA cannot start, and it ends the process with its own text
 ONLY_POSIX = "revelio_jax runs on Linux and macOS; on Windows use WSL"
 
 # Messages of torch, JAX, CUDA libraries and the C++ library about memory that cannot be allocated.
-_OUT_OF_MEMORY = re.compile(r"out of memory|RESOURCE_EXHAUSTED|allocate memory|ALLOC_FAILED|std::bad_alloc", re.I)
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|RESOURCE_EXHAUSTED|allocate memory|ALLOC_FAILED|std::bad_alloc|can't start new thread", re.I
+)
 # TensorStore and safetensors raise errors of other classes that contain the system's error number.
 _SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)")
 # TensorStore's messages about a server that does not answer, or that refuses a request again and again.
@@ -116,13 +125,30 @@ def system_error(error: BaseException) -> int | None:
 
 @contextlib.contextmanager
 def memory_advice(advice: str) -> Generator[None]:
-    """Add advice, for example which field to lower, to the line of an out-of-memory error in the block."""
+    """Add advice, for example which field to lower, to the line of an out-of-memory error in the block.
+
+    Raise EnvironmentFailure first if a limit leaves so little address space that XLA or torch would abort.
+    """
+    _check_address_space()
     try:
         yield
     except Exception as error:
         if is_out_of_memory(error):
             error.add_note(advice)
         raise
+
+
+def _check_address_space() -> None:
+    statm = pathlib.Path("/proc/self/statm")  # Linux
+    if resource is None or not statm.exists():
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    left = limit - int(statm.read_text().split()[0]) * resource.getpagesize()
+    if limit != resource.RLIM_INFINITY and left < ADDRESS_SPACE:
+        raise EnvironmentFailure(
+            f"out of memory: a limit leaves {max(left, 0) >> 20} MiB of address space (ulimit -v); this needs at least "
+            f"{ADDRESS_SPACE >> 20} MiB"
+        )
 
 
 @contextlib.contextmanager

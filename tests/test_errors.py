@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -90,6 +91,19 @@ def test_out_of_memory_names_the_field_to_lower():
     done = run(code.format("bytearray(2**50)"))
     assert (done.returncode, done.stderr) == (1, "error: out of memory: MemoryError; lower config.extract.batch_size\n")
     assert "batch_size" not in run(code.format("open('/none')")).stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its address space")
+def test_a_limit_of_the_address_space_is_one_line():
+    limit = "resource.setrlimit(resource.RLIMIT_AS, (700 << 20,) * 2)"
+    code = f"import resource\n{limit}\nwith memory_advice('lower a field'):\n    print('ran')"
+    done = run(code)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        r"error: out of memory: a limit leaves \d+ MiB of address space \(ulimit -v\); this needs at least 2048 MiB\n",
+        done.stderr,
+    )
+    assert run(code.replace("700", "7000")).stdout == "ran\n"
 
 
 def test_the_memory_of_a_gpu_is_recognized_by_its_message():
