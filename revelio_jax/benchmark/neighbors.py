@@ -14,7 +14,7 @@ from revelio_jax.errors import InputError
 
 
 class Harm(typing.TypedDict):
-    """What a method does to one neighbor: the shares of images that show it, and their difference plain - method.
+    """The harm to one neighbor: the share of plain images that show it, minus the share of the method's images.
 
     ``low`` and ``high`` are the 95 % bootstrap interval of ``harm`` over images of the same prompt and seed.
     """

@@ -1,4 +1,7 @@
-"""Measure the cost of a method: seconds per image paired with the plain pipeline, memory and denoiser evaluations."""
+"""Measure the time of a method, paired with the plain pipeline, and its peak memory.
+
+:func:`revelio_jax.baselines.counted` counts the evaluations of the denoiser.
+"""
 
 import contextlib
 import dataclasses
@@ -108,62 +111,6 @@ def peak_memory(device: torch.device | None = None) -> Generator[PeakMemory]:
     yield peak
     if is_reset and (found := re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())):
         peak.bytes, peak.kind = int(found[1]) * 1024, "resident memory of the process"
-
-
-@dataclasses.dataclass
-class Evaluations:
-    """Rows that passed through the denoiser, forward and backward.
-
-    A row is one latent at one timestep in one branch: classifier-free guidance evaluates two rows per image and step.
-    """
-
-    forward: int = 0
-    backward: int = 0
-
-    def per_image(self, images: int) -> dict[str, float]:
-        """Return both counts divided by the number of sampled images."""
-        return {"forward": self.forward / images, "backward": self.backward / images}
-
-
-@contextlib.contextmanager
-def count_evaluations(denoiser: torch.nn.Module) -> Generator[Evaluations]:
-    """Count the evaluations of a denoiser in the block.
-
-    A backward evaluation is counted if gradients arrive at the denoiser's output, as in TraSCE.
-    """
-    counted = Evaluations()
-
-    def count(_: torch.nn.Module, args: tuple[typing.Any, ...], kwargs: dict[str, typing.Any], output: typing.Any):
-        rows = _rows([*args, *kwargs.values()])
-        counted.forward += rows
-        tensor = _first_tensor(output)
-        if tensor is not None and tensor.requires_grad:
-
-            def count_backward(_: torch.Tensor) -> None:
-                counted.backward += rows
-
-            tensor.register_hook(count_backward)
-
-    handle = denoiser.register_forward_hook(count, with_kwargs=True)
-    try:
-        yield counted
-    finally:
-        handle.remove()
-
-
-def _rows(inputs: list[typing.Any]) -> int:
-    """Return the number of latents: the first tensor with more than one dimension, or a list of tensors, holds them."""
-    for value in inputs:
-        if isinstance(value, torch.Tensor) and value.ndim > 1:
-            return len(value)
-        if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
-            return len(value)
-    raise InputError("the denoiser was called without latents, so its evaluations cannot be counted")
-
-
-def _first_tensor(output: typing.Any) -> torch.Tensor | None:
-    values = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else [output]
-    return next((value for value in values if isinstance(value, torch.Tensor)), None)
 
 
 def _wait(device: torch.device | None) -> None:

@@ -95,11 +95,6 @@ def _pinpoint(rows: list[Row], concept: str) -> list[Row]:
     ]
 
 
-def _alignment(rows: list[Row], concept: str) -> list[Row]:
-    """Return rows whose ``nouns`` must be visible in the image. HUB judges target image number ``index``."""
-    return [row | {"categories": [concept]} for row in rows]
-
-
 def _edits(rows: list[Row], concept: str) -> list[Row]:
     """Return the original prompts of RIEBench; brackets mark the changed words and are removed as its scripts do."""
     expanded = []
@@ -126,6 +121,7 @@ def _annotations(rows: list[Row], concept: str) -> list[Row]:
 
 
 def _concept(rows: list[Row], concept: str) -> list[Row]:
+    """Return the rows with the name of the file as their category."""
     return [row | {"categories": [concept]} for row in rows]
 
 
@@ -232,7 +228,7 @@ DETECTED = (
         "hub_alignment",
         "prompts/selective_alignment of ml-postech/HUB",
         ("prompt", "nouns", "index"),
-        expand=_alignment,
+        expand=_concept,  # ``nouns`` must be visible in the image; HUB judges target image number ``index``
     ),
     Layout(
         "riebench",

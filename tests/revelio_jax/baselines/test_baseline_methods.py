@@ -1,4 +1,4 @@
-"""What all methods share: nothing changes after them, batches and seeds, evaluations, and refused input."""
+"""Every method leaves the pipeline as it was, takes batches and seeds, and refuses bad input in one line."""
 
 import inspect
 

@@ -5,7 +5,6 @@ import sys
 import numpy as np
 import pytest
 import scipy.stats
-import torch
 
 from revelio_jax.benchmark import timing
 from revelio_jax.errors import InputError
@@ -87,36 +86,3 @@ def test_a_system_without_peaks_says_so(monkeypatch):
     with timing.peak_memory() as peak:
         pass
     assert (peak.bytes, peak.kind) == (None, "not measured")
-
-
-@pytest.mark.parametrize(("guidance", "rows"), [(7.5, 2), (1.0, 1)])
-def test_evaluations_of_stable_diffusion(sd, guidance, rows):
-    """Three steps with DDIM, two images: guidance evaluates two rows per image and step."""
-    with timing.count_evaluations(sd.unet) as counted:
-        sd(["a", "b"], num_inference_steps=3, guidance_scale=guidance, height=16, width=16, output_type="latent")
-    assert counted.per_image(2) == {"forward": 3.0 * rows, "backward": 0.0}
-    sd("a", num_inference_steps=1, height=16, width=16, output_type="latent")
-    assert counted.forward == 2 * 3 * rows  # nothing is counted after the block
-
-
-def test_evaluations_of_flux(flux):
-    """The transformer gets all inputs by name."""
-    with timing.count_evaluations(flux.transformer) as counted:
-        flux(["a", "b"], num_inference_steps=2, height=16, width=16, max_sequence_length=8, output_type="latent")
-    assert counted.per_image(2) == {"forward": 2.0, "backward": 0.0}
-
-
-def test_backward_evaluations_are_counted(sd):
-    latents = torch.randn(1, 4, 8, 8, requires_grad=True)
-    text = torch.randn(2, 77, sd.unet.config.cross_attention_dim)
-    with timing.count_evaluations(sd.unet) as counted:
-        output = sd.unet(torch.cat([latents] * 2), 10, encoder_hidden_states=text).sample
-        assert counted.backward == 0
-        torch.autograd.grad(output.sum(), latents)
-    assert (counted.forward, counted.backward) == (2, 2)
-
-
-def test_a_denoiser_without_latents_is_refused():
-    module = torch.nn.Identity()
-    with timing.count_evaluations(module), pytest.raises(InputError, match="called without latents"):
-        module(torch.tensor(3.0))
