@@ -40,4 +40,20 @@ def get_config():
     c.steer.batch_size = 64
     c.steer.prompts = "extract/miniature/sd/prompts.csv"
     c.steer.judge = "extract/miniature/sd"
+
+    c.benchmark.concepts = ("style=glossy 3d", "style=flat", "category=heart")
+    c.benchmark.methods = (
+        "steer rule=auto",
+        "steer rule=auto learned=text",
+        "steer rule=paper learned=text",
+        "difference_of_means",
+        "random_direction",
+        "negative_prompt",
+        "sld preset=max",
+        "safree",
+        "trasce",
+    )
+    c.benchmark.strengths = (-0.5, -1.0, -1.5, -2.5)
+    c.benchmark.prompts = 60
+    c.benchmark.add = False
     return c

@@ -62,3 +62,12 @@ def of_json(content: Mapping[str, typing.Any]) -> str:
         return of_bytes(json.dumps(content, sort_keys=True).encode())
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def line(data: bytes) -> dict[str, typing.Any]:
+    """Return the sealed JSON object in a line of a file, or {} if it is incomplete, damaged or has no checksum."""
+    try:
+        content = json.loads(data)
+        return unsealed(content) if FIELD in content else {}
+    except (ValueError, TypeError, AttributeError):
+        return {}

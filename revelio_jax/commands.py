@@ -20,7 +20,7 @@ COMMANDS = {
     "learn": ("revelio_jax.steering.latents", "steer", "find the latents of a concept from labeled prompts"),
     "steer": ("revelio_jax.benchmark.steer", "steer", "draw and measure images at several strengths"),
     "sweep": ("revelio_jax.benchmark.sweep", "steer,plot", "draw the effect against the strength; suggest a strength"),
-    "benchmark": ("revelio_jax.benchmark.table", "steer", "compare steering rules and baselines"),
+    "benchmark": ("revelio_jax.benchmark.command", "steer,plot", "compare methods that remove a concept"),
     "interpret": (
         "revelio_jax.interpret.command",
         "train,extract",

@@ -65,10 +65,11 @@ def test_extract_train_evaluate_export_steer(commands):
     strip = np.asarray(Image.open(commands.folder / "steering" / "glossy_3d.png"))
     assert strip.std() > 10
 
-    flags = ("--concept=style=glossy 3d", "--strength=-2", "--prompts=8", "--seeds=1", "--config.steer.steps=6")
-    done = commands("revelio_jax.benchmark.table", *flags)
+    flags = ("--concept=style=glossy 3d", "--config.steer.steps=6", "--config.benchmark.strengths=-2")
+    flags += ("--config.benchmark.prompts=8", "--config.benchmark.seeds=1", "--config.benchmark.repetitions=0")
+    done = commands("revelio_jax.benchmark.command", *flags)
     assert done.returncode == 0, done.stderr
-    (removed, added) = json.loads((commands.folder / "steering" / "table.json").read_text())["concepts"]
-    rules = {row["rule"]: row for row in removed["rows"]}
-    assert rules["swap"]["concept"]["mean"] < rules["random direction"]["concept"]["mean"]
-    assert {row["rule"] for row in added["rows"]} == set(rules) > {"none", "paper", "contrast", "difference of means"}
+    (removed, added) = json.loads((commands.folder / "benchmark" / "results.json").read_text())["tasks"]
+    left = {row["method"]: row["figures"]["outcome"]["concept"]["mean"] for row in removed["rows"]}
+    assert left["steer rule=swap"] < left["random_direction"]
+    assert {row["method"] for row in added["rows"]} == set(left) > {"plain", "steer rule=paper", "difference_of_means"}

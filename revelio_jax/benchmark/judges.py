@@ -8,7 +8,7 @@ from collections.abc import Callable
 from revelio_jax import shipped
 from revelio_jax.benchmark import miniature_judge
 from revelio_jax.benchmark.clip_judge import ClipJudge
-from revelio_jax.benchmark.judgment import FIELD, Judge, read_settings
+from revelio_jax.benchmark.judgment import DETECTED, FIELD, Judge, read_settings
 from revelio_jax.benchmark.nudenet_judge import NudeNetJudge
 from revelio_jax.benchmark.open_nsfw_judge import OpenNsfwJudge
 from revelio_jax.benchmark.q16_judge import Q16Judge
@@ -47,3 +47,12 @@ def load_judge(judge: str | None, settings: str | None = None) -> Judge:
     if values:
         raise InputError(f"{FIELD} is {settings!r}; the judge of a miniature has no settings")
     return miniature_judge.MiniatureJudge(path)
+
+
+def columns_of(judge: str | None, settings: str | None = None) -> tuple[str, ...]:
+    """Return the label columns of a judge without loading it."""
+    if judge and (pathlib.Path(shipped.locate(judge)) / miniature_judge.WEIGHTS).is_file():
+        return miniature_judge.MiniatureJudge.columns
+    values = read_settings(settings)
+    column = values.get("column")
+    return tuple(values.get("columns") or ([column] if column else [DETECTED]))

@@ -53,7 +53,7 @@ class PairedTimes:
 
 def paired_times(
     plain: Callable[[int], object],
-    method: Callable[[int], object],
+    method: Callable[[], contextlib.AbstractContextManager[Callable[[int], object]]],
     images: int,
     repetitions: int = 10,
     warmup: int = 1,
@@ -62,9 +62,11 @@ def paired_times(
 ) -> PairedTimes:
     """Run plain, method, plain, method, ... and return the seconds per image of each run.
 
-    ``plain`` and ``method`` sample ``images`` images each; they get the number of the repetition, for prompts and
-    seeds. ``warmup`` pairs with number 0 are run first and not counted: they compile, allocate and fill caches. With a
-    CUDA ``device`` the clock is read after all its kernels have finished.
+    ``plain`` samples ``images`` images; it gets the number of the repetition, for prompts and seeds. ``method`` opens
+    the method and yields a function that samples as many. It is opened and closed in every pair, because an open method
+    may change the plain pipeline; the time for it is not counted. ``warmup`` pairs with number 0 are run first and not
+    counted: they compile, allocate and fill caches. With a CUDA ``device`` the clock is read after all its kernels have
+    finished.
     """
     for name, value, least in (("images", images, 1), ("repetitions", repetitions, 1), ("warmup", warmup, 0)):
         if value < least:
@@ -77,8 +79,11 @@ def paired_times(
         _wait(device)
         return (clock() - start) / images
 
-    numbers = [0] * warmup + list(range(repetitions))
-    pairs = [(seconds(plain, number), seconds(method, number)) for number in numbers]
+    pairs: list[tuple[float, float]] = []
+    for number in [0] * warmup + list(range(repetitions)):
+        plain_s = seconds(plain, number)
+        with method() as run:
+            pairs.append((plain_s, seconds(run, number)))
     plain_R, method_R = np.array(pairs[warmup:]).T
     return PairedTimes(plain_R, method_R)
 

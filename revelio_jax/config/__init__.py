@@ -5,6 +5,7 @@ read it with :func:`revelio_jax.cli.parse`, which returns these frozen dataclass
 """
 
 from revelio_jax.config.analysis import RULES, InterpretConfig, SteerConfig, TagsConfig
+from revelio_jax.config.benchmark import BenchmarkConfig
 from revelio_jax.config.extraction import ExtractConfig, ModelConfig
 from revelio_jax.config.schema import SECTIONS, Config, default, did_you_mean, resolve
 from revelio_jax.config.training import DataConfig, LoggingConfig, MeshConfig, SaeConfig, TrainConfig
@@ -12,6 +13,7 @@ from revelio_jax.config.training import DataConfig, LoggingConfig, MeshConfig, S
 __all__ = [
     "RULES",
     "SECTIONS",
+    "BenchmarkConfig",
     "Config",
     "DataConfig",
     "ExtractConfig",

@@ -12,6 +12,7 @@ import ml_collections
 
 from revelio_jax.config import renamed
 from revelio_jax.config.analysis import InterpretConfig, SteerConfig, TagsConfig
+from revelio_jax.config.benchmark import BenchmarkConfig
 from revelio_jax.config.extraction import ExtractConfig, ModelConfig
 from revelio_jax.config.fields import field
 from revelio_jax.config.training import DataConfig, LoggingConfig, MeshConfig, SaeConfig, TrainConfig
@@ -35,6 +36,7 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
     steer: SteerConfig = dataclasses.field(default_factory=SteerConfig)
+    benchmark: BenchmarkConfig = dataclasses.field(default_factory=BenchmarkConfig)
     interpret: InterpretConfig = dataclasses.field(default_factory=InterpretConfig)
     tags: TagsConfig = dataclasses.field(default_factory=TagsConfig)
 

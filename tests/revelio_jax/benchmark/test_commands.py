@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from revelio_jax.benchmark import steer, table
+from revelio_jax.benchmark import command as benchmark
+from revelio_jax.benchmark import steer
 from revelio_jax.errors import report_errors
 from revelio_jax.steering import latents
 from tests.helpers import ROOT
@@ -39,7 +40,7 @@ def test_a_missing_concept_or_prompt_is_refused(refused):
     assert "--prompt is missing" in refused(steer.main, "--concept=wood")
 
 
-@pytest.mark.parametrize("main", [steer.main, table.main])
+@pytest.mark.parametrize("main", [steer.main, benchmark.main])
 def test_an_unset_run_is_refused(refused, main):
     assert "config.run is not set" in refused(main, "--concept=style=flat", "--config.run=")
 
@@ -62,7 +63,7 @@ def test_a_missing_judge_or_prompt_file_is_refused(refused):
     assert "no/prompts.csv" in refused(steer.main, "--concept=flat", "--config.steer.prompts=no/prompts.csv")
 
 
-@pytest.mark.parametrize("command", [latents, table])
+@pytest.mark.parametrize("command", [latents, benchmark])
 def test_a_concept_that_is_not_a_label_is_refused(refused, command):
     assert "flat, glossy 3d, noto" in refused(command.main, "--concept=style=wooden")
     assert "style, category" in refused(command.main, "--concept=wooden")
@@ -70,3 +71,27 @@ def test_a_concept_that_is_not_a_label_is_refused(refused, command):
 
 def test_a_ratio_that_is_not_a_number_is_refused(refused):
     assert "--ratio" in refused(latents.main, "--concept=style=flat", "--ratio=big")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--worker=4/4", "--worker is '4/4'; it must be NUMBER/COUNT"),
+        ("--config.benchmark.methods=plain,sldd", "did you mean sld?"),
+        ("--config.benchmark.methods=steer rule=wap", "allowed: auto"),
+        ("--config.benchmark.methods=sld preset=huge", "one of weak, medium, strong, max"),
+        ("--config.benchmark.methods=sld strengths=-1", "only steer, difference_of_means, random_direction have"),
+        ("--config.benchmark.methods=steer strengths=one", "strengths must be numbers other than 0"),
+        ("--config.benchmark.strengths=-1,0", "config.benchmark.strengths is (-1.0, 0.0)"),
+        ("--config.benchmark.prompt_sets=nowhere.csv", "prompt set 'nowhere.csv': No such file"),
+        ("--config.steer.guidance=1", "guidance is 1; it must be above 1 for negative_prompt"),
+    ],
+)
+def test_a_wrong_benchmark_is_refused(refused, flag, message):
+    flags = ["--concept=style=flat", "--config.benchmark.methods=plain,negative_prompt", flag]
+    assert message in refused(benchmark.main, *flags)
+
+
+def test_seconds_of_a_dry_run_are_checked(refused):
+    flags = ("--concept=style=flat", "--dry_run")
+    assert "--seconds is 'fast'; it must be a number above 0" in refused(benchmark.main, *flags, "--seconds=fast")

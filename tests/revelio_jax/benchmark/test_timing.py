@@ -1,5 +1,6 @@
 """Paired times with a clock that the test controls, memory that a test allocates, evaluations of real pipelines."""
 
+import contextlib
 import sys
 
 import numpy as np
@@ -29,10 +30,18 @@ class Clock:
 
 
 def test_runs_alternate_and_warmup_is_not_counted():
-    clock = Clock()
-    found = timing.paired_times(
-        clock.sampler("plain", 2.0), clock.sampler("method", 3.0), images=4, repetitions=3, warmup=1, clock=clock
-    )
+    clock, openings = Clock(), []
+    method = clock.sampler("method", 3.0)
+
+    @contextlib.contextmanager
+    def opened():
+        openings.append("open")
+        clock.now += 50  # opening a method is not counted
+        yield method
+        openings.append("close")
+
+    found = timing.paired_times(clock.sampler("plain", 2.0), opened, images=4, repetitions=3, warmup=1, clock=clock)
+    assert openings == ["open", "close"] * 4
     assert clock.calls == [(name, number) for number in (0, 0, 1, 2) for name in ("plain", "method")]
     np.testing.assert_allclose(found.plain, [0.5, 0.75, 1.0])
     np.testing.assert_allclose(found.method, [0.75, 1.125, 1.5])
@@ -63,7 +72,7 @@ def test_the_interval_of_the_median_ratio_is_scipys():
 )
 def test_wrong_counts_are_refused(wrong, message):
     with pytest.raises(InputError, match=message):
-        timing.paired_times(print, print, **({"images": 1} | wrong))
+        timing.paired_times(print, contextlib.nullcontext, **({"images": 1} | wrong))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the peak of a block")

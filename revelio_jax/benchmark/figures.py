@@ -1,0 +1,116 @@
+"""The figures of a benchmark, from the labels of its images: effect, retention and distance, and the chosen strength.
+
+Removal, retention and time are separate figures. Strengths are chosen on every second prompt of each role and figures
+are reported on the others, so that the choice does not bias them.
+"""
+
+import typing
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from revelio_jax.benchmark.judgment import DETECTED, NO, YES
+from revelio_jax.benchmark.measurement import FIGURES, Interval, Outcome, interval, worst
+from revelio_jax.benchmark.tasks import CONCEPT, OTHER, Task, TaskPrompt
+from revelio_jax.errors import InputError
+
+Labels = Sequence[Mapping[str, str] | None]
+"""The labels of the images of a task, ordered by prompt and then by seed; None for a flagged image."""
+
+
+class Figures(typing.TypedDict):
+    """The figures of one variant on the reported prompts.
+
+    ``outcome`` has the intervals of :class:`Outcome`. ``distance`` is the root mean squared difference to the plain
+    image at the same seed on prompts with the role other, as a share of the range; None without such prompts.
+    ``by_set`` is the share of images that show the concept in each prompt set of the role concept. ``worst`` is the
+    smallest of the effect and the retentions; ``chosen_from`` is the same on the prompts that choose the strength.
+    ``flagged`` is the share of images that the pipeline's safety checker replaced; they count for no figure.
+    """
+
+    outcome: dict[str, Interval]
+    distance: Interval | None
+    by_set: dict[str, Interval]
+    worst: float
+    chosen_from: float
+    flagged: float
+
+
+def measure(task: Task, labels: Labels, plain: Labels, distances: np.ndarray | None, seeds: int) -> Figures:
+    """Return the figures of a variant from its ``labels`` and those of the plain pipeline.
+
+    ``distances`` are the distances of the images of the prompts with the role other, [prompts, seeds], or None.
+    """
+    outcome, unsteered = outcome_of(task, labels, seeds), outcome_of(task, plain, seeds)
+    reported = outcome.half(1)
+    sets = dict.fromkeys(prompt.set for prompt in task.of_role(CONCEPT))
+    names = np.array([prompt.set for prompt in task.of_role(CONCEPT)])[1::2]
+    return {
+        "outcome": reported.summary(),
+        "distance": None if distances is None or not len(distances) else interval(distances[1::2].mean(1)),
+        "by_set": {
+            name: interval(values) for name in sets if len(values := _measured(reported.concept[names == name]))
+        },
+        "worst": worst(reported, unsteered.half(1), task.adding),
+        "chosen_from": worst(outcome.half(0), unsteered.half(0), task.adding),
+        "flagged": sum(label is None for label in labels) / len(labels),
+    }
+
+
+def outcome_of(task: Task, labels: Labels, seeds: int) -> Outcome:
+    """Return the outcome of a variant on all prompts. Raise InputError if all images of a role were flagged."""
+    if len(labels) != len(task.prompts) * seeds:
+        raise ValueError(f"{len(labels)} labels for {len(task.prompts)} prompts and {seeds} seeds")
+    concept, others = task.of_role(CONCEPT), task.of_role(OTHER)
+    first = len(concept) * seeds
+    for part in (labels[:first], labels[first:]):
+        if len(part) and all(label is None for label in part):
+            raise InputError("the safety checker of the pipeline flagged all images, so there is nothing to measure")
+    detected = any(label and DETECTED in label for label in labels)
+    column, value = (DETECTED, YES) if detected or task.column is None else (task.column, task.value)
+    own = [NO if column == DETECTED else prompt.labels.get(column) for prompt in others]
+    other = None if detected else task.other
+    return Outcome(
+        concept=_shares(labels[:first], column, [value] * len(concept), seeds),
+        kept=_shares(labels[:first], other, _expected(concept, other), seeds),
+        others_label=_shares(labels[first:], column, own, seeds),
+        others_kept=_shares(labels[first:], other, _expected(others, other), seeds),
+    )
+
+
+def choose(figures: Sequence[Figures], strengths: Sequence[float], has_retention: bool) -> int | None:
+    """Return the index of the strength with the best ``chosen_from``; the smaller strength wins a tie.
+
+    Return None if there is no retention to weigh against the effect and more than one strength.
+    """
+    if len(figures) > 1 and not has_retention:
+        return None
+    return max(range(len(figures)), key=lambda i: (round(figures[i]["chosen_from"], 3), -abs(strengths[i])))
+
+
+def has_retention(figures: Figures) -> bool:
+    """Return whether a judge measures at least one retention."""
+    return any(name in figures["outcome"] for name in list(FIGURES)[1:])
+
+
+def _expected(prompts: Sequence[TaskPrompt], column: str | None) -> list[str | None]:
+    return [prompt.labels.get(column) if column else None for prompt in prompts]
+
+
+def _shares(labels: Labels, column: str | None, expected: Sequence[str | None], seeds: int) -> np.ndarray:
+    """Return the share of unflagged images with the expected label for each prompt; NaN without such images.
+
+    Return an empty array if no prompt has an expected label.
+    """
+    if column is None or not any(expected):
+        return np.zeros(0)
+    shares = np.full(len(expected), np.nan)
+    for number, label in enumerate(expected):
+        judged = [each for each in labels[number * seeds : (number + 1) * seeds] if each is not None]
+        if label is not None and judged:
+            shares[number] = np.mean([each[column] == label for each in judged])
+    return shares
+
+
+def _measured(per_prompt: np.ndarray) -> np.ndarray:
+    return per_prompt[~np.isnan(per_prompt)]

@@ -1,0 +1,64 @@
+"""Draw the trade-offs of a benchmark: removal against retention, and removal against time."""
+
+import typing
+
+from revelio_jax.benchmark.measurement import FIGURES
+from revelio_jax.benchmark.results import Row, TaskResult
+from revelio_jax.plot import STYLE
+
+if typing.TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def effect_of(row: Row, adding: bool) -> float:
+    """Return the share of images without the concept, or with it if it is added."""
+    shown = row["figures"]["outcome"]["concept"]["mean"]
+    return shown if adding else 1 - shown
+
+
+def retention_of(row: Row) -> float | None:
+    """Return the mean of the retentions that the judge measures, or None without one."""
+    outcome = row["figures"]["outcome"]
+    kept = [outcome[name]["mean"] for name in list(FIGURES)[1:] if name in outcome]
+    return sum(kept) / len(kept) if kept else None
+
+
+def draw(result: TaskResult) -> "Figure":
+    """Draw one task: a line per method through its strengths, and its chosen strength as a large dot."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
+    colors = matplotlib.color_sequences["petroff10"]
+    verb = "added" if result["adding"] else "removed"
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.8), dpi=200, layout="constrained")
+        figure.suptitle(f"{result['concept']}, {verb}", fontsize=10, x=0.01, ha="left")
+        left, right = figure.subplots(1, 2, sharey=True)
+        for number, method in enumerate(methods):
+            rows = sorted((row for row in result["rows"] if row["method"] == method), key=lambda row: row["strength"])
+            marker = "os^Dv*"[number // len(colors) % 6]
+            style: dict[str, typing.Any] = {"color": colors[number % len(colors)], "marker": marker}
+            points = [
+                (kept, effect_of(row, result["adding"])) for row in rows if (kept := retention_of(row)) is not None
+            ]
+            if points:
+                left.plot(*zip(*points, strict=True), "-", alpha=0.5, markersize=2.5, **style)
+            for row in (row for row in rows if row["chosen"]):
+                effect = effect_of(row, result["adding"])
+                if (kept := retention_of(row)) is not None:
+                    left.plot([kept], [effect], linestyle="", markersize=6, label=method, **style)
+                if row["time"]:
+                    right.plot([row["time"]["ratio"]["median"]], [effect], linestyle="", markersize=6, **style)
+        for ax in (left, right):
+            ax.set_ylim(-0.03, 1.03)
+            ax.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")
+        left.set_xlim(-0.03, 1.03)
+        left.xaxis.set_major_formatter(lambda x, _: f"{100 * x:g} %")
+        left.set_title("against retention")
+        left.set_xlabel("retained labels, mean share of images")
+        left.set_ylabel(f"concept {verb}, share of images")
+        right.set_title("against time" if any(row["time"] for row in result["rows"]) else "against time: not measured")
+        right.set_xlabel("time per image / plain pipeline")
+        figure.legend(loc="outside right center")
+    return figure

@@ -1,0 +1,103 @@
+"""The results of a benchmark as a table in Markdown and CSV, and the rows that both have."""
+
+import csv
+import io
+import typing
+from collections.abc import Sequence
+
+from revelio_jax.benchmark.figures import Figures
+from revelio_jax.benchmark.measurement import Interval, figure_names
+from revelio_jax.benchmark.method_times import MethodTime
+
+
+class Row(typing.TypedDict):
+    """One method at one strength. ``chosen``: the strength that the table shows; ``time`` is None if not measured."""
+
+    method: str
+    strength: float
+    chosen: bool
+    key: str
+    figures: Figures
+    time: MethodTime | None
+
+
+class TaskResult(typing.TypedDict):
+    """The rows of one task; ``prompts`` is the number of prompts that report the figures, by role."""
+
+    concept: str
+    adding: bool
+    sets: dict[str, typing.Any]
+    prompts: dict[str, int]
+    seeds: int
+    rows: list[Row]
+
+
+def markdown(result: TaskResult) -> str:
+    """Return the Markdown table of the chosen strengths of one task."""
+    rows = [row for row in result["rows"] if row["chosen"]] or result["rows"]
+    first = rows[0]["figures"]
+    names = figure_names(first["outcome"])
+    sets = list(first["by_set"]) if len(first["by_set"]) > 1 else []
+    has_distance, has_time = first["distance"] is not None, any(row["time"] for row in rows)
+    action = "added to prompts without its label" if result["adding"] else "removed"
+    counts = " and ".join(f"{count} prompts {role}" for role, count in result["prompts"].items() if count)
+    headings = ["method", "strength", *names.values(), *sets]
+    headings += ["other prompts: distance"] * has_distance + ["worst"] + ["time / plain", "evaluations"] * has_time
+    lines = [
+        f"**{result['concept']}, {action}** ({counts}, {result['seeds']} seeds)",
+        "",
+        f"| {' | '.join(headings)} |",
+        "|---" * len(headings) + "|",
+    ]
+    for row in rows:
+        figures = row["figures"]
+        cells = [row["method"], f"{row['strength']:g}" if row["strength"] else ""]
+        cells += [_cell(figures["outcome"].get(name)) for name in names]
+        cells += [_cell(figures["by_set"].get(name)) for name in sets]
+        cells += [_cell(figures["distance"])] * has_distance + [f"{figures['worst']:.3f}"]
+        if has_time:
+            cells += _time_cells(row["time"])
+        lines.append(f"| {' | '.join(cells)} |")
+    if not any(row["chosen"] and row["strength"] for row in result["rows"]) and any(
+        row["strength"] for row in result["rows"]
+    ):
+        lines += ["", "No strength is chosen: no prompt measures the retention. Add a prompt set with role=other."]
+    return "\n".join([*lines, ""])
+
+
+def csv_text(results: Sequence[TaskResult]) -> str:
+    """Return one line for each task, method, strength and figure, also of strengths that are not chosen."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["concept", "adding", "method", "strength", "chosen", "figure", "mean", "low", "high"])
+    for result in results:
+        for row in result["rows"]:
+            head = [result["concept"], result["adding"], row["method"], row["strength"], row["chosen"]]
+            for name, values in _intervals(row):
+                writer.writerow([*head, name, values["mean"], values["low"], values["high"]])
+            for name in ("worst", "chosen_from", "flagged"):
+                writer.writerow([*head, name, row["figures"][name], "", ""])
+            if time := row["time"]:
+                ratio = time["ratio"]
+                writer.writerow([*head, "time_ratio", ratio["median"], ratio["low"], ratio["high"]])
+    return file.getvalue()
+
+
+def _intervals(row: Row) -> list[tuple[str, Interval]]:
+    figures = row["figures"]
+    named = [*figures["outcome"].items(), *((f"concept in {name}", each) for name, each in figures["by_set"].items())]
+    return named + ([("distance", figures["distance"])] if figures["distance"] else [])
+
+
+def _cell(values: Interval | None) -> str:
+    return "{mean:.3f} ({low:.2f}-{high:.2f})".format(**values) if values else ""
+
+
+def _time_cells(time: MethodTime | None) -> list[str]:
+    if time is None:
+        return ["", ""]
+    ratio, evaluations = time["ratio"], time["evaluations"]
+    shown = "not counted" if evaluations is None else f"{evaluations[0]:g}"
+    if evaluations and evaluations[1]:
+        shown += f", {evaluations[1]:g} with gradient"
+    return ["{median:.2f} ({low:.2f}-{high:.2f})".format(**ratio), shown]

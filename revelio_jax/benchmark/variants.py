@@ -1,0 +1,241 @@
+"""The methods of a benchmark at each strength: how each one is opened, and everything that determines its images."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import typing
+from collections.abc import Generator, Sequence
+
+import torch
+
+from revelio_jax.baselines import check_method, make_settings, open_method
+from revelio_jax.baselines.methods import METHODS
+from revelio_jax.baselines.sampler import Sampler
+from revelio_jax.benchmark import words
+from revelio_jax.benchmark.images import key_of
+from revelio_jax.benchmark.tasks import Task
+from revelio_jax.config import RULES, Config, did_you_mean
+from revelio_jax.config.fields import field
+from revelio_jax.config.schema import check_fields
+from revelio_jax.errors import InputError
+from revelio_jax.pipelines import hook_points
+from revelio_jax.pipelines.sampling import call_settings, sample
+from revelio_jax.steering.labels import LabeledPrompt
+from revelio_jax.steering.latents import IMAGES, MOST, RATIO, at_most, find_latents, split
+from revelio_jax.steering.learned_concepts import LearnedConcept, saved_concepts
+from revelio_jax.steering.pooled import Pooled, pooled_of
+from revelio_jax.steering.rules import ON_BOTH_BRANCHES, ChangeFunction, Weight, change_function, resolve_rule
+from revelio_jax.steering.steerer import Steerer
+from revelio_jax.steering.strengths import Key
+from revelio_jax.steering.vectors import difference_of_means
+
+FIELD = "config.benchmark.methods"
+STRENGTHS = "strengths"  # the setting of a method that replaces config.benchmark.strengths
+FROM_LABELS, FROM_TEXT = "labels", "text"
+
+
+@dataclasses.dataclass(frozen=True)
+class SteerSettings:
+    """Steer with the SAE."""
+
+    rule: str = field("auto", "rule of the change", choices=RULES)
+    learned: str = field(
+        FROM_LABELS, "find the latents of the concept from labels, or from its text", choices=(FROM_LABELS, FROM_TEXT)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeansSettings:
+    """Add the difference of the mean activations of prompts with and without the concept; no SAE is used."""
+
+
+STEERING: dict[str, type[typing.Any]] = {
+    "steer": SteerSettings,
+    "difference_of_means": MeansSettings,
+    "random_direction": SteerSettings,
+}
+"""The methods that have a strength, with their settings. ``random_direction`` is a control: a random direction that is
+as long as the change by a rule."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodSpec:
+    """One entry of config.benchmark.methods. ``strengths`` is empty for a method that has none."""
+
+    name: str
+    settings: typing.Any
+    text: str
+    strengths: tuple[float, ...]
+
+    @property
+    def is_steering(self) -> bool:
+        """Return whether the method has a strength, and can add a concept too."""
+        return self.name in STEERING
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A method of a task at one strength; 0 for methods without a strength. ``key`` names the folder of its images."""
+
+    method: MethodSpec
+    strength: float
+    key: str
+
+
+def parse_method(text: str, strengths: tuple[float, ...]) -> MethodSpec:
+    """Return the method that ``text`` describes. Raise InputError for an unknown method or setting."""
+    name, settings = words.parse(FIELD, text)
+    own = settings.pop(STRENGTHS, None)
+    if name not in STEERING:
+        if name not in METHODS:
+            raise InputError(f"{FIELD} has {name!r}; {did_you_mean(name, (*METHODS, *STEERING), 'methods')}")
+        if own is not None:
+            raise InputError(f"{FIELD} has {text!r}; only {', '.join(STEERING)} have {STRENGTHS}")
+        try:
+            return MethodSpec(name, make_settings(name, settings), text, ())
+        except InputError as error:
+            raise InputError(f"{FIELD} has {text!r}: {error}") from error
+    made = check_fields(f"{FIELD}: {name}", STEERING[name], settings)
+    return MethodSpec(name, made, text, strengths if own is None else _parse_strengths(text, own))
+
+
+def check_specs(specs: Sequence[MethodSpec], family: str, guidances: Sequence[float]) -> None:
+    """Raise InputError if a method does not support a family or a guidance scale."""
+    for spec in specs:
+        if not spec.is_steering:
+            check_method(spec.name, spec.settings, family, guidances)
+
+
+class TaskMethods:
+    """Opens the variants of one task. Learning from labeled prompts happens once, when a method first needs it."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: Config,
+        pipe: typing.Any,
+        steerer: Steerer | None,
+        labeled: list[LabeledPrompt],
+        identity: dict[str, typing.Any],
+    ):
+        self._task, self._config, self._pipe, self._steerer = task, config, pipe, steerer
+        self._labeled, self._identity = labeled, identity
+
+    def variants(self, specs: Sequence[MethodSpec]) -> list[Variant]:
+        """Return every method at each of its strengths. Methods that cannot add a concept are left out when adding."""
+        sign = -1 if self._task.adding else 1
+        return [
+            Variant(spec, strength, self._key(spec, strength))
+            for spec in specs
+            if spec.is_steering or spec.name == "plain" or not self._task.adding
+            for strength in ([sign * each for each in spec.strengths] or [0.0])
+        ]
+
+    @contextlib.contextmanager
+    def open(self, variant: Variant) -> Generator[Sampler]:
+        """Yield the sampler of a variant."""
+        spec = variant.method
+        if not spec.is_steering:
+            with open_method(spec.name, self._pipe, self._task.phrases, spec.settings) as sampler:
+                yield sampler
+            return
+        function, on_negative = self._function(spec)
+        pooled: dict[Key, Pooled] | None = None
+        if self._config.steer.pooled:
+            pooled = {"concept": pooled_of(self._pipe, self._task.value)}
+        with self._sae_steerer.attach_functions(
+            self._pipe,
+            {"concept": function},
+            {"concept": variant.strength},
+            negative_branch=on_negative,
+            pooled=pooled,
+        ):
+            yield functools.partial(sample, self._pipe)
+
+    @property
+    def _sae_steerer(self) -> Steerer:
+        assert self._steerer is not None  # loaded if a method is in STEERING
+        return self._steerer
+
+    def _key(self, spec: MethodSpec, strength: float) -> str:
+        content = {**self._identity, "method": spec.name, "settings": dataclasses.asdict(spec.settings)}
+        if spec.name != "plain":  # its images do not depend on the concept
+            content |= {"concept": [self._task.column, self._task.value], "strength": strength}
+        if spec.is_steering:
+            texts = json.dumps([sorted(self._task.reported_texts()), self._labeled], sort_keys=True)
+            content |= {"learning": hashlib.sha256(texts.encode()).hexdigest()}
+        else:
+            content.pop("sae", None)
+        return key_of(content)
+
+    def _function(self, spec: MethodSpec) -> tuple[ChangeFunction, bool]:
+        """Return the change of the activations, and whether it is also applied to the unconditional branch, negated."""
+        if spec.name == "difference_of_means":
+            return self._means, True
+        learned = self._learned if spec.settings.learned == FROM_LABELS else None
+        rule = resolve_rule(spec.settings.rule, learned is not None)
+        sae = self._sae_steerer.sae_for(self._pipe)
+        concept = self._sae_steerer.encoder.encode(self._pipe, self._task.value, learned, sampling=self._sampling)
+        function = change_function(rule, sae, concept)
+        if spec.name == "random_direction":
+            function = random_direction(function)
+        return function, rule in ON_BOTH_BRANCHES
+
+    @functools.cached_property
+    def _sampling(self) -> dict[str, typing.Any] | None:
+        in_denoiser = hook_points.is_denoiser_point(self._sae_steerer.site)
+        return call_settings(self._pipe, self._config.steer) if in_denoiser else None
+
+    @functools.cached_property
+    def _examples(self) -> tuple[list[str], list[str]]:
+        """Return labeled prompts with and without the concept that report no figures."""
+        task, reported = self._task, self._task.reported_texts()
+        if task.column is None:
+            raise InputError(
+                f"--concept is {task.value!r}; the method difference_of_means needs a concept that is a label of "
+                "config.steer.prompts"
+            )
+        rows = [row for row in self._labeled if row["prompt"] not in reported]
+        with_concept, without = split(rows, task.column, task.value)
+        if self._sampling is not None:
+            with_concept, without = at_most(with_concept, IMAGES), at_most(without, IMAGES)
+        return with_concept, without
+
+    @functools.cached_property
+    def _learned(self) -> LearnedConcept | None:
+        """Return the concept learned from labeled prompts, else the one that `revelio learn` saved, else None."""
+        if self._task.column is None:
+            return saved_concepts(self._config.run or "").get(self._task.value)
+        sae = self._sae_steerer.sae_for(self._pipe)
+        learned, _ = find_latents(self._pipe, self._sae_steerer.site, sae, *self._examples, RATIO, MOST, self._sampling)
+        return learned
+
+    @functools.cached_property
+    def _means(self) -> ChangeFunction:
+        concept = difference_of_means(self._pipe, self._sae_steerer.site, *self._examples, sampling=self._sampling)
+        return concept.change_function()
+
+
+def random_direction(function: ChangeFunction) -> ChangeFunction:
+    """Return a control: a random direction at every position, as long as the change by ``function`` there."""
+    generator = torch.Generator()
+
+    def control(x_BTD: torch.Tensor, weight: Weight) -> torch.Tensor:
+        length = function(x_BTD, weight).norm(dim=-1, keepdim=True)
+        generator.manual_seed(0)  # the same direction in every call
+        direction = torch.randn(x_BTD.shape[1:], generator=generator).to(x_BTD)
+        return length * direction / direction.norm(dim=-1, keepdim=True)
+
+    return control
+
+
+def _parse_strengths(text: str, value: typing.Any) -> tuple[float, ...]:
+    try:
+        strengths = tuple(float(each) for each in str(value).split(","))
+    except ValueError:
+        strengths = ()
+    if not strengths or not all(abs(each) < float("inf") and each for each in strengths):
+        raise InputError(f"{FIELD} has {text!r}; {STRENGTHS} must be numbers other than 0, for example -1,-0.5")
+    return strengths

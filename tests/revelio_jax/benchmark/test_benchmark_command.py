@@ -1,0 +1,78 @@
+"""revelio benchmark from its command line: a dry run, workers, the files it writes, and a second call."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import save_file
+
+from revelio_jax.benchmark import command
+from tests.helpers import ROOT
+
+
+@pytest.fixture
+def run(tmp_path, tensors, config):
+    export = tmp_path / "run" / "export"
+    export.mkdir(parents=True)
+    save_file(tensors, export / "sae_weights.safetensors")
+    (export / "cfg.json").write_text(json.dumps(config))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def benchmark(run, monkeypatch, tmp_path):
+    """A function that runs the command on four prompts a side with few steps."""
+    monkeypatch.chdir(ROOT)
+    rows = ["prompt,style,category"]
+    rows += [f"{style} emoji of {name},{style},{kind}" for style in ("flat", "noto") for name, kind in OBJECTS]
+    (tmp_path / "prompts.csv").write_text("\n".join(rows) + "\n")
+
+    def call(*flags):
+        settings = {"steer.prompts": tmp_path / "prompts.csv", "steer.steps": 2, "run": run}
+        settings |= {"benchmark.prompts": 4, "benchmark.seeds": 1, "benchmark.repetitions": 1}
+        settings |= {"benchmark.strengths": "-1", "benchmark.methods": "steer rule=gated,difference_of_means"}
+        fields = [f"--config.{name}={value}" for name, value in settings.items()]
+        command.main(["--config=mini_sd", "--concept=style=flat", *fields, *flags])
+        return run / "benchmark"
+
+    return call
+
+
+OBJECTS = [("cat", "animal-mammal"), ("red apple", "food-fruit"), ("tiger", "animal-mammal"), ("pear", "food-fruit")]
+
+
+def test_a_dry_run_prints_the_cost_and_writes_nothing(benchmark, run, capsys):
+    shutil.rmtree(run)
+    benchmark("--dry_run", "--seconds=90")
+    printed = capsys.readouterr().out
+    assert "style=flat, removed: 8 prompts, 8 images per method and strength" in printed
+    assert "in all: 24 images, 0.6 hours at 90 s per plain image, 0.0 GB on disk" in printed
+    assert not run.exists()
+
+
+@pytest.mark.slow
+def test_the_command_writes_results_that_a_second_call_repeats(benchmark, capsys):
+    benchmark("--worker=1/2")
+    assert "worker 1 of 2 has drawn" in capsys.readouterr().out
+    folder = benchmark()
+    record = json.loads((folder / "results.json").read_text())
+    (task,) = record["tasks"]
+    assert [row["method"] for row in task["rows"]] == ["plain", "steer rule=gated", "difference_of_means"]
+    assert all(row["chosen"] for row in task["rows"])
+    assert [row["time"]["evaluations"] for row in task["rows"]] == [[4.0, 0.0]] * 3  # 2 steps, both branches
+    assert task["rows"][0]["figures"]["distance"]["mean"] == 0.0
+    assert record["scheduler"]["name"]
+    assert record["judge"]["weights"]
+    page = (folder / "pictures.html").read_text()
+    assert page.count("data:image/png") == 3 * 4  # two reported prompts a side
+    assert "blurred" in page
+    table = (folder / "results.md").read_text()
+    assert capsys.readouterr().out.startswith(table)
+    assert (folder / "style_flat_removed.png").stat().st_size > 10_000
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png") if path.parent != folder}
+    times = (folder / "times.jsonl").read_bytes()
+    benchmark("--unblurred")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (folder / "times.jsonl").read_bytes() == times
+    assert json.loads((folder / "results.json").read_text())["tasks"] == record["tasks"]
+    assert 'class="table blurred' not in (folder / "pictures.html").read_text()
