@@ -78,7 +78,8 @@ class InterpretConfig:
 
     sae: str | None = field(
         None,
-        "SAE folder; None: the run's export; neurons: treat each coordinate of the activations as a latent",
+        "SAE folder; None: the run's export; neurons: treat each coordinate of the activations as a latent; random: a "
+        "random dictionary of the size and k of the run's export",
     )
     top: int = field(20, "top samples recorded per latent", low=1)
     weaker: int = field(10, "samples recorded per latent from lower quantiles of its activations", low=0)
@@ -92,6 +93,16 @@ class InterpretConfig:
         None, "column of the samples, for example language, whose values are reported separately; None: the timestep"
     )
     labels: tuple[str, ...] = field((), "label columns to measure purity on; empty: every column whose values repeat")
+    embedder: str | None = field(
+        None,
+        "independent model for the monosemanticity score: the folder of a CLIP or DINO model, of a sentence encoder "
+        "for texts, or of a miniature's judge; None: no score",
+    )
+    masks: str | None = field(
+        None,
+        "folder with a mask of the object in each image, white on black; None: do not measure how much of the "
+        "activation is on the object",
+    )
     random_samples: int = field(256, "random samples whose active latents are recorded", low=0)
     thumbnail: int = field(128, "pixels of the longer side of images in the report", low=16)
 
