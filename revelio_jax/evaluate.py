@@ -33,7 +33,6 @@ from revelio_jax.sae_folder import reader
 from revelio_jax.training import loader
 from revelio_jax.training.run import make_order, open_run, restore_run
 
-
 FLAGS = {"compare": ((), "folder of a run with an export, to measure stability against; may be repeated")}
 
 
@@ -100,8 +99,8 @@ def describe(result: Evaluation) -> str:
         lines[-1] += f"; the largest cosine of a latent with another has quartiles {low:.2f}, {middle:.2f}, {high:.2f}"
     for run, of_run in result["stability"].items():
         lines.append(
-            f"{run}: {of_run['shared']:.1%} of {of_run['latents']:,} matched latents have a cosine above {SHARED}, mean "
-            f"cosine {of_run['mean_cosine']:.3f} ({of_run['matching']} matching)"
+            f"{run}: {of_run['shared']:.1%} of {of_run['latents']:,} matched latents have a cosine above {SHARED}; "
+            f"mean cosine {of_run['mean_cosine']:.3f} ({of_run['matching']} matching)"
         )
     for grouping, qualities in result["groups"].items():
         lines.append(f"{grouping:<12} {'rows':>9} {'FVU':>8} {'cosine':>8} {'L0':>6} {'dead':>6}")

@@ -126,6 +126,12 @@ class TagsConfig:
     latents: int | None = field(100, "latents to label, drawn at random from those that fire; None: all", low=1)
     images: int = field(8, "top samples shown per latent", low=1)
     held_out: int = field(20, "other samples that test a label, half of them firing; 0: no scores", low=0)
+    scores: tuple[str, ...] = field(
+        ("detection",),
+        "scores of a label: detection (does it apply to a sample?), hard (the same with silent samples on which "
+        "neighbors of the latent fire), fuzzing (texts: are the marked words those that it describes?)",
+        choices=("detection", "hard", "fuzzing"),
+    )
     max_tokens: int = field(256, "largest number of tokens in an answer; thinking models need more", low=1)
     parallel: int = field(4, "simultaneous requests to the endpoint", low=1, high=256)
     timeout: float = field(120.0, "seconds until a request is abandoned and repeated", low=0.01)

@@ -106,6 +106,8 @@ class Results:
         score        float64, balanced accuracy of the label on held-out samples, null with too few of them; 0.5 is
                      chance. score_low and score_high are its 95 % interval.
         held_out     int32, the number of held-out samples
+        hard_score, hard_low, hard_high, fuzzing_score, fuzzing_low, fuzzing_high
+                     float64, balanced accuracies with their intervals, null without config.tags.scores
         model        string
         """
         path = self.folder / "tags.parquet"
