@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     require("matplotlib", "plot", "revelio probes")
     out = files.output_file(arguments.out, arguments.runs, "probes.json")
     settings = ProbeSettings(
-        arguments.apart, arguments.finer, arguments.seed, arguments.width, arguments.epochs, arguments.rate
+        arguments.apart, arguments.seed, arguments.width, arguments.epochs, arguments.rate, arguments.finer
     )
     probed_runs = [experiment.open_run(run, tuple(arguments.label), settings) for run in arguments.runs]
     rows = _read(out)

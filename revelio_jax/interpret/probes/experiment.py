@@ -38,11 +38,11 @@ class ProbeSettings:
     """The settings that determine a result, in addition to the store and the SAE."""
 
     apart: str
-    finer: str
     seed: int
     width: int
     epochs: int
     rate: float
+    finer: str = ""
 
     def of(self, probe: str) -> ProbeRow:
         """Return the settings that affect a probe."""
