@@ -105,11 +105,14 @@ def of_probes(run: pathlib.Path, labels: list[str], finer: str) -> dict[str, dic
     return found
 
 
-def measure(run: pathlib.Path, labels: list[str], finer: str, embedder: str | None) -> list[dict[str, typing.Any]]:
+def measure(
+    run: pathlib.Path, labels: list[str], finer: str, embedder: str | None, again: bool
+) -> list[dict[str, typing.Any]]:
     """Return a row per SAE: the trained one, neurons, a random dictionary, and an untrained SAE."""
     flags = [f"--config={run / 'config.json'}"] + [f"--config.interpret.embedder={embedder}"] * bool(embedder)
     config, _ = parse(["sae_measures", *flags], "")
-    trained(config, run / "seed", seed=config.train.seed + 1)
+    if again:
+        trained(config, run / "seed", seed=config.train.seed + 1)
     for number in (0, 1):
         untrained(config, run / FOLDERS["untrained"][number], seed=config.train.seed + number)
         random(config, run / FOLDERS["random"][number], seed=number)
@@ -120,10 +123,11 @@ def measure(run: pathlib.Path, labels: list[str], finer: str, embedder: str | No
             shutil.copy(run / embedding_file.NAME, folder)
         found = of_latents(dataclasses.replace(config, run=str(folder)), labels)
         probes = of_probes(folder, labels, finer)
-        decoders = [reader.read_folder(run / each / "export").W_dec_FD for each in (one, other)]
-        shared = stability(*decoders)
-        found |= probes["latents"] | {"stability": [shared["mean_cosine"], None, None]}
-        found["shared above 0.7"] = [shared["shared"], None, None]
+        found |= probes["latents"]
+        if again or name != "trained":
+            shared = stability(*(reader.read_folder(run / each / "export").W_dec_FD for each in (one, other)))
+            found["stability"] = [shared["mean_cosine"], None, None]
+            found["shared above 0.7"] = [shared["shared"], None, None]
         rows.append({"run": run.name, "sae": name, **found})
         print(json.dumps(rows[-1]), flush=True)
         if name == "trained":
@@ -139,12 +143,13 @@ def main() -> None:
     parser.add_argument("--label", action="append", required=True)
     parser.add_argument("--finer", default="")
     parser.add_argument("--embedder")
+    parser.add_argument("--no_seed", action="store_true", help="do not train again; leave out the stability of the SAE")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     json_results.check(arguments.json)
     rows = []
     for run in arguments.runs:
-        rows += measure(run, arguments.label, arguments.finer, arguments.embedder)
+        rows += measure(run, arguments.label, arguments.finer, arguments.embedder, not arguments.no_seed)
         json_results.write(arguments.json, rows)
 
 

@@ -50,7 +50,7 @@ def test_the_absorbed_object_and_the_absorbing_latent_are_found(planted):
     )
     assert set(result) == {"food", "animal"}
     food, animal = result["food"], result["animal"]
-    assert animal["full"] == animal["fraction"] == 0
+    assert animal["full"] == 0
     assert animal["main"] == [1]
     assert animal["f1"] == 1
     assert animal["finer"] == {}
