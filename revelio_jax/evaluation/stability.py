@@ -78,7 +78,7 @@ def _nearest(one_FD: np.ndarray, other_GD: np.ndarray) -> tuple[np.ndarray, np.n
         cosine_BG = one_FD[start : start + BLOCK] @ other_GD.T
         stop = start + len(cosine_BG)
         nearest_F[start:stop] = cosine_BG.argmax(1)
-        cosine_F[start:stop] = cosine_BG.max(1)
+        cosine_F[start:stop] = cosine_BG[np.arange(len(cosine_BG)), nearest_F[start:stop]]
         best_G = cosine_BG.argmax(0)
         value_G = cosine_BG[best_G, np.arange(len(other_GD))]
         better_G = value_G > cosine_G
