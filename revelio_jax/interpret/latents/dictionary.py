@@ -81,8 +81,8 @@ def random(like: Dictionary, site: SiteReader) -> Dictionary:
     k = like.k or like.metadata.get("k")
     if not k:
         raise InputError(f"config.interpret.sae is {RANDOM!r}; the SAE {like.folder} has no k to compare it with")
-    W_FD = np.random.default_rng(0).standard_normal((like.n_latents, site.d), np.float32)
-    W_FD /= np.linalg.norm(W_FD, axis=1, keepdims=True)
+    random_FD = np.random.default_rng(0).standard_normal((like.n_latents, site.d), np.float32)
+    W_FD = random_FD / np.linalg.norm(random_FD, axis=1, keepdims=True)
     zero_F = np.zeros(like.n_latents, np.float32)
     sha256 = f"{RANDOM} {like.n_latents} {k}"
     return Dictionary(RANDOM, k, site.mean.astype(np.float32), zero_F, W_FD.T, zero_F, W_FD, sha256=sha256)

@@ -54,7 +54,6 @@ def measure(
 
     ``names`` are the names of the classes. Main latents and probes are chosen without the test samples.
     """
-    assert latents.W_dec_FD is not None
     result: dict[str, AbsorbedClass] = {}
     for number in sparse.most_frequent(test.class_N):
         is_class_N = fitted.class_N == number
@@ -64,7 +63,7 @@ def measure(
             continue
         main, f1 = _main_latents(fitted, is_class_N, sparse.difference(fitted.z_NF, fitted.class_N, number))
         fraction_N, is_full_N, strongest_N = _absorption(test, np.flatnonzero(is_seen_N), latents, w_1D[0], main)
-        result[names[number]] = {
+        result[names[int(number)]] = {
             "fraction": float(fraction_N.mean()),
             "full": float(is_full_N.mean()),
             "samples": len(fraction_N),
@@ -93,10 +92,11 @@ def _absorption(
     test: Inputs, samples: np.ndarray, latents: Dictionary, direction_D: np.ndarray, main: np.ndarray
 ) -> tuple[np.ndarray, ...]:
     """Return the fields of AbsorbedSamples for the samples with the indices ``samples``."""
-    unit_D = direction_D / np.linalg.norm(direction_D)
+    assert latents.W_dec_FD is not None  # row_keys of the experiment leaves other latents out
+    W_dec_FD, unit_D = latents.W_dec_FD, direction_D / np.linalg.norm(direction_D)
     projection_N = (test.x_ND[samples] - latents.b_dec_D) @ unit_D
     parts = [
-        absorption(test.z_NF[samples[part]], projection_N[part], latents.W_dec_FD, direction_D, main)
+        absorption(test.z_NF[samples[part]], projection_N[part], W_dec_FD, direction_D, main)
         for part in (slice(start, start + BLOCK) for start in range(0, len(samples), BLOCK))
     ]
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
