@@ -19,7 +19,7 @@ from revelio_jax.benchmark import miniature_judge
 from revelio_jax.errors import InputError, first_sentence
 from revelio_jax.interpret.embeddings.embedding_file import FIELD
 from revelio_jax.pipelines.devices import device
-from revelio_jax.pipelines.loading import LOAD_ERRORS, NO_CODE
+from revelio_jax.pipelines.loading import LOAD_ERRORS
 
 BATCH = 64
 JUDGED = 32  # pixels of an image that a miniature's judge sees
@@ -39,14 +39,16 @@ def open_embedder(folder: pathlib.Path, kind: typing.Literal["image", "text"], o
         return _judge(folder)
     place = device(on)
     with _reading(folder):
-        model_type = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **NO_CODE).model_type
+        model_type = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        ).model_type
         loading: typing.Any = transformers.AutoModel.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
-            **NO_CODE,
+            trust_remote_code=False,
         )
         model, loaded = loading
         # transformers fills them with random values. Poolers are not used, and some folders lack them.
@@ -77,7 +79,9 @@ def _judge(folder: pathlib.Path) -> Embed:
 
 def _of_images(folder: pathlib.Path, model: typing.Any, is_clip: bool, place: torch.device) -> Embed:
     # Resizes with Pillow, whether or not torchvision is installed.
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil", **NO_CODE)
+    processor = transformers.AutoImageProcessor.from_pretrained(
+        folder, local_files_only=True, backend="pil", trust_remote_code=False
+    )
 
     @torch.inference_mode()
     def embed(images: Sequence[typing.Any]) -> np.ndarray:
@@ -91,7 +95,7 @@ def _of_images(folder: pathlib.Path, model: typing.Any, is_clip: bool, place: to
 
 
 def _of_texts(folder: pathlib.Path, model: typing.Any, is_clip: bool, place: torch.device) -> Embed:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **NO_CODE)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text = model.config.text_config if is_clip else model.config
     longest = min(tokenizer.model_max_length, getattr(text, "max_position_embeddings", 1 << 20))
 
