@@ -7,6 +7,7 @@ from revelio_jax.config.endpoints import check_endpoint
 from revelio_jax.config.fields import field
 from revelio_jax.errors import InputError
 
+SCORES = ("detection", "hard", "fuzzing")
 RULES = ("auto", "paper", "contrast", "gated", "swap")
 
 
@@ -130,12 +131,14 @@ class TagsConfig:
         ("detection",),
         "scores of a label: detection (does it apply to a sample?), hard (the same with silent samples on which "
         "neighbors of the latent fire), fuzzing (texts: are the marked words those that it describes?)",
-        choices=("detection", "hard", "fuzzing"),
     )
     max_tokens: int = field(256, "largest number of tokens in an answer; thinking models need more", low=1)
     parallel: int = field(4, "simultaneous requests to the endpoint", low=1, high=256)
     timeout: float = field(120.0, "seconds until a request is abandoned and repeated", low=0.01)
 
     def __post_init__(self):
-        """Raise InputError for a malformed name or URL; the message never repeats a value that may be a key."""
+        """Raise InputError for an unknown score, or a malformed name or URL, whose message never repeats a key."""
+        for score in self.scores:
+            if score not in SCORES:
+                raise InputError(f"config.tags.scores has {score!r}; it must have only: {', '.join(SCORES)}")
         check_endpoint("config.tags", self.endpoint, self.key)

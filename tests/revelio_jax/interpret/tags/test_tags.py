@@ -178,6 +178,11 @@ def test_fuzzing_asks_whether_the_marked_words_are_the_right_ones(text_run, with
     assert all(text.count("**") == 4 and "heart" in text.split("Text: ")[1] for text in wrong)
 
 
+def test_unknown_scores_are_refused(text_run, with_fields):
+    with pytest.raises(InputError, match=r"config\.tags\.scores has 'luck'; it must have only: detection, hard, fuzz"):
+        with_fields(text_run, tags={"scores": ("detection", "luck")})
+
+
 def test_silent_samples_of_a_hard_score_fire_a_neighbor(text_run, with_server, server):
     config = with_server(text_run, reads, held_out=40, scores=("detection", "hard"))
     run_results = results.load(results.folder_of(config.run))
