@@ -42,6 +42,8 @@ def get_config():
     c.train.decay_share = 0.3
     c.data.held_out = 0.1
 
+    c.interpret.embedder = "extract/miniature/sd"  # the judge's features; it never saw an activation of the U-Net
+
     c.steer.steps = 15
     c.steer.guidance = 2.5
     c.steer.height = c.steer.width = 32

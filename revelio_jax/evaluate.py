@@ -2,13 +2,18 @@
 
     revelio evaluate --config mini_sd
     revelio evaluate --config mini_sd --config.train.use=best
+    revelio evaluate --config mini_sd --compare runs/OTHER
 
 config.train.use chooses the checkpoint: ``newest``, the default, or ``best``, the one with the lowest FVU in
 training. Writes evaluation.json into the folder config.run. Reads the run folder and the held-out rows of its
 stores; training may still be running.
+
+--compare measures stability against other runs with an export, for example of other seeds: the mean cosine of matched
+decoder rows, and the share of latents whose cosine is above 0.7.
 """
 
 import json
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -22,9 +27,13 @@ from revelio_jax.errors import InputError, memory_advice, report_errors
 from revelio_jax.evaluation import groups
 from revelio_jax.evaluation.quality import Quality, measure
 from revelio_jax.evaluation.redundancy import Redundancy, redundancy
+from revelio_jax.evaluation.stability import SHARED, Stability, stability
 from revelio_jax.files import write_text
+from revelio_jax.sae_folder import reader
 from revelio_jax.training import loader
 from revelio_jax.training.run import make_order, open_run, restore_run
+
+FLAGS = {"compare": ((), "folder of a run with an export, to measure stability against; may be repeated")}
 
 
 class Evaluation(Quality):
@@ -34,16 +43,19 @@ class Evaluation(Quality):
     site: str
     dead_fraction_train: float
     redundancy: Redundancy | None
+    stability: dict[str, Stability]  # by the folder of the other run
 
 
-def evaluate(config: Config) -> Evaluation:
+def evaluate(config: Config, compare: Sequence[str] = ()) -> Evaluation:
     """Evaluate the checkpoint that config.train.use chooses, the newest or the best.
 
-    Write evaluation.json and return its contents. Raise InputError if no rows are held out or if the run has no
-    checkpoint of this configuration.
+    ``compare`` are the folders of other runs, for stability. Write evaluation.json and return its contents. Raise
+    InputError if no rows are held out, if the run has no checkpoint of this configuration, or if another run has no
+    export or another width.
     """
     options = config.train
     _, mixture = open_run(config)
+    others_FD = {run: _decoder(run, mixture.sites[0].d) for run in compare}
     folder, _, state, mesh = restore_run(config, mixture)
     order = make_order(config, mixture)
     if not order.held_out:
@@ -52,17 +64,27 @@ def evaluate(config: Config) -> Evaluation:
     rows = groups.labeled_rows(mixture, order, options.batch_size, partitions)
     bar = tqdm(rows, total=-(-total // options.batch_size), unit="batch", dynamic_ncols=True)
     quality, fires_F = measure(state, bar, partitions, config.sae, options.batch_size, mesh)
+    W_dec_FD = np.asarray(state.best_params["W_dec_FD"])
     dead_F = state.rows_since_fired_F >= config.sae.dead_after_rows
     result: Evaluation = {
         "step": int(state.step),
         "site": mixture.name,
         **quality,
         "dead_fraction_train": float(dead_F.mean()),
-        "redundancy": redundancy(np.asarray(state.best_params["W_dec_FD"]), fires_F),
+        "redundancy": redundancy(W_dec_FD, fires_F),
+        "stability": {run: stability(W_dec_FD, other_FD) for run, other_FD in others_FD.items()},
     }
     write_text(folder / "evaluation.json", json.dumps(result, indent=1) + "\n")
     run_folders.push(folder)
     return result
+
+
+def _decoder(run: str, d: int) -> np.ndarray:
+    """Return the decoder rows [F, d] of the export of a run."""
+    W_dec_FD = reader.read_folder(pathlib.Path(run, "export"), needs_site=False).W_dec_FD
+    if W_dec_FD.shape[1] != d:
+        raise InputError(f"--compare is {run!r}, an SAE of width {W_dec_FD.shape[1]}; it must have width {d}")
+    return W_dec_FD
 
 
 def describe(result: Evaluation) -> str:
@@ -75,6 +97,11 @@ def describe(result: Evaluation) -> str:
     if result["redundancy"]:
         low, middle, high = result["redundancy"]["quartiles"]
         lines[-1] += f"; the largest cosine of a latent with another has quartiles {low:.2f}, {middle:.2f}, {high:.2f}"
+    for run, of_run in result["stability"].items():
+        lines.append(
+            f"{run}: {of_run['shared']:.1%} of {of_run['latents']:,} matched latents have a cosine above {SHARED}; "
+            f"mean cosine {of_run['mean_cosine']:.3f} ({of_run['matching']} matching)"
+        )
     for grouping, qualities in result["groups"].items():
         lines.append(f"{grouping:<12} {'rows':>9} {'FVU':>8} {'cosine':>8} {'L0':>6} {'dead':>6}")
         row = "{name:<12} {rows:>9,} {fvu:>8.5f} {cosine:>8.5f} {l0:>6.1f} {dead_fraction:>6.1%}"
@@ -84,8 +111,8 @@ def describe(result: Evaluation) -> str:
 
 @memory_advice("use more devices: config.mesh.feature")
 def main(argv: Sequence[str]) -> None:
-    config, _ = parse(["revelio_jax.evaluate", *argv], __doc__)
-    print(describe(evaluate(config)))
+    config, flags = parse(["revelio_jax.evaluate", *argv], __doc__, **FLAGS)
+    print(describe(evaluate(config, flags["compare"])))
 
 
 if __name__ == "__main__":

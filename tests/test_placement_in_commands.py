@@ -15,7 +15,12 @@ from tests.test_imports import MODULES, imports
 
 LOADING = "revelio_jax.pipelines.loading"
 # Modules that call from_pretrained themselves: loading, models that only describe images, and training of miniatures.
-LOADERS = {LOADING, "revelio_jax.interpret.tags.local_model", "revelio_jax.benchmark.clip_judge"}
+LOADERS = {
+    LOADING,
+    "revelio_jax.interpret.embeddings.embedders",
+    "revelio_jax.interpret.tags.local_model",
+    "revelio_jax.benchmark.clip_judge",
+}
 # The arguments with which each command that runs a pipeline reaches it.
 LABEL = "style=glossy 3d"
 ARGUMENTS = {

@@ -55,7 +55,11 @@ def test_a_module_unpickles_nothing_and_runs_no_code_of_others(name):
 
 def test_auto_classes_of_transformers_get_an_explicit_no():
     """Without it, transformers asks on a terminal whether to run code of the folder."""
-    for name in ("revelio_jax.pipelines.loading", "revelio_jax.interpret.tags.local_model"):
+    for name in (
+        "revelio_jax.pipelines.loading",
+        "revelio_jax.interpret.embeddings.embedders",
+        "revelio_jax.interpret.tags.local_model",
+    ):
         assert "transformers.Auto" in MODULES[name].read_text()
         assert "trust_remote_code" in MODULES[name].read_text()
 

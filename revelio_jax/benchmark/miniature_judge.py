@@ -56,7 +56,7 @@ class JudgeNet(nn.Module):
     def judge(self, pixels: np.ndarray) -> list[Judgment]:
         """Return the labels of :meth:`label`, and the probability of every label as its score."""
         views = [[a + b for a, b in zip(self(part), self(part.flip(3)), strict=True)]
-                 for part in _to_tensor(pixels).split(256)]  # fmt: skip
+                 for part in to_tensor(pixels).split(256)]  # fmt: skip
         summed = [torch.cat(logits) for logits in zip(*views, strict=True)]
         indices = [logits.argmax(1).tolist() for logits in summed]
         scores = torch.cat([(logits / 2).softmax(1) for logits in summed], 1).tolist()
@@ -105,6 +105,6 @@ def _convolution(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...
     )
 
 
-def _to_tensor(pixels: np.ndarray) -> torch.Tensor:
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     """Convert uint8 [N, H, W, 3] to float32 [N, 3, H, W] in -1 .. 1."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -7,6 +7,7 @@ from revelio_jax.config.endpoints import check_endpoint
 from revelio_jax.config.fields import field
 from revelio_jax.errors import InputError
 
+SCORES = ("detection", "hard", "fuzzing")
 RULES = ("auto", "paper", "contrast", "gated", "swap")
 
 
@@ -78,7 +79,8 @@ class InterpretConfig:
 
     sae: str | None = field(
         None,
-        "SAE folder; None: the run's export; neurons: treat each coordinate of the activations as a latent",
+        "SAE folder; None: the run's export; neurons: treat each coordinate of the activations as a latent; random: a "
+        "random dictionary of the size and k of the run's export",
     )
     top: int = field(20, "top samples recorded per latent", low=1)
     weaker: int = field(10, "samples recorded per latent from lower quantiles of its activations", low=0)
@@ -92,6 +94,16 @@ class InterpretConfig:
         None, "column of the samples, for example language, whose values are reported separately; None: the timestep"
     )
     labels: tuple[str, ...] = field((), "label columns to measure purity on; empty: every column whose values repeat")
+    embedder: str | None = field(
+        None,
+        "independent model for the monosemanticity score: the folder of a CLIP or DINO model, of a sentence encoder "
+        "for texts, or of a miniature's judge; None: no score",
+    )
+    masks: str | None = field(
+        None,
+        "folder with a mask of the object in each image, white on black; None: do not measure how much of the "
+        "activation is on the object",
+    )
     random_samples: int = field(256, "random samples whose active latents are recorded", low=0)
     thumbnail: int = field(128, "pixels of the longer side of images in the report", low=16)
 
@@ -115,10 +127,18 @@ class TagsConfig:
     latents: int | None = field(100, "latents to label, drawn at random from those that fire; None: all", low=1)
     images: int = field(8, "top samples shown per latent", low=1)
     held_out: int = field(20, "other samples that test a label, half of them firing; 0: no scores", low=0)
+    scores: tuple[str, ...] = field(
+        ("detection",),
+        "scores of a label: detection (does it apply to a sample?), hard (the same with silent samples on which "
+        "neighbors of the latent fire), fuzzing (texts: are the marked words those that it describes?)",
+    )
     max_tokens: int = field(256, "largest number of tokens in an answer; thinking models need more", low=1)
     parallel: int = field(4, "simultaneous requests to the endpoint", low=1, high=256)
     timeout: float = field(120.0, "seconds until a request is abandoned and repeated", low=0.01)
 
     def __post_init__(self):
-        """Raise InputError for a malformed name or URL; the message never repeats a value that may be a key."""
+        """Raise InputError for an unknown score, or a malformed name or URL, whose message never repeats a key."""
+        for score in self.scores:
+            if score not in SCORES:
+                raise InputError(f"config.tags.scores has {score!r}; it must have only: {', '.join(SCORES)}")
         check_endpoint("config.tags", self.endpoint, self.key)

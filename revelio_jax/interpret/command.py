@@ -4,9 +4,13 @@
     revelio interpret --config mini_sd --config.interpret.sae=neurons
 
 The command writes runs/<name>/latents: how often and how strongly each latent fires, its top samples with positions and
-maps, weaker samples, label purity, and neighbors. Then it writes the report, runs/<name>/report/index.html. With
-config.interpret.sae=neurons each coordinate of the activations is a latent, and the folders are runs/<name>/neurons
-and runs/<name>/neurons_report. Existing results of the same store, SAE and fields are reused.
+maps, weaker samples, label purity, and neighbors; how well localized its maps are; and, with
+config.interpret.embedder, its monosemanticity. Then it writes the report, runs/<name>/report/index.html.
+
+With config.interpret.sae=neurons each coordinate of the activations is a latent, and the folders are
+runs/<name>/neurons and runs/<name>/neurons_report. With config.interpret.sae=random the latents are those of a random
+dictionary of the same size and k, in runs/<name>/random and runs/<name>/random_report. Existing results of the same
+store, SAE and fields are reused.
 """
 
 from collections.abc import Sequence
@@ -15,19 +19,16 @@ from revelio_jax import run_folders
 from revelio_jax.cli import parse
 from revelio_jax.errors import memory_advice, require
 from revelio_jax.interpret.latents.interpretation import interpret
-from revelio_jax.interpret.latents.results import Results
+from revelio_jax.interpret.latents.results import REUSED, Results
 
 FLAGS = {"again": (False, "recompute the results even if they exist for the same store, SAE and fields")}
-
-# The files of a run on object storage that are reused: results, and the thumbnails of the report.
-COPIED = ("latents/*", "neurons/*", "report/*", "neurons_report/*")
 
 
 @memory_advice("lower config.interpret.batch_size")
 def main(argv: Sequence[str]) -> None:
     """Run ``revelio interpret`` with the arguments ``argv``."""
     config, flags = parse(["revelio_jax.interpret", *argv], __doc__, **FLAGS)
-    config = run_folders.with_local_run(config, "export/*", *COPIED)
+    config = run_folders.with_local_run(config, "export/*", *REUSED)
     results, is_new = interpret(config, flags["again"])
     if not is_new:
         folder = run_folders.location(results.folder)
@@ -63,4 +64,13 @@ def summary_lines(results: Results) -> str:
             if (mean := of_measure[name])
         )
         lines.append(f"{label}, {purity['classes']} classes, {of_measure['purity']['latents']:,} latents: {measures}")
+    for name, mean in summary["measures"].items():
+        if not (measured := mean["measured"]):
+            lines.append(f"{name}: no latent fires on enough samples")
+            continue
+        chance = "" if mean["chance"] is None else f"; chance {mean['chance']:.3f}"
+        lines.append(
+            f"{name}, {measured['latents']:,} latents: {{mean:.3f}} ({{low:.3f}}-{{high:.3f}}".format(**measured)
+            + f"{chance})"
+        )
     return "\n".join(lines)

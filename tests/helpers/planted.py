@@ -164,6 +164,7 @@ def make(run: pathlib.Path, store: Store, kind: str, size: Size, stratum: str = 
         "cells": cells,
         "stratum": {"column": stratum if strata else "", "values": strata},
         "labels": [LABEL],
+        "measures": {},
         "purity": {
             LABEL: {
                 "classes": len(CLASSES),

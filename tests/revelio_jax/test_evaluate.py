@@ -3,13 +3,19 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from revelio_jax.errors import InputError
-from revelio_jax.evaluate import evaluate
+from revelio_jax.evaluate import describe, evaluate
+from revelio_jax.evaluation.stability import stability
+from revelio_jax.export import export
 from revelio_jax.sae import reference
+from revelio_jax.sae_folder import reader
+from revelio_jax.sae_folder.card import cfg_json
 from revelio_jax.training.run import make_order, open_run, restore_run
 
 
@@ -67,3 +73,37 @@ def test_a_run_without_a_matching_checkpoint_is_refused(trained, base, with_trai
     with pytest.raises(InputError, match=r"config\.sae\.k is 2"):
         evaluate(dataclasses.replace(trained, sae=dataclasses.replace(trained.sae, k=2)))
     assert not list(tmp_path.iterdir())
+
+
+def test_stability_compares_the_decoder_with_the_exports_of_other_runs(trained, tmp_path):
+    export(trained)
+    W_dec = reader.read_folder(pathlib.Path(trained.run, "export")).W_dec_FD
+    other = tmp_path / "other" / "export"
+    shutil.copytree(pathlib.Path(trained.run, "export"), other)
+    tensors = load_file(other / reader.WEIGHTS)
+    tensors["W_dec"] = tensors["W_dec"][::-1].copy()
+    tensors["W_dec"][:12] *= -1
+    save_file(tensors, other / reader.WEIGHTS)
+    result = evaluate(trained, [trained.run, str(tmp_path / "other")])
+    same = result["stability"][trained.run]
+    assert same == {"latents": 48, "mean_cosine": pytest.approx(1, abs=1e-5), "shared": 1, "matching": "hungarian"}
+    assert result["stability"][str(tmp_path / "other")] == stability(W_dec, tensors["W_dec"])
+    assert f"{trained.run}: 100.0% of 48 matched latents have a cosine above 0.7" in describe(result)
+
+
+def test_stability_refuses_runs_without_export_or_of_another_width(trained, tmp_path):
+    with pytest.raises(InputError, match=r"cfg\.json is missing"):
+        evaluate(trained, [str(tmp_path)])
+    folder = tmp_path / "wide" / "export"
+    folder.mkdir(parents=True)
+    W_dec = np.ones((2, 3), np.float32)
+    tensors = {
+        "W_enc": W_dec.T.copy(),
+        "b_enc": np.zeros(2, np.float32),
+        "W_dec": W_dec,
+        "b_dec": np.zeros(3, np.float32),
+    }
+    save_file(tensors, folder / reader.WEIGHTS)
+    (folder / reader.CONFIG).write_text(json.dumps(cfg_json("topk", 3, 2, 1, {})))
+    with pytest.raises(InputError, match=r"--compare is .* an SAE of width 3; it must have width 16"):
+        evaluate(trained, [str(tmp_path / "wide")])

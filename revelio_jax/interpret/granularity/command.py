@@ -2,12 +2,13 @@
 
     revelio granularity runs/a runs/b --out granularity.png
 
-The arguments are run folders with results of revelio interpret. Results of neurons are also plotted if they exist. Pure
-latents encode the label. For other latents, a small spread suggests texture and a large spread layout.
+The arguments are run folders with results of revelio interpret. Results of neurons and of a random dictionary are also
+plotted if they exist. Pure latents encode the label. For other latents, a small spread suggests texture and a large
+spread layout.
 
 Each label and measure has a heat map of runs by timestep, curves, and means over all timesteps. The means compare an
-SAE with an undercomplete autoencoder or with neurons. All values are means over latents with 95 % bootstrap intervals.
-Dotted lines are the values of random samples.
+SAE with an undercomplete autoencoder, with neurons or with a random dictionary. All values are means over latents with
+95 % bootstrap intervals. Dotted lines are the values of random samples.
 
 The command writes a PNG file, and a CSV file of the same numbers next to it. The default of --out is granularity.png in
 the run folder; for several runs, in the parent folder of the first.

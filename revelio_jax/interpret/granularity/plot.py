@@ -18,7 +18,9 @@ TITLES = {
     "sigma": "{label}: standard deviation of class numbers",
     "spread": "share of the positions on which a latent fires",
 }
-DASHES: dict[str, tuple[typing.Any, str]] = {"": ("-", "o"), "neurons": ("--", "s"), "dense": ("-.", "^")}
+DASHES: dict[str, tuple[typing.Any, str]] = {
+    "": ("-", "o"), "neurons": ("--", "s"), "dense": ("-.", "^"), "random": ((0, (1, 3)), "v")
+}  # fmt: skip
 SHOWN = 10  # largest number of timesteps whose values are printed in a heat map
 FEW = 4  # largest number of curves that all have intervals
 

@@ -15,7 +15,7 @@ from revelio_jax.interpret.latents.results import Results
 from revelio_jax.interpret.latents.summary import Summary
 
 WHOLE = "all"  # name of all strata together
-KINDS = {"standard": "dense", "neurons": "neurons"}  # architecture -> suffix of the run name
+KINDS = {"standard": "dense", "neurons": "neurons", "random": "random"}  # architecture -> suffix of the run name
 FIELDS = ("run", "site", "sae", "latents", "label", "measure", "stratum")
 FIGURES = ("mean", "low", "high", "measured", "chance")
 
@@ -60,7 +60,7 @@ def read_runs(folders: Sequence[str]) -> list[RunPurity]:
 def _results(folder: pathlib.Path) -> list[Results]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; it must be a run folder, for example runs/mini_sd")
-    result_folders = [folder / "latents", folder / "neurons"]
+    result_folders = [folder / name for name in ("latents", "neurons", "random")]
     existing = [path for path in result_folders if (path / "summary.json").is_file()]
     return [results.load(path) for path in existing or result_folders[:1]]
 

@@ -9,6 +9,8 @@ latent takes
 
     28 b + 28 + t (18 + c) + 40 s + n bytes, and with s > 1 another s (16 + 16 t).
 
+With embeddings of width e, a latent takes another 8 e + 40 bytes.
+
 With the defaults, 256 cells and five timesteps, a latent takes 11 KB, and 65,536 latents take 0.7 GiB. A batch
 takes about 100 bytes for each entry, that is, for each pair of a row and a latent that fires on it.
 """
@@ -22,6 +24,7 @@ import scipy.sparse
 from revelio_jax.interpret.latents.layout import PositionMap, Strata
 from revelio_jax.interpret.latents.stream import CodeBatch
 from revelio_jax.interpret.latents.top_samples import RankedSamples, TopSamples, mix
+from revelio_jax.interpret.measures.monosemanticity import SimilaritySums
 
 OCTAVES, BINS_PER_OCTAVE = 16, 4  # of the histogram
 BINS = OCTAVES * BINS_PER_OCTAVE
@@ -73,7 +76,8 @@ class LatentAccumulator:
 
     ``top`` and ``weaker`` samples are recorded per latent. ``scale`` is the typical size of values. A profile has
     the largest value in each cell of ``position_map``. ``random_samples`` are sample numbers, ascending; for each
-    of them the latents that fire on it are recorded.
+    of them the latents that fire on it are recorded. ``embedding_NE`` are the embeddings of all samples, see
+    :class:`SimilaritySums`; None: no monosemanticity score.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class LatentAccumulator:
         position_map: PositionMap,
         strata: Strata,
         random_samples: np.ndarray,
+        embedding_NE: np.ndarray | None = None,
     ):
         self.latents, self.weaker, self.strata, self.random_samples = latents, weaker, strata, random_samples
         self.edges, self._bins = histogram(scale)
@@ -107,11 +112,12 @@ class LatentAccumulator:
         self.weak_position = np.full(bins, -1, np.int32)
         self.weak_timestep = np.full(bins, -1, np.int32)
         self.fires = np.zeros((latents, len(random_samples)), bool)
+        self.similarity = None if embedding_NE is None else SimilaritySums(latents, embedding_NE)
 
     @property
     def nbytes(self) -> int:
         own = sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
-        return own + self.top.nbytes + self.of_stratum.nbytes
+        return own + self.top.nbytes + self.of_stratum.nbytes + (self.similarity.nbytes if self.similarity else 0)
 
     def add(self, batch: CodeBatch) -> None:
         """Add a batch of whole samples. Batches must be added in the order of the samples."""
@@ -121,6 +127,9 @@ class LatentAccumulator:
         self.rows_read += len(batch.sample_N)
         self.samples_read += len(first_of_sample)
         if not len(batch.latent_E):
+            if self.similarity:
+                nothing = np.zeros(0, np.int64)
+                self.similarity.add(batch.sample_N[first_of_sample], nothing, nothing, nothing)
             return
         map_of_N = np.cumsum(new_map_N, dtype=np.int32) - 1
         entries = _sort_by_latent(batch, self.latents)
@@ -128,6 +137,8 @@ class LatentAccumulator:
         if len(first_of_map) > len(first_of_sample):
             samples = _group(entries, np.cumsum(new_sample_N, dtype=np.int32) - 1)
         numbers = batch.sample_N[first_of_sample]
+        if self.similarity:
+            self.similarity.add(numbers, samples.latent, numbers[samples.member], samples.peak)
 
         flat = entries.latent * BINS
         flat += self.bins(entries.value)

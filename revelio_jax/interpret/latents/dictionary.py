@@ -7,6 +7,8 @@ Values of latents are in the units of the SAE folder, as in steering:
     standard    z
     neurons     ReLU(x - mean), with the mean over the store. Without subtracting it, a neuron whose mean is far from 0
                 would fire always or never.
+    random      the k largest of ReLU(W (x - mean)) with random unit rows of W: a dictionary of the size and k of the
+                SAE that was never trained
 
 A latent fires on a row if its value is above 0, so a latent that top-k selects with value 0 does not fire.
 """
@@ -29,7 +31,7 @@ from revelio_jax.sae_folder import reader
 from revelio_jax.sae_folder.cfg import SaeMetadata
 from revelio_jax.store import SiteReader, Store
 
-NEURONS = "neurons"
+NEURONS, RANDOM = "neurons", "random"
 SLOTS = 64  # initial slots per row if any number of latents can fire; doubled as needed
 
 SlotCodes = tuple[np.ndarray, np.ndarray]
@@ -69,6 +71,21 @@ class Dictionary:
 def neurons(site: SiteReader) -> Dictionary:
     """Return a dictionary whose latents are the coordinates of the activations at a hook point."""
     return Dictionary(NEURONS, None, site.mean.astype(np.float32), np.zeros(site.d, np.float32))
+
+
+def random(like: Dictionary, site: SiteReader) -> Dictionary:
+    """Return a random dictionary with the number of latents and the k of ``like``. The same sizes give the same rows.
+
+    Raise InputError if ``like`` has no k, because any number of its latents may fire.
+    """
+    k = like.k or like.metadata.get("k")
+    if not k:
+        raise InputError(f"config.interpret.sae is {RANDOM!r}; the SAE {like.folder} has no k to compare it with")
+    random_FD = np.random.default_rng(0).standard_normal((like.n_latents, site.d), np.float32)
+    W_FD = random_FD / np.linalg.norm(random_FD, axis=1, keepdims=True)
+    zero_F = np.zeros(like.n_latents, np.float32)
+    sha256 = f"{RANDOM} {like.n_latents} {k}"
+    return Dictionary(RANDOM, k, site.mean.astype(np.float32), zero_F, W_FD.T, zero_F, W_FD, sha256=sha256)
 
 
 def load(folder: str) -> Dictionary:

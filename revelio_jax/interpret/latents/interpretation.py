@@ -10,7 +10,8 @@ import pyarrow.types
 from revelio_jax import files, run_folders
 from revelio_jax.config import Config, InterpretConfig
 from revelio_jax.errors import InputError
-from revelio_jax.interpret.latents import layout, neighbors, purity, results, store_pass, tables
+from revelio_jax.interpret.embeddings import embedding_file, process
+from revelio_jax.interpret.latents import layout, masks, measured, neighbors, purity, results, store_pass, tables
 from revelio_jax.interpret.latents.dictionary import Dictionary
 from revelio_jax.interpret.latents.layout import Strata
 from revelio_jax.interpret.latents.neighbors import CoactivationRows
@@ -21,7 +22,7 @@ from revelio_jax.interpret.latents.tables import ResultTables
 from revelio_jax.store import SiteReader, Store
 
 # The fields of config.interpret that affect the results.
-FIELDS = ("top", "weaker", "neighbors", "coactivation_rows", "cells", "stratum", "labels", "random_samples")
+FIELDS = ("top", "weaker", "neighbors", "coactivation_rows", "cells", "stratum", "labels", "random_samples", "masks")
 
 
 def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
@@ -44,15 +45,28 @@ def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
     strata = layout.make_strata(options.stratum, samples, timesteps)
     position_map = layout.make_map(site.name, store, positions, options.cells)
     tokens = layout.token_column(site.name, store.schema.names)
+    mask_reader = None
+    if options.masks:
+        if not position_map.grid:
+            raise InputError(
+                f"{masks.FIELD} is {options.masks!r}; the positions of {site.name} in store {store.location} do not "
+                "form a map"
+            )
+        mask_reader = masks.open_masks(options.masks, store, position_map.shape)
     del samples  # prompts take more memory than labels
     files.prepare_folder(folder)  # to fail before the pass instead of after it
 
+    # Another process computes them; JAX must not hold the memory of the GPU by then.
+    embedding_NE = process.embeddings(config, store) if options.embedder else None
     started = time.perf_counter()
-    accumulator, coactivation = store_pass.accumulate(config, store, site, latents, strata, position_map)
+    accumulator, coactivation = store_pass.accumulate(config, store, site, latents, strata, position_map, embedding_NE)
     seconds = time.perf_counter() - started
     token_lists = store.table([tokens])[tokens].combine_chunks() if tokens else None
     near = _neighbors(options, latents, coactivation)
     result_tables = tables.make_tables(accumulator, labels, token_lists, options.top, near)
+    top_FM = accumulator.top.ranked().sample
+    measures = measured.measure(accumulator, result_tables.arrays["profile"], top_FM, position_map, mask_reader)
+    result_tables.tables["latents"] = measured.with_columns(result_tables.tables["latents"], measures)
     summary: Summary = {
         **identity,
         "seconds": seconds,
@@ -73,6 +87,7 @@ def interpret(config: Config, again: bool = False) -> tuple[Results, bool]:
         "purity": {
             label.name: _label_purity(label, store, site, strata, result_tables, options.top) for label in labels
         },
+        "measures": measured.means(measures),
         "top": options.top,
         "weaker": options.weaker,
         "neighbors": options.neighbors,
@@ -93,6 +108,7 @@ def _identity(options: InterpretConfig, store: Store, site: SiteReader, latents:
         "fields": {
             name: list(value) if isinstance(value := getattr(options, name), tuple) else value for name in FIELDS
         },
+        "embedder": embedding_file.fingerprint(options.embedder) if options.embedder else "",
     }
 
 
@@ -122,6 +138,7 @@ def _reusable(folder: pathlib.Path, identity: Identity) -> Results | None:
         and summary.get("store", {}).get("fingerprint") == identity["store"]["fingerprint"]
         and summary.get("sae", {}).get("sha256") == identity["sae"]["sha256"]
         and summary.get("fields") == identity["fields"]
+        and summary.get("embedder") == identity["embedder"]
     )
     return existing if same else None
 

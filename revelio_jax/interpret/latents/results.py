@@ -27,9 +27,14 @@ from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents.summary import Summary
 from revelio_jax.store import Store, open_store
 
-VERSION = 1
+VERSION = 2  # 2 has the measures of measured.py
 SUMMARY, ARRAYS = "summary.json", "arrays.safetensors"
 TABLES = ("latents", "strata", "samples")
+# The files of a run on object storage that are reused: results, the thumbnails of reports, and embeddings.
+REUSED = (
+    *("latents/*", "neurons/*", "random/*", "report/*", "neurons_report/*", "random_report/*"),
+    "embeddings.safetensors",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,6 +53,8 @@ class Results:
         LABEL.entropy    float32, entropy of their classes in bits
         LABEL.purity     float32, share of their most frequent class
         LABEL.majority   string, that class; the four label columns are null if it fires on too few samples
+        monosemanticity, moran, localization, inside
+                         float32, see measured.py; only those that summary["measures"] has, null as above
 
     ``strata``: latent, stratum (string), rows, samples, mean, max, spread, LABEL.sigma, .entropy, .purity and
     .majority, sorted by latent and stratum, strata in the order of summary["stratum"].
@@ -99,6 +106,8 @@ class Results:
         score        float64, balanced accuracy of the label on held-out samples, null with too few of them; 0.5 is
                      chance. score_low and score_high are its 95 % interval.
         held_out     int32, the number of held-out samples
+        hard_score, hard_low, hard_high, fuzzing_score, fuzzing_low, fuzzing_high
+                     float64, balanced accuracies with their intervals, null without config.tags.scores
         model        string
         """
         path = self.folder / "tags.parquet"
@@ -120,8 +129,11 @@ def open_store_of(results: Results) -> Store:
 
 
 def folder_of(run: str, sae: str | None = None) -> pathlib.Path:
-    """Return the folder of a run's results; ``sae`` is config.interpret.sae, and neurons have their own folder."""
-    return pathlib.Path(run, "neurons" if sae == "neurons" else "latents")
+    """Return the folder of a run's results; ``sae`` is config.interpret.sae.
+
+    Neurons and the random dictionary have their own folders.
+    """
+    return pathlib.Path(run, sae if sae in ("neurons", "random") else "latents")
 
 
 def save(
@@ -161,7 +173,9 @@ def load(folder: pathlib.Path) -> Results:
     try:
         summary = json_text.parse_object((folder / SUMMARY).read_bytes())
         if summary.get("version") != VERSION:
-            raise InputError(f"{folder} has version {summary.get('version')}; it must be {VERSION}")
+            raise InputError(
+                f"{folder} has version {summary.get('version')}; it must be {VERSION}: run revelio interpret again"
+            )
         summary = checksums.unsealed(summary)
         sums = summary.get("files", {})
         if not isinstance(sums, dict):

@@ -11,7 +11,7 @@ from revelio_jax.config import Config
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import dictionary, stream
 from revelio_jax.interpret.latents.accumulator import LatentAccumulator
-from revelio_jax.interpret.latents.dictionary import NEURONS, Dictionary
+from revelio_jax.interpret.latents.dictionary import NEURONS, RANDOM, Dictionary
 from revelio_jax.interpret.latents.layout import PositionMap, Strata
 from revelio_jax.interpret.latents.neighbors import CoactivationRows
 from revelio_jax.interpret.latents.stream import CodeBatch
@@ -28,20 +28,33 @@ def open_inputs(config: Config) -> tuple[Store, SiteReader, Dictionary]:
     if sae == NEURONS:
         store, site = stream.open_site(config)
         return store, site, dictionary.neurons(site)
-    latents = dictionary.load(sae or str(pathlib.Path(run, "export")))
+    latents = dictionary.load(str(pathlib.Path(run, "export")) if sae in (None, RANDOM) else sae)
     store, site = stream.open_site(config)
     dictionary.check(latents, store, site)
+    if sae == RANDOM:
+        return store, site, dictionary.random(latents, site)
     return store, site, latents
 
 
 def accumulate(
-    config: Config, store: Store, site: SiteReader, latents: Dictionary, strata: Strata, position_map: PositionMap
+    config: Config,
+    store: Store,
+    site: SiteReader,
+    latents: Dictionary,
+    strata: Strata,
+    position_map: PositionMap,
+    embedding_NE: np.ndarray | None = None,
 ) -> tuple[LatentAccumulator, CoactivationRows]:
-    """Read and encode all rows. Return the statistics of each latent and the rows for co-activation."""
+    """Read and encode all rows. Return the statistics of each latent and the rows for co-activation.
+
+    ``embedding_NE`` are the embeddings of all samples, for the monosemanticity score.
+    """
     options = config.interpret
     scale = latents.gain * float(np.sqrt(site.variance.sum()))
     draws = random_samples(store, site, options.random_samples)
-    accumulator = LatentAccumulator(latents.n_latents, options.top, options.weaker, scale, position_map, strata, draws)
+    accumulator = LatentAccumulator(
+        latents.n_latents, options.top, options.weaker, scale, position_map, strata, draws, embedding_NE
+    )
     coactivation = CoactivationRows(options.coactivation_rows if options.neighbors else 0, site.rows)
     with tqdm(total=site.rows, desc="interpret", unit="row", unit_scale=True, dynamic_ncols=True) as bar:
         for batch in stream.whole_samples(encoded_rows(config, site, latents)):

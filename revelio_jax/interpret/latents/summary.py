@@ -11,7 +11,10 @@ class StoreReference(typing.TypedDict):
 
 
 class SaeReference(typing.TypedDict):
-    """The interpreted SAE. For neurons, ``folder`` is "" and the other two fields are "neurons"."""
+    """The interpreted SAE. For neurons, ``folder`` is "" and the other two fields are "neurons".
+
+    For a random dictionary, ``folder`` is "" and ``architecture`` is "random".
+    """
 
     folder: str
     sha256: str  # of the file of weights
@@ -34,6 +37,13 @@ class MeanOverLatents(typing.TypedDict):
     latents: int
 
 
+class MeasureMean(typing.TypedDict):
+    """The mean of a measure over latents; None: measured on no latent, or without a value by chance."""
+
+    measured: MeanOverLatents | None
+    chance: float | None
+
+
 class LabelPurity(typing.TypedDict):
     """The purity of a label, by the measures sigma, entropy and purity."""
 
@@ -52,6 +62,7 @@ class Identity(typing.TypedDict):
     store: StoreReference
     sae: SaeReference
     fields: dict[str, typing.Any]  # the fields of config.interpret that affect the results
+    embedder: str  # fingerprint of the model config.interpret.embedder, "" without one
 
 
 class Origin(typing.TypedDict):
@@ -84,6 +95,7 @@ class Summary(Identity, Origin):
     stratum: StratumColumn
     labels: list[str]  # sample columns whose purity was measured
     purity: dict[str, LabelPurity]  # by label
+    measures: dict[str, MeasureMean]  # by name, see measured.py
     top: int  # largest number of top samples per latent
     weaker: int  # largest number of weaker samples per latent
     neighbors: int  # largest number of neighbors of each kind per latent

@@ -6,8 +6,12 @@ The arguments are run folders with an export; their stores must have label colum
 label, the command trains probes on the activations and on the latents of the same rows. The linear probe and the sparse
 probes read means over the positions, and Diff-C (Revelio, arXiv 2411.16725) reads maps. The accuracy of the linear
 probe and Diff-C is measured on held-out samples, with a 95 % Wilson interval. Sparse probes separate each of the 20
-most frequent classes from all others by 1, 2, 5, 10 and 50 features. Printed are their AUROC on held-out samples, and
-the F1 of the best single feature, as means over the classes.
+most frequent classes from all others by 1, 2, 5, 10 and 50 features. Printed are their AUROC and
+balanced accuracy on held-out samples, and the F1 of the best single feature, as means over the classes.
+
+Absorption (arXiv 2409.14507) is the share of the samples of a class on which its main latents are silent because
+another latent represents the class there, for example a latent of apples instead of the latent of food. With --finer
+COLUMN, a column that divides the classes further, the file also lists the values of the column that are absorbed most.
 
 With --apart COLUMN, samples with the same value in that column are all in the training set or all in the test set. A
 probe can then not recognize the object instead of its label. The interval then counts values instead of samples.
@@ -30,9 +34,9 @@ from revelio_jax.errors import InputError, memory_advice, require
 from revelio_jax.interpret.probes import diff_c, experiment, plot
 from revelio_jax.interpret.probes.experiment import PROBES, ProbeRow, ProbeSettings
 
-# The fields that identify a row; the last three are set for Diff-C only.
+# The fields that identify a row; ``finer`` is set for absorption only, the last three for Diff-C only.
 KEY = (
-    "site", "store", "sae", "apart", "seed", "timestep", "label", "probe", "input", "width", "epochs", "rate"
+    "site", "store", "sae", "apart", "finer", "seed", "timestep", "label", "probe", "input", "width", "epochs", "rate"
 )  # fmt: skip
 
 
@@ -43,6 +47,9 @@ def main(argv: Sequence[str]) -> None:
     add = parser.add_argument
     add("--label", action="append", default=[], help="label column; may be repeated (default: all label columns)")
     add("--apart", default="", help="sample column; each of its values is in only one of training and test set")
+    add(
+        "--finer", default="", help="sample column that divides the classes further; absorption is listed by its values"
+    )
     add("--probe", action="append", choices=PROBES, help="probe to train; may be repeated (default: all)")
     add("--width", type=_count, default=diff_c.WIDTH, help="channels of Diff-C (default: %(default)s, as in the paper)")
     add("--epochs", type=_count, default=diff_c.EPOCHS, help="epochs of Diff-C (default: %(default)s, as in the paper)")
@@ -62,7 +69,9 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse(argv)
     require("matplotlib", "plot", "revelio probes")
     out = files.output_file(arguments.out, arguments.runs, "probes.json")
-    settings = ProbeSettings(arguments.apart, arguments.seed, arguments.width, arguments.epochs, arguments.rate)
+    settings = ProbeSettings(
+        arguments.apart, arguments.seed, arguments.width, arguments.epochs, arguments.rate, arguments.finer
+    )
     probed_runs = [experiment.open_run(run, tuple(arguments.label), settings) for run in arguments.runs]
     rows = _read(out)
     requested = []
@@ -82,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     if not requested:
         raise InputError("no probe can be trained with these flags; the messages above give the reasons")
     print(table(requested))
-    if drawn := [row for row in requested if row["probe"] != "sparse"]:
+    if drawn := [row for row in requested if "accuracy" in row]:
         plot.write(drawn, out.with_suffix(".png"))
         print(out.with_suffix(".png"))
     print(out)
@@ -100,8 +109,19 @@ def table(rows: Sequence[ProbeRow]) -> str:
         when = "" if row["timestep"] < 0 else f", timestep {row['timestep']}"
         start = f"{row['site']}{when}, {row['label']}: {row['probe']} on {row['input']}"
         if row["probe"] == "sparse":
-            areas = ", ".join(f"k {k} {area:.3f}" for k, area in row["auroc"].items())
-            lines.append(f"{start}: AUROC {areas}; F1 of the best single one {row['best_f1']:.3f}")
+            shown = [
+                f"{title} " + ", ".join(f"k {k} {value:.3f}" for k, value in row[name].items())
+                for name, title in (("auroc", "AUROC"), ("balanced_accuracy", "balanced accuracy"))
+                if name in row  # earlier versions wrote only the AUROC
+            ]
+            lines.append(f"{start}: {'; '.join(shown)}; F1 of the best single one {row['best_f1']:.3f}")
+            continue
+        if row["probe"] == "absorption":
+            shares = (row["fraction_absorption"], row["full_absorption"])
+            fraction, full = ("not measured" if share is None else f"{share:.3f}" for share in shares)
+            lines.append(
+                f"{start}: absorbed fraction {fraction}, fully absorbed {full}, {row['measured_classes']} classes"
+            )
             continue
         lines.append(
             f"{start} {row['accuracy']:.3f} "

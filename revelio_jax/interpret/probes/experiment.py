@@ -18,13 +18,13 @@ from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import layout, purity, store_pass
 from revelio_jax.interpret.latents.dictionary import Dictionary
 from revelio_jax.interpret.latents.purity import Label
-from revelio_jax.interpret.probes import diff_c, features, linear, sparse
+from revelio_jax.interpret.probes import diff_c, features, hierarchy, linear, sparse
 from revelio_jax.interpret.probes.features import FeatureMeans
 from revelio_jax.interpret.probes.split import LEAST, Split, split
 from revelio_jax.interpret.wilson import wilson
 from revelio_jax.store import SiteReader, Store
 
-PROBES = ("linear", "sparse", "diff_c")
+PROBES = ("linear", "sparse", "absorption", "diff_c")
 INPUTS = ("activations", "latents")
 TIMED = 64  # samples per batch when inference is timed
 REPEATS = 9  # number of timings; the result is their median
@@ -42,10 +42,13 @@ class ProbeSettings:
     width: int
     epochs: int
     rate: float
+    finer: str = ""
 
     def of(self, probe: str) -> ProbeRow:
         """Return the settings that affect a probe."""
         common = {"apart": self.apart, "seed": self.seed}
+        if probe == "absorption":
+            return common | {"finer": self.finer}
         return common | ({"width": self.width, "epochs": self.epochs, "rate": self.rate} if probe == "diff_c" else {})
 
 
@@ -53,7 +56,8 @@ class ProbeSettings:
 class ProbedRun:
     """A run to probe: its store, its SAE, and the split of the samples for each label.
 
-    ``grid`` is the height and width of the positions, None if they do not form a map.
+    ``finer`` divides the classes of the labels further, for absorption. ``grid`` is the height and width of the
+    positions, None if they do not form a map.
     """
 
     run: str
@@ -62,19 +66,23 @@ class ProbedRun:
     site: SiteReader
     latents: Dictionary
     labels: dict[str, tuple[Label, Split]]
+    finer: Label | None
     timesteps: list[int]
     grid: tuple[int, int] | None
 
     def row_keys(self, settings: ProbeSettings, kinds: Sequence[str]) -> list[ProbeRow]:
-        """Return the identifying fields of each row; Diff-C is left out if the positions do not form a map."""
+        """Return the identifying fields of each row.
+
+        Diff-C is left out if the positions do not form a map, and absorption if the latents have no decoder.
+        """
         of_run = {"site": self.site.name, "store": self.store.fingerprint, "sae": self.latents.sha256}
         return [
             of_run | settings.of(kind) | {"timestep": timestep, "label": name, "probe": kind, "input": input_name}
             for timestep in self.timesteps
             for name in self.labels
             for kind in kinds
-            if kind != "diff_c" or self.grid
-            for input_name in INPUTS
+            if {"diff_c": bool(self.grid), "absorption": self.latents.W_dec_FD is not None}.get(kind, True)
+            for input_name in (INPUTS if kind != "absorption" else INPUTS[1:])
         ]
 
 
@@ -89,8 +97,8 @@ def open_run(run: str, label_names: tuple[str, ...], settings: ProbeSettings) ->
     config = dataclasses.replace(config, run=run)
     store, site, latents = store_pass.open_inputs(config)
     table = store.table()
-    for flag, names in (("--label", label_names), ("--apart", (settings.apart,) if settings.apart else ())):
-        for name in names:
+    for flag, names in (("--label", label_names), ("--apart", (settings.apart,)), ("--finer", (settings.finer,))):
+        for name in filter(None, names):
             if name not in table.column_names:
                 raise InputError(
                     f"{flag} is {name!r}; it must be a sample column of {store.location}: "
@@ -123,7 +131,8 @@ def open_run(run: str, label_names: tuple[str, ...], settings: ProbeSettings) ->
         raise InputError(f"{run}: the samples of {store.location} have no label column that a probe can be trained on")
     positions, timesteps = layout.positions_and_timesteps(site)
     grid = layout.make_map(site.name, store, positions, positions).grid
-    return ProbedRun(run, config, store, site, latents, labels, timesteps, grid)
+    finer = purity.read_labels(table, (settings.finer,))[0] if settings.finer else None
+    return ProbedRun(run, config, store, site, latents, labels, finer, timesteps, grid)
 
 
 def train(
@@ -138,8 +147,12 @@ def train(
         samples = probed_run.store.manifest["samples"]
         means = features.means(probed_run.site, probed_run.latents, samples, probed_run.timesteps, batch_size)
         for row in rows:
+            label, parts = probed_run.labels[row["label"]]
+            if row["probe"] == "absorption":
+                yield row | _absorption(means, label, parts, row, probed_run)
+                continue
             measure = _linear if row["probe"] == "linear" else _sparse
-            yield row | measure(means, *probed_run.labels[row["label"]], row)
+            yield row | measure(means, label, parts, row)
         del means
     for timestep in probed_run.timesteps:
         for input_name in INPUTS:
@@ -173,12 +186,41 @@ def _sparse(means: FeatureMeans, label: Label, parts: Split, row: ProbeRow) -> P
     return {
         "seconds": time.perf_counter() - started,
         "auroc": {str(k): float(area) for k, area in zip(sparse.KS, result.auroc.mean(0), strict=True)},
+        "balanced_accuracy": {
+            str(k): float(share) for k, share in zip(sparse.KS, result.balanced_accuracy.mean(0), strict=True)
+        },
         "best_f1": float(np.mean([each.f1 for each in result.best])),
         "best_features": {names[c]: best._asdict() for c, best in zip(result.classes, result.best, strict=True)},
         "classes": classes,
         "measured_classes": len(result.classes),
         "trained_on": len(parts.train) + len(parts.validation),
         "tested_on": len(parts.test),
+        "groups": parts.groups,
+    }
+
+
+def _absorption(means: FeatureMeans, label: Label, parts: Split, row: ProbeRow, probed_run: ProbedRun) -> ProbeRow:
+    classes, numbers = _class_numbers(label, parts)
+    names = [label.classes[number] for number in np.unique(label.of_sample[parts.all])]
+    fitted, test = (
+        hierarchy.Inputs(
+            means.at(row["timestep"], part, False), means.at(row["timestep"], part, True), numbers[part], part
+        )
+        for part in (np.concatenate([parts.train, parts.validation]), parts.test)
+    )
+    started = time.perf_counter()
+    by_class = hierarchy.measure(fitted, test, probed_run.latents, names, probed_run.finer)
+    return {
+        "seconds": time.perf_counter() - started,
+        **{
+            f"{name}_absorption": statistics.fmean(each[name] for each in by_class.values()) if by_class else None
+            for name in ("fraction", "full")
+        },
+        "by_class": by_class,
+        "classes": classes,
+        "measured_classes": len(by_class),
+        "trained_on": len(fitted.class_N),
+        "tested_on": len(test.class_N),
         "groups": parts.groups,
     }
 

@@ -13,6 +13,7 @@ from revelio_jax import run_folders
 from revelio_jax.cli import parse
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import results
+from revelio_jax.interpret.latents.results import REUSED
 from revelio_jax.interpret.report import write
 
 FLAGS = {"compare": ((), "folder of a run to compare with, or of its neurons; may be repeated")}
@@ -23,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     config, flags = parse(["revelio_jax.interpret.report", *argv], __doc__, **FLAGS)
     if not config.run:
         raise InputError("config.run is not set; set it to the folder of the run, for example runs/mini_sd")
-    config = run_folders.with_local_run(config, "latents/*", "neurons/*", "report/*", "neurons_report/*")
+    config = run_folders.with_local_run(config, *REUSED)
     ours = results.load(results.folder_of(config.run or "", config.interpret.sae))
     compare = [results.load(_results(folder)) for folder in flags["compare"]]
     folder = write(config, ours, compare)

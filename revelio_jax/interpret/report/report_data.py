@@ -19,15 +19,15 @@ MINIATURES = 3  # thumbnails next to the name of a latent
 
 
 def report_of(run: pathlib.Path, results: Results) -> pathlib.Path:
-    """Return the folder of the report: report, or neurons_report for the results of neurons."""
+    """Return the folder of the report: report, or for example neurons_report for the results of neurons."""
     name = results.folder.name
     return run / ("report" if name == "latents" else f"{name}_report")
 
 
 def name_of(results: Results) -> str:
-    """Return the name of the run, with ", neurons" for the results of neurons."""
-    neurons = results.summary["sae"]["architecture"] == "neurons"
-    return f"{results.summary['name']}, neurons" if neurons else results.summary["name"]
+    """Return the name of the run, with ", neurons" or ", random" for the results of these."""
+    kind = results.summary["sae"]["architecture"]
+    return f"{results.summary['name']}, {kind}" if kind in ("neurons", "random") else results.summary["name"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ PLAIN = ("frequency", "mean", "max", "spread", "samples")
 
 def columns(data: ReportData) -> list[str]:
     """Return the names of the columns that the table can be sorted by, in addition to the latent's number."""
-    return [*PLAIN, *(f"{label}.purity" for label in data.labels)]
+    return [*PLAIN, *data.summary["measures"], *(f"{label}.purity" for label in data.labels)]
 
 
 def write(report: pathlib.Path, data: ReportData) -> None:

@@ -17,6 +17,11 @@ the words on which it fires. It answers with a label and, as multiple choice, a 
 Then it sees held-out samples one by one, without marks, and decides whether the label applies. The score is the
 balanced accuracy of these answers: the mean of the accuracies on firing and on silent samples. Chance is 0.5.
 
+config.tags.scores adds two harder tests (Paulo et al., arXiv 2410.13928). hard: neighbors of the latent fire on the
+silent samples, so a label that is too broad fails. fuzzing, for texts: half of the time the words on which the latent
+fires are marked, otherwise as many other words, and the model decides whether the label describes the marked words. It
+uses top samples that the model has not seen, so config.interpret.top must exceed config.tags.images by 8 or more.
+
 The command writes tags.parquet next to the results, one row per latent; existing rows of other latents are kept. Every
 answer is saved in runs/<name>/tags_cache.jsonl. Rerun the command to continue a stopped run; no question is sent
 twice. Answers that cannot be parsed are null, and their number is printed.
@@ -37,7 +42,7 @@ from tqdm import tqdm
 
 from revelio_jax import files
 from revelio_jax.cli import parse
-from revelio_jax.config import Config
+from revelio_jax.config import Config, TagsConfig
 from revelio_jax.errors import InputError, require
 from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.latents.results import Results
@@ -61,6 +66,7 @@ SCHEMA = pyarrow.schema(
         "score_low": pyarrow.float64(),
         "score_high": pyarrow.float64(),
         "held_out": pyarrow.int32(),
+        **{f"{kind}_{name}": pyarrow.float64() for kind in ("hard", "fuzzing") for name in ("score", "low", "high")},
         "model": pyarrow.string(),
     }
 )
@@ -79,6 +85,12 @@ class Tag:
     held_out: int
     model: str
     unclear: int
+    hard_score: float | None = None
+    hard_low: float | None = None
+    hard_high: float | None = None
+    fuzzing_score: float | None = None
+    fuzzing_low: float | None = None
+    fuzzing_high: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,7 +118,7 @@ def tag(config: Config, latents: Sequence[int] = ()) -> TaggingRun:
 
     def tag_one(latent: int) -> Tag:
         options = config.tags
-        return tag_latent(latent_evidence, cache, model.name, latent, options.images, options.held_out)
+        return tag_latent(latent_evidence, cache, model.name, latent, options)
 
     tags, started = [], time.perf_counter()
     try:
@@ -121,23 +133,46 @@ def tag(config: Config, latents: Sequence[int] = ()) -> TaggingRun:
 
 
 def tag_latent(
-    latent_evidence: LatentEvidence, cache: AnswerCache, model: str, latent: int, images: int, held_out: int
+    latent_evidence: LatentEvidence, cache: AnswerCache, model: str, latent: int, options: TagsConfig
 ) -> Tag:
-    """Ask all questions about a latent: show ``images`` top samples, then score on ``held_out`` others."""
+    """Ask all questions about a latent: show config.tags.images top samples, then score on config.tags.held_out."""
     kind, has_maps = latent_evidence.kind, latent_evidence.has_maps
-    shown = latent_evidence.top_samples(latent, images)
+    shown = latent_evidence.top_samples(latent, options.images)
     label = granularity = None
     if shown:
         label = questions.read_label(cache.ask(questions.label_question(kind, shown, has_maps), latent))
         question = questions.granularity_question(kind, shown, has_maps, latent)
         granularity = questions.read_granularity(cache.ask(question, latent), kind, latent)
-    verdicts: list[tuple[bool, bool | None]] = []
-    if label:
-        for sample, fires in latent_evidence.held_out_samples(latent, shown, held_out):
-            answer = cache.ask(questions.applies_question(kind, label, sample), latent)
-            verdicts.append((fires, questions.read_applies(answer)))
-    clear = [(fires, applies) for fires, applies in verdicts if applies is not None]
-    return Tag(latent, label, granularity, *score(clear), len(clear), model, len(verdicts) - len(clear))
+    scores: dict[str, tuple[float | None, float | None, float | None]] = {}
+    counts, unclear = dict.fromkeys(options.scores, 0), 0
+    for name in options.scores if label else ():
+        if name == "fuzzing":
+            samples = latent_evidence.fuzzed_samples(latent, shown, options.held_out)
+        else:
+            samples = latent_evidence.held_out_samples(latent, shown, options.held_out, hard=name == "hard")
+        verdicts: list[tuple[bool, bool | None]] = []
+        for sample, fires in samples:
+            question = (
+                questions.fuzzing_question(label or "", sample)
+                if name == "fuzzing"
+                else questions.applies_question(kind, label or "", sample)
+            )
+            verdicts.append((fires, questions.read_applies(cache.ask(question, latent))))
+        clear = [(fires, applies) for fires, applies in verdicts if applies is not None]
+        scores[name], counts[name] = score(clear), len(clear)
+        unclear += len(verdicts) - len(clear)
+    nothing = None, None, None
+    return Tag(
+        latent,
+        label,
+        granularity,
+        *scores.get("detection", nothing),
+        counts.get("detection", 0),
+        model,
+        unclear,
+        *scores.get("hard", nothing),
+        *scores.get("fuzzing", nothing),
+    )
 
 
 def score(verdicts: Sequence[tuple[bool, bool]]) -> tuple[float | None, float | None, float | None]:
@@ -232,9 +267,10 @@ def summary(run: TaggingRun) -> str:
     if total:
         shares = ", ".join(f"{kind} {n / total:.0%}" for kind, n in kinds.most_common())
         lines.append(f"granularity: {shares}")
-    scores = [tag.score for tag in tags if tag.score is not None]
-    if scores:
-        lines.append(f"mean score {_mean(scores)} of {len(scores):,} latents, chance is 0.50")
+    for name, field in (("score", "score"), ("hard score", "hard_score"), ("fuzzing score", "fuzzing_score")):
+        scores = [value for tag in tags if (value := getattr(tag, field)) is not None]
+        if scores:
+            lines.append(f"mean {name} {_mean(scores)} of {len(scores):,} latents, chance is 0.50")
     missing = {
         "latents without a label": sum(tag.label is None for tag in tags),
         "latents without a granularity": sum(tag.granularity is None for tag in tags),

@@ -10,6 +10,7 @@ import pyarrow
 
 from revelio_jax.config import ExtractConfig
 from revelio_jax.errors import InputError
+from revelio_jax.interpret import token_text
 from revelio_jax.interpret.latents.results import Results, open_store_of
 from revelio_jax.interpret.sample_images import ImageReader, open_images
 from revelio_jax.interpret.tags import annotation
@@ -70,12 +71,17 @@ class LatentEvidence:
         samples = (self._marked(row, profiles[row["rank"]]) for row in top)
         return _first(samples, count)
 
-    def held_out_samples(self, latent: int, shown: Sequence[ShownSample], count: int) -> list[HeldOutSample]:
+    def held_out_samples(
+        self, latent: int, shown: Sequence[ShownSample], count: int, hard: bool = False
+    ) -> list[HeldOutSample]:
         """Return ``count`` unmarked samples that are not in ``shown``, in random order; the latent fires on half.
 
         Firing samples come from the random samples first. If these are too few, for example for a rare latent, recorded
         samples of lower quantiles follow, then the remaining top samples, weakest first. With too few samples of one
         kind both halves shrink. With fewer than FEWEST of one kind the list is empty.
+
+        With ``hard``, a neighbor of the latent fires on each silent sample: a latent with a similar decoder row or one
+        that fires on the same rows. The firing samples are the same as without ``hard``, or the first of them.
         """
         random = np.random.default_rng([SEED, latent])
         recorded = self.recorded_samples(latent)
@@ -83,7 +89,10 @@ class LatentEvidence:
         not_silent = {row["sample"] for row in recorded} | seen
         order = random.permutation(len(self.random_samples))
         firing = [int(self.random_samples[i]) for i in order if self.fires[latent, i]]
-        silent = [int(self.random_samples[i]) for i in order if not self.fires[latent, i]]
+        is_silent = ~self.fires[latent]
+        if hard:
+            is_silent &= self.fires[self._neighbors(latent)].any(0)
+        silent = [int(self.random_samples[i]) for i in order if is_silent[i]]
         weaker = [row["sample"] for row in recorded if row["kind"] == "weaker"]
         top = [row["sample"] for row in recorded if row["kind"] == "top"]
         firing = [number for number in dict.fromkeys(firing + weaker + top[::-1]) if number not in seen]
@@ -101,6 +110,36 @@ class LatentEvidence:
             for sample in part[:half]
         ]
         return [samples[i] for i in random.permutation(len(samples))]
+
+    def fuzzed_samples(self, latent: int, shown: Sequence[ShownSample], count: int) -> list[HeldOutSample]:
+        """Return ``count`` texts with marked words that are not in ``shown``, in random order.
+
+        They are top samples. In half of them the words on which the latent fires are marked. In the others, as many
+        random words on which it does not fire are marked, and ``fires`` is False. With fewer than FEWEST of one kind
+        the list is empty, also for images and for texts without tokens.
+        """
+        if self.images is not None or not self.results.summary["tokens"]:
+            return []
+        random = np.random.default_rng([SEED, latent, 1])
+        seen = {sample.sample for sample in shown}
+        rows = [row for row in self.recorded_samples(latent) if row["kind"] == "top" and row["sample"] not in seen]
+        rows = [rows[i] for i in random.permutation(len(rows))[:count]]
+        profiles = self.results.part("profile", latent, latent + 1)[0]
+        samples: list[HeldOutSample] = []
+        for row in rows:
+            is_right = sum(sample.fires for sample in samples) * 2 <= len(samples)
+            text = self._marked_text(
+                row["sample"], profiles[row["rank"]], row["position"], None if is_right else random
+            )
+            if text:
+                samples.append(HeldOutSample(ShownSample(row["sample"], None, text), is_right))
+        kinds = [sample.fires for sample in samples]
+        return samples if min(kinds.count(True), kinds.count(False)) >= FEWEST else []
+
+    def _neighbors(self, latent: int) -> np.ndarray:
+        """Return the latents with a similar decoder row and those that fire on the same rows."""
+        near = [self.results.part(name, latent, latent + 1)[0] for name in ("nearest", "coactive")]
+        return np.unique([other for other in np.concatenate(near) if other >= 0]).astype(np.int64)
 
     def _marked(self, row: dict[str, typing.Any], profile_C: np.ndarray) -> ShownSample | None:
         number = row["sample"]
@@ -123,12 +162,23 @@ class LatentEvidence:
         image = self.images(number)
         return image and ShownSample(number, annotation.png(annotation.panel(image)), "")
 
-    def _marked_text(self, number: int, profile_C: np.ndarray, position: int) -> str:
+    def _marked_text(
+        self, number: int, profile_C: np.ndarray, position: int, wrong: np.random.Generator | None = None
+    ) -> str:
+        """Return a prompt with marks where the latent fires; with ``wrong``, at random other words, "" without any."""
         tokens = self._tokens(number)
         if not tokens:
             return self._prompt(number)
         positions = self.results.summary["positions"]
         shade_P = unfold(profile_C, self.results.summary["cells"], (1, positions))[0]
+        if wrong:
+            silent = [i for i in np.flatnonzero(shade_P[: len(tokens)] == 0) if not token_text.is_special(tokens[i])]
+            count = min(max(1, int((shade_P[: len(tokens)] >= annotation.FIRES).sum())), len(silent))
+            if not count:
+                return ""
+            marked = np.sort(wrong.choice(silent, count, replace=False))
+            shade_P, position = np.zeros_like(shade_P), int(marked[0])
+            shade_P[marked] = 255
         return annotation.truncate(annotation.text(tokens, shade_P, position))
 
     def _tokens(self, number: int) -> list[str] | None:

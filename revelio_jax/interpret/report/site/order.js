@@ -67,6 +67,10 @@ function describeColumn(name) {
     max: ["Max", "maximum of its values"],
     spread: ["Spread", "share of a sample's positions on which it fires, if it fires on the sample", percent],
     samples: ["Samples", "number of samples on which it fires", count],
+    monosemanticity: ["Monosemanticity", "how similar its samples are to an independent model, weighted by its activation", fixed],
+    moran: ["Moran's I", "how similar neighboring positions of its maps are: 1 for large areas, about 0 for scattered positions", fixed],
+    localization: ["Localization", "share of its activation in the strongest tenth of the positions of its maps", percent],
+    inside: ["On the object", "share of its activation inside the mask of the object", percent],
   };
   if (known[name]) {
     const [title, help, show = value] = known[name];

@@ -29,10 +29,11 @@ function things(facts) {
 }
 
 function lead(facts, { numbers }) {
-  const neurons = facts.sae.folder ? "latents of a sparse autoencoder" : "neurons (coordinates of the activations)";
+  const kinds = { neurons: "neurons (coordinates of the activations)", random: "latents of a random dictionary" };
+  const kind = kinds[facts.sae.architecture] ?? "latents of a sparse autoencoder";
   return el("div.lead", {},
     el("h1", {}, facts.name),
-    el("p", {}, `${count(numbers.latents)} ${neurons} on `, el("code", {}, facts.site), ` of ${facts.model}, `,
+    el("p", {}, `${count(numbers.latents)} ${kind} on `, el("code", {}, facts.site), ` of ${facts.model}, `,
       `measured on ${count(facts.rows)} rows of ${plural(facts.samples, things(facts))}. `,
       el("a", { href: "latents.html" }, "Browse the latents")));
 }

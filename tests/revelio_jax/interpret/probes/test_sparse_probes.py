@@ -24,6 +24,7 @@ def test_planted_features_are_found():
     assert result.best[0].f1 > 0.98
     assert result.best[1].feature in (20, 21)
     assert result.auroc[0, 0] > 0.999
+    assert result.balanced_accuracy[0, 0] > 0.99
     by_k = dict(zip(sparse.KS, result.auroc[1], strict=True))
     assert by_k[2] > by_k[1] + 0.05  # two features tell more than one
     assert by_k[50] > by_k[2] - 0.05
@@ -33,7 +34,9 @@ def test_planted_features_are_found():
 def test_features_without_a_class_are_at_chance():
     random = np.random.default_rng(1)
     sets = [(random.normal(size=(n, 30)).astype(np.float32), random.integers(0, 2, n)) for n in (400, 1000)]
-    assert np.abs(sparse.measure(*sets).auroc - 0.5).max() < 0.1
+    result = sparse.measure(*sets)
+    assert np.abs(result.auroc - 0.5).max() < 0.1
+    assert np.abs(result.balanced_accuracy - 0.5).max() < 0.1
 
 
 def test_area_equals_the_share_of_ordered_pairs():

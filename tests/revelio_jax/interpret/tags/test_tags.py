@@ -158,6 +158,52 @@ def test_texts_are_tagged_by_their_words(text_run, with_server):
     assert rows[AFTER_A]["score"] < 0.9  # one of many words that follow an "a"
 
 
+def test_fuzzing_asks_whether_the_marked_words_are_the_right_ones(text_run, with_server, server):
+    def marks(request, number):
+        if "some words are between" in request.text:
+            label, text = re.search('Label: "(.*)"\nText: "(.*)"', request.text).groups()
+            return "yes" if f"**{label}**" in text else "no"
+        return reads(request, number)
+
+    config = with_server(text_run, marks, held_out=40, scores=("fuzzing",))
+    command.tag(config, [HEART])
+    row = rows_of(config)[HEART]
+    assert row["fuzzing_score"] == row["fuzzing_high"] == 1.0
+    assert 0.5 < row["fuzzing_low"] < 1
+    assert (row["score"], row["hard_score"], row["held_out"]) == (None, None, 0)
+    asked = [request.text for request in server.requests if "some words are between" in request.text]
+    wrong = [text for text in asked if "**heart**" not in text]
+    assert len(asked) == 12  # the top samples that were not shown
+    assert len(wrong) == 6
+    assert all(text.count("**") == 4 and "heart" in text.split("Text: ")[1] for text in wrong)
+
+
+def test_unknown_scores_are_refused(text_run, with_fields):
+    with pytest.raises(InputError, match=r"config\.tags\.scores has 'luck'; it must have only: detection, hard, fuzz"):
+        with_fields(text_run, tags={"scores": ("detection", "luck")})
+
+
+def test_silent_samples_of_a_hard_score_fire_a_neighbor(text_run, with_server, server):
+    config = with_server(text_run, reads, held_out=40, scores=("detection", "hard"))
+    run_results = results.load(results.folder_of(config.run))
+    latent_evidence = evidence.open_evidence(run_results, config.extract)
+    shown = latent_evidence.top_samples(HEART, 8)
+    easy, hard = (latent_evidence.held_out_samples(HEART, shown, 40, hard=hard) for hard in (False, True))
+    fires = {
+        int(number): fires
+        for number, *fires in zip(latent_evidence.random_samples, *latent_evidence.fires, strict=True)
+    }
+    silent = [sample.shown.sample for sample in hard if not sample.fires]
+    assert len(silent) >= evidence.FEWEST
+    assert all(fires[number][AFTER_A] and not fires[number][HEART] for number in silent)
+    assert not all(fires[sample.shown.sample][AFTER_A] for sample in easy if not sample.fires)
+    assert {sample.shown.sample for sample in hard if sample.fires} <= {s.shown.sample for s in easy if s.fires}
+    command.tag(config, [HEART])
+    row = rows_of(config)[HEART]
+    assert row["hard_score"] == row["score"] == 1.0  # prompts with "a" do not contain the label
+    assert "mean hard score" in command.summary(command.tag(config, [HEART]))
+
+
 def test_special_tokens_in_prompts_are_escaped(text_run, with_server, server):
     config = with_server(text_run, reads, images=20, held_out=90)
     command.tag(config, [HEART])
