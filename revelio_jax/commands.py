@@ -21,6 +21,8 @@ COMMANDS = {
     "steer": ("revelio_jax.benchmark.steer", "steer", "draw and measure images at several strengths"),
     "sweep": ("revelio_jax.benchmark.sweep", "steer,plot", "draw the effect against the strength; suggest a strength"),
     "benchmark": ("revelio_jax.benchmark.table", "steer", "compare steering rules and baselines"),
+    "splice": ("revelio_jax.faithfulness.splice", "steer", "measure the pipeline with the SAE's reconstruction in it"),
+    "scan": ("revelio_jax.faithfulness.scan", "steer,plot", "measure what each hook point carries, without an SAE"),
     "interpret": (
         "revelio_jax.interpret.command",
         "train,extract",
