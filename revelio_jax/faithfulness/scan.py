@@ -34,10 +34,10 @@ from revelio_jax.pipelines.sampling import MEMORY_ADVICE
 
 FLAGS = {
     **experiment.FLAGS,
-    "prompts": (24, experiment.FLAGS["prompts"][1]),
-    "reference": (24, experiment.FLAGS["reference"][1]),
+    "prompts": (16, experiment.FLAGS["prompts"][1]),
+    "reference": (16, experiment.FLAGS["reference"][1]),
     "site": ((), "hook point to scan, several joined by +; may be repeated; empty: all that the output depends on"),
-    "pairs": (12, "pairs of prompts for each label whose activations are interchanged; 0: none"),
+    "pairs": (8, "pairs of prompts for each label whose activations are interchanged; 0: none"),
 }
 CHANGES = {
     "embedding": "prompt embedding, relative distance",

@@ -49,6 +49,6 @@ def make_inputs():
         drawn = (
             np.random.default_rng(0).uniform(-1, 1, (2, images, 3, 8, 8)).astype(np.float32) if images else [None] * 2
         )
-        return Inputs(config, flags, rows, rows[:3], rows[3:], *drawn, judge=None)
+        return Inputs(config, flags, rows, rows[:2], rows[2:4], *drawn, judge=None)
 
     return make
