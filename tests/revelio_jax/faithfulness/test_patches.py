@@ -41,6 +41,7 @@ def test_only_conditional_rows_are_replaced(family, name, tiny, make_inputs):
         part = name.partition("+")[0]
         with record_outputs(pipe, part) as outputs:
             sampled(pipe, inputs)
+    outputs = outputs[-1:] if len(site.points) > 1 else outputs  # the pass before reads all of the joined activations
     zero = [bool((row == 0).all()) for output in outputs for row in output]
     assert any(zero)
     # The tiny FLUX takes guidance as an input, and SDXL does not encode an empty negative prompt.
