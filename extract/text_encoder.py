@@ -15,7 +15,7 @@ from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hooks
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.loading import DTYPES, TextEncoder, as_numpy
-from revelio_jax.pipelines.tokens import KEPT, PADDING, kinds
+from revelio_jax.pipelines.tokens import KEPT, PADDING, kinds, position_rule
 
 # Prompts per tokenizer call. The encodings of a tokenizer take many times the memory of the token ids.
 TOKENIZER_BATCH = 8192
@@ -39,16 +39,6 @@ class Tokens:
     def selected(self, rule: str) -> np.ndarray:
         """Return a mask of the positions to keep: bool [prompt, position]. ``rule`` is all, no_padding or content."""
         return np.isin(self.kinds, KEPT[rule])
-
-
-def position_rule(positions: str, point: HookPoint) -> str:
-    """Return config.extract.positions with auto resolved: all for CLIP, no_padding for other encoders.
-
-    CLIP keeps its padding because steering changes it too. Most of T5's rows are padding.
-    """
-    if positions != "auto":
-        return positions
-    return "all" if point.name.startswith("clip") else "no_padding"
 
 
 def tokenize(encoder: TextEncoder, prompts: list[str]) -> Tokens:
@@ -156,7 +146,7 @@ def rows(
     encoder's activations do not depend on later positions, a batch is truncated to its longest prompt.
     """
     part = tokens[samples.start : samples.stop]
-    selected = part.selected(position_rule(extract.positions, points[0]))
+    selected = part.selected(position_rule(extract.positions, points[0].name))
     sample, position = (axis.astype(np.int32) for axis in np.nonzero(selected))
     index = {
         "sample": sample + np.int32(samples.start),

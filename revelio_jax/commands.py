@@ -21,6 +21,8 @@ COMMANDS = {
     "steer": ("revelio_jax.benchmark.steer", "steer", "draw and measure images at several strengths"),
     "sweep": ("revelio_jax.benchmark.sweep", "steer,plot", "draw the effect against the strength; suggest a strength"),
     "benchmark": ("revelio_jax.benchmark.command", "steer,plot", "compare methods that remove a concept"),
+    "splice": ("revelio_jax.faithfulness.splice", "steer", "measure the pipeline with the SAE's reconstruction in it"),
+    "scan": ("revelio_jax.faithfulness.scan", "steer,plot", "measure what each hook point carries, without an SAE"),
     "interpret": (
         "revelio_jax.interpret.command",
         "train,extract",
@@ -39,9 +41,8 @@ COMMANDS = {
     "explore": ("revelio_jax.explore.command", "explore", "serve a page with a live pipeline"),
 }
 GRAMMAR = """\
---config takes the name of a shipped config, a config file, or the config.json
-of a run. --config.train.steps=1000 overrides a field; a list is a,b; an empty
-value unsets a field. COMMAND --help describes a command and all its flags.
+--config takes a shipped config, a config file, or the config.json of a run;
+--config.train.steps=1000 overrides a field. COMMAND --help shows all flags.
 Status 2: wrong input; 1: a failure. REVELIO_TRACEBACK=1 prints the traceback."""
 
 
@@ -75,6 +76,6 @@ def import_command(command: str) -> types.ModuleType:
 
 def overview(program: str) -> str:
     """Return the help of ``revelio --help``: one line per command, at most 80 columns and 24 lines."""
-    lines = [f"usage: {program} COMMAND --config NAME_OR_FILE [--flag value ...]", ""]
+    lines = [f"usage: {program} COMMAND --config NAME_OR_FILE [--flag value ...]"]
     lines += [f"  {name:<12} {help}" for name, (_, _, help) in COMMANDS.items()]
     return "\n".join([*lines, "", *GRAMMAR.splitlines()])

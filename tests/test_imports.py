@@ -49,6 +49,7 @@ TORCH_ONLY = (
     "revelio_jax.pipelines",
     "revelio_jax.baselines",
     "revelio_jax.benchmark",
+    "revelio_jax.faithfulness",
     "extract",
 )
 # A package or module imports only from its own layer and the layers above it in this list. Packages of one
@@ -68,6 +69,7 @@ LAYERS = (
     ("steering",),
     ("baselines",),
     ("benchmark",),
+    ("faithfulness",),
     ("interpret",),
     ("explore",),
     ("extract.miniature",),

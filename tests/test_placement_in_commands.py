@@ -30,6 +30,8 @@ ARGUMENTS = {
     "sweep": [f"--concept={LABEL}", "--measure=0"],
     "benchmark": [f"--concept={LABEL}"],
     "explore": ["--port=0"],
+    "splice": [],
+    "scan": [],
 }
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import typing
 from collections.abc import Iterator
 
-import diffusers
 import numpy as np
 import torch
 
@@ -19,7 +18,7 @@ from extract.jobs import Progress, Sample, ShardRows
 from revelio_jax.config import Config, ExtractConfig
 from revelio_jax.errors import InputError
 from revelio_jax.inputs.images import Images, read_images
-from revelio_jax.pipelines import denoiser, hook_points, loading, placement, recorder
+from revelio_jax.pipelines import denoiser, hook_points, loading, noising, placement, recorder
 from revelio_jax.pipelines.denoiser import ActivationShape
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.pipelines.families.base import Arguments
@@ -102,49 +101,21 @@ def shard_rows(job: NoisedJob, samples: range, progress: Progress) -> ShardRows:
     return denoiser_rows.shard_rows(batches, job.shapes, job.config.extract.timesteps, samples, job.config.extract)
 
 
-def noise_schedule(pipe: typing.Any) -> typing.Any:
-    """Return a scheduler with the noise of the denoiser's training, which may differ from the pipeline's scheduler."""
-    if family_of(pipe).is_flow:
-        return pipe.scheduler
-    return diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
-
-
-@torch.inference_mode()
-def encode_images(pipe: typing.Any, images: np.ndarray) -> torch.Tensor:
-    """Return float32 latents of images [sample, 3, height, width]: the shifted and scaled mode of the VAE."""
-    vae = pipe.vae
-    pixels = torch.from_numpy(images).to(pipe._execution_device, vae.dtype)
-    mode = vae.encode(pixels).latent_dist.mode().float()
-    return (mode - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
-
-
-@torch.inference_mode()
-def add_noise(schedule: typing.Any, latents: torch.Tensor, seeds: list[int], timestep: int) -> torch.Tensor:
-    """Return latents [sample, channel, height, width] with the noise of ``timestep``, in float32.
-
-    The noise of a sample depends only on its seed and the timestep. ``schedule`` is :func:`noise_schedule`.
-    """
-    noise = torch.stack([_noise(latents.shape[1:], seed, timestep) for seed in seeds]).to(latents)
-    if not hasattr(schedule, "add_noise"):  # rectified flow: a straight line from image to noise
-        sigma = timestep / schedule.config.num_train_timesteps
-        return (1 - sigma) * latents + sigma * noise
-    return schedule.add_noise(latents, noise, torch.full((len(latents),), timestep, device=latents.device))
-
-
 def _recorded_batches(job: NoisedJob, samples: range, progress: Progress) -> Iterator[tuple[list[int], Recording]]:
     """Run the denoiser on each batch; yield the ids and the recorded activations of its samples."""
     extract = job.config.extract
     points = [hook_points.resolve(job.pipe, name) for name in job.shapes]
-    schedule = noise_schedule(job.pipe)
+    schedule = noising.noise_schedule(job.pipe)
     batches = [samples[start : start + extract.batch_size] for start in range(0, len(samples), extract.batch_size)]
     for batch, loaded in zip(batches, job.images.batches(batches, extract.height, extract.width), strict=True):
         images = {number: image for number, image in zip(batch, loaded, strict=True) if image is not None}
         if images:
             seeds = [extract.seed + number for number in images]
-            latents = encode_images(job.pipe, np.stack(list(images.values())))
+            latents = noising.encode_images(job.pipe, np.stack(list(images.values())))
             recording: Recording = {}
             for timestep in extract.timesteps:
-                recording |= _pass(job, add_noise(schedule, latents, seeds, timestep), timestep, points)
+                noised = noising.add_noise(schedule, latents, seeds, timestep)
+                recording |= _pass(job, noised, timestep, points)
             yield list(images), recording
         progress(len(batch))
 
@@ -159,12 +130,6 @@ def _pass(job: NoisedJob, latents: torch.Tensor, timestep: int, points: list[Hoo
     with recorder.record(job.pipe, points, schedule, len(latents), job.config.extract, stop=True) as recording:
         model(**family.denoiser_arguments(latents.to(model.dtype), timestep, job.conditioning))
     return recording
-
-
-def _noise(shape: torch.Size, seed: int, timestep: int) -> torch.Tensor:
-    # CPU generators give the same numbers on every machine.
-    mixed_seed = int(np.random.SeedSequence([seed, timestep]).generate_state(1, np.uint64)[0])
-    return torch.randn(shape, generator=torch.Generator().manual_seed(mixed_seed))
 
 
 def _check_timesteps(timesteps: tuple[int, ...], train_timesteps: int) -> None:

@@ -17,6 +17,7 @@ from revelio_jax.pipelines import dependence, fingerprint, hook_points, loading,
 from revelio_jax.pipelines.hooks import HookPoint
 from revelio_jax.pipelines.loading import TextEncoder
 from revelio_jax.pipelines.source import PipelineSource
+from revelio_jax.pipelines.tokens import position_rule
 from revelio_jax.store import ModelRecord, StorePlan, Worker
 
 
@@ -73,7 +74,7 @@ def load(config: Config, prompts: list[Sample], worker: Worker, source: Pipeline
 def plan(job: TextJob) -> StorePlan:
     """Return the store's plan. The tokens of a prompt determine its number of rows."""
     positions = job.config.extract.positions
-    rules = {name: text_encoder.position_rule(positions, parts[0]) for name, parts in job.hook_points.items()}
+    rules = {name: position_rule(positions, parts[0].name) for name, parts in job.hook_points.items()}
     sizes = [
         SiteSize(name, sum(part.d for part in parts), _selected(parts[0], job.tokens, positions).sum(1))
         for name, parts in job.hook_points.items()
@@ -119,7 +120,7 @@ def _check_joined(joined: dict[str, tuple[HookPoint, ...]], tokens: dict[str, To
 
 def _selected(point: HookPoint, tokens: dict[str, Tokens], positions: str) -> np.ndarray:
     """Return a mask of the positions that are rows of the hook point: bool [prompt, position]."""
-    return tokens[point.component].selected(text_encoder.position_rule(positions, point))
+    return tokens[point.component].selected(position_rule(positions, point.name))
 
 
 def _join(parts: list[SiteRows]) -> SiteRows:

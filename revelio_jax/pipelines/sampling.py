@@ -51,6 +51,7 @@ def sample(
     """
     callback = {"callback_on_step_end": lambda *_: on_step() or {}} if on_step else {}
     scales = np.full(len(prompts), guidance) if isinstance(guidance, float | int) else np.asarray(guidance, float)
+    size = {"height": height, "width": width} if family_of(pipe).takes_prompts else {}
     images: dict[int, np.ndarray] = {}
     flagged = np.zeros(len(prompts), bool)
     for scale in dict.fromkeys(scales.tolist()):
@@ -61,8 +62,7 @@ def sample(
             output = pipe(
                 **arguments | (extra(batch) if extra else {}),
                 num_inference_steps=steps,
-                height=height,
-                width=width,
+                **size,
                 generator=[torch.Generator().manual_seed(seeds[i]) for i in batch],
                 output_type="np",
                 **callback,

@@ -13,6 +13,16 @@ KEPT = {
 }
 
 
+def position_rule(positions: str, name: str) -> str:
+    """Return config.extract.positions with auto resolved: all for CLIP, no_padding for other encoders.
+
+    ``name`` is the hook point. CLIP keeps its padding because steering changes it too. Most of T5's rows are padding.
+    """
+    if positions != "auto":
+        return positions
+    return "all" if name.startswith("clip") else "no_padding"
+
+
 def kinds(ids: np.ndarray, tokenizer: typing.Any, mask: np.ndarray | None = None) -> np.ndarray:
     """Return BOS, CONTENT, EOS or PADDING for every token, int8 [sample, position], from ids of that shape.
 

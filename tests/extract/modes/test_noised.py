@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from extract import run
-from extract.modes import noised
 from revelio_jax.config import Config, ExtractConfig, ModelConfig
 from revelio_jax.errors import InputError
+from revelio_jax.pipelines import noising
 from revelio_jax.store import open_store
 
 DECODED = (0, 2, 3, 4)  # the fixture has five images
@@ -189,12 +189,12 @@ def test_a_resumed_store_counts_images_skipped_before(config, tmp_path):
 
 def test_noise_depends_only_on_seed_and_timestep(sd):
     zeros = torch.zeros(3, 4, 8, 8)
-    schedule = noised.noise_schedule(sd)
-    together = noised.add_noise(schedule, zeros, [5, 6, 7], 300)
-    alone = torch.cat([noised.add_noise(schedule, zeros[:1], [seed], 300) for seed in (5, 6, 7)])
+    schedule = noising.noise_schedule(sd)
+    together = noising.add_noise(schedule, zeros, [5, 6, 7], 300)
+    alone = torch.cat([noising.add_noise(schedule, zeros[:1], [seed], 300) for seed in (5, 6, 7)])
     assert torch.equal(together, alone)
     assert not torch.equal(together[0], together[1])
-    other = noised.add_noise(schedule, zeros[:1], [5], 299)
+    other = noising.add_noise(schedule, zeros[:1], [5], 299)
     assert torch.corrcoef(torch.stack([other.flatten(), alone[0].flatten()]))[0, 1].abs() < 0.5
 
 
