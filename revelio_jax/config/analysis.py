@@ -7,7 +7,7 @@ from revelio_jax.config.endpoints import check_endpoint
 from revelio_jax.config.fields import field
 from revelio_jax.errors import InputError
 
-RULES = ("auto", "paper", "contrast", "gated", "swap")
+RULES = ("auto", "paper", "contrast", "gated", "swap", "transport")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class SteerConfig:
 
     rule: str = field(
         "auto",
-        "how a concept changes activations; auto: swap for concepts learned from labeled prompts, otherwise contrast",
+        "how a concept changes activations; auto: transport for learned concepts (denoiser: swap), otherwise contrast",
         choices=RULES,
     )
     negative_branch: bool = field(True, "also steer the unconditional branch, in the opposite direction")
