@@ -16,7 +16,7 @@ class SteerConfig:
 
     rule: str = field(
         "auto",
-        "how a concept changes activations; auto: transport for learned concepts (denoiser: swap), otherwise contrast",
+        "how a concept changes activations; auto: swap for concepts learned from labeled prompts, otherwise contrast",
         choices=RULES,
     )
     negative_branch: bool = field(True, "also steer the unconditional branch, in the opposite direction")

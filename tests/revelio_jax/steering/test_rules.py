@@ -1,7 +1,5 @@
 """The rules against their definitions."""
 
-import dataclasses
-
 import torch
 
 from revelio_jax import config
@@ -9,7 +7,6 @@ from revelio_jax.steering.concept import EncodedConcept, hidden_states, own_late
 from revelio_jax.steering.learned_concepts import LearnedConcept, file_name, save_learned, saved_concepts
 from revelio_jax.steering.rules import AUTO, RULES, change_function, resolve_rule
 from revelio_jax.steering.sae import load_sae
-from revelio_jax.steering.transport import Change, Transport
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -24,12 +21,11 @@ def test_the_config_allows_exactly_the_rules():
         assert config.resolve(settings).steer.rule == rule
 
 
-def test_auto_depends_on_what_was_learned():
-    change = Change(torch.tensor([0]), torch.zeros(1, 4), torch.zeros(2, 4))
-    codes_only = LearnedConcept(torch.tensor([0]), torch.zeros(2, 4), 0.0)
-    learned = [dataclasses.replace(codes_only, transport=Transport(change, change)), codes_only, None]
-    assert [resolve_rule(AUTO, each) for each in learned] == ["transport", "swap", "contrast"]
-    assert [resolve_rule(rule, each) for rule in RULES for each in learned] == [r for r in RULES for _ in learned]
+def test_auto_depends_on_whether_the_concept_is_learned():
+    assert [resolve_rule(AUTO, is_learned) for is_learned in (True, False)] == ["swap", "contrast"]
+    assert [resolve_rule(rule, is_learned) for rule in RULES for is_learned in (True, False)] == [
+        rule for rule in RULES for _ in range(2)
+    ]
 
 
 def test_rules_follow_their_definitions(sae_folder, tensors):
