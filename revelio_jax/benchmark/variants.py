@@ -29,6 +29,7 @@ from revelio_jax.steering.pooled import Pooled, pooled_of
 from revelio_jax.steering.rules import ON_BOTH_BRANCHES, ChangeFunction, Weight, change_function, resolve_rule
 from revelio_jax.steering.steerer import Steerer
 from revelio_jax.steering.strengths import Key
+from revelio_jax.steering.transport_learning import learn_transport
 from revelio_jax.steering.vectors import difference_of_means
 
 FIELD = "config.benchmark.methods"
@@ -209,8 +210,13 @@ class TaskMethods:
         if self._task.column is None:
             return saved_concepts(self._config.run or "").get(self._task.value)
         sae = self._sae_steerer.sae_for(self._pipe)
-        learned, _ = find_latents(self._pipe, self._sae_steerer.site, sae, *self._examples, RATIO, MOST, self._sampling)
-        return learned
+        site = self._sae_steerer.site
+        learned, _ = find_latents(self._pipe, site, sae, *self._examples, RATIO, MOST, self._sampling)
+        if self._sampling is not None:
+            return learned
+        rows = [row for row in self._labeled if row["prompt"] not in self._task.reported_texts()]
+        transport = learn_transport(self._pipe, site, sae, rows, self._task.column, self._task.value)
+        return dataclasses.replace(learned, transport=transport)
 
     @functools.cached_property
     def _means(self) -> ChangeFunction:

@@ -8,7 +8,7 @@ from revelio_jax.config.fields import field
 from revelio_jax.errors import InputError
 
 SCORES = ("detection", "hard", "fuzzing")
-RULES = ("auto", "paper", "contrast", "gated", "swap")
+RULES = ("auto", "paper", "contrast", "gated", "swap", "transport")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,11 @@
 A latent fires on a share of the prompts with the concept, and on a share of the other prompts. It belongs to the
 concept if the first share is at least --ratio times the second. At a hook point of the denoiser, the command samples
 images of the prompts and uses shares of positions instead. It writes runs/<name>/steering/<concept>.safetensors, which
-the rules ``gated`` and ``swap`` read.
+the rules ``gated``, ``swap`` and ``transport`` read. At a text encoder, it also learns how prompts with the concept
+differ from matched prompts without it, for the rule ``transport``.
 """
 
+import dataclasses
 import functools
 import pathlib
 import random
@@ -31,6 +33,7 @@ from revelio_jax.steering.learned_concepts import LearnedConcept, file_name, sav
 from revelio_jax.steering.sae import Sae
 from revelio_jax.steering.sampled_concepts import CallArguments, sample_prompts
 from revelio_jax.steering.steerer import Steerer
+from revelio_jax.steering.transport_learning import learn_transport
 
 RATIO, MOST, IMAGES = 4.0, 24, 64
 FLAGS = {
@@ -162,6 +165,9 @@ def main(argv: Sequence[str]) -> None:
     learned, rows = find_latents(
         pipe, steerer.site, sae, with_concept, without, flags["ratio"], flags["most"], sampling
     )
+    if not hook_points.is_denoiser_point(steerer.site):
+        transport = learn_transport(pipe, steerer.site, sae, labeled, column, value)
+        learned = dataclasses.replace(learned, transport=transport)
     folder = pathlib.Path(config.run, "steering")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{file_name(value)}.safetensors"

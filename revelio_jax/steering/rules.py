@@ -11,6 +11,7 @@ import torch
 from revelio_jax.errors import InputError
 from revelio_jax.steering.concept import EncodedConcept, presence
 from revelio_jax.steering.sae import Sae
+from revelio_jax.steering.transport import Transport
 
 Weight = float | torch.Tensor
 """A factor on the change: one number, or one for each row of the batch, [B, 1, 1]."""
@@ -74,6 +75,28 @@ class Swap:
         return weight * torch.where(weight < 0, has_concept_B11, ~has_concept_B11) * self.v_TD
 
 
+@dataclasses.dataclass(frozen=True)
+class Transported:
+    """Adds a change that depends on the codes of each token, weight times, to prompts with the concept or to others.
+
+    A negative weight removes the concept from prompts that have it; a positive weight adds it to all others. A prompt
+    has the concept if its latents [K] sum to more than ``threshold`` at some position.
+    """
+
+    sae: Sae
+    latents: torch.Tensor
+    threshold: float
+    transport: Transport
+
+    def __call__(self, x_BTD: torch.Tensor, weight: Weight) -> torch.Tensor:
+        codes_BTF = self.sae.codes(x_BTD)
+        has_concept_B11 = (presence(codes_BTF, self.latents) > self.threshold)[:, None, None]
+        weight = torch.as_tensor(weight, device=x_BTD.device)
+        removed_BTD = torch.where(has_concept_B11, self.transport.removal(codes_BTF), 0.0)
+        added_BTD = torch.where(has_concept_B11, 0.0, self.transport.addition(codes_BTF))
+        return weight.abs() * torch.where(weight < 0, removed_BTD, added_BTD)
+
+
 def paper(sae: Sae, concept: EncodedConcept) -> ChangeFunction:
     """Add W_dec ReLU(W_enc (h_c - b_dec) + b_enc), without top-k, as Concept Steerers (arXiv 2501.19066) do.
 
@@ -105,12 +128,32 @@ def swap(sae: Sae, concept: EncodedConcept) -> ChangeFunction:
     return Swap(sae, learned.latents, learned.threshold, sae.directions(learned.difference))
 
 
+def transport(sae: Sae, concept: EncodedConcept) -> ChangeFunction:
+    """Change each token as it changes between matched prompts with and without the concept.
+
+    Strength -1 changes a prompt with the concept into its predicted match without it; +1 does the opposite in prompts
+    without the concept. Raise InputError if the concept was not learned from labeled prompts at a text encoder.
+    """
+    learned = concept.learned
+    if learned.transport is None:
+        raise InputError(
+            f"rule is 'transport', but {concept.text!r} has no change learned from labeled prompts; learn it with "
+            "revelio learn at a hook point of a text encoder, or use another rule"
+        )
+    if (width := learned.transport.removal.of_positions_TD.shape[-1]) != sae.d:
+        raise InputError(f"the learned concept {concept.text!r} is for width {width}, but this SAE has width {sae.d}")
+    return Transported(sae, learned.latents, learned.threshold, learned.transport)
+
+
 Rule = typing.Callable[[Sae, EncodedConcept], ChangeFunction]
-RULES: dict[str, Rule] = {"paper": paper, "contrast": contrast, "gated": gated, "swap": swap}
+RULES: dict[str, Rule] = {"paper": paper, "contrast": contrast, "gated": gated, "swap": swap, "transport": transport}
 # Rules that add a fixed vector also steer the unconditional branch, in the opposite direction.
 ON_BOTH_BRANCHES = ("paper", "contrast")
 AUTO = "auto"
-# The rules that ``auto`` stands for: the best on both miniatures, measured with ``revelio benchmark``.
+# Rules that need a change learned from labeled prompts.
+FROM_LABELS = ("transport",)
+# The rules that ``auto`` stands for: the best on both miniatures, measured with ``revelio benchmark``. Not yet
+# ``transport``, which was measured on fewer prompts; see docs/measurements/steering_rules.md.
 FOR_LEARNED, FOR_TEXT = "swap", "contrast"
 
 

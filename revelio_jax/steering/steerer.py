@@ -159,7 +159,7 @@ class Steerer:
         be passed as keywords, for example ``steps=(1000, 600)``.
 
         ``negative_branch`` also steers the unconditional branch, in the opposite direction. None means True for saved
-        vectors and for rules that add a fixed vector, and False for ``gated``, ``swap`` and latents.
+        vectors and for rules that add a fixed vector, and False for ``gated``, ``swap``, ``transport`` and latents.
 
         ``learned`` maps texts to concepts that were learned from labeled prompts.
 

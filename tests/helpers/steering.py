@@ -13,13 +13,16 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
+from revelio_jax.config import RULES
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.families import family_of
 from revelio_jax.steering import Steerer
+from revelio_jax.steering.rules import FROM_LABELS
 from revelio_jax.steering.sae import Sae
 from tests.helpers import MINIATURES
 from tests.helpers.pipelines import dit, fitted, flux, make_clip, sd, sdxl, t5, vae  # noqa: F401
 
+TEXT_RULES = [rule for rule in RULES if rule not in FROM_LABELS]  # rules that a text without labeled prompts can have
 SITE, D, F, K = "clip.layer.2", 128, 64, 8
 PROMPTS = ["a flat emoji of cat", "a glossy 3d emoji of red apple"]
 

@@ -7,12 +7,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
-from revelio_jax.config import RULES
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
 from revelio_jax.steering import Clamp, Steerer
 from revelio_jax.steering.rules import change_function, resolve_rule
-from tests.helpers.steering import record_outputs
+from tests.helpers.steering import TEXT_RULES, record_outputs
 
 CONCEPT = "red apple"
 PROMPTS = ["a flat emoji of cat", "a glossy 3d emoji of red apple"]
@@ -40,7 +39,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TEXT_RULES)
 @pytest.mark.parametrize(("family", "site"), TEXT_SITES)
 def test_strength_zero_changes_no_bit(tiny, make_steerer, family, site, rule, run):
     pipe = tiny(family)
@@ -52,7 +51,7 @@ def test_strength_zero_changes_no_bit(tiny, make_steerer, family, site, rule, ru
             assert torch.equal(run(pipe, **call), plain), name
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TEXT_RULES)
 @pytest.mark.parametrize(("family", "site"), TEXT_SITES)
 def test_every_call_is_steered_and_the_pipeline_is_restored(tiny, make_steerer, family, site, rule, run):
     pipe = tiny(family)
@@ -72,7 +71,7 @@ def test_every_call_is_steered_and_the_pipeline_is_restored(tiny, make_steerer, 
     assert not [key for key in vars(pipe) if "steer" in key]
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TEXT_RULES)
 @pytest.mark.parametrize("family", ["sd", "flux"])
 def test_the_shipped_miniatures_are_steered_and_restored(miniature, make_steerer, run, family, rule):
     pipe = miniature(family)
@@ -147,7 +146,7 @@ def test_an_sae_of_differences_reads_output_minus_input(tiny, make_steerer, fami
     torch.testing.assert_close(steered, plain + (3.0 - z) * steerer.sae.W_dec_FD[5], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TEXT_RULES)
 def test_joined_encoders_share_one_change(tiny, make_steerer, rule):
     """The code comes from the plain pass of both encoders, and each encoder gets its own columns of the change."""
     pipe = tiny("sdxl")

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from revelio_jax.config import RULES
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.families import BY_NAME
@@ -15,6 +14,7 @@ from revelio_jax.steering.latents import find_latents
 from revelio_jax.steering.sampled_concepts import IMAGES, watch_passes
 from revelio_jax.steering.vectors import difference_of_means
 from tests.helpers.steered_pipelines import DENOISER_POINT, ROWS, VIDEO, built, generate
+from tests.helpers.steering import TEXT_RULES
 
 SITES = {
     "sd": "unet.up_blocks.0",
@@ -66,7 +66,7 @@ def test_codes_are_means_over_images_steps_and_positions(tiny, make_steerer):
 
 
 @pytest.mark.parametrize("family", SITES)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TEXT_RULES)
 def test_a_text_steers_the_denoiser_and_strength_zero_changes_no_bit(tiny, make_steerer, run, family, rule):
     pipe = tiny(family)
     steerer = make_steerer(pipe, SITES[family])

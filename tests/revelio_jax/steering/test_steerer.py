@@ -225,5 +225,5 @@ def test_a_pipeline_of_another_name_is_refused_without_other_model(pipe, steerer
 
 
 def test_an_unknown_rule_is_refused_with_the_allowed_ones(pipe, steerer):
-    with pytest.raises(InputError, match="paper, contrast, gated, swap"):
+    with pytest.raises(InputError, match="paper, contrast, gated, swap, transport"):
         steerer.attach(pipe, {CONCEPT: -1.0}, rule="magic")
