@@ -31,6 +31,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 import collections
 import dataclasses
 import functools
+import gc
 import json
 import socket
 
@@ -49,6 +50,7 @@ from revelio_jax.config import (
     TrainConfig,
 )
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
+from tests.helpers import forks
 from tests.helpers.browser import chromium, visit  # noqa: F401 - imported here once, so that a session starts one browser
 from tests.helpers.configs import changed
 from tests.helpers.disks import forbidden_folder, small_disk  # noqa: F401
@@ -70,6 +72,14 @@ def pytest_collection_modifyitems(items):
     tests = collections.Counter(item.path for item in items)
     slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path] / tests[item.path])
+
+
+def pytest_collection_finish():
+    # Libraries set some variables when the test files import them.
+    forks.ENVIRONMENT.update(os.environ)
+    # Millions of objects stay until the end: garbage collections need not visit them.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,11 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 import time
 
 import pytest
+
+from tests.helpers import forks
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = "tests/benchmarks/accelerator.py"
@@ -31,9 +31,9 @@ def benchmark(tmp_path, one_device):
 
     def run(*flags):
         out = tmp_path / "rows.jsonl"
-        command = [sys.executable, SCRIPT, "--json", out, "--small", "--sizes", "x".join(map(str, SIZE)), *flags]
+        command = [SCRIPT, "--json", out, "--small", "--sizes", "x".join(map(str, SIZE)), *flags]
         environment = one_device | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = forks.run(command, cwd=ROOT, env=environment)
         return done, [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
     return run
@@ -146,7 +146,7 @@ def test_table(tmp_path):
         {"part": "input", "name": "copy", "ms": 2.5} | shared,
     ]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = subprocess.run([sys.executable, SCRIPT, "--table", rows], cwd=ROOT, capture_output=True, text=True)
+    done = forks.run([SCRIPT, "--table", rows], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "## step",
