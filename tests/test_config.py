@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -13,7 +14,7 @@ from revelio_jax import cli
 from revelio_jax import config as configs
 from revelio_jax.config import renamed
 from revelio_jax.errors import InputError, report_errors
-from tests.helpers import ROOT, forks
+from tests.helpers import ROOT
 
 FIELDS = [
     f"config.{name}.{field.name}" for name, section in configs.SECTIONS.items() for field in dataclasses.fields(section)
@@ -313,8 +314,9 @@ def test_an_input_error_is_one_line_and_status_2(capsys):
 
 
 def test_the_command_as_a_process_refuses_a_missing_config():
-    argv = ["-m", "extract.run", "--config", "configs/none.py"]
-    done = forks.run(argv, cwd=ROOT)
+
+    argv = [sys.executable, "-m", "extract.run", "--config", "configs/none.py"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --config configs/none.py: no such file\n"
 
