@@ -4,13 +4,12 @@ import csv
 import json
 import random
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, forks
 
 PROMPTS = ROOT / "extract" / "miniature" / "sd" / "prompts.csv"
 
@@ -35,8 +34,8 @@ def commands(tmp_path_factory, one_device):
             "--config.sae.dead_after_rows=100000",
             "--config.steer.steps=8",
         ]
-        command = [sys.executable, "-m", module, *overrides, *flags]
-        return subprocess.run(command, cwd=ROOT, env=one_device, capture_output=True, text=True)
+        command = ["-m", module, *overrides, *flags]
+        return forks.run(command, cwd=ROOT, env=one_device)
 
     run.folder = folder / "run"
     return run

@@ -3,13 +3,13 @@
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
+from tests.helpers import forks
+
 ROOT = pathlib.Path(__file__).parents[2]
-COMMAND = [sys.executable, "tests/benchmarks/report.py"]
+SCRIPT = "tests/benchmarks/report.py"
 FIELDS = ("kind", "latents", "samples", "seconds", "cpu_seconds", "files", "mb", "images_mb", "peak_gib")
 
 
@@ -18,13 +18,8 @@ FIELDS = ("kind", "latents", "samples", "seconds", "cpu_seconds", "files", "mb",
 @pytest.mark.parametrize("kind", ["text", "image"])
 def test_the_row_has_the_documented_fields(tmp_path, kind):
     out = tmp_path / "row.json"
-    done = subprocess.run(
-        [*COMMAND, "--json", out, "--kind", kind, "--latents", "200", "--samples", "50"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    flags = ["--json", out, "--kind", kind, "--latents", "200", "--samples", "50"]
+    done = forks.run([SCRIPT, *flags], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(out.read_text())
     assert tuple(row) == (*FIELDS, "first_kb")

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from revelio_jax.benchmark import curve, sweep
 from revelio_jax.benchmark.measurement import Outcome
 from revelio_jax.benchmark.sweep import describe, suggest
 from revelio_jax.errors import report_errors
-from tests.helpers import ROOT
+from tests.helpers import ROOT, forks
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
@@ -77,8 +76,8 @@ def command(tmp_path, sae_folder):
     def run(*flags: str) -> subprocess.CompletedProcess:
         settings = ["--config=configs/mini_sd.py", f"--config.run={tmp_path / 'run'}"]
         settings += ["--config.steer.steps=2", "--config.steer.rule=contrast", f"--sae={sae_folder}"]
-        argv = [sys.executable, "-m", "revelio_jax.steering", "sweep", *settings, *flags]
-        return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
+        argv = ["-m", "revelio_jax.steering", "sweep", *settings, *flags]
+        return forks.run(argv, cwd=ROOT)
 
     return run
 
