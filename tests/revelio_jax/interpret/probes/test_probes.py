@@ -178,7 +178,9 @@ def test_a_hook_point_without_a_map_gets_no_diff_c(write_samples, write_sae, tmp
     write_sae(run / "export", np.eye(4), np.zeros(4), np.eye(4), np.zeros(4), k=4)
     (run / "config.json").write_text(json.dumps({"extract": {"store": store}}))
     rows = rows_of(str(run), tmp_path)
-    assert set(rows) == {("sign", -1, probe, of) for probe in ("linear", "sparse") for of in experiment.INPUTS}
+    expected = {("sign", -1, probe, of) for probe in ("linear", "sparse") for of in experiment.INPUTS}
+    assert set(rows) == expected | {("sign", -1, "absorption", "latents")}
+    assert 0 <= rows["sign", -1, "absorption", "latents"]["full_absorption"] <= 1
     printed = capsys.readouterr()
     assert "clip.layer.1 do not form a map; diff_c is left out" in printed.err
     row = rows["sign", -1, "sparse", "latents"]
