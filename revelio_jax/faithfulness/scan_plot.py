@@ -40,7 +40,7 @@ def draw(record: Mapping[str, typing.Any], titles: Mapping[str, str]) -> "Figure
     return figure
 
 
-def _draw_ablation(ax: "Axes", scans: Mapping[str, typing.Any], name: str, color: str) -> None:
+def _draw_ablation(ax: "Axes", scans: Mapping[str, typing.Any], name: str, color: typing.Any) -> None:
     for y, each in enumerate(scans.values()):
         value = each["ablation"].get(name)
         if value:
@@ -60,7 +60,7 @@ def _draw_interchange(ax: "Axes", record: Mapping[str, typing.Any], column: str,
     ax.set_xlim(0, 1)
 
 
-def _bar(ax: "Axes", y: float, value: Mapping[str, float], height: float, color: str, label: str = "") -> None:
+def _bar(ax: "Axes", y: float, value: Mapping[str, float], height: float, color: typing.Any, label: str = "") -> None:
     error = [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
     style = {"elinewidth": 0.8, "ecolor": "0.3"}
     ax.barh(y, value["mean"], height=height, xerr=error, color=color, label=label or None, error_kw=style)
