@@ -79,7 +79,11 @@ def final_params(config, mesh):
     ids=str,
 )
 def test_two_processes_train_to_the_parameters_of_one(split, start, tmp_path, mesh, fields):
-    one, two = split(tmp_path / "one", *mesh, lanes=fields.get("lanes", 2)), split(tmp_path / "two", *mesh, **fields)
+    # Sums of other orders differ by rounding. In many more steps, one row would choose another latent at a near tie.
+    one, two = (
+        changed(split(tmp_path / name, *mesh, **own), steps=12)
+        for name, own in (("one", {"lanes": fields.get("lanes", 2)}), ("two", fields))
+    )
     for process in start(two):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
