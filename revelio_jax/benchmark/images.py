@@ -15,6 +15,7 @@ from revelio_jax import checksums, files
 from revelio_jax.benchmark.tasks import TaskPrompt
 from revelio_jax.errors import InputError
 from revelio_jax.inputs import prompt_settings
+from revelio_jax.inputs.images import open_image
 
 KEY_LENGTH = 16  # hexadecimal digits
 FLAGGED = "flagged"  # text of a PNG whose image the pipeline's safety checker replaced
@@ -71,7 +72,7 @@ class ImageFolder:
         """
         path = self.path / shot.file_name
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 return np.asarray(image.convert("RGB")), image.info.get(FLAGGED) == "yes"
         except (OSError, ValueError, SyntaxError) as error:
             raise InputError(f"{path} is not a readable image; delete it to draw it again: {error}") from error

@@ -79,4 +79,3 @@ def test_rows_of_the_first_prompts_are_replaced_in_every_batch(pipe):
     for x, size in zip(outputs, sizes, strict=True):
         conditional, half = x[size:].numpy(), size // 2
         np.testing.assert_allclose(conditional[:half], conditional[half:], rtol=1e-4, atol=1e-5)
-        assert not np.allclose(x[0], x[half], atol=1e-3)  # the unconditional branch is not interchanged

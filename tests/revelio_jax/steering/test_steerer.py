@@ -8,13 +8,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from revelio_jax.config import RULES
 from revelio_jax.errors import InputError
 from revelio_jax.pipelines import hook_points
 from revelio_jax.pipelines.sampling import sample
 from revelio_jax.steering import Steerer
 from revelio_jax.steering.learned_concepts import LearnedConcept
-from tests.helpers.steering import record_outputs
+from tests.helpers.steering import TEXT_RULES, record_outputs
 
 PROMPTS = ["glossy 3d emoji of red apple", "flat emoji of tiger"]
 CONCEPT = "glossy 3d"
@@ -35,13 +34,13 @@ def plain(pipe) -> np.ndarray:
     return images(pipe)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["auto", *TEXT_RULES])
 def test_strength_zero_is_bit_identical(pipe, steerer, plain, rule):
     with steerer.attach(pipe, {CONCEPT: 0.0}, rule=rule):
         np.testing.assert_array_equal(images(pipe), plain)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["auto", *TEXT_RULES])
 def test_every_call_is_steered_and_the_pipeline_is_restored_after_the_block(pipe, steerer, plain, rule):
     hooks = len(hook_points.resolve(pipe, steerer.site).module._forward_hooks)
     with steerer.attach(pipe, {CONCEPT: -1.0}, rule=rule):
