@@ -1,9 +1,9 @@
 """Learn how the activations of a prompt change if a concept is removed from it or added to it.
 
 Each prompt with the concept is matched with a similar prompt that has another value of the concept's label and the same
-other labels. A ridge regression predicts the change of every
-token from the latents that fire on it and from its position. So content that both prompts share stays as it is. For
-the opposite direction, prompts without the concept are matched with prompts that have it.
+other labels. A ridge regression predicts the change of every token from the latents that fire on it and from its
+position. So content that both prompts share stays as it is. For the opposite direction, prompts without the concept
+are matched with prompts that have it.
 
 N prompts, T tokens, D width, F latents, K latents that the regression reads.
 """
