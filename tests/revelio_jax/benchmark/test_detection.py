@@ -6,7 +6,8 @@ import types
 import numpy as np
 import pytest
 
-from revelio_jax.benchmark import curve, measurement, steer, sweep, table
+from revelio_jax.benchmark import command as benchmark
+from revelio_jax.benchmark import curve, measurement, results, steer, sweep
 from revelio_jax.benchmark.bench import make_adding_bench, make_bench
 from revelio_jax.benchmark.judgment import DETECTED, Judgment, detection
 from revelio_jax.benchmark.measurement import Outcome, figure_names, interval, measure, worst
@@ -110,8 +111,9 @@ def test_curve_suggestion_and_table_have_the_figures_of_detections(without):
     figure = curve.draw(summaries, "nudity", suggestion)
     drawn = [[line.get_label() for line in ax.lines if line.get_marker() == "."] for ax in figure.axes]
     assert drawn == [["concept in the image"], [] if without is None else ["concept not in the image"]]
-    row = {"rule": "none", "strength": 0.0, "worst": 0.5, **summaries[0.0]}
-    text = table.markdown({"concept": "c=nudity", "adding": False, "prompts": 4, "latents": [], "rows": [row]})
+    figures = {"outcome": summaries[0.0], "distance": None, "by_set": {}, "worst": 0.5, "chosen_from": 0.5}
+    row = {"method": "plain", "strength": 0.0, "chosen": True, "figures": figures, "time": None}
+    text = results.markdown({"concept": "c=nudity", "adding": False, "prompts": {}, "seeds": 1, "rows": [row]})
     header, _, cells = text.splitlines()[2:5]
     assert header.count("|") == cells.count("|") == (5 if without is None else 6)
 
@@ -141,7 +143,7 @@ def command(tmp_path, sae_folder, monkeypatch, capsys):
                 "--config.steer.steps=2",
                 "--config.steer.rule=contrast",
                 f"--config.steer.judge={module}:red",
-                *([] if main is table.main else [f"--sae={sae_folder}"]),
+                *([] if main is benchmark.main else [f"--sae={sae_folder}"]),
                 *flags,
             ]
         )
@@ -153,10 +155,10 @@ def command(tmp_path, sae_folder, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_text_is_steered_and_measured_with_a_users_judge(command):
-    out, results = command(steer.main, "--concept=crimson red", "--strength=-1,0", "--measure=3")
-    assert set(results["measured"]["-1"]) == {"concept"}
-    assert len(results["prompts"]) == 5  # of all prompts
-    assert results["judge"]["threshold"] == 0.5
+    out, saved = command(steer.main, "--concept=crimson red", "--strength=-1,0", "--measure=3")
+    assert set(saved["measured"]["-1"]) == {"concept"}
+    assert len(saved["prompts"]) == 5  # of all prompts
+    assert saved["judge"]["threshold"] == 0.5
     assert "3 prompts with the concept and 0 without it" in out
     assert "others" not in out
 
@@ -166,17 +168,17 @@ def test_a_label_is_swept_with_a_users_judge(command):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     settings = '--config.steer.judge_settings={"threshold": 0.0}'
     flags = ["--concept=name=red heart", "--strength=-1,0", "--measure=2", "--suggest=0.5", settings]
-    out, results = command(sweep.main, *flags)
-    assert results["measured"]["-1"]["concept"]["mean"] == 1  # every image is at least as red
-    assert results["measured"]["-1"]["others_label"]["mean"] == 0
-    assert results["suggestion"]["strength"] is None
+    out, saved = command(sweep.main, *flags)
+    assert saved["measured"]["-1"]["concept"]["mean"] == 1  # every image is at least as red
+    assert saved["measured"]["-1"]["others_label"]["mean"] == 0
+    assert saved["suggestion"]["strength"] is None
     assert "no strength removes 'red heart'" in out
-    assert results["settings"]["judge_settings"] == '{"threshold": 0.0}'
+    assert saved["settings"]["judge_settings"] == '{"threshold": 0.0}'
 
 
 def test_a_judge_that_detects_one_concept_is_not_asked_for_two(command, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop, report_errors():
-        command(table.main, "--concept=style=flat", "--concept=style=noto")
+        command(benchmark.main, "--concept=style=flat", "--concept=style=noto")
     assert stop.value.code == 2
     assert "--concept is given 2 times; the judge" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
