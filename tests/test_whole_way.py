@@ -66,6 +66,8 @@ def test_extract_train_evaluate_export_steer(commands):
 
     flags = ("--concept=style=glossy 3d", "--config.steer.steps=6", "--config.benchmark.strengths=-2")
     flags += ("--config.benchmark.prompts=8", "--config.benchmark.seeds=1", "--config.benchmark.repetitions=0")
+    methods = "steer rule=swap,steer rule=paper,difference_of_means,random_direction"
+    flags += ("--config.benchmark.add=yes", f"--config.benchmark.methods={methods}")
     done = commands("revelio_jax.benchmark.command", *flags)
     assert done.returncode == 0, done.stderr
     (removed, added) = json.loads((commands.folder / "benchmark" / "results.json").read_text())["tasks"]
