@@ -37,22 +37,12 @@ if [ "$fast" = no ] && ! command -v slurmctld >/dev/null; then
     apt_install slurm-wlm munge >/dev/null 2>&1 || echo "SLURM is not installed: its tests are skipped"
 fi
 
-# The environments of the last two runs are created beside ruff and pyright.
-if [ "$fast" = no ] && [ $# = 0 ]; then
-    bash launch/test_newest.sh --install >/dev/null & newest=$!
-    bash launch/test_lowest.sh --install >/dev/null & lowest=$!
-fi
-
 say "ruff"
 ruff check .
 ruff format --check .
 if [ "$fast" = no ]; then
     say "pyright"  # takes more than a minute; pre-commit runs it too
     PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright  # do not ask PyPI for a newer version
-fi
-if [ -n "${newest:-}" ]; then
-    wait "$newest"
-    wait "$lowest"
 fi
 say "pytest"
 # Each worker has its own session fixtures: a file stays on one worker so that they are built less often. Files keep the

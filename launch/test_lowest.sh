@@ -4,7 +4,6 @@
 # Without Python 3.11, one line says that these tests did not run.
 #   bash launch/test_lowest.sh           a few minutes of tests, as launch/test.sh runs them
 #   bash launch/test_lowest.sh --all     all fast tests of the trainer
-#   bash launch/test_lowest.sh --install only create the environment
 # shellcheck disable=SC2034
 
 if ! "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
@@ -13,7 +12,6 @@ if ! "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 1
 fi
 extras=train,tensorboard,plot,test venv=.venv-lowest constraints=constraints-lowest.txt
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-if [ "${1:-}" = --install ]; then exit; fi
 
 say "pytest with the oldest versions: JAX $(python -c 'import jax; print(jax.__version__)')"
 tests=(

@@ -4,7 +4,6 @@
 # or in pyenv. Without such a Python, one line says that these tests did not run.
 #   bash launch/test_newest.sh               the fast tests, as launch/test.sh runs them
 #   bash launch/test_newest.sh -m ""         also the slow ones
-#   bash launch/test_newest.sh --install     only create the environment
 # shellcheck disable=SC2034
 
 is_newer() { "$1" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; }
@@ -26,7 +25,6 @@ fi
 # The trainer, TensorBoard and the test tools.
 extras=train,tensorboard,test venv=.venv-newest constraints=constraints-newest.txt
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-if [ "${1:-}" = --install ]; then exit; fi
 
 say "pytest with $(python --version), JAX $(python -c 'import jax; print(jax.__version__)')"
 trainer=(

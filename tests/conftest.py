@@ -31,7 +31,6 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 import collections
 import dataclasses
 import functools
-import gc
 import json
 import socket
 
@@ -50,7 +49,6 @@ from revelio_jax.config import (
     TrainConfig,
 )
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
-from tests.helpers import forks
 from tests.helpers.browser import chromium, visit  # noqa: F401 - imported here once, so that a session starts one browser
 from tests.helpers.configs import changed
 from tests.helpers.disks import forbidden_folder, small_disk  # noqa: F401
@@ -74,25 +72,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -slow[item.path] / tests[item.path])
 
 
-def pytest_collection_finish():
-    # Libraries set some variables when the test files import them.
-    forks.ENVIRONMENT.update(os.environ)
-    # Millions of objects stay until the end: garbage collections need not visit them.
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(scope="session")
 def one_device() -> dict[str, str]:
     """The environment of a command outside the tests: JAX sees the CPU as one device that uses all cores."""
     return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-
-
-@pytest.fixture(scope="session")
-def quick_device() -> dict[str, str]:
-    """As ``one_device``, but compiled without most optimizations, as the tests are."""
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    return os.environ | {"XLA_FLAGS": flags}
 
 
 @pytest.fixture(scope="session")

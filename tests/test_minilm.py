@@ -7,6 +7,8 @@ import csv
 import importlib.util
 import json
 import pydoc_data.topics
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import transformers
 from configs import minilm
 from revelio_jax.pipelines.tokens import BOS, EOS
 from revelio_jax.store import open_store
-from tests.helpers import ROOT, forks
+from tests.helpers import ROOT
 
 TEXTS = 200
 
@@ -49,8 +51,8 @@ def commands(tmp_path_factory, one_device, texts):
             "--config.train.batch_size=512",
             "--config.sae.expansion=4",
         ]
-        command = ["-m", module, *flags]
-        done = forks.run(command, cwd=ROOT, env=one_device)
+        command = [sys.executable, "-m", module, *flags]
+        done = subprocess.run(command, cwd=ROOT, env=one_device, capture_output=True, text=True)
         assert done.returncode == 0, f"{module}: {done.stderr}"
 
     run.folder = folder

@@ -4,12 +4,13 @@ import csv
 import json
 import random
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import ROOT, forks
+from tests.helpers import ROOT
 
 PROMPTS = ROOT / "extract" / "miniature" / "sd" / "prompts.csv"
 
@@ -34,8 +35,8 @@ def commands(tmp_path_factory, one_device):
             "--config.sae.dead_after_rows=100000",
             "--config.steer.steps=8",
         ]
-        command = ["-m", module, *overrides, *flags]
-        return forks.run(command, cwd=ROOT, env=one_device)
+        command = [sys.executable, "-m", module, *overrides, *flags]
+        return subprocess.run(command, cwd=ROOT, env=one_device, capture_output=True, text=True)
 
     run.folder = folder / "run"
     return run

@@ -2,19 +2,20 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 from revelio_jax.planning.devices import can_compile
-from tests.helpers import forks
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(*flags):
-    command = ["tests/benchmarks/compiled_step.py", "--sizes=128x1024x4x64", *flags]
+    command = [sys.executable, "tests/benchmarks/compiled_step.py", "--sizes=128x1024x4x64", *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return forks.run(command, cwd=ROOT, env=environment)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.slow

@@ -3,20 +3,26 @@
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
-from tests.helpers import forks
-
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPT = "tests/benchmarks/extraction.py"
+COMMAND = [sys.executable, "tests/benchmarks/extraction.py"]
 
 
 @pytest.mark.slow
 def test_every_mode_has_a_row(tmp_path):
     out = tmp_path / "rows.json"
     small = ["--prompts", "16", "--images", "4", "--batch", "4", "--rounds", "1", "--pipeline-prompts", "1"]
-    done = forks.run([SCRIPT, "--json", out, *small], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [*COMMAND, "--json", out, *small],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())
     assert [row["mode"] for row in rows] == ["text", "pipeline", "noised", "early", "early", "early"]

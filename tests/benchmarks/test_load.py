@@ -3,10 +3,10 @@
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
-
-from tests.helpers import forks
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -17,9 +17,9 @@ def benchmark(tmp_path):
 
     def run(*flags):
         out = tmp_path / "rows.json"
-        command = ["tests/benchmarks/load.py", "--json", out, "--folder", tmp_path, *flags]
+        command = [sys.executable, "tests/benchmarks/load.py", "--json", out, "--folder", tmp_path, *flags]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = forks.run(command, cwd=ROOT, env=environment)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done, json.loads(out.read_text())["rows"] if out.exists() else None
 
     return run

@@ -2,13 +2,14 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from revelio_jax.errors import InputError
 from tests.benchmarks import quality_table
-from tests.helpers import forks
 
 ROOT = pathlib.Path(__file__).parents[2]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
@@ -28,14 +29,14 @@ FIELDS = {
 
 
 @pytest.fixture
-def benchmark(tmp_path, quick_device):
+def benchmark(tmp_path, one_device):
     """``benchmark(*flags)`` runs the benchmark on one device and returns the process and its rows."""
 
     def run(*flags):
         out = tmp_path / "rows.json"
-        environment = quick_device | {"PYTHONPATH": str(ROOT)}
-        command = ["tests/benchmarks/quality.py", "--json", out, *flags]
-        done = forks.run(command, cwd=ROOT, env=environment)
+        environment = one_device | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "tests/benchmarks/quality.py", "--json", out, *flags]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done, json.loads(out.read_text()) if out.exists() else None
 
     return run

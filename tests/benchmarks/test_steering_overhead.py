@@ -3,17 +3,23 @@
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
-
-from tests.helpers import forks
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(tmp_path, *flags):
-    command = ["tests/benchmarks/steering_overhead.py", "--json", tmp_path / "rows.json", *flags]
-    return forks.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    command = [
+        sys.executable,
+        "tests/benchmarks/steering_overhead.py",
+        "--json",
+        tmp_path / "rows.json",
+        *flags,
+    ]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
 
 
 @pytest.mark.slow

@@ -2,10 +2,10 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
-
-from tests.helpers import forks
 
 ROOT = pathlib.Path(__file__).parents[2]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
@@ -13,14 +13,14 @@ FIELDS = {"system", "d", "n", "k", "batch", "dead_fraction", "step_s", "floor_s"
 
 
 @pytest.fixture
-def benchmark(tmp_path, quick_device):
+def benchmark(tmp_path, one_device):
     """``benchmark(*flags)`` runs the benchmark on one device and returns the process and its rows."""
 
     def run(*flags):
         out = tmp_path / "rows.json"
-        command = ["tests/benchmarks/train_step.py", "--json", out, "--repeats", "2", *flags]
-        environment = quick_device | {"PYTHONPATH": str(ROOT)}
-        done = forks.run(command, cwd=ROOT, env=environment)
+        command = [sys.executable, "tests/benchmarks/train_step.py", "--json", out, "--repeats", "2", *flags]
+        environment = one_device | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done, json.loads(out.read_text()) if out.exists() else None
 
     return run

@@ -4,11 +4,12 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import time
 
 import pytest
 
-from tests.helpers import ROOT, forks
+from tests.helpers import ROOT
 from tests.helpers.extraction import command, read_files, run_extract
 
 
@@ -16,7 +17,7 @@ from tests.helpers.extraction import command, read_files, run_extract
 def test_a_killed_run_resumes_and_writes_the_store_of_an_uninterrupted_run(text_config, tmp_path):
     (tmp_path / "many.txt").write_text("\n".join(" ".join(["cat"] * (1 + n % 9)) for n in range(40)))
     overrides = {"extract__prompts": tmp_path / "many.txt", "extract__shard_samples": 1}
-    process = forks.start(command(text_config, **overrides)[1:], cwd=ROOT)
+    process = subprocess.Popen(command(text_config, **overrides), cwd=ROOT, stderr=subprocess.DEVNULL)
     shards = tmp_path / "store/shards"
     while process.poll() is None and len(list(shards.glob("*.json"))) < 5:
         time.sleep(0.005)
@@ -36,7 +37,14 @@ def test_a_killed_run_resumes_and_writes_the_store_of_an_uninterrupted_run(text_
 def test_ctrl_c_is_reported_in_one_line_and_the_run_resumes(text_config, tmp_path):
     (tmp_path / "many.txt").write_text("cat\n" * 40)
     overrides = {"extract__prompts": tmp_path / "many.txt", "extract__shard_samples": 1}
-    process = forks.start(command(text_config, **overrides)[1:], cwd=ROOT)
+    process = subprocess.Popen(
+        command(text_config, **overrides),
+        cwd=ROOT,
+        env=os.environ | {"TQDM_DISABLE": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     while process.poll() is None and len(list((tmp_path / "store/shards").glob("*.json"))) < 5:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)

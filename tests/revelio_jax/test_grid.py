@@ -4,7 +4,8 @@ import dataclasses
 import json
 import pathlib
 import shutil
-import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -19,7 +20,6 @@ from revelio_jax.sae import sharding
 from revelio_jax.store import SitePlan, StorePlan, StoreWriter
 from revelio_jax.train import train
 from revelio_jax.training import checkpoints, metrics
-from tests.helpers import forks
 from tests.helpers.configs import changed
 
 SITES = ("clip.layer.1", "clip.layer.2", "clip.layer.3")
@@ -166,12 +166,12 @@ def test_a_resumed_grid_has_the_same_bits(trained_grid, with_train, tmp_path, ah
 def test_sigterm_saves_every_member(config, with_train, config_file, tmp_path):
     config = with_train(config, run=str(tmp_path / "grid"), steps=10**6)
     path = config_file(tmp_path / "config.py", config)
-    command = ["-m", "revelio_jax.grid", "--config", path, "--grid", "sae.k=2,3"]
-    process = forks.start(command)
+    command = [sys.executable, "-m", "revelio_jax.grid", "--config", path, "--grid", "sae.k=2,3"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     runs = [pathlib.Path(str(member.run)) for member in grid.configs(config, ["sae.k=2,3"])]
     while process.poll() is None and not checkpoints.newest_step(*runs):
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.terminate()
     output, errors = process.communicate()
     assert process.returncode == 143, errors
     step = int(output.split("step ")[-1].split()[0])

@@ -13,7 +13,6 @@ from PIL import Image
 from revelio_jax import plot
 from revelio_jax.errors import InputError
 from revelio_jax.evaluate import evaluate
-from tests.helpers import forks
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
@@ -162,8 +161,8 @@ def test_a_missing_package_is_refused(runs, monkeypatch):
 )
 def test_a_wrong_command_ends_with_one_line_and_status_2(runs, arguments, message):
     arguments = [runs[0] if argument == "RUN" else argument for argument in arguments]
-    command = ["-m", "revelio_jax.plot", *arguments]
-    done = forks.run(command)
+    command = [sys.executable, "-m", "revelio_jax.plot", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert done.stderr.startswith("error: ")

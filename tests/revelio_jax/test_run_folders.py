@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -11,7 +13,6 @@ from revelio_jax.errors import InputError, report_errors
 from revelio_jax.grid import train as train_grid
 from revelio_jax.train import train
 from revelio_jax.training import checkpoints, loader, run
-from tests.helpers import forks
 
 
 def test_a_forbidden_folder_is_refused_and_nothing_is_created(forbidden_folder):
@@ -50,9 +51,9 @@ def test_a_full_disk_during_training_names_the_last_good_step(base, with_train, 
     disk = small_disk("size=1m")
     config = with_train(base, run=str(disk / "run"), steps=4000, checkpoint_every=20)
     path = config_file(tmp_path / "config.py", config)
-    command = ["-m", "revelio_jax.train", "--config", path]
+    command = [sys.executable, "-m", "revelio_jax.train", "--config", path]
     (disk / "ballast").write_bytes(bytes(700_000))
-    done = forks.run(command)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     line = done.stderr.splitlines()[-1]

@@ -6,6 +6,8 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -20,11 +22,10 @@ from revelio_jax.store import open_store
 from revelio_jax.train import train
 from revelio_jax.training import checkpoints
 from revelio_jax.training.metrics import FIELDS, truncate
-from tests.helpers import forks
 
 
 def command(path, *arguments):
-    return ["-m", "revelio_jax.train", "--config", path, *arguments]
+    return [sys.executable, "-m", "revelio_jax.train", "--config", path, *arguments]
 
 
 def final_state(config, step=None, data=1, feature=1):
@@ -77,7 +78,7 @@ def test_normalization_uses_the_statistics_of_the_store(trained, planted):
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(trained, with_train, config_file, tmp_path, monkeypatch):
     config = with_train(trained, run=str(tmp_path / "run"), checkpoint_every=20)
     path = config_file(tmp_path / "config.py", config)
-    process = forks.start(command(path))
+    process = subprocess.Popen(command(path), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while checkpoints.newest_step(tmp_path / "run") < 20 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -324,7 +325,7 @@ def test_a_wrong_argument_ends_with_one_line_and_status_2(base, with_train, conf
         "--config.extract.store=nowhere": "it does not exist",
     }
     for argument, message in wrong.items():
-        result = forks.run(command(path, argument), env=environment)
+        result = subprocess.run(command(path, argument), capture_output=True, text=True, env=environment)
         assert result.returncode == 2
         assert message in result.stderr
         assert result.stderr.startswith("error: ")

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from revelio_jax.benchmark import curve, sweep
 from revelio_jax.benchmark.measurement import Outcome
 from revelio_jax.benchmark.sweep import describe, suggest
 from revelio_jax.errors import report_errors
-from tests.helpers import ROOT, forks
+from tests.helpers import ROOT
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
@@ -76,8 +77,8 @@ def command(tmp_path, sae_folder):
     def run(*flags: str) -> subprocess.CompletedProcess:
         settings = ["--config=configs/mini_sd.py", f"--config.run={tmp_path / 'run'}"]
         settings += ["--config.steer.steps=2", "--config.steer.rule=contrast", f"--sae={sae_folder}"]
-        argv = ["-m", "revelio_jax.steering", "sweep", *settings, *flags]
-        return forks.run(argv, cwd=ROOT)
+        argv = [sys.executable, "-m", "revelio_jax.steering", "sweep", *settings, *flags]
+        return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
 
     return run
 

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -17,7 +19,7 @@ from revelio_jax.planning import devices, meshes, model, widths, work
 from revelio_jax.planning.compiled_step import compile_step
 from revelio_jax.sae import sharding
 from revelio_jax.training.step import make_train_step
-from tests.helpers import ROOT, forks
+from tests.helpers import ROOT
 from tests.helpers.configs import changed
 
 MESHES = {"v5e:2x2": "2x2", "v5e:4x4": "4x4", "v5p:2x2x2": "2x4", "v6e:4x4": "2x8"}
@@ -37,8 +39,8 @@ tpu = pytest.mark.skipif(
 
 
 def run(config, *arguments):
-    command = ["-m", "revelio_jax.plan", "--config", str(config), *arguments]
-    return forks.run(command, cwd=ROOT)
+    command = [sys.executable, "-m", "revelio_jax.plan", "--config", str(config), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def rows(output):

@@ -2,6 +2,7 @@
 
 import fractions
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from revelio_jax.errors import InputError
 from revelio_jax.sae import sharding
 from revelio_jax.training import loader
 from revelio_jax.training.mixture import Mixture, MixtureSource, open_mixture
-from tests.helpers import ROOT, forks
+from tests.helpers import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -283,9 +284,12 @@ print("lanes", *lanes)
 @pytest.mark.parametrize(("mesh", "lanes"), [((16, 1), ["0 1", "2 3"]), ((1, 16), ["0 1", "2 3"])])
 def test_two_processes_assemble_one_batch(location, mesh, lanes, unused_port):
     running = [
-        forks.start(["-c", PROCESS, f"localhost:{unused_port}", str(i), location, *map(str, mesh)], cwd=ROOT)
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, f"localhost:{unused_port}", str(i), location, *map(str, mesh)],
+            cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
         for i in range(2)
-    ]
+    ]  # fmt: skip
     for process, wanted in zip(running, lanes, strict=True):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err

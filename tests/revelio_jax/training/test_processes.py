@@ -4,6 +4,8 @@ import dataclasses
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -15,7 +17,6 @@ from revelio_jax.errors import InputError
 from revelio_jax.sae import sharding
 from revelio_jax.train import train
 from revelio_jax.training import checkpoints, processes
-from tests.helpers import forks
 from tests.helpers.configs import changed
 
 
@@ -50,9 +51,16 @@ def start(config_file, tmp_path, unused_port):
         for process in range(2):
             arguments = {"distributed": True, "coordinator": f"localhost:{unused_port}", "processes": 2}
             arguments = [f"--config.mesh.{name}={value}" for name, value in arguments.items()]
-            command = ["-m", "revelio_jax.train", "--config", path, *arguments]
-            command.append(f"--config.mesh.process={process}")
-            running.append(forks.start(command, env=os.environ | {"XLA_FLAGS": flags}))
+            command = [sys.executable, "-m", "revelio_jax.train", "--config", path, *arguments]
+            running.append(
+                subprocess.Popen(
+                    [*command, f"--config.mesh.process={process}"],
+                    env=os.environ | {"XLA_FLAGS": flags},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
         return running
 
     yield begin

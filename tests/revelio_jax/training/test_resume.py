@@ -7,6 +7,8 @@ import pathlib
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -18,9 +20,8 @@ import revelio_jax.train as train_module
 from revelio_jax.sae import sharding
 from revelio_jax.train import train
 from revelio_jax.training import checkpoints, processes
-from tests.helpers import forks
 
-KILLS, STEPS, EVERY = 8, 500, 20
+KILLS, STEPS, EVERY = 20, 1000, 20
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_bfloat16_products_resume_with_the_same_bits(base, with_train, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_run_killed_eight_times_ends_with_the_same_bits(base, with_train, config_file, start_fork, tmp_path):
+def test_a_run_killed_twenty_times_ends_with_the_same_bits(base, with_train, config_file, start_fork, tmp_path):
     whole = with_train(base, run=str(tmp_path / "whole"), steps=STEPS, checkpoint_every=EVERY, ema=0.99)
     parts = with_train(whole, run=str(tmp_path / "parts"))
     path, run = config_file(tmp_path / "config.py", parts), tmp_path / "parts"
@@ -105,8 +106,8 @@ def test_a_run_killed_eight_times_ends_with_the_same_bits(base, with_train, conf
 @pytest.mark.slow
 def test_sigterm_saves_and_ends_with_its_status(base, with_train, config_file, tmp_path):
     config = with_train(base, run=str(tmp_path / "run"), steps=10**6, checkpoint_every=10**6, every=1)
-    command = ["-m", "revelio_jax.train", "--config", config_file(tmp_path / "config.py", config)]
-    process = forks.start(command)
+    command = [sys.executable, "-m", "revelio_jax.train", "--config", config_file(tmp_path / "config.py", config)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run/metrics.jsonl"
     while not (log.exists() and log.read_text().count("\n") > 5) and process.poll() is None:
         time.sleep(0.01)

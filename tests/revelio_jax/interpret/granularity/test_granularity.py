@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import subprocess
+import sys
 
 import pyarrow.compute
 import pytest
@@ -10,7 +12,6 @@ from revelio_jax.errors import InputError
 from revelio_jax.interpret.granularity import command, plot
 from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.latents.interpretation import interpret
-from tests.helpers import forks
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -93,6 +94,6 @@ def test_bad_input_is_one_line(run, tmp_path, flags, message):
 
 @pytest.mark.slow
 def test_the_command_exits_with_status_2_on_bad_input(tmp_path):
-    command = ["-m", "revelio_jax.interpret.granularity", str(tmp_path / "none")]
-    done = forks.run(command)
+    command = [sys.executable, "-m", "revelio_jax.interpret.granularity", str(tmp_path / "none")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from revelio_jax.config import Config, DataConfig, ExtractConfig, InterpretConfi
 from revelio_jax.errors import EnvironmentFailure, InputError
 from revelio_jax.interpret.latents import interpretation, results, store_pass, tables
 from revelio_jax.store import open_store
-from tests.helpers import forks
 from tests.revelio_jax.interpret import conftest as planted
 
 
@@ -277,8 +277,8 @@ def command(config, *flags, start=("-m", "revelio_jax.interpret")) -> subprocess
     """The command as a process, on a run's config.json."""
     run = pathlib.Path(config.run)
     (run / "config.json").write_text(config.to_json())
-    arguments = [*start, f"--config={run / 'config.json'}", *flags]
-    return forks.run(arguments)
+    arguments = [sys.executable, *start, f"--config={run / 'config.json'}", *flags]
+    return subprocess.run(arguments, capture_output=True, text=True)
 
 
 @pytest.mark.slow

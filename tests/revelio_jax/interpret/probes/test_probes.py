@@ -1,6 +1,8 @@
 """Probes on stores whose labels are encoded in means, only in the layout, or not at all."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,6 @@ import scipy.optimize
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import stream
 from revelio_jax.interpret.probes import command, diff_c, experiment, features, linear
-from tests.helpers import forks
 
 SAMPLES, TIMESTEPS, POSITIONS, D = 120, (1, 501), 16, 4
 
@@ -226,6 +227,6 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_exits_with_status_2_on_bad_input(tmp_path):
-    command = ["-m", "revelio_jax.interpret.probes", str(tmp_path / "none")]
-    done = forks.run(command)
+    command = [sys.executable, "-m", "revelio_jax.interpret.probes", str(tmp_path / "none")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

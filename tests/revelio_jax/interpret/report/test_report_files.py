@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
@@ -16,7 +18,7 @@ from revelio_jax.errors import EnvironmentFailure, InputError
 from revelio_jax.interpret import report
 from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.report import pages, scripts, thumbnails
-from tests.helpers import ROOT, forks, planted
+from tests.helpers import ROOT, planted
 
 
 def data(folder, key):
@@ -212,7 +214,12 @@ def test_every_file_of_the_site_is_used_by_a_page():
 
 
 def command(*arguments):
-    return forks.run(["-m", "revelio_jax.interpret.report", *arguments], cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, "-m", "revelio_jax.interpret.report", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_the_command_writes_a_comparison(run, config_of, config_file, tmp_path, image_store):

@@ -5,6 +5,8 @@ import pathlib
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -14,7 +16,7 @@ from revelio_jax.errors import InputError
 from revelio_jax.interpret.latents import results
 from revelio_jax.interpret.latents.interpretation import interpret
 from revelio_jax.interpret.tags import answers, command, evidence, questions
-from tests.helpers import ROOT, forks
+from tests.helpers import ROOT
 from tests.helpers.edits import edit_sealed
 from tests.revelio_jax.interpret.conftest import AFTER_A, HEART, NOISE, PLANTED
 
@@ -278,7 +280,14 @@ def test_a_truncated_cache_line_loses_one_answer(image_run, with_server, server,
 
 
 def command_line(config, config_file, path, *more):
-    return ["-m", "revelio_jax.interpret.tags", "--config", config_file(path / "config.py", config), *more]
+    return [
+        sys.executable,
+        "-m",
+        "revelio_jax.interpret.tags",
+        "--config",
+        config_file(path / "config.py", config),
+        *more,
+    ]
 
 
 @pytest.mark.slow
@@ -293,7 +302,14 @@ def test_a_stopped_run_sends_only_the_missing_questions(image_run, with_server, 
         return sees(request, number)
 
     config = with_server(image_run, stalls, parallel=1)
-    running = forks.start(command_line(config, config_file, tmp_path), cwd=ROOT)
+    running = subprocess.Popen(
+        command_line(config, config_file, tmp_path),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # If the tests run in the background of a shell, they ignore SIGINT, and child processes inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert stuck.wait(60)
     running.send_signal(sign)
     output = running.communicate(timeout=60)[1]
@@ -340,7 +356,9 @@ def test_the_command_reports_wrong_flags(image_run, with_server, config_file, tm
     config = with_server(image_run, sees)
 
     def run(*more):
-        ran = forks.run(command_line(config, config_file, tmp_path, *more), cwd=ROOT)
+        ran = subprocess.run(
+            command_line(config, config_file, tmp_path, *more), cwd=ROOT, capture_output=True, text=True
+        )
         return ran.returncode, ran.stderr.strip()
 
     for wrong in ("3,six", "", "3,,4"):  # an empty shell variable must not select all latents
