@@ -280,14 +280,8 @@ def test_a_truncated_cache_line_loses_one_answer(image_run, with_server, server,
 
 
 def command_line(config, config_file, path, *more):
-    return [
-        sys.executable,
-        "-m",
-        "revelio_jax.interpret.tags",
-        "--config",
-        config_file(path / "config.py", config),
-        *more,
-    ]
+    module = "revelio_jax.interpret.tags"
+    return [sys.executable, "-m", module, "--config", config_file(path / "config.py", config), *more]
 
 
 @pytest.mark.slow
