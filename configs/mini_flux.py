@@ -6,6 +6,7 @@ Hardware: 2 CPU cores. Store: 10,962 captions, 77,373 tokens x 128 float32: 40 M
 Time: 80 s in all. Result: FVU 0.11 on held-out rows.
 """
 
+from revelio_jax import presets
 from revelio_jax.config import default
 
 
@@ -44,16 +45,5 @@ def get_config():
     c.steer.prompts = "extract/miniature/flux/prompts.csv"
     c.steer.judge = "extract/miniature/sd"  # both miniatures have the same image autoencoder
 
-    c.benchmark.concepts = ("style=glossy 3d", "style=flat", "category=heart")
-    c.benchmark.methods = (
-        "steer rule=auto",
-        "steer rule=auto learned=text",
-        "steer rule=paper learned=text",
-        "difference_of_means",
-        "random_direction",
-        "negative_prompt",
-    )
-    c.benchmark.strengths = (-0.5, -1.0, -1.5, -2.5)
-    c.benchmark.prompts = 60
-    c.benchmark.add = False
+    presets.miniature_benchmark(c)
     return c

@@ -6,6 +6,7 @@ Hardware: 2 CPU cores. Store: 10,962 captions x 24 tokens x 128 float32: 135 MB.
 Result: --concept "glossy 3d" --strength -2.5,0 removes the glossy style from images.
 """
 
+from revelio_jax import presets
 from revelio_jax.config import default
 
 
@@ -41,19 +42,6 @@ def get_config():
     c.steer.prompts = "extract/miniature/sd/prompts.csv"
     c.steer.judge = "extract/miniature/sd"
 
-    c.benchmark.concepts = ("style=glossy 3d", "style=flat", "category=heart")
-    c.benchmark.methods = (
-        "steer rule=auto",
-        "steer rule=auto learned=text",
-        "steer rule=paper learned=text",
-        "difference_of_means",
-        "random_direction",
-        "negative_prompt",
-        "sld preset=max",
-        "safree",
-        "trasce",
-    )
-    c.benchmark.strengths = (-0.5, -1.0, -1.5, -2.5)
-    c.benchmark.prompts = 60
-    c.benchmark.add = False
+    presets.miniature_benchmark(c)
+    c.benchmark.methods += ("sld preset=max", "safree", "trasce")
     return c

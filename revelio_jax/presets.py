@@ -1,13 +1,13 @@
-"""The SAEs and training settings of the two papers, as functions that a config calls.
+"""Settings that several configs share, as functions that a config calls: the SAEs and training of the two papers.
 
     c = default()
     presets.steerers(c)
     c.sae.k = 64  # changes of an experiment come after the preset
 
-Each function takes the ConfigDict of :func:`revelio_jax.config.default` and sets the fields of ``c.sae`` and
-``c.train`` that its paper states. ``normalize`` and ``clip_norm`` keep the project's defaults, because neither paper
-mentions them. With normalization, training does not depend on the scale of a hook point. The export folds the
-normalization in, so an exported SAE takes unnormalized rows.
+Each function takes the ConfigDict of :func:`revelio_jax.config.default`. Those of the papers set the fields of
+``c.sae`` and ``c.train`` that the paper states. ``normalize`` and ``clip_norm`` keep the project's defaults, because
+neither paper mentions them. With normalization, training does not depend on the scale of a hook point. The export
+folds the normalization in, so an exported SAE takes unnormalized rows.
 """
 
 import typing
@@ -59,3 +59,19 @@ def revelio(c: typing.Any) -> None:
     c.train.warmup_steps = 500
     c.train.decay_share = 0.0  # constant
     c.train.adam_eps = 1e-8  # not stated; the default of torch, which the released code uses
+
+
+def miniature_benchmark(c: typing.Any) -> None:
+    """Set the tasks of `revelio benchmark` on a miniature, and the methods that every family supports."""
+    c.benchmark.concepts = ("style=glossy 3d", "style=flat", "category=heart")
+    c.benchmark.methods = (
+        "steer rule=auto",
+        "steer rule=auto learned=text",
+        "steer rule=paper learned=text",
+        "difference_of_means",
+        "random_direction",
+        "negative_prompt",
+    )
+    c.benchmark.strengths = (-0.5, -1.0, -1.5, -2.5)
+    c.benchmark.prompts = 60
+    c.benchmark.add = False

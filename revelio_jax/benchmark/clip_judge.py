@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import pathlib
 import typing
-from collections.abc import Generator
 
 import numpy as np
 import torch
@@ -26,9 +25,9 @@ from revelio_jax.benchmark.judgment import (
     hashes,
 )
 from revelio_jax.config.fields import field
-from revelio_jax.errors import InputError, first_sentence
+from revelio_jax.errors import InputError
 from revelio_jax.pipelines import devices
-from revelio_jax.pipelines.loading import LOAD_ERRORS, NO_CODE
+from revelio_jax.pipelines.loading import NO_CODE, input_errors
 
 BATCH = 32
 # Resizes with Pillow, as CLIP's authors do, whether or not torchvision is installed.
@@ -154,15 +153,8 @@ class ImageEncoder:
         return rows
 
 
-@contextlib.contextmanager
-def _reading(folder: pathlib.Path) -> Generator[None]:
-    """Turn the errors of loading a CLIP model into InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except LOAD_ERRORS as error:
-        raise InputError(f"{FIELD}.model is {str(folder)!r}; it cannot be loaded: {first_sentence(error)}") from error
+def _reading(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    return input_errors(f"{FIELD}.model is {str(folder)!r}; it cannot be loaded")
 
 
 def model_folder(model: str | None) -> pathlib.Path:

@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(
             f"--concept is given {len(plan.concepts)} times; the judge {judge.record['name']} detects only one concept"
         )
-    check_specs(plan.specs, config.model.family, [prompt.guidance for task in tasks for prompt in task.prompts])
+    check_specs(plan.specs, tasks, config.model.family)
     steerer = Steerer.from_pretrained(plan.export) if plan.export else None
     pipe = load_pipeline(config.model)
     loaded = [
@@ -220,7 +220,7 @@ def measure_task(plan: Plan, task: Task, methods: TaskMethods, judge: Judge, pip
         }
         for variant in variants
     ]
-    reported = {role: len(task.of_role(role)[1::2]) for role in (CONCEPT, OTHER)}
+    reported = {role: len(task.reported(role)) for role in (CONCEPT, OTHER)}
     return {
         "concept": task.name,
         "adding": task.adding,
@@ -288,7 +288,7 @@ def _distances(images: ImageFolder, plain: ImageFolder, shots: list[Shot], seeds
 
 
 def _shown(task: Task, count: int) -> list[Shot]:
-    return [Shot(prompt, 0) for role in (CONCEPT, OTHER) for prompt in task.of_role(role)[1::2][:count]]
+    return [Shot(prompt, 0) for role in (CONCEPT, OTHER) for prompt in task.reported(role)[:count]]
 
 
 def _plain_values(config: typing.Any) -> dict[str, typing.Any]:

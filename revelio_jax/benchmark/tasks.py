@@ -73,16 +73,13 @@ class Task:
         """Return the prompts of a role."""
         return [prompt for prompt in self.prompts if prompt.role == role]
 
-    def is_reported(self, prompt: TaskPrompt) -> bool:
-        """Return whether a prompt reports the figures. The others of its role choose strengths."""
-        return self._number(prompt) % 2 == 1
-
-    def _number(self, prompt: TaskPrompt) -> int:
-        return self.of_role(prompt.role).index(prompt)
+    def reported(self, role: str) -> list[TaskPrompt]:
+        """Return every second prompt of a role: they report the figures. The others choose strengths."""
+        return self.of_role(role)[1::2]
 
     def reported_texts(self) -> set[str]:
-        """Return the texts of labeled prompts that report the figures; methods must not learn from them."""
-        return {each.prompt for role in (CONCEPT, OTHER) for each in self.of_role(role)[1::2]}
+        """Return the texts of the prompts that report the figures; methods must not learn from them."""
+        return {each.prompt for role in (CONCEPT, OTHER) for each in self.reported(role)}
 
 
 @dataclasses.dataclass(frozen=True)

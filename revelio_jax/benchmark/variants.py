@@ -26,7 +26,14 @@ from revelio_jax.steering.labels import LabeledPrompt
 from revelio_jax.steering.latents import IMAGES, MOST, RATIO, at_most, find_latents, split
 from revelio_jax.steering.learned_concepts import LearnedConcept, saved_concepts
 from revelio_jax.steering.pooled import Pooled, pooled_of
-from revelio_jax.steering.rules import ON_BOTH_BRANCHES, ChangeFunction, Weight, change_function, resolve_rule
+from revelio_jax.steering.rules import (
+    FROM_LABELS,
+    ON_BOTH_BRANCHES,
+    ChangeFunction,
+    Weight,
+    change_function,
+    resolve_rule,
+)
 from revelio_jax.steering.steerer import Steerer
 from revelio_jax.steering.strengths import Key
 from revelio_jax.steering.transport_learning import learn_transport
@@ -34,7 +41,7 @@ from revelio_jax.steering.vectors import difference_of_means
 
 FIELD = "config.benchmark.methods"
 STRENGTHS = "strengths"  # the setting of a method that replaces config.benchmark.strengths
-FROM_LABELS, FROM_TEXT = "labels", "text"
+LABELS, TEXT = "labels", "text"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +50,7 @@ class SteerSettings:
 
     rule: str = field("auto", "rule of the change", choices=RULES)
     learned: str = field(
-        FROM_LABELS, "find the latents of the concept from labels, or from its text", choices=(FROM_LABELS, FROM_TEXT)
+        LABELS, "find the latents of the concept from labels, or from its text", choices=(LABELS, TEXT)
     )
 
 
@@ -99,14 +106,23 @@ def parse_method(text: str, strengths: tuple[float, ...]) -> MethodSpec:
         except InputError as error:
             raise InputError(f"{FIELD} has {text!r}: {error}") from error
     made = check_fields(f"{FIELD}: {name}", STEERING[name], settings)
+    if getattr(made, "learned", LABELS) == TEXT and made.rule in FROM_LABELS:
+        raise InputError(f"{FIELD} has {text!r}; the rule {made.rule} needs learned={LABELS}")
     return MethodSpec(name, made, text, strengths if own is None else _parse_strengths(text, own))
 
 
-def check_specs(specs: Sequence[MethodSpec], family: str, guidances: Sequence[float]) -> None:
-    """Raise InputError if a method does not support a family or a guidance scale."""
+def check_specs(specs: Sequence[MethodSpec], tasks: Sequence[Task], family: str) -> None:
+    """Raise InputError if a method does not support the family, a guidance scale of a prompt, or a concept."""
+    guidances = [prompt.guidance for task in tasks for prompt in task.prompts]
+    texts = [task.value for task in tasks if task.column is None]
     for spec in specs:
         if not spec.is_steering:
             check_method(spec.name, spec.settings, family, guidances)
+        elif spec.name == "difference_of_means" and texts:
+            raise InputError(
+                f"{FIELD} has {spec.text!r}, which needs a concept that is a label of config.steer.prompts; --concept "
+                f"is {texts[0]!r}"
+            )
 
 
 class TaskMethods:
@@ -175,8 +191,10 @@ class TaskMethods:
         """Return the change of the activations, and whether it is also applied to the unconditional branch, negated."""
         if spec.name == "difference_of_means":
             return self._means, True
-        learned = self._learned if spec.settings.learned == FROM_LABELS else None
+        learned = self._learned if spec.settings.learned == LABELS else None
         rule = resolve_rule(spec.settings.rule, learned is not None)
+        if rule in FROM_LABELS:
+            learned = self._transported
         sae = self._sae_steerer.sae_for(self._pipe)
         concept = self._sae_steerer.encoder.encode(self._pipe, self._task.value, learned, sampling=self._sampling)
         function = change_function(rule, sae, concept)
@@ -190,16 +208,16 @@ class TaskMethods:
         return call_settings(self._pipe, self._config.steer) if in_denoiser else None
 
     @functools.cached_property
+    def _unreported(self) -> list[LabeledPrompt]:
+        """Return the labeled prompts that report no figures."""
+        reported = self._task.reported_texts()
+        return [row for row in self._labeled if row["prompt"] not in reported]
+
+    @functools.cached_property
     def _examples(self) -> tuple[list[str], list[str]]:
         """Return labeled prompts with and without the concept that report no figures."""
-        task, reported = self._task, self._task.reported_texts()
-        if task.column is None:
-            raise InputError(
-                f"--concept is {task.value!r}; the method difference_of_means needs a concept that is a label of "
-                "config.steer.prompts"
-            )
-        rows = [row for row in self._labeled if row["prompt"] not in reported]
-        with_concept, without = split(rows, task.column, task.value)
+        assert self._task.column is not None  # see check_specs
+        with_concept, without = split(self._unreported, self._task.column, self._task.value)
         if self._sampling is not None:
             with_concept, without = at_most(with_concept, IMAGES), at_most(without, IMAGES)
         return with_concept, without
@@ -210,13 +228,19 @@ class TaskMethods:
         if self._task.column is None:
             return saved_concepts(self._config.run or "").get(self._task.value)
         sae = self._sae_steerer.sae_for(self._pipe)
-        site = self._sae_steerer.site
-        learned, _ = find_latents(self._pipe, site, sae, *self._examples, RATIO, MOST, self._sampling)
-        if self._sampling is not None:
-            return learned
-        rows = [row for row in self._labeled if row["prompt"] not in self._task.reported_texts()]
-        transport = learn_transport(self._pipe, site, sae, rows, self._task.column, self._task.value)
-        return dataclasses.replace(learned, transport=transport)
+        learned, _ = find_latents(self._pipe, self._sae_steerer.site, sae, *self._examples, RATIO, MOST, self._sampling)
+        return learned
+
+    @functools.cached_property
+    def _transported(self) -> LearnedConcept | None:
+        """Return the learned concept with its changes for the rule ``transport``, which only text encoders have."""
+        if self._learned is None or self._task.column is None or self._sampling is not None:
+            return self._learned
+        sae = self._sae_steerer.sae_for(self._pipe)
+        transport = learn_transport(
+            self._pipe, self._sae_steerer.site, sae, self._unreported, self._task.column, self._task.value
+        )
+        return dataclasses.replace(self._learned, transport=transport)
 
     @functools.cached_property
     def _means(self) -> ChangeFunction:

@@ -31,12 +31,6 @@ def parse(field: str, text: str) -> tuple[str, dict[str, typing.Any]]:
     return words[0], settings
 
 
-def write(name: str, settings: typing.Mapping[str, typing.Any]) -> str:
-    """Return the text that :func:`parse` reads."""
-    words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
-    return shlex.join([name, *words]) if words else name
-
-
 def _value(text: str) -> typing.Any:
     if text in ("yes", "no"):
         return text == "yes"

@@ -55,7 +55,7 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What can be read and checked before a pipeline is loaded.
+    """The inputs of splice and scan, read and checked before a pipeline is loaded.
 
     ``measured`` and ``reference`` are empty lists without config.steer.prompts; images [N, 3, h, w] in -1 .. 1 are None
     unless activations are extracted from images. ``judge`` is None if no prompt has a label that it predicts.

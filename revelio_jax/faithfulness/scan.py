@@ -48,7 +48,7 @@ CHANGES = {
 
 
 class SiteScan(typing.TypedDict):
-    """What one hook point carries: the change of each figure by ablation, and the labels that move with it.
+    """The results of one hook point: the change of each figure by ablation, and the labels that interchange moves.
 
     ``interchange`` is by label and by the positions that are interchanged.
     """

@@ -22,7 +22,7 @@ import transformers
 from safetensors import SafetensorError
 
 from revelio_jax.config import ModelConfig
-from revelio_jax.errors import InputError
+from revelio_jax.errors import InputError, first_sentence
 from revelio_jax.pipelines import hook_points, placement, safety_checker, text_to_image, user_pipeline, weight_files
 from revelio_jax.pipelines.devices import device, execution_device
 from revelio_jax.pipelines.hooks import HookPoint
@@ -213,6 +213,17 @@ def one_line_errors(source: PipelineSource, component: str) -> Generator[None]:
         raise
     except LOAD_ERRORS as error:
         raise InputError(f"{source.subject}; its {component} cannot be loaded: {str(error)[:300]}") from error
+
+
+@contextlib.contextmanager
+def input_errors(message: str) -> Generator[None]:
+    """Turn errors that a library raises while it loads or runs a user's model into InputError with ``message``."""
+    try:
+        yield
+    except InputError:
+        raise
+    except LOAD_ERRORS as error:
+        raise InputError(f"{message}: {first_sentence(error)}") from error
 
 
 def converted(source: PipelineSource, encoder: TextEncoder, prompts: list[str]) -> list[str]:

@@ -9,17 +9,17 @@ the judge of a miniature      means and maxima of its channels, for images of 32
 import contextlib
 import pathlib
 import typing
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import transformers
 
 from revelio_jax.benchmark import miniature_judge
-from revelio_jax.errors import InputError, first_sentence
+from revelio_jax.errors import InputError
 from revelio_jax.interpret.embeddings.embedding_file import FIELD
 from revelio_jax.pipelines.devices import device
-from revelio_jax.pipelines.loading import LOAD_ERRORS
+from revelio_jax.pipelines.loading import input_errors
 
 BATCH = 64
 JUDGED = 32  # pixels of an image that a miniature's judge sees
@@ -113,12 +113,5 @@ def _of_texts(folder: pathlib.Path, model: typing.Any, is_clip: bool, place: tor
     return embed
 
 
-@contextlib.contextmanager
-def _reading(folder: pathlib.Path) -> Generator[None]:
-    """Turn the errors of loading or running a model into InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except LOAD_ERRORS as error:
-        raise InputError(f"{FIELD} is {str(folder)!r}; it cannot embed the samples: {first_sentence(error)}") from error
+def _reading(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    return input_errors(f"{FIELD} is {str(folder)!r}; it cannot embed the samples")

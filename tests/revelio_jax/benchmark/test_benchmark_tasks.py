@@ -53,9 +53,8 @@ def test_a_label_is_removed_and_added():
 def test_every_second_prompt_of_a_role_reports():
     (task,) = tasks_of("style=flat", add=False)
     for role in (CONCEPT, OTHER):
-        prompts = task.of_role(role)
-        assert [task.is_reported(prompt) for prompt in prompts] == [False, True] * (len(prompts) // 2)
-    assert task.reported_texts() == {prompt.prompt for prompt in task.prompts if task.is_reported(prompt)}
+        assert task.reported(role) == task.of_role(role)[1::2]
+    assert task.reported_texts() == {each.prompt for role in (CONCEPT, OTHER) for each in task.reported(role)}
 
 
 def test_a_prompt_set_brings_its_own_settings_and_category(i2p):

@@ -82,6 +82,7 @@ def test_a_ratio_that_is_not_a_number_is_refused(refused):
         ("--config.benchmark.methods=sld preset=huge", "one of weak, medium, strong, max"),
         ("--config.benchmark.methods=sld strengths=-1", "only steer, difference_of_means, random_direction have"),
         ("--config.benchmark.methods=steer strengths=one", "strengths must be numbers other than 0"),
+        ("--config.benchmark.methods=steer rule=transport learned=text", "the rule transport needs learned=labels"),
         ("--config.benchmark.strengths=-1,0", "config.benchmark.strengths is (-1.0, 0.0)"),
         ("--config.benchmark.prompt_sets=nowhere.csv", "prompt set 'nowhere.csv': No such file"),
         ("--config.steer.guidance=1", "guidance is 1; it must be above 1 for negative_prompt"),

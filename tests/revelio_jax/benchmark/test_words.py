@@ -1,5 +1,8 @@
 """A name with settings in one text."""
 
+import json
+import shlex
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -14,7 +17,7 @@ values = st.one_of(st.integers(-9, 9), st.booleans(), st.floats(-9, 9), texts)
 
 def _is_json(text: str) -> bool:
     try:
-        words.json.loads(text)
+        json.loads(text)
     except ValueError:
         return False
     return True
@@ -23,7 +26,9 @@ def _is_json(text: str) -> bool:
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(names, st.dictionaries(names, values, max_size=3))
 def test_what_is_written_is_read(name, settings):
-    assert words.parse("field", words.write(name, settings)) == (name, settings)
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    written = shlex.join([name, *(f"{key}={text}" for key, text in texts.items())])
+    assert words.parse("field", written) == (name, settings)
 
 
 def test_values_are_read_like_config_fields():
