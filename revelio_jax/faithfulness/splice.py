@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from revelio_jax.benchmark.measurement import Interval, interval
-from revelio_jax.cli import parse
+from revelio_jax.cli import load, parse
+from revelio_jax.config import Config, resolve
 from revelio_jax.errors import InputError, memory_advice, report_errors
 from revelio_jax.faithfulness import baselines, experiment, patches, reference, shares, sites, tables
 from revelio_jax.faithfulness.experiment import Experiment, Inputs, Values
@@ -35,6 +36,7 @@ from revelio_jax.steering.compatibility import same_model
 from revelio_jax.steering.sae import Sae, load_sae
 
 SAE, MEAN = "trained SAE", "mean"
+ROW_FIELDS = ("timesteps", "pool")
 UNTRAINED = ("random dictionary", "untrained SAE")
 FLAGS = {**experiment.FLAGS, "sae": (None, "SAE folder; None: the export of the run")}
 
@@ -56,6 +58,8 @@ class FigureResult(typing.TypedDict):
 def main(argv: Sequence[str]) -> None:
     config, flags = parse(["revelio_jax.faithfulness.splice", *argv], __doc__, **FLAGS)
     inputs = experiment.read_inputs(config, flags)
+    if not flags["sae"]:
+        _check_trained_rows(config)
     sae = load_sae(flags["sae"] or pathlib.Path(config.run or "", "export"))
     trained_on = sae.metadata.get("model_id")
     if trained_on and not same_model(trained_on, config.model.id or ""):
@@ -66,6 +70,22 @@ def main(argv: Sequence[str]) -> None:
     file = tables.write(config, "splice.json", record, inputs)
     print(describe(results, sae.site, record["samples"], record["notes"]))
     print(file)
+
+
+def _check_trained_rows(config: Config) -> None:
+    """Raise InputError if the run was trained with other fields of config.extract that select rows.
+
+    The SAE folder does not name them, and other rows would give figures of another SAE.
+    """
+    path = pathlib.Path(config.run or "", "config.json")
+    if not path.is_file():
+        return
+    trained = resolve(load(str(path))).extract
+    for name in ROW_FIELDS:
+        if (given := getattr(config.extract, name)) != (wanted := getattr(trained, name)):
+            raise InputError(
+                f"config.extract.{name} is {given!r}; the run was trained with {wanted!r}: use --config {path}"
+            )
 
 
 def splice(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from revelio_jax.commands import main
+from revelio_jax.config import Config
 from revelio_jax.errors import InputError
 from revelio_jax.faithfulness import experiment, scan, splice
 from revelio_jax.steering.hub import write_sae
@@ -98,6 +99,15 @@ def test_timesteps_that_the_sae_was_not_trained_on_are_refused(run_of):
         InputError, match=r"no activations of unet\.up_blocks\.0 were recorded: config.steer.steps is 2"
     ):
         splice.main(["--config=mini_sd_unet", run, *SMALL, "--timesteps=932"])
+
+
+@pytest.mark.parametrize(("field", "trained"), [("timesteps", (900, 100)), ("pool", "mean")])
+def test_a_config_of_other_rows_than_the_runs_is_refused(run_of, tmp_path, field, trained):
+    flag = run_of(near_identity(128, site=BLOCK))
+    config = dataclasses.replace(Config(), extract=dataclasses.replace(Config().extract, **{field: trained}))
+    (tmp_path / "run" / "config.json").write_text(config.to_json())
+    with pytest.raises(InputError, match=rf"config.extract.{field} is .*; the run was trained with .*: use --config "):
+        splice.main(["--config=mini_sd", flag, *SMALL])
 
 
 @pytest.mark.slow
