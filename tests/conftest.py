@@ -79,6 +79,13 @@ def one_device() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def quick_device() -> dict[str, str]:
+    """As ``one_device``, but programs are compiled without most optimizations, as in the tests themselves."""
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    return os.environ | {"XLA_FLAGS": flags}
+
+
+@pytest.fixture(scope="session")
 def directions() -> np.ndarray:
     """The planted dictionary: 24 unit vectors of width 16."""
     directions = np.random.default_rng(1).normal(size=(DICTIONARY, D))

@@ -12,13 +12,13 @@ MODES = ["load", "chunks", "loader", "transfer", "host feed", "places", "residen
 
 
 @pytest.fixture
-def benchmark(tmp_path, one_device):
+def benchmark(tmp_path, quick_device):
     """``benchmark(*flags)`` runs the benchmark on one device and returns the process and its rows."""
 
     def run(*flags):
         out = tmp_path / "rows.json"
         command = [sys.executable, "tests/benchmarks/input_path.py", "--json", out, "--folder", tmp_path, *flags]
-        environment = one_device | {"PYTHONPATH": str(ROOT)}
+        environment = quick_device | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done, json.loads(out.read_text())["rows"] if out.exists() else None
 

@@ -15,12 +15,12 @@ SMALL = [
 
 
 @pytest.mark.slow
-def test_both_ways_train(tmp_path, one_device):
+def test_both_ways_train(tmp_path, quick_device):
     out = tmp_path / "rows.json"
     done = subprocess.run(
         [sys.executable, "tests/benchmarks/live.py", "--json", out, *SMALL],
         cwd=ROOT,
-        env=one_device | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=quick_device | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

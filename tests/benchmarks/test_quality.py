@@ -29,12 +29,12 @@ FIELDS = {
 
 
 @pytest.fixture
-def benchmark(tmp_path, one_device):
+def benchmark(tmp_path, quick_device):
     """``benchmark(*flags)`` runs the benchmark on one device and returns the process and its rows."""
 
     def run(*flags):
         out = tmp_path / "rows.json"
-        environment = one_device | {"PYTHONPATH": str(ROOT)}
+        environment = quick_device | {"PYTHONPATH": str(ROOT)}
         command = [sys.executable, "tests/benchmarks/quality.py", "--json", out, *flags]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done, json.loads(out.read_text()) if out.exists() else None

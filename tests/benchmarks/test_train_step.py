@@ -13,13 +13,13 @@ FIELDS = {"system", "d", "n", "k", "batch", "dead_fraction", "step_s", "floor_s"
 
 
 @pytest.fixture
-def benchmark(tmp_path, one_device):
+def benchmark(tmp_path, quick_device):
     """``benchmark(*flags)`` runs the benchmark on one device and returns the process and its rows."""
 
     def run(*flags):
         out = tmp_path / "rows.json"
         command = [sys.executable, "tests/benchmarks/train_step.py", "--json", out, "--repeats", "2", *flags]
-        environment = one_device | {"PYTHONPATH": str(ROOT)}
+        environment = quick_device | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done, json.loads(out.read_text()) if out.exists() else None
 

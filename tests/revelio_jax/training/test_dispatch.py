@@ -19,6 +19,7 @@ from revelio_jax.training import checkpoints, dispatch, processes
 from tests.helpers.configs import changed
 
 TIMINGS = {"rows_per_s", "step_s", "data_wait_s", "rss_gib"}
+ONE_LENGTH = {"steps": 28, "checkpoint_every": 14}  # every dispatch has 7 steps, so that one program is compiled
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 100))
@@ -135,7 +136,7 @@ def test_the_steps_of_a_dispatch_share_its_time(finished):
 
 @pytest.mark.slow
 def test_resident_rows_do_not_change_a_run_on_a_mesh(short):
-    fields = {"data": 2, "feature": 4, "lanes": 2, "steps_per_dispatch": 7}
+    fields = {"data": 2, "feature": 4, "lanes": 2, "steps_per_dispatch": 7, **ONE_LENGTH}
     expected, config = short(**fields), short(**fields, resident="yes")
     train(expected)
     train(config)
@@ -162,7 +163,8 @@ def test_a_stop_ends_with_the_dispatch_and_a_resumed_run_has_the_same_bits(short
 
 @pytest.mark.slow
 def test_resident_rows_do_not_change_a_grid(short):
-    expected, config = short(steps_per_dispatch=7), short(resident="yes", steps_per_dispatch=7)
+    fields = {"steps_per_dispatch": 7, **ONE_LENGTH}
+    expected, config = short(**fields), short(**fields, resident="yes")
     axes = ["sae.k=2,3", "train.seed=0,1"]  # two row streams
     for each in (expected, config):
         grid.train(each, axes)

@@ -21,7 +21,7 @@ from revelio_jax.sae import sharding
 from revelio_jax.train import train
 from revelio_jax.training import checkpoints, processes
 
-KILLS, STEPS, EVERY = 20, 1000, 20
+KILLS, STEPS, EVERY = 8, 500, 20
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_bfloat16_products_resume_with_the_same_bits(base, with_train, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_ends_with_the_same_bits(base, with_train, config_file, start_fork, tmp_path):
+def test_a_run_killed_eight_times_ends_with_the_same_bits(base, with_train, config_file, start_fork, tmp_path):
     whole = with_train(base, run=str(tmp_path / "whole"), steps=STEPS, checkpoint_every=EVERY, ema=0.99)
     parts = with_train(whole, run=str(tmp_path / "parts"))
     path, run = config_file(tmp_path / "config.py", parts), tmp_path / "parts"
