@@ -29,14 +29,26 @@ from revelio_jax.benchmark.drawing import Worker, draw, parse_worker, shots_of
 from revelio_jax.benchmark.figures import choose, has_retention, measure
 from revelio_jax.benchmark.identity import identity
 from revelio_jax.benchmark.images import ImageFolder, Shot
-from revelio_jax.benchmark.judges import columns_of, load_judge
-from revelio_jax.benchmark.judgment import Judge, detects
-from revelio_jax.benchmark.judgments import Judgments
+from revelio_jax.benchmark.judges import check_noun_judge, columns_of, load_judge
+from revelio_jax.benchmark.judgment import Judge, NounJudge, detects
+from revelio_jax.benchmark.judgments import Judgments, NounJudgments
 from revelio_jax.benchmark.method_times import machine, time_methods
+from revelio_jax.benchmark.noun_figures import measure_nouns
 from revelio_jax.benchmark.quality import pixel_rmse
+from revelio_jax.benchmark.quality_measures import Measure, check_measures, measure_quality, parse_measures
 from revelio_jax.benchmark.results import Row, TaskResult
 from revelio_jax.benchmark.results_comparison import compare
-from revelio_jax.benchmark.tasks import CONCEPT, OTHER, NamedSet, Task, make_tasks, read_sets
+from revelio_jax.benchmark.tasks import (
+    ALIGNMENT,
+    CONCEPT,
+    NEIGHBORS,
+    OTHER,
+    ROLES,
+    NamedSet,
+    Task,
+    make_tasks,
+    read_sets,
+)
 from revelio_jax.benchmark.variants import MethodSpec, TaskMethods, Variant, check_specs, parse_method
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
@@ -62,13 +74,14 @@ FLAGS = {
 
 
 class Plan(typing.NamedTuple):
-    """A benchmark that is read but not loaded: methods, labeled prompts, concepts and prompt sets."""
+    """A benchmark that is read but not loaded: methods, labeled prompts, concepts, prompt sets and measures."""
 
     config: Config
     specs: list[MethodSpec]
     labeled: list[LabeledPrompt]
     concepts: list[str]
     sets: list[NamedSet]
+    measures: list[Measure]
 
     @property
     def folder(self) -> pathlib.Path:
@@ -80,6 +93,11 @@ class Plan(typing.NamedTuple):
         """Return the SAE folder, or None if no method uses one."""
         return pathlib.Path(self.config.run or "", "export") if any(s.is_steering for s in self.specs) else None
 
+    @property
+    def has_nouns(self) -> bool:
+        """Return whether a prompt set has nouns that must stay visible."""
+        return any(each.role in (NEIGHBORS, ALIGNMENT) for each in self.sets)
+
     def tasks(self, judged: tuple[str, ...]) -> list[Task]:
         """Return the tasks of all concepts for a judge of the columns ``judged``."""
         config = self.config
@@ -88,6 +106,16 @@ class Plan(typing.NamedTuple):
             for concept in self.concepts
             for task in make_tasks(concept, self.labeled, self.sets, config.benchmark, config.steer, judged)
         ]
+
+    def check_measures(self, tasks: Sequence[Task]) -> None:
+        """Raise InputError if a measure of quality lacks images."""
+        seeds = self.config.benchmark.seeds
+        shots = {
+            task.name: [shot for shot in shots_of(task, seeds) if shot.prompt.role == OTHER]
+            for task in tasks
+            if not task.adding
+        }
+        check_measures(self.measures, shots)
 
 
 @memory_advice(MEMORY_ADVICE)
@@ -110,6 +138,10 @@ def main(argv: Sequence[str]) -> None:
             f"--concept is given {len(plan.concepts)} times; the judge {judge.record['name']} detects only one concept"
         )
     check_specs(plan.specs, tasks, config.model.family)
+    plan.check_measures(tasks)
+    for each in plan.measures if worker is None else ():
+        each.load()
+    plan.check_measures(tasks)  # the widths of all networks are known now
     steerer = Steerer.from_pretrained(plan.export) if plan.export else None
     pipe = load_pipeline(config.model)
     loaded = [
@@ -137,7 +169,11 @@ def make_plan(config: Config, concepts: Sequence[str]) -> Plan:
     labeled = read_labeled(steer.prompts) if steer.prompts else []
     if line := prompt_settings.unused_seed_line(labeled, steer):
         print(line)
-    return Plan(config, specs, labeled, names, read_sets(settings, steer))
+    sets = read_sets(settings, steer)
+    plan = Plan(config, specs, labeled, names, sets, parse_measures(settings.quality))
+    if plan.has_nouns:
+        check_noun_judge(steer.judge)
+    return plan
 
 
 def print_estimate(plan: Plan, seconds: str | None) -> None:
@@ -155,6 +191,7 @@ def print_estimate(plan: Plan, seconds: str | None) -> None:
         raise InputError(f"--seconds is {seconds!r}; it must be a number above 0") from None
     images: dict[str, list[Shot]] = {}
     tasks = plan.tasks(columns_of(steer.judge, steer.judge_settings))
+    plan.check_measures(tasks)
     for task in tasks:
         shots = shots_of(task, plan.config.benchmark.seeds)
         for variant in TaskMethods(task, plan.config, None, None, plan.labeled, {}).variants(plan.specs):
@@ -189,8 +226,12 @@ def measure_task(plan: Plan, task: Task, methods: TaskMethods, judge: Judge, pip
     variants = methods.variants(plan.specs)
     plain = next(variant for variant in variants if variant.method.name == "plain")
     folders = {variant.key: ImageFolder(images, variant.key) for variant in variants}
-    labels = {key: judgments.labels(folder, shots) for key, folder in folders.items()}
+    judged = [shot for shot in shots if shot.prompt.role in (CONCEPT, OTHER)]
+    labels = {key: judgments.labels(folder, judged) for key, folder in folders.items()}
     others = [shot for shot in shots if shot.prompt.role == OTHER]
+    nouns = None
+    if len(judged) < len(shots) and isinstance(judge, NounJudge):
+        nouns = NounJudgments(plan.folder / "nouns", judge)
     figures = {
         key: measure(
             task,
@@ -216,11 +257,20 @@ def measure_task(plan: Plan, task: Task, methods: TaskMethods, judge: Judge, pip
             "chosen": variant in chosen,
             "key": variant.key,
             "figures": figures[variant.key],
+            "quality": measure_quality(
+                plan.measures,
+                folders[variant.key],
+                folders[plain.key],
+                others,
+                settings.seeds,
+                plan.folder / "features",
+            ),
+            "nouns": nouns and measure_nouns(nouns, folders[variant.key], folders[plain.key], shots, settings.seeds),
             "time": times.get(variant.key),
         }
         for variant in variants
     ]
-    reported = {role: len(task.reported(role)) for role in (CONCEPT, OTHER)}
+    reported = {role: len(task.reported(role)) for role in ROLES}
     return {
         "concept": task.name,
         "adding": task.adding,
@@ -251,6 +301,8 @@ def write(
         "width": config.steer.width,
         "safety_checker": safety_checker.is_active(pipe),
         "judge": judge.record,
+        "noun_judge": judge.noun_record if plan.has_nouns and isinstance(judge, NounJudge) else None,
+        "quality": {name: measure.record for measure in plan.measures for name in measure.names},
         "machine": machine(torch.device(pipe._execution_device)),
         "tasks": measured,
     }
@@ -288,7 +340,7 @@ def _distances(images: ImageFolder, plain: ImageFolder, shots: list[Shot], seeds
 
 
 def _shown(task: Task, count: int) -> list[Shot]:
-    return [Shot(prompt, 0) for role in (CONCEPT, OTHER) for prompt in task.reported(role)[:count]]
+    return [Shot(prompt, 0) for role in ROLES for prompt in task.reported(role)[:count]]
 
 
 def _plain_values(config: typing.Any) -> dict[str, typing.Any]:

@@ -1,4 +1,7 @@
-"""The results of a benchmark as a table in Markdown and CSV, and the rows that both have."""
+"""The results of a benchmark as tables in Markdown and CSV, and the rows that both have.
+
+Removal, and quality with retention, are separate tables.
+"""
 
 import csv
 import io
@@ -8,16 +11,25 @@ from collections.abc import Sequence
 from revelio_jax.benchmark.figures import Figures
 from revelio_jax.benchmark.measurement import Interval, figure_names
 from revelio_jax.benchmark.method_times import MethodTime
+from revelio_jax.benchmark.noun_figures import NAMES, NounFigures
+from revelio_jax.benchmark.quality_measures import QualityFigure
+
+MOST_HARMS = 5  # neighbors of each method in the table of harms; results.csv has all
 
 
 class Row(typing.TypedDict):
-    """One method at one strength. ``chosen``: the strength that the table shows; ``time`` is None if not measured."""
+    """One method at one strength. ``chosen``: the strength that the table shows; ``time`` is None if not measured.
+
+    ``quality`` has the figures of config.benchmark.quality. ``nouns`` is None without prompts that have nouns.
+    """
 
     method: str
     strength: float
     chosen: bool
     key: str
     figures: Figures
+    quality: dict[str, QualityFigure]
+    nouns: NounFigures | None
     time: MethodTime | None
 
 
@@ -33,7 +45,7 @@ class TaskResult(typing.TypedDict):
 
 
 def markdown(result: TaskResult) -> str:
-    """Return the Markdown table of the chosen strengths of one task."""
+    """Return the Markdown tables of the chosen strengths of one task: removal, quality and retention, and harms."""
     rows = [row for row in result["rows"] if row["chosen"]] or result["rows"]
     first = rows[0]["figures"]
     names = figure_names(first["outcome"])
@@ -51,7 +63,7 @@ def markdown(result: TaskResult) -> str:
     ]
     for row in rows:
         figures = row["figures"]
-        cells = [row["method"], f"{row['strength']:g}" if row["strength"] else ""]
+        cells = _head(row)
         cells += [_cell(figures["outcome"].get(name)) for name in names]
         cells += [_cell(figures["by_set"].get(name)) for name in sets]
         cells += [_cell(figures["distance"])] * has_distance + [f"{figures['worst']:.3f}"]
@@ -62,7 +74,46 @@ def markdown(result: TaskResult) -> str:
         row["strength"] for row in result["rows"]
     ):
         lines += ["", "No strength is chosen: no prompt measures the retention. Add a prompt set with role=other."]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_quality(result, rows), *_harms(rows)])
+
+
+def _quality(result: TaskResult, rows: Sequence[Row]) -> list[str]:
+    """Return the lines of the table of quality and retention; none if no such figure was measured."""
+    figures = dict.fromkeys(name for row in rows for name in row["quality"])
+    nouns = {name: text for name, text in NAMES.items() if any(_noun_interval(row, name) for row in rows)}
+    if not figures and not nouns:
+        return []
+    lines = [f"**{result['concept']}: quality and retention**", ""]
+    lines += [f"| {' | '.join(['method', 'strength', *figures, *nouns.values()])} |"]
+    lines += ["|---" * (2 + len(figures) + len(nouns)) + "|"]
+    for row in rows:
+        cells = [*_head(row), *(_quality_cell(row["quality"].get(name)) for name in figures)]
+        cells += [_cell(_noun_interval(row, name)) for name in nouns]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _harms(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of the table of the most harmed neighbors; none without neighbors."""
+    harmed = [(row, row["nouns"]["harms"][:MOST_HARMS]) for row in rows if row["nouns"] and row["method"] != "plain"]
+    if not any(harms for _, harms in harmed):
+        return []
+    headings = ("method", "strength", "neighbor", "shown by plain", "shown by method", "harm")
+    lines = ["**Most harmed neighbors**", "", f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for row, harms in harmed:
+        for harm in harms:
+            shown = f"{harm['harm']:.3f} ({harm['low']:.2f}-{harm['high']:.2f})"
+            cells = [*_head(row), harm["neighbor"], f"{harm['plain']:.3f}", f"{harm['method']:.3f}", shown]
+            lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _head(row: Row) -> list[str]:
+    return [row["method"], f"{row['strength']:g}" if row["strength"] else ""]
+
+
+def _noun_interval(row: Row, name: str) -> Interval | None:
+    return row["nouns"]["intervals"].get(name) if row["nouns"] else None
 
 
 def csv_text(results: Sequence[TaskResult]) -> str:
@@ -75,6 +126,10 @@ def csv_text(results: Sequence[TaskResult]) -> str:
             head = [result["concept"], result["adding"], row["method"], row["strength"], row["chosen"]]
             for name, values in _intervals(row):
                 writer.writerow([*head, name, values["mean"], values["low"], values["high"]])
+            for name, figure in row["quality"].items():
+                writer.writerow([*head, name, figure["mean"], figure["low"], figure["high"]])
+            for harm in row["nouns"]["harms"] if row["nouns"] else []:
+                writer.writerow([*head, f"harm to {harm['neighbor']}", harm["harm"], harm["low"], harm["high"]])
             for name in ("worst", "chosen_from", "flagged"):
                 writer.writerow([*head, name, row["figures"][name], "", ""])
             if time := row["time"]:
@@ -86,11 +141,18 @@ def csv_text(results: Sequence[TaskResult]) -> str:
 def _intervals(row: Row) -> list[tuple[str, Interval]]:
     figures = row["figures"]
     named = [*figures["outcome"].items(), *((f"concept in {name}", each) for name, each in figures["by_set"].items())]
-    return named + ([("distance", figures["distance"])] if figures["distance"] else [])
+    named += [("distance", figures["distance"])] if figures["distance"] else []
+    return named + (list(row["nouns"]["intervals"].items()) if row["nouns"] else [])
 
 
 def _cell(values: Interval | None) -> str:
     return "{mean:.3f} ({low:.2f}-{high:.2f})".format(**values) if values else ""
+
+
+def _quality_cell(figure: QualityFigure | None) -> str:
+    if figure is None or figure["low"] is None:
+        return f"{figure['mean']:.4g}" if figure else ""
+    return "{mean:.4g} ({low:.4g}-{high:.4g})".format(**figure)
 
 
 def _time_cells(time: MethodTime | None) -> list[str]:

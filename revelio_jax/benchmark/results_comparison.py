@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from revelio_jax import json_text
 from revelio_jax.benchmark.measurement import FIGURES
+from revelio_jax.benchmark.noun_figures import NAMES
 from revelio_jax.benchmark.results import Row, TaskResult
 from revelio_jax.errors import InputError
 
@@ -66,6 +67,15 @@ def differences(first: dict[str, typing.Any], second: dict[str, typing.Any]) -> 
         for field, name in SETTINGS.items()
         if first.get(field) != second.get(field)
     ]
+    networks, others = (side.get("quality") or {} for side in (first, second))
+    reasons += [
+        f"the network or the reference of {name} differs ({_short(networks, name)} and {_short(others, name)})"
+        for name in networks
+        if name in others and networks[name] != others[name]
+    ]
+    asked = [side.get("noun_judge") for side in (first, second)]
+    if all(asked) and asked[0] != asked[1]:
+        reasons.append(f"the judge of nouns differs ({_short(first, 'noun_judge')} and {_short(second, 'noun_judge')})")
     pairs = _pairs(first, second)
     if not pairs:
         reasons.append("they have no concept in common")
@@ -87,12 +97,17 @@ def table(first: TaskResult, second: TaskResult) -> str:
     names = [
         name for name in FIGURES if any(name in row["figures"]["outcome"] for side in rows for row in side.values())
     ]
-    columns = [FIGURES[name] for name in names] + ["worst", "time / plain"]
+    sides = [row for side in rows for row in side.values()]
+    figures = list(dict.fromkeys(name for row in sides for name in row.get("quality") or {}))
+    nouns = [name for name in NAMES if any(_noun_mean(row, name) is not None for row in sides)]
+    columns = [*(FIGURES[name] for name in names), *figures, *(NAMES[name] for name in nouns), "worst", "time / plain"]
     lines = [f"**{first['concept']}, {action}**: A, B and B - A", "", f"| method | {' | '.join(columns)} |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     for method in dict.fromkeys([*rows[0], *rows[1]]):
         pair = [side.get(method) for side in rows]
         cells = [_cells([_mean(row, name) for row in pair]) for name in names]
+        cells += [_cells([_quality_mean(row, name) for row in pair]) for name in figures]
+        cells += [_cells([_noun_mean(row, name) for row in pair]) for name in nouns]
         cells.append(_cells([row and row["figures"]["worst"] for row in pair]))
         cells.append(_cells([row["time"]["ratio"]["median"] if row and row["time"] else None for row in pair]))
         lines.append(f"| {method} | {' | '.join(cells)} |")
@@ -110,6 +125,17 @@ def _pairs(first: dict[str, typing.Any], second: dict[str, typing.Any]) -> list[
 
 def _mean(row: Row | None, name: str) -> float | None:
     values = row["figures"]["outcome"].get(name) if row else None
+    return values["mean"] if values else None
+
+
+def _quality_mean(row: Row | None, name: str) -> float | None:
+    figure = (row.get("quality") or {}).get(name) if row else None  # results of earlier versions have none
+    return figure["mean"] if figure else None
+
+
+def _noun_mean(row: Row | None, name: str) -> float | None:
+    nouns = row.get("nouns") if row else None
+    values = nouns["intervals"].get(name) if nouns else None
     return values["mean"] if values else None
 
 
