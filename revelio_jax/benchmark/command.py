@@ -55,7 +55,7 @@ from revelio_jax.config import Config
 from revelio_jax.errors import InputError, memory_advice, report_errors, require
 from revelio_jax.inputs import prompt_settings
 from revelio_jax.pipelines import safety_checker
-from revelio_jax.pipelines.loading import load_pipeline
+from revelio_jax.pipelines.loading import load_pipeline, quiet
 from revelio_jax.pipelines.sampling import MEMORY_ADVICE
 from revelio_jax.steering.labels import LabeledPrompt, read_labeled
 from revelio_jax.steering.learned_concepts import file_name
@@ -130,6 +130,7 @@ def main(argv: Sequence[str]) -> None:
         print_estimate(plan, flags["seconds"])
         return
     require("matplotlib", "plot", "the plots")
+    quiet()
     files.check_writable(plan.folder, "config.run")
     judge = load_judge(config.steer.judge, config.steer.judge_settings)
     tasks = plan.tasks(judge.columns)
