@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import typing
 from collections.abc import Sequence
 
@@ -69,13 +70,13 @@ def differences(first: dict[str, typing.Any], second: dict[str, typing.Any]) -> 
     ]
     networks, others = (side.get("quality") or {} for side in (first, second))
     reasons += [
-        f"the network or the reference of {name} differs ({_short(networks, name)} and {_short(others, name)})"
+        f"the network or the reference of {name} differs ({_differing(networks[name], others[name])})"
         for name in networks
         if name in others and networks[name] != others[name]
     ]
     asked = [side.get("noun_judge") for side in (first, second)]
     if all(asked) and asked[0] != asked[1]:
-        reasons.append(f"the judge of nouns differs ({_short(first, 'noun_judge')} and {_short(second, 'noun_judge')})")
+        reasons.append(f"the judge of nouns differs ({_differing(*asked)})")
     pairs = _pairs(first, second)
     if not pairs:
         reasons.append("they have no concept in common")
@@ -145,6 +146,16 @@ def _cells(values: list[float | None]) -> str:
     if first is None or second is None:
         return ", ".join(shown)
     return ", ".join([*shown, f"{second - first:+.3f}"])
+
+
+def _differing(first: dict[str, typing.Any], second: dict[str, typing.Any]) -> str:
+    """Return the entries of two records that differ, with the first digits of hashes."""
+    entries = [
+        f"{key}: {json.dumps(first.get(key))} and {json.dumps(second.get(key))}"
+        for key in dict.fromkeys([*first, *second])
+        if first.get(key) != second.get(key)
+    ]
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", ", ".join(entries))
 
 
 def _short(content: dict[str, typing.Any], field: str) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from revelio_jax.benchmark.tasks import CONCEPT, OTHER, make_tasks, read_sets
+from revelio_jax.benchmark.tasks import ALIGNMENT, CONCEPT, NEIGHBORS, OTHER, ROLES, make_tasks, read_sets
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
 
@@ -79,7 +79,9 @@ def test_roles_order_prompts_and_n_draws_some(i2p):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("role=benign", "allowed: concept, other"),
+        ("role=benign", "allowed: concept, other, neighbors, alignment"),
+        ("role=neighbors", "prompt 0 has 0 nouns; each prompt needs exactly one noun"),
+        ("role=alignment", "prompt 0 has 0 nouns; each prompt needs at least one noun"),
         ("rolle=other", "did you mean role"),
         ("n=0", "at least 1"),
         ("layout=i3p", "unknown layout 'i3p'"),
@@ -89,6 +91,25 @@ def test_roles_order_prompts_and_n_draws_some(i2p):
 def test_a_wrong_setting_of_a_prompt_set_is_refused(i2p, settings, message):
     with pytest.raises(InputError, match=message):
         read_sets(*config(f"{i2p} {settings}"))
+
+
+def test_the_layouts_of_hub_have_their_roles(tmp_path):
+    (tmp_path / "cat.csv").write_text("noun,similarity\ntiger,0.9\nlion,0.8\n")
+    (tmp_path / "cats.csv").write_text('prompt,nouns,index\na cat on a tree,"tree, sky",0\na cat and a dog,dog,1\n')
+    sets = [f"{tmp_path / name} {settings}" for name, settings in (("cats.csv", ""), ("cat.csv", "n=2"))]
+    (task,) = tasks_of("style=flat", *sets, add=False)
+    roles = [prompt.role for prompt in task.prompts]
+    assert roles == sorted(roles, key=ROLES.index)
+    assert {prompt.prompt: prompt.nouns for prompt in task.of_role(NEIGHBORS)} == {
+        "a photo of tiger": ("tiger",),
+        "a photo of lion": ("lion",),
+    }
+    assert [prompt.nouns for prompt in task.reported(ALIGNMENT)] == [("tree", "sky"), ("dog",)]  # all of them report
+    assert {"a photo of tiger", "a photo of lion", "a cat and a dog"} <= task.reported_texts()
+    with pytest.raises(InputError, match="prompt 0 has 2 nouns; each prompt needs exactly one noun"):
+        tasks_of("style=flat", f"{tmp_path / 'cats.csv'} role=neighbors")
+    as_other, _ = tasks_of("style=flat", f"{tmp_path / 'cat.csv'} role=other")
+    assert not any(prompt.nouns for prompt in as_other.prompts)
 
 
 def test_two_sets_of_one_name_are_refused(i2p):
