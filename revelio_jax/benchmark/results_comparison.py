@@ -74,9 +74,9 @@ def differences(first: dict[str, typing.Any], second: dict[str, typing.Any]) -> 
         for name in networks
         if name in others and networks[name] != others[name]
     ]
-    asked = [side.get("noun_judge") for side in (first, second)]
-    if all(asked) and asked[0] != asked[1]:
-        reasons.append(f"the judge of nouns differs ({_differing(*asked)})")
+    asked, other = (side.get("noun_judge") for side in (first, second))
+    if asked and other and asked != other:
+        reasons.append(f"the judge of nouns differs ({_differing(asked, other)})")
     pairs = _pairs(first, second)
     if not pairs:
         reasons.append("they have no concept in common")

@@ -108,6 +108,9 @@ def test_the_layouts_of_hub_have_their_roles(tmp_path):
     assert {"a photo of tiger", "a photo of lion", "a cat and a dog"} <= task.reported_texts()
     with pytest.raises(InputError, match="prompt 0 has 2 nouns; each prompt needs exactly one noun"):
         tasks_of("style=flat", f"{tmp_path / 'cats.csv'} role=neighbors")
+    (tmp_path / "own.csv").write_text("prompt,nouns\na red fox,fox\n")
+    (own,) = tasks_of("style=flat", f"{tmp_path / 'own.csv'} layout=labeled role=neighbors", add=False)
+    assert [(prompt.prompt, prompt.nouns) for prompt in own.of_role(NEIGHBORS)] == [("a red fox", ("fox",))]
     as_other, _ = tasks_of("style=flat", f"{tmp_path / 'cat.csv'} role=other")
     assert not any(prompt.nouns for prompt in as_other.prompts)
 

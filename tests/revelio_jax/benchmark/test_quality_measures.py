@@ -138,6 +138,27 @@ def test_frechet_distance_to_a_folder_of_images_of_any_size(measured, pixels, cl
         measured(text)
 
 
+def test_fid_is_the_distance_of_the_features_of_inception(measured, pixels, alexnet, monkeypatch):
+    class Inception:
+        """The means of rows of pixels, instead of a network of 90 MB that needs 2,049 images."""
+
+        width, record = 8, {"name": "InceptionV3", "weights": {"inception.safetensors": "12ab"}}
+
+        def __init__(self, *_):
+            pass
+
+        def features(self, images):
+            return np.stack([image[:8].mean((1, 2)) for image in images]).astype(np.float32)
+
+    monkeypatch.setattr(quality_measures, "InceptionV3", Inception)
+    plain, method = (Inception().features(each) for each in pixels)
+    text = f"fid features={alexnet[1]} device=cpu"
+    wanted = quality.frechet_distance(np.delete(method, FLAGGED, 0), plain)
+    assert measured(text)["FID to plain"]["mean"] == pytest.approx(wanted, rel=1e-5)
+    (measure,) = parse_measures([text])
+    assert measure.record == Inception.record | {"reference": "plain"}
+
+
 @pytest.fixture(scope="module")
 def alexnet(tmp_path_factory):
     """Two files for LPIPS, with random weights."""
