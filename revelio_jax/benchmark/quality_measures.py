@@ -3,17 +3,14 @@
 All of them are about prompts with the role other, so they measure quality and retention, never removal.
 """
 
-import contextlib
 import dataclasses
 import pathlib
 import typing
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import torch
 
-from revelio_jax import shipped
-from revelio_jax.benchmark import miniature_judge, words
+from revelio_jax.benchmark import words
 from revelio_jax.benchmark.clip_judge import ImageEncoder, model_folder
 from revelio_jax.benchmark.features import ClipFeatures, EmbedderFeatures, FeatureNetwork, Reference, SavedFeatures
 from revelio_jax.benchmark.image_values import ImageValues
@@ -23,17 +20,21 @@ from revelio_jax.benchmark.judgment import Record
 from revelio_jax.benchmark.lpips import SMALLEST, Lpips
 from revelio_jax.benchmark.measurement import interval
 from revelio_jax.benchmark.quality import clip_scores, cosines, frechet_distance
+from revelio_jax.benchmark.quality_settings import (
+    FIELD,
+    ClipSettings,
+    FidSettings,
+    FrechetSettings,
+    LpipsSettings,
+    image_model,
+    naming,
+    open_device,
+    weight_file,
+)
 from revelio_jax.benchmark.tasks import OTHER
 from revelio_jax.config import did_you_mean
-from revelio_jax.config.fields import field
 from revelio_jax.config.schema import check_fields
 from revelio_jax.errors import InputError
-from revelio_jax.pipelines import devices
-from revelio_jax.sae_folder.untrusted import read_json
-
-FIELD = "config.benchmark.quality"
-DEVICE = "auto, cuda, cuda:1, mps or cpu"
-REFERENCE = "folder of reference images; None: the plain pipeline's images"
 
 
 class QualityFigure(typing.TypedDict):
@@ -63,7 +64,14 @@ class Sample:
 
 
 class Measure(typing.Protocol):
-    """An entry of config.benchmark.quality with the names of its figures. ``record`` is that of its loaded network."""
+    """An entry of config.benchmark.quality with the names of its figures.
+
+    ``set`` is the name of the prompt set that it uses, None for all prompts with the role other. ``record`` is that of
+    its loaded network, with the set and other settings.
+    """
+
+    @property
+    def set(self) -> str | None: ...
 
     @property
     def names(self) -> tuple[str, ...]: ...
@@ -84,23 +92,15 @@ class Measure(typing.Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class ClipSettings:
-    """CLIP score and the cosine to the plain image."""
-
-    model: str | None = field(None, "folder of a CLIP model of transformers, with image processor and tokenizer")
-    device: str = field("auto", DEVICE)
-
-
 class ClipMeasure:
     """The CLIP score of an image and its prompt, and the cosine of its features to those of the plain image."""
 
     names = ("CLIP score", "CLIP cosine to plain")
 
     def __init__(self, settings: ClipSettings):
-        self._field = f"{FIELD}: clip"
+        self._field, self.set = f"{FIELD}: clip", settings.set
         self._folder = model_folder(settings.model, self._field)
-        self._device = str(_device(self._field, settings.device))
+        self._device = str(open_device(self._field, settings.device))
 
     def check(self, shots: Sequence[Shot]) -> None:
         """Accept any number of images."""
@@ -109,7 +109,7 @@ class ClipMeasure:
         """Load the model."""
         self._encoder = ImageEncoder(self._folder, self._device, self._field)
         self._network = ClipFeatures(self._encoder)
-        self.record: Record = self._network.record
+        self.record: Record = {**self._network.record, "set": self.set}
 
     def measure(self, sample: Sample, folder: pathlib.Path) -> dict[str, QualityFigure]:
         """Return both figures on the reported prompts. Prompts that are too long for the model are cut off."""
@@ -124,52 +124,34 @@ class ClipMeasure:
         return {name: figure for name, figure in zip(self.names, figures, strict=True) if figure}
 
 
-@dataclasses.dataclass(frozen=True)
-class FidSettings:
-    """FID with the features of InceptionV3."""
-
-    features: str | None = field(None, "safetensors file with the weights of pytorch-fid's InceptionV3")
-    reference: str | None = field(None, REFERENCE)
-    device: str = field("auto", DEVICE)
-
-
-@dataclasses.dataclass(frozen=True)
-class FrechetSettings:
-    """The Fréchet distance of another model's features."""
-
-    model: str | None = field(None, "folder of an image model of transformers, or of a miniature with its judge")
-    reference: str | None = field(None, REFERENCE)
-    device: str = field("auto", DEVICE)
-
-
 class FrechetMeasure:
     """The Fréchet distance of the features of all images with the role other to those of reference images."""
 
     def __init__(self, settings: FidSettings | FrechetSettings):
         self._network: FeatureNetwork | None = None
         name = "fid" if isinstance(settings, FidSettings) else "frechet"
-        self._field = f"{FIELD}: {name}"
-        device = _device(self._field, settings.device)
+        self._field, self.set = f"{FIELD}: {name}", settings.set
+        device = open_device(self._field, settings.device)
         where = settings.reference
         self._reference = Reference(where, f"{self._field}.reference") if where else None
         self._reference_features: np.ndarray | None = None
         if isinstance(settings, FidSettings):
-            path = _file(f"{self._field}.features", settings.features)
-            with _naming(self._field):
+            path = weight_file(f"{self._field}.features", settings.features)
+            with naming(self._field):
                 self._network = InceptionV3(path, device)
             title = "FID"
         else:
-            self._folder, self._kind = _image_model(f"{self._field}.model", settings.model)
+            self._folder, self._kind = image_model(f"{self._field}.model", settings.model)
             self._device, title = str(device), f"Fréchet distance ({self._kind})"
         self.names = (title if self._reference else f"{title} to plain",)
 
     @property
     def record(self) -> Record:
-        """Return the record of the network, with the reference."""
+        """Return the record of the network, with the set and the reference."""
         assert self._network is not None
         reference = self._reference
         origin = None if reference is None else {"images": reference.count, "fingerprint": reference.fingerprint}
-        return {**self._network.record, "reference": origin or "plain"}
+        return {**self._network.record, "set": self.set, "reference": origin or "plain"}
 
     def check(self, shots: Sequence[Shot]) -> None:
         """Raise InputError if the images or the references are not more than the features, as far as it is known."""
@@ -206,28 +188,19 @@ class FrechetMeasure:
         return {self.names[0]: {"mean": distance, "low": None, "high": None, "images": len(rows)}}
 
 
-@dataclasses.dataclass(frozen=True)
-class LpipsSettings:
-    """LPIPS with AlexNet."""
-
-    backbone: str | None = field(None, "safetensors file with the convolutions of torchvision's AlexNet")
-    weights: str | None = field(None, "safetensors file with the weights of LPIPS' channels")
-    device: str = field("auto", DEVICE)
-
-
 class LpipsMeasure:
     """The LPIPS distance to the plain image at the same seed."""
 
     names = ("LPIPS to plain",)
 
     def __init__(self, settings: LpipsSettings):
-        self._field = f"{FIELD}: lpips"
-        device = _device(self._field, settings.device)
-        backbone = _file(f"{self._field}.backbone", settings.backbone)
-        weights = _file(f"{self._field}.weights", settings.weights)
-        with _naming(self._field):
+        self._field, self.set = f"{FIELD}: lpips", settings.set
+        device = open_device(self._field, settings.device)
+        backbone = weight_file(f"{self._field}.backbone", settings.backbone)
+        weights = weight_file(f"{self._field}.weights", settings.weights)
+        with naming(self._field):
             self._network = Lpips(backbone, weights, device)
-        self.record: Record = self._network.record
+        self.record: Record = {**self._network.record, "set": self.set}
 
     def check(self, shots: Sequence[Shot]) -> None:
         """Raise InputError if an image is too small for AlexNet."""
@@ -250,7 +223,7 @@ class LpipsMeasure:
             distances = self._network.distances(pixels, np.stack([each for each, _ in read]))
             return [None if flag else float(value) for value, (_, flag) in zip(distances, read, strict=True)]
 
-        path = folder / key_of(self.record) / f"{sample.images.path.name}.jsonl"
+        path = folder / key_of(self._network.record) / f"{sample.images.path.name}.jsonl"
         found = ImageValues(path, "distances").of(
             sample.images,
             sample.reported,
@@ -292,10 +265,14 @@ def parse_measures(texts: Sequence[str]) -> list[Measure]:
 def check_measures(measures: Sequence[Measure], shots: Mapping[str, Sequence[Shot]]) -> None:
     """Raise InputError if a measure lacks images. ``shots`` are those of the role other of each task, by its name."""
     for measure in measures:
-        for name, own in shots.items():
-            if not own:
+        for name, others in shots.items():
+            own = _of_set(others, measure.set)
+            if len({(shot.prompt.set, shot.prompt.id) for shot in own}) < 2:  # every second one reports
+                sets = ", ".join(dict.fromkeys(shot.prompt.set for shot in others)) or "none"
+                which = f"set={measure.set}" if measure.set else "figures of quality"
                 raise InputError(
-                    f"{FIELD} needs prompts with the role {OTHER}; {name} has none: add a prompt set with role={OTHER}"
+                    f"{FIELD}: {which} needs at least 2 prompts with the role {OTHER}; {name} has such prompts in: "
+                    f"{sets}; prompt sets are added with role={OTHER}"
                 )
             measure.check(own)
 
@@ -312,11 +289,17 @@ def measure_quality(
 
     ``images`` are its images, ``plain`` those of the plain pipeline, and ``folder`` is that of saved features.
     """
-    if not others:
-        return {}
     reported = [shot for number, shot in enumerate(others) if number // seeds % 2]
-    sample = Sample(images, plain, others, reported, seeds)
-    return {name: figure for each in measures for name, figure in each.measure(sample, folder).items()}
+    figures: dict[str, QualityFigure] = {}
+    for each in measures if others else ():
+        sample = Sample(images, plain, _of_set(others, each.set), _of_set(reported, each.set), seeds)
+        figures |= each.measure(sample, folder)
+    return figures
+
+
+def _of_set(shots: Sequence[Shot], name: str | None) -> list[Shot]:
+    """Return the shots of a prompt set, or all of them without a name."""
+    return [shot for shot in shots if name is None or shot.prompt.set == name]
 
 
 def _figure(values: np.ndarray, seeds: int) -> QualityFigure | None:
@@ -340,40 +323,3 @@ def _paired(
         numbers, rows, others = zip(*pairs, strict=True)
         values[list(numbers)] = function(np.stack(rows), np.stack(others))
     return values
-
-
-def _device(field: str, name: str) -> torch.device:
-    try:
-        return devices.device(name)
-    except InputError as error:
-        raise InputError(str(error).replace("config.model.device", f"{field}.device")) from error
-
-
-def _file(field: str, name: str | None) -> pathlib.Path:
-    """Return the path of a safetensors file. Raise InputError, which names ``field``, if there is none."""
-    path = pathlib.Path(name or "")
-    if not name or path.suffix != ".safetensors" or not path.is_file():
-        raise InputError(f"{field} is {name!r}; it must be a .safetensors file")
-    return path
-
-
-@contextlib.contextmanager
-def _naming(field: str) -> Generator[None]:
-    """Put the name of a setting before an InputError about a file."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{field}: {error}") from error
-
-
-def _image_model(field: str, name: str | None) -> tuple[pathlib.Path, str]:
-    """Return the folder of a model of images and its type. Raise InputError, which names ``field``, if it has none."""
-    folder = pathlib.Path(shipped.locate(name)) if name else None
-    if folder and (folder / miniature_judge.WEIGHTS).is_file():
-        return folder, "miniature"
-    if folder is None or not (folder / "config.json").is_file():
-        raise InputError(
-            f"{field} is {name!r}; it must be the folder of an image model of transformers, with config.json, or of a "
-            f"miniature's judge, with {miniature_judge.WEIGHTS}"
-        )
-    return folder, str(read_json(folder / "config.json").get("model_type"))

@@ -1,5 +1,6 @@
 """config.benchmark.quality: figures of images on disk against the functions on features, and wrong input."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -67,6 +68,20 @@ def by_prompt(values):
     values = np.array(values, float)
     values[FLAGGED] = np.nan
     return interval(np.nanmean(values[REPORTED].reshape(-1, SEEDS), 1))
+
+
+def test_a_measure_can_use_one_prompt_set(measured, shots, folders, clip_folder, tmp_path):
+    text = f"clip model={clip_folder} device=cpu"
+    wanted = measured(text)
+    other = [Shot(dataclasses.replace(shot.prompt, set="labeled"), shot.seed) for shot in shots]
+    (measure,) = parse_measures([f"{text} set=coco"])
+    check_measures([measure], {"flat": other + shots})
+    measure.load()
+    plain, method = folders
+    assert measure_quality([measure], method, plain, other + shots, SEEDS, tmp_path / "features") == wanted
+    assert measure.record["set"] == "coco"
+    with pytest.raises(InputError, match=r"set=coco needs at least 2 prompts .* flat has such prompts in: labeled;"):
+        check_measures([measure], {"flat": other})
 
 
 @torch.no_grad()
@@ -156,7 +171,7 @@ def test_fid_is_the_distance_of_the_features_of_inception(measured, pixels, alex
     wanted = quality.frechet_distance(np.delete(method, FLAGGED, 0), plain)
     assert measured(text)["FID to plain"]["mean"] == pytest.approx(wanted, rel=1e-5)
     (measure,) = parse_measures([text])
-    assert measure.record == Inception.record | {"reference": "plain"}
+    assert measure.record == Inception.record | {"reference": "plain", "set": None}
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +245,7 @@ def test_folders_of_other_models_are_refused(clip_folder, tmp_path):
 
 def test_too_few_images_and_tasks_without_other_prompts_are_refused(measured, shots, clip_folder):
     measures = parse_measures([f"frechet model={clip_folder} device=cpu"])
-    with pytest.raises(InputError, match="needs prompts with the role other; flat has none"):
+    with pytest.raises(InputError, match="at least 2 prompts with the role other; flat has such prompts in: none"):
         check_measures(measures, {"flat": []})
     measures[0].load()
     few = [*shots[:WIDTH], *shots[:WIDTH]]  # the same image twice counts once
