@@ -17,7 +17,7 @@ LOADING = "revelio_jax.pipelines.loading"
 # Modules that call from_pretrained themselves: loading, models that only describe images, and training of miniatures.
 LOADERS = {
     LOADING,
-    "revelio_jax.interpret.embeddings.embedders",
+    "revelio_jax.benchmark.embedders",
     "revelio_jax.interpret.tags.local_model",
     "revelio_jax.benchmark.clip_judge",
 }

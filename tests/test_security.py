@@ -57,7 +57,7 @@ def test_auto_classes_of_transformers_get_an_explicit_no():
     """Without it, transformers asks on a terminal whether to run code of the folder."""
     for name in (
         "revelio_jax.pipelines.loading",
-        "revelio_jax.interpret.embeddings.embedders",
+        "revelio_jax.benchmark.embedders",
         "revelio_jax.interpret.tags.local_model",
     ):
         assert "transformers.Auto" in MODULES[name].read_text()

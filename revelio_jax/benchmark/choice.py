@@ -15,7 +15,7 @@ from revelio_jax.benchmark.figures import Figures, choose, measure
 from revelio_jax.benchmark.images import ImageFolder, Shot
 from revelio_jax.benchmark.judgments import Judgments
 from revelio_jax.benchmark.quality import pixel_rmse
-from revelio_jax.benchmark.tasks import OTHER, Task
+from revelio_jax.benchmark.tasks import CONCEPT, OTHER, Task
 from revelio_jax.benchmark.variants import MethodSpec, TaskMethods, Variant
 from revelio_jax.config import SteerConfig
 
@@ -77,7 +77,7 @@ def measure_variants(
 
     The plain pipeline must be one of the variants.
     """
-    shots = shots_of(task, seeds)
+    shots = [shot for shot in shots_of(task, seeds) if shot.prompt.role in (CONCEPT, OTHER)]
     folders = {variant.key: ImageFolder(folder, variant.key) for variant in variants}
     labels = {key: judgments.labels(images, shots) for key, images in folders.items()}
     plain = plain_of(variants).key

@@ -36,21 +36,23 @@ from revelio_jax.benchmark.choice import (
 )
 from revelio_jax.benchmark.drawing import draw, parse_worker, shots_of
 from revelio_jax.benchmark.identity import identity
-from revelio_jax.benchmark.images import Shot
-from revelio_jax.benchmark.judges import columns_of, load_judge
-from revelio_jax.benchmark.judgment import Judge, detects
-from revelio_jax.benchmark.judgments import Judgments
+from revelio_jax.benchmark.images import ImageFolder, Shot
+from revelio_jax.benchmark.judges import check_noun_judge, columns_of, load_judge
+from revelio_jax.benchmark.judgment import Judge, NounJudge, detects
+from revelio_jax.benchmark.judgments import Judgments, NounJudgments
 from revelio_jax.benchmark.method_times import machine, time_methods
+from revelio_jax.benchmark.noun_figures import measure_nouns
+from revelio_jax.benchmark.quality_measures import Measure, check_measures, measure_quality, parse_measures
 from revelio_jax.benchmark.results import Row, TaskResult
 from revelio_jax.benchmark.results_comparison import compare
-from revelio_jax.benchmark.tasks import CONCEPT, OTHER, NamedSet, Task, make_tasks, read_sets
+from revelio_jax.benchmark.tasks import ALIGNMENT, NEIGHBORS, OTHER, ROLES, NamedSet, Task, make_tasks, read_sets
 from revelio_jax.benchmark.variants import MethodSpec, TaskMethods, check_specs, parse_method
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError, memory_advice, report_errors, require
 from revelio_jax.inputs import prompt_settings
 from revelio_jax.pipelines import safety_checker
-from revelio_jax.pipelines.loading import load_pipeline
+from revelio_jax.pipelines.loading import load_pipeline, quiet
 from revelio_jax.pipelines.sampling import MEMORY_ADVICE
 from revelio_jax.steering.labels import LabeledPrompt, read_labeled
 from revelio_jax.steering.learned_concepts import file_name
@@ -69,13 +71,14 @@ FLAGS = {
 
 
 class Plan(typing.NamedTuple):
-    """A benchmark that is read but not loaded: methods, labeled prompts, concepts and prompt sets."""
+    """A benchmark that is read but not loaded: methods, labeled prompts, concepts, prompt sets and measures."""
 
     config: Config
     specs: list[MethodSpec]
     labeled: list[LabeledPrompt]
     concepts: list[str]
     sets: list[NamedSet]
+    measures: list[Measure]
 
     @property
     def folder(self) -> pathlib.Path:
@@ -87,6 +90,11 @@ class Plan(typing.NamedTuple):
         """Return the SAE folder, or None if no method uses one."""
         return pathlib.Path(self.config.run or "", "export") if any(s.is_steering for s in self.specs) else None
 
+    @property
+    def has_nouns(self) -> bool:
+        """Return whether a prompt set has nouns that must stay visible."""
+        return any(each.role in (NEIGHBORS, ALIGNMENT) for each in self.sets)
+
     def tasks(self, judged: tuple[str, ...]) -> list[Task]:
         """Return the tasks of all concepts for a judge of the columns ``judged``."""
         config = self.config
@@ -95,6 +103,16 @@ class Plan(typing.NamedTuple):
             for concept in self.concepts
             for task in make_tasks(concept, self.labeled, self.sets, config.benchmark, config.steer, judged)
         ]
+
+    def check_measures(self, tasks: Sequence[Task]) -> None:
+        """Raise InputError if a measure of quality lacks images."""
+        seeds = self.config.benchmark.seeds
+        shots = {
+            task.name: [shot for shot in shots_of(task.reported, seeds) if shot.prompt.role == OTHER]
+            for task in tasks
+            if not task.adding
+        }
+        check_measures(self.measures, shots)
 
 
 @memory_advice(MEMORY_ADVICE)
@@ -109,6 +127,7 @@ def main(argv: Sequence[str]) -> None:
         print_estimate(plan, flags["seconds"])
         return
     require("matplotlib", "plot", "the plots")
+    quiet()
     files.check_writable(plan.folder, "config.run")
     judge = load_judge(config.steer.judge, config.steer.judge_settings)
     tasks = plan.tasks(judge.columns)
@@ -117,6 +136,10 @@ def main(argv: Sequence[str]) -> None:
             f"--concept is given {len(plan.concepts)} times; the judge {judge.record['name']} detects only one concept"
         )
     check_specs(plan.specs, tasks, config.model.family)
+    plan.check_measures(tasks)
+    for each in plan.measures if worker is None else ():
+        each.load()
+    plan.check_measures(tasks)  # the widths of all networks are known now
     steerer = Steerer.from_pretrained(plan.export) if plan.export else None
     pipe = load_pipeline(config.model)
     loaded = [
@@ -132,7 +155,7 @@ def main(argv: Sequence[str]) -> None:
             shots = shots_of(task.reported, config.benchmark.seeds)
             draw(methods, choice.reported, shots, images, config.steer, worker)
             if not worker:
-                measured.append(measure_task(plan, task, methods, choice, judgments, pipe))
+                measured.append(measure_task(plan, task, methods, choice, judge, pipe))
         if worker:
             print(f"worker {worker.number} of {worker.count}: all images are drawn; omit --worker to write the results")
         else:
@@ -150,7 +173,11 @@ def make_plan(config: Config, concepts: Sequence[str]) -> Plan:
     labeled = read_labeled(steer.prompts) if steer.prompts else []
     if line := prompt_settings.unused_seed_line(labeled, steer):
         print(line)
-    return Plan(config, specs, labeled, names, read_sets(settings, steer))
+    sets = read_sets(settings, steer)
+    plan = Plan(config, specs, labeled, names, sets, parse_measures(settings.quality))
+    if plan.has_nouns:
+        check_noun_judge(steer.judge)
+    return plan
 
 
 def print_estimate(plan: Plan, seconds: str | None) -> None:
@@ -168,6 +195,7 @@ def print_estimate(plan: Plan, seconds: str | None) -> None:
         raise InputError(f"--seconds is {seconds!r}; it must be a number above 0") from None
     images: dict[str, list[Shot]] = {}
     tasks = plan.tasks(columns_of(steer.judge, steer.judge_settings))
+    plan.check_measures(tasks)
     for task in tasks:
         choosing, reporting = shots_that_choose(task), shots_of(task.reported, plan.config.benchmark.seeds)
         variants = TaskMethods(task, plan.config, None, None, plan.labeled, {}).variants(plan.specs)
@@ -195,36 +223,46 @@ def print_estimate(plan: Plan, seconds: str | None) -> None:
 
 
 def measure_task(
-    plan: Plan, task: Task, methods: TaskMethods, choice: Choice, judgments: Judgments, pipe: typing.Any
+    plan: Plan, task: Task, methods: TaskMethods, choice: Choice, judge: Judge, pipe: typing.Any
 ) -> TaskResult:
-    """Judge the images that report, and time the methods."""
-    settings = plan.config.benchmark
-    figures = measure_variants(task.reported, choice.reported, plan.folder / "images", judgments, settings.seeds)
-    shots = shots_of(task.reported, settings.seeds)
+    """Judge the images that report, measure their quality, and time the methods."""
+    settings, images = plan.config.benchmark, plan.folder / "images"
+    judgments = Judgments(plan.folder / "judgments", judge)
+    figures = measure_variants(task.reported, choice.reported, images, judgments, settings.seeds)
+    shots, file = shots_of(task.reported, settings.seeds), plan.folder / "times.jsonl"
+    plain = ImageFolder(images, plain_of(choice.reported).key)
+    others = [shot for shot in shots if shot.prompt.role == OTHER]
+    nouns = None
+    if any(shot.prompt.nouns for shot in shots) and isinstance(judge, NounJudge):
+        nouns = NounJudgments(plan.folder / "nouns", judge)
     times = (
-        time_methods(
-            methods, choice.chosen, shots, pipe, plan.config.steer, settings.repetitions, plan.folder / "times.jsonl"
-        )
+        time_methods(methods, choice.chosen, shots, pipe, plan.config.steer, settings.repetitions, file)
         if settings.repetitions
         else {}
     )
-    rows: list[Row] = [
-        {
+    rows: list[Row] = []
+    for variant in methods.variants(plan.specs):
+        row: Row = {
             "method": variant.method.text,
             "strength": variant.strength,
             "chosen": variant in choice.chosen,
             "key": variant.key,
             "figures": figures.get(variant.key),
             "choosing": choice.figures.get(variant.key),
+            "quality": {},
+            "nouns": None,
             "time": times.get(variant.key),
         }
-        for variant in methods.variants(plan.specs)
-    ]
+        if variant.key in figures:
+            own, features = ImageFolder(images, variant.key), plan.folder / "features"
+            row["quality"] = measure_quality(plan.measures, own, plain, others, settings.seeds, features)
+            row["nouns"] = nouns and measure_nouns(nouns, own, plain, shots, settings.seeds)
+        rows.append(row)
     return {
         "concept": task.name,
         "adding": task.adding,
         "sets": {name: dict(origin) for name, origin in task.sets.items()},
-        "prompts": {role: len(task.reported.of_role(role)) for role in (CONCEPT, OTHER)},
+        "prompts": {role: len(task.reported.of_role(role)) for role in ROLES},
         "seeds": settings.seeds,
         "rows": rows,
     }
@@ -250,6 +288,8 @@ def write(
         "width": config.steer.width,
         "safety_checker": safety_checker.is_active(pipe),
         "judge": judge.record,
+        "noun_judge": judge.noun_record if plan.has_nouns and isinstance(judge, NounJudge) else None,
+        "quality": {name: measure.record for measure in plan.measures for name in measure.names},
         "machine": machine(torch.device(pipe._execution_device)),
         "tasks": measured,
     }
@@ -271,7 +311,7 @@ def write(
 
 
 def _shown(task: Task, count: int) -> list[Shot]:
-    return [Shot(prompt, 0) for role in (CONCEPT, OTHER) for prompt in task.reported.of_role(role)[:count]]
+    return [Shot(prompt, 0) for role in ROLES for prompt in task.reported.of_role(role)[:count]]
 
 
 def _plain_values(config: typing.Any) -> dict[str, typing.Any]:

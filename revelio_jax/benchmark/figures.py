@@ -15,7 +15,8 @@ from revelio_jax.benchmark.tasks import CONCEPT, OTHER, Task, TaskPrompt
 from revelio_jax.errors import InputError
 
 Labels = Sequence[Mapping[str, str] | None]
-"""The labels of the images of a task, ordered by prompt and then by seed; None for a flagged image."""
+"""The labels of the images of the prompts with the roles concept and other, ordered by prompt and then by seed; None
+for a flagged image."""
 
 
 class Figures(typing.TypedDict):
@@ -54,9 +55,9 @@ def measure(task: Task, labels: Labels, plain: Labels, distances: np.ndarray | N
 
 def outcome_of(task: Task, labels: Labels, seeds: int) -> Outcome:
     """Return the outcome of a variant on all prompts. Raise InputError if all images of a role were flagged."""
-    if len(labels) != len(task.prompts) * seeds:
-        raise ValueError(f"{len(labels)} labels for {len(task.prompts)} prompts and {seeds} seeds")
     concept, others = task.of_role(CONCEPT), task.of_role(OTHER)
+    if len(labels) != (count := len(concept) + len(others)) * seeds:
+        raise ValueError(f"{len(labels)} labels for {count} prompts and {seeds} seeds")
     first = len(concept) * seeds
     for part in (labels[:first], labels[first:]):
         if len(part) and all(label is None for label in part):

@@ -49,6 +49,16 @@ def load_judge(judge: str | None, settings: str | None = None) -> Judge:
     return miniature_judge.MiniatureJudge(path)
 
 
+def check_noun_judge(judge: str | None) -> None:
+    """Raise InputError if the judge config.steer.judge cannot be asked whether a noun is visible."""
+    able = [name for name, kind in JUDGES.items() if hasattr(kind, "nouns_visible")]
+    if judge not in able:
+        raise InputError(
+            f"config.steer.judge is {judge!r}; prompt sets of the roles neighbors and alignment need a judge that can "
+            f"be asked for any noun: {', '.join(able)}"
+        )
+
+
 def columns_of(judge: str | None, settings: str | None = None) -> tuple[str, ...]:
     """Return the label columns of a judge without loading it."""
     if judge and (pathlib.Path(shipped.locate(judge)) / miniature_judge.WEIGHTS).is_file():

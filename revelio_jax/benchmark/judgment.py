@@ -7,6 +7,7 @@ answer then has the single column :data:`DETECTED` with the values :data:`YES` a
 import json
 import pathlib
 import typing
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -45,6 +46,18 @@ class Judge(typing.Protocol):
 
     def judge(self, pixels: np.ndarray) -> list[Judgment]:
         """Return one answer for each of the uint8 RGB images [N, height, width, 3]."""
+        ...
+
+
+@typing.runtime_checkable
+class NounJudge(typing.Protocol):
+    """A model that can be asked whether any noun is visible. ``noun_record`` determines its answers, as a record."""
+
+    @property
+    def noun_record(self) -> Record: ...
+
+    def nouns_visible(self, pixels: np.ndarray, nouns: Sequence[Sequence[str]]) -> list[list[bool]]:
+        """Return an answer for each noun of each of the uint8 RGB images [N, height, width, 3]."""
         ...
 
 

@@ -1,4 +1,7 @@
-"""The results of a benchmark as a table in Markdown and CSV, and the rows that both have."""
+"""The results of a benchmark as tables in Markdown and CSV, and the rows that both have.
+
+Removal, and quality with retention, are separate tables.
+"""
 
 import csv
 import io
@@ -8,13 +11,18 @@ from collections.abc import Sequence
 from revelio_jax.benchmark.figures import Figures
 from revelio_jax.benchmark.measurement import Interval, figure_names
 from revelio_jax.benchmark.method_times import MethodTime
+from revelio_jax.benchmark.noun_figures import NAMES, NounFigures
+from revelio_jax.benchmark.quality_measures import QualityFigure
+
+MOST_HARMS = 5  # neighbors of each method in the table of harms; results.csv has all
 
 
 class Row(typing.TypedDict):
     """One method at one strength.
 
     ``chosen``: the strength that the table shows. ``figures`` are those of the prompts that report, ``choosing`` those
-    of the prompts that choose the strength; each is None if it was not measured, as is ``time``.
+    of the prompts that choose the strength; each is None if it was not measured, as is ``time``. ``quality`` has the
+    figures of config.benchmark.quality. ``nouns`` is None without prompts that have nouns.
     """
 
     method: str
@@ -23,6 +31,8 @@ class Row(typing.TypedDict):
     key: str
     figures: Figures | None
     choosing: Figures | None
+    quality: dict[str, QualityFigure]
+    nouns: NounFigures | None
     time: MethodTime | None
 
 
@@ -49,7 +59,7 @@ def figures_of(row: Row) -> Figures:
 
 
 def markdown(result: TaskResult) -> str:
-    """Return the Markdown table of one task: each method at its chosen strength."""
+    """Return the Markdown tables of the chosen strengths of one task: removal, quality and retention, and harms."""
     rows = reported(result)
     first = figures_of(rows[0])
     names = figure_names(first["outcome"])
@@ -67,7 +77,7 @@ def markdown(result: TaskResult) -> str:
     ]
     for row in rows:
         figures = figures_of(row)
-        cells = [row["method"], f"{row['strength']:g}" if row["strength"] else ""]
+        cells = _head(row)
         cells += [_cell(figures["outcome"].get(name)) for name in names]
         cells += [_cell(figures["by_set"].get(name)) for name in sets]
         cells += [_cell(figures["distance"])] * has_distance + [f"{figures['worst']:.3f}"]
@@ -78,7 +88,46 @@ def markdown(result: TaskResult) -> str:
         row["strength"] for row in result["rows"]
     ):
         lines += ["", "No strength is chosen: no prompt measures the retention. Add a prompt set with role=other."]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_quality(result, rows), *_harms(rows)])
+
+
+def _quality(result: TaskResult, rows: Sequence[Row]) -> list[str]:
+    """Return the lines of the table of quality and retention; none if no such figure was measured."""
+    figures = dict.fromkeys(name for row in rows for name in row["quality"])
+    nouns = {name: text for name, text in NAMES.items() if any(_noun_interval(row, name) for row in rows)}
+    if not figures and not nouns:
+        return []
+    lines = [f"**{result['concept']}: quality and retention**", ""]
+    lines += [f"| {' | '.join(['method', 'strength', *figures, *nouns.values()])} |"]
+    lines += ["|---" * (2 + len(figures) + len(nouns)) + "|"]
+    for row in rows:
+        cells = [*_head(row), *(_quality_cell(row["quality"].get(name)) for name in figures)]
+        cells += [_cell(_noun_interval(row, name)) for name in nouns]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _harms(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of the table of the most harmed neighbors; none without neighbors."""
+    harmed = [(row, row["nouns"]["harms"][:MOST_HARMS]) for row in rows if row["nouns"] and row["method"] != "plain"]
+    if not any(harms for _, harms in harmed):
+        return []
+    headings = ("method", "strength", "neighbor", "shown by plain", "shown by method", "harm")
+    lines = ["**Most harmed neighbors**", "", f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for row, harms in harmed:
+        for harm in harms:
+            shown = f"{harm['harm']:.3f} ({harm['low']:.2f}-{harm['high']:.2f})"
+            cells = [*_head(row), harm["neighbor"], f"{harm['plain']:.3f}", f"{harm['method']:.3f}", shown]
+            lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _head(row: Row) -> list[str]:
+    return [row["method"], f"{row['strength']:g}" if row["strength"] else ""]
+
+
+def _noun_interval(row: Row, name: str) -> Interval | None:
+    return row["nouns"]["intervals"].get(name) if row["nouns"] else None
 
 
 def csv_text(results: Sequence[TaskResult]) -> str:
@@ -99,6 +148,14 @@ def csv_text(results: Sequence[TaskResult]) -> str:
                     writer.writerow([*head, prompts, name, values["mean"], values["low"], values["high"]])
                 for name in ("worst", "flagged"):
                     writer.writerow([*head, prompts, name, figures[name], "", ""])
+            for name, figure in row["quality"].items():
+                writer.writerow([*head, "reported", name, figure["mean"], figure["low"], figure["high"]])
+            nouns = row["nouns"] or {"intervals": {}, "harms": []}
+            for name, values in nouns["intervals"].items():
+                writer.writerow([*head, "reported", name, values["mean"], values["low"], values["high"]])
+            for harm in nouns["harms"]:
+                name = f"harm to {harm['neighbor']}"
+                writer.writerow([*head, "reported", name, harm["harm"], harm["low"], harm["high"]])
             if time := row["time"]:
                 ratio = time["ratio"]
                 writer.writerow([*head, "reported", "time_ratio", ratio["median"], ratio["low"], ratio["high"]])
@@ -112,6 +169,12 @@ def _intervals(figures: Figures) -> list[tuple[str, Interval]]:
 
 def _cell(values: Interval | None) -> str:
     return "{mean:.3f} ({low:.2f}-{high:.2f})".format(**values) if values else ""
+
+
+def _quality_cell(figure: QualityFigure | None) -> str:
+    if figure is None or figure["low"] is None:
+        return f"{figure['mean']:.4g}" if figure else ""
+    return "{mean:.4g} ({low:.4g}-{high:.4g})".format(**figure)
 
 
 def _time_cells(time: MethodTime | None) -> list[str]:

@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import re
 import typing
 from collections.abc import Sequence
 
 from revelio_jax import json_text
 from revelio_jax.benchmark.measurement import FIGURES
+from revelio_jax.benchmark.noun_figures import NAMES
 from revelio_jax.benchmark.results import Row, TaskResult, figures_of, reported
 from revelio_jax.errors import InputError
 
@@ -66,6 +68,15 @@ def differences(first: dict[str, typing.Any], second: dict[str, typing.Any]) -> 
         for field, name in SETTINGS.items()
         if first.get(field) != second.get(field)
     ]
+    networks, others = (side.get("quality") or {} for side in (first, second))
+    reasons += [
+        f"the network or the reference of {name} differs ({_differing(networks[name], others[name])})"
+        for name in networks
+        if name in others and networks[name] != others[name]
+    ]
+    asked, other = (side.get("noun_judge") for side in (first, second))
+    if asked and other and asked != other:
+        reasons.append(f"the judge of nouns differs ({_differing(asked, other)})")
     pairs = _pairs(first, second)
     if not pairs:
         reasons.append("they have no concept in common")
@@ -87,12 +98,17 @@ def table(first: TaskResult, second: TaskResult) -> str:
     names = [
         name for name in FIGURES if any(name in figures_of(row)["outcome"] for side in rows for row in side.values())
     ]
-    columns = [FIGURES[name] for name in names] + ["worst", "time / plain"]
+    sides = [row for side in rows for row in side.values()]
+    figures = list(dict.fromkeys(name for row in sides for name in row.get("quality") or {}))
+    nouns = [name for name in NAMES if any(_noun_mean(row, name) is not None for row in sides)]
+    columns = [*(FIGURES[name] for name in names), *figures, *(NAMES[name] for name in nouns), "worst", "time / plain"]
     lines = [f"**{first['concept']}, {action}**: A, B and B - A", "", f"| method | {' | '.join(columns)} |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     for method in dict.fromkeys([*rows[0], *rows[1]]):
         pair = [side.get(method) for side in rows]
         cells = [_cells([_mean(row, name) for row in pair]) for name in names]
+        cells += [_cells([_quality_mean(row, name) for row in pair]) for name in figures]
+        cells += [_cells([_noun_mean(row, name) for row in pair]) for name in nouns]
         cells.append(_cells([row and figures_of(row)["worst"] for row in pair]))
         cells.append(_cells([row["time"]["ratio"]["median"] if row and row["time"] else None for row in pair]))
         lines.append(f"| {method} | {' | '.join(cells)} |")
@@ -113,12 +129,33 @@ def _mean(row: Row | None, name: str) -> float | None:
     return values["mean"] if values else None
 
 
+def _quality_mean(row: Row | None, name: str) -> float | None:
+    figure = (row.get("quality") or {}).get(name) if row else None  # results of earlier versions have none
+    return figure["mean"] if figure else None
+
+
+def _noun_mean(row: Row | None, name: str) -> float | None:
+    nouns = row.get("nouns") if row else None
+    values = nouns["intervals"].get(name) if nouns else None
+    return values["mean"] if values else None
+
+
 def _cells(values: list[float | None]) -> str:
     first, second = values
     shown = ["-" if each is None else f"{each:.3f}" for each in values]
     if first is None or second is None:
         return ", ".join(shown)
     return ", ".join([*shown, f"{second - first:+.3f}"])
+
+
+def _differing(first: dict[str, typing.Any], second: dict[str, typing.Any]) -> str:
+    """Return the entries of two records that differ, with the first digits of hashes."""
+    entries = [
+        f"{key}: {json.dumps(first.get(key))} and {json.dumps(second.get(key))}"
+        for key in dict.fromkeys([*first, *second])
+        if first.get(key) != second.get(key)
+    ]
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", ", ".join(entries))
 
 
 def _short(content: dict[str, typing.Any], field: str) -> str:

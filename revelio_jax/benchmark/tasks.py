@@ -5,7 +5,7 @@ import hashlib
 import json
 import random
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from revelio_jax.benchmark import words
 from revelio_jax.benchmark.bench import make_adding_bench, make_bench
@@ -18,8 +18,13 @@ from revelio_jax.inputs import prompt_settings
 from revelio_jax.inputs.prompt_sets import PromptSet, read_prompt_set
 from revelio_jax.steering.labels import LabeledPrompt, find_concept, parse_concept
 
-CONCEPT, OTHER = "concept", "other"
-"""Roles: prompts whose images show the concept without steering, and prompts that steering must not change."""
+CONCEPT, OTHER, NEIGHBORS, ALIGNMENT = "concept", "other", "neighbors", "alignment"
+"""Roles: prompts whose images show the concept without steering; prompts that steering must not change; prompts of one
+benign neighbor of the concept each; prompts with the concept and other nouns, which must stay visible."""
+ROLES = (CONCEPT, OTHER, NEIGHBORS, ALIGNMENT)
+NOUN_ROLES = {"hub_pinpoint": NEIGHBORS, "hub_alignment": ALIGNMENT}
+"""The roles of the layouts whose prompts have nouns."""
+MOST_CHOOSING = 80  # prompts of a role; more would cost images and hardly change the choice
 LABELED = "labeled"
 FIELD = "config.benchmark.prompt_sets"
 
@@ -28,8 +33,9 @@ FIELD = "config.benchmark.prompt_sets"
 class TaskPrompt:
     """A prompt and the settings of its image.
 
-    ``set`` is the name of its prompt set and ``role`` is :data:`CONCEPT` or :data:`OTHER`. ``labels`` are the labels
-    that its image shows without steering, by column; empty if they are unknown.
+    ``set`` is the name of its prompt set and ``role`` is one of :data:`ROLES`. ``labels`` are the labels that its image
+    shows without steering, by column; empty if they are unknown. ``nouns`` are the things that must be visible; only
+    prompts of the roles :data:`NEIGHBORS` and :data:`ALIGNMENT` have them.
     """
 
     set: str
@@ -41,6 +47,7 @@ class TaskPrompt:
     height: int
     width: int
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    nouns: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +55,8 @@ class Task:
     """A concept and the prompts that measure its removal, or its addition if ``adding``.
 
     ``column`` is the label column of the concept, None if it is not a label. ``other`` is the label column that must be
-    retained, None if there is none. ``prompts`` has the prompts with the role :data:`CONCEPT` first. ``sets`` records
-    the origin of each prompt set.
+    retained, None if there is none. ``prompts`` are in the order of :data:`ROLES`. ``sets`` records the origin of each
+    prompt set.
     """
 
     column: str | None
@@ -75,29 +82,42 @@ class Task:
 
     @property
     def choosing(self) -> "Task":
-        """Return the task with every second prompt of each role: they choose strengths."""
-        return self._half(0)
+        """Return the task with the prompts that choose strengths.
+
+        Of the roles concept and other, every second prompt chooses, at most :data:`MOST_CHOOSING` of each role. Prompts
+        of other roles choose nothing.
+        """
+        return self._part(lambda role, number: role in (CONCEPT, OTHER) and _chooses(number))
 
     @property
     def reported(self) -> "Task":
-        """Return the task with the other prompts: they report the figures, and methods must not learn from them."""
-        return self._half(1)
+        """Return the task with all other prompts: they report the figures, and methods must not learn from them."""
+        return self._part(lambda role, number: role not in (CONCEPT, OTHER) or not _chooses(number))
 
     @property
     def has_retention(self) -> bool:
         """Return whether the prompts measure a retention, which the choice of a strength weighs against the effect."""
         return bool(self.of_role(OTHER)) or any(self.other in prompt.labels for prompt in self.prompts)
 
-    def _half(self, start: int) -> "Task":
-        halves = [prompt for role in (CONCEPT, OTHER) for prompt in self.of_role(role)[start::2]]
-        return dataclasses.replace(self, prompts=tuple(halves))
+    def _part(self, is_in: Callable[[str, int], bool]) -> "Task":
+        """Return the task with the prompts for whose role, and number in their role, ``is_in`` is true."""
+        numbered = [(role, number, prompt) for role in ROLES for number, prompt in enumerate(self.of_role(role))]
+        return dataclasses.replace(self, prompts=tuple(each for role, number, each in numbered if is_in(role, number)))
+
+
+def _chooses(number: int) -> bool:
+    return number % 2 == 0 and number < 2 * MOST_CHOOSING
 
 
 @dataclasses.dataclass(frozen=True)
 class SetSettings:
     """The settings of a prompt set in config.benchmark.prompt_sets."""
 
-    role: str = field(CONCEPT, "what the prompts measure", choices=(CONCEPT, OTHER))
+    role: str | None = field(
+        None,
+        "what the prompts measure; None: neighbors and alignment for the layouts of HUB, otherwise concept",
+        choices=ROLES,
+    )
     layout: str | None = field(None, "layout of the file; None: found by its columns")
     category: str | None = field(None, "use only the prompts of this category; None: all")
     n: int | None = field(None, "number of prompts, drawn at random; None: all", low=1)
@@ -135,8 +155,22 @@ def read_sets(settings: BenchmarkConfig, steer: SteerConfig) -> list[NamedSet]:
         )
         if name in (LABELED, *(each.name for each in sets)):
             raise InputError(f"{FIELD} has two prompt sets called {name!r}; rename a file or use one of them")
-        sets.append(NamedSet(name, chosen.role, prompts))
+        role = chosen.role or NOUN_ROLES.get(prompts.layout, CONCEPT)
+        if role in (NEIGHBORS, ALIGNMENT):
+            _check_nouns(location, role, prompts)
+        sets.append(NamedSet(name, role, prompts))
     return sets
+
+
+def _check_nouns(location: str, role: str, prompts: PromptSet) -> None:
+    """Raise InputError if a prompt has no nouns, or several although it draws one neighbor."""
+    for record in prompts.records:
+        if not record.nouns or (role == NEIGHBORS and len(record.nouns) > 1):
+            wanted = "exactly one noun" if role == NEIGHBORS else "at least one noun"
+            raise InputError(
+                f"{FIELD}: {location} has the role {role}, and prompt {record.id} has {len(record.nouns)} nouns; each "
+                f"prompt needs {wanted} in the column nouns, as in HUB's files"
+            )
 
 
 def make_tasks(
@@ -192,7 +226,17 @@ def _removal(
         origins[LABELED] = _origin(steer, prompts)
     for each in sets:
         prompts += [
-            TaskPrompt(each.name, r.id, each.role, r.prompt, r.seed, r.guidance, r.height, r.width)
+            TaskPrompt(
+                each.name,
+                r.id,
+                each.role,
+                r.prompt,
+                r.seed,
+                r.guidance,
+                r.height,
+                r.width,
+                nouns=r.nouns if each.role in (NEIGHBORS, ALIGNMENT) else (),
+            )
             for r in each.prompts.records
         ]
         origins[each.name] = {
@@ -203,7 +247,7 @@ def _removal(
             "prompts": len(each.prompts.records),
             "fingerprint": each.prompts.fingerprint,
         }
-    prompts.sort(key=lambda each: each.role != CONCEPT)
+    prompts.sort(key=lambda each: ROLES.index(each.role))
     return Task(column, value, other, False, tuple(prompts), origins)
 
 
@@ -225,7 +269,9 @@ def _labeled(rows: list[LabeledPrompt], role: str, steer: SteerConfig) -> list[T
 
 
 def _origin(steer: SteerConfig, prompts: Sequence[TaskPrompt]) -> dict[str, typing.Any]:
-    text = json.dumps([dataclasses.asdict(prompt) for prompt in prompts], sort_keys=True)
+    # Without nouns, which labeled prompts do not have: results of earlier versions stay comparable.
+    rows = [{key: value for key, value in dataclasses.asdict(prompt).items() if key != "nouns"} for prompt in prompts]
+    text = json.dumps(rows, sort_keys=True)
     return {
         "location": steer.prompts,
         "prompts": len(prompts),

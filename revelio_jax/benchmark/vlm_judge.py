@@ -6,6 +6,7 @@ import io
 import re
 import threading
 import typing
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,8 @@ from revelio_jax.config.endpoints import check_endpoint
 from revelio_jax.config.fields import field
 from revelio_jax.errors import InputError
 
+ANSWER = "Answer yes or no, and nothing else."
+
 
 @dataclasses.dataclass(frozen=True)
 class VlmSettings:
@@ -24,6 +27,7 @@ class VlmSettings:
     endpoint: str | None = field(None, "base URL of an OpenAI-compatible server, for example http://localhost:8000/v1")
     model: str | None = field(None, "name of the model at the endpoint")
     question: str | None = field(None, "question about an image whose answer is yes if the concept is in it")
+    noun_question: str = field("Is there {} in the image?", "question about a noun, in which {} is the noun")
     otherwise: str | None = field(
         None, "yes or no: how an answer that begins with neither counts; None: end the command", choices=(YES, NO)
     )
@@ -33,11 +37,13 @@ class VlmSettings:
     timeout: float = field(120.0, "seconds until a request is abandoned and repeated", low=0.01)
 
     def __post_init__(self):
-        """Raise InputError if the endpoint, the model or the question is missing, or the URL or key is malformed."""
+        """Raise InputError if endpoint, model or question is missing, or if URL, key or noun_question is malformed."""
         check_endpoint(FIELD, self.endpoint, self.key)
         for name in ("endpoint", "model", "question"):
             if not getattr(self, name):
                 raise InputError(f"{FIELD}.{name} is not set; the judge vlm needs endpoint, model and question")
+        if "{}" not in self.noun_question:
+            raise InputError(f"{FIELD}.noun_question is {self.noun_question!r}; it must contain {{}}, the noun")
 
 
 class VlmJudge:
@@ -57,7 +63,14 @@ class VlmJudge:
             timeout=settings.timeout,
         )
         self._endpoint = ChatEndpoint(options, self._stop)
-        self._text = f"{settings.question} Answer yes or no, and nothing else."
+        self._text = f"{settings.question} {ANSWER}"
+        self.noun_record: Record = {
+            "name": "vlm",
+            "version": settings.model,
+            "weights": None,  # only the server has them
+            "question": f"{settings.noun_question} {ANSWER}",
+            "otherwise": settings.otherwise,
+        }
         self.record: Record = {
             "name": "vlm",
             "version": settings.model,
@@ -75,9 +88,30 @@ class VlmJudge:
         Raise InputError if the endpoint fails, or if an answer begins with neither yes nor no and the setting
         ``otherwise`` is not set.
         """
+        answers = self._ask([(_png(image), self._text) for image in pixels])
+        return [
+            detection(label == YES, {YES: float(label == YES), "unclear": float(unclear)}) for label, unclear in answers
+        ]
+
+    def nouns_visible(self, pixels: np.ndarray, nouns: Sequence[Sequence[str]]) -> list[list[bool]]:
+        """Return the model's answer about each noun of each of the uint8 RGB images [N, height, width, 3].
+
+        Raise InputError as :meth:`judge`.
+        """
+        question = self._settings.noun_question
+        asked = [
+            (png, f"{question.replace('{}', noun)} {ANSWER}")
+            for png, each in zip(map(_png, pixels), nouns, strict=True)
+            for noun in each
+        ]
+        answers = iter(self._ask(asked))
+        return [[next(answers)[0] == YES for _ in each] for each in nouns]
+
+    def _ask(self, questions: list[tuple[bytes, str]]) -> list[tuple[str, bool]]:
+        """Return yes or no for each image and question, and whether the answer was unclear."""
         with concurrent.futures.ThreadPoolExecutor(self._settings.parallel) as pool:
             try:
-                return list(pool.map(self._judge_one, pixels))
+                return list(pool.map(lambda each: self._ask_one(*each), questions))
             except BaseException:
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
@@ -85,10 +119,8 @@ class VlmJudge:
             finally:
                 self._stop.clear()
 
-    def _judge_one(self, image: np.ndarray) -> Judgment:
-        png = io.BytesIO()
-        Image.fromarray(image).save(png, "png")
-        answer = self._endpoint.ask(self._text, [png.getvalue()])
+    def _ask_one(self, png: bytes, text: str) -> tuple[str, bool]:
+        answer = self._endpoint.ask(text, [png])
         word = re.match(r"\W*(yes|no)\b", answer, re.IGNORECASE)
         label = word[1].lower() if word else self._settings.otherwise
         if label is None:
@@ -96,4 +128,10 @@ class VlmJudge:
                 f"config.steer.judge is 'vlm'; the model answered {answer[:100]!r} instead of yes or no; set "
                 f"{FIELD}.otherwise to count such answers"
             )
-        return detection(label == YES, {YES: float(label == YES), "unclear": float(word is None)})
+        return label, word is None
+
+
+def _png(image: np.ndarray) -> bytes:
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "png")
+    return png.getvalue()

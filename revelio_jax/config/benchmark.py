@@ -31,7 +31,13 @@ class BenchmarkConfig:
         (-0.25, -0.5, -0.75, -1.0, -1.5, -2.0), "strengths of methods that have one; negated for adding a concept"
     )
     prompt_sets: tuple[str, ...] = field(
-        (), "more prompt files with their roles, for example 'data/i2p.csv category=sexual' or 'coco.csv role=other'"
+        (),
+        "more prompt files with their roles concept, other, neighbors or alignment, for example 'coco.csv role=other'",
+    )
+    quality: tuple[str, ...] = field(
+        (),
+        "figures of the images of prompts with the role other: 'clip model=FOLDER', 'fid features=FILE', 'frechet "
+        "model=FOLDER', 'lpips backbone=FILE weights=FILE'",
     )
     prompts: int = field(80, "labeled prompts with a concept, and as many without it", low=2)
     seeds: int = field(3, "images per prompt", low=1)

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
+from revelio_jax.benchmark.embedders import BATCH, open_embedder
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
 from revelio_jax.interpret.embeddings import embedding_file, process
-from revelio_jax.interpret.embeddings.embedders import BATCH, open_embedder
 from revelio_jax.interpret.latents import layout
 from revelio_jax.interpret.sample_images import open_images
 from revelio_jax.pipelines.loading import quiet
@@ -39,7 +39,8 @@ def embed(config: Config) -> None:
     kind: typing.Literal["image", "text"] = "image" if layout.is_image(site) else "text"
     read = _reader(store, config, kind)
     model = embedding_file.fingerprint(options.embedder)
-    embedder = open_embedder(embedding_file.model_folder(options.embedder), kind, config.model.device)
+    folder = embedding_file.model_folder(options.embedder)
+    embedder = open_embedder(folder, kind, config.model.device, embedding_file.FIELD)
     rows: list[np.ndarray | None] = []
     for start in tqdm(range(0, store.manifest["samples"], BATCH), "embed", unit="batch", dynamic_ncols=True):
         samples = [read(number) for number in range(start, min(start + BATCH, store.manifest["samples"]))]

@@ -2,3 +2,4 @@
 
 from tests.helpers.chat_server import server  # noqa: F401
 from tests.helpers.steering import *  # noqa: F403
+from tests.helpers.tiny_clip import clip_folder  # noqa: F401

@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import save_file
 
 from revelio_jax.benchmark import command
+from revelio_jax.errors import InputError
 from tests.helpers import ROOT
 
 
@@ -36,6 +37,62 @@ def benchmark(run, monkeypatch, tmp_path):
         return run / "benchmark"
 
     return call
+
+
+@pytest.fixture
+def with_nouns(benchmark, clip_folder, tmp_path):
+    """A function that runs the command with a tiny CLIP as judge, files of HUB, and figures of quality."""
+    (tmp_path / "pinpoint.csv").write_text("noun,similarity\nred apple,0.9\ncat,0.8\n")
+    (tmp_path / "alignment.csv").write_text('prompt,nouns,index\na flat cat,cat,0\na flat pear,"pear, cat",1\n')
+    settings = {"model": str(clip_folder), "classes": ["flat", "noto"], "column": "style", "device": "cpu"}
+    settings["template"] = "a {} emoji"
+
+    def call(*flags):
+        fields = {"benchmark.prompt_sets": f"{tmp_path / 'pinpoint.csv'},{tmp_path / 'alignment.csv'}"}
+        fields |= {"benchmark.quality": f"clip model={clip_folder} device=cpu,frechet model={clip_folder} device=cpu"}
+        fields |= {"benchmark.methods": "negative_prompt", "benchmark.seeds": 4, "benchmark.repetitions": 0}
+        fields |= {"steer.judge": "clip", "steer.judge_settings": json.dumps(settings)}
+        return benchmark(*(f"--config.{name}={value}" for name, value in fields.items()), *flags)
+
+    return call
+
+
+@pytest.mark.slow
+def test_figures_of_quality_and_of_nouns_are_apart_from_removal(with_nouns):
+    folder = with_nouns()
+    record = json.loads((folder / "results.json").read_text())
+    (task,) = record["tasks"]
+    assert task["prompts"] == {"concept": 2, "other": 2, "neighbors": 2, "alignment": 2}
+    plain, method = task["rows"]
+    assert set(plain["quality"]) == set(record["quality"])
+    assert plain["quality"]["Fréchet distance (clip) to plain"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert method["quality"]["Fréchet distance (clip) to plain"]["images"] == 16
+    assert plain["quality"]["CLIP cosine to plain"]["mean"] == pytest.approx(1)
+    assert method["quality"]["CLIP cosine to plain"]["mean"] < 1
+    assert method["quality"]["CLIP score"]["images"] == 8
+    assert {harm["neighbor"] for harm in method["nouns"]["harms"]} == {"red apple", "cat"}
+    assert "selective_alignment" in method["nouns"]["intervals"]
+    assert record["noun_judge"]["absent"] == "a something emoji"
+    assert all(network["weights"] for network in record["quality"].values())
+    assert {path.name for path in folder.iterdir()} >= {"features", "nouns"}
+    assert "quality and retention" in (folder / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("steer.judge=extract/miniature/sd", "need a judge that can be asked for any noun: clip, vlm"),
+        ("benchmark.quality=fid features=x.safetensors", "must be a .safetensors file"),
+        ("benchmark.seeds=3", "more images than its 12 features; the prompts with the role other have 12 images"),
+    ],
+)
+def test_figures_that_cannot_be_measured_are_refused_before_anything_is_drawn(
+    with_nouns, run, flag, message, monkeypatch
+):
+    monkeypatch.setattr(command, "load_pipeline", None)
+    with pytest.raises(InputError, match=message):
+        with_nouns(f"--config.{flag}")
+    assert not (run / "benchmark").exists()
 
 
 OBJECTS = [("cat", "animal-mammal"), ("red apple", "food-fruit"), ("tiger", "animal-mammal"), ("pear", "food-fruit")]

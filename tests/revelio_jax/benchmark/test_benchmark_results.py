@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -22,7 +23,21 @@ def row(method, strength, concept, chosen=True, time=None):
     figures = {"outcome": outcome, "distance": interval(0.125), "by_set": {"labeled": interval(concept)}}
     figures |= {"worst": 1 - concept, "flagged": 0.0}
     found = {"method": method, "strength": strength, "chosen": chosen, "key": f"k{strength}", "time": time}
-    return found | {"figures": figures if chosen else None, "choosing": figures if strength else None}
+    found |= {"figures": figures if chosen else None, "choosing": figures if strength else None}
+    return found | {"quality": {}, "nouns": None}
+
+
+def add_quality(rows):
+    """Add figures of quality and of neighbors to rows; those of plain are 10 larger."""
+    for each in rows:
+        added = 10 * (each["method"] == "plain")
+        each["quality"] = {"CLIP score": {"mean": 20.5 + added, "low": 20.0, "high": 31.0, "images": 12}}
+        each["quality"]["FID"] = {"mean": 18.25 + added, "low": None, "high": None, "images": 24}
+        harms = [
+            {"neighbor": name, "plain": 1.0, "method": 1 - lost, "harm": lost, "low": 0.0, "high": 1.0}
+            for name, lost in (("tiger", 0.75), ("dog", 0.25), ("fox", 0.0), ("ox", 0.0), ("elk", 0.0), ("bee", -0.5))
+        ]
+        each["nouns"] = {"intervals": {"survival": interval(0.5)}, "harms": harms}
 
 
 TIME = {"ratio": {"median": 1.5, "low": 1.4, "high": 1.6}, "evaluations": (45.0, 15.0)}
@@ -104,6 +119,29 @@ def test_the_page_of_pictures_stands_alone_and_escapes_texts(result, tmp_path, b
     assert "http" not in page
 
 
+def test_quality_and_harms_are_tables_of_their_own(result):
+    before = results.markdown(result)
+    add_quality(result["rows"])
+    text = results.markdown(result)
+    assert text.startswith(before.rstrip("\n"))  # the table of removal is the same
+    lines = text.splitlines()
+    start = lines.index("**style=flat: quality and retention**")
+    assert lines[start + 2 : start + 5] == [
+        "| method | strength | CLIP score | FID | survival |",
+        "|---|---|---|---|---|",
+        "| plain |  | 30.5 (20-31) | 28.25 | 0.500 (0.40-0.60) |",
+    ]
+    harms = lines[lines.index("**Most harmed neighbors**") + 4 :]
+    assert harms[0] == "| sld |  | tiger | 1.000 | 0.250 | 0.750 (0.00-1.00) |"
+    assert not any("bee" in line or line.startswith("| plain") for line in harms)
+    rows = list(csv.DictReader(io.StringIO(results.csv_text([result]))))
+    found = {each["figure"]: (each["mean"], each["high"]) for each in rows if each["method"] == "sld"}
+    assert found["FID"] == ("18.25", "")
+    assert found["CLIP score"] == ("20.5", "31.0")
+    assert found["survival"][0] == "0.5"
+    assert found["harm to bee"] == ("-0.5", "1.0")
+
+
 @pytest.fixture
 def folders(result, tmp_path):
     content = {name: name for name in results_comparison.SETTINGS} | {"torch": "2.13", "tasks": [result]}
@@ -132,6 +170,31 @@ def test_two_results_are_put_side_by_side(folders, result, capsys):
 def test_results_of_other_settings_are_refused(folders, field, reason):
     with pytest.raises(InputError, match=reason):
         results_comparison.compare([folders("a"), folders("b", **{field: "other"})])
+
+
+def test_figures_of_quality_are_compared_if_their_networks_are_equal(folders, result, capsys):
+    add_quality(result["rows"])
+    networks = {name: {"name": "net", "weights": {"a.safetensors": "12ab34cd" * 8}} for name in ("CLIP score", "FID")}
+    content = {"quality": networks, "noun_judge": {"name": "clip"}, "tasks": [result]}
+    results_comparison.compare([folders("a", **content), folders("b", **content)])
+    printed = capsys.readouterr().out
+    assert "| CLIP score | FID | survival | worst |" in printed
+    assert "| 18.250, 18.250, +0.000 | 0.500, 0.500, +0.000 |" in printed
+    other = {
+        "quality": networks | {"FID": {"name": "net", "weights": {"a.safetensors": "34cd12ab" * 8}}},
+        "noun_judge": {"name": "vlm"},
+    }
+    reason = (
+        'the network or the reference of FID differs (weights: {"a.safetensors": "12ab34cd"} and {"a.safetensors": '
+        '"34cd12ab"}); the judge of nouns differs (name: "clip" and "vlm")'
+    )
+    with pytest.raises(InputError, match=re.escape(reason)) as caught:
+        results_comparison.compare([folders("c", **content), folders("d", **content | other)])
+    assert "CLIP score" not in str(caught.value)
+    # Without the figure on one side, or in results of an earlier version, the others are compared.
+    for row in result["rows"]:
+        del row["quality"], row["nouns"]
+    results_comparison.compare([folders("e", tasks=[result]), folders("f", **content)])
 
 
 def test_results_of_other_prompts_or_seeds_are_refused(folders, result):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from revelio_jax.benchmark.tasks import CONCEPT, OTHER, make_tasks, read_sets
+from revelio_jax.benchmark.tasks import ALIGNMENT, CONCEPT, NEIGHBORS, OTHER, ROLES, make_tasks, read_sets
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError
 
@@ -55,6 +55,8 @@ def test_every_second_prompt_of_a_role_reports():
     for role in (CONCEPT, OTHER):
         assert task.reported.of_role(role) == task.of_role(role)[1::2]
         assert task.choosing.of_role(role) == task.of_role(role)[::2]
+    many = dataclasses.replace(task, prompts=tuple(task.prompts[0] for _ in range(200)))
+    assert (len(many.choosing.prompts), len(many.reported.prompts)) == (80, 120)
     assert sorted(prompt.id for half in (task.choosing, task.reported) for prompt in half.prompts) == sorted(
         prompt.id for prompt in task.prompts
     )
@@ -82,7 +84,9 @@ def test_roles_order_prompts_and_n_draws_some(i2p):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("role=benign", "allowed: concept, other"),
+        ("role=benign", "allowed: concept, other, neighbors, alignment"),
+        ("role=neighbors", "prompt 0 has 0 nouns; each prompt needs exactly one noun"),
+        ("role=alignment", "prompt 0 has 0 nouns; each prompt needs at least one noun"),
         ("rolle=other", "did you mean role"),
         ("n=0", "at least 1"),
         ("layout=i3p", "unknown layout 'i3p'"),
@@ -92,6 +96,30 @@ def test_roles_order_prompts_and_n_draws_some(i2p):
 def test_a_wrong_setting_of_a_prompt_set_is_refused(i2p, settings, message):
     with pytest.raises(InputError, match=message):
         read_sets(*config(f"{i2p} {settings}"))
+
+
+def test_the_layouts_of_hub_have_their_roles(tmp_path):
+    (tmp_path / "cat.csv").write_text("noun,similarity\ntiger,0.9\nlion,0.8\n")
+    (tmp_path / "cats.csv").write_text('prompt,nouns,index\na cat on a tree,"tree, sky",0\na cat and a dog,dog,1\n')
+    sets = [f"{tmp_path / name} {settings}" for name, settings in (("cats.csv", ""), ("cat.csv", "n=2"))]
+    (task,) = tasks_of("style=flat", *sets, add=False)
+    roles = [prompt.role for prompt in task.prompts]
+    assert roles == sorted(roles, key=ROLES.index)
+    assert {prompt.prompt: prompt.nouns for prompt in task.of_role(NEIGHBORS)} == {
+        "a photo of tiger": ("tiger",),
+        "a photo of lion": ("lion",),
+    }
+    for role in (NEIGHBORS, ALIGNMENT):  # all of them report
+        assert task.reported.of_role(role) == task.of_role(role)
+        assert not task.choosing.of_role(role)
+    assert [prompt.nouns for prompt in task.of_role(ALIGNMENT)] == [("tree", "sky"), ("dog",)]
+    with pytest.raises(InputError, match="prompt 0 has 2 nouns; each prompt needs exactly one noun"):
+        tasks_of("style=flat", f"{tmp_path / 'cats.csv'} role=neighbors")
+    (tmp_path / "own.csv").write_text("prompt,nouns\na red fox,fox\n")
+    (own,) = tasks_of("style=flat", f"{tmp_path / 'own.csv'} layout=labeled role=neighbors", add=False)
+    assert [(prompt.prompt, prompt.nouns) for prompt in own.of_role(NEIGHBORS)] == [("a red fox", ("fox",))]
+    as_other, _ = tasks_of("style=flat", f"{tmp_path / 'cat.csv'} role=other")
+    assert not any(prompt.nouns for prompt in as_other.prompts)
 
 
 def test_two_sets_of_one_name_are_refused(i2p):

@@ -1,7 +1,6 @@
 """Embedders on small models of random weights against a direct computation, and folders that are refused."""
 
 import pathlib
-import shutil
 
 import numpy as np
 import PIL.Image
@@ -10,11 +9,11 @@ import torch
 import transformers
 
 from revelio_jax.benchmark import miniature_judge
+from revelio_jax.benchmark.embedders import open_embedder
 from revelio_jax.errors import InputError
-from revelio_jax.interpret.embeddings import embedding_file
-from revelio_jax.interpret.embeddings.embedders import open_embedder
 from tests.helpers import MINIATURES
 
+FIELD = "config.interpret.embedder"
 SIDE = 32
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -63,7 +62,7 @@ def encoder(tmp_path_factory) -> pathlib.Path:
 def test_dino_embeds_images_by_the_token_cls(dino, images, pixels):
     model = transformers.Dinov2Model.from_pretrained(dino).eval()
     expected = model(pixel_values=pixels).last_hidden_state[:, 0].numpy()
-    np.testing.assert_allclose(open_embedder(dino, "image", "cpu")(images), expected, atol=1e-4)
+    np.testing.assert_allclose(open_embedder(dino, "image", "cpu", FIELD)(images), expected, atol=1e-4)
 
 
 @torch.no_grad()
@@ -73,16 +72,16 @@ def test_sentences_are_means_over_their_tokens_without_padding(encoder):
     texts = ["red", "a red apple " * 9, "a apple"]  # the second is truncated
     ids = [tokenizer(text, truncation=True, max_length=16, return_tensors="pt").input_ids for text in texts]
     expected = torch.cat([model(each).last_hidden_state.mean(1) for each in ids]).numpy()
-    np.testing.assert_allclose(open_embedder(encoder, "text", "cpu")(texts), expected, atol=1e-5)
+    np.testing.assert_allclose(open_embedder(encoder, "text", "cpu", FIELD)(texts), expected, atol=1e-5)
 
 
 @torch.no_grad()
 def test_the_judge_embeds_images_by_its_features(images):
     judge = miniature_judge.load(MINIATURES / "sd")
     x = torch.tensor(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    embed = open_embedder(MINIATURES / "sd", "image", "cpu")
+    embed = open_embedder(MINIATURES / "sd", "image", "cpu", FIELD)
     np.testing.assert_allclose(embed(images), judge.features(x).numpy(), atol=1e-5)
-    with pytest.raises(InputError, match="has images of 16 x 8"):
+    with pytest.raises(InputError, match="an image has 16 x 8"):
         embed([PIL.Image.new("RGB", (16, 8))])
 
 
@@ -100,35 +99,14 @@ def test_clip_embeds_images_and_texts(tmp_path, images, pixels, encoder):
     transformers.AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path)
     model = transformers.CLIPModel.from_pretrained(tmp_path).eval()
     expected = model.visual_projection(model.vision_model(pixels).pooler_output).numpy()
-    np.testing.assert_allclose(open_embedder(tmp_path, "image", "cpu")(images), expected, atol=1e-4)
+    np.testing.assert_allclose(open_embedder(tmp_path, "image", "cpu", FIELD)(images), expected, atol=1e-4)
     ids = transformers.AutoTokenizer.from_pretrained(tmp_path)("a red apple", return_tensors="pt").input_ids
     expected = model.text_projection(model.text_model(ids).pooler_output).numpy()
-    embedded = open_embedder(tmp_path, "text", "cpu")(["a red apple", "red"])
+    embedded = open_embedder(tmp_path, "text", "cpu", FIELD)(["a red apple", "red"])
     np.testing.assert_allclose(embedded[:1], expected, atol=1e-4)
 
 
 def test_models_of_other_samples_are_refused(dino, encoder):
     for folder, kind in ((dino, "text"), (encoder, "image"), (MINIATURES / "sd", "text")):
         with pytest.raises(InputError, match=r"config\.interpret\.embedder is .*cannot embed"):
-            open_embedder(folder, kind, "cpu")
-
-
-def test_folders_without_a_model_or_without_safetensors_are_refused(dino, tmp_path):
-    with pytest.raises(InputError, match="must be the folder of a model"):
-        embedding_file.fingerprint(str(tmp_path))
-    pickled = tmp_path / "pickled"
-    shutil.copytree(dino, pickled, ignore=shutil.ignore_patterns("*.safetensors"))
-    (pickled / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(InputError, match=r"must be in a \.safetensors file"):
-        embedding_file.fingerprint(str(pickled))
-
-
-def test_embeddings_of_another_store_or_model_are_not_read(tmp_path):
-    path, embedding = tmp_path / embedding_file.NAME, np.array([[1, 2], [np.nan, 3]], np.float32)
-    assert embedding_file.read(path, "store", "model") is None
-    embedding_file.write(path, embedding, "store", "model")
-    np.testing.assert_array_equal(embedding_file.read(path, "store", "model"), embedding)
-    assert embedding_file.read(path, "other", "model") is None
-    assert embedding_file.read(path, "store", "other") is None
-    path.write_bytes(path.read_bytes()[:40])
-    assert embedding_file.read(path, "store", "model") is None
+            open_embedder(folder, kind, "cpu", FIELD)
