@@ -131,8 +131,8 @@ def test_weights_that_are_missing_or_of_another_model_are_refused(clip_folder, t
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": None}, "model is None; it must be the clip_folder of a CLIP model"),
-        ({"model": "owner/name"}, "model is 'owner/name'; it must be the clip_folder"),
+        ({"model": None}, "model is None; it must be the folder of a CLIP model"),
+        ({"model": "owner/name"}, "model is 'owner/name'; it must be the folder"),
         ({"classes": ["cat"]}, "at least two different classes"),
         ({"classes": ["cat", "cat"]}, "at least two different classes"),
         ({"template": "a photo"}, "must contain {}"),
