@@ -3,6 +3,7 @@
     revelio benchmark --config mini_sd --concept "style=glossy 3d"
     revelio benchmark --config mini_sd --dry_run
     revelio benchmark compare runs/a runs/b
+    revelio benchmark ablations runs/a runs/b runs/c
 
 Draws the images of every method, strength, prompt and seed, judges them, and writes into runs/<name>/benchmark/:
 results.json, results.csv, results.md, one plot per task and pictures.html, whose images are blurred unless --unblurred
@@ -24,10 +25,10 @@ import numpy as np
 import torch
 
 from revelio_jax import file_locks, files
-from revelio_jax.benchmark import estimate, frontier, pictures, results
+from revelio_jax.benchmark import ablation_command, estimate, frontier, pictures, results
 from revelio_jax.benchmark.drawing import Worker, draw, parse_worker, shots_of
 from revelio_jax.benchmark.figures import choose, has_retention, measure
-from revelio_jax.benchmark.identity import identity
+from revelio_jax.benchmark.identity import identity, sae_settings
 from revelio_jax.benchmark.images import ImageFolder, Shot
 from revelio_jax.benchmark.judges import columns_of, load_judge
 from revelio_jax.benchmark.judgment import Judge, detects
@@ -37,7 +38,7 @@ from revelio_jax.benchmark.quality import pixel_rmse
 from revelio_jax.benchmark.results import Row, TaskResult
 from revelio_jax.benchmark.results_comparison import compare
 from revelio_jax.benchmark.tasks import CONCEPT, OTHER, NamedSet, Task, make_tasks, read_sets
-from revelio_jax.benchmark.variants import MethodSpec, TaskMethods, Variant, check_specs, parse_method
+from revelio_jax.benchmark.variants import MethodSpec, TaskMethods, Variant, check_limits, check_specs, parse_method
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError, memory_advice, report_errors, require
@@ -92,9 +93,10 @@ class Plan(typing.NamedTuple):
 
 @memory_advice(MEMORY_ADVICE)
 def main(argv: Sequence[str]) -> None:
-    if list(argv[:1]) == ["compare"]:
-        compare(argv[1:])
-        return
+    for name, run in (("compare", compare), ("ablations", ablation_command.main)):
+        if list(argv[:1]) == [name]:
+            run(argv[1:])
+            return
     config, flags = parse(["revelio_jax.benchmark.command", *argv], __doc__, **FLAGS)
     worker = parse_worker(flags["worker"])
     plan = make_plan(config, flags["concept"])
@@ -111,6 +113,8 @@ def main(argv: Sequence[str]) -> None:
         )
     check_specs(plan.specs, tasks, config.model.family)
     steerer = Steerer.from_pretrained(plan.export) if plan.export else None
+    if steerer:
+        check_limits(plan.specs, steerer.site)
     pipe = load_pipeline(config.model)
     loaded = [
         (task, TaskMethods(task, config, pipe, steerer, plan.labeled, identity(config, plan.export))) for task in tasks
@@ -123,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
     with file_locks.refusing(plan.folder, f"{plan.folder} is used by another benchmark; end it first, or use --worker"):
         draw_all(plan, loaded, None)
         measured = [measure_task(plan, task, methods, judge, pipe) for task, methods in loaded]
-        write(plan, loaded, measured, judge, pipe, blurred=not flags["unblurred"])
+        write(plan, loaded, measured, judge, pipe, steerer, blurred=not flags["unblurred"])
 
 
 def make_plan(config: Config, concepts: Sequence[str]) -> Plan:
@@ -237,6 +241,7 @@ def write(
     measured: Sequence[TaskResult],
     judge: Judge,
     pipe: typing.Any,
+    steerer: Steerer | None,
     blurred: bool,
 ) -> None:
     """Write the results, the table, the plots and the page of pictures, and print the table."""
@@ -245,6 +250,7 @@ def write(
         "format": 1,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **identity(config, plan.export),
+        "autoencoder": steerer and sae_settings(steerer.sae),
         "scheduler": {"name": type(pipe.scheduler).__name__, **_plain_values(pipe.scheduler.config)},
         "guidance": config.steer.guidance,
         "height": config.steer.height,

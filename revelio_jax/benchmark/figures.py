@@ -11,6 +11,7 @@ import numpy as np
 
 from revelio_jax.benchmark.judgment import DETECTED, NO, YES
 from revelio_jax.benchmark.measurement import FIGURES, Interval, Outcome, interval, worst
+from revelio_jax.benchmark.resampling import retention_interval, worst_interval
 from revelio_jax.benchmark.tasks import CONCEPT, OTHER, Task, TaskPrompt
 from revelio_jax.errors import InputError
 
@@ -24,14 +25,17 @@ class Figures(typing.TypedDict):
     ``outcome`` has the intervals of :class:`Outcome`. ``distance`` is the root mean squared difference to the plain
     image at the same seed on prompts with the role other, as a share of the range; None without such prompts.
     ``by_set`` is the share of images that show the concept in each prompt set of the role concept. ``worst`` is the
-    smallest of the effect and the retentions; ``chosen_from`` is the same on the prompts that choose the strength.
+    smallest of the effect and the retentions, ``worst_interval`` is the same with its interval, and ``chosen_from`` is
+    the same on the prompts that choose the strength. ``retention`` is the mean of the retentions, None without one.
     ``flagged`` is the share of images that the pipeline's safety checker replaced; they count for no figure.
     """
 
     outcome: dict[str, Interval]
     distance: Interval | None
     by_set: dict[str, Interval]
+    retention: Interval | None
     worst: float
+    worst_interval: Interval
     chosen_from: float
     flagged: float
 
@@ -42,7 +46,7 @@ def measure(task: Task, labels: Labels, plain: Labels, distances: np.ndarray | N
     ``distances`` are the distances of the images of the prompts with the role other, [prompts, seeds], or None.
     """
     outcome, unsteered = outcome_of(task, labels, seeds), outcome_of(task, plain, seeds)
-    reported = outcome.half(1)
+    reported, unsteered_reported = outcome.half(1), unsteered.half(1)
     sets = dict.fromkeys(prompt.set for prompt in task.of_role(CONCEPT))
     names = np.array([prompt.set for prompt in task.of_role(CONCEPT)])[1::2]
     return {
@@ -51,7 +55,9 @@ def measure(task: Task, labels: Labels, plain: Labels, distances: np.ndarray | N
         "by_set": {
             name: interval(values) for name in sets if len(values := _measured(reported.concept[names == name]))
         },
-        "worst": worst(reported, unsteered.half(1), task.adding),
+        "retention": retention_interval(reported),
+        "worst": worst(reported, unsteered_reported, task.adding),
+        "worst_interval": worst_interval(reported, unsteered_reported, task.adding),
         "chosen_from": worst(outcome.half(0), unsteered.half(0), task.adding),
         "flagged": sum(label is None for label in labels) / len(labels),
     }

@@ -4,7 +4,7 @@ import typing
 
 from revelio_jax.benchmark.measurement import FIGURES
 from revelio_jax.benchmark.results import Row, TaskResult
-from revelio_jax.plot import STYLE
+from revelio_jax.plot_style import STYLE
 
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -75,7 +75,7 @@ def csv_text(results: Sequence[TaskResult]) -> str:
             head = [result["concept"], result["adding"], row["method"], row["strength"], row["chosen"]]
             for name, values in _intervals(row):
                 writer.writerow([*head, name, values["mean"], values["low"], values["high"]])
-            for name in ("worst", "chosen_from", "flagged"):
+            for name in ("chosen_from", "flagged"):
                 writer.writerow([*head, name, row["figures"][name], "", ""])
             if time := row["time"]:
                 ratio = time["ratio"]
@@ -86,7 +86,8 @@ def csv_text(results: Sequence[TaskResult]) -> str:
 def _intervals(row: Row) -> list[tuple[str, Interval]]:
     figures = row["figures"]
     named = [*figures["outcome"].items(), *((f"concept in {name}", each) for name, each in figures["by_set"].items())]
-    return named + ([("distance", figures["distance"])] if figures["distance"] else [])
+    combined = {name: figures[name] for name in ("distance", "retention")} | {"worst": figures["worst_interval"]}
+    return named + [(name, each) for name, each in combined.items() if each]
 
 
 def _cell(values: Interval | None) -> str:

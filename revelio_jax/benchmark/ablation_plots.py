@@ -1,0 +1,145 @@
+"""Draw ablations: figures against one setting, and against the strength."""
+
+import typing
+from collections.abc import Sequence
+
+from revelio_jax.benchmark.ablations import AXES, EFFECT, RETENTION, WORST, Line, Point, Value, figures_of, values
+from revelio_jax.plot_style import STYLE
+
+if typing.TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLES = {EFFECT: "Effect", RETENTION: "Retention", WORST: "Worst of effect and retention"}
+SPREAD = 0.36  # of the distance of two values: the width over which the points of one value are spread
+MARKERS = "os^Dv*"
+
+
+def draw(lines: Sequence[Line], axis: str) -> "Figure":
+    """Draw the figures of lines at their chosen strengths, with 95 % intervals.
+
+    If the lines of all tasks have the same settings, there is one row of panels, a color per task, and the settings are
+    the title. Otherwise there is a row per task and a color per settings.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    tasks = list(dict.fromkeys(line.task for line in lines))
+    one_row = len({line.label for line in lines}) == 1
+    rows = [("", list(lines))] if one_row else [(task, [line for line in lines if line.task == task]) for task in tasks]
+    labels = list(dict.fromkeys(line.task if one_row else line.label for line in lines))
+    points = [point for line in lines for point in line.points]
+    shown = values(points, axis)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 0.6 + 2.4 * len(rows)), dpi=200, layout="constrained")
+        figure.suptitle(lines[0].label if one_row else "", fontsize=8, x=0.01, ha="left", color="0.4")
+        grid = figure.subplots(len(rows), 3, sharex=True, sharey=True, squeeze=False)
+        for axes, (task, own) in zip(grid, rows, strict=True):
+            for ax, figure_name in zip(axes, TITLES, strict=True):
+                for line in own:
+                    number = labels.index(line.task if one_row else line.label)
+                    _draw_line(ax, line, axis, figure_name, shown, _offset(number, len(labels)), number)
+                ax.set_xticks(range(len(shown)), [_tick(points, axis, value) for value in shown])
+                ax.set_xlim(-0.5, len(shown) - 0.5)
+                ax.grid(visible=False, axis="x")
+            axes[0].set_ylabel(f"{task}\nshare of images" if task else "share of images")
+        for ax, title in zip(grid[0], TITLES.values(), strict=True):
+            ax.set_title(title)
+        for ax in grid[-1]:
+            ax.set_xlabel(AXES[axis].title)
+        _finish(figure, grid, labels)
+    return figure
+
+
+def draw_strengths(points: Sequence[Point]) -> "Figure":
+    """Draw the figures of one result against the strength, a row per method and a line per task.
+
+    The chosen strengths have large markers.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    methods = list(dict.fromkeys(point.method for point in points))
+    tasks = list(dict.fromkeys(point.task for point in points))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 0.6 + 2.4 * len(methods)), dpi=200, layout="constrained")
+        grid = figure.subplots(len(methods), 3, sharex=True, sharey=True, squeeze=False)
+        for axes, method in zip(grid, methods, strict=True):
+            for point in (point for point in points if point.method == method):
+                for ax, name in zip(axes, TITLES, strict=True):
+                    _draw_strengths(ax, point, name, tasks.index(point.task))
+            axes[0].set_ylabel(f"{method}\nshare of images" if len(methods) > 1 else "share of images")
+        for ax, title in zip(grid[0], TITLES.values(), strict=True):
+            ax.set_title(title)
+        for ax in grid[-1]:
+            ax.set_xlabel("strength")
+        _finish(figure, grid, tasks)
+    return figure
+
+
+def _draw_line(
+    ax: "Axes", line: Line, axis: str, name: str, shown: Sequence[Value], offset: float, number: int
+) -> None:
+    found = [
+        (shown.index(point.settings[axis]) + offset, figures[name])
+        for point in line.points
+        if point.chosen and name in (figures := figures_of(point.chosen, point.adding))
+    ]
+    if not found:
+        return
+    places, mean = [place for place, _ in found], [each["mean"] for _, each in found]
+    # The bounds of a bootstrap can lie on the wrong side of the mean by rounding.
+    errors = [
+        [max(each["mean"] - each["low"], 0) for _, each in found],
+        [max(each["high"] - each["mean"], 0) for _, each in found],
+    ]
+    color, marker = _style(number)
+    ax.errorbar(places, mean, errors, color=color, marker=marker, markersize=3.5, elinewidth=0.8, alpha=0.9)
+
+
+def _draw_strengths(ax: "Axes", point: Point, name: str, number: int) -> None:
+    found = [(row, figures[name]) for row in point.rows if name in (figures := figures_of(row, point.adding))]
+    if not found:
+        return
+    color, marker = _style(number)
+    strengths = [row["strength"] for row, _ in found]
+    mean, low, high = ([each[bound] for _, each in found] for bound in ("mean", "low", "high"))
+    ax.fill_between(strengths, low, high, color=color, alpha=0.12, linewidth=0)
+    ax.plot(strengths, mean, "-", color=color, marker=marker, markersize=2.5)
+    for row, each in found:
+        if row["chosen"]:
+            ax.plot([row["strength"]], [each["mean"]], color=color, marker=marker, markersize=7, linestyle="")
+
+
+def _finish(figure: "Figure", grid: typing.Any, labels: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    for ax in grid.flat:
+        ax.set_ylim(-0.03, 1.03)
+        ax.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")
+    if len(labels) > 1:
+        handles = [
+            Line2D([], [], color=color, marker=marker, markersize=4, label=label)
+            for label, (color, marker) in ((label, _style(number)) for number, label in enumerate(labels))
+        ]
+        figure.legend(handles=handles, loc="outside right center")
+
+
+def _style(number: int) -> tuple[typing.Any, str]:
+    import matplotlib
+
+    colors = matplotlib.color_sequences["petroff10"]
+    return colors[number % len(colors)], MARKERS[number // len(colors) % len(MARKERS)]
+
+
+def _offset(number: int, count: int) -> float:
+    """Return where a line is drawn next to a value, so that the intervals of several lines do not overlap."""
+    return 0.0 if count == 1 else SPREAD * (number / (count - 1) - 0.5)
+
+
+def _tick(points: Sequence[Point], axis: str, value: Value) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, str):
+        return value
+    return f"{value:g}"
