@@ -44,7 +44,8 @@ def get_config():
     c.steer.judge = "extract/miniature/sd"
 
     presets.miniature_benchmark(c)
-    c.benchmark.methods = ("steer rule=swap", "steer rule=paper learned=text")
+    c.benchmark.concepts = ("style=glossy 3d", "category=heart")
+    c.benchmark.methods = ("steer rule=swap",)
     c.benchmark.prompts = 24
     c.benchmark.seeds = 1
     c.benchmark.repetitions = 0
