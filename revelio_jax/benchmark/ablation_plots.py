@@ -1,5 +1,6 @@
 """Draw ablations: figures against one setting, and against the strength."""
 
+import textwrap
 import typing
 from collections.abc import Sequence
 
@@ -10,7 +11,8 @@ if typing.TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLES = {EFFECT: "Effect", RETENTION: "Retention", WORST: "Worst of effect and retention"}
+TITLES = {EFFECT: "Effect", RETENTION: "Retention, mean", WORST: "Worst: the smallest of them"}
+ORDERED = ("site", "expansion", "k", "steps", "batch_size", "learning_rate")  # settings whose points a line joins
 SPREAD = 0.36  # of the distance of two values: the width over which the points of one value are spread
 MARKERS = "os^Dv*"
 
@@ -32,7 +34,7 @@ def draw(lines: Sequence[Line], axis: str) -> "Figure":
     shown = values(points, axis)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 0.6 + 2.4 * len(rows)), dpi=200, layout="constrained")
-        figure.suptitle(lines[0].label if one_row else "", fontsize=8, x=0.01, ha="left", color="0.4")
+        _set_title(figure, points[0], lines[0].label if one_row else "")
         grid = figure.subplots(len(rows), 3, sharex=True, sharey=True, squeeze=False)
         for axes, (task, own) in zip(grid, rows, strict=True):
             for ax, figure_name in zip(axes, TITLES, strict=True):
@@ -42,7 +44,7 @@ def draw(lines: Sequence[Line], axis: str) -> "Figure":
                 ax.set_xticks(range(len(shown)), [_tick(points, axis, value) for value in shown])
                 ax.set_xlim(-0.5, len(shown) - 0.5)
                 ax.grid(visible=False, axis="x")
-            axes[0].set_ylabel(f"{task}\nshare of images" if task else "share of images")
+            axes[0].set_ylabel(textwrap.fill(task, 26) if task else "share of images")
         for ax, title in zip(grid[0], TITLES.values(), strict=True):
             ax.set_title(title)
         for ax in grid[-1]:
@@ -63,16 +65,19 @@ def draw_strengths(points: Sequence[Point]) -> "Figure":
     tasks = list(dict.fromkeys(point.task for point in points))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 0.6 + 2.4 * len(methods)), dpi=200, layout="constrained")
+        _set_title(figure, points[0], points[0].run)
         grid = figure.subplots(len(methods), 3, sharex=True, sharey=True, squeeze=False)
         for axes, method in zip(grid, methods, strict=True):
             for point in (point for point in points if point.method == method):
                 for ax, name in zip(axes, TITLES, strict=True):
                     _draw_strengths(ax, point, name, tasks.index(point.task))
-            axes[0].set_ylabel(f"{method}\nshare of images" if len(methods) > 1 else "share of images")
+            axes[0].set_ylabel(textwrap.fill(method, 26) if len(methods) > 1 else "share of images")
         for ax, title in zip(grid[0], TITLES.values(), strict=True):
             ax.set_title(title)
         for ax in grid[-1]:
             ax.set_xlabel("strength")
+            ax.set_xticks(sorted({row["strength"] for point in points for row in point.rows}))
+            ax.xaxis.set_major_formatter("{x:g}")
         _finish(figure, grid, tasks)
     return figure
 
@@ -94,7 +99,8 @@ def _draw_line(
         [max(each["high"] - each["mean"], 0) for _, each in found],
     ]
     color, marker = _style(number)
-    ax.errorbar(places, mean, errors, color=color, marker=marker, markersize=3.5, elinewidth=0.8, alpha=0.9)
+    joined = "-" if axis in ORDERED else ""
+    ax.errorbar(places, mean, errors, color=color, linestyle=joined, marker=marker, markersize=3.5, elinewidth=0.8)
 
 
 def _draw_strengths(ax: "Axes", point: Point, name: str, number: int) -> None:
@@ -109,6 +115,14 @@ def _draw_strengths(ax: "Axes", point: Point, name: str, number: int) -> None:
     for row, each in found:
         if row["chosen"]:
             ax.plot([row["strength"]], [each["mean"]], color=color, marker=marker, markersize=7, linestyle="")
+
+
+def _set_title(figure: "Figure", point: Point, text: str) -> None:
+    """Write the settings that all panels share, and the sample size."""
+    counts = " + ".join(str(count) for count in point.prompts.values())
+    seeds = "1 seed" if point.seeds == 1 else f"{point.seeds} seeds"
+    parts = [text] * bool(text) + [f"{counts} prompts, {seeds}; 95 % intervals"]
+    figure.suptitle("; ".join(parts), fontsize=8, x=0.01, ha="left", color="0.4")
 
 
 def _finish(figure: "Figure", grid: typing.Any, labels: Sequence[str]) -> None:

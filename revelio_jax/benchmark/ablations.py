@@ -9,7 +9,7 @@ from revelio_jax.benchmark import results_comparison
 from revelio_jax.benchmark.figures import Figures
 from revelio_jax.benchmark.measurement import Interval
 from revelio_jax.benchmark.results import Row
-from revelio_jax.benchmark.variants import SteerSettings, parse_method
+from revelio_jax.benchmark.variants import ONE_BRANCH, SteerSettings, parse_method
 from revelio_jax.errors import InputError
 
 EFFECT, RETENTION, WORST = "effect", "retention", "worst"
@@ -204,9 +204,16 @@ def _method_settings(text: str) -> dict[str, Value]:
         timesteps = "-".join(f"{timestep:g}" for timestep in each.timesteps) or "all"
         ramp = "" if each.ramp == SteerSettings.ramp else f", ramp {each.ramp[0]:g} to {each.ramp[1]:g}"
         settings |= {"rule": each.rule, "learned": each.learned, "positions": each.positions}
-        settings |= {"negative_branch": "steered" if each.negative_branch else "not steered"}
+        settings |= {"negative_branch": _branch(each)}
         settings |= {"schedule": timesteps + ramp}
     return settings
+
+
+def _branch(steer: SteerSettings) -> str:
+    """Return whether the unconditional branch is steered."""
+    if not steer.negative_branch or steer.rule in ONE_BRANCH:
+        return "not steered"
+    return "by the rule" if steer.rule == "auto" else "steered"
 
 
 def _is_one(point: Point, methods: Sequence[str]) -> bool:
