@@ -67,10 +67,11 @@ class SteerSettings:
 
     def __post_init__(self):
         """Raise InputError if the timesteps or the ramp are malformed, or if the branch has no effect."""
-        check_schedule("steer", self.timesteps, self.ramp)
+        check_schedule(f"{FIELD}: steer", self.timesteps, self.ramp)
         if not self.negative_branch and self.rule in ONE_BRANCH:
             raise InputError(
-                f"steer.negative_branch is False; the rule {self.rule} never steers the unconditional branch"
+                f"{FIELD}: steer.negative_branch is False; it must be True, because the rule {self.rule} never steers "
+                "the unconditional branch"
             )
 
     @property

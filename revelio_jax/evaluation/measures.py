@@ -1,11 +1,12 @@
 """The measures of an evaluated SAE, from all files of its run: evaluation, interpretation, splice and probes."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 from revelio_jax import json_text
 from revelio_jax.errors import InputError
@@ -34,7 +35,7 @@ class Measure(typing.NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredSae:
-    """An SAE with its L0 and its other measures. ``architecture`` says if the SAE is imported.
+    """An SAE with its L0 and its other measures. ``architecture`` names imported SAEs as such.
 
     ``stores`` and ``rows`` are the fingerprint and the number of the held-out rows.
     """
@@ -55,7 +56,7 @@ def read(run: str) -> MeasuredSae:
     path = folder / "evaluation.json"
     if not path.is_file():
         raise InputError(f"{path}: no such file; run revelio evaluate first")
-    with _malformed(path):
+    with _refuse_malformed(path):
         evaluation = json.loads(path.read_text())  # values may be NaN
         sae = evaluation["autoencoder"]
         architecture = sae["architecture"] + (" (imported)" if sae["imported"] else "")
@@ -70,7 +71,7 @@ def read(run: str) -> MeasuredSae:
     }
     for path, measures_of in files.items():
         if path.is_file():
-            with _malformed(path):
+            with _refuse_malformed(path):
                 found |= dict(measures_of(json_text.parse_object(path.read_bytes()), folder))
     return MeasuredSae(run, architecture, *identity, rows, found)
 
@@ -87,21 +88,16 @@ def check(saes: Sequence[MeasuredSae]) -> None:
             )
 
 
-class _malformed:
+@contextlib.contextmanager
+def _refuse_malformed(path: pathlib.Path) -> Generator[None]:
     """Turn errors about the contents of a file in the block into InputError."""
-
-    def __init__(self, path: pathlib.Path):
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: typing.Any, error: BaseException | None, trace: typing.Any) -> None:
-        if isinstance(error, KeyError | TypeError | ValueError | AttributeError | OSError | RecursionError):
-            raise InputError(
-                f"{self._path} is malformed or of an earlier version ({type(error).__name__}: {error}); "
-                "run the command that wrote it again"
-            ) from error
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, RecursionError) as error:
+        raise InputError(
+            f"{path} is malformed or of an earlier version ({type(error).__name__}: {error}); run the command that "
+            "wrote it again"
+        ) from error
 
 
 def _of_evaluation(evaluation: dict[str, typing.Any]) -> Iterator[tuple[Measure, Value]]:

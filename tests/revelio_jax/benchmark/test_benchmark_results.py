@@ -20,7 +20,8 @@ def interval(mean):
 def row(method, strength, concept, chosen=True, time=None):
     outcome = {"concept": interval(concept), "kept": interval(0.75)}
     figures = {"outcome": outcome, "distance": interval(0.125), "by_set": {"labeled": interval(concept)}}
-    figures |= {"worst": 1 - concept, "chosen_from": 0.5, "flagged": 0.0}
+    figures |= {"worst": 1 - concept, "worst_interval": interval(1 - concept), "retention": interval(0.75)}
+    figures |= {"chosen_from": 0.5, "flagged": 0.0}
     return {"method": method, "strength": strength, "chosen": chosen, "key": f"k{strength}", "figures": figures} | {
         "time": time
     }
@@ -72,6 +73,9 @@ def test_the_csv_has_every_strength_and_figure(result):
     (found,) = [each for each in rows if each["strength"] == "-1.0" and each["figure"] == "concept"]
     assert (float(found["mean"]), found["chosen"]) == (0.4, "False")
     assert [each["mean"] for each in rows if each["figure"] == "time_ratio"] == ["1.5"]
+    assert [each["mean"] for each in rows if each["figure"] == "retention"] == ["0.75"] * 4
+    (found,) = [each for each in rows if each["strength"] == "-1.0" and each["figure"] == "worst"]
+    assert (float(found["low"]), float(found["high"])) == (0.5, 0.7)
 
 
 def test_the_plot_has_a_point_per_method(result, tmp_path):

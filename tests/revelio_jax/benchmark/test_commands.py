@@ -88,7 +88,7 @@ def test_a_ratio_that_is_not_a_number_is_refused(refused):
         ("--config.benchmark.methods=steer positions=some", "allowed: all, no_padding, content"),
         (
             "--config.benchmark.methods=steer rule=swap negative_branch=no",
-            "steer.negative_branch is False; swap never steers the unconditional branch",
+            "methods: steer.negative_branch is False; it must be True, because the rule swap never",
         ),
         ("--config.benchmark.methods=steer rule=transport learned=text", "the rule transport needs learned=labels"),
         ("--config.benchmark.strengths=-1,0", "config.benchmark.strengths is (-1.0, 0.0)"),
