@@ -8,8 +8,9 @@ and in settings of the method steer: rule, unconditional branch, positions, time
 
 Each setting that varies gets a plot, named after it: layer.png, capacity.png (the expansion factor), k.png and others.
 A line joins points that differ in this setting alone. Figures are those of the strength that the benchmark chose for
-each point. strength_<run>.png shows one result against the strength. ablations.csv has all numbers, ablations.md those
-of the chosen strengths. The default of --out is the folder ablations next to the first run.
+each point. strength_<run>.png shows one result against the strength, on the prompts that choose it. ablations.csv has
+all numbers, ablations.md those of the chosen strengths. The default of --out is the folder ablations next to the first
+run.
 """
 
 import csv
@@ -25,7 +26,7 @@ from revelio_jax.benchmark.ablations import (
     RETENTION,
     WORST,
     Point,
-    figures_of,
+    intervals,
     lines,
     read_points,
     varied,
@@ -88,26 +89,34 @@ def markdown(points: Sequence[Point]) -> str:
     ]
     for point in points:
         cells = [point.task, *(_text(point.settings[name]) for name in names)]
-        figures = figures_of(point.chosen, point.adding) if point.chosen else {}
-        cells += [f"{point.chosen['strength']:g}" if point.chosen else "none chosen"]
+        figures = intervals(point.chosen, point.adding) if point.chosen else {}
+        cells += ["none chosen" if point.strength is None else f"{point.strength:g}"]
         cells += [_cell(figures.get(name)) for name in (EFFECT, RETENTION, WORST)]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join([*rows, ""])
 
 
 def csv_text(points: Sequence[Point]) -> str:
-    """Return one line for each point, strength and figure."""
+    """Return one line for each point, strength, half of the prompts and figure, as results.csv of a benchmark."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["run", "concept", "text", *AXES, "strength", "chosen", "figure", "mean", "low", "high"])
+    writer.writerow(["run", "concept", "text", *AXES, "strength", "chosen", "prompts", "figure", "mean", "low", "high"])
     for point in points:
         settings = [_text(point.settings[name]) for name in AXES]
         for row in point.rows:
-            for name, each in figures_of(row, point.adding).items():
-                values = [each["mean"], each["low"], each["high"]]
-                writer.writerow(
-                    [point.run, point.task, point.method, *settings, row["strength"], row["chosen"], name, *values]
-                )
+            for prompts, figures in (("reported", row["figures"]), ("choosing", row["choosing"])):
+                for name, each in (intervals(figures, point.adding) if figures else {}).items():
+                    head = [
+                        point.run,
+                        point.task,
+                        point.method,
+                        *settings,
+                        row["strength"],
+                        row["chosen"],
+                        prompts,
+                        name,
+                    ]
+                    writer.writerow([*head, each["mean"], each["low"], each["high"]])
     return file.getvalue()
 
 

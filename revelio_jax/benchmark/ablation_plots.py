@@ -4,7 +4,18 @@ import textwrap
 import typing
 from collections.abc import Sequence
 
-from revelio_jax.benchmark.ablations import AXES, EFFECT, RETENTION, WORST, Line, Point, Value, figures_of, values
+from revelio_jax.benchmark.ablations import (
+    AXES,
+    EFFECT,
+    RETENTION,
+    WORST,
+    Line,
+    Point,
+    Value,
+    at_strength,
+    intervals,
+    values,
+)
 from revelio_jax.plot_style import STYLE
 
 if typing.TYPE_CHECKING:
@@ -56,7 +67,8 @@ def draw(lines: Sequence[Line], axis: str) -> "Figure":
 def draw_strengths(points: Sequence[Point]) -> "Figure":
     """Draw the figures of one result against the strength, a row per method and a line per task.
 
-    The chosen strengths have large markers.
+    Lines have the prompts that choose the strength. A large marker has the reported figures of the chosen strength,
+    which are of other prompts, so it need not lie on its line.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -88,7 +100,7 @@ def _draw_line(
     found = [
         (shown.index(point.settings[axis]) + offset, figures[name])
         for point in line.points
-        if point.chosen and name in (figures := figures_of(point.chosen, point.adding))
+        if point.chosen and name in (figures := intervals(point.chosen, point.adding))
     ]
     if not found:
         return
@@ -104,17 +116,19 @@ def _draw_line(
 
 
 def _draw_strengths(ax: "Axes", point: Point, name: str, number: int) -> None:
-    found = [(row, figures[name]) for row in point.rows if name in (figures := figures_of(row, point.adding))]
-    if not found:
-        return
     color, marker = _style(number)
-    strengths = [row["strength"] for row, _ in found]
-    mean, low, high = ([each[bound] for _, each in found] for bound in ("mean", "low", "high"))
-    ax.fill_between(strengths, low, high, color=color, alpha=0.12, linewidth=0)
-    ax.plot(strengths, mean, "-", color=color, marker=marker, markersize=2.5)
-    for row, each in found:
-        if row["chosen"]:
-            ax.plot([row["strength"]], [each["mean"]], color=color, marker=marker, markersize=7, linestyle="")
+    found = [
+        (row["strength"], each[name])
+        for row in point.rows
+        if (figures := at_strength(row)) and name in (each := intervals(figures, point.adding))
+    ]
+    if found:
+        strengths = [strength for strength, _ in found]
+        mean, low, high = ([each[bound] for _, each in found] for bound in ("mean", "low", "high"))
+        ax.fill_between(strengths, low, high, color=color, alpha=0.12, linewidth=0)
+        ax.plot(strengths, mean, "-", color=color, marker=marker, markersize=2.5)
+    if point.chosen and point.strength is not None and name in (chosen := intervals(point.chosen, point.adding)):
+        ax.plot([point.strength], [chosen[name]["mean"]], color=color, marker=marker, markersize=7, linestyle="")
 
 
 def _set_title(figure: "Figure", point: Point, text: str) -> None:

@@ -50,8 +50,9 @@ Value = str | float | None
 class Point:
     """One method of one result on one task. ``settings`` has a value for each of :data:`AXES`.
 
-    ``rows`` has the method at each strength, in ascending order, and ``chosen`` the row of the chosen strength.
-    ``prompts`` and ``seeds`` are the sample size.
+    ``rows`` has the method at each strength, in ascending order. ``strength`` is the chosen one, and ``chosen`` has its
+    figures on the prompts that report; both are None if none was chosen. ``prompts`` and ``seeds`` are the sample size
+    of these figures.
     """
 
     run: str
@@ -60,7 +61,8 @@ class Point:
     method: str
     settings: Mapping[str, Value]
     rows: tuple[Row, ...]
-    chosen: Row | None
+    strength: float | None
+    chosen: Figures | None
     prompts: Mapping[str, int]
     seeds: int
 
@@ -145,9 +147,13 @@ def shown(name: str, value: Value) -> str:
     return f"{value:g}x" if name == "expansion" else f"{AXES[name].title} {value:g}"
 
 
-def figures_of(row: Row, adding: bool) -> dict[str, Interval]:
+def at_strength(row: Row) -> Figures | None:
+    """Return the figures of a strength that all strengths have: of the prompts that choose, otherwise of all others."""
+    return row["choosing"] or row["figures"]
+
+
+def intervals(figures: Figures, adding: bool) -> dict[str, Interval]:
     """Return the intervals of the effect, the retention and the worst figure; the retention only if it is measured."""
-    figures: Figures = row["figures"]
     concept, retention = figures["outcome"]["concept"], figures["retention"]
     low, high = (concept["low"], concept["high"]) if adding else (1 - concept["high"], 1 - concept["low"])
     effect: Interval = {"mean": concept["mean"] if adding else 1 - concept["mean"], "low": low, "high": high}
@@ -171,8 +177,9 @@ def _points(location: str, content: dict[str, typing.Any]) -> list[Point]:
             if row["strength"]:
                 by_method.setdefault(row["method"], []).append(row)
         for method, rows in by_method.items():
-            for row in rows:
-                figures_of(row, task["adding"])  # raises KeyError for results of an earlier version
+            for figures in (each for row in rows for each in (row["figures"], row["choosing"]) if each):
+                intervals(figures, task["adding"])  # raises KeyError for results of an earlier version
+            chosen = next((row for row in rows if row["chosen"]), None)
             points.append(
                 Point(
                     run_name(location),
@@ -181,7 +188,8 @@ def _points(location: str, content: dict[str, typing.Any]) -> list[Point]:
                     method,
                     of_sae | _method_settings(method),
                     tuple(sorted(rows, key=lambda row: row["strength"])),
-                    next((row for row in rows if row["chosen"]), None),
+                    chosen and chosen["strength"],
+                    chosen and chosen["figures"],
                     task["prompts"],
                     task["seeds"],
                 )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import tqdm
 
-from revelio_jax import checksums, files
+from revelio_jax import checksums, file_locks, files
 from revelio_jax.benchmark.images import ImageFolder, Shot, key_of
 from revelio_jax.benchmark.judgment import Judge
 
@@ -26,12 +26,18 @@ class Judgments:
         self._judge = judge
         self._path = folder / f"{key_of(judge.record)}.jsonl"
         self._labels: dict[str, dict[str, dict[str, str] | None]] = {}
-        for line in self._path.read_bytes().splitlines() if self._path.exists() else []:
-            if content := checksums.line(line):
-                self._labels.setdefault(content["variant"], {}).update(content["labels"])
+        self._read = 0  # bytes
 
     def labels(self, images: ImageFolder, shots: Sequence[Shot]) -> list[dict[str, str] | None]:
-        """Return the labels of each image by column, or None for a flagged image. Judge those that have none yet."""
+        """Return the labels of each image by column, or None for a flagged image. Judge those that have none yet.
+
+        Wait while another process judges, so that workers do not judge the same images.
+        """
+        with file_locks.waiting(self._path):
+            return self._labels_of(images, shots)
+
+    def _labels_of(self, images: ImageFolder, shots: Sequence[Shot]) -> list[dict[str, str] | None]:
+        self._read_new_lines()
         known = self._labels.setdefault(images.path.name, {})
         groups: dict[tuple[int, int], list[Shot]] = {}
         for shot in {shot.file_name: shot for shot in shots if shot.file_name not in known}.values():
@@ -40,6 +46,17 @@ class Judgments:
             for start in tqdm.trange(0, len(group), BATCH, desc="judging", unit="batch", leave=False):
                 self._judge_batch(images, group[start : start + BATCH], known)
         return [known[shot.file_name] for shot in shots]
+
+    def _read_new_lines(self) -> None:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            text = file.read()
+        self._read += len(text)
+        for line in text.splitlines():
+            if content := checksums.line(line):
+                self._labels.setdefault(content["variant"], {}).update(content["labels"])
 
     def _judge_batch(self, images: ImageFolder, batch: list[Shot], known: dict[str, dict[str, str] | None]) -> None:
         read = [images.read(shot) for shot in batch]

@@ -11,13 +11,18 @@ from revelio_jax.benchmark.method_times import MethodTime
 
 
 class Row(typing.TypedDict):
-    """One method at one strength. ``chosen``: the strength that the table shows; ``time`` is None if not measured."""
+    """One method at one strength.
+
+    ``chosen``: the strength that the table shows. ``figures`` are those of the prompts that report, ``choosing`` those
+    of the prompts that choose the strength; each is None if it was not measured, as is ``time``.
+    """
 
     method: str
     strength: float
     chosen: bool
     key: str
-    figures: Figures
+    figures: Figures | None
+    choosing: Figures | None
     time: MethodTime | None
 
 
@@ -32,10 +37,21 @@ class TaskResult(typing.TypedDict):
     rows: list[Row]
 
 
+def reported(result: TaskResult) -> list[Row]:
+    """Return the rows whose images report figures: chosen strengths, or all if none could be chosen."""
+    return [row for row in result["rows"] if row["figures"]]
+
+
+def figures_of(row: Row) -> Figures:
+    """Return the figures of a row that reports."""
+    assert row["figures"] is not None
+    return row["figures"]
+
+
 def markdown(result: TaskResult) -> str:
-    """Return the Markdown table of the chosen strengths of one task."""
-    rows = [row for row in result["rows"] if row["chosen"]] or result["rows"]
-    first = rows[0]["figures"]
+    """Return the Markdown table of one task: each method at its chosen strength."""
+    rows = reported(result)
+    first = figures_of(rows[0])
     names = figure_names(first["outcome"])
     sets = list(first["by_set"]) if len(first["by_set"]) > 1 else []
     has_distance, has_time = first["distance"] is not None, any(row["time"] for row in rows)
@@ -50,7 +66,7 @@ def markdown(result: TaskResult) -> str:
         "|---" * len(headings) + "|",
     ]
     for row in rows:
-        figures = row["figures"]
+        figures = figures_of(row)
         cells = [row["method"], f"{row['strength']:g}" if row["strength"] else ""]
         cells += [_cell(figures["outcome"].get(name)) for name in names]
         cells += [_cell(figures["by_set"].get(name)) for name in sets]
@@ -66,25 +82,29 @@ def markdown(result: TaskResult) -> str:
 
 
 def csv_text(results: Sequence[TaskResult]) -> str:
-    """Return one line for each task, method, strength and figure, also of strengths that are not chosen."""
+    """Return one line for each task, method, strength, half of the prompts and figure.
+
+    The column prompts is ``reported``, or ``choosing`` for the prompts that choose the strength.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["concept", "adding", "method", "strength", "chosen", "figure", "mean", "low", "high"])
+    writer.writerow(["concept", "adding", "method", "strength", "chosen", "prompts", "figure", "mean", "low", "high"])
     for result in results:
         for row in result["rows"]:
             head = [result["concept"], result["adding"], row["method"], row["strength"], row["chosen"]]
-            for name, values in _intervals(row):
-                writer.writerow([*head, name, values["mean"], values["low"], values["high"]])
-            for name in ("chosen_from", "flagged"):
-                writer.writerow([*head, name, row["figures"][name], "", ""])
+            for prompts, figures in (("reported", row["figures"]), ("choosing", row["choosing"])):
+                if figures is None:
+                    continue
+                for name, values in _intervals(figures):
+                    writer.writerow([*head, prompts, name, values["mean"], values["low"], values["high"]])
+                writer.writerow([*head, prompts, "flagged", figures["flagged"], "", ""])
             if time := row["time"]:
                 ratio = time["ratio"]
-                writer.writerow([*head, "time_ratio", ratio["median"], ratio["low"], ratio["high"]])
+                writer.writerow([*head, "reported", "time_ratio", ratio["median"], ratio["low"], ratio["high"]])
     return file.getvalue()
 
 
-def _intervals(row: Row) -> list[tuple[str, Interval]]:
-    figures = row["figures"]
+def _intervals(figures: Figures) -> list[tuple[str, Interval]]:
     named = [*figures["outcome"].items(), *((f"concept in {name}", each) for name, each in figures["by_set"].items())]
     combined = {name: figures[name] for name in ("distance", "retention")} | {"worst": figures["worst_interval"]}
     return named + [(name, each) for name, each in combined.items() if each]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from revelio_jax import json_text
 from revelio_jax.benchmark.measurement import FIGURES
-from revelio_jax.benchmark.results import Row, TaskResult
+from revelio_jax.benchmark.results import Row, TaskResult, figures_of, reported
 from revelio_jax.errors import InputError
 
 # Fields of results.json that must be equal, and what to call them.
@@ -82,10 +82,10 @@ def differences(first: dict[str, typing.Any], second: dict[str, typing.Any]) -> 
 
 def table(first: TaskResult, second: TaskResult) -> str:
     """Return a Markdown table of the chosen strengths of both results, one line per method."""
-    rows = [{row["method"]: row for row in result["rows"] if row["chosen"]} for result in (first, second)]
+    rows = [{row["method"]: row for row in reported(result) if row["chosen"]} for result in (first, second)]
     action = "added" if first["adding"] else "removed"
     names = [
-        name for name in FIGURES if any(name in row["figures"]["outcome"] for side in rows for row in side.values())
+        name for name in FIGURES if any(name in figures_of(row)["outcome"] for side in rows for row in side.values())
     ]
     columns = [FIGURES[name] for name in names] + ["worst", "time / plain"]
     lines = [f"**{first['concept']}, {action}**: A, B and B - A", "", f"| method | {' | '.join(columns)} |"]
@@ -93,7 +93,7 @@ def table(first: TaskResult, second: TaskResult) -> str:
     for method in dict.fromkeys([*rows[0], *rows[1]]):
         pair = [side.get(method) for side in rows]
         cells = [_cells([_mean(row, name) for row in pair]) for name in names]
-        cells.append(_cells([row and row["figures"]["worst"] for row in pair]))
+        cells.append(_cells([row and figures_of(row)["worst"] for row in pair]))
         cells.append(_cells([row["time"]["ratio"]["median"] if row and row["time"] else None for row in pair]))
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -109,7 +109,7 @@ def _pairs(first: dict[str, typing.Any], second: dict[str, typing.Any]) -> list[
 
 
 def _mean(row: Row | None, name: str) -> float | None:
-    values = row["figures"]["outcome"].get(name) if row else None
+    values = figures_of(row)["outcome"].get(name) if row else None
     return values["mean"] if values else None
 
 

@@ -73,13 +73,24 @@ class Task:
         """Return the prompts of a role."""
         return [prompt for prompt in self.prompts if prompt.role == role]
 
-    def reported(self, role: str) -> list[TaskPrompt]:
-        """Return every second prompt of a role: they report the figures. The others choose strengths."""
-        return self.of_role(role)[1::2]
+    @property
+    def choosing(self) -> "Task":
+        """Return the task with every second prompt of each role: they choose strengths."""
+        return self._half(0)
 
-    def reported_texts(self) -> set[str]:
-        """Return the texts of the prompts that report the figures; methods must not learn from them."""
-        return {each.prompt for role in (CONCEPT, OTHER) for each in self.reported(role)}
+    @property
+    def reported(self) -> "Task":
+        """Return the task with the other prompts: they report the figures, and methods must not learn from them."""
+        return self._half(1)
+
+    @property
+    def has_retention(self) -> bool:
+        """Return whether the prompts measure a retention, which the choice of a strength weighs against the effect."""
+        return bool(self.of_role(OTHER)) or any(self.other in prompt.labels for prompt in self.prompts)
+
+    def _half(self, start: int) -> "Task":
+        halves = [prompt for role in (CONCEPT, OTHER) for prompt in self.of_role(role)[start::2]]
+        return dataclasses.replace(self, prompts=tuple(halves))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ STRENGTHS = (-0.5, -1.0, -2.0)
 
 
 def row(method, strength, removed, lost, chosen):
-    """A row whose images lose the concept in every second of ``removed`` prompts, and the other label in ``lost``."""
+    """A row whose images lose the concept for ``removed`` prompts, and the other label for ``lost`` other prompts."""
     plain = [dict(prompt.labels) for prompt in PROMPTS]
     labels = [dict(label) for label in plain]
     for label in labels[:removed]:
@@ -33,14 +33,8 @@ def row(method, strength, removed, lost, chosen):
     for label in labels[8 : 8 + lost]:
         label["kind"] = "dog"
     found = figures.measure(TASK, labels, plain, np.zeros((8, 1)), 1)
-    return {
-        "method": method,
-        "strength": strength,
-        "chosen": chosen,
-        "key": "",
-        "figures": found,
-        "time": None,
-    }
+    figures_of = {"figures": found if chosen else None, "choosing": found if strength else None}
+    return {"method": method, "strength": strength, "chosen": chosen, "key": "", "time": None} | figures_of
 
 
 @pytest.fixture
@@ -123,14 +117,14 @@ def test_the_command_writes_plots_and_numbers(layers, tmp_path, capsys):
     assert "Each point has 4 prompts concept and 4 prompts other, 1 seed." in text
     assert capsys.readouterr().out.startswith(text)
     rows = list(csv.DictReader((out / "ablations.csv").open()))
-    assert len(rows) == 2 * 2 * len(STRENGTHS) * 3
+    assert len(rows) == 2 * 2 * (len(STRENGTHS) + 1) * 3
     (found,) = [
         each
         for each in rows
         if (each["site"], each["concept"], each["strength"]) == ("clip.layer.9", "style=flat", "-1.0")
-        and each["figure"] == "worst"
+        and (each["figure"], each["prompts"]) == ("worst", "reported")
     ]
-    source = next(point for point in read_points(layers) if point.run == "clip.layer.9").chosen["figures"]
+    source = next(point for point in read_points(layers) if point.run == "clip.layer.9").chosen
     assert float(found["mean"]) == source["worst"]
     assert float(found["low"]) == source["worst_interval"]["low"]
     assert found["chosen"] == "True"
@@ -141,7 +135,7 @@ def test_the_plot_shows_the_figures_of_the_chosen_strengths(layers):
     figure = ablation_plots.draw(lines(points, "site"), "site")
     assert [ax.get_title(loc="left") for ax in figure.axes] == list(ablation_plots.TITLES.values())
     drawn = figure.axes[0].containers[0][0].get_ydata().astype(float)
-    expected = [1 - point.chosen["figures"]["outcome"]["concept"]["mean"] for point in lines(points, "site")[0].points]
+    expected = [1 - point.chosen["outcome"]["concept"]["mean"] for point in lines(points, "site")[0].points]
     np.testing.assert_allclose(drawn, expected)
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == [f"clip.layer.{n}" for n in (2, 9, 10)]
 

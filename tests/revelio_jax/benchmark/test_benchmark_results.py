@@ -21,10 +21,9 @@ def row(method, strength, concept, chosen=True, time=None):
     outcome = {"concept": interval(concept), "kept": interval(0.75)}
     figures = {"outcome": outcome, "distance": interval(0.125), "by_set": {"labeled": interval(concept)}}
     figures |= {"worst": 1 - concept, "worst_interval": interval(1 - concept), "retention": interval(0.75)}
-    figures |= {"chosen_from": 0.5, "flagged": 0.0}
-    return {"method": method, "strength": strength, "chosen": chosen, "key": f"k{strength}", "figures": figures} | {
-        "time": time
-    }
+    figures |= {"flagged": 0.0}
+    found = {"method": method, "strength": strength, "chosen": chosen, "key": f"k{strength}", "time": time}
+    return found | {"figures": figures if chosen else None, "choosing": figures if strength else None}
 
 
 TIME = {"ratio": {"median": 1.5, "low": 1.4, "high": 1.6}, "evaluations": (45.0, 15.0)}
@@ -59,7 +58,10 @@ def test_the_table_has_the_chosen_strengths(result):
 def test_without_retention_the_table_has_all_strengths_and_says_why(result):
     for each in result["rows"]:
         each["chosen"] = not each["strength"]
-    assert "No strength is chosen" in results.markdown(result)
+        each["figures"] = each["figures"] or each["choosing"]
+    text = results.markdown(result)
+    assert "No strength is chosen" in text
+    assert text.count("| steer rule=swap |") == 2
 
 
 def test_the_csv_has_every_strength_and_figure(result):
@@ -71,9 +73,11 @@ def test_the_csv_has_every_strength_and_figure(result):
         ("steer rule=swap", "-2.0"),
     }
     (found,) = [each for each in rows if each["strength"] == "-1.0" and each["figure"] == "concept"]
-    assert (float(found["mean"]), found["chosen"]) == (0.4, "False")
+    assert (float(found["mean"]), found["chosen"], found["prompts"]) == (0.4, "False", "choosing")
+    found = [each["prompts"] for each in rows if each["strength"] == "-2.0" and each["figure"] == "concept"]
+    assert found == ["reported", "choosing"]
     assert [each["mean"] for each in rows if each["figure"] == "time_ratio"] == ["1.5"]
-    assert [each["mean"] for each in rows if each["figure"] == "retention"] == ["0.75"] * 4
+    assert [each["mean"] for each in rows if each["figure"] == "retention"] == ["0.75"] * 5
     (found,) = [each for each in rows if each["strength"] == "-1.0" and each["figure"] == "worst"]
     assert (float(found["low"]), float(found["high"])) == (0.5, 0.7)
 

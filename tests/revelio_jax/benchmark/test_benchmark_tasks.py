@@ -53,8 +53,11 @@ def test_a_label_is_removed_and_added():
 def test_every_second_prompt_of_a_role_reports():
     (task,) = tasks_of("style=flat", add=False)
     for role in (CONCEPT, OTHER):
-        assert task.reported(role) == task.of_role(role)[1::2]
-    assert task.reported_texts() == {each.prompt for role in (CONCEPT, OTHER) for each in task.reported(role)}
+        assert task.reported.of_role(role) == task.of_role(role)[1::2]
+        assert task.choosing.of_role(role) == task.of_role(role)[::2]
+    assert sorted(prompt.id for half in (task.choosing, task.reported) for prompt in half.prompts) == sorted(
+        prompt.id for prompt in task.prompts
+    )
 
 
 def test_a_prompt_set_brings_its_own_settings_and_category(i2p):
