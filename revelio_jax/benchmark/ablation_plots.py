@@ -1,5 +1,6 @@
 """Draw ablations: figures against one setting, and against the strength."""
 
+import itertools
 import textwrap
 import typing
 from collections.abc import Sequence
@@ -31,35 +32,44 @@ MARKERS = "os^Dv*"
 def draw(lines: Sequence[Line], axis: str) -> "Figure":
     """Draw the figures of lines at their chosen strengths, with 95 % intervals.
 
-    If the lines of all tasks have the same settings, there is one row of panels, a color per task, and the settings are
-    the title. Otherwise there is a row per task and a color per settings.
+    The title has the settings that all lines share. If the lines differ in their tasks alone, there is one row of
+    panels and a color per task. Otherwise there is a row per task, and a color per value of the settings that differ.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
+    names = list(lines[0].settings)
+    differing = [name for name in names if len({line.settings[name] for line in lines}) > 1]
     tasks = list(dict.fromkeys(line.task for line in lines))
-    one_row = len({line.label for line in lines}) == 1
-    rows = [("", list(lines))] if one_row else [(task, [line for line in lines if line.task == task]) for task in tasks]
-    labels = list(dict.fromkeys(line.task if one_row else line.label for line in lines))
+    rows = (
+        [(task, [line for line in lines if line.task == task]) for task in tasks] if differing else [("", list(lines))]
+    )
+
+    def label_of(line: Line) -> str:
+        return ", ".join(line.settings[name] for name in differing) if differing else line.task
+
+    labels = list(dict.fromkeys(map(label_of, lines)))
     points = [point for line in lines for point in line.points]
     shown = values(points, axis)
+    prefix = _prefix(shown)
+    ticks = ["unknown" if each is None else f"{each:g}" if not isinstance(each, str) else each for each in shown]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 0.6 + 2.4 * len(rows)), dpi=200, layout="constrained")
-        _set_title(figure, points[0], lines[0].label if one_row else "")
+        figure = Figure(figsize=(9, 0.9 + 2.4 * len(rows)), dpi=200, layout="constrained")
+        _set_title(figure, points[0], ", ".join(lines[0].settings[name] for name in names if name not in differing))
         grid = figure.subplots(len(rows), 3, sharex=True, sharey=True, squeeze=False)
         for axes, (task, own) in zip(grid, rows, strict=True):
             for ax, figure_name in zip(axes, TITLES, strict=True):
                 for line in own:
-                    number = labels.index(line.task if one_row else line.label)
+                    number = labels.index(label_of(line))
                     _draw_line(ax, line, axis, figure_name, shown, _offset(number, len(labels)), number)
-                ax.set_xticks(range(len(shown)), [_tick(points, axis, value) for value in shown])
+                ax.set_xticks(range(len(shown)), [tick.removeprefix(prefix) for tick in ticks])
                 ax.set_xlim(-0.5, len(shown) - 0.5)
                 ax.grid(visible=False, axis="x")
             axes[0].set_ylabel(textwrap.fill(task, 26) if task else "share of images")
         for ax, title in zip(grid[0], TITLES.values(), strict=True):
             ax.set_title(title)
         for ax in grid[-1]:
-            ax.set_xlabel(AXES[axis].title)
+            ax.set_xlabel(f"{AXES[axis].title} {prefix}".strip())
         _finish(figure, grid, labels)
     return figure
 
@@ -150,7 +160,7 @@ def _finish(figure: "Figure", grid: typing.Any, labels: Sequence[str]) -> None:
             Line2D([], [], color=color, marker=marker, markersize=4, label=label)
             for label, (color, marker) in ((label, _style(number)) for number, label in enumerate(labels))
         ]
-        figure.legend(handles=handles, loc="outside right center")
+        figure.legend(handles=handles, loc="outside lower center", ncols=4 if max(map(len, labels)) < 30 else 1)
 
 
 def _style(number: int) -> tuple[typing.Any, str]:
@@ -165,9 +175,11 @@ def _offset(number: int, count: int) -> float:
     return 0.0 if count == 1 else SPREAD * (number / (count - 1) - 0.5)
 
 
-def _tick(points: Sequence[Point], axis: str, value: Value) -> str:
-    if value is None:
-        return "unknown"
-    if isinstance(value, str):
-        return value
-    return f"{value:g}"
+def _prefix(shown: Sequence[Value]) -> str:
+    """Return the part up to a dot that all values begin with, for example ``clip.layer.``; "" without one."""
+    texts = [each for each in shown if isinstance(each, str)]
+    if len(texts) < max(len(shown), 2):
+        return ""
+    parts = [text.split(".")[:-1] for text in texts]
+    shared = list(itertools.takewhile(lambda each: len(set(each)) == 1, zip(*parts, strict=False)))
+    return "".join(f"{part}." for part, *_ in shared)

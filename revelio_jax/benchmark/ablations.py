@@ -68,18 +68,22 @@ class Point:
 
 
 class Line(typing.NamedTuple):
-    """Points of one task that differ in one setting, in the order of its values. ``label`` has the other settings."""
+    """Points of one task that differ in one setting, in the order of its values.
+
+    ``settings`` has the labels of the other settings that vary between points, by name.
+    """
 
     task: str
-    label: str
+    settings: Mapping[str, str]
     points: tuple[Point, ...]
 
 
 def read_points(locations: Sequence[str], methods: Sequence[str] = ()) -> list[Point]:
-    """Return the points of results that are comparable; ``methods`` are the names or texts of the methods.
+    """Return the points of results that are comparable, sorted by their tasks and settings.
 
-    ``methods`` defaults to all settings of ``steer``. Raise InputError if a result is missing or malformed, if two are
-    not comparable apart from :data:`AXES`, if two points have the same settings, or if a method is in no result.
+    ``methods`` are the names or texts of the methods and default to all settings of ``steer``. Raise InputError if a
+    result is missing or malformed, if two are not comparable apart from :data:`AXES`, if two points have the same
+    settings, or if a method is in no result.
     """
     contents = [results_comparison.read(location) for location in locations]
     for location, content in zip(locations[1:], contents[1:], strict=True):
@@ -102,7 +106,9 @@ def read_points(locations: Sequence[str], methods: Sequence[str] = ()) -> list[P
     if not found:
         raise InputError(f"the results have no method {METHOD}; pass --method: {_listed(p.method for p in points)}")
     _refuse_equal(found)
-    return found
+    tasks = list(dict.fromkeys(point.task for point in found))
+    order = {axis: values(found, axis) for axis in AXES}
+    return sorted(found, key=lambda p: (tasks.index(p.task), *(order[axis].index(p.settings[axis]) for axis in AXES)))
 
 
 def varied(points: Sequence[Point]) -> list[str]:
@@ -125,7 +131,7 @@ def lines(points: Sequence[Point], axis: str) -> list[Line]:
     return [
         Line(
             group[0].task,
-            ", ".join(shown(name, group[0].settings[name]) for name in others),
+            {name: shown(name, group[0].settings[name]) for name in others},
             tuple(sorted(group, key=lambda point: order[point.settings[axis]])),
         )
         for group in groups.values()

@@ -80,7 +80,7 @@ def test_a_line_joins_points_that_differ_in_one_setting(layers):
     points = read_points(layers)
     assert varied(points) == ["site"]
     found = lines(points, "site")
-    assert [(line.task, line.label) for line in found] == [("style=flat", ""), ("style=noto", "")]
+    assert [(line.task, line.settings) for line in found] == [("style=flat", {}), ("style=noto", {})]
     order = [point.settings["site"] for point in found[0].points]
     assert order == ["clip.layer.2", "clip.layer.9", "clip.layer.10"]
 
@@ -92,9 +92,12 @@ def test_capacity_has_a_line_per_k_and_no_single_points(result):
     points = read_points(runs)
     assert varied(points) == ["site", "expansion", "k"]
     found = lines(points, "expansion")
-    assert [line.label for line in found] == ["clip.layer.2, k 10", "clip.layer.2, k 20"]
+    assert [line.settings for line in found] == [{"site": "clip.layer.2", "k": f"k {k}"} for k in (10, 20)]
     assert [[point.settings["expansion"] for point in line.points] for line in found] == [[2, 4], [2, 4]]
-    assert [line.label for line in lines(points, "site")] == ["2x, k 20"]
+    assert [line.settings for line in lines(points, "site")] == [{"expansion": "2x", "k": "k 20"}]
+    figure = ablation_plots.draw(found, "expansion")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["k 10", "k 20"]
+    assert figure.get_suptitle().startswith("clip.layer.2; 4 + 4 prompts")
 
 
 def test_settings_of_the_method_are_ablated_within_one_result(result):
@@ -103,7 +106,7 @@ def test_settings_of_the_method_are_ablated_within_one_result(result):
     points = read_points([result("a", methods=methods)])
     assert {axis for axis in varied(points) if lines(points, axis)} == {"negative_branch", "positions"}
     (line,) = lines(points, "negative_branch")
-    assert line.label == "paper, concept learned from text, steered positions all"
+    assert list(line.settings.values()) == ["paper", "concept learned from text", "steered positions all"]
     assert {point.settings["negative_branch"] for point in line.points} == {"steered", "not steered"}
 
 
@@ -137,7 +140,8 @@ def test_the_plot_shows_the_figures_of_the_chosen_strengths(layers):
     drawn = figure.axes[0].containers[0][0].get_ydata().astype(float)
     expected = [1 - point.chosen["outcome"]["concept"]["mean"] for point in lines(points, "site")[0].points]
     np.testing.assert_allclose(drawn, expected)
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == [f"clip.layer.{n}" for n in (2, 9, 10)]
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["2", "9", "10"]
+    assert figure.axes[0].get_xlabel() == "hook point clip.layer."
 
 
 def test_the_strength_plot_marks_the_chosen_strength(layers):
