@@ -4,6 +4,12 @@
 
 Reads metrics.jsonl and, if it exists, evaluation.json of each run. Writes one PNG. The default of --out is plot.png
 in the run folder; for several runs, in the parent folder of the first.
+
+    revelio plot --frontier runs/k=* runs/imported --out frontier.png
+
+--frontier draws every measure of evaluated SAEs against their L0, with a line per architecture, hook point and
+dictionary size. It reads evaluation.json and, if they exist, the results of interpret, splice and probes. A CSV file
+of the same numbers is written next to the PNG. The default of --out is then frontier.png.
 """
 
 import collections
@@ -19,6 +25,8 @@ import numpy as np
 from revelio_jax import files
 from revelio_jax.cli import RunsParser
 from revelio_jax.errors import InputError, report_errors, require
+from revelio_jax.evaluation import frontier, measures
+from revelio_jax.plot_style import STYLE
 
 if typing.TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,23 +37,6 @@ CURVES = {
     "fvu": "FVU of the batch",
     "dead_fraction": "Dead latents",
 }  # fields of metrics.jsonl
-STYLE: dict[typing.Any, typing.Any] = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.labelcolor": "0.25",
-    "axes.edgecolor": "0.5",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.6,
-    "xtick.color": "0.25",
-    "ytick.color": "0.25",
-    "lines.linewidth": 1.2,
-    "legend.frameon": False,
-}
 
 
 class Style(typing.TypedDict):
@@ -199,12 +190,28 @@ def with_unique_names(runs: Sequence[RunCurves], folders: Sequence[str]) -> list
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = RunsParser("revelio_jax.plot", __doc__, "PNG").parse(argv)
+    parser = RunsParser("revelio_jax.plot", __doc__, "PNG")
+    parser.add_argument("--frontier", action="store_true", help="draw the measures of evaluated SAEs against L0")
+    arguments = parser.parse(argv)
     require("matplotlib", "plot", "revelio_jax.plot")
+    if arguments.frontier:
+        draw_frontier(arguments.runs, arguments.out)
+        return
     runs = with_unique_names([read_run(folder) for folder in arguments.runs], arguments.runs)
     out = files.output_file(arguments.out, arguments.runs, "plot.png")
     with files.replacing(out) as part:
         draw(runs).savefig(part, format="png")
+    print(out)
+
+
+def draw_frontier(runs: Sequence[str], out: pathlib.Path | None) -> None:
+    """Write the plot and the CSV file of the measures of runs. Raise InputError if they are not comparable."""
+    saes = [measures.read(run) for run in runs]
+    measures.check(saes)
+    out = files.output_file(out, runs, "frontier.png")
+    with files.replacing(out) as part:
+        frontier.draw(saes).savefig(part, format="png")
+    files.write_text(out.with_suffix(".csv"), frontier.csv_text(saes))
     print(out)
 
 

@@ -18,6 +18,8 @@ NEUTRAL = (
     "revelio_jax.commands",
     "revelio_jax.config",
     "revelio_jax.errors",
+    "revelio_jax.evaluation.frontier",
+    "revelio_jax.evaluation.measures",
     "revelio_jax.file_locks",
     "revelio_jax.files",
     "revelio_jax.json_text",
@@ -39,6 +41,7 @@ NEUTRAL = (
     "revelio_jax.pipelines.hook_points",
     "revelio_jax.pipelines.hooks",
     "revelio_jax.pipelines.tokens",
+    "revelio_jax.plot_style",
     "revelio_jax.presets",
     "revelio_jax.run_folders",
     "revelio_jax.sae_folder",
@@ -55,7 +58,7 @@ TORCH_ONLY = (
 # A package or module imports only from its own layer and the layers above it in this list. Packages of one
 # layer do not import each other; commands may.
 LAYERS = (
-    ("errors", "json_text"),
+    ("errors", "json_text", "plot_style"),
     ("config", "presets"),
     ("chat_endpoint", "checksums", "file_locks"),
     ("files", "shipped"),

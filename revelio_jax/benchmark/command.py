@@ -3,6 +3,7 @@
     revelio benchmark --config mini_sd --concept "style=glossy 3d"
     revelio benchmark --config mini_sd --dry_run
     revelio benchmark compare runs/a runs/b
+    revelio benchmark ablations runs/a runs/b runs/c
 
 Draws the images of every method, strength, prompt and seed, judges them, and writes into runs/<name>/benchmark/:
 results.json, results.csv, results.md, one plot per task and pictures.html, whose images are blurred unless --unblurred
@@ -25,7 +26,7 @@ from collections.abc import Sequence
 import torch
 
 from revelio_jax import file_locks, files
-from revelio_jax.benchmark import estimate, frontier, pictures, results
+from revelio_jax.benchmark import ablation_command, estimate, frontier, pictures, results
 from revelio_jax.benchmark.choice import (
     Choice,
     choose_variants,
@@ -35,7 +36,7 @@ from revelio_jax.benchmark.choice import (
     to_choose_from,
 )
 from revelio_jax.benchmark.drawing import draw, parse_worker, shots_of
-from revelio_jax.benchmark.identity import identity
+from revelio_jax.benchmark.identity import identity, sae_settings
 from revelio_jax.benchmark.images import ImageFolder, Shot
 from revelio_jax.benchmark.judges import check_noun_judge, columns_of, load_judge
 from revelio_jax.benchmark.judgment import Judge, NounJudge, detects
@@ -46,7 +47,7 @@ from revelio_jax.benchmark.quality_measures import Measure, check_measures, meas
 from revelio_jax.benchmark.results import Row, TaskResult
 from revelio_jax.benchmark.results_comparison import compare
 from revelio_jax.benchmark.tasks import ALIGNMENT, NEIGHBORS, OTHER, ROLES, NamedSet, Task, make_tasks, read_sets
-from revelio_jax.benchmark.variants import MethodSpec, TaskMethods, check_specs, parse_method
+from revelio_jax.benchmark.variants import MethodSpec, TaskMethods, check_limits, check_specs, parse_method
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError, memory_advice, report_errors, require
@@ -117,9 +118,10 @@ class Plan(typing.NamedTuple):
 
 @memory_advice(MEMORY_ADVICE)
 def main(argv: Sequence[str]) -> None:
-    if list(argv[:1]) == ["compare"]:
-        compare(argv[1:])
-        return
+    for name, run in (("compare", compare), ("ablations", ablation_command.main)):
+        if list(argv[:1]) == [name]:
+            run(argv[1:])
+            return
     config, flags = parse(["revelio_jax.benchmark.command", *argv], __doc__, **FLAGS)
     worker = parse_worker(flags["worker"])
     plan = make_plan(config, flags["concept"])
@@ -141,6 +143,8 @@ def main(argv: Sequence[str]) -> None:
         each.load()
     plan.check_measures(tasks)  # the widths of all networks are known now
     steerer = Steerer.from_pretrained(plan.export) if plan.export else None
+    if steerer:
+        check_limits(plan.specs, steerer.site)
     pipe = load_pipeline(config.model)
     loaded = [
         (task, TaskMethods(task, config, pipe, steerer, plan.labeled, identity(config, plan.export))) for task in tasks
@@ -159,7 +163,7 @@ def main(argv: Sequence[str]) -> None:
         if worker:
             print(f"worker {worker.number} of {worker.count}: all images are drawn; omit --worker to write the results")
         else:
-            write(plan, loaded, measured, judge, pipe, blurred=not flags["unblurred"])
+            write(plan, loaded, measured, judge, pipe, steerer, blurred=not flags["unblurred"])
 
 
 def make_plan(config: Config, concepts: Sequence[str]) -> Plan:
@@ -274,6 +278,7 @@ def write(
     measured: Sequence[TaskResult],
     judge: Judge,
     pipe: typing.Any,
+    steerer: Steerer | None,
     blurred: bool,
 ) -> None:
     """Write the results, the table, the plots and the page of pictures, and print the table."""
@@ -282,6 +287,7 @@ def write(
         "format": 1,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **identity(config, plan.export),
+        "autoencoder": steerer and sae_settings(steerer.sae),
         "scheduler": {"name": type(pipe.scheduler).__name__, **_plain_values(pipe.scheduler.config)},
         "guidance": config.steer.guidance,
         "height": config.steer.height,

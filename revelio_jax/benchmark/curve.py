@@ -3,7 +3,7 @@
 import typing
 
 from revelio_jax.benchmark.measurement import FIGURES, Interval, Suggestion, figure_names
-from revelio_jax.plot import STYLE
+from revelio_jax.plot_style import STYLE
 
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure

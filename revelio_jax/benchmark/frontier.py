@@ -5,7 +5,7 @@ import typing
 from revelio_jax.benchmark.figures import Figures
 from revelio_jax.benchmark.measurement import FIGURES
 from revelio_jax.benchmark.results import TaskResult
-from revelio_jax.plot import STYLE
+from revelio_jax.plot_style import STYLE
 
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure

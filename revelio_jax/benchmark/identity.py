@@ -10,6 +10,7 @@ import torch
 
 from revelio_jax import files, shipped
 from revelio_jax.config import Config
+from revelio_jax.steering.sae import Sae
 
 # Fields of config.steer that change the pipeline's images; prompts have their own seed, guidance scale and size.
 SAMPLING_FIELDS = ("steps", "pooled")
@@ -33,6 +34,20 @@ def identity(config: Config, export: pathlib.Path | None) -> dict[str, typing.An
         "steer": {name: steer[name] for name in SAMPLING_FIELDS},
         "call": [steer["guidance"], steer["height"], steer["width"]],  # of sampled concepts in the denoiser
         "sae": export and _sae_hash(export),
+    }
+
+
+def sae_settings(sae: Sae) -> dict[str, typing.Any]:
+    """Return the settings of an SAE that an ablation may vary; None for those that its folder does not name."""
+    metadata, training = sae.metadata, sae.metadata.get("training", {})
+    return {
+        "site": sae.site,
+        "width": sae.d,
+        "latents": sae.n_latents,
+        "k": metadata.get("k") or sae.k,
+        "architecture": metadata.get("architecture") or sae.architecture,
+        "positions": metadata.get("positions"),
+        **{name: training.get(name) for name in ("steps", "batch_size", "learning_rate", "seed")},
     }
 
 

@@ -146,8 +146,7 @@ def csv_text(results: Sequence[TaskResult]) -> str:
                     continue
                 for name, values in _intervals(figures):
                     writer.writerow([*head, prompts, name, values["mean"], values["low"], values["high"]])
-                for name in ("worst", "flagged"):
-                    writer.writerow([*head, prompts, name, figures[name], "", ""])
+                writer.writerow([*head, prompts, "flagged", figures["flagged"], "", ""])
             for name, figure in row["quality"].items():
                 writer.writerow([*head, "reported", name, figure["mean"], figure["low"], figure["high"]])
             nouns = row["nouns"] or {"intervals": {}, "harms": []}
@@ -164,7 +163,8 @@ def csv_text(results: Sequence[TaskResult]) -> str:
 
 def _intervals(figures: Figures) -> list[tuple[str, Interval]]:
     named = [*figures["outcome"].items(), *((f"concept in {name}", each) for name, each in figures["by_set"].items())]
-    return named + ([("distance", figures["distance"])] if figures["distance"] else [])
+    combined = {name: figures[name] for name in ("distance", "retention")} | {"worst": figures["worst_interval"]}
+    return named + [(name, each) for name, each in combined.items() if each]
 
 
 def _cell(values: Interval | None) -> str:

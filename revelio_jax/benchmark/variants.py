@@ -17,6 +17,7 @@ from revelio_jax.benchmark import words
 from revelio_jax.benchmark.images import key_of
 from revelio_jax.benchmark.tasks import Task
 from revelio_jax.config import RULES, Config, did_you_mean
+from revelio_jax.config.analysis import POSITIONS, check_schedule
 from revelio_jax.config.fields import field
 from revelio_jax.config.schema import check_fields
 from revelio_jax.errors import InputError
@@ -38,10 +39,13 @@ from revelio_jax.steering.steerer import Steerer
 from revelio_jax.steering.strengths import Key
 from revelio_jax.steering.transport_learning import learn_transport
 from revelio_jax.steering.vectors import difference_of_means
+from revelio_jax.steering.where import NO_RAMP, Where
 
 FIELD = "config.benchmark.methods"
+SCHEDULE = {"timesteps", "ramp"}
 STRENGTHS = "strengths"  # the setting of a method that replaces config.benchmark.strengths
 LABELS, TEXT = "labels", "text"
+ONE_BRANCH = tuple(rule for rule in RULES if rule not in ("auto", *ON_BOTH_BRANCHES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,29 @@ class SteerSettings:
     learned: str = field(
         LABELS, "find the latents of the concept from labels, or from its text", choices=(LABELS, TEXT)
     )
+    negative_branch: bool = field(
+        True, "also steer the unconditional branch, in the opposite direction, if the rule does"
+    )
+    positions: str = field("all", "text encoders: tokens to steer", choices=POSITIONS)
+    timesteps: tuple[float, ...] = field((), "denoiser: first and last timestep to steer; empty: all")
+    ramp: tuple[float, ...] = field(
+        NO_RAMP, "denoiser: factors on the strength at the first and at the last steered timestep"
+    )
+
+    def __post_init__(self):
+        """Raise InputError if the timesteps or the ramp are malformed, or if the branch has no effect."""
+        check_schedule(f"{FIELD}: steer", self.timesteps, self.ramp)
+        if not self.negative_branch and self.rule in ONE_BRANCH:
+            raise InputError(
+                f"{FIELD}: steer.negative_branch is False; it must be True, because the rule {self.rule} never steers "
+                "the unconditional branch"
+            )
+
+    @property
+    def where(self) -> Where:
+        """Return the limits of steering."""
+        first_and_last = (self.timesteps[0], self.timesteps[1]) if self.timesteps else None
+        return Where(positions=self.positions, steps=first_and_last, ramp=(self.ramp[0], self.ramp[1]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +132,10 @@ def parse_method(text: str, strengths: tuple[float, ...]) -> MethodSpec:
             return MethodSpec(name, make_settings(name, settings), text, ())
         except InputError as error:
             raise InputError(f"{FIELD} has {text!r}: {error}") from error
+    for setting in SCHEDULE & set(settings):
+        if not (numbers := _numbers(settings[setting])):
+            raise InputError(f"{FIELD} has {text!r}; {setting} must be two numbers, for example {setting}=1,0")
+        settings[setting] = numbers
     made = check_fields(f"{FIELD}: {name}", STEERING[name], settings)
     if getattr(made, "learned", LABELS) == TEXT and made.rule in FROM_LABELS:
         raise InputError(f"{FIELD} has {text!r}; the rule {made.rule} needs learned={LABELS}")
@@ -123,6 +154,19 @@ def check_specs(specs: Sequence[MethodSpec], tasks: Sequence[Task], family: str)
                 f"{FIELD} has {spec.text!r}, which needs a concept that is a label of config.steer.prompts; --concept "
                 f"is {texts[0]!r}"
             )
+
+
+def check_limits(specs: Sequence[MethodSpec], site: str) -> None:
+    """Raise InputError if a method limits steering in a way that has no effect at a hook point."""
+    in_denoiser = hook_points.is_denoiser_point(site)
+    for spec in specs:
+        if isinstance(limits := spec.settings, SteerSettings):
+            if in_denoiser and limits.positions != "all":
+                raise InputError(f"{FIELD} has {spec.text!r}; positions must be all at {site}, in the denoiser")
+            if not in_denoiser and (limits.timesteps or limits.ramp != NO_RAMP):
+                raise InputError(
+                    f"{FIELD} has {spec.text!r}; timesteps and ramp need a hook point of the denoiser, not {site}"
+                )
 
 
 class TaskMethods:
@@ -168,6 +212,7 @@ class TaskMethods:
             {"concept": variant.strength},
             negative_branch=on_negative,
             pooled=pooled,
+            where=spec.settings.where if isinstance(spec.settings, SteerSettings) else None,
         ):
             yield functools.partial(sample, self._pipe)
 
@@ -200,7 +245,7 @@ class TaskMethods:
         function = change_function(rule, sae, concept)
         if spec.name == "random_direction":
             function = random_direction(function)
-        return function, rule in ON_BOTH_BRANCHES
+        return function, rule in ON_BOTH_BRANCHES and spec.settings.negative_branch
 
     @functools.cached_property
     def _sampling(self) -> dict[str, typing.Any] | None:
@@ -265,10 +310,16 @@ def random_direction(function: ChangeFunction) -> ChangeFunction:
 
 
 def _parse_strengths(text: str, value: typing.Any) -> tuple[float, ...]:
-    try:
-        strengths = tuple(float(each) for each in str(value).split(","))
-    except ValueError:
-        strengths = ()
-    if not strengths or not all(abs(each) < float("inf") and each for each in strengths):
+    strengths = _numbers(value)
+    if not strengths or not all(strengths):
         raise InputError(f"{FIELD} has {text!r}; {STRENGTHS} must be numbers other than 0, for example -1,-0.5")
     return strengths
+
+
+def _numbers(value: typing.Any) -> tuple[float, ...]:
+    """Return the numbers of a setting such as ``-1,-0.5``; none if one is malformed or not finite."""
+    try:
+        numbers = tuple(float(each) for each in (value if isinstance(value, list) else str(value).split(",")))
+    except (TypeError, ValueError):
+        return ()
+    return numbers if all(abs(each) < float("inf") for each in numbers) else ()

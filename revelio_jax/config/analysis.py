@@ -7,8 +7,17 @@ from revelio_jax.config.endpoints import check_endpoint
 from revelio_jax.config.fields import field
 from revelio_jax.errors import InputError
 
+POSITIONS = ("all", "no_padding", "content")
 SCORES = ("detection", "hard", "fuzzing")
 RULES = ("auto", "paper", "contrast", "gated", "swap", "transport")
+
+
+def check_schedule(name: str, timesteps: tuple[float, ...], ramp: tuple[float, ...]) -> None:
+    """Raise InputError if the timesteps or the ramp of steering, fields of ``name``, are malformed."""
+    if timesteps and not (len(timesteps) == 2 and timesteps[0] >= timesteps[1] >= 0):
+        raise InputError(f"{name}.timesteps is {timesteps}; it must be two timesteps, larger first: 1000,600")
+    if len(ramp) != 2 or not all(math.isfinite(factor) for factor in ramp):
+        raise InputError(f"{name}.ramp is {ramp}; it must be two numbers, for example 1.0,0.5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +34,7 @@ class SteerConfig:
     positions: str = field(
         "all",
         "text encoders: tokens to steer; no_padding excludes padding; content also excludes BOS and EOS",
-        choices=("all", "no_padding", "content"),
+        choices=POSITIONS,
     )
     timesteps: tuple[float, ...] = field(
         (), "denoiser: first and last timestep to steer, for example 1000,600; empty: all"
@@ -65,12 +74,7 @@ class SteerConfig:
 
     def __post_init__(self):
         """Raise InputError if fields contradict each other."""
-        if self.timesteps and not (len(self.timesteps) == 2 and self.timesteps[0] >= self.timesteps[1] >= 0):
-            raise InputError(
-                f"config.steer.timesteps is {self.timesteps}; it must be two timesteps, larger first: 1000,600"
-            )
-        if len(self.ramp) != 2 or not all(math.isfinite(factor) for factor in self.ramp):
-            raise InputError(f"config.steer.ramp is {self.ramp}; it must be two numbers, for example 1.0,0.5")
+        check_schedule("config.steer", self.timesteps, self.ramp)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import typing
 from collections.abc import Mapping
 
-from revelio_jax.plot import STYLE
+from revelio_jax.plot_style import STYLE
 
 if typing.TYPE_CHECKING:
     from matplotlib.axes import Axes

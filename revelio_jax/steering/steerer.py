@@ -193,10 +193,12 @@ class Steerer:
         *,
         negative_branch: bool,
         pooled: Mapping[Key, Pooled] | None = None,
+        where: Where | None = None,
     ) -> Attachment:
         """Steer by functions of the activations (see :mod:`revelio_jax.steering.rules`) at the SAE's hook points.
 
-        ``pooled`` has each concept in the pooled vector, and steers the pooled vector too.
+        ``pooled`` has each concept in the pooled vector, and steers the pooled vector too. ``where`` limits steering to
+        tokens or timesteps.
         """
         attached = {
             key: AttachedConcept(
@@ -206,7 +208,7 @@ class Steerer:
             )
             for key, strength in strengths.items()
         }
-        where = Where(pooled=True if pooled else None)
+        where = dataclasses.replace(where or Where(), pooled=True if pooled else None)
         return self._attach(pipe, hook_points_of(self.sae, pipe), attached, where)
 
     def _attach(

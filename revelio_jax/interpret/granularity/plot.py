@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from revelio_jax.interpret.granularity.runs import FIGURES, WHOLE, RunPurity
-from revelio_jax.plot import STYLE
+from revelio_jax.plot_style import STYLE
 
 if typing.TYPE_CHECKING:
     from matplotlib.axes import Axes

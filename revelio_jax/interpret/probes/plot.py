@@ -5,7 +5,7 @@ import typing
 from collections.abc import Sequence
 
 from revelio_jax import files
-from revelio_jax.plot import STYLE
+from revelio_jax.plot_style import STYLE
 
 STYLES = {  # the color is the input, the line style the probe
     ("linear", "activations"): {"color": "#3f90da", "linestyle": "-", "marker": "o"},

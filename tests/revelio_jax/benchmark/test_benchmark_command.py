@@ -140,3 +140,6 @@ def test_the_command_writes_results_that_a_second_call_repeats(benchmark, run, c
     assert (folder / "times.jsonl").read_bytes() == times
     assert json.loads((folder / "results.json").read_text())["tasks"] == record["tasks"]
     assert 'class="table blurred' not in (folder / "pictures.html").read_text()
+    assert (record["autoencoder"]["site"], record["autoencoder"]["latents"]) == ("clip.layer.2", 64)
+    command.main(["ablations", str(folder.parent), f"--out={folder.parent / 'ablations'}"])
+    assert (folder.parent / "ablations" / "strength_run.png").stat().st_size > 10_000

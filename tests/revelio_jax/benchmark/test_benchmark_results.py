@@ -21,7 +21,8 @@ def interval(mean):
 def row(method, strength, concept, chosen=True, time=None):
     outcome = {"concept": interval(concept), "kept": interval(0.75)}
     figures = {"outcome": outcome, "distance": interval(0.125), "by_set": {"labeled": interval(concept)}}
-    figures |= {"worst": 1 - concept, "flagged": 0.0}
+    figures |= {"worst": 1 - concept, "worst_interval": interval(1 - concept), "retention": interval(0.75)}
+    figures |= {"flagged": 0.0}
     found = {"method": method, "strength": strength, "chosen": chosen, "key": f"k{strength}", "time": time}
     found |= {"figures": figures if chosen else None, "choosing": figures if strength else None}
     return found | {"quality": {}, "nouns": None}
@@ -91,6 +92,9 @@ def test_the_csv_has_every_strength_and_figure(result):
     found = [each["prompts"] for each in rows if each["strength"] == "-2.0" and each["figure"] == "concept"]
     assert found == ["reported", "choosing"]
     assert [each["mean"] for each in rows if each["figure"] == "time_ratio"] == ["1.5"]
+    assert [each["mean"] for each in rows if each["figure"] == "retention"] == ["0.75"] * 5
+    (found,) = [each for each in rows if each["strength"] == "-1.0" and each["figure"] == "worst"]
+    assert (float(found["low"]), float(found["high"])) == (0.5, 0.7)
 
 
 def test_the_plot_has_a_point_per_method(result, tmp_path):
