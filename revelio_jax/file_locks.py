@@ -52,14 +52,21 @@ def refusing(folder: pathlib.Path, message: str) -> Generator[None]:
 
 
 @contextlib.contextmanager
+def waiting(path: pathlib.Path) -> Generator[None]:
+    """Wait while another process is in a block of the same path, then lock it in the block."""
+    lock_path = path.with_name(path.name + SUFFIX)
+    with _removing(lock_path, _open_lock_file(lock_path, wait=True)):
+        yield
+
+
+@contextlib.contextmanager
 def temporary(path: pathlib.Path, is_folder: bool) -> Generator[None]:
     """Create an empty temporary file or folder that other processes do not touch in the block.
 
     Wait while another process uses it. Replace what a killed process left behind.
     """
     if is_folder:
-        lock_path = path.with_name(path.name + SUFFIX)
-        with _removing(lock_path, _open_lock_file(lock_path, wait=True)):
+        with waiting(path):
             path.mkdir(exist_ok=True)
             for left in path.iterdir():
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()

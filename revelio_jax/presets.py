@@ -65,8 +65,9 @@ def miniature_benchmark(c: typing.Any) -> None:
     """Set the tasks of `revelio benchmark` on a miniature, and the methods that every family supports."""
     c.benchmark.concepts = ("style=glossy 3d", "style=flat", "category=heart")
     c.benchmark.methods = (
-        "steer rule=auto",
-        "steer rule=auto learned=text",
+        "steer rule=swap",
+        "steer rule=transport",
+        "steer rule=contrast learned=text",
         "steer rule=paper learned=text",
         "difference_of_means",
         "random_direction",

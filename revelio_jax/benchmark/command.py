@@ -9,10 +9,12 @@ results.json, results.csv, results.md, one plot per task and pictures.html, whos
 is given. A stopped command continues where it was. With --worker 0/4, a process draws its share of the images and
 ends; run the command without --worker afterwards.
 
-Methods with strengths are compared at the strength that is best on every second prompt; the figures are those of the
-other prompts. A concept is a label of config.steer.prompts or a text, and config.benchmark.prompt_sets adds prompts.
+Methods with several strengths are compared at the one that is best on every second prompt. The figures are those of
+the other prompts, which only this strength draws. A concept is a label of config.steer.prompts or a text, and
+config.benchmark.prompt_sets adds prompts.
 """
 
+import contextlib
 import datetime
 import json
 import pathlib
@@ -20,36 +22,37 @@ import sys
 import typing
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from revelio_jax import file_locks, files
 from revelio_jax.benchmark import estimate, frontier, pictures, results
-from revelio_jax.benchmark.drawing import Worker, draw, parse_worker, shots_of
-from revelio_jax.benchmark.figures import choose, has_retention, measure
+from revelio_jax.benchmark.choice import (
+    Choice,
+    choose_variants,
+    measure_variants,
+    plain_of,
+    shots_that_choose,
+    to_choose_from,
+)
+from revelio_jax.benchmark.drawing import draw, parse_worker, shots_of
 from revelio_jax.benchmark.identity import identity
 from revelio_jax.benchmark.images import ImageFolder, Shot
 from revelio_jax.benchmark.judges import check_noun_judge, columns_of, load_judge
 from revelio_jax.benchmark.judgment import Judge, NounJudge, detects
 from revelio_jax.benchmark.judgments import Judgments, NounJudgments
 from revelio_jax.benchmark.method_times import machine, time_methods
-from revelio_jax.benchmark.noun_figures import measure_nouns
-from revelio_jax.benchmark.quality import pixel_rmse
-from revelio_jax.benchmark.quality_measures import Measure, check_measures, measure_quality, parse_measures
+from revelio_jax.benchmark.noun_figures import NounFigures, measure_nouns
+from revelio_jax.benchmark.quality_measures import (
+    Measure,
+    QualityFigure,
+    check_measures,
+    measure_quality,
+    parse_measures,
+)
 from revelio_jax.benchmark.results import Row, TaskResult
 from revelio_jax.benchmark.results_comparison import compare
-from revelio_jax.benchmark.tasks import (
-    ALIGNMENT,
-    CONCEPT,
-    NEIGHBORS,
-    OTHER,
-    ROLES,
-    NamedSet,
-    Task,
-    make_tasks,
-    read_sets,
-)
-from revelio_jax.benchmark.variants import MethodSpec, TaskMethods, Variant, check_specs, parse_method
+from revelio_jax.benchmark.tasks import ALIGNMENT, NEIGHBORS, OTHER, ROLES, NamedSet, Task, make_tasks, read_sets
+from revelio_jax.benchmark.variants import MethodSpec, TaskMethods, check_specs, parse_method
 from revelio_jax.cli import parse
 from revelio_jax.config import Config
 from revelio_jax.errors import InputError, memory_advice, report_errors, require
@@ -111,7 +114,7 @@ class Plan(typing.NamedTuple):
         """Raise InputError if a measure of quality lacks images."""
         seeds = self.config.benchmark.seeds
         shots = {
-            task.name: [shot for shot in shots_of(task, seeds) if shot.prompt.role == OTHER]
+            task.name: [shot for shot in shots_of(task.reported, seeds) if shot.prompt.role == OTHER]
             for task in tasks
             if not task.adding
         }
@@ -148,15 +151,21 @@ def main(argv: Sequence[str]) -> None:
     loaded = [
         (task, TaskMethods(task, config, pipe, steerer, plan.labeled, identity(config, plan.export))) for task in tasks
     ]
-    if worker:
-        count = draw_all(plan, loaded, worker)
-        print(f"worker {worker.number} of {worker.count} has drawn {count} images; after all workers, omit --worker")
-        return
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with file_locks.refusing(plan.folder, f"{plan.folder} is used by another benchmark; end it first, or use --worker"):
-        draw_all(plan, loaded, None)
-        measured = [measure_task(plan, task, methods, judge, pipe) for task, methods in loaded]
-        write(plan, loaded, measured, judge, pipe, blurred=not flags["unblurred"])
+    busy = f"{plan.folder} is used by another benchmark; end it first, or use --worker"
+    with contextlib.nullcontext() if worker else file_locks.refusing(plan.folder, busy):
+        images, judgments = plan.folder / "images", Judgments(plan.folder / "judgments", judge)
+        measured: list[TaskResult] = []
+        for task, methods in loaded:
+            choice = choose_variants(task, methods, plan.specs, images, judgments, config.steer, worker)
+            shots = shots_of(task.reported, config.benchmark.seeds)
+            draw(methods, choice.reported, shots, images, config.steer, worker)
+            if not worker:
+                measured.append(measure_task(plan, task, methods, choice, judgments, judge, pipe))
+        if worker:
+            print(f"worker {worker.number} of {worker.count}: all images are drawn; omit --worker to write the results")
+        else:
+            write(plan, loaded, measured, judge, pipe, blurred=not flags["unblurred"])
 
 
 def make_plan(config: Config, concepts: Sequence[str]) -> Plan:
@@ -194,11 +203,19 @@ def print_estimate(plan: Plan, seconds: str | None) -> None:
     tasks = plan.tasks(columns_of(steer.judge, steer.judge_settings))
     plan.check_measures(tasks)
     for task in tasks:
-        shots = shots_of(task, plan.config.benchmark.seeds)
-        for variant in TaskMethods(task, plan.config, None, None, plan.labeled, {}).variants(plan.specs):
-            images.setdefault(variant.method.name, []).extend(shots)
+        choosing, reporting = shots_that_choose(task), shots_of(task.reported, plan.config.benchmark.seeds)
+        variants = TaskMethods(task, plan.config, None, None, plan.labeled, {}).variants(plan.specs)
+        several = to_choose_from(variants)
+        reported = several if not choosing else {variant.method.text: variant for variant in several}.values()
+        for variant in [plain_of(variants), *several] if several else []:
+            images.setdefault(variant.method.name, []).extend(choosing)
+        for variant in [*(each for each in variants if each not in several), *reported]:
+            images.setdefault(variant.method.name, []).extend(reporting)
         action = "added" if task.adding else "removed"
-        print(f"{task.name}, {action}: {len(task.prompts)} prompts, {len(shots)} images per method and strength")
+        print(
+            f"{task.name}, {action}: {len(task.prompts)} prompts, {len(reporting)} images per method"
+            + (f" and {len(choosing)} per strength to choose from" if several and choosing else "")
+        )
     total = estimate.estimate(images, plain)
     for name, shots in images.items():
         print(f"  {name}: {len(shots):,} images")
@@ -211,43 +228,18 @@ def print_estimate(plan: Plan, seconds: str | None) -> None:
     print(f"in all: {total.images:,} images, {hours}{source}, {total.gigabytes:.1f} GB on disk")
 
 
-def draw_all(plan: Plan, loaded: Sequence[tuple[Task, TaskMethods]], worker: Worker | None) -> int:
-    """Draw the missing images of all tasks and return their number."""
-    count = 0
-    for task, methods in loaded:
-        shots = shots_of(task, plan.config.benchmark.seeds)
-        count += draw(methods, methods.variants(plan.specs), shots, plan.folder / "images", plan.config.steer, worker)
-    return count
-
-
-def measure_task(plan: Plan, task: Task, methods: TaskMethods, judge: Judge, pipe: typing.Any) -> TaskResult:
-    """Judge the images of a task, choose strengths and time the methods."""
-    settings, images = plan.config.benchmark, plan.folder / "images"
-    shots, judgments = shots_of(task, settings.seeds), Judgments(plan.folder / "judgments", judge)
-    variants = methods.variants(plan.specs)
-    plain = next(variant for variant in variants if variant.method.name == "plain")
-    folders = {variant.key: ImageFolder(images, variant.key) for variant in variants}
-    judged = [shot for shot in shots if shot.prompt.role in (CONCEPT, OTHER)]
-    labels = {key: judgments.labels(folder, judged) for key, folder in folders.items()}
-    others = [shot for shot in shots if shot.prompt.role == OTHER]
-    nouns = None
-    if len(judged) < len(shots) and isinstance(judge, NounJudge):
-        nouns = NounJudgments(plan.folder / "nouns", judge)
-    figures = {
-        key: measure(
-            task,
-            labels[key],
-            labels[plain.key],
-            _distances(folder, folders[plain.key], others, settings.seeds),
-            settings.seeds,
-        )
-        for key, folder in folders.items()
-    }
-    chosen = [
-        variant for spec in plan.specs if (variant := _chosen([v for v in variants if v.method is spec], figures))
-    ]
+def measure_task(
+    plan: Plan, task: Task, methods: TaskMethods, choice: Choice, judgments: Judgments, judge: Judge, pipe: typing.Any
+) -> TaskResult:
+    """Judge the images that report, measure their quality and their nouns, and time the methods."""
+    settings = plan.config.benchmark
+    figures = measure_variants(task.reported, choice.reported, plan.folder / "images", judgments, settings.seeds)
+    shots = shots_of(task.reported, settings.seeds)
+    quality, nouns = measure_retention(plan, choice, shots, judge)
     times = (
-        time_methods(methods, chosen, shots, pipe, plan.config.steer, settings.repetitions, plan.folder / "times.jsonl")
+        time_methods(
+            methods, choice.chosen, shots, pipe, plan.config.steer, settings.repetitions, plan.folder / "times.jsonl"
+        )
         if settings.repetitions
         else {}
     )
@@ -255,31 +247,43 @@ def measure_task(plan: Plan, task: Task, methods: TaskMethods, judge: Judge, pip
         {
             "method": variant.method.text,
             "strength": variant.strength,
-            "chosen": variant in chosen,
+            "chosen": variant in choice.chosen,
             "key": variant.key,
-            "figures": figures[variant.key],
-            "quality": measure_quality(
-                plan.measures,
-                folders[variant.key],
-                folders[plain.key],
-                others,
-                settings.seeds,
-                plan.folder / "features",
-            ),
-            "nouns": nouns and measure_nouns(nouns, folders[variant.key], folders[plain.key], shots, settings.seeds),
+            "figures": figures.get(variant.key),
+            "choosing": choice.figures.get(variant.key),
+            "quality": quality.get(variant.key, {}),
+            "nouns": nouns.get(variant.key),
             "time": times.get(variant.key),
         }
-        for variant in variants
+        for variant in methods.variants(plan.specs)
     ]
-    reported = {role: len(task.reported(role)) for role in ROLES}
     return {
         "concept": task.name,
         "adding": task.adding,
         "sets": {name: dict(origin) for name, origin in task.sets.items()},
-        "prompts": reported,
+        "prompts": {role: len(task.reported.of_role(role)) for role in ROLES},
         "seeds": settings.seeds,
         "rows": rows,
     }
+
+
+def measure_retention(
+    plan: Plan, choice: Choice, shots: Sequence[Shot], judge: Judge
+) -> tuple[dict[str, dict[str, QualityFigure]], dict[str, NounFigures]]:
+    """Return the figures of quality and of nouns of each variant that reports, by its key."""
+    seeds, folder = plan.config.benchmark.seeds, plan.folder
+    folders = {variant.key: ImageFolder(folder / "images", variant.key) for variant in choice.reported}
+    plain = folders[plain_of(choice.reported).key]
+    others = [shot for shot in shots if shot.prompt.role == OTHER]
+    quality = {
+        key: measure_quality(plan.measures, images, plain, others, seeds, folder / "features")
+        for key, images in folders.items()
+    }
+    nouns: dict[str, NounFigures] = {}
+    if isinstance(judge, NounJudge) and any(shot.prompt.nouns for shot in shots):
+        judgments = NounJudgments(folder / "nouns", judge)
+        nouns = {key: measure_nouns(judgments, images, plain, shots, seeds) for key, images in folders.items()}
+    return quality, nouns
 
 
 def write(
@@ -324,24 +328,8 @@ def write(
     print(f"results: {folder / 'results.md'}, results.json, results.csv, pictures.html and *.png")
 
 
-def _chosen(variants: list[Variant], figures: dict[str, typing.Any]) -> Variant | None:
-    if not variants:
-        return None
-    own = [figures[variant.key] for variant in variants]
-    index = choose(own, [variant.strength for variant in variants], has_retention(own[0]))
-    return None if index is None else variants[index]
-
-
-def _distances(images: ImageFolder, plain: ImageFolder, shots: list[Shot], seeds: int) -> np.ndarray | None:
-    """Return the distance of each image to the plain one, [prompts, seeds]; None without images."""
-    if not shots:
-        return None
-    pairs = [(images.read(shot)[0], plain.read(shot)[0]) for shot in shots]
-    return np.array([pixel_rmse(a[None], b[None])[0] for a, b in pairs]).reshape(-1, seeds)
-
-
 def _shown(task: Task, count: int) -> list[Shot]:
-    return [Shot(prompt, 0) for role in ROLES for prompt in task.reported(role)[:count]]
+    return [Shot(prompt, 0) for role in ROLES for prompt in task.reported.of_role(role)[:count]]
 
 
 def _plain_values(config: typing.Any) -> dict[str, typing.Any]:

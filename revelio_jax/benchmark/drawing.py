@@ -1,6 +1,7 @@
 """Draw the missing images of a benchmark."""
 
 import dataclasses
+import itertools
 import pathlib
 import typing
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from revelio_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """This process draws every ``count``-th batch, starting at ``number``."""
+    """This process begins with every ``count``-th batch, starting at ``number``, and then draws what is missing."""
 
     number: int
     count: int
@@ -47,22 +48,34 @@ def draw(
 ) -> int:
     """Draw the images of the variants that have no file yet, and return their number.
 
-    A ``worker`` draws its share of the batches. Every batch is written when it is finished. A batch that misses an
-    image is drawn again as a whole, because the other images of a batch can change an image by rounding.
+    A ``worker`` begins with its share of the batches. Then it draws what other workers have not finished, the last
+    batches first, so that two workers seldom draw the same one. Every batch is written when it is finished. A batch
+    that misses an image is drawn again as a whole, because the other images of a batch can change an image by rounding.
     """
     batches = [(variant, batch) for variant in variants for batch in _batches(shots, steer.batch_size)]
-    if worker:
-        batches = batches[worker.number :: worker.count]
-    batches = [(variant, batch) for variant, batch in batches if ImageFolder(folder, variant.key).missing(batch)]
+    own = batches[worker.number :: worker.count] if worker else batches
+    count = _draw(methods, own, folder, steer)
+    return count + (_draw(methods, batches[::-1], folder, steer) if worker else 0)
+
+
+def _draw(
+    methods: TaskMethods, batches: Sequence[tuple[Variant, list[Shot]]], folder: pathlib.Path, steer: SteerConfig
+) -> int:
+    def is_missing(item: tuple[Variant, list[Shot]]) -> bool:
+        variant, batch = item
+        return bool(ImageFolder(folder, variant.key).missing(batch))
+
+    count, batches = 0, list(filter(is_missing, batches))
     total = sum(len(batch) for _, batch in batches)
     with tqdm.tqdm(total=total, unit="image", disable=None if total else True) as progress:
-        for variant in variants:
-            if not (own := [batch for each, batch in batches if each is variant]):
-                continue
+        for variant, group in itertools.groupby(batches, key=lambda item: item[0]):
             progress.set_description(f"{variant.method.text} {variant.strength or ''}".strip())
             images = ImageFolder(folder, variant.key)
+            left = filter(is_missing, group)  # another worker may have drawn them since
+            if (first := next(left, None)) is None:
+                continue
             with methods.open(variant) as sampler:
-                for batch in own:
+                for _, batch in itertools.chain([first], left):
                     sampled = sampler(
                         [shot.prompt.prompt for shot in batch],
                         [shot.total_seed for shot in batch],
@@ -77,7 +90,8 @@ def draw(
                     for shot, pixels, flag in zip(batch, sampled.images, sampled.flagged, strict=True):
                         if shot in missing:
                             images.write(shot, pixels, bool(flag))
-    return total
+                    count += len(batch)
+    return count
 
 
 def _batches(shots: Sequence[Shot], size: int) -> list[list[Shot]]:

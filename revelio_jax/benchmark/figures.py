@@ -1,7 +1,7 @@
 """The figures of a benchmark, from the labels of its images: effect, retention and distance, and the chosen strength.
 
-Removal, retention and time are separate figures. Strengths are chosen on every second prompt of each role and figures
-are reported on the others, so that the choice does not bias them.
+Removal, retention and time are separate figures. Strengths are chosen on other prompts than those that report, so that
+the choice does not bias the figures.
 """
 
 import typing
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from revelio_jax.benchmark.judgment import DETECTED, NO, YES
-from revelio_jax.benchmark.measurement import FIGURES, Interval, Outcome, interval, worst
+from revelio_jax.benchmark.measurement import Interval, Outcome, interval, worst
 from revelio_jax.benchmark.tasks import CONCEPT, OTHER, Task, TaskPrompt
 from revelio_jax.errors import InputError
 
@@ -20,40 +20,35 @@ for a flagged image."""
 
 
 class Figures(typing.TypedDict):
-    """The figures of one variant on the reported prompts.
+    """The figures of one variant on prompts of a task.
 
     ``outcome`` has the intervals of :class:`Outcome`. ``distance`` is the root mean squared difference to the plain
     image at the same seed on prompts with the role other, as a share of the range; None without such prompts.
     ``by_set`` is the share of images that show the concept in each prompt set of the role concept. ``worst`` is the
-    smallest of the effect and the retentions; ``chosen_from`` is the same on the prompts that choose the strength.
-    ``flagged`` is the share of images that the pipeline's safety checker replaced; they count for no figure.
+    smallest of the effect and the retentions. ``flagged`` is the share of images that the pipeline's safety checker
+    replaced; they count for no figure.
     """
 
     outcome: dict[str, Interval]
     distance: Interval | None
     by_set: dict[str, Interval]
     worst: float
-    chosen_from: float
     flagged: float
 
 
 def measure(task: Task, labels: Labels, plain: Labels, distances: np.ndarray | None, seeds: int) -> Figures:
-    """Return the figures of a variant from its ``labels`` and those of the plain pipeline.
+    """Return the figures of a variant on all prompts of a task, from its ``labels`` and those of the plain pipeline.
 
     ``distances`` are the distances of the images of the prompts with the role other, [prompts, seeds], or None.
     """
     outcome, unsteered = outcome_of(task, labels, seeds), outcome_of(task, plain, seeds)
-    reported = outcome.half(1)
     sets = dict.fromkeys(prompt.set for prompt in task.of_role(CONCEPT))
-    names = np.array([prompt.set for prompt in task.of_role(CONCEPT)])[1::2]
+    names = np.array([prompt.set for prompt in task.of_role(CONCEPT)])
     return {
-        "outcome": reported.summary(),
-        "distance": None if distances is None or not len(distances) else interval(distances[1::2].mean(1)),
-        "by_set": {
-            name: interval(values) for name in sets if len(values := _measured(reported.concept[names == name]))
-        },
-        "worst": worst(reported, unsteered.half(1), task.adding),
-        "chosen_from": worst(outcome.half(0), unsteered.half(0), task.adding),
+        "outcome": outcome.summary(),
+        "distance": None if distances is None or not len(distances) else interval(distances.mean(1)),
+        "by_set": {name: interval(values) for name in sets if len(values := _measured(outcome.concept[names == name]))},
+        "worst": worst(outcome, unsteered, task.adding),
         "flagged": sum(label is None for label in labels) / len(labels),
     }
 
@@ -79,19 +74,9 @@ def outcome_of(task: Task, labels: Labels, seeds: int) -> Outcome:
     )
 
 
-def choose(figures: Sequence[Figures], strengths: Sequence[float], has_retention: bool) -> int | None:
-    """Return the index of the strength with the best ``chosen_from``; the smaller strength wins a tie.
-
-    Return None if there is no retention to weigh against the effect and more than one strength.
-    """
-    if len(figures) > 1 and not has_retention:
-        return None
-    return max(range(len(figures)), key=lambda i: (round(figures[i]["chosen_from"], 3), -abs(strengths[i])))
-
-
-def has_retention(figures: Figures) -> bool:
-    """Return whether a judge measures at least one retention."""
-    return any(name in figures["outcome"] for name in list(FIGURES)[1:])
+def choose(worst_figures: Sequence[float], strengths: Sequence[float]) -> int:
+    """Return the index of the strength with the best worst figure; the smaller strength wins a tie."""
+    return max(range(len(strengths)), key=lambda i: (round(worst_figures[i], 3), -abs(strengths[i])))
 
 
 def _expected(prompts: Sequence[TaskPrompt], column: str | None) -> list[str | None]:

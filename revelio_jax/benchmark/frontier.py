@@ -2,29 +2,33 @@
 
 import typing
 
+from revelio_jax.benchmark.figures import Figures
 from revelio_jax.benchmark.measurement import FIGURES
-from revelio_jax.benchmark.results import Row, TaskResult
+from revelio_jax.benchmark.results import TaskResult
 from revelio_jax.plot import STYLE
 
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def effect_of(row: Row, adding: bool) -> float:
+def effect_of(figures: Figures, adding: bool) -> float:
     """Return the share of images without the concept, or with it if it is added."""
-    shown = row["figures"]["outcome"]["concept"]["mean"]
+    shown = figures["outcome"]["concept"]["mean"]
     return shown if adding else 1 - shown
 
 
-def retention_of(row: Row) -> float | None:
+def retention_of(figures: Figures) -> float | None:
     """Return the mean of the retentions that the judge measures, or None without one."""
-    outcome = row["figures"]["outcome"]
+    outcome = figures["outcome"]
     kept = [outcome[name]["mean"] for name in list(FIGURES)[1:] if name in outcome]
     return sum(kept) / len(kept) if kept else None
 
 
 def draw(result: TaskResult) -> "Figure":
-    """Draw one task: a line per method through its strengths, and its chosen strength as a large dot."""
+    """Draw one task: a line per method through its strengths, and a large dot for the figures that it reports.
+
+    Lines have the prompts that choose the strength, so a dot need not lie on its line.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -40,13 +44,17 @@ def draw(result: TaskResult) -> "Figure":
             marker = "os^Dv*"[number // len(colors) % 6]
             style: dict[str, typing.Any] = {"color": colors[number % len(colors)], "marker": marker}
             points = [
-                (kept, effect_of(row, result["adding"])) for row in rows if (kept := retention_of(row)) is not None
+                (kept, effect_of(figures, result["adding"]))
+                for row in rows
+                if (figures := row["choosing"]) and (kept := retention_of(figures)) is not None
             ]
-            if points:
+            if len(points) > 1:
                 left.plot(*zip(*points, strict=True), "-", alpha=0.5, markersize=2.5, **style)
-            for row in (row for row in rows if row["chosen"]):
-                effect = effect_of(row, result["adding"])
-                if (kept := retention_of(row)) is not None:
+            for row in rows:
+                if not (figures := row["figures"]):
+                    continue
+                effect = effect_of(figures, result["adding"])
+                if (kept := retention_of(figures)) is not None:
                     left.plot([kept], [effect], linestyle="", markersize=6, label=method, **style)
                 if row["time"]:
                     right.plot([row["time"]["ratio"]["median"]], [effect], linestyle="", markersize=6, **style)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tqdm
 
-from revelio_jax import checksums, files
+from revelio_jax import checksums, file_locks, files
 from revelio_jax.benchmark.images import ImageFolder, Shot
 
 BATCH = 256  # images
@@ -28,9 +28,7 @@ class ImageValues:
     def __init__(self, path: pathlib.Path, name: str):
         self._path, self._name = path, name
         self._known: dict[str, dict[str, typing.Any]] = {}
-        for line in path.read_bytes().splitlines() if path.exists() else []:
-            if content := checksums.line(line):
-                self._known.setdefault(content["variant"], {}).update(content[name])
+        self._read = 0  # bytes
 
     def of(
         self,
@@ -41,8 +39,16 @@ class ImageValues:
     ) -> list[typing.Any]:
         """Return the value of each image, or None for a flagged image. ``compute`` those that are not saved yet.
 
-        ``key`` names an image; it also holds everything that a value depends on besides the image.
+        ``key`` names an image; it also holds everything that a value depends on besides the image. Wait while another
+        process computes, so that workers do not judge the same images.
         """
+        with file_locks.waiting(self._path):
+            return self._of(images, shots, compute, key)
+
+    def _of(
+        self, images: ImageFolder, shots: Sequence[Shot], compute: Compute, key: Callable[[Shot], str]
+    ) -> list[typing.Any]:
+        self._read_new_lines()
         known = self._known.setdefault(images.path.name, {})
         groups: dict[tuple[int, int], list[Shot]] = {}
         for shot in {name: shot for shot in shots if (name := key(shot)) not in known}.values():
@@ -51,6 +57,17 @@ class ImageValues:
             for start in tqdm.trange(0, len(group), BATCH, desc=self._name, unit="batch", leave=False):
                 self._add(images, group[start : start + BATCH], compute, key)
         return [known[key(shot)] for shot in shots]
+
+    def _read_new_lines(self) -> None:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            text = file.read()
+        self._read += len(text)
+        for line in text.splitlines():
+            if content := checksums.line(line):
+                self._known.setdefault(content["variant"], {}).update(content[self._name])
 
     def _add(self, images: ImageFolder, batch: list[Shot], compute: Compute, key: Callable[[Shot], str]) -> None:
         """Compute and save the values of a batch of images of one size."""

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Sequence
 
 from revelio_jax.benchmark.images import ImageFolder, Shot
-from revelio_jax.benchmark.results import TaskResult
+from revelio_jax.benchmark.results import TaskResult, reported
 
 STYLE = """
 :root { color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif }
@@ -50,7 +50,7 @@ def page(
 
 
 def _table(result: TaskResult, shots: Sequence[Shot], folder: pathlib.Path, blurred: bool) -> str:
-    rows = [row for row in result["rows"] if row["chosen"]] or result["rows"]
+    rows = reported(result)
     action = "added" if result["adding"] else "removed"
     headings = "".join(f'<th scope="col">{html.escape(row["method"])} {row["strength"] or ""}</th>' for row in rows)
     lines: list[str] = []

@@ -53,13 +53,12 @@ class QualityFigure(typing.TypedDict):
 class Sample:
     """The images of a variant and of the plain pipeline for prompts with the role other, ``seeds`` for each.
 
-    ``shots`` are ordered by prompt and then by seed. ``reported`` are those of every second prompt.
+    ``shots`` are ordered by prompt and then by seed.
     """
 
     images: ImageFolder
     plain: ImageFolder
     shots: Sequence[Shot]
-    reported: Sequence[Shot]
     seeds: int
 
 
@@ -112,13 +111,13 @@ class ClipMeasure:
         self.record: Record = {**self._network.record, "set": self.set}
 
     def measure(self, sample: Sample, folder: pathlib.Path) -> dict[str, QualityFigure]:
-        """Return both figures on the reported prompts. Prompts that are too long for the model are cut off."""
+        """Return both figures. Prompts that are too long for the model are cut off."""
         saved = SavedFeatures(folder, self._network)
-        images, plain = (saved.of(each, sample.reported) for each in (sample.images, sample.plain))
-        prompts = list(dict.fromkeys(shot.prompt.prompt for shot in sample.reported))
+        images, plain = (saved.of(each, sample.shots) for each in (sample.images, sample.plain))
+        prompts = list(dict.fromkeys(shot.prompt.prompt for shot in sample.shots))
         rows = self._encoder.embed_texts(prompts, truncate=True).cpu().numpy()
         text_of = dict(zip(prompts, rows, strict=True))
-        texts: list[np.ndarray | None] = [text_of[shot.prompt.prompt] for shot in sample.reported]
+        texts: list[np.ndarray | None] = [text_of[shot.prompt.prompt] for shot in sample.shots]
         pairs = ((clip_scores, texts), (cosines, plain))
         figures = (_figure(_paired(function, images, others), sample.seeds) for function, others in pairs)
         return {name: figure for name, figure in zip(self.names, figures, strict=True) if figure}
@@ -215,7 +214,7 @@ class LpipsMeasure:
         """Do nothing, because the network is loaded with its settings."""
 
     def measure(self, sample: Sample, folder: pathlib.Path) -> dict[str, QualityFigure]:
-        """Return the distance on the reported prompts."""
+        """Return the distance."""
         plain = sample.plain
 
         def compute(shots: list[Shot], pixels: np.ndarray) -> list[float | None]:
@@ -226,7 +225,7 @@ class LpipsMeasure:
         path = folder / key_of(self._network.record) / f"{sample.images.path.name}.jsonl"
         found = ImageValues(path, "distances").of(
             sample.images,
-            sample.reported,
+            sample.shots,
             compute,
             key=lambda shot: key_of({"file": shot.file_name, "plain": plain.path.name}),
         )
@@ -263,16 +262,19 @@ def parse_measures(texts: Sequence[str]) -> list[Measure]:
 
 
 def check_measures(measures: Sequence[Measure], shots: Mapping[str, Sequence[Shot]]) -> None:
-    """Raise InputError if a measure lacks images. ``shots`` are those of the role other of each task, by its name."""
+    """Raise InputError if a measure lacks images.
+
+    ``shots`` are those of the role other that report, of each task by its name.
+    """
     for measure in measures:
         for name, others in shots.items():
             own = _of_set(others, measure.set)
-            if len({(shot.prompt.set, shot.prompt.id) for shot in own}) < 2:  # every second one reports
+            if not own:
                 sets = ", ".join(dict.fromkeys(shot.prompt.set for shot in others)) or "none"
                 which = f"set={measure.set}" if measure.set else "figures of quality"
                 raise InputError(
-                    f"{FIELD}: {which} needs at least 2 prompts with the role {OTHER}; {name} has such prompts in: "
-                    f"{sets}; prompt sets are added with role={OTHER}"
+                    f"{FIELD}: {which} needs at least 2 prompts with the role {OTHER}, of which one reports; {name} "
+                    f"has some in: {sets}; prompt sets are added with role={OTHER}"
                 )
             measure.check(own)
 
@@ -285,14 +287,13 @@ def measure_quality(
     seeds: int,
     folder: pathlib.Path,
 ) -> dict[str, QualityFigure]:
-    """Return all figures of a variant on ``others``, the shots of the role other, by prompt and then by seed.
+    """Return all figures of a variant on ``others``, the shots of the role other that report, by prompt, then by seed.
 
     ``images`` are its images, ``plain`` those of the plain pipeline, and ``folder`` is that of saved features.
     """
-    reported = [shot for number, shot in enumerate(others) if number // seeds % 2]
     figures: dict[str, QualityFigure] = {}
     for each in measures if others else ():
-        sample = Sample(images, plain, _of_set(others, each.set), _of_set(reported, each.set), seeds)
+        sample = Sample(images, plain, _of_set(others, each.set), seeds)
         figures |= each.measure(sample, folder)
     return figures
 

@@ -18,16 +18,19 @@ MOST_HARMS = 5  # neighbors of each method in the table of harms; results.csv ha
 
 
 class Row(typing.TypedDict):
-    """One method at one strength. ``chosen``: the strength that the table shows; ``time`` is None if not measured.
+    """One method at one strength.
 
-    ``quality`` has the figures of config.benchmark.quality. ``nouns`` is None without prompts that have nouns.
+    ``chosen``: the strength that the table shows. ``figures`` are those of the prompts that report, ``choosing`` those
+    of the prompts that choose the strength; each is None if it was not measured, as is ``time``. ``quality`` has the
+    figures of config.benchmark.quality. ``nouns`` is None without prompts that have nouns.
     """
 
     method: str
     strength: float
     chosen: bool
     key: str
-    figures: Figures
+    figures: Figures | None
+    choosing: Figures | None
     quality: dict[str, QualityFigure]
     nouns: NounFigures | None
     time: MethodTime | None
@@ -44,10 +47,24 @@ class TaskResult(typing.TypedDict):
     rows: list[Row]
 
 
+def reported(result: TaskResult) -> list[Row]:
+    """Return the rows whose images report figures: chosen strengths, or all if none could be chosen."""
+    return [row for row in result["rows"] if row["figures"]]
+
+
+def figures_of(row: Row) -> Figures:
+    """Return the figures of a row that reports."""
+    assert row["figures"] is not None
+    return row["figures"]
+
+
 def markdown(result: TaskResult) -> str:
-    """Return the Markdown tables of the chosen strengths of one task: removal, quality and retention, and harms."""
-    rows = [row for row in result["rows"] if row["chosen"]] or result["rows"]
-    first = rows[0]["figures"]
+    """Return the Markdown tables of one task, each method at its chosen strength.
+
+    They are removal, quality and retention, and the most harmed neighbors.
+    """
+    rows = reported(result)
+    first = figures_of(rows[0])
     names = figure_names(first["outcome"])
     sets = list(first["by_set"]) if len(first["by_set"]) > 1 else []
     has_distance, has_time = first["distance"] is not None, any(row["time"] for row in rows)
@@ -62,7 +79,7 @@ def markdown(result: TaskResult) -> str:
         "|---" * len(headings) + "|",
     ]
     for row in rows:
-        figures = row["figures"]
+        figures = figures_of(row)
         cells = _head(row)
         cells += [_cell(figures["outcome"].get(name)) for name in names]
         cells += [_cell(figures["by_set"].get(name)) for name in sets]
@@ -117,32 +134,37 @@ def _noun_interval(row: Row, name: str) -> Interval | None:
 
 
 def csv_text(results: Sequence[TaskResult]) -> str:
-    """Return one line for each task, method, strength and figure, also of strengths that are not chosen."""
+    """Return one line for each task, method, strength, half of the prompts and figure.
+
+    The column prompts is ``reported``, or ``choosing`` for the prompts that choose the strength.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["concept", "adding", "method", "strength", "chosen", "figure", "mean", "low", "high"])
+    writer.writerow(["concept", "adding", "method", "strength", "chosen", "prompts", "figure", "mean", "low", "high"])
     for result in results:
         for row in result["rows"]:
             head = [result["concept"], result["adding"], row["method"], row["strength"], row["chosen"]]
-            for name, values in _intervals(row):
-                writer.writerow([*head, name, values["mean"], values["low"], values["high"]])
-            for name, figure in row["quality"].items():
-                writer.writerow([*head, name, figure["mean"], figure["low"], figure["high"]])
+            for prompts, figures in (("reported", row["figures"]), ("choosing", row["choosing"])):
+                if figures is None:
+                    continue
+                for name, values in _intervals(figures):
+                    writer.writerow([*head, prompts, name, values["mean"], values["low"], values["high"]])
+                for name in ("worst", "flagged"):
+                    writer.writerow([*head, prompts, name, figures[name], "", ""])
+            for name, values in [*row["quality"].items(), *(row["nouns"]["intervals"] if row["nouns"] else {}).items()]:
+                writer.writerow([*head, "reported", name, values["mean"], values["low"], values["high"]])
             for harm in row["nouns"]["harms"] if row["nouns"] else []:
-                writer.writerow([*head, f"harm to {harm['neighbor']}", harm["harm"], harm["low"], harm["high"]])
-            for name in ("worst", "chosen_from", "flagged"):
-                writer.writerow([*head, name, row["figures"][name], "", ""])
+                harmed = f"harm to {harm['neighbor']}"
+                writer.writerow([*head, "reported", harmed, harm["harm"], harm["low"], harm["high"]])
             if time := row["time"]:
                 ratio = time["ratio"]
-                writer.writerow([*head, "time_ratio", ratio["median"], ratio["low"], ratio["high"]])
+                writer.writerow([*head, "reported", "time_ratio", ratio["median"], ratio["low"], ratio["high"]])
     return file.getvalue()
 
 
-def _intervals(row: Row) -> list[tuple[str, Interval]]:
-    figures = row["figures"]
+def _intervals(figures: Figures) -> list[tuple[str, Interval]]:
     named = [*figures["outcome"].items(), *((f"concept in {name}", each) for name, each in figures["by_set"].items())]
-    named += [("distance", figures["distance"])] if figures["distance"] else []
-    return named + (list(row["nouns"]["intervals"].items()) if row["nouns"] else [])
+    return named + ([("distance", figures["distance"])] if figures["distance"] else [])
 
 
 def _cell(values: Interval | None) -> str:

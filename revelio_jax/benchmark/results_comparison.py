@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from revelio_jax import json_text
 from revelio_jax.benchmark.measurement import FIGURES
 from revelio_jax.benchmark.noun_figures import NAMES
-from revelio_jax.benchmark.results import Row, TaskResult
+from revelio_jax.benchmark.results import Row, TaskResult, figures_of, reported
 from revelio_jax.errors import InputError
 
 # Fields of results.json that must be equal, and what to call them.
@@ -93,10 +93,10 @@ def differences(first: dict[str, typing.Any], second: dict[str, typing.Any]) -> 
 
 def table(first: TaskResult, second: TaskResult) -> str:
     """Return a Markdown table of the chosen strengths of both results, one line per method."""
-    rows = [{row["method"]: row for row in result["rows"] if row["chosen"]} for result in (first, second)]
+    rows = [{row["method"]: row for row in reported(result) if row["chosen"]} for result in (first, second)]
     action = "added" if first["adding"] else "removed"
     names = [
-        name for name in FIGURES if any(name in row["figures"]["outcome"] for side in rows for row in side.values())
+        name for name in FIGURES if any(name in figures_of(row)["outcome"] for side in rows for row in side.values())
     ]
     sides = [row for side in rows for row in side.values()]
     figures = list(dict.fromkeys(name for row in sides for name in row.get("quality") or {}))
@@ -109,7 +109,7 @@ def table(first: TaskResult, second: TaskResult) -> str:
         cells = [_cells([_mean(row, name) for row in pair]) for name in names]
         cells += [_cells([_quality_mean(row, name) for row in pair]) for name in figures]
         cells += [_cells([_noun_mean(row, name) for row in pair]) for name in nouns]
-        cells.append(_cells([row and row["figures"]["worst"] for row in pair]))
+        cells.append(_cells([row and figures_of(row)["worst"] for row in pair]))
         cells.append(_cells([row["time"]["ratio"]["median"] if row and row["time"] else None for row in pair]))
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -125,7 +125,7 @@ def _pairs(first: dict[str, typing.Any], second: dict[str, typing.Any]) -> list[
 
 
 def _mean(row: Row | None, name: str) -> float | None:
-    values = row["figures"]["outcome"].get(name) if row else None
+    values = figures_of(row)["outcome"].get(name) if row else None
     return values["mean"] if values else None
 
 

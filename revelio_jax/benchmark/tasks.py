@@ -79,17 +79,28 @@ class Task:
         """Return the prompts of a role."""
         return [prompt for prompt in self.prompts if prompt.role == role]
 
-    def reported(self, role: str) -> list[TaskPrompt]:
-        """Return the prompts of a role that report its figures.
+    @property
+    def choosing(self) -> "Task":
+        """Return the task with every second prompt of the roles concept and other: they choose strengths."""
+        return self._half(0)
 
-        Of the roles concept and other, every second prompt reports, and the others choose strengths. Prompts of other
-        roles all report, because they choose nothing.
+    @property
+    def reported(self) -> "Task":
+        """Return the task with the other prompts: they report the figures, and methods must not learn from them.
+
+        Prompts with nouns all report, because they choose nothing.
         """
-        return self.of_role(role)[1::2] if role in (CONCEPT, OTHER) else self.of_role(role)
+        return self._half(1)
 
-    def reported_texts(self) -> set[str]:
-        """Return the texts of the prompts that report the figures; methods must not learn from them."""
-        return {each.prompt for role in ROLES for each in self.reported(role)}
+    @property
+    def has_retention(self) -> bool:
+        """Return whether the prompts measure a retention, which the choice of a strength weighs against the effect."""
+        return bool(self.of_role(OTHER)) or any(self.other in prompt.labels for prompt in self.prompts)
+
+    def _half(self, start: int) -> "Task":
+        half = [prompt for role in (CONCEPT, OTHER) for prompt in self.of_role(role)[start::2]]
+        half += [prompt for role in (NEIGHBORS, ALIGNMENT) for prompt in self.of_role(role)[: None if start else 0]]
+        return dataclasses.replace(self, prompts=tuple(half))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -181,7 +181,7 @@ class TaskMethods:
         if spec.name != "plain":  # its images do not depend on the concept
             content |= {"concept": [self._task.column, self._task.value], "strength": strength}
         if spec.is_steering:
-            texts = json.dumps([sorted(self._task.reported_texts()), self._labeled], sort_keys=True)
+            texts = json.dumps([sorted(self._reported_texts), self._labeled], sort_keys=True)
             content |= {"learning": hashlib.sha256(texts.encode()).hexdigest()}
         else:
             content.pop("sae", None)
@@ -208,10 +208,13 @@ class TaskMethods:
         return call_settings(self._pipe, self._config.steer) if in_denoiser else None
 
     @functools.cached_property
+    def _reported_texts(self) -> set[str]:
+        return {prompt.prompt for prompt in self._task.reported.prompts}
+
+    @functools.cached_property
     def _unreported(self) -> list[LabeledPrompt]:
         """Return the labeled prompts that report no figures."""
-        reported = self._task.reported_texts()
-        return [row for row in self._labeled if row["prompt"] not in reported]
+        return [row for row in self._labeled if row["prompt"] not in self._reported_texts]
 
     @functools.cached_property
     def _examples(self) -> tuple[list[str], list[str]]:

@@ -31,7 +31,7 @@ def benchmark(run, monkeypatch, tmp_path):
     def call(*flags):
         settings = {"steer.prompts": tmp_path / "prompts.csv", "steer.steps": 2, "run": run}
         settings |= {"benchmark.prompts": 4, "benchmark.seeds": 1, "benchmark.repetitions": 1}
-        settings |= {"benchmark.strengths": "-1", "benchmark.methods": "steer rule=gated,difference_of_means"}
+        settings |= {"benchmark.strengths": "-1,-2", "benchmark.methods": "steer rule=gated,difference_of_means"}
         fields = [f"--config.{name}={value}" for name, value in settings.items()]
         command.main(["--config=mini_sd", "--concept=style=flat", *fields, *flags])
         return run / "benchmark"
@@ -50,7 +50,7 @@ def with_nouns(benchmark, clip_folder, tmp_path):
     def call(*flags):
         fields = {"benchmark.prompt_sets": f"{tmp_path / 'pinpoint.csv'},{tmp_path / 'alignment.csv'}"}
         fields |= {"benchmark.quality": f"clip model={clip_folder} device=cpu,frechet model={clip_folder} device=cpu"}
-        fields |= {"benchmark.methods": "negative_prompt", "benchmark.seeds": 4, "benchmark.repetitions": 0}
+        fields |= {"benchmark.methods": "negative_prompt", "benchmark.seeds": 7, "benchmark.repetitions": 0}
         fields |= {"steer.judge": "clip", "steer.judge_settings": json.dumps(settings)}
         return benchmark(*(f"--config.{name}={value}" for name, value in fields.items()), *flags)
 
@@ -66,10 +66,10 @@ def test_figures_of_quality_and_of_nouns_are_apart_from_removal(with_nouns):
     plain, method = task["rows"]
     assert set(plain["quality"]) == set(record["quality"])
     assert plain["quality"]["Fréchet distance (clip) to plain"]["mean"] == pytest.approx(0, abs=1e-6)
-    assert method["quality"]["Fréchet distance (clip) to plain"]["images"] == 16
+    assert method["quality"]["Fréchet distance (clip) to plain"]["images"] == 14
     assert plain["quality"]["CLIP cosine to plain"]["mean"] == pytest.approx(1)
     assert method["quality"]["CLIP cosine to plain"]["mean"] < 1
-    assert method["quality"]["CLIP score"]["images"] == 8
+    assert method["quality"]["CLIP score"]["images"] == 14
     assert {harm["neighbor"] for harm in method["nouns"]["harms"]} == {"red apple", "cat"}
     assert "selective_alignment" in method["nouns"]["intervals"]
     assert record["noun_judge"]["absent"] == "a something emoji"
@@ -83,7 +83,7 @@ def test_figures_of_quality_and_of_nouns_are_apart_from_removal(with_nouns):
     [
         ("steer.judge=extract/miniature/sd", "need a judge that can be asked for any noun: clip, vlm"),
         ("benchmark.quality=fid features=x.safetensors", "must be a .safetensors file"),
-        ("benchmark.seeds=3", "more images than its 12 features; the prompts with the role other have 12 images"),
+        ("benchmark.seeds=6", "more images than its 12 features; the prompts with the role other have 12 images"),
     ],
 )
 def test_figures_that_cannot_be_measured_are_refused_before_anything_is_drawn(
@@ -102,21 +102,28 @@ def test_a_dry_run_prints_the_cost_and_writes_nothing(benchmark, run, capsys):
     shutil.rmtree(run)
     benchmark("--dry_run", "--seconds=90")
     printed = capsys.readouterr().out
-    assert "style=flat, removed: 8 prompts, 8 images per method and strength" in printed
-    assert "in all: 24 images, 0.6 hours at 90 s per plain image, 0.0 GB on disk" in printed
+    assert "style=flat, removed: 8 prompts, 4 images per method and 4 per strength to choose from" in printed
+    assert "in all: 32 images, 0.8 hours at 90 s per plain image, 0.0 GB on disk" in printed  # 3 x 4 and 5 x 4
     assert not run.exists()
 
 
 @pytest.mark.slow
-def test_the_command_writes_results_that_a_second_call_repeats(benchmark, capsys):
+def test_the_command_writes_results_that_a_second_call_repeats(benchmark, run, capsys):
     benchmark("--worker=1/2")
-    assert "worker 1 of 2 has drawn" in capsys.readouterr().out
+    assert "worker 1 of 2: all images are drawn" in capsys.readouterr().out
+    images = sorted((run / "benchmark" / "images").rglob("*.png"))
+    assert len(images) == 32
     folder = benchmark()
+    assert sorted((folder / "images").rglob("*.png")) == images
     record = json.loads((folder / "results.json").read_text())
     (task,) = record["tasks"]
-    assert [row["method"] for row in task["rows"]] == ["plain", "steer rule=gated", "difference_of_means"]
-    assert all(row["chosen"] for row in task["rows"])
-    assert [row["time"]["evaluations"] for row in task["rows"]] == [[4.0, 0.0]] * 3  # 2 steps, both branches
+    methods = ["plain", *["steer rule=gated"] * 2, *["difference_of_means"] * 2]
+    assert [row["method"] for row in task["rows"]] == methods
+    assert all(row["choosing"] for row in task["rows"])
+    chosen = [row for row in task["rows"] if row["chosen"]]
+    assert [row["method"] for row in chosen] == methods[::2]
+    assert all(bool(row["figures"]) == row["chosen"] for row in task["rows"])
+    assert [row["time"]["evaluations"] for row in chosen] == [[4.0, 0.0]] * 3  # 2 steps, both branches
     assert task["rows"][0]["figures"]["distance"]["mean"] == 0.0
     assert record["scheduler"]["name"]
     assert record["judge"]["weights"]

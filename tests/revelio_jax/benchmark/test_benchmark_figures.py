@@ -30,24 +30,22 @@ def test_the_plain_pipeline_removes_nothing_and_retains_everything():
         "others_label": 1.0,
         "others_kept": 1.0,
     }
-    assert (found["worst"], found["chosen_from"], found["flagged"]) == (0.0, 0.0, 0.0)
+    assert (found["worst"], found["flagged"]) == (0.0, 0.0)
     assert found["distance"]["mean"] == 0.0
 
 
-def test_figures_count_the_reported_prompts():
+def test_figures_count_images():
     labels = [dict(each) for each in PLAIN]
-    for number in (2, 3, 6):  # both images of prompt 1, one of prompt 3
+    for number in (2, 3, 4, 5, 6):  # both images of prompts 1 and 2, one of prompt 3
         labels[number]["style"] = "noto"
     labels[3]["kind"] = "dog"
     labels[8 + 2]["style"] = "flat"  # other prompt 1
-    labels[0]["style"] = "noto"  # prompt 0 chooses the strength
     found = figures.measure(TASK, labels, PLAIN, np.arange(8.0).reshape(4, SEEDS), SEEDS)
     means = {name: each["mean"] for name, each in found["outcome"].items()}
-    assert means == {"concept": 0.25, "kept": 0.75, "others_label": 0.75, "others_kept": 1.0}
-    assert found["worst"] == 0.75
-    assert found["chosen_from"] == 0.25
-    assert found["distance"]["mean"] == np.mean([2, 3, 6, 7])
-    assert found["by_set"]["labeled"]["mean"] == 0.25
+    assert means == {"concept": 0.375, "kept": 0.875, "others_label": 0.875, "others_kept": 1.0}
+    assert found["worst"] == 0.625
+    assert found["distance"]["mean"] == 3.5
+    assert found["by_set"]["labeled"]["mean"] == 0.375
 
 
 def test_flagged_images_count_for_no_figure():
@@ -55,7 +53,7 @@ def test_flagged_images_count_for_no_figure():
     labels[2] = None
     labels[3] = {"style": "noto", "kind": "cat"}
     found = figures.measure(TASK, labels, PLAIN, None, SEEDS)
-    assert found["outcome"]["concept"]["mean"] == 0.5  # prompt 1: 0 of 1, prompt 3: 2 of 2
+    assert found["outcome"]["concept"]["mean"] == 0.75  # prompt 1: 0 of 1
     assert found["flagged"] == 1 / 16
     with pytest.raises(InputError, match="flagged all images"):
         figures.measure(TASK, [None] * 8 + PLAIN[8:], PLAIN, None, SEEDS)
@@ -73,10 +71,8 @@ def test_a_judge_that_detects_measures_sets_apart():
 
 
 def test_the_strength_with_the_best_worst_figure_is_chosen():
-    found = [{"chosen_from": value} for value in (0.2, 0.9, 0.9001, 0.4)]
-    assert figures.choose(found, [-0.5, -1.0, -1.5, -2.0], has_retention=True) == 1  # equal up to 0.001: smaller
-    assert figures.choose(found, [-0.5, -1.0, -1.5, -2.0], has_retention=False) is None
-    assert figures.choose(found[:1], [0.0], has_retention=False) == 0
+    assert figures.choose([0.2, 0.9, 0.9001, 0.4], [-0.5, -1.0, -1.5, -2.0]) == 1  # equal up to 0.001: smaller
+    assert figures.choose([0.0], [0.0]) == 0
 
 
 def test_adding_needs_no_other_prompts():

@@ -21,9 +21,10 @@ def interval(mean):
 def row(method, strength, concept, chosen=True, time=None):
     outcome = {"concept": interval(concept), "kept": interval(0.75)}
     figures = {"outcome": outcome, "distance": interval(0.125), "by_set": {"labeled": interval(concept)}}
-    figures |= {"worst": 1 - concept, "chosen_from": 0.5, "flagged": 0.0}
-    row = {"method": method, "strength": strength, "chosen": chosen, "key": f"k{strength}", "figures": figures}
-    return row | {"quality": {}, "nouns": None, "time": time}
+    figures |= {"worst": 1 - concept, "flagged": 0.0}
+    found = {"method": method, "strength": strength, "chosen": chosen, "key": f"k{strength}", "time": time}
+    found |= {"quality": {}, "nouns": None}
+    return found | {"figures": figures if chosen else None, "choosing": figures if strength else None}
 
 
 def add_quality(rows):
@@ -71,7 +72,10 @@ def test_the_table_has_the_chosen_strengths(result):
 def test_without_retention_the_table_has_all_strengths_and_says_why(result):
     for each in result["rows"]:
         each["chosen"] = not each["strength"]
-    assert "No strength is chosen" in results.markdown(result)
+        each["figures"] = each["figures"] or each["choosing"]
+    text = results.markdown(result)
+    assert "No strength is chosen" in text
+    assert text.count("| steer rule=swap |") == 2
 
 
 def test_the_csv_has_every_strength_and_figure(result):
@@ -83,7 +87,9 @@ def test_the_csv_has_every_strength_and_figure(result):
         ("steer rule=swap", "-2.0"),
     }
     (found,) = [each for each in rows if each["strength"] == "-1.0" and each["figure"] == "concept"]
-    assert (float(found["mean"]), found["chosen"]) == (0.4, "False")
+    assert (float(found["mean"]), found["chosen"], found["prompts"]) == (0.4, "False", "choosing")
+    found = [each["prompts"] for each in rows if each["strength"] == "-2.0" and each["figure"] == "concept"]
+    assert found == ["reported", "choosing"]
     assert [each["mean"] for each in rows if each["figure"] == "time_ratio"] == ["1.5"]
 
 

@@ -53,8 +53,11 @@ def test_a_label_is_removed_and_added():
 def test_every_second_prompt_of_a_role_reports():
     (task,) = tasks_of("style=flat", add=False)
     for role in (CONCEPT, OTHER):
-        assert task.reported(role) == task.of_role(role)[1::2]
-    assert task.reported_texts() == {each.prompt for role in (CONCEPT, OTHER) for each in task.reported(role)}
+        assert task.reported.of_role(role) == task.of_role(role)[1::2]
+        assert task.choosing.of_role(role) == task.of_role(role)[::2]
+    assert sorted(prompt.id for half in (task.choosing, task.reported) for prompt in half.prompts) == sorted(
+        prompt.id for prompt in task.prompts
+    )
 
 
 def test_a_prompt_set_brings_its_own_settings_and_category(i2p):
@@ -107,8 +110,9 @@ def test_the_layouts_of_hub_have_their_roles(tmp_path):
         "a photo of tiger": ("tiger",),
         "a photo of lion": ("lion",),
     }
-    assert [prompt.nouns for prompt in task.reported(ALIGNMENT)] == [("tree", "sky"), ("dog",)]  # all of them report
-    assert {"a photo of tiger", "a photo of lion", "a cat and a dog"} <= task.reported_texts()
+    assert [prompt.nouns for prompt in task.reported.of_role(ALIGNMENT)] == [("tree", "sky"), ("dog",)]  # all report
+    assert len(task.reported.of_role(NEIGHBORS)) == 2
+    assert {prompt.role for prompt in task.choosing.prompts} == {CONCEPT, OTHER}
     with pytest.raises(InputError, match="prompt 0 has 2 nouns; each prompt needs exactly one noun"):
         tasks_of("style=flat", f"{alignment} role=neighbors")
     (tmp_path / "own.csv").write_text("prompt,nouns\na red fox,fox\n")

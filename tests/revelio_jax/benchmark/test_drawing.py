@@ -65,13 +65,25 @@ def test_workers_draw_everything_once_and_a_stopped_run_continues(task, steer, m
     assert len(set(by_variant.values())) == len(variants)  # every method changes the image
 
     parts = tmp_path / "parts"
-    drawn = [drawing.draw(methods, variants, shots, parts, steer, drawing.Worker(0, 2))]
-    assert 0 < drawn[0] < len(images)
+    for number in (1, 0):  # the first finds the second's share missing, and draws it too
+        expected = len(images) if number else 0
+        assert drawing.draw(methods, variants, shots, parts, steer, drawing.Worker(number, 2)) == expected
     (first, *_) = parts.rglob("*.png")
     first.unlink()
-    assert drawing.draw(methods, variants, shots, parts, steer) > len(images) - drawn[0]  # and the batch of the first
+    assert 0 < drawing.draw(methods, variants, shots, parts, steer) <= steer.batch_size  # the batch of the first
     assert contents(parts) == images
     assert drawing.draw(methods, variants, shots, parts, steer) == 0
+
+
+def test_a_worker_begins_with_its_share(task, steer, methods, variants, tmp_path, monkeypatch):
+    shots = drawing.shots_of(task, 1)
+    seen = []
+    monkeypatch.setattr(drawing, "_draw", lambda methods, own, folder, steer: seen.append(own) or 0)
+    drawing.draw(methods, variants, shots, tmp_path, steer)
+    drawing.draw(methods, variants, shots, tmp_path, steer, drawing.Worker(1, 2))
+    batches, share, rest = seen
+    assert share == batches[1::2]
+    assert rest == batches[::-1]
 
 
 def test_steering_at_strength_zero_is_the_plain_pipeline(task, steer, methods, tmp_path):
@@ -128,7 +140,7 @@ def test_methods_do_not_learn_from_prompts_that_report(methods, task):
     with_concept, without = methods._examples
     assert with_concept
     assert without
-    assert not task.reported_texts() & {*with_concept, *without}
+    assert not {prompt.prompt for prompt in task.reported.prompts} & {*with_concept, *without}
 
 
 class Counting:
