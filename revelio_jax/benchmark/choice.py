@@ -23,12 +23,13 @@ SEEDS = 1  # per prompt that chooses
 
 
 class Choice(typing.NamedTuple):
-    """The variants of a task that report figures, those that are chosen, and the figures that chose them.
+    """All variants of a task, those that report figures, those that are chosen, and the figures that chose them.
 
     Without a retention no strength can be chosen: then all variants report, and only those of methods with at most one
     strength are ``chosen``. ``figures`` are by key of the variant, of the prompts of ``task.choosing``.
     """
 
+    variants: list[Variant]
     reported: list[Variant]
     chosen: list[Variant]
     figures: dict[str, Figures]
@@ -57,7 +58,7 @@ def choose_variants(
     variants, shots = methods.variants(specs), shots_that_choose(task)
     several = to_choose_from(variants)
     if not several or not shots:
-        return Choice(variants, [variant for variant in variants if variant not in several], {})
+        return Choice(variants, variants, [variant for variant in variants if variant not in several], {})
     compared = [plain_of(variants), *several]
     draw(methods, compared, shots, folder, steer, worker)
     figures = measure_variants(task.choosing, compared, folder, judgments, SEEDS)
@@ -67,13 +68,13 @@ def choose_variants(
         if len(own) > 1:
             own = [own[choose([figures[each.key]["worst"] for each in own], [each.strength for each in own])]]
         chosen += own
-    return Choice(chosen, chosen, figures)
+    return Choice(variants, chosen, chosen, figures)
 
 
 def measure_variants(
     task: Task, variants: Sequence[Variant], folder: pathlib.Path, judgments: Judgments, seeds: int
 ) -> dict[str, Figures]:
-    """Judge the drawn images of all prompts of a task, and return the figures of each variant by its key.
+    """Judge the drawn images of a task's roles concept and other, and return the figures of each variant by its key.
 
     The plain pipeline must be one of the variants.
     """

@@ -28,23 +28,21 @@ import torch
 from revelio_jax import file_locks, files
 from revelio_jax.benchmark import ablation_command, estimate, frontier, pictures, results
 from revelio_jax.benchmark.choice import (
-    Choice,
     choose_variants,
-    measure_variants,
     plain_of,
     shots_that_choose,
     to_choose_from,
 )
 from revelio_jax.benchmark.drawing import draw, parse_worker, shots_of
 from revelio_jax.benchmark.identity import identity, sae_settings
-from revelio_jax.benchmark.images import ImageFolder, Shot
+from revelio_jax.benchmark.images import Shot
 from revelio_jax.benchmark.judges import check_noun_judge, columns_of, load_judge
 from revelio_jax.benchmark.judgment import Judge, NounJudge, detects
-from revelio_jax.benchmark.judgments import Judgments, NounJudgments
-from revelio_jax.benchmark.method_times import machine, time_methods
-from revelio_jax.benchmark.noun_figures import measure_nouns
-from revelio_jax.benchmark.quality_measures import Measure, check_measures, measure_quality, parse_measures
-from revelio_jax.benchmark.results import Row, TaskResult
+from revelio_jax.benchmark.judgments import Judgments
+from revelio_jax.benchmark.method_times import machine
+from revelio_jax.benchmark.quality_measures import Measure, check_measures, parse_measures
+from revelio_jax.benchmark.reporting import measure_task
+from revelio_jax.benchmark.results import TaskResult
 from revelio_jax.benchmark.results_comparison import compare
 from revelio_jax.benchmark.tasks import ALIGNMENT, NEIGHBORS, OTHER, ROLES, NamedSet, Task, make_tasks, read_sets
 from revelio_jax.benchmark.variants import MethodSpec, TaskMethods, check_limits, check_specs, parse_method
@@ -159,7 +157,7 @@ def main(argv: Sequence[str]) -> None:
             shots = shots_of(task.reported, config.benchmark.seeds)
             draw(methods, choice.reported, shots, images, config.steer, worker)
             if not worker:
-                measured.append(measure_task(plan, task, methods, choice, judge, pipe))
+                measured.append(measure_task(task, methods, choice, judge, pipe, config, plan.measures, plan.folder))
         if worker:
             print(f"worker {worker.number} of {worker.count}: all images are drawn; omit --worker to write the results")
         else:
@@ -224,52 +222,6 @@ def print_estimate(plan: Plan, seconds: str | None) -> None:
     )
     source = "" if seconds or plain is None else " (on an L40S, from arXiv 2501.19066)"
     print(f"in all: {total.images:,} images, {hours}{source}, {total.gigabytes:.1f} GB on disk")
-
-
-def measure_task(
-    plan: Plan, task: Task, methods: TaskMethods, choice: Choice, judge: Judge, pipe: typing.Any
-) -> TaskResult:
-    """Judge the images that report, measure their quality, and time the methods."""
-    settings, images = plan.config.benchmark, plan.folder / "images"
-    judgments = Judgments(plan.folder / "judgments", judge)
-    figures = measure_variants(task.reported, choice.reported, images, judgments, settings.seeds)
-    shots, file = shots_of(task.reported, settings.seeds), plan.folder / "times.jsonl"
-    plain = ImageFolder(images, plain_of(choice.reported).key)
-    others = [shot for shot in shots if shot.prompt.role == OTHER]
-    nouns = None
-    if any(shot.prompt.nouns for shot in shots) and isinstance(judge, NounJudge):
-        nouns = NounJudgments(plan.folder / "nouns", judge)
-    times = (
-        time_methods(methods, choice.chosen, shots, pipe, plan.config.steer, settings.repetitions, file)
-        if settings.repetitions
-        else {}
-    )
-    rows: list[Row] = []
-    for variant in methods.variants(plan.specs):
-        row: Row = {
-            "method": variant.method.text,
-            "strength": variant.strength,
-            "chosen": variant in choice.chosen,
-            "key": variant.key,
-            "figures": figures.get(variant.key),
-            "choosing": choice.figures.get(variant.key),
-            "quality": {},
-            "nouns": None,
-            "time": times.get(variant.key),
-        }
-        if variant.key in figures:
-            own, features = ImageFolder(images, variant.key), plan.folder / "features"
-            row["quality"] = measure_quality(plan.measures, own, plain, others, settings.seeds, features)
-            row["nouns"] = nouns and measure_nouns(nouns, own, plain, shots, settings.seeds)
-        rows.append(row)
-    return {
-        "concept": task.name,
-        "adding": task.adding,
-        "sets": {name: dict(origin) for name, origin in task.sets.items()},
-        "prompts": {role: len(task.reported.of_role(role)) for role in ROLES},
-        "seeds": settings.seeds,
-        "rows": rows,
-    }
 
 
 def write(

@@ -80,8 +80,9 @@ def selective_alignment(visible: Sequence[Sequence[bool]]) -> Interval:
     ``visible`` has a list per prompt, with the judge's answer for each of its nouns. Prompts contain the removed
     concept; their nouns are the other things. The interval is over prompts, with nouns as weights.
 
-    HUB's script eval_selective_alignment.py divides the number of visible nouns by the number of prompts instead, which
-    can exceed 1. Multiply by the mean number of nouns per prompt to compare with its output.
+    HUB's script eval_selective_alignment.py of August 2025 divides the number of visible nouns by the number of prompts
+    instead, which can exceed 1: multiply by the mean number of nouns per prompt to compare with its output. Its later
+    version divides by nouns, as this function does.
     """
     if not visible or not all(len(answers) for answers in visible):
         raise InputError("selective alignment needs at least one noun for every prompt")

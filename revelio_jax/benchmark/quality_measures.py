@@ -273,8 +273,8 @@ def check_measures(measures: Sequence[Measure], shots: Mapping[str, Sequence[Sho
                 sets = ", ".join(dict.fromkeys(shot.prompt.set for shot in others)) or "none"
                 which = f"set={measure.set}" if measure.set else "figures of quality"
                 raise InputError(
-                    f"{FIELD}: {which} needs at least 2 prompts with the role {OTHER}; {name} has such prompts in: "
-                    f"{sets}; prompt sets are added with role={OTHER}"
+                    f"{FIELD}: {which} needs at least 2 prompts with the role {OTHER}, of which one reports; {name} "
+                    f"has some in: {sets}; prompt sets are added with role={OTHER}"
                 )
             measure.check(own)
 
@@ -287,7 +287,7 @@ def measure_quality(
     seeds: int,
     folder: pathlib.Path,
 ) -> dict[str, QualityFigure]:
-    """Return all figures of a variant on ``others``, the shots of the role other, by prompt and then by seed.
+    """Return all figures of a variant on ``others``, the shots of the role other that report, by prompt, then by seed.
 
     ``images`` are its images, ``plain`` those of the plain pipeline, and ``folder`` is that of saved features.
     """

@@ -150,14 +150,16 @@ def read_sets(settings: BenchmarkConfig, steer: SteerConfig) -> list[NamedSet]:
         if chosen.n and chosen.n < len(prompts.records):
             records = random.Random(0).sample(prompts.records, chosen.n)
             prompts = dataclasses.replace(prompts, records=tuple(records))
+        role = chosen.role or NOUN_ROLES.get(prompts.layout, CONCEPT)
+        has_nouns = role in (NEIGHBORS, ALIGNMENT)
+        if has_nouns:
+            _check_nouns(location, role, prompts)
         name = location.rstrip("/").rpartition("/")[2].partition(".")[0] + (
             f":{chosen.category}" if chosen.category else ""
         )
+        name += f":{role}" if has_nouns else ""  # HUB's files of one concept have the same name in each folder
         if name in (LABELED, *(each.name for each in sets)):
             raise InputError(f"{FIELD} has two prompt sets called {name!r}; rename a file or use one of them")
-        role = chosen.role or NOUN_ROLES.get(prompts.layout, CONCEPT)
-        if role in (NEIGHBORS, ALIGNMENT):
-            _check_nouns(location, role, prompts)
         sets.append(NamedSet(name, role, prompts))
     return sets
 

@@ -99,10 +99,13 @@ def test_a_wrong_setting_of_a_prompt_set_is_refused(i2p, settings, message):
 
 
 def test_the_layouts_of_hub_have_their_roles(tmp_path):
-    (tmp_path / "cat.csv").write_text("noun,similarity\ntiger,0.9\nlion,0.8\n")
-    (tmp_path / "cats.csv").write_text('prompt,nouns,index\na cat on a tree,"tree, sky",0\na cat and a dog,dog,1\n')
-    sets = [f"{tmp_path / name} {settings}" for name, settings in (("cats.csv", ""), ("cat.csv", "n=2"))]
-    (task,) = tasks_of("style=flat", *sets, add=False)
+    for folder in ("pinpoint_ness", "selective_alignment"):
+        (tmp_path / folder).mkdir()
+    pinpoint, alignment = tmp_path / "pinpoint_ness" / "cat.csv", tmp_path / "selective_alignment" / "cat.csv"
+    pinpoint.write_text("noun,similarity\ntiger,0.9\nlion,0.8\n")
+    alignment.write_text('prompt,nouns,index\na cat on a tree,"tree, sky",0\na cat and a dog,dog,1\n')
+    (task,) = tasks_of("style=flat", alignment, f"{pinpoint} n=2", add=False)
+    assert set(task.sets) == {"labeled", "cat:neighbors", "cat:alignment"}
     roles = [prompt.role for prompt in task.prompts]
     assert roles == sorted(roles, key=ROLES.index)
     assert {prompt.prompt: prompt.nouns for prompt in task.of_role(NEIGHBORS)} == {
@@ -114,11 +117,11 @@ def test_the_layouts_of_hub_have_their_roles(tmp_path):
         assert not task.choosing.of_role(role)
     assert [prompt.nouns for prompt in task.of_role(ALIGNMENT)] == [("tree", "sky"), ("dog",)]
     with pytest.raises(InputError, match="prompt 0 has 2 nouns; each prompt needs exactly one noun"):
-        tasks_of("style=flat", f"{tmp_path / 'cats.csv'} role=neighbors")
+        tasks_of("style=flat", f"{alignment} role=neighbors")
     (tmp_path / "own.csv").write_text("prompt,nouns\na red fox,fox\n")
     (own,) = tasks_of("style=flat", f"{tmp_path / 'own.csv'} layout=labeled role=neighbors", add=False)
     assert [(prompt.prompt, prompt.nouns) for prompt in own.of_role(NEIGHBORS)] == [("a red fox", ("fox",))]
-    as_other, _ = tasks_of("style=flat", f"{tmp_path / 'cat.csv'} role=other")
+    as_other, _ = tasks_of("style=flat", f"{pinpoint} role=other")
     assert not any(prompt.nouns for prompt in as_other.prompts)
 
 
