@@ -23,7 +23,7 @@ if typing.TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLES = {EFFECT: "Effect", RETENTION: "Retention, mean", WORST: "Worst: the smallest of them"}
+TITLES = {EFFECT: "Effect", RETENTION: "Retention, mean", WORST: "Worst, relative to the plain pipeline"}
 ORDERED = ("site", "expansion", "k", "steps", "batch_size", "learning_rate")  # settings whose points a line joins
 SPREAD = 0.36  # of the distance of two values: the width over which the points of one value are spread
 MARKERS = "os^Dv*"

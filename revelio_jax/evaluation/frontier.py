@@ -5,7 +5,7 @@ import io
 import typing
 from collections.abc import Sequence
 
-from revelio_jax.evaluation.measures import Measure, MeasuredSae
+from revelio_jax.evaluation.measures import HIGHER, LOWER, Measure, MeasuredSae
 from revelio_jax.plot_style import STYLE
 
 if typing.TYPE_CHECKING:
@@ -14,6 +14,7 @@ if typing.TYPE_CHECKING:
 
 COLUMNS = 3
 MARKERS = "os^Dv*"
+ARROWS = {LOWER: "\N{DOWNWARDS ARROW}", HIGHER: "\N{UPWARDS ARROW}"}
 
 
 def lines(saes: Sequence[MeasuredSae]) -> dict[str, list[MeasuredSae]]:
@@ -43,15 +44,17 @@ def draw(saes: Sequence[MeasuredSae]) -> "Figure":
     rows = -(-len(drawn) // COLUMNS)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 0.7 + 2.3 * rows), dpi=200, layout="constrained")
-        axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
+        figure.suptitle(
+            f"{ARROWS[LOWER]} {LOWER}, {ARROWS[HIGHER]} {HIGHER}", fontsize=8, x=0.01, ha="left", color="0.4"
+        )
+        axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
         for ax, measure in zip(axes, drawn, strict=False):
             for number, (label, own) in enumerate(lines(saes).items()):
                 _draw_line(ax, measure, [sae for sae in own if measure in sae.measures], label, number)
-            ax.set_title(measure.title)
-            ax.set_title(measure.better, loc="right", fontsize=6, color="0.4", y=-0.0, pad=3)
+            ax.set_title(f"{measure.title} {ARROWS.get(measure.better, '')}".strip())
             ax.set_xlabel("L0")
             _set_scale(ax, measure, saes)
-        for ax in list(axes)[len(drawn) :]:
+        for ax in axes[len(drawn) :]:
             ax.set_axis_off()
         handles: dict[str, typing.Any] = {}
         for ax in axes:
@@ -100,7 +103,7 @@ def _set_scale(ax: "Axes", measure: Measure, saes: Sequence[MeasuredSae]) -> Non
     for axis, is_log in ((ax.xaxis, spans(l0, 4)), (ax.yaxis, measure.title == "FVU" and spans(mean, 10))):
         if is_log:
             (ax.set_xscale if axis is ax.xaxis else ax.set_yscale)("log")
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_locator(LogLocator(subs=(1, 2, 4, 7)))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())
     if measure.title == "dead latents":

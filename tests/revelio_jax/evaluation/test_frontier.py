@@ -84,7 +84,11 @@ def test_a_line_has_one_architecture_in_ascending_l0(run):
     saes.append(measures.read(run("other", 5.0, "jumprelu", "folder")))
     found = {label: [sae.l0 for sae in own] for label, own in frontier.lines(saes).items()}
     assert found == {"jumprelu (imported)": [5.0], "topk": [10.0, 20.0], "topk Matryoshka": [10.0, 20.0]}
-    panel = next(ax for ax in frontier.draw(saes).axes if ax.get_title(loc="left") == "FVU")
+    figure = frontier.draw(saes)
+    panel = figure.axes[0]
+    assert panel.get_title(loc="left") == "FVU \N{DOWNWARDS ARROW}"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(found)
+    assert [ax.axison for ax in figure.axes] == [True] * 4 + [False] * 2  # four measures
     drawn = {line.get_label(): line.get_ydata() for line in panel.lines}
     np.testing.assert_allclose(drawn["topk"], [1 / 10, 1 / 20])
 
