@@ -76,3 +76,4 @@ def miniature_benchmark(c: typing.Any) -> None:
     c.benchmark.strengths = (-0.5, -1.0, -1.5, -2.5)
     c.benchmark.prompts = 60
     c.benchmark.add = False
+    c.benchmark.repetitions = 3
