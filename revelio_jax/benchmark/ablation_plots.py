@@ -55,7 +55,8 @@ def draw(lines: Sequence[Line], axis: str) -> "Figure":
     ticks = ["unknown" if each is None else f"{each:g}" if not isinstance(each, str) else each for each in shown]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 0.9 + 2.4 * len(rows)), dpi=200, layout="constrained")
-        _set_title(figure, points[0], ", ".join(lines[0].settings[name] for name in names if name not in differing))
+        shared = [lines[0].settings[name] for name in names if name not in differing]
+        _set_title(figure, points[0], ", ".join([*(tasks if len(tasks) == 1 else []), *shared]))
         grid = figure.subplots(len(rows), 3, sharex=True, sharey=True, squeeze=False)
         for axes, (task, own) in zip(grid, rows, strict=True):
             for ax, figure_name in zip(axes, TITLES, strict=True):
@@ -87,7 +88,7 @@ def draw_strengths(points: Sequence[Point]) -> "Figure":
     tasks = list(dict.fromkeys(point.task for point in points))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 0.6 + 2.4 * len(methods)), dpi=200, layout="constrained")
-        _set_title(figure, points[0], points[0].run)
+        _set_title(figure, points[0], ", ".join([*(tasks if len(tasks) == 1 else []), points[0].run]))
         grid = figure.subplots(len(methods), 3, sharex=True, sharey=True, squeeze=False)
         for axes, method in zip(grid, methods, strict=True):
             for point in (point for point in points if point.method == method):

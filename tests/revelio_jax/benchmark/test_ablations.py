@@ -97,7 +97,7 @@ def test_capacity_has_a_line_per_k_and_no_single_points(result):
     assert [line.settings for line in lines(points, "site")] == [{"expansion": "2x", "k": "k 20"}]
     figure = ablation_plots.draw(found, "expansion")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["k 10", "k 20"]
-    assert figure.get_suptitle().startswith("clip.layer.2; 4 + 4 prompts")
+    assert figure.get_suptitle().startswith("style=flat, clip.layer.2; 4 + 4 prompts")
 
 
 def test_settings_of_the_method_are_ablated_within_one_result(result):
