@@ -39,7 +39,7 @@ from revelio_jax.benchmark.images import Shot
 from revelio_jax.benchmark.judges import check_noun_judge, columns_of, load_judge
 from revelio_jax.benchmark.judgment import Judge, NounJudge, detects
 from revelio_jax.benchmark.judgments import Judgments
-from revelio_jax.benchmark.method_times import machine
+from revelio_jax.benchmark.method_times import MethodTime, machine
 from revelio_jax.benchmark.quality_measures import Measure, check_measures, parse_measures
 from revelio_jax.benchmark.reporting import measure_task
 from revelio_jax.benchmark.results import TaskResult
@@ -152,12 +152,15 @@ def main(argv: Sequence[str]) -> None:
     with contextlib.nullcontext() if worker else file_locks.refusing(plan.folder, busy):
         images, judgments = plan.folder / "images", Judgments(plan.folder / "judgments", judge)
         measured: list[TaskResult] = []
+        times: dict[str, MethodTime] = {}
         for task, methods in loaded:
             choice = choose_variants(task, methods, plan.specs, images, judgments, config.steer, worker)
             shots = shots_of(task.reported, config.benchmark.seeds)
             draw(methods, choice.reported, shots, images, config.steer, worker)
             if not worker:
-                measured.append(measure_task(task, methods, choice, judge, pipe, config, plan.measures, plan.folder))
+                measured.append(
+                    measure_task(task, methods, choice, judge, pipe, config, plan.measures, plan.folder, times)
+                )
         if worker:
             print(f"worker {worker.number} of {worker.count}: all images are drawn; omit --worker to write the results")
         else:

@@ -9,7 +9,7 @@ from revelio_jax.benchmark.drawing import shots_of
 from revelio_jax.benchmark.images import ImageFolder
 from revelio_jax.benchmark.judgment import Judge, NounJudge
 from revelio_jax.benchmark.judgments import Judgments, NounJudgments
-from revelio_jax.benchmark.method_times import time_methods
+from revelio_jax.benchmark.method_times import MethodTime, time_methods
 from revelio_jax.benchmark.noun_figures import measure_nouns
 from revelio_jax.benchmark.quality_measures import Measure, measure_quality
 from revelio_jax.benchmark.results import Row, TaskResult
@@ -27,8 +27,13 @@ def measure_task(
     config: Config,
     measures: Sequence[Measure],
     folder: pathlib.Path,
+    times: dict[str, MethodTime],
 ) -> TaskResult:
-    """Return the result of a task whose images are drawn into ``folder``."""
+    """Return the result of a task whose images are drawn into ``folder``.
+
+    ``times`` are those of the methods, by their text, that an earlier task has timed, because the concept does not
+    change the time. Those of this task are added.
+    """
     settings, images = config.benchmark, folder / "images"
     judgments = Judgments(folder / "judgments", judge)
     figures = measure_variants(task.reported, choice.reported, images, judgments, settings.seeds)
@@ -38,11 +43,12 @@ def measure_task(
     nouns = None
     if isinstance(judge, NounJudge) and any(shot.prompt.nouns for shot in shots):
         nouns = NounJudgments(folder / "nouns", judge)
-    times = (
-        time_methods(methods, choice.chosen, shots, pipe, config.steer, settings.repetitions, folder / "times.jsonl")
-        if settings.repetitions
-        else {}
-    )
+    if settings.repetitions:
+        untimed = {each.key: each.method.text for each in choice.chosen if each.method.text not in times}
+        variants = [each for each in choice.chosen if each.key in untimed]
+        file = folder / "times.jsonl"
+        timed = time_methods(methods, variants, shots, pipe, config.steer, settings.repetitions, file)
+        times |= {untimed[key]: time for key, time in timed.items()}
     rows: list[Row] = []
     for variant in choice.variants:
         own, is_reported = ImageFolder(images, variant.key), variant.key in figures
@@ -58,7 +64,7 @@ def measure_task(
                 if is_reported
                 else {},
                 "nouns": measure_nouns(nouns, own, plain, shots, settings.seeds) if nouns and is_reported else None,
-                "time": times.get(variant.key),
+                "time": times.get(variant.method.text) if variant in choice.chosen else None,
             }
         )
     return {
