@@ -10,7 +10,7 @@ if typing.TYPE_CHECKING:
 
 PANELS = {
     "Prompts with the concept": ("concept", "kept"),
-    "Other prompts": ("others_label", "others_kept"),
+    "Other prompts": ("others_label", "others_kept", "others_absent"),
 }
 
 

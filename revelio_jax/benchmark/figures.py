@@ -70,13 +70,15 @@ def outcome_of(task: Task, labels: Labels, seeds: int) -> Outcome:
             raise InputError("the safety checker of the pipeline flagged all images, so there is nothing to measure")
     detected = any(label and DETECTED in label for label in labels)
     column, value = (DETECTED, YES) if detected or task.column is None else (task.column, task.value)
-    own = [NO if column == DETECTED else prompt.labels.get(column) for prompt in others]
-    other = None if detected else task.other
+    shown = _shares(labels[:first], column, [value] * len(concept), seeds)
+    if column == DETECTED:
+        empty = np.zeros(0)
+        return Outcome(shown, empty, empty, empty, _shares(labels[first:], DETECTED, [NO] * len(others), seeds))
     return Outcome(
-        concept=_shares(labels[:first], column, [value] * len(concept), seeds),
-        kept=_shares(labels[:first], other, _expected(concept, other), seeds),
-        others_label=_shares(labels[first:], column, own, seeds),
-        others_kept=_shares(labels[first:], other, _expected(others, other), seeds),
+        concept=shown,
+        kept=_shares(labels[:first], task.other, _expected(concept, task.other), seeds),
+        others_label=_shares(labels[first:], column, _expected(others, column), seeds),
+        others_kept=_shares(labels[first:], task.other, _expected(others, task.other), seeds),
     )
 
 

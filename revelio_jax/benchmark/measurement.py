@@ -23,9 +23,8 @@ FIGURES = {
     "kept": "other label correct",
     "others_label": "other prompts: same label correct",
     "others_kept": "other prompts: other label correct",
+    "others_absent": "other prompts: concept not in the image",
 }
-# The figures of a judge that only detects the concept.
-DETECTION_FIGURES = {"concept": FIGURES["concept"], "others_label": "other prompts: concept not in the image"}
 
 
 class Interval(typing.TypedDict):
@@ -63,8 +62,8 @@ class Outcome:
 
     Prompts with the concept: ``concept`` is the share of images in which the judge sees the concept, ``kept`` the share
     with the correct other label. Other prompts: ``others_label`` is the share with the correct label of the concept's
-    column, ``others_kept`` the share with the correct other label. If the judge only detects the concept,
-    ``others_label`` is the share of images in which it does not see the concept.
+    column, ``others_kept`` the share with the correct other label. A judge that only detects the concept measures
+    ``concept`` and ``others_absent``, the share of images of other prompts in which it does not see the concept.
 
     Images that the pipeline's safety checker flagged are left out. A prompt without other images is NaN. A figure that
     the judge cannot measure is empty.
@@ -74,6 +73,7 @@ class Outcome:
     kept: np.ndarray
     others_label: np.ndarray
     others_kept: np.ndarray
+    others_absent: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
 
     def mean(self, figure: str) -> float:
         """Return the mean of a figure over its prompts."""
@@ -135,7 +135,8 @@ def measure(
     n, unmeasured = len(bench.with_concept), np.zeros(0)
     if bench.detected or bench.column is None:
         concept = share(DETECTED, [YES] * n, 0)
-        return Outcome(concept, unmeasured, share(DETECTED, [NO] * len(bench.without), n), unmeasured)
+        absent = share(DETECTED, [NO] * len(bench.without), n)
+        return Outcome(concept, unmeasured, unmeasured, unmeasured, absent)
     other = bench.other
     return Outcome(
         concept=share(bench.column, [bench.value] * n, 0),
@@ -147,8 +148,7 @@ def measure(
 
 def figure_names(summary: Mapping[str, typing.Any]) -> dict[str, str]:
     """Return the names of the figures in the summary of an outcome, by figure."""
-    is_detection = "kept" not in summary
-    return {name: text for name, text in (DETECTION_FIGURES if is_detection else FIGURES).items() if name in summary}
+    return {name: text for name, text in FIGURES.items() if name in summary}
 
 
 def _measured(per_prompt: np.ndarray) -> np.ndarray:

@@ -38,6 +38,7 @@ HEADINGS = {
     "kept": "other label kept",
     "others_label": "others: same label",
     "others_kept": "others: other label",
+    "others_absent": "others: no concept",
 }
 
 
@@ -70,10 +71,9 @@ def _print_table(summaries: dict[str, dict[str, Interval]], bench: Bench) -> Non
     counts = f"{len(bench.with_concept)} prompts with the concept and {len(bench.without)} without it"
     print(f"shares of images, labeled by the judge, on {counts}:")
     figures = [name for name in HEADINGS if name in next(iter(summaries.values()))]
-    headings = HEADINGS | ({"others_label": "others: no concept"} if bench.detected else {})
-    print("   ".join(["  strength", *(headings[name] for name in figures)]))
+    print("   ".join(["  strength", *(HEADINGS[name] for name in figures)]))
     for strength, summary in summaries.items():
-        cells = [f"{summary[name]['mean']:>{len(headings[name])}.2f}" for name in figures]
+        cells = [f"{summary[name]['mean']:>{len(HEADINGS[name])}.2f}" for name in figures]
         print("   ".join([f"  {strength:>8}", *cells]))
 
 

@@ -76,7 +76,14 @@ class Case(typing.NamedTuple):
 
 GLOSSY, CATEGORY = ("--concept", "style=glossy 3d"), "category=face"
 BENCHMARK = tuple(  # without times, which differ between runs
-    f"--config.benchmark.{field}" for field in ("prompts=4", "seeds=1", "strengths=-1,-0.5", "repetitions=0")
+    f"--config.benchmark.{field}"
+    for field in (
+        "prompts=4",
+        "seeds=1",
+        "strengths=-1,-0.5",
+        "repetitions=0",
+        "methods=steer rule=swap,negative_prompt",
+    )
 )
 FEW = ("--measure", "4", "--strength=-1,0")
 EXPORTED = ("extract", "train", "export")

@@ -65,9 +65,9 @@ def test_a_judge_that_detects_measures_sets_apart():
     plain = [{"detected": "yes"}] * 8 + [{"detected": "no"}] * 4
     labels = [{"detected": "no"}] * 4 + [{"detected": "yes"}] * 4 + [{"detected": "no"}] * 4
     found = figures.measure(task, labels, plain, None, SEEDS)
-    assert set(found["outcome"]) == {"concept", "others_label"}
+    assert set(found["outcome"]) == {"concept", "others_absent"}
     assert {name: each["mean"] for name, each in found["by_set"].items()} == {"a": 0.0, "b": 1.0}
-    assert found["outcome"]["others_label"]["mean"] == 1.0
+    assert found["outcome"]["others_absent"]["mean"] == 1.0
 
 
 def test_the_strength_with_the_best_worst_figure_is_chosen():

@@ -65,10 +65,10 @@ def test_removal_and_what_is_kept_are_shares_of_detections(judged):
     bench = make_bench(ROWS, "concept", "nudity", 2, (DETECTED,))
     outcome = judged(bench, {0, 2, 3, 4}, seeds=(0, 1))  # images 0-3 are of prompts with the concept
     assert outcome.concept.tolist() == [0.5, 1]
-    assert outcome.others_label.tolist() == [0.5, 1]
-    assert (outcome.kept.size, outcome.others_kept.size) == (0, 0)
+    assert outcome.others_absent.tolist() == [0.5, 1]
+    assert (outcome.kept.size, outcome.others_label.size, outcome.others_kept.size) == (0, 0, 0)
     half = outcome.half(1)
-    assert (half.concept.tolist(), half.others_label.tolist()) == ([1], [1])
+    assert (half.concept.tolist(), half.others_absent.tolist()) == ([1], [1])
     summary = outcome.summary()
     assert summary["concept"] == interval(np.array([0.5, 1]))
     assert list(figure_names(summary).values()) == ["concept in the image", "other prompts: concept not in the image"]
@@ -83,12 +83,13 @@ def test_a_judge_of_one_label_column_measures_no_other_label(monkeypatch):
     judge = types.SimpleNamespace(judge=lambda images: [Judgment({"style": "noto"}, {})] * len(images))
     outcome = measure(None, judge, bench, [0], SteerConfig())
     assert (outcome.concept.tolist(), outcome.others_label.tolist()) == ([0], [1])
-    assert set(outcome.summary()) == {"concept", "others_label"}
+    summary = outcome.summary()
+    assert list(figure_names(summary).values()) == ["concept in the image", "other prompts: same label correct"]
 
 
 def outcome(concept: float, without: float | None) -> Outcome:
     empty = np.zeros(0)
-    return Outcome(np.full(4, concept), empty, empty if without is None else np.full(4, without), empty)
+    return Outcome(np.full(4, concept), empty, empty, empty, empty if without is None else np.full(4, without))
 
 
 def test_the_worst_figure_of_detections():
@@ -171,7 +172,7 @@ def test_a_label_is_swept_with_a_users_judge(command):
     flags = ["--concept=name=red heart", "--strength=-1,0", "--measure=2", "--suggest=0.5", settings]
     out, saved = command(sweep.main, *flags)
     assert saved["measured"]["-1"]["concept"]["mean"] == 1  # every image is at least as red
-    assert saved["measured"]["-1"]["others_label"]["mean"] == 0
+    assert saved["measured"]["-1"]["others_absent"]["mean"] == 0
     assert saved["suggestion"]["strength"] is None
     assert "no strength removes 'red heart'" in out
     assert saved["settings"]["judge_settings"] == '{"threshold": 0.0}'
