@@ -3,7 +3,7 @@
     revelio extract|train|evaluate|export|steer --config mini_sd        # or bash launch/quickstart.sh
 
 Hardware: 2 CPU cores. Store: 10,962 captions x 24 tokens x 128 float32: 135 MB.
-Result: --concept "glossy 3d" --strength -2.5,0 removes the glossy style from images.
+Result: --concept "glossy 3d" --strength -1.5,0 removes the glossy style from images.
 """
 
 from revelio_jax import presets

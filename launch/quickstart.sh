@@ -17,7 +17,7 @@ say "4/5 export -> runs/mini_sd/export"
 revelio export --config $config
 say "5/5 steer: remove the style 'glossy 3d' from images"
 revelio learn --config $config --concept "style=glossy 3d" | tail -n 1
-revelio steer --config $config --concept "glossy 3d" --strength -2.5,-1.5,-0.5,0
+revelio steer --config $config --concept "glossy 3d" --strength -1.5,-1,-0.5,0
 
 say "done in $((SECONDS - started)) s"
 echo "autoencoder: $evaluated"

@@ -53,11 +53,11 @@ def test_extract_train_evaluate_export_steer(commands):
 
     done = commands("revelio_jax.steering.latents", "--concept=style=glossy 3d")
     assert done.returncode == 0, done.stderr
-    flags = ("--concept=glossy 3d", "--strength=-2,0", "--measure=24")
+    flags = ("--concept=glossy 3d", "--strength=-1,0", "--measure=24")
     done = commands("revelio_jax.steering", *flags)
     assert done.returncode == 0, done.stderr
     results = json.loads((commands.folder / "steering" / "results.json").read_text())
-    plain, steered = results["measured"]["0"], results["measured"]["-2"]
+    plain, steered = results["measured"]["0"], results["measured"]["-1"]
     assert plain["concept"]["mean"] > 0.7
     assert steered["concept"]["mean"] < 0.3
     assert steered["kept"]["mean"] > plain["kept"]["mean"] - 0.25

@@ -2,7 +2,7 @@
 # Submit all steps as a chain of jobs: each starts when the jobs that it needs have succeeded. Arguments are passed to
 # every command. Rerun safely: finished steps are skipped.
 #   bash launch/slurm/pipeline.sh --config flux_t5 --config.data.lanes=8
-#   concept="style=glossy 3d" strength=-2.5,0 bash launch/slurm/pipeline.sh --config mini_sd
+#   concept="style=glossy 3d" strength=-1.5,0 bash launch/slurm/pipeline.sh --config mini_sd
 # With $concept, two more jobs learn the concept and steer it at the strengths $strength.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 mkdir -p "$logs"
@@ -25,6 +25,6 @@ submit evaluate "$trained" "$command_resources" command evaluate "$@"
 submit export "$trained" "$command_resources" command export "$@"
 if [ -n "${concept:-}" ]; then
     submit learn "$job" "$command_resources" command learn "$@" --concept "$concept"
-    submit steer "$job" "$command_resources" command steer "$@" --concept "${concept#*=}" --strength "${strength:--2.5,0}"
+    submit steer "$job" "$command_resources" command steer "$@" --concept "${concept#*=}" --strength "${strength:--1.5,0}"
 fi
 echo "output: $logs/; progress: squeue --me; cancel everything: scancel --me"

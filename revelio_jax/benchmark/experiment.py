@@ -74,7 +74,7 @@ class Experiment:
     @property
     def rule(self) -> str:
         """Return the rule of the concept, with ``auto`` resolved."""
-        return resolve_rule(self.config.steer.rule, self.text in self.learned)
+        return resolve_rule(self.config.steer.rule, self.learned.get(self.text))
 
     def attach(self, strength: float) -> Attachment:
         """Attach the concept at a strength, with the config's rule."""

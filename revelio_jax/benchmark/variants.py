@@ -28,6 +28,7 @@ from revelio_jax.steering.latents import IMAGES, MOST, RATIO, at_most, find_late
 from revelio_jax.steering.learned_concepts import LearnedConcept, saved_concepts
 from revelio_jax.steering.pooled import Pooled, pooled_of
 from revelio_jax.steering.rules import (
+    AUTO,
     FROM_LABELS,
     ON_BOTH_BRANCHES,
     ChangeFunction,
@@ -237,9 +238,9 @@ class TaskMethods:
         if spec.name == "difference_of_means":
             return self._means, True
         learned = self._learned if spec.settings.learned == LABELS else None
-        rule = resolve_rule(spec.settings.rule, learned is not None)
-        if rule in FROM_LABELS:
+        if learned and spec.settings.rule in (AUTO, *FROM_LABELS):
             learned = self._transported
+        rule = resolve_rule(spec.settings.rule, learned)
         sae = self._sae_steerer.sae_for(self._pipe)
         concept = self._sae_steerer.encoder.encode(self._pipe, self._task.value, learned, sampling=self._sampling)
         function = change_function(rule, sae, concept)

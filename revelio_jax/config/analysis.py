@@ -26,7 +26,7 @@ class SteerConfig:
 
     rule: str = field(
         "auto",
-        "how a concept changes activations; auto: swap for concepts learned from labeled prompts, otherwise contrast",
+        "how a concept changes activations; auto: transport for learned concepts, in the denoiser swap, else contrast",
         choices=RULES,
     )
     negative_branch: bool = field(True, "also steer the unconditional branch, in the opposite direction")

@@ -10,6 +10,7 @@ import torch
 
 from revelio_jax.errors import InputError
 from revelio_jax.steering.concept import EncodedConcept, presence
+from revelio_jax.steering.learned_concepts import LearnedConcept
 from revelio_jax.steering.sae import Sae
 from revelio_jax.steering.transport import Transport
 
@@ -152,17 +153,22 @@ ON_BOTH_BRANCHES = ("paper", "contrast")
 AUTO = "auto"
 # Rules that need a change learned from labeled prompts.
 FROM_LABELS = ("transport",)
-# The rules that ``auto`` stands for: the best on both miniatures, measured with ``revelio benchmark``. Not yet
-# ``transport``, which was measured on fewer prompts; see docs/measurements/steering_rules.md.
-FOR_LEARNED, FOR_TEXT = "swap", "contrast"
+# The rules that ``auto`` stands for, for learned concepts with and without a change, and for texts: the best on both
+# miniatures, measured with ``revelio benchmark``; see docs/measurements/leaderboard.md.
+WITH_CHANGE, FOR_LEARNED, FOR_TEXT = "transport", "swap", "contrast"
 
 
-def resolve_rule(rule: str, is_learned: bool) -> str:
-    """Return the name of the rule for a text, with ``auto`` resolved. Raise InputError on an unknown rule."""
+def resolve_rule(rule: str, learned: LearnedConcept | None) -> str:
+    """Return the name of the rule for a text, with ``auto`` resolved. Raise InputError on an unknown rule.
+
+    ``learned`` is the concept learned for the text, None without one.
+    """
     check_rule(rule)
-    if rule == AUTO:
-        return FOR_LEARNED if is_learned else FOR_TEXT
-    return rule
+    if rule != AUTO:
+        return rule
+    if learned is None:
+        return FOR_TEXT
+    return WITH_CHANGE if learned.transport else FOR_LEARNED
 
 
 def check_rule(rule: str) -> None:

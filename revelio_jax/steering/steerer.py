@@ -149,8 +149,8 @@ class Steerer:
         ``concepts`` maps each concept to its strength: negative removes, positive adds, 0 changes no bit. A concept is
         one of
 
-        - a text, which acts by ``rule`` (see :mod:`revelio_jax.steering.rules`); ``auto`` is ``swap`` for texts in
-          ``learned``, otherwise ``contrast``;
+        - a text, which acts by ``rule`` (see :mod:`revelio_jax.steering.rules`); ``auto`` is ``transport`` for
+          texts in ``learned`` whose file has a change, ``swap`` for the others in ``learned``, otherwise ``contrast``;
         - the number of a latent, which is multiplied by 1 + strength, or set with Clamp(value);
         - a file of :func:`save_concept`, as a Path or ending in .safetensors, or a :class:`Concept`; its vectors are
           added.
@@ -248,7 +248,7 @@ class Steerer:
                 raise InputError(f"latent {key} is out of range: this SAE has latents 0-{n_latents - 1}")
             return LatentSource(self.encoder, key)
         if isinstance(key, str) and not key.endswith(".safetensors"):
-            rule = resolve_rule(rule, key in learned)
+            rule = resolve_rule(rule, learned.get(key))
             if key in learned and (count := learned[key].difference.shape[-1]) != n_latents:
                 raise InputError(f"learned[{key!r}] has {count} latents; it must have {n_latents}, like this SAE")
             return TextSource(self.encoder, pipe, key, rule, learned.get(key), sampling)

@@ -166,7 +166,7 @@ def test_joined_encoders_share_one_change(tiny, make_steerer, rule):
     plain = encode()
     with steerer.attach(pipe, {CONCEPT: strength}, rule=rule, negative_branch=True):
         steered = encode()
-    function = change_function(resolve_rule(rule, False), steerer.sae, steerer.encoder.encode(pipe, CONCEPT))
+    function = change_function(resolve_rule(rule, None), steerer.sae, steerer.encoder.encode(pipe, CONCEPT))
     for before, after, sign in zip(plain, steered, (1, -1), strict=True):
         torch.testing.assert_close(after, before + function(before, sign * strength), atol=1e-4, rtol=1e-4)
 

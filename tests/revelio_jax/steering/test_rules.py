@@ -1,5 +1,7 @@
 """The rules against their definitions."""
 
+import dataclasses
+
 import torch
 
 from revelio_jax import config
@@ -7,6 +9,7 @@ from revelio_jax.steering.concept import EncodedConcept, hidden_states, own_late
 from revelio_jax.steering.learned_concepts import LearnedConcept, file_name, save_learned, saved_concepts
 from revelio_jax.steering.rules import AUTO, RULES, change_function, resolve_rule
 from revelio_jax.steering.sae import load_sae
+from revelio_jax.steering.transport import Change, Transport
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -22,9 +25,13 @@ def test_the_config_allows_exactly_the_rules():
 
 
 def test_auto_depends_on_whether_the_concept_is_learned():
-    assert [resolve_rule(AUTO, is_learned) for is_learned in (True, False)] == ["swap", "contrast"]
-    assert [resolve_rule(rule, is_learned) for rule in RULES for is_learned in (True, False)] == [
-        rule for rule in RULES for _ in range(2)
+    change = Change(torch.tensor([0]), torch.zeros(1, 8), torch.zeros(6, 8))
+    swapped = LearnedConcept(torch.tensor([3]), torch.zeros(6, 64), 0.0)
+    transported = dataclasses.replace(swapped, transport=Transport(change, change))
+    kinds = (transported, swapped, None)
+    assert [resolve_rule(AUTO, learned) for learned in kinds] == ["transport", "swap", "contrast"]
+    assert [resolve_rule(rule, learned) for rule in RULES for learned in kinds] == [
+        rule for rule in RULES for _ in kinds
     ]
 
 
