@@ -12,11 +12,10 @@ from revelio_jax.config import default
 
 def get_config():
     c = default()
-    c.model.id = "extract/miniature/sd"
+    presets.miniature_sd(c)
 
     c.extract.prompts = "extract/miniature/sd/prompts.csv"
     c.extract.sites = ("clip.layer.2",)
-    c.extract.height = c.extract.width = 32
     c.extract.batch_size = 256
     c.extract.store = "stores/mini_sd"
 
@@ -34,13 +33,6 @@ def get_config():
     c.data.held_out = 0.2  # 52,000 rows, so that latents of rare words fire on some
 
     c.interpret.labels = ("style", "category", "name")  # the column held_out concerns the pipeline's training
-
-    c.steer.steps = 15
-    c.steer.guidance = 2.5
-    c.steer.height = c.steer.width = 32
-    c.steer.batch_size = 64
-    c.steer.prompts = "extract/miniature/sd/prompts.csv"
-    c.steer.judge = "extract/miniature/sd"
 
     presets.miniature_benchmark(c)
     c.benchmark.methods += ("sld preset=max", "safree", "trasce")

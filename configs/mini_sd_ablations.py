@@ -14,11 +14,10 @@ from revelio_jax.config import default
 
 def get_config():
     c = default()
-    c.model.id = "extract/miniature/sd"
+    presets.miniature_sd(c)
 
     c.extract.prompts = "extract/miniature/sd/prompts.csv"
     c.extract.sites = ("clip.layer.0", "clip.layer.1", "clip.layer.2", "clip.layer.3")
-    c.extract.height = c.extract.width = 32
     c.extract.batch_size = 256
     c.extract.store = "stores/mini_sd_ablations"
 
@@ -35,13 +34,6 @@ def get_config():
     c.train.warmup_steps = 100
     c.train.decay_share = 0.3
     c.data.held_out = 0.2
-
-    c.steer.steps = 15
-    c.steer.guidance = 2.5
-    c.steer.height = c.steer.width = 32
-    c.steer.batch_size = 64
-    c.steer.prompts = "extract/miniature/sd/prompts.csv"
-    c.steer.judge = "extract/miniature/sd"
 
     presets.miniature_benchmark(c)
     c.benchmark.concepts = ("style=glossy 3d", "category=heart")

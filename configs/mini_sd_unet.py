@@ -9,12 +9,13 @@ Hardware: 2 CPU cores.
 Store: 1,482 images x 5 timesteps x (16 x 128 + 64 x 128 + 64 x 64) float32: 425 MB.
 """
 
+from revelio_jax import presets
 from revelio_jax.config import default
 
 
 def get_config():
     c = default()
-    c.model.id = "extract/miniature/sd"
+    presets.miniature_sd(c)
 
     c.extract.mode = "generate"
     c.extract.prompts = "extract/miniature/sd/objects.csv"
@@ -23,7 +24,6 @@ def get_config():
     c.extract.timesteps = (932, 732, 532, 332, 132)
     c.extract.steps = 15
     c.extract.guidance = 2.5
-    c.extract.height = c.extract.width = 32
     c.extract.save_images = True
     c.extract.batch_size = 64
     c.extract.store = "stores/mini_sd_unet"
@@ -43,11 +43,4 @@ def get_config():
     c.data.held_out = 0.1
 
     c.interpret.embedder = "extract/miniature/sd"  # the judge's features; it never saw an activation of the U-Net
-
-    c.steer.steps = 15
-    c.steer.guidance = 2.5
-    c.steer.height = c.steer.width = 32
-    c.steer.batch_size = 64
-    c.steer.prompts = "extract/miniature/sd/prompts.csv"
-    c.steer.judge = "extract/miniature/sd"
     return c

@@ -61,6 +61,19 @@ def revelio(c: typing.Any) -> None:
     c.train.adam_eps = 1e-8  # not stated; the default of torch, which the released code uses
 
 
+def miniature_sd(c: typing.Any) -> None:
+    """Set the miniature Stable Diffusion, its images, and how it is steered and judged."""
+    c.model.id = "extract/miniature/sd"
+    c.extract.height = c.extract.width = 32
+
+    c.steer.steps = 15
+    c.steer.guidance = 2.5
+    c.steer.height = c.steer.width = 32
+    c.steer.batch_size = 64
+    c.steer.prompts = "extract/miniature/sd/prompts.csv"
+    c.steer.judge = "extract/miniature/sd"
+
+
 def miniature_benchmark(c: typing.Any) -> None:
     """Set the tasks of `revelio benchmark` on a miniature, and the methods that every family supports."""
     c.benchmark.concepts = ("style=glossy 3d", "style=flat", "category=heart")

@@ -164,7 +164,7 @@ def intervals(figures: Figures, adding: bool) -> dict[str, Interval]:
     low, high = (concept["low"], concept["high"]) if adding else (1 - concept["high"], 1 - concept["low"])
     effect: Interval = {"mean": concept["mean"] if adding else 1 - concept["mean"], "low": low, "high": high}
     kept = {RETENTION: retention} if retention else {}
-    return {EFFECT: effect, **kept, WORST: figures["worst_interval"]}
+    return {EFFECT: effect, **kept, WORST: figures["worst"]}
 
 
 def _points(location: str, content: dict[str, typing.Any]) -> list[Point]:

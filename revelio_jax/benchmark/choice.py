@@ -66,7 +66,7 @@ def choose_variants(
     for spec in specs:
         own = [variant for variant in variants if variant.method is spec]
         if len(own) > 1:
-            own = [own[choose([figures[each.key]["worst"] for each in own], [each.strength for each in own])]]
+            own = [own[choose([figures[each.key]["worst"]["mean"] for each in own], [each.strength for each in own])]]
         chosen += own
     return Choice(variants, chosen, chosen, figures)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from revelio_jax.benchmark.judgment import DETECTED, NO, YES
-from revelio_jax.benchmark.measurement import Interval, Outcome, interval, worst
+from revelio_jax.benchmark.measurement import Interval, Outcome, interval
 from revelio_jax.benchmark.resampling import retention_interval, worst_interval
 from revelio_jax.benchmark.tasks import CONCEPT, OTHER, Task, TaskPrompt
 from revelio_jax.errors import InputError
@@ -26,17 +26,15 @@ class Figures(typing.TypedDict):
     ``outcome`` has the intervals of :class:`Outcome`. ``distance`` is the root mean squared difference to the plain
     image at the same seed on prompts with the role other, as a share of the range; None without such prompts.
     ``by_set`` is the share of images that show the concept in each prompt set of the role concept. ``worst`` is the
-    smallest of the effect and the retentions, and ``worst_interval`` is the same with its interval. ``retention`` is
-    the mean of the retentions, None without one. ``flagged`` is the share of images that the pipeline's safety checker
-    replaced; they count for no figure.
+    smallest of the effect and the retentions. ``retention`` is the mean of the retentions, None without one.
+    ``flagged`` is the share of images that the pipeline's safety checker replaced; they count for no figure.
     """
 
     outcome: dict[str, Interval]
     distance: Interval | None
     by_set: dict[str, Interval]
     retention: Interval | None
-    worst: float
-    worst_interval: Interval
+    worst: Interval
     flagged: float
 
 
@@ -53,8 +51,7 @@ def measure(task: Task, labels: Labels, plain: Labels, distances: np.ndarray | N
         "distance": None if distances is None or not len(distances) else interval(distances.mean(1)),
         "by_set": {name: interval(values) for name in sets if len(values := _measured(outcome.concept[names == name]))},
         "retention": retention_interval(outcome),
-        "worst": worst(outcome, unsteered, task.adding),
-        "worst_interval": worst_interval(outcome, unsteered, task.adding),
+        "worst": worst_interval(outcome, unsteered, task.adding),
         "flagged": sum(label is None for label in labels) / len(labels),
     }
 

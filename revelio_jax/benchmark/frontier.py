@@ -3,7 +3,6 @@
 import typing
 
 from revelio_jax.benchmark.figures import Figures
-from revelio_jax.benchmark.measurement import FIGURES
 from revelio_jax.benchmark.results import TaskResult
 from revelio_jax.plot_style import STYLE
 
@@ -15,13 +14,6 @@ def effect_of(figures: Figures, adding: bool) -> float:
     """Return the share of images without the concept, or with it if it is added."""
     shown = figures["outcome"]["concept"]["mean"]
     return shown if adding else 1 - shown
-
-
-def retention_of(figures: Figures) -> float | None:
-    """Return the mean of the retentions that the judge measures, or None without one."""
-    outcome = figures["outcome"]
-    kept = [outcome[name]["mean"] for name in list(FIGURES)[1:] if name in outcome]
-    return sum(kept) / len(kept) if kept else None
 
 
 def draw(result: TaskResult) -> "Figure":
@@ -44,9 +36,9 @@ def draw(result: TaskResult) -> "Figure":
             marker = "os^Dv*"[number // len(colors) % 6]
             style: dict[str, typing.Any] = {"color": colors[number % len(colors)], "marker": marker}
             points = [
-                (kept, effect_of(figures, result["adding"]))
+                (kept["mean"], effect_of(figures, result["adding"]))
                 for row in rows
-                if (figures := row["choosing"]) and (kept := retention_of(figures)) is not None
+                if (figures := row["choosing"]) and (kept := figures["retention"])
             ]
             if len(points) > 1:
                 left.plot(*zip(*points, strict=True), "-", alpha=0.5, markersize=2.5, **style)
@@ -54,10 +46,13 @@ def draw(result: TaskResult) -> "Figure":
                 if not (figures := row["figures"]):
                     continue
                 effect = effect_of(figures, result["adding"])
-                if (kept := retention_of(figures)) is not None:
-                    left.plot([kept], [effect], linestyle="", markersize=6, label=method, **style)
+                label = method  # once per method in the legend
+                if kept := figures["retention"]:
+                    left.plot([kept["mean"]], [effect], linestyle="", markersize=6, label=label, **style)
+                    label = None
                 if row["time"]:
-                    right.plot([row["time"]["ratio"]["median"]], [effect], linestyle="", markersize=6, **style)
+                    ratio = row["time"]["ratio"]["median"]
+                    right.plot([ratio], [effect], linestyle="", markersize=6, label=label, **style)
         for ax in (left, right):
             ax.set_ylim(-0.03, 1.03)
             ax.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")

@@ -80,7 +80,7 @@ def markdown(result: TaskResult) -> str:
         cells = _head(row)
         cells += [_cell(figures["outcome"].get(name)) for name in names]
         cells += [_cell(figures["by_set"].get(name)) for name in sets]
-        cells += [_cell(figures["distance"])] * has_distance + [f"{figures['worst']:.3f}"]
+        cells += [_cell(figures["distance"])] * has_distance + [_cell(figures["worst"])]
         if has_time:
             cells += _time_cells(row["time"])
         lines.append(f"| {' | '.join(cells)} |")
@@ -163,8 +163,7 @@ def csv_text(results: Sequence[TaskResult]) -> str:
 
 def _intervals(figures: Figures) -> list[tuple[str, Interval]]:
     named = [*figures["outcome"].items(), *((f"concept in {name}", each) for name, each in figures["by_set"].items())]
-    combined = {name: figures[name] for name in ("distance", "retention")} | {"worst": figures["worst_interval"]}
-    return named + [(name, each) for name, each in combined.items() if each]
+    return named + [(name, each) for name in ("distance", "retention", "worst") if (each := figures[name])]
 
 
 def _cell(values: Interval | None) -> str:

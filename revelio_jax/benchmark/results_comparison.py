@@ -109,7 +109,7 @@ def table(first: TaskResult, second: TaskResult) -> str:
         cells = [_cells([_mean(row, name) for row in pair]) for name in names]
         cells += [_cells([_quality_mean(row, name) for row in pair]) for name in figures]
         cells += [_cells([_noun_mean(row, name) for row in pair]) for name in nouns]
-        cells.append(_cells([row and figures_of(row)["worst"] for row in pair]))
+        cells.append(_cells([row and figures_of(row)["worst"]["mean"] for row in pair]))
         cells.append(_cells([row["time"]["ratio"]["median"] if row and row["time"] else None for row in pair]))
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)

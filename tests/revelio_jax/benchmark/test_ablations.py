@@ -128,8 +128,7 @@ def test_the_command_writes_plots_and_numbers(layers, tmp_path, capsys):
         and (each["figure"], each["prompts"]) == ("worst", "reported")
     ]
     source = next(point for point in read_points(layers) if point.run == "clip.layer.9").chosen
-    assert float(found["mean"]) == source["worst"]
-    assert float(found["low"]) == source["worst_interval"]["low"]
+    assert {name: float(found[name]) for name in ("mean", "low", "high")} == source["worst"]
     assert found["chosen"] == "True"
 
 
@@ -161,7 +160,7 @@ def test_a_single_result_has_a_strength_plot_only(result, tmp_path):
 def earlier(result, tmp_path):
     folder = result("earlier", site="clip.layer.1")
     path = tmp_path / "earlier/benchmark/results.json"
-    path.write_text(path.read_text().replace("worst_interval", "removed"))
+    path.write_text(path.read_text().replace("retention", "removed"))
     return folder
 
 
@@ -178,7 +177,7 @@ REFUSED = {
     "earlier": (
         lambda *fixtures: [earlier(*fixtures)],
         [],
-        "earlier version .KeyError: 'worst_interval'.; run revelio",
+        "earlier version .KeyError: 'retention'.; run revelio",
     ),
     "no SAE": (lambda result, _: [result("b", autoencoder=None)], [], "no method uses an SAE"),
     "missing": (lambda *_: ["no/such/run"], [], "No such file"),

@@ -30,7 +30,7 @@ def test_the_plain_pipeline_removes_nothing_and_retains_everything():
         "others_label": 1.0,
         "others_kept": 1.0,
     }
-    assert (found["worst"], found["flagged"]) == (0.0, 0.0)
+    assert (found["worst"]["mean"], found["flagged"]) == (0.0, 0.0)
     assert found["distance"]["mean"] == 0.0
 
 
@@ -43,7 +43,7 @@ def test_figures_count_images():
     found = figures.measure(TASK, labels, PLAIN, np.arange(8.0).reshape(4, SEEDS), SEEDS)
     means = {name: each["mean"] for name, each in found["outcome"].items()}
     assert means == {"concept": 0.375, "kept": 0.875, "others_label": 0.875, "others_kept": 1.0}
-    assert found["worst"] == 0.625
+    assert found["worst"]["mean"] == 0.625
     assert found["distance"]["mean"] == 3.5
     assert found["by_set"]["labeled"]["mean"] == 0.375
 
@@ -78,5 +78,5 @@ def test_the_strength_with_the_best_worst_figure_is_chosen():
 def test_adding_needs_no_other_prompts():
     task = dataclasses.replace(TASK, adding=True, prompts=tuple(CONCEPTS))
     found = figures.measure(task, PLAIN[:8], PLAIN[:8], None, SEEDS)
-    assert found["worst"] == 1.0
+    assert found["worst"]["mean"] == 1.0
     assert found["distance"] is None

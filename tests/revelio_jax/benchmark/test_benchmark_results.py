@@ -21,7 +21,7 @@ def interval(mean):
 def row(method, strength, concept, chosen=True, time=None):
     outcome = {"concept": interval(concept), "kept": interval(0.75)}
     figures = {"outcome": outcome, "distance": interval(0.125), "by_set": {"labeled": interval(concept)}}
-    figures |= {"worst": 1 - concept, "worst_interval": interval(1 - concept), "retention": interval(0.75)}
+    figures |= {"worst": interval(1 - concept), "retention": interval(0.75)}
     figures |= {"flagged": 0.0}
     found = {"method": method, "strength": strength, "chosen": chosen, "key": f"k{strength}", "time": time}
     found |= {"figures": figures if chosen else None, "choosing": figures if strength else None}

@@ -112,7 +112,7 @@ def test_curve_suggestion_and_table_have_the_figures_of_detections(without):
     figure = curve.draw(summaries, "nudity", suggestion)
     drawn = [[line.get_label() for line in ax.lines if line.get_marker() == "."] for ax in figure.axes]
     assert drawn == [["concept in the image"], [] if without is None else ["concept not in the image"]]
-    figures = {"outcome": summaries[0.0], "distance": None, "by_set": {}, "worst": 0.5}
+    figures = {"outcome": summaries[0.0], "distance": None, "by_set": {}, "worst": summaries[0.0]["concept"]}
     row = {"method": "plain", "strength": 0.0, "chosen": True, "figures": figures, "choosing": None}
     row |= {"quality": {}, "nouns": None, "time": None}
     text = results.markdown({"concept": "c=nudity", "adding": False, "prompts": {}, "seeds": 1, "rows": [row]})
